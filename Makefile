@@ -1,0 +1,38 @@
+# make setup      the virtual environment and the pinned packages
+# make pretrain   from nothing to a pretrained BERT in runs/demo, about ten minutes on two cores
+# make test       all tests
+# make lint       ruff and mypy
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup pretrain test lint format clean
+
+setup: .venv/.ready
+
+.venv/.ready: requirements.lock pyproject.toml
+	$(PYTHON) scripts/check_python.py
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "installing torch, then the other pinned packages (a minute or two)"
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+pretrain: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/demo.sh
+
+test: setup
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,54 @@
+"""The global batch, cut into every rank's micro-batches.
+
+What the user states is the global batch; the number of ranks and the micro-batch size only decide how it is cut.
+The cut need not be even: ranks differ by at most one sample, a rank's last micro-batch may be smaller.
+"""
+
+from dataclasses import dataclass
+
+from bert_pretrain.errors import ConfigError, require
+
+
+@dataclass
+class BatchConfig:
+    """Options ``batch.*``."""
+
+    global_batch_size: int
+    """Samples in one optimizer step, over all ranks."""
+    micro_batch_size: int
+    """Samples that one rank runs forward at once."""
+
+    def __post_init__(self) -> None:
+        require(self.global_batch_size >= 1, "batch.global_batch_size", self.global_batch_size, "1 or more")
+        require(self.micro_batch_size >= 1, "batch.micro_batch_size", self.micro_batch_size, "1 or more")
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How one global batch is cut over ``world_size`` ranks."""
+
+    global_batch_size: int
+    micro_batch_size: int
+    world_size: int
+
+    def __post_init__(self) -> None:
+        if self.global_batch_size < self.world_size:
+            raise ConfigError(
+                f"batch.global_batch_size is {self.global_batch_size}, but there are {self.world_size} ranks and "
+                "each needs a sample; use a larger batch or fewer processes"
+            )
+
+    def rank_slice(self, rank: int) -> tuple[int, int]:
+        """Where ``rank``'s samples start and stop within the global batch; slices are contiguous and cover it."""
+        bounds = [self.global_batch_size * r // self.world_size for r in (rank, rank + 1)]
+        return bounds[0], bounds[1]
+
+    def micro_batches(self, rank: int) -> list[tuple[int, int]]:
+        """Start and stop of each of ``rank``'s micro-batches within the global batch."""
+        start, stop = self.rank_slice(rank)
+        size = self.micro_batch_size
+        return [(at, min(at + size, stop)) for at in range(start, stop, size)]
+
+    def accumulation(self, rank: int) -> int:
+        """Micro-batches of ``rank`` before one update."""
+        return len(self.micro_batches(rank))

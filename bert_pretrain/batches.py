@@ -1,0 +1,99 @@
+"""What the model runs at once, and what it counts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bert_pretrain.shards import Arrays
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a set of samples holds: the denominators of the losses and the work to do."""
+
+    samples: int
+    masked_tokens: int
+    tokens: int
+    """Real tokens, padding not counted."""
+    squared_lengths: int
+    """Sum over samples of the squared number of real tokens (attention's work)."""
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.samples + other.samples,
+            self.masked_tokens + other.masked_tokens,
+            self.tokens + other.tokens,
+            self.squared_lengths + other.squared_lengths,
+        )
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What the model runs at once: B samples of L tokens, M of them masked. All int64."""
+
+    input_ids: torch.Tensor  # (B, L)
+    attention_mask: torch.Tensor | None  # (B, L), None where nothing is padded
+    segment_ids: torch.Tensor  # (B, L)
+    masked_positions: torch.Tensor  # (M,) into the flattened (B * L,)
+    masked_labels: torch.Tensor  # (M,)
+    next_sentence_labels: torch.Tensor  # (B,)
+
+    def tensors(self) -> tuple[torch.Tensor | None, ...]:
+        """The fields in the order of the model's arguments."""
+        return (
+            self.input_ids,
+            self.attention_mask,
+            self.segment_ids,
+            self.masked_positions,
+            self.masked_labels,
+            self.next_sentence_labels,
+        )
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """On ``device``; from pinned memory the copy does not wait for the device."""
+        return MicroBatch(*(None if t is None else t.to(device, non_blocking=True) for t in self.tensors()))
+
+    def pinned(self) -> "MicroBatch":
+        """In page-locked memory, from where the GPU copies by itself."""
+        return MicroBatch(*(None if t is None else t.pin_memory() for t in self.tensors()))
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """This rank's part of one global batch: its counts first, then its micro-batches, each once."""
+
+    counts: Counts
+    micro_batches: Iterator[MicroBatch]
+
+
+def to_micro_batch(arrays: Arrays) -> MicroBatch:
+    """Rows of a shard as tensors. A masked position of 0 is padding: [CLS] stands there."""
+    positions = arrays["masked_lm_positions"].astype(np.int64)  # (B, P)
+    rows, columns = np.nonzero(positions)
+    length = arrays["input_ids"].shape[1]
+    mask = arrays["input_mask"]
+    return MicroBatch(
+        input_ids=_int64(arrays["input_ids"]),
+        attention_mask=None if mask.all() else _int64(mask),
+        segment_ids=_int64(arrays["segment_ids"]),
+        masked_positions=torch.from_numpy(rows * length + positions[rows, columns]),
+        masked_labels=_int64(arrays["masked_lm_ids"][rows, columns]),
+        next_sentence_labels=_int64(arrays["next_sentence_labels"]),
+    )
+
+
+def _int64(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def count(arrays: Arrays) -> Counts:
+    """The counts of some rows of a shard."""
+    lengths = arrays["input_mask"].astype(np.int64).sum(1)
+    return Counts(
+        samples=len(lengths),
+        masked_tokens=int(np.count_nonzero(arrays["masked_lm_positions"])),
+        tokens=int(lengths.sum()),
+        squared_lengths=int((lengths * lengths).sum()),
+    )

@@ -1,0 +1,204 @@
+"""Checkpoints: written beside, flushed, checked and renamed; the newest valid one found again.
+
+    checkpoints/step_00001000/
+        model/            a folder that transformers.from_pretrained loads, tokenizer included
+        optimizer.pt      moments, master weights and counts (loaded with weights_only)
+        progress.json     where the run stands
+        config.yaml       the run's resolved configuration
+        checksums.json    SHA-256 of every file above
+
+A directory has its final name only when all of it is on disk. One that is torn or altered is named, passed over and
+never deleted. Random states need no place here: dropout is seeded anew for every step from (seed, rank, step).
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BertForPreTraining
+
+from bert_pretrain.errors import ConfigError, require
+
+CHECKSUMS = "checksums.json"
+_NAME = re.compile(r"step_(\d{8})")
+
+
+@dataclass
+class CheckpointConfig:
+    """Options ``checkpoint.*``."""
+
+    every_steps: int
+    """Applied steps between two checkpoints; the last step always gets one."""
+    keep_last: int
+    """Checkpoints kept; older ones are removed once a newer one is on disk."""
+
+    def __post_init__(self) -> None:
+        require(self.every_steps >= 1, "checkpoint.every_steps", self.every_steps, "1 or more")
+        require(self.keep_last >= 1, "checkpoint.keep_last", self.keep_last, "1 or more")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands."""
+
+    step: int = 0
+    """Applied steps: the position in the schedule."""
+    attempts: int = 0
+    """Global batches consumed, skipped ones too: the position in the data."""
+    samples_seen: int = 0
+    tokens_seen: int = 0
+    """Real tokens."""
+    data_fingerprint: str = ""
+    precision: dict[str, float] | None = None
+
+    def after(self, applied: bool, samples: int, tokens: int) -> "Progress":
+        """This progress after one more attempt."""
+        return replace(
+            self,
+            step=self.step + applied,
+            attempts=self.attempts + 1,
+            samples_seen=self.samples_seen + samples,
+            tokens_seen=self.tokens_seen + tokens,
+        )
+
+    @property
+    def skipped(self) -> int:
+        """Steps whose gradient was not finite."""
+        return self.attempts - self.step
+
+
+class CheckpointStore:
+    """The checkpoints of one run. One process writes; every process may read."""
+
+    def __init__(self, directory: Path, keep_last: int, tokenizer: Path | None) -> None:
+        self.directory, self.keep_last, self.tokenizer = directory, keep_last, tokenizer
+
+    def save(
+        self, model: BertForPreTraining, optimizer_state: dict[str, Any], progress: Progress, config_yaml: str
+    ) -> Path:
+        """Write a checkpoint named after ``progress.step``, then remove those beyond ``keep_last``.
+
+        Errors of the file system (a full disk) are raised as OSError; the earlier checkpoints stay.
+        """
+        final = self.directory / f"step_{progress.step:08d}"
+        temporary = self.directory / f".{final.name}.partial"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        model.save_pretrained(temporary / "model")
+        if self.tokenizer is not None:
+            for file in sorted(self.tokenizer.iterdir()):
+                shutil.copyfile(file, temporary / "model" / file.name)
+        torch.save(optimizer_state, temporary / "optimizer.pt")
+        (temporary / "progress.json").write_text(json.dumps(asdict(progress), indent=2), encoding="utf-8")
+        (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        _write_checksums(temporary)
+        _flush(temporary)
+        if final.exists():  # only a damaged one can stand here: a valid one would have been resumed from
+            final.rename(_free_name(final))
+        temporary.rename(final)
+        _flush_directory(self.directory)
+        self._remove_old()
+        return final
+
+    def newest_valid(self, report: Callable[[str], None]) -> Path | None:
+        """The newest checkpoint whose every file is as it was written; ``report`` hears of those passed over."""
+        for path in reversed(self.all()):
+            fault = find_fault(path)
+            if fault is None:
+                return path
+            report(f"checkpoint {path} is passed over: {fault}")
+        return None
+
+    def all(self) -> list[Path]:
+        """All checkpoints by step, valid or not."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(path for path in self.directory.iterdir() if _NAME.fullmatch(path.name))
+
+    def _remove_old(self) -> None:
+        for path in self.all()[: -self.keep_last]:
+            if find_fault(path) is None:  # a damaged one is evidence, and not ours to delete
+                shutil.rmtree(path)
+
+
+def find_fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint directory, or None."""
+    try:
+        expected = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
+        for name, digest in expected.items():
+            if _sha256(path / name) != digest:
+                return f"{name} is not as it was written"
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        return f"it is incomplete ({error})"
+    return None
+
+
+def load_progress(path: Path) -> Progress:
+    """The progress of a valid checkpoint."""
+    return Progress(**json.loads((path / "progress.json").read_text(encoding="utf-8")))
+
+
+def load_optimizer_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """The optimizer's state of a valid checkpoint, without executing code."""
+    state: dict[str, Any] = torch.load(path / "optimizer.pt", map_location=device, weights_only=True)
+    return state
+
+
+def resolve_init(path: Path) -> Path:
+    """What ``init_from`` means: a checkpoint, or a run directory's newest one. Raises ``ConfigError``."""
+    checkpoints = path / "checkpoints"
+    if checkpoints.is_dir():
+        newest = CheckpointStore(checkpoints, 1, None).newest_valid(lambda _: None)
+        if newest is not None:
+            return newest
+    if not (path / "model").is_dir():
+        raise ConfigError(
+            f"init_from is {str(path)!r}, which is no checkpoint; give a run directory or one of its checkpoints/step_*"
+        )
+    fault = find_fault(path)
+    if fault is not None:
+        raise ConfigError(f"init_from is {str(path)!r}, which is damaged: {fault}")
+    return path
+
+
+def _write_checksums(path: Path) -> None:
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    digests = {str(file.relative_to(path)): _sha256(file) for file in files}
+    (path / CHECKSUMS).write_text(json.dumps(digests, indent=2), encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    for file in path.rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+        else:
+            _flush_directory(file)
+    _flush_directory(path)
+
+
+def _flush_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while (candidate := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    return candidate

@@ -1,0 +1,93 @@
+"""The options of every part, composed. Each part's own options stand at the top of its file."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from bert_pretrain.batch_plan import BatchConfig
+from bert_pretrain.checkpoint import CheckpointConfig
+from bert_pretrain.data import DataConfig
+from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.metrics import LoggingConfig
+from bert_pretrain.model import ModelConfig
+from bert_pretrain.optim import OptimizerConfig
+from bert_pretrain.optim.schedule import ScheduleConfig
+from bert_pretrain.precision import PrecisionConfig
+from bert_pretrain.train import TrainingConfig
+
+# What may differ when a run is continued: it changes neither the samples nor the arithmetic of a step.
+_FREE_ON_RESUME = (
+    "run_dir",
+    "device",
+    "init_from",
+    "init_moments",
+    "batch.micro_batch_size",
+    "data.dir",  # the shards themselves are compared by their fingerprint
+    "data.tokenizer",
+    "data.check",
+    "data.prefetch",
+    "model.attention",
+    "optimizer.kernel",
+    "logging",
+    "training",
+    "checkpoint",
+)
+
+
+@dataclass
+class PretrainConfig:
+    """Options of ``python -m bert_pretrain.pretrain``."""
+
+    run_dir: str
+    """Where metrics, checkpoints and plots go; started again, the run goes on from there."""
+    seed: int
+    device: str
+    """``auto``, ``cpu`` or ``cuda``."""
+    init_from: str | None
+    """A checkpoint or run directory whose weights the run starts from (a second phase)."""
+    init_moments: str
+    """With ``init_from``: ``keep`` the optimizer's moments and their count, ``restart`` keeps the moments and counts
+    from 0 again (what the published code does between phases), ``reset`` drops both."""
+    model: ModelConfig
+    data: DataConfig
+    batch: BatchConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    precision: PrecisionConfig
+    training: TrainingConfig
+    checkpoint: CheckpointConfig
+    logging: LoggingConfig
+
+    def __post_init__(self) -> None:
+        require(
+            self.init_moments in ("keep", "restart", "reset"), "init_moments", self.init_moments, "keep, restart, reset"
+        )
+        length, limit = self.data.sequence_length, self.model.max_position_embeddings
+        require(length <= limit, "data.sequence_length", length, f"up to model.max_position_embeddings ({limit})")
+
+
+def check_same_run(now: str, before: str, run_dir: str) -> None:
+    """Compare two resolved configurations in YAML; raise ``ConfigError`` where they are not the same run."""
+    new, old = (
+        _flat(OmegaConf.to_container(OmegaConf.create(now))),
+        _flat(OmegaConf.to_container(OmegaConf.create(before))),
+    )
+    differing = [
+        key
+        for key in sorted(new.keys() | old.keys())
+        if new.get(key) != old.get(key)
+        and not any(key == free or key.startswith(f"{free}.") for free in _FREE_ON_RESUME)
+    ]
+    if differing:
+        pairs = ", ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in differing[:4])
+        raise ConfigError(
+            f"run_dir {run_dir} belongs to another run: {pairs}; give another run_dir, or init_from={run_dir} for a "
+            "run that starts from its weights"
+        )
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix[:-1]: node}
+    return {key: value for name, child in node.items() for key, value in _flat(child, f"{prefix}{name}.").items()}

@@ -1,0 +1,15 @@
+"""The one exception that a user can cause."""
+
+
+class ConfigError(ValueError):
+    """A mistake of the user: an option, a file, a directory.
+
+    The message names the option or file, what was found, what is allowed and what to do. Entry points
+    print it on one line, without a traceback, and end with status 2.
+    """
+
+
+def require(condition: bool, option: str, found: object, allowed: str) -> None:
+    """Raise ``ConfigError`` in the common form unless ``condition`` holds."""
+    if not condition:
+        raise ConfigError(f"{option} is {found!r}; allowed: {allowed}")

@@ -1,0 +1,62 @@
+"""Entry: ``python -m bert_pretrain.fill_mask model=FOLDER 'sentences=["The [MASK] ..."]'``.
+
+The most likely words for each [MASK], as anyone who loads the folder gets them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.structured import entry_point
+
+
+@dataclass
+class FillMaskConfig:
+    """Options of ``python -m bert_pretrain.fill_mask``."""
+
+    model: str
+    """A folder that ``bert_pretrain.export`` wrote, or any BERT folder."""
+    sentences: list[str]
+    """Sentences, each with one [MASK] or more."""
+    top: int
+    """Words shown for a mask."""
+
+    def __post_init__(self) -> None:
+        require(self.top >= 1, "top", self.top, "1 or more")
+
+
+@entry_point("fill_mask", FillMaskConfig)
+def main(config: FillMaskConfig) -> None:
+    """Print each sentence with its fills."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    if not (Path(config.model) / "config.json").exists():
+        raise ConfigError(f"model is {config.model!r}, which is no exported folder; make one with bert_pretrain.export")
+    for sentence in config.sentences:
+        print(sentence)
+        for words in fill(Path(config.model), sentence, config.top):
+            print("    " + "   ".join(f"{word} {probability:.2f}" for word, probability in words))
+
+
+@torch.no_grad()
+def fill(folder: Path, sentence: str, top: int) -> list[list[tuple[str, float]]]:
+    """For each [MASK] of ``sentence`` the ``top`` words and their probabilities, best first."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    encoded = tokenizer(sentence, return_tensors="pt")
+    where = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero().squeeze(1)
+    if len(where) == 0:
+        raise ConfigError(f"sentences: {sentence!r} has no {tokenizer.mask_token}; put one where a word is to be found")
+    best = model(**encoded).logits[0, where].softmax(-1).topk(top)
+    return [
+        [(tokenizer.convert_ids_to_tokens(int(i)), float(p)) for i, p in zip(ids, values, strict=True)]
+        for ids, values in zip(best.indices, best.values, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    main()

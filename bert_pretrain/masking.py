@@ -1,0 +1,246 @@
+"""Masked-LM masks for rows of token ids: static when shards are written, dynamic while training.
+
+Google's rule (create_pretraining_data.py, 2018): of a sample with ``t`` real tokens, [CLS] and [SEP] counted,
+``n = min(P, max(1, round(masked_lm_prob * t)))`` tokens are predicted. Of these 80 % are replaced by [MASK], 10 %
+stay, 10 % become a random word. Differences from the published code, all stated in the design: special tokens
+([UNK] and [MASK] too) are never chosen, and a random word is never a special token.
+
+Randomness is keyed, not sequential: what happens to a sample depends on (seed, epoch, index of the sample) and on
+nothing else, so any slice of any batch on any number of processes gives the same masks. numba and numpy only.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from bert_pretrain.errors import ConfigError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_FACTOR_1 = np.uint64(0xBF58476D1CE4E5B9)
+_FACTOR_2 = np.uint64(0x94D049BB133111EB)
+_11, _27, _30, _31, _32 = (np.uint64(bits) for bits in (11, 27, 30, 31, 32))
+
+
+# --- keyed random numbers: splitmix64 (Steele, Lea and Flood 2014), its state in an array of one uint64 ---
+
+
+@njit(cache=True, nogil=True)
+def next_random(state: np.ndarray) -> np.uint64:
+    """Advance ``state`` and return 64 random bits."""
+    state[0] += _GOLDEN
+    z = state[0]
+    z = (z ^ (z >> _30)) * _FACTOR_1
+    z = (z ^ (z >> _27)) * _FACTOR_2
+    return z ^ (z >> _31)
+
+
+@njit(cache=True, nogil=True)
+def set_key(state: np.ndarray, seed: int, first: int, second: int) -> None:
+    """Set ``state`` to the start of the stream that belongs to three whole numbers from 0 on."""
+    state[0] = np.uint64(seed)
+    state[0] = next_random(state) ^ np.uint64(first)
+    state[0] = next_random(state) ^ np.uint64(second)
+    state[0] = next_random(state)
+
+
+@njit(cache=True, nogil=True)
+def draw_below(state: np.ndarray, limit: int) -> Any:
+    """A whole number from 0 to ``limit`` - 1, for a limit below 2^32 (bias below limit / 2^32)."""
+    return np.int64(((next_random(state) >> _32) * np.uint64(limit)) >> _32)
+
+
+@njit(cache=True, nogil=True)
+def draw_unit(state: np.ndarray) -> float:
+    """A number in [0, 1), a multiple of 2^-53."""
+    return np.float64(next_random(state) >> _11) * (1.0 / 9007199254740992.0)
+
+
+# --- the rule ---
+
+
+@dataclass(frozen=True)
+class MaskingRule:
+    """How samples are masked.
+
+    ``special_ids`` are never chosen and never drawn as random words. ``is_continuation`` (vocab_size,) is true for
+    the ids of ``##`` pieces; given, whole words are masked: the words of a sample are taken in random order, one
+    that would exceed ``n`` is skipped (so a sample whose words all have more than ``n`` pieces has no mask). A
+    word ends at a special token, also where the next segment starts with a ``##`` piece.
+    """
+
+    masked_lm_prob: float
+    max_predictions: int
+    mask_id: int
+    vocab_size: int
+    special_ids: np.ndarray
+    is_continuation: np.ndarray | None = None
+    is_special: np.ndarray = field(init=False, repr=False)
+    words: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        is_special = np.zeros(self.vocab_size, dtype=np.bool_)
+        is_special[np.asarray(self.special_ids, dtype=np.int64)] = True
+        object.__setattr__(self, "is_special", is_special)
+        object.__setattr__(self, "words", np.flatnonzero(~is_special).astype(np.int64))
+        if len(self.words) == 0:
+            raise ConfigError(f"the vocabulary has {self.vocab_size} entries, all of them special tokens")
+
+    @classmethod
+    def of_vocabulary(
+        cls, tokens: list[str], masked_lm_prob: float, max_predictions: int, whole_word: bool
+    ) -> "MaskingRule":
+        """The rule for a WordPiece vocabulary, given as its tokens in the order of their ids (``vocab.txt``).
+
+        Raises ``ConfigError`` where one of ``SPECIAL_TOKENS`` is missing.
+        """
+        missing = [token for token in SPECIAL_TOKENS if token not in tokens]
+        if missing:
+            raise ConfigError(f"the vocabulary has no {', '.join(missing)}; BERT needs {' '.join(SPECIAL_TOKENS)}")
+        special = np.array([tokens.index(token) for token in SPECIAL_TOKENS])
+        continuation = np.array([token.startswith("##") for token in tokens]) if whole_word else None
+        mask_id = tokens.index("[MASK]")
+        return cls(masked_lm_prob, max_predictions, mask_id, len(tokens), special, continuation)
+
+
+def mask_samples(
+    input_ids: np.ndarray,
+    lengths: np.ndarray,
+    rule: MaskingRule,
+    seed: int,
+    epoch: int,
+    sample_indexes: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mask samples.
+
+    input_ids (n, L), the original ids, any integer dtype, not changed; lengths (n,), the real tokens of each row,
+    which come first; seed, epoch and sample_indexes (n,), each from 0 on, are the key.
+
+    Returns the masked ids (n, L) and the original ids at the masked places (n, P), both in the dtype of
+    ``input_ids``, with the places (n, P) as int32, ascending, between them: ``(ids, positions, labels)``.
+    Positions and labels are 0-padded. Ids must lie within the vocabulary (shards are checked when opened).
+    """
+    masked = np.array(input_ids, order="C")
+    positions = np.zeros((len(masked), rule.max_predictions), dtype=np.int32)
+    labels = np.zeros((len(masked), rule.max_predictions), dtype=masked.dtype)
+    whole_word = rule.is_continuation is not None
+    continuation = rule.is_continuation if rule.is_continuation is not None else np.zeros(1, dtype=np.bool_)
+    _mask_rows(
+        masked,
+        np.ascontiguousarray(lengths, dtype=np.int64),
+        positions,
+        labels,
+        rule.is_special,
+        continuation,
+        whole_word,
+        rule.words,
+        rule.mask_id,
+        rule.masked_lm_prob,
+        seed,
+        epoch,
+        np.ascontiguousarray(sample_indexes, dtype=np.int64),
+    )
+    return masked, positions, labels
+
+
+def restore_ids(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """The ids (n, L) before masking, from ``input_ids``, ``masked_lm_positions`` and ``masked_lm_ids`` of a shard.
+
+    A new array in the dtype of ``input_ids``.
+    """
+    restored = np.array(arrays["input_ids"], order="C")
+    rows, columns = np.nonzero(arrays["masked_lm_positions"])  # position 0 is [CLS]: it marks padding
+    positions = arrays["masked_lm_positions"][rows, columns]
+    restored[rows, positions] = arrays["masked_lm_ids"][rows, columns].astype(restored.dtype)
+    return restored
+
+
+# --- the loops ---
+
+
+@njit(cache=True, nogil=True)
+def _mask_rows(
+    ids: np.ndarray,
+    lengths: np.ndarray,
+    positions: np.ndarray,
+    labels: np.ndarray,
+    is_special: np.ndarray,
+    is_continuation: np.ndarray,
+    whole_word: bool,
+    words: np.ndarray,
+    mask_id: int,
+    prob: float,
+    seed: int,
+    epoch: int,
+    indexes: np.ndarray,
+) -> None:
+    length = ids.shape[1]
+    most = positions.shape[1]
+    starts = np.empty(length + 1, dtype=np.int64)  # of the units that are masked together: tokens, or words
+    sizes = np.empty(length + 1, dtype=np.int64)
+    chosen = np.zeros(length, dtype=np.bool_)
+    state = np.empty(1, dtype=np.uint64)
+    for row in range(ids.shape[0]):
+        units = _find_units(ids[row], lengths[row], is_special, is_continuation, whole_word, starts, sizes)
+        wanted = min(most, max(1, int(np.rint(prob * lengths[row]))))
+        set_key(state, seed, epoch, indexes[row])
+        _choose(state, starts, sizes, units, wanted, chosen)
+        count = 0
+        for position in range(lengths[row]):
+            if chosen[position]:
+                chosen[position] = False
+                positions[row, count] = position
+                labels[row, count] = ids[row, position]
+                count += 1
+                dice = draw_unit(state)
+                if dice < 0.8:
+                    ids[row, position] = mask_id
+                elif dice >= 0.9:
+                    ids[row, position] = words[draw_below(state, len(words))]
+
+
+@njit(cache=True, nogil=True)
+def _find_units(
+    row: np.ndarray,
+    length: int,
+    is_special: np.ndarray,
+    is_continuation: np.ndarray,
+    whole_word: bool,
+    starts: np.ndarray,
+    sizes: np.ndarray,
+) -> int:
+    """Fill ``starts`` and ``sizes`` with the row's candidates; return how many there are."""
+    units = 0
+    for position in range(length):
+        token = row[position]
+        if is_special[token]:
+            continue
+        follows = units > 0 and starts[units - 1] + sizes[units - 1] == position
+        if whole_word and follows and is_continuation[token]:
+            sizes[units - 1] += 1
+        else:
+            starts[units] = position
+            sizes[units] = 1
+            units += 1
+    return units
+
+
+@njit(cache=True, nogil=True)
+def _choose(
+    state: np.ndarray, starts: np.ndarray, sizes: np.ndarray, units: int, wanted: int, chosen: np.ndarray
+) -> None:
+    """Draw units without replacement until ``wanted`` tokens are chosen; a unit that does not fit is skipped."""
+    count = 0
+    for drawn in range(units):
+        if count == wanted:
+            return
+        other = drawn + draw_below(state, units - drawn)
+        start, size = starts[other], sizes[other]
+        starts[other], sizes[other] = starts[drawn], sizes[drawn]
+        if count + size <= wanted:
+            for position in range(start, start + size):
+                chosen[position] = True
+            count += size

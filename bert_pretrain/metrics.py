@@ -1,0 +1,173 @@
+"""What a run says while it runs: a row of JSON and a line for each logged step, a bar on a terminal, wandb if asked."""
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bert_pretrain.errors import require
+
+Row = dict[str, Any]
+
+
+@dataclass
+class LoggingConfig:
+    """Options ``logging.*``."""
+
+    every_steps: int
+    """Applied steps between two rows."""
+    wandb: str
+    """``disabled``, ``offline``, ``online``, or ``auto``: online where a key is found, else offline."""
+    wandb_project: str
+
+    def __post_init__(self) -> None:
+        require(self.every_steps >= 1, "logging.every_steps", self.every_steps, "1 or more")
+        allowed = ("disabled", "offline", "online", "auto")
+        require(self.wandb in allowed, "logging.wandb", self.wandb, ", ".join(allowed))
+
+
+class MetricsLog:
+    """``metrics.jsonl``, the terminal and wandb. With no ``path`` (ranks other than the first) it is silent."""
+
+    def __init__(self, path: Path | None, total_steps: int) -> None:
+        self.path = path
+        self._bar = tqdm(
+            total=total_steps,
+            unit="step",
+            disable=path is None or not sys.stderr.isatty(),
+            dynamic_ncols=True,
+            smoothing=0.05,
+        )
+        self._wandb: Any = None
+        self._started = time.perf_counter()
+        self._first_step = 0
+
+    def say(self, text: str) -> None:
+        """One line to the user."""
+        if self.path is not None:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def resume(self, step: int) -> None:
+        """Drop the rows of steps after ``step``: they are about to be computed again."""
+        self._first_step = step
+        self._bar.update(step - self._bar.n)
+        if self.path is None or not self.path.exists():
+            return
+        rows = [row for row in read_rows(self.path) if row["step"] <= step]
+        temporary = self.path.with_name(f".{self.path.name}.partial")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        temporary.rename(self.path)
+
+    def open_wandb(self, mode: str, project: str, run_dir: Path, key_present: bool, config: Row) -> None:
+        """Log to wandb as well. Whatever wandb does, the run goes on."""
+        if self.path is None or mode == "disabled":
+            return
+        mode = mode if mode == "offline" or key_present else "offline"
+        try:
+            import wandb  # half a second that only its users pay
+
+            self._wandb = wandb.init(
+                project=project,
+                dir=run_dir,
+                mode="online" if mode in ("online", "auto") else "offline",
+                name=run_dir.name,
+                id=run_dir.name,
+                resume="allow",
+                config=config,
+                settings=wandb.Settings(silent=True),
+            )
+        except Exception as error:  # a vanished server or a full disk must not end a run of days
+            self.say(f"wandb is off: {error}")
+
+    def row(self, row: Row) -> None:
+        """Append one row to ``metrics.jsonl`` and to wandb; flushed, so that a killed run has its rows."""
+        if self.path is None:
+            return
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._wandb is not None:
+            try:
+                self._wandb.log(row, step=row["step"])
+            except Exception as error:
+                self._wandb = None
+                self.say(f"wandb is off from here: {error}")
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        self._bar.update(step - self._bar.n)
+
+    def seconds_left(self, step: int) -> float:
+        """Estimated from the rate since this process began."""
+        done = max(1, step - self._first_step)
+        return (time.perf_counter() - self._started) / done * (self._bar.total - step)
+
+    def start_clock(self) -> None:
+        """Estimates of the time left count from here."""
+        self._started = time.perf_counter()
+
+    def close(self) -> None:
+        """End the bar and the wandb run."""
+        self._bar.close()
+        if self._wandb is not None:
+            try:
+                self._wandb.finish(quiet=True)
+            except Exception as error:
+                self.say(f"wandb did not finish: {error}")
+
+
+def training_line(row: Row, total_steps: int, seconds_left: float) -> str:
+    """A logged step in one line."""
+    share = row["matrix_peak_share"]
+    return (
+        f"step {row['step']:>7}/{total_steps}  loss {row['loss']:.3f}  mlm {row['mlm_loss']:.3f}  "
+        f"acc {row['mlm_accuracy']:.3f}  lr {row['lr']:.2e}  |g| {row['grad_norm']:.3g}  "
+        f"{row['tokens_per_second']:,.0f} tokens/s  {share:.0%} of peak  {duration(seconds_left)} left"
+    )
+
+
+def evaluation_line(row: Row) -> str:
+    """An evaluation in one line."""
+    return (
+        f"step {row['step']:>7}  held out: loss {row['eval_loss']:.3f}  mlm {row['eval_mlm_loss']:.4f}  "
+        f"mlm acc {row['eval_mlm_accuracy']:.3f}  nsp acc {row['eval_nsp_accuracy']:.3f}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """``2d03h``, ``4h07m``, ``5m09s`` or ``12s``."""
+    seconds = int(seconds)
+    days, hours, minutes = seconds // 86_400, seconds // 3_600 % 24, seconds // 60 % 60
+    if days:
+        return f"{days}d{hours:02d}h"
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{seconds % 60:02d}s" if minutes else f"{seconds}s"
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a ``metrics.jsonl``; a last line torn by a kill is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def writable_directory(path: Path) -> str | None:
+    """Create ``path`` and try to write in it; what stands in the way, or None."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".write-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        return str(error)
+    return None

@@ -1,0 +1,147 @@
+"""``transformers``' BERT for pretraining, returning sums of losses.
+
+The weights are those of ``BertForPreTraining``, to the name; only the way through them differs:
+
+- the vocabulary projection runs on the masked positions alone (15 % of all), which halves a small model's work;
+- losses come back as sums, so that a step divides once by the counts of its global batch (a mean of means would
+  weigh masked tokens by the micro-batch they happen to be in).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import BertConfig, BertForPreTraining
+
+from bert_pretrain.errors import require
+
+
+@dataclass
+class ModelConfig:
+    """Options ``model.*``: the shape of the BERT, in ``transformers``' words."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    vocab_size: int
+    hidden_act: str
+    hidden_dropout_prob: float
+    attention_probs_dropout_prob: float
+    initializer_range: float
+    attention: str
+    """``auto`` (eager on CPU, where it is faster, sdpa on GPUs), ``eager`` or ``sdpa``."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "vocab_size",
+        ):
+            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "1 or more")
+        require(
+            self.hidden_size % self.num_attention_heads == 0,
+            "model.hidden_size",
+            self.hidden_size,
+            f"a multiple of model.num_attention_heads ({self.num_attention_heads})",
+        )
+        activations = ("gelu", "gelu_pytorch_tanh", "relu")
+        require(self.hidden_act in activations, "model.hidden_act", self.hidden_act, ", ".join(activations))
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            require(0.0 <= getattr(self, name) < 1.0, f"model.{name}", getattr(self, name), "0 up to, not including, 1")
+        require(self.attention in ("auto", "eager", "sdpa"), "model.attention", self.attention, "auto, eager, sdpa")
+
+
+class PretrainingSums(NamedTuple):
+    """What one micro-batch adds to a step; each a 0-d tensor, the losses with gradient."""
+
+    mlm_loss: torch.Tensor
+    """Sum of the masked tokens' cross entropies, in nats."""
+    nsp_loss: torch.Tensor
+    """Sum of the samples' next-sentence cross entropies, in nats."""
+    mlm_correct: torch.Tensor
+    """Masked tokens whose most likely word is the right one."""
+    nsp_correct: torch.Tensor
+    """Samples whose next-sentence label is predicted."""
+
+
+class PretrainingModel(nn.Module):
+    """``BertForPreTraining`` under the attribute ``bert``, run on masked positions only."""
+
+    def __init__(self, bert: BertForPreTraining) -> None:
+        super().__init__()
+        self.bert = bert
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        segment_ids: torch.Tensor,
+        masked_positions: torch.Tensor,
+        masked_labels: torch.Tensor,
+        next_sentence_labels: torch.Tensor,
+    ) -> PretrainingSums:
+        """Run B samples of L tokens, M of them masked over the whole micro-batch.
+
+        ``input_ids`` and ``segment_ids`` are (B, L); ``attention_mask`` is (B, L) or None where nothing is padded;
+        ``masked_positions`` (M,) index the flattened (B * L,) tokens; ``masked_labels`` (M,), M may be 0;
+        ``next_sentence_labels`` is (B,). All int64.
+        """
+        encoded = self.bert.bert(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=segment_ids)
+        masked = encoded.last_hidden_state.flatten(0, 1).index_select(0, masked_positions)  # (M, H)
+        mlm_loss, mlm_correct = _sums(self.bert.cls.predictions(masked), masked_labels)  # (M, V)
+        nsp_logits = self.bert.cls.seq_relationship(encoded.pooler_output)  # (B, 2)
+        nsp_loss, nsp_correct = _sums(nsp_logits, next_sentence_labels)
+        return PretrainingSums(mlm_loss, nsp_loss, mlm_correct, nsp_correct)
+
+
+def _sums(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    with torch.no_grad():
+        # amax vectorises on CPU where argmax does not; equal to the largest is the most likely word.
+        right = logits.gather(1, labels[:, None]).squeeze(1) == logits.amax(1)
+    return loss, right.sum()
+
+
+def bert_config(config: ModelConfig, device: torch.device | None = None) -> BertConfig:
+    """The ``transformers`` configuration; ``attention: auto`` is settled for ``device``."""
+    attention = config.attention
+    if attention == "auto":
+        attention = "sdpa" if device is not None and device.type == "cuda" else "eager"
+    return BertConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        intermediate_size=config.intermediate_size,
+        max_position_embeddings=config.max_position_embeddings,
+        hidden_act=config.hidden_act,
+        hidden_dropout_prob=config.hidden_dropout_prob,
+        attention_probs_dropout_prob=config.attention_probs_dropout_prob,
+        initializer_range=config.initializer_range,
+        attn_implementation=attention,
+    )
+
+
+def build_model(config: ModelConfig, seed: int, device: torch.device) -> PretrainingModel:
+    """A freshly initialised model on ``device``: the same weights for the same seed on every rank."""
+    torch.manual_seed(seed)
+    return PretrainingModel(BertForPreTraining(bert_config(config, device))).to(device)
+
+
+def load_weights(model: PretrainingModel, folder: Path) -> None:
+    """Load a ``transformers`` folder into ``model``, strictly: every name, every shape.
+
+    Raises ``RuntimeError`` as torch does where they differ.
+    """
+    loaded: Any = BertForPreTraining.from_pretrained(folder, dtype=torch.float32)
+    model.bert.load_state_dict(loaded.state_dict(), strict=True)

@@ -1,0 +1,179 @@
+"""What every kernel of an optimizer starts from: the layers that take part, and whether the step is applied.
+
+A layer is one parameter tensor of the model. Which parameters are sound, where their state lies, how large the
+gradient is and whether this step is skipped is settled here, once, before anything is written; a kernel computes.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.optim.norms import global_norm
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+@dataclass
+class Layers:
+    """The layers of one parameter group that have a gradient: parallel lists, a layer at each position."""
+
+    group: dict[str, Any]
+    """The parameter group, for its ``lr``, ``betas``, ``eps`` and ``weight_decay``."""
+    params: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor] = field(default_factory=list)
+    """Read, never written."""
+    weights: list[Tensor] = field(default_factory=list)
+    """What is updated: the parameter itself, or its float32 master where the parameter is bf16 or fp16."""
+    exp_avgs: list[Tensor] = field(default_factory=list)
+    exp_avg_sqs: list[Tensor] = field(default_factory=list)
+    steps: list[Tensor] = field(default_factory=list)
+    """Applied updates so far, 0-d float32 each."""
+
+
+@dataclass
+class Decision:
+    """What ``||G||`` settles for all layers of all groups, on the device: nothing here waits for it."""
+
+    grad_norm: Tensor
+    """``||G||``, unscaled, before pre-normalisation: 0-d float64."""
+    skipped: Tensor
+    """Whether the step leaves everything as it is: 0-d bool."""
+    grad_factor: Tensor
+    """What a gradient, as stored, is multiplied with: unscaling and pre-normalisation in one, 0-d float64."""
+
+
+def state_dtype(param: Tensor) -> torch.dtype:
+    """Type of a parameter's moments and of the arithmetic: float64 for float64, else float32."""
+    return torch.float64 if param.dtype == torch.float64 else torch.float32
+
+
+def gather(group: dict[str, Any], state: dict[Any, dict[str, Any]]) -> list[Layers]:
+    """Return the layers of ``group`` that have a gradient, those of one arithmetic type together.
+
+    Creates the state of a parameter when it first has a gradient: zero moments, step 0 and, for bf16 and fp16, a
+    float32 master copied from the parameter. Parameters without gradient and without elements are left out.
+    Raises ``ConfigError`` for a sparse gradient.
+    """
+    by_dtype: dict[torch.dtype, Layers] = {}
+    for position, param in enumerate(group["params"]):
+        grad = param.grad
+        if grad is None or param.numel() == 0:
+            continue
+        check_gradient(grad, position)
+        dtype = state_dtype(param)
+        own = state[param]
+        if "exp_avg" not in own:
+            own["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
+            for key in ("exp_avg", "exp_avg_sq"):
+                own[key] = torch.zeros(param.shape, dtype=dtype, device=param.device)
+        if param.dtype in LOW_PRECISION and "master" not in own:
+            own["master"] = param.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        layers = by_dtype.setdefault(dtype, Layers(group))
+        layers.params.append(param)
+        layers.grads.append(grad)
+        layers.weights.append(own.get("master", param))
+        layers.exp_avgs.append(own["exp_avg"])
+        layers.exp_avg_sqs.append(own["exp_avg_sq"])
+        layers.steps.append(own["step"])
+    return list(by_dtype.values())
+
+
+def check_gradient(grad: Tensor, position: int) -> None:
+    """Raise ``ConfigError`` for a sparse gradient."""
+    require(grad.layout == torch.strided, f"gradient of parameter {position}", grad.layout, "dense (torch.strided)")
+
+
+def decide(
+    grads: Sequence[Tensor],
+    device: torch.device,
+    pre_normalization: str,
+    max_grad_norm: float,
+    grad_scale: Tensor | float | None,
+    found_inf: Tensor | float | None,
+) -> Decision:
+    """Measure ``||G||`` over ``grads`` and decide whether the step is applied, without waiting for the device.
+
+    ``grads`` are those of the whole model, each ``grad_scale`` times the gradient. The step is skipped where
+    ``||G||`` is not finite or ``found_inf`` is set. ``pre_normalization``: ``unit`` divides by ``||G||`` (by 1
+    where it is 0), ``clip`` by ``||G|| / max_grad_norm`` where that is above 1, ``none`` by nothing.
+    """
+    scale = torch.ones((), dtype=torch.float64, device=device)
+    if grad_scale is not None:
+        scale = scale * grad_scale
+    norm = global_norm(grads).to(device) / scale
+    skipped = ~torch.isfinite(norm)
+    if found_inf is not None:
+        skipped = skipped | (torch.zeros((), device=device) + found_inf != 0)
+    if pre_normalization == "unit":
+        divisor = torch.where(norm == 0, 1.0, norm)
+    elif pre_normalization == "clip":
+        divisor = torch.clamp(norm / max_grad_norm, min=1.0)
+    else:
+        divisor = torch.ones_like(norm)
+    return Decision(norm, skipped, 1.0 / (divisor * scale))
+
+
+def prepare_group(
+    group: dict[str, Any], defaults: dict[str, Any], earlier_groups: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return a new parameter group with its parameters as a list, once it is sound.
+
+    Raises ``ConfigError`` for an option out of range, and where parameters do not fit together or with the earlier
+    groups (see ``check_params``). ``params`` may be one tensor, or any ordered collection of tensors or of
+    (name, tensor); what else is wrong with it, torch says.
+    """
+    params = group["params"]
+    if isinstance(params, Tensor):
+        params = [params]
+    elif not isinstance(params, set):
+        params = list(params)
+    check_options(defaults | group)
+    check_params([param[1] if isinstance(param, tuple) else param for param in params], earlier_groups)
+    return group | {"params": params}
+
+
+def check_options(group: dict[str, Any]) -> None:
+    """Raise ``ConfigError`` for a learning rate, betas, eps or weight decay out of range."""
+    lr, betas, eps, decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ConfigError(f"lr is a tensor of shape {tuple(lr.shape)}; allowed: a number or a 0-d tensor")
+    require(0 <= float(lr) < math.inf, "lr", float(lr), "a finite number, at least 0")
+    require(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "betas", betas, "two numbers in [0, 1)")
+    require(0 < eps < math.inf, "eps", eps, "a finite number above 0")
+    require(0 <= decay < math.inf, "weight_decay", decay, "a finite number, at least 0")
+
+
+def check_params(params: Iterable[Tensor], earlier_groups: Sequence[dict[str, Any]]) -> None:
+    """Raise ``ConfigError`` where parameters of a new group do not fit together or with the earlier groups.
+
+    A parameter must be real floating point, on the one device of all, and its memory must not be that of another
+    parameter: a tied weight that was collected twice would be updated twice.
+    """
+    number = len(earlier_groups)
+    seen: dict[int, str] = {}
+    devices: dict[torch.device, str] = {}
+    everything = [(g, i, p) for g, group in enumerate(earlier_groups) for i, p in enumerate(group["params"])]
+    everything += [(number, i, p) for i, p in enumerate(params)]
+    for g, i, param in everything:
+        if not isinstance(param, Tensor):
+            continue  # torch's own message names the type
+        place = f"parameter {i} of group {g}"
+        require(param.is_floating_point(), f"dtype of {place}", param.dtype, "real floating point")
+        devices.setdefault(param.device, place)
+        if len(devices) > 1:
+            found = ", ".join(f"{where} on {device}" for device, where in devices.items())
+            raise ConfigError(f"parameters lie on several devices ({found}); allowed: one device for an optimizer")
+        address = param.data_ptr() if param.device.type != "meta" else 0
+        if address == 0:
+            continue  # no memory: an empty tensor
+        if address in seen:
+            raise ConfigError(
+                f"{place} shares its memory with {seen[address]}, and would be updated twice; "
+                "allowed: each tied parameter once"
+            )
+        seen[address] = place

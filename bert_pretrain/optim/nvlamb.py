@@ -1,0 +1,206 @@
+"""NVLAMB: layer-wise adaptive moments with a pre-normalised gradient, for batches up to 64K sequences.
+
+Provenance: LAMB is You et al., "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes"
+(arXiv 1904.00962, ICLR 2020). NVLAMB is NVIDIA's variant of it, as their article "Pretraining BERT with
+Layer-wise Adaptive Learning Rates" (2019) defines it. Written from those equations.
+
+One update of a layer (one parameter tensor) with weights w and gradient g, at its t-th applied update:
+
+    (1)  g   the gradient of the mean loss over the global batch, unscaled
+    (2)  g <- g / ||G||                        G: the gradient of the whole model, all groups together
+    (3)  m <- b1 m + (1 - b1) g                v <- b2 v + (1 - b2) g*g
+    (4)  m' = m / (1 - b1^t)                   v' = v / (1 - b2^t)
+    (5)  u = m' / (sqrt(v') + eps) + decay w
+    (6)  r = ||w|| / ||u||                     1 where either norm is 0; every layer, those without decay too
+    (7)  w <- w - lr r u
+
+What the published versions do differently, and the option here that reproduces it:
+
+- NVIDIA's PyTorch code divides in (2) only where ||G|| > 1 (``pre_normalization="clip"``) and applies (6) only to
+  layers with decay (``trust_ratio="decayed"``); its TensorFlow code clips too, and adapts every layer.
+- The article's figure has eps inside the root. No code does; with a unit gradient it would drown v. Not offered.
+- LAMB (ICLR, algorithm 2) has no (2) (``pre_normalization="none"``) and puts a function phi around ||w||: here the
+  clamp ``phi_min``, ``phi_max``. Its appendix, and arXiv version 3, omit (4) (``bias_correction=False``).
+- Others clamp the ratio (DeepSpeed to [0.01, 10]) or take the decay out of u. Not offered.
+
+Numbers: moments float32 (float64 for float64 parameters), norms as in ``norms``, step scalars in double. A zero
+gradient leaves the moments decaying; a gradient that is None skips its layer whole. Weights or moments that are
+not finite stay visible: they propagate, and set ``nonfinite_state``.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bert_pretrain.errors import require
+from bert_pretrain.optim.layers import LOW_PRECISION, Decision, Layers, decide, gather, prepare_group, state_dtype
+from bert_pretrain.optim.norms import layer_norms
+from bert_pretrain.optim.nvlamb_foreach import foreach_step
+from bert_pretrain.optim.trust import Adaptation
+
+PRE_NORMALIZATIONS = ("unit", "clip", "none")
+TRUST_RATIOS = ("all", "decayed")
+
+
+def reference_step(
+    layers: Layers, decision: Decision, adaptation: Adaptation, bias_correction: bool, workspace: dict[str, Tensor]
+) -> Tensor:
+    """Update ``layers`` by the equations as they stand, layer by layer. Waits for the device at every layer.
+
+    Returns whether a weight or moment is not finite (0-d bool). ``workspace`` is not used.
+    """
+    healthy = torch.ones_like(decision.skipped)
+    if bool(decision.skipped):
+        return ~healthy
+    lr, eps, decay = float(layers.group["lr"]), layers.group["eps"], layers.group["weight_decay"]
+    beta1, beta2 = layers.group["betas"]
+    columns = (layers.weights, layers.grads, layers.exp_avgs, layers.exp_avg_sqs, layers.steps)
+    for w, grad, m, v, step in zip(*columns, strict=True):
+        step += 1
+        t = step.item()
+        g = grad.to(w.dtype) * decision.grad_factor.item()  # (1), (2)
+        m.mul_(beta1).add_(g, alpha=1 - beta1)  # (3)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        m_hat = m / (1 - beta1**t) if bias_correction else m  # (4)
+        v_hat = v / (1 - beta2**t) if bias_correction else v
+        u = m_hat / (v_hat.sqrt() + eps) + decay * w  # (5)
+        w_norm, u_norm = layer_norms([w, u])
+        r = adaptation.ratio(w_norm, u_norm, decay)  # (6)
+        w.sub_(u * (lr * r.item()))  # (7)
+        healthy &= torch.isfinite(w_norm) & torch.isfinite(u_norm) & torch.isfinite(v).all()
+    return ~healthy
+
+
+Kernel = Callable[[Layers, Decision, Adaptation, bool, dict[str, Tensor]], Tensor]
+KERNELS: dict[str, Kernel] = {"reference": reference_step, "foreach": foreach_step}
+
+
+class NVLamb(torch.optim.Optimizer):
+    """NVLAMB, and by its options the other published forms of LAMB; an ordinary ``torch.optim.Optimizer``.
+
+    Args:
+        params: parameters, named parameters or groups, as for every torch optimizer. A group may set its own
+            ``lr``, ``betas``, ``eps`` and ``weight_decay``; ``||G||`` is taken over all groups.
+        lr: learning rate, a float or a 0-d tensor (also as ``group["lr"]``: then no step waits for the device).
+        betas: decay of the first and second moment, each in [0, 1).
+        eps: added to the root of the second moment, above 0.
+        weight_decay: ``decay`` in (5), at least 0. Give biases and LayerNorm a group with 0.
+        pre_normalization: ``unit`` | ``clip`` | ``none``, equation (2).
+        max_grad_norm: the norm above which ``clip`` divides, above 0. The other two do not read it.
+        trust_ratio: ``all`` layers, or only the ``decayed`` ones (weight_decay > 0); r = 1 for the others.
+        bias_correction: whether (4) is applied.
+        phi_min, phi_max: clamp ||w|| in (6); ``None`` means no bound. A layer of zeros still has r = 1.
+        kernel: ``reference`` | ``foreach`` | ``auto`` (now ``foreach``). All compute the same update from the same
+            state, which moves between them.
+
+    State of a parameter: ``step`` (0-d float32, applied updates), ``exp_avg``, ``exp_avg_sq`` and, for bf16 and
+    fp16, ``master``: float32 weights, copied from the parameter at the first update and from then on the truth.
+
+    After each step: ``grad_norm`` (0-d float64, unscaled ||G|| before pre-normalisation), ``skipped`` (0-d float32,
+    1.0 if ||G|| was not finite or ``found_inf`` set: then weights, moments and t are as before, bit for bit) and
+    ``nonfinite_state`` (0-d bool, stays True once a weight or moment was not finite).
+
+    Loss scaling follows torch's protocol for fused optimizers: ``grad_scale`` and ``found_inf``, if set, are 0-d
+    tensors that ``torch.amp.GradScaler`` or the caller provides; gradients are unscaled on the fly, never written.
+
+    Raises ``ConfigError`` (a ``ValueError``) for options out of range, for parameters that share memory or lie on
+    several devices, and for sparse gradients.
+    """
+
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        *,
+        pre_normalization: str = "unit",
+        max_grad_norm: float = 1.0,
+        trust_ratio: str = "all",
+        bias_correction: bool = True,
+        phi_min: float | None = None,
+        phi_max: float | None = None,
+        kernel: str = "auto",
+    ) -> None:
+        choices = ("auto", *KERNELS)
+        allowed = PRE_NORMALIZATIONS
+        require(pre_normalization in allowed, "pre_normalization", pre_normalization, " | ".join(allowed))
+        require(trust_ratio in TRUST_RATIOS, "trust_ratio", trust_ratio, " | ".join(TRUST_RATIOS))
+        require(kernel in choices, "kernel", kernel, " | ".join(choices))
+        require(0 < max_grad_norm < math.inf, "max_grad_norm", max_grad_norm, "a finite number above 0")
+        self.pre_normalization = pre_normalization
+        self.max_grad_norm = max_grad_norm
+        self.adaptation = Adaptation(trust_ratio, phi_min, phi_max)
+        self.bias_correction = bias_correction
+        self.kernel = "foreach" if kernel == "auto" else kernel
+        self.workspace: dict[str, Tensor] = {}
+        super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
+        device = self._device()
+        self.grad_norm = torch.zeros((), dtype=torch.float64, device=device)
+        self.skipped = torch.zeros((), dtype=torch.float32, device=device)
+        self.nonfinite_state = torch.zeros((), dtype=torch.bool, device=device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle and deepcopy keep the options too; torch's own version keeps only what lies in groups."""
+        options = ("pre_normalization", "max_grad_norm", "adaptation", "bias_correction", "kernel")
+        kept = {key: self.__dict__[key] for key in (*options, "grad_norm", "skipped", "nonfinite_state")}
+        return super().__getstate__() | kept | {"workspace": {}}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as in torch; raises ``ConfigError`` for its options or parameters."""
+        super().add_param_group(prepare_group(param_group, self.defaults, self.param_groups))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Apply one update, or skip it; returns what ``closure`` returns. No device synchronisation in ``foreach``."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        parts = [layers for group in self.param_groups for layers in gather(group, self.state)]
+        grads = [grad for layers in parts for grad in layers.grads]
+        # GradScaler sets these two for the call and deletes them after it.
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        decision = decide(grads, self._device(), self.pre_normalization, self.max_grad_norm, grad_scale, found_inf)
+        self.grad_norm = decision.grad_norm
+        self.skipped = decision.skipped.to(torch.float32)
+        kernel = KERNELS[self.kernel]
+        for layers in parts:
+            broken = kernel(layers, decision, self.adaptation, self.bias_correction, self.workspace)
+            self.nonfinite_state = self.nonfinite_state | broken
+            low = [i for i, param in enumerate(layers.params) if param is not layers.weights[i]]
+            if low:
+                torch._foreach_copy_([layers.params[i] for i in low], [layers.weights[i] for i in low])
+        return loss
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state, of whichever kernel. Raises ``ConfigError`` where it does not fit the parameters.
+
+        torch's version casts moments and masters to the parameter's type; here they keep their float32.
+        """
+        super().load_state_dict(state_dict)
+        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        params = [param for group in self.param_groups for param in group["params"]]
+        for saved_id, param in zip(saved_ids, params, strict=True):
+            saved = state_dict["state"].get(saved_id)
+            if saved is None:
+                continue
+            own = {}
+            for key, value in saved.items():
+                if key == "master" and param.dtype not in LOW_PRECISION:
+                    continue  # the parameter itself now holds what the master held
+                shape = torch.Size() if key == "step" else param.shape
+                require(value.shape == shape, f"shape of {key} of parameter {saved_id}", tuple(value.shape), f"{shape}")
+                dtype = torch.float32 if key == "step" else state_dtype(param)
+                own[key] = torch.empty(shape, dtype=dtype, device=param.device).copy_(value)
+            self.state[param] = own
+
+    def _device(self) -> torch.device:
+        return next(param.device for group in self.param_groups for param in group["params"])

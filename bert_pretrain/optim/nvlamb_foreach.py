@@ -1,0 +1,252 @@
+"""NVLAMB on torch's multi-tensor operations: the equations of ``nvlamb``, in few launches and few passes of memory.
+
+What differs from the reference, in rounding only:
+
+- Bias correction is two numbers a layer: m'/(sqrt(v') + eps) = k m / (sqrt(v) + e), k = sqrt(1-b2^t) / (1-b1^t),
+  e = eps sqrt(1-b2^t).
+- Layers are taken in runs: a large layer alone and, on CPU, in pieces; small layers together. All passes over a
+  piece happen while it lies in the cache. From memory come g, m, v, w once, and u and w once more to apply the
+  update, since the trust ratio needs the norm of the whole u: about 44 bytes a parameter.
+- u lies in one buffer that is kept between steps, as large as the largest layer: fresh pages cost more than the
+  arithmetic.
+
+On CPU the decision to skip is read by the host, which costs nothing there. On other devices nothing is read: the
+factors become 1 and what is added becomes -0.0, which leaves every number as it is, bit for bit.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bert_pretrain.optim.layers import Decision, Layers
+from bert_pretrain.optim.norms import layer_norms
+from bert_pretrain.optim.trust import Adaptation
+
+CPU_RUN = 1 << 19
+"""Elements of a run of small layers, and of a piece of a large one: five float32 arrays of it fit a cache."""
+DEVICE_RUN = 1 << 25
+"""The same elsewhere: few launches matter, and no layer is cut."""
+
+
+@dataclass
+class Scalars:
+    """Numbers of a step. On CPU Python floats; elsewhere 0-d tensors on the device, so that the host never waits."""
+
+    masked: bool
+    """Whether the step may turn out to be skipped: only where the host does not know."""
+    skipped: Tensor
+    grad_factor: float | Tensor
+    keep1: float | Tensor
+    """b1, or 1 where the step is skipped."""
+    keep2: float | Tensor
+    add1: float
+    add2: float
+    decay: float
+    eps: float | list[Any]
+    """e of each layer (floats or 0-d tensors); one number where it is the same for all, as it is unless a layer sat out."""
+    gain: float | list[Any]
+    """k, likewise."""
+
+
+@dataclass
+class Piece:
+    """What is computed in one go: whole small layers, or one part of a large layer. Parallel lists."""
+
+    w: list[Tensor]
+    g: list[Tensor]
+    m: list[Tensor]
+    v: list[Tensor]
+    u: list[Tensor]
+    flat_u: Tensor
+    """The memory of all of ``u``."""
+
+
+def foreach_step(
+    layers: Layers, decision: Decision, adaptation: Adaptation, bias_correction: bool, workspace: dict[str, Tensor]
+) -> Tensor:
+    """Update ``layers``; returns whether a weight or moment is not finite (0-d bool).
+
+    ``workspace`` keeps the buffer of the updates between calls. Never waits for the device; on CPU it returns at
+    once where the step is skipped.
+    """
+    on_cpu = decision.skipped.device.type == "cpu"
+    return _apply(layers, decision, adaptation, bias_correction, workspace, host_decides=on_cpu)
+
+
+def _apply(
+    layers: Layers,
+    decision: Decision,
+    adaptation: Adaptation,
+    bias_correction: bool,
+    workspace: dict[str, Tensor],
+    *,
+    host_decides: bool,
+) -> Tensor:
+    if host_decides and bool(decision.skipped):
+        return torch.zeros_like(decision.skipped)
+    dtype = layers.weights[0].dtype
+    limit = CPU_RUN if decision.skipped.device.type == "cpu" else DEVICE_RUN
+    cut = limit if decision.skipped.device.type == "cpu" else None
+    scalars = _scalars(layers, decision, bias_correction, dtype, host_decides)
+    lr, decay = layers.group["lr"], layers.group["weight_decay"]
+    buffer = _buffer(workspace, max(limit, *(w.numel() for w in layers.weights)), layers.weights[0])
+    healthy = torch.ones_like(decision.skipped)
+    for run in _runs([w.numel() for w in layers.weights], limit):
+        pieces = list(_pieces(layers, run, buffer, cut))
+        norms, peaks = [], []
+        for piece in pieces:
+            peaks.append(_direction(piece, run, scalars))
+            norms.append(layer_norms(piece.w + piece.u).view(2, -1))  # (2, layers of the piece)
+        norm = norms[0] if len(pieces) == 1 else torch.linalg.vector_norm(torch.cat(norms, 1), dim=1, keepdim=True)
+        ratio = adaptation.ratio(norm[0], norm[1], decay)
+        _descend(pieces, lr * ratio, scalars)
+        healthy &= torch.isfinite(norm).all() & torch.isfinite(torch.stack(peaks)).all()
+    if host_decides:
+        torch._foreach_add_(layers.steps, 1.0)
+    else:
+        torch._foreach_add_(layers.steps, (~decision.skipped).to(torch.float32))
+    return ~healthy
+
+
+def _scalars(
+    layers: Layers, decision: Decision, bias_correction: bool, dtype: torch.dtype, host_decides: bool
+) -> Scalars:
+    beta1, beta2 = layers.group["betas"]
+    t = torch.stack(layers.steps).double() + 1
+    correction1 = 1 - beta1**t if bias_correction else torch.ones_like(t)
+    root2 = torch.sqrt(1 - beta2**t) if bias_correction else torch.ones_like(t)
+    eps, gain = layers.group["eps"] * root2, root2 / correction1
+    decay = layers.group["weight_decay"]
+    if host_decides:
+        factor = decision.grad_factor.item()
+        each = [values[0] if len(set(values)) == 1 else values for values in (eps.tolist(), gain.tolist())]
+        return Scalars(False, decision.skipped, factor, beta1, beta2, 1 - beta1, 1 - beta2, decay, *each)
+    one = torch.ones((), dtype=dtype, device=t.device)
+    return Scalars(
+        True,
+        decision.skipped,
+        decision.grad_factor.to(dtype),
+        torch.where(decision.skipped, one, beta1),
+        torch.where(decision.skipped, one, beta2),
+        1 - beta1,
+        1 - beta2,
+        decay,
+        list(eps.to(dtype).unbind()),
+        list(gain.to(dtype).unbind()),
+    )
+
+
+def _buffer(workspace: dict[str, Tensor], size: int, like: Tensor) -> Tensor:
+    """Return a kept buffer of at least ``size`` elements, with the type and device of ``like``."""
+    key = f"update {like.dtype} {like.device}"
+    if key not in workspace or workspace[key].numel() < size:
+        workspace[key] = torch.empty(size, dtype=like.dtype, device=like.device)
+    return workspace[key]
+
+
+def _runs(sizes: list[int], limit: int) -> Iterator[list[int]]:
+    """Yield the layers, by index, in runs: large ones alone, small ones while they fit into ``limit`` together."""
+    small: list[int] = []
+    total = 0
+    for i, size in enumerate(sizes):
+        if size > limit:
+            yield [i]
+            continue
+        if total + size > limit:
+            yield small
+            small, total = [], 0
+        small.append(i)
+        total += size
+    if small:
+        yield small
+
+
+def _pieces(layers: Layers, run: list[int], buffer: Tensor, cut: int | None) -> Iterator[Piece]:
+    """Yield a run in pieces of at most ``cut`` elements; layers are cut only if their weights are contiguous."""
+    columns = (layers.weights, layers.grads, layers.exp_avgs, layers.exp_avg_sqs)
+    first = layers.weights[run[0]]
+    if cut is not None and first.numel() > cut and first.is_contiguous():
+        flat_u = buffer[: first.numel()].split(cut)
+        parts = [column[run[0]].reshape(-1).split(cut) for column in columns]
+        for w, g, m, v, u in zip(*parts, flat_u, strict=True):
+            yield Piece([w], [g], [m], [v], [u], u)
+        return
+    w, g, m, v = ([column[i] for i in run] for column in columns)
+    flat = buffer[: sum(x.numel() for x in w)]
+    u = [part.view(x.shape) for part, x in zip(flat.split([x.numel() for x in w]), w, strict=True)]
+    yield Piece(w, g, m, v, u, flat)
+
+
+def _direction(piece: Piece, run: list[int], scalars: Scalars) -> Tensor:
+    """Equations (2) to (5): advance m and v, leave u in ``piece.u``. Returns max sqrt(v), 0-d.
+
+    The maximum shows an infinite v, which u would hide (m / inf = 0).
+    """
+    _set_scaled(piece, scalars.grad_factor)
+    if scalars.masked:
+        piece.flat_u.masked_fill_(scalars.skipped, -0.0)
+        torch._foreach_mul_(piece.m, scalars.keep1)
+        torch._foreach_add_(piece.m, piece.u, alpha=scalars.add1)
+    else:
+        torch._foreach_lerp_(piece.m, piece.u, scalars.add1)
+    torch._foreach_mul_(piece.v, scalars.keep2)
+    torch._foreach_addcmul_(piece.v, piece.u, piece.u, value=scalars.add2)
+    _set_root(piece)
+    peak = piece.flat_u.amax()
+    if isinstance(scalars.eps, float):
+        piece.flat_u.add_(scalars.eps)
+    else:
+        torch._foreach_add_(piece.u, [scalars.eps[i] for i in run])
+    _divide_into(piece)
+    if isinstance(scalars.gain, float):
+        piece.flat_u.mul_(scalars.gain)
+    else:
+        torch._foreach_mul_(piece.u, [scalars.gain[i] for i in run])
+    if scalars.decay:
+        torch._foreach_add_(piece.u, piece.w, alpha=scalars.decay)
+    return peak
+
+
+# u <- factor g; u <- sqrt(v); u <- m / u. One tensor (nearly all of a model lies in such pieces) saves a pass.
+
+
+def _set_scaled(piece: Piece, factor: float | Tensor) -> None:
+    if len(piece.u) == 1 and piece.g[0].dtype == piece.u[0].dtype:
+        torch.mul(piece.g[0], factor, out=piece.u[0])
+    else:
+        torch._foreach_copy_(piece.u, piece.g)
+        piece.flat_u.mul_(factor)
+
+
+def _set_root(piece: Piece) -> None:
+    if len(piece.u) == 1:
+        torch.sqrt(piece.v[0], out=piece.u[0])
+    else:
+        torch._foreach_copy_(piece.u, piece.v)
+        piece.flat_u.sqrt_()
+
+
+def _divide_into(piece: Piece) -> None:
+    if len(piece.u) == 1:
+        torch.div(piece.m[0], piece.u[0], out=piece.u[0])
+    else:
+        piece.flat_u.reciprocal_()
+        torch._foreach_mul_(piece.u, piece.m)
+
+
+def _descend(pieces: list[Piece], step_size: Tensor, scalars: Scalars) -> None:
+    """Equation (7): w <- w - step_size u, ``step_size`` = lr r, one value a layer of the run."""
+    if not scalars.masked:
+        sizes = step_size.tolist()
+        for piece in pieces:
+            for w, u, size in zip(piece.w, piece.u, sizes, strict=True):
+                w.add_(u, alpha=-size)
+        return
+    for piece in pieces:
+        sizes = list((-step_size).to(piece.flat_u.dtype).unbind())
+        torch._foreach_mul_(piece.u, sizes)
+        piece.flat_u.masked_fill_(scalars.skipped, -0.0)
+        torch._foreach_add_(piece.w, piece.u)

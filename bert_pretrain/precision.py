@@ -1,0 +1,87 @@
+"""Autocast, loss scaling, and whether a step was applied.
+
+The optimizer decides from the norm of the whole gradient, once, whether a step is applied; the loss scale follows
+that decision. No extra pass over the gradients: unscaling happens inside the optimizer.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from bert_pretrain.errors import require
+
+_GROWTH, _BACKOFF = 2.0, 0.5
+
+
+@dataclass
+class PrecisionConfig:
+    """Options ``precision.*``."""
+
+    compute: str
+    """``auto``, ``bf16``, ``fp16`` or ``fp32``: the type of the matrix products. Weights stay float32.
+    ``auto`` is bf16 where the device has matrix units for it, fp16 on older GPUs, fp32 on other CPUs."""
+    initial_loss_scale: float
+    """fp16 only: where the loss scale starts."""
+    growth_interval: int
+    """fp16 only: applied steps in a row before the loss scale doubles."""
+
+    def __post_init__(self) -> None:
+        allowed = ("auto", "bf16", "fp16", "fp32")
+        require(self.compute in allowed, "precision.compute", self.compute, ", ".join(allowed))
+        require(
+            self.initial_loss_scale > 0, "precision.initial_loss_scale", self.initial_loss_scale, "a number above 0"
+        )
+        require(self.growth_interval >= 1, "precision.growth_interval", self.growth_interval, "1 or more")
+
+
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype that ``precision.compute`` means on ``device``."""
+    named = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    if name != "auto":
+        return named[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    # Without matrix units bf16 products are emulated, hundreds of times slower than float32.
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+
+
+class MixedPrecision:
+    """Autocast for the forward pass, and the loss scale of fp16 (1 and constant otherwise)."""
+
+    def __init__(self, config: PrecisionConfig, device: torch.device) -> None:
+        self.device = device
+        self.dtype = compute_dtype(config.compute, device)
+        self.scaled = self.dtype == torch.float16
+        self.growth_interval = config.growth_interval
+        start = config.initial_loss_scale if self.scaled else 1.0
+        self.scale = torch.tensor(start, dtype=torch.float32, device=device)
+        self._good_steps = torch.zeros((), dtype=torch.int32, device=device)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context of a forward pass."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+        """Step ``optimizer`` on scaled gradients; return a 0-d float tensor, 1 where the step was skipped.
+
+        Nothing is read back: the new scale is computed on the device.
+        """
+        if self.scaled:
+            optimizer.grad_scale = self.scale  # type: ignore[attr-defined]
+        optimizer.step()
+        skipped: torch.Tensor = optimizer.skipped  # type: ignore[attr-defined]
+        if self.scaled:
+            torch._amp_update_scale_(self.scale, self._good_steps, skipped, _GROWTH, _BACKOFF, self.growth_interval)
+        return skipped
+
+    def state_dict(self) -> dict[str, float]:
+        """Loss scale and the run of good steps behind it. A device synchronisation."""
+        return {"loss_scale": self.scale.item(), "good_steps": self._good_steps.item()}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Restore what ``state_dict`` gave."""
+        self.scale.fill_(state["loss_scale"])
+        self._good_steps.fill_(int(state["good_steps"]))

@@ -1,0 +1,186 @@
+"""Entry: ``[torchrun ... -m] python -m bert_pretrain.pretrain recipe=NAME [option=value ...]``.
+
+Configuration -> parts -> ``Trainer.run()``. Every part is built here, by name, top to bottom.
+"""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import transformers
+from omegaconf import OmegaConf
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from bert_pretrain.batch_plan import BatchPlan
+from bert_pretrain.checkpoint import (
+    CheckpointStore,
+    Progress,
+    load_optimizer_state,
+    load_progress,
+    resolve_init,
+)
+from bert_pretrain.config import PretrainConfig, check_same_run
+from bert_pretrain.data import ShardSet, TrainingData, open_split
+from bert_pretrain.distributed import World, open_world, report_once, wandb_key_present
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.flops import measured_matrix_rate
+from bert_pretrain.metrics import MetricsLog, writable_directory
+from bert_pretrain.model import PretrainingModel, build_model, load_weights
+from bert_pretrain.optim import build_optimizer
+from bert_pretrain.optim.schedule import learning_rate_table
+from bert_pretrain.plan import describe
+from bert_pretrain.precision import MixedPrecision
+from bert_pretrain.remask import remasking
+from bert_pretrain.report import write_report
+from bert_pretrain.sample_order import SampleOrder
+from bert_pretrain.structured import entry_point
+from bert_pretrain.train import Trainer
+
+
+@entry_point("pretrain", PretrainConfig, report=report_once)
+@record
+def main(config: PretrainConfig) -> None:
+    """Pretrain, or go on where the run in ``run_dir`` stopped."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    with open_world(config.device) as world:
+        pretrain(config, world)
+
+
+def pretrain(config: PretrainConfig, world: World) -> Trainer:
+    """Build every part, train to the end, draw the plots; return the finished trainer."""
+    run_dir = Path(config.run_dir)
+    config_yaml = prepare_run_dir(run_dir, config, world)
+    log = MetricsLog(run_dir / "metrics.jsonl" if world.is_first else None, config.schedule.total_steps)
+
+    shards = open_train_split(config, log)
+    heldout = open_split(config.data, "heldout", config.model.vocab_size)
+    plan = BatchPlan(config.batch.global_batch_size, config.batch.micro_batch_size, world.size)
+    order = SampleOrder(config.seed, shards.samples, config.data.block_size)
+    remask = remasking(config.data, shards, config.seed)
+    data = TrainingData(shards, order, plan, world.rank, remask, config.data.prefetch)
+
+    model = build_model(config.model, config.seed, world.device)
+    optimizer = build_optimizer(model, config.optimizer)
+    precision = MixedPrecision(config.precision, world.device)
+    tokenizer = Path(config.data.tokenizer)
+    store = CheckpointStore(
+        run_dir / "checkpoints", config.checkpoint.keep_last, tokenizer if tokenizer.is_dir() else None
+    )
+    progress = resume(store, model, optimizer, precision, shards, world, log)
+    if progress is None:
+        progress = start(config, model, optimizer, shards, world, log)
+
+    log.say(describe(config, world.size, str(world.device), precision.dtype, shards.samples))
+    log.resume(progress.step)
+    log.open_wandb(config.logging.wandb, config.logging.wandb_project, run_dir, wandb_key_present(), asdict(config))
+    trainer = Trainer(
+        world=world,
+        model=model,
+        model_config=config.model,
+        optimizer=optimizer,
+        learning_rates=learning_rate_table(config.optimizer.lr, config.schedule).to(world.device),
+        precision=precision,
+        plan=plan,
+        data=data,
+        heldout=heldout,
+        store=store,
+        log=log,
+        progress=progress,
+        seed=config.seed,
+        config_yaml=config_yaml,
+        total_steps=config.schedule.total_steps,
+        log_every=config.logging.every_steps,
+        evaluate_every=config.training.evaluate_every_steps,
+        checkpoint_every=config.checkpoint.every_steps,
+        peak_rate=measured_matrix_rate(world.device, precision.dtype),
+    )
+    trainer.run()
+    log.close()
+    if world.is_first:
+        page = write_report(run_dir)
+        log.say(f"finished: checkpoints in {store.directory}, report with plots in {page}")
+    return trainer
+
+
+def prepare_run_dir(run_dir: Path, config: PretrainConfig, world: World) -> str:
+    """Create ``run_dir`` with its ``config.yaml``, or check that it belongs to this run; return the YAML."""
+    config_yaml = OmegaConf.to_yaml(OmegaConf.structured(config))
+    stored = run_dir / "config.yaml"
+    if stored.exists():
+        check_same_run(config_yaml, stored.read_text(encoding="utf-8"), config.run_dir)
+    elif (run_dir / "checkpoints").exists() or (run_dir / "metrics.jsonl").exists():
+        raise ConfigError(f"run_dir {run_dir} holds a run without a config.yaml; give another run_dir")
+    world.wait_for_all()
+    if world.is_first and not stored.exists():
+        fault = writable_directory(run_dir)
+        if fault is not None:
+            raise ConfigError(f"run_dir {run_dir} cannot be written ({fault}); give another run_dir")
+        stored.write_text(config_yaml, encoding="utf-8")
+    world.wait_for_all()
+    return config_yaml
+
+
+def open_train_split(config: PretrainConfig, log: MetricsLog) -> ShardSet:
+    """The training shards, checked. Raises ``ConfigError`` where there are none."""
+    shards = open_split(config.data, "train", config.model.vocab_size, log.say)
+    if shards is None:
+        raise ConfigError(f"data.dir {config.data.dir} holds no training samples; make shards with data_prep.prepare")
+    return shards
+
+
+def resume(
+    store: CheckpointStore,
+    model: PretrainingModel,
+    optimizer: torch.optim.Optimizer,
+    precision: MixedPrecision,
+    shards: ShardSet,
+    world: World,
+    log: MetricsLog,
+) -> Progress | None:
+    """Load the newest valid checkpoint of this run, or return None where there is none."""
+    found = world.broadcast(str(store.newest_valid(log.say) or "") if world.is_first else "")
+    if not found:
+        return None
+    progress = load_progress(Path(found))
+    if progress.data_fingerprint != shards.fingerprint:
+        raise ConfigError(
+            f"{found} was trained on other shards than those in data.dir now; restore them, or give another run_dir "
+            f"with init_from={found}"
+        )
+    load_weights(model, Path(found) / "model")
+    optimizer.load_state_dict(load_optimizer_state(Path(found), world.device))
+    precision.load_state_dict(progress.precision or precision.state_dict())
+    log.say(f"going on from {found}, step {progress.step}")
+    return progress
+
+
+def start(
+    config: PretrainConfig,
+    model: PretrainingModel,
+    optimizer: torch.optim.Optimizer,
+    shards: ShardSet,
+    world: World,
+    log: MetricsLog,
+) -> Progress:
+    """Step 0, from fresh weights or from those of ``init_from``."""
+    progress = Progress(data_fingerprint=shards.fingerprint)
+    if config.init_from is None:
+        return progress
+    source = resolve_init(Path(config.init_from))
+    load_weights(model, source / "model")
+    if config.init_moments != "reset":
+        state = load_optimizer_state(source, world.device)
+        if config.init_moments == "restart":
+            for entry in state["state"].values():
+                entry["step"] = torch.zeros_like(entry["step"])
+        state["param_groups"] = optimizer.state_dict()["param_groups"]  # the new recipe's options hold
+        optimizer.load_state_dict(state)
+    log.say(f"weights from {source}, moments: {config.init_moments}")
+    return progress
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""The contract between data preparation and training: what a shard is, and how it is written and read.
+
+A shard is one HDF5 file with NVIDIA's six data sets. N samples, L sequence length, P most predictions per sample:
+
+    input_ids             (N, L)  token ids with the masks in them, 0-padded
+    input_mask            (N, L)  1 for a real token, 0 for padding
+    segment_ids           (N, L)  0 for [CLS] A [SEP], 1 for B [SEP], 0 for padding
+    masked_lm_positions   (N, P)  ascending, 0-padded (position 0 is [CLS], which is never masked)
+    masked_lm_ids         (N, P)  the ids that stood there, 0-padded
+    next_sentence_labels  (N,)    1 where the second segment is a random one
+
+Any integer dtype is read. Our own files carry a :class:`ShardHeader` and a checksum as attributes; files without
+them, as the published pipeline wrote them, are accepted as legacy. A ``manifest.json`` beside the shards lists
+them. This module needs h5py and numpy only: data preparation must not load torch.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from bert_pretrain.errors import ConfigError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+SHARD_FIELDS = (
+    "input_ids",
+    "input_mask",
+    "segment_ids",
+    "masked_lm_positions",
+    "masked_lm_ids",
+    "next_sentence_labels",
+)
+SPLITS = ("train", "heldout")
+_ROWS_PER_READ = 16_384  # bounds the memory of a pass over a whole shard
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class ShardHeader:
+    """What a shard says of itself, stored as HDF5 attributes."""
+
+    sequence_length: int
+    max_predictions: int
+    vocab_size: int
+    vocab_hash: str
+    tokenizer_hash: str
+    masked_lm_prob: float
+    whole_word_masking: bool
+    short_seq_prob: float
+    dupe_factor: int
+    seed: int
+    split: str
+
+
+def content_checksum(arrays: Arrays) -> str:
+    """SHA-256 over the six data sets, in the order of ``SHARD_FIELDS``, as little-endian int32 rows.
+
+    Independent of the dtype and of the storage layout on disk.
+    """
+    digests = {name: hashlib.sha256() for name in SHARD_FIELDS}
+    _update_digests(digests, arrays)
+    return _combine(digests)
+
+
+def _update_digests(digests: dict[str, Any], arrays: Arrays) -> None:
+    for name, digest in digests.items():
+        digest.update(np.ascontiguousarray(arrays[name], dtype="<i4").data)
+
+
+def _combine(digests: dict[str, Any]) -> str:
+    whole = hashlib.sha256()
+    for name in SHARD_FIELDS:
+        whole.update(digests[name].digest())
+    return whole.hexdigest()
+
+
+def write_shard(path: Path, arrays: Arrays, header: ShardHeader) -> dict[str, Any]:
+    """Write one shard and return its row for the manifest.
+
+    The file gets its final name only when it is whole and on disk. Ids are stored in 16 bits where the vocabulary
+    allows. Errors of the file system are raised as they are (OSError).
+    """
+    ids = np.uint16 if header.vocab_size <= 1 << 16 else np.int32
+    dtypes = (ids, np.int8, np.int8, np.uint16, ids, np.int8)
+    checksum = content_checksum(arrays)
+    samples = len(arrays["input_ids"])
+    temporary = path.with_name(f".{path.name}.partial")
+    with h5py.File(temporary, "w") as file:
+        for name, dtype in zip(SHARD_FIELDS, dtypes, strict=True):
+            file.create_dataset(name, data=arrays[name].astype(dtype))
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["samples"] = samples
+        file.attrs["checksum"] = checksum
+        for key, value in asdict(header).items():
+            file.attrs[key] = value
+    with open(temporary, "rb") as written:
+        os.fsync(written.fileno())
+    temporary.rename(path)
+    return {"name": path.name, "split": header.split, "samples": samples, "checksum": checksum}
+
+
+class ShardReader:
+    """One open shard: its shape, its header (None for a legacy file) and contiguous reads.
+
+    Raises ``ConfigError`` where the file is missing, truncated, or not laid out as a shard.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = h5py.File(path, "r")
+        except OSError as error:
+            raise ConfigError(
+                f"shard {path} cannot be read ({error}); it is missing, truncated or no HDF5 file: "
+                "write it again with data_prep.prepare, or remove it"
+            ) from None
+        self._check_layout()
+        self.samples, self.sequence_length = self._file["input_ids"].shape
+        self.max_predictions = self._file["masked_lm_positions"].shape[1]
+        self.checksum: str | None = self._file.attrs.get("checksum")
+        self.header = self._read_header()
+
+    def _check_layout(self) -> None:
+        for name in SHARD_FIELDS:
+            data = self._file.get(name)
+            if not isinstance(data, h5py.Dataset):
+                raise ConfigError(f"shard {self.path} has no data set {name!r}; a shard has {', '.join(SHARD_FIELDS)}")
+            if data.dtype.kind not in "iu":
+                raise ConfigError(f"shard {self.path}: {name} has dtype {data.dtype}; allowed: any integer dtype")
+        samples, length = _shape(self._file["input_ids"], 2, self.path)
+        _, predictions = _shape(self._file["masked_lm_positions"], 2, self.path)
+        expected = ((samples, length),) * 3 + ((samples, predictions),) * 2 + ((samples,),)
+        for name, shape in zip(SHARD_FIELDS, expected, strict=True):
+            if self._file[name].shape != shape:
+                raise ConfigError(
+                    f"shard {self.path}: {name} has shape {self._file[name].shape}, "
+                    f"but input_ids and masked_lm_positions ask for {shape}"
+                )
+
+    def _read_header(self) -> ShardHeader | None:
+        attributes = self._file.attrs
+        if "format_version" not in attributes:
+            return None
+        version = int(attributes["format_version"])
+        if version != FORMAT_VERSION:
+            raise ConfigError(
+                f"shard {self.path} has format version {version}; this program reads version {FORMAT_VERSION}"
+            )
+        missing = [field.name for field in fields(ShardHeader) if field.name not in attributes]
+        if missing:
+            raise ConfigError(f"shard {self.path} lacks the attributes {', '.join(missing)}: write it again")
+        if int(attributes["samples"]) != self.samples:
+            raise ConfigError(
+                f"shard {self.path} says it holds {int(attributes['samples'])} samples but has {self.samples} rows"
+            )
+        values = {field.name: attributes[field.name] for field in fields(ShardHeader)}
+        return ShardHeader(
+            **{name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+        )
+
+    def read(self, start: int, stop: int) -> Arrays:
+        """Rows ``start`` to ``stop`` of all six data sets, in the dtypes of the file."""
+        try:
+            return {name: self._file[name][start:stop] for name in SHARD_FIELDS}
+        except OSError as error:
+            raise ConfigError(f"shard {self.path}, samples {start} to {stop}, cannot be read ({error})") from None
+
+    def check_content(self, vocab_size: int) -> None:
+        """Read the whole shard once; raise ``ConfigError`` where ids or checksum are wrong.
+
+        Legacy files have no checksum: of them only the range of the ids is checked.
+        """
+        digests = {name: hashlib.sha256() for name in SHARD_FIELDS}
+        for start in range(0, self.samples, _ROWS_PER_READ):
+            arrays = self.read(start, min(start + _ROWS_PER_READ, self.samples))
+            check_ids(arrays, vocab_size, self.path)
+            _update_digests(digests, arrays)
+        if self.checksum is not None and _combine(digests) != self.checksum:
+            raise ConfigError(
+                f"shard {self.path} is damaged: its content does not give the checksum in its header; write it again"
+            )
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _shape(data: h5py.Dataset, dimensions: int, path: Path) -> tuple[int, ...]:
+    if data.ndim != dimensions:
+        raise ConfigError(f"shard {path}: {data.name} has {data.ndim} dimensions; a shard has {dimensions} there")
+    return tuple(data.shape)
+
+
+def check_ids(arrays: Arrays, vocab_size: int, path: Path) -> None:
+    """Raise ``ConfigError`` where a token id or a masked position points outside of what it indexes."""
+    length = arrays["input_ids"].shape[1]
+    limits = {"input_ids": vocab_size, "masked_lm_ids": vocab_size, "masked_lm_positions": length, "segment_ids": 2}
+    for name, limit in limits.items():
+        values = arrays[name]
+        if values.size and (int(values.max()) >= limit or int(values.min()) < 0):
+            worst = int(values.max()) if int(values.max()) >= limit else int(values.min())
+            raise ConfigError(
+                f"shard {path}: {name} holds {worst}, but the model takes 0 to {limit - 1}; "
+                "the shards were made with another vocabulary or sequence length than model.vocab_size says"
+            )
+
+
+def shard_paths(directory: Path, split: str) -> list[Path]:
+    """The shards of one split: those that the manifest lists, or, without a manifest, by name.
+
+    Without a manifest a file counts as held out where its name holds ``heldout`` or ``test``, as the published
+    pipeline names them. Raises ``ConfigError`` where the directory or a listed shard is missing.
+    """
+    if not directory.is_dir():
+        raise ConfigError(f"data.dir is {str(directory)!r}, which is no directory; make shards with data_prep.prepare")
+    manifest = read_manifest(directory)
+    if manifest is not None:
+        paths = [directory / row["name"] for row in manifest["shards"] if row["split"] == split]
+        missing = [path.name for path in paths if not path.exists()]
+        if missing:
+            raise ConfigError(f"data.dir {directory}: {MANIFEST} lists {', '.join(missing)}, which is not there")
+        return paths
+    found = sorted(path for path in directory.iterdir() if path.suffix in {".hdf5", ".h5"})
+    if not found:
+        raise ConfigError(
+            f"data.dir {directory} holds no shards (*.hdf5, *.h5) and no {MANIFEST}; make shards with data_prep.prepare"
+        )
+    return [path for path in found if ("heldout" in path.name or "test" in path.name) == (split == "heldout")]
+
+
+def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """The manifest beside the shards, or None where there is none (a legacy directory)."""
+    path = directory / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        for row in manifest["shards"]:
+            if not isinstance(row["name"], str) or row["split"] not in SPLITS or int(row["samples"]) < 0:
+                raise ValueError(row)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} cannot be read as a manifest ({error!r}); write the shards again") from None
+    return manifest
+
+
+def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
+    """Write ``manifest.json``; it gets its name only when it is whole."""
+    temporary = directory / f".{MANIFEST}.partial"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump({"format_version": FORMAT_VERSION, **manifest}, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(directory / MANIFEST)
+
+
+def data_fingerprint(readers: list[ShardReader]) -> str:
+    """A hash of what is trained on: names, counts and checksums (legacy: counts only), in order."""
+    digest = hashlib.sha256()
+    for reader in readers:
+        digest.update(f"{reader.path.name} {reader.samples} {reader.checksum}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,103 @@
+"""The output directory: whose it is, what an interrupted run left in it, and that nothing is overwritten."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.shards import MANIFEST, read_manifest
+
+_OPTIONS = "options.json"  # in out_dir/corpus: the options of the run that owns the directory
+_CORPUS = "corpus"
+
+
+def check_out_dir(out_dir: Path, options: dict[str, Any]) -> None:
+    """Raise ``ConfigError`` if the directory cannot be written, or holds what other options or programs made."""
+    if out_dir.exists() and not out_dir.is_dir():
+        raise ConfigError(f"out_dir is {str(out_dir)!r}, which is a file; give a directory")
+    if not out_dir.exists():
+        return
+    manifest = read_manifest(out_dir)
+    if manifest is not None:
+        _compare(manifest.get("options"), options, f"out_dir {out_dir} holds finished shards ({MANIFEST})")
+        missing = [row["name"] for row in manifest["shards"] if not (out_dir / row["name"]).exists()]
+        if missing:
+            raise ConfigError(
+                f"out_dir {out_dir}: {MANIFEST} lists {', '.join(missing)}, which is not there; "
+                "remove the directory to make it anew, or choose another"
+            )
+        return
+    owner = out_dir / _CORPUS / _OPTIONS
+    if owner.exists():
+        _compare(_read_json(owner), options, f"out_dir {out_dir} holds an unfinished preparation ({owner})")
+        return
+    foreign = sorted(path.name for path in out_dir.iterdir())
+    if foreign:
+        raise ConfigError(
+            f"out_dir {out_dir} is not empty ({foreign[0]}{', ...' if len(foreign) > 1 else ''}) and was not made by "
+            "this program; nothing was touched: choose another directory"
+        )
+
+
+def _compare(found: dict[str, Any] | None, wanted: dict[str, Any], where: str) -> None:
+    other = _differences(found or {}, json.loads(json.dumps(wanted)), "")
+    if other:
+        raise ConfigError(
+            f"{where} made with other options: {'; '.join(other[:4])}; nothing was touched: "
+            "choose another out_dir, give the same options, or remove it"
+        )
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str) -> list[str]:
+    lines = []
+    for name in sorted(found.keys() | wanted.keys()):
+        have, want = found.get(name), wanted.get(name)
+        if isinstance(have, dict) and isinstance(want, dict):
+            lines += _differences(have, want, f"{prefix}{name}.")
+        elif have != want and name == "fingerprint":
+            lines.append("the corpus itself (its files, or the installed packages) has changed since")
+        elif have != want:
+            lines.append(f"{prefix}{name} was {have!r}, now {want!r}")
+    return lines
+
+
+def claim_out_dir(out_dir: Path, options: dict[str, Any]) -> None:
+    """Create the directory and write down whose it is. Raises ``ConfigError`` where that is not possible."""
+    try:
+        (out_dir / _CORPUS).mkdir(parents=True, exist_ok=True)
+        _write_json(out_dir / _CORPUS / _OPTIONS, options)
+    except OSError as error:
+        raise ConfigError(f"out_dir {out_dir} cannot be written ({error}); choose another directory") from None
+
+
+def save_stage(corpus_dir: Path, stage: str, counts: dict[str, Any]) -> None:
+    """Note that a stage is done, with what it counted."""
+    _write_json(_stage_path(corpus_dir, stage), counts)
+
+
+def load_stage(corpus_dir: Path, stage: str) -> dict[str, Any] | None:
+    """What a finished stage of an interrupted run counted, or None where it has to run."""
+    path = _stage_path(corpus_dir, stage)
+    return _read_json(path) if path.exists() else None
+
+
+def _stage_path(corpus_dir: Path, stage: str) -> Path:
+    return corpus_dir / f"{stage.replace(' ', '_')}.done.json"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); remove the directory to start anew") from None
+    return dict(content)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)

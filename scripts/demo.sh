@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# From nothing to a BERT of one's own: corpus, tokenizer, shards, pretraining, export, a few masks filled.
+# Every step that finds its result already there reuses it. Options given here go to the pretraining step:
+#   scripts/demo.sh optimizer.lr=0.02 run_dir=runs/faster
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+data_dir=${DATA_DIR:-data/demo}
+run_dir=runs/demo
+for option in "$@"; do
+    case $option in run_dir=*) run_dir=${option#run_dir=} ;; esac
+done
+
+step() { printf '\n== %s\n' "$*"; }
+
+gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
+processes=$((gpus > 0 ? gpus : 2))
+
+step "1/4  corpus, tokenizer and masked shards -> $data_dir"
+python -m data_prep.prepare --config-name=prepare_demo out_dir="$data_dir" ${PREPARE_OPTIONS:-}
+python -m data_prep.verify dir="$data_dir" samples=2
+
+step "2/4  pretraining with NVLAMB on $processes processes -> $run_dir"
+# The plan checks options, shards and run directory in one process, so that a mistake ends in one line.
+python -m bert_pretrain.plan recipe=demo data.dir="$data_dir" "$@" devices="$processes"
+torchrun --standalone --nproc-per-node="$processes" -m bert_pretrain.pretrain recipe=demo data.dir="$data_dir" "$@"
+
+step "3/4  export -> $run_dir/model"
+python -m bert_pretrain.export run_dir="$run_dir" out_dir="$run_dir/model" overwrite=true
+
+step "4/4  masks filled in sentences it never saw"
+python -m bert_pretrain.fill_mask model="$run_dir/model" "sentences=[
+    'If the file does not [MASK] , an error is raised .',
+    'The default [MASK] is used if the argument is not given .',
+    'This function returns a new [MASK] with the same shape as the input .',
+    'The method must be [MASK] before the connection is closed .']"
+
+step "done"
+python -m bert_pretrain.report run_dir="$run_dir"

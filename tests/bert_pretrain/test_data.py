@@ -1,0 +1,237 @@
+import dataclasses
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from bert_pretrain.batch_plan import BatchPlan
+from bert_pretrain.batches import count, to_micro_batch
+from bert_pretrain.data import DataConfig, ShardSet, TrainingData, heldout_batches, open_split
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.remask import remasking
+from bert_pretrain.sample_order import SampleOrder
+from bert_pretrain.shards import SHARD_FIELDS, write_shard
+from tests.conftest import LENGTH, PREDICTIONS, VOCAB_SIZE, header, make_shards, random_arrays
+
+
+def config(directory: Path, **changes: object) -> DataConfig:
+    values: dict = {
+        "dir": str(directory),
+        "tokenizer": str(directory / "tokenizer"),
+        "sequence_length": LENGTH,
+        "masking": "static",
+        "masked_lm_prob": None,
+        "check": "auto",
+        "block_size": 8,
+        "prefetch": 3,
+    }
+    return DataConfig(**{**values, **changes})
+
+
+def opened(directory: Path, split: str = "train") -> ShardSet:
+    shards = open_split(config(directory), split, VOCAB_SIZE)
+    assert shards is not None
+    return shards
+
+
+def training_data(directory: Path, batch: int, micro: int, world: int = 1, rank: int = 0) -> TrainingData:
+    shards = opened(directory)
+    return TrainingData(shards, SampleOrder(9, shards.samples, 8), BatchPlan(batch, micro, world), rank, None, 3)
+
+
+def rows(micro_batches: list) -> list[bytes]:
+    """Each sample as bytes: enough to tell the samples of the test shards apart."""
+    return [
+        sample.numpy().tobytes() + labels.numpy().tobytes()
+        for micro_batch in micro_batches
+        for sample, labels in zip(micro_batch.input_ids, micro_batch.segment_ids, strict=True)
+    ]
+
+
+def test_micro_batch_by_hand() -> None:
+    arrays = {
+        "input_ids": np.array([[2, 4, 12, 3, 0], [2, 11, 4, 4, 3]], np.uint16),
+        "input_mask": np.array([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]], np.int8),
+        "segment_ids": np.array([[0, 0, 1, 1, 0], [0, 0, 1, 1, 1]], np.int8),
+        "masked_lm_positions": np.array([[1, 0], [2, 3]], np.uint16),
+        "masked_lm_ids": np.array([[30, 0], [31, 32]], np.uint16),
+        "next_sentence_labels": np.array([1, 0], np.int8),
+    }
+    batch = to_micro_batch(arrays)
+    assert batch.masked_positions.tolist() == [1, 7, 8]
+    assert batch.masked_labels.tolist() == [30, 31, 32]
+    assert batch.attention_mask is not None
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    assert dataclasses.astuple(count(arrays)) == (2, 3, 9, 16 + 25)
+    full = to_micro_batch({name: array[1:] for name, array in arrays.items()})
+    assert full.attention_mask is None
+    assert all(tensor is None or tensor.dtype == torch.int64 for tensor in batch.tensors())
+
+
+@pytest.mark.parametrize(("world", "micro"), [(1, 12), (1, 5), (2, 3), (3, 4), (5, 1), (12, 2)])
+def test_any_cut_gives_the_same_samples_in_the_same_steps(shard_dir: Path, world: int, micro: int) -> None:
+    whole = training_data(shard_dir, 12, 12)
+    for step in (0, 3, 8, 25):  # 8 straddles the first epoch's end, 25 is in the third
+        expected = rows(list(whole.micro_batches(step)))
+        parts = [training_data(shard_dir, 12, micro, world, rank) for rank in range(world)]
+        assert [row for part in parts for row in rows(list(part.micro_batches(step)))] == expected
+        total = sum((part.counts(step) for part in parts[1:]), parts[0].counts(step))
+        assert total == whole.counts(step)
+
+
+def test_an_epoch_holds_every_sample_once_across_shards(shard_dir: Path) -> None:
+    data = training_data(shard_dir, 10, 10)
+    epoch = [row for step in range(10) for row in rows(list(data.micro_batches(step)))]
+    shards = opened(shard_dir)
+    assert sorted(epoch) == sorted(rows([to_micro_batch(shards.read(0, shards.samples))]))
+
+
+def test_the_thread_gives_what_direct_calls_give_from_any_step(shard_dir: Path) -> None:
+    data = training_data(shard_dir, 12, 5)
+    for first in (0, 7):
+        steps = data.steps(first)
+        for step in range(first, first + 12):
+            batch = next(steps)
+            assert batch.counts == training_data(shard_dir, 12, 5).counts(step)
+            assert rows(list(batch.micro_batches)) == rows(list(training_data(shard_dir, 12, 5).micro_batches(step)))
+        steps.close()  # type: ignore[attr-defined]
+
+
+def test_reading_goes_on_at_the_beginning_past_the_end(shard_dir: Path) -> None:
+    shards = opened(shard_dir)
+    around = shards.read(95, 110)
+    for name in SHARD_FIELDS:
+        np.testing.assert_array_equal(
+            around[name], np.concatenate([shards.read(95, 100)[name], shards.read(0, 10)[name]])
+        )
+
+
+@pytest.mark.parametrize(("world", "micro"), [(1, 20), (2, 3), (3, 7), (21, 4)])
+def test_heldout_is_read_once_in_order(shard_dir: Path, world: int, micro: int) -> None:
+    shards = opened(shard_dir, "heldout")
+    parts = [batch for rank in range(world) for batch in heldout_batches(shards, micro, rank, world)]
+    assert rows(parts) == rows([to_micro_batch(shards.read(0, 20))])
+
+
+def test_published_layout_is_read(tmp_path: Path) -> None:
+    """int32 ids, int8 masks, gzip, no attributes, no manifest, the published names."""
+    arrays = random_arrays(np.random.default_rng(1), 30)
+    for name in ("books_training_0.hdf5", "books_test_0.hdf5"):
+        with h5py.File(tmp_path / name, "w") as file:
+            for field in SHARD_FIELDS:
+                narrow = field in ("input_mask", "segment_ids", "next_sentence_labels")
+                file.create_dataset(field, data=arrays[field].astype("i1" if narrow else "i4"), compression="gzip")
+    train, heldout = opened(tmp_path), opened(tmp_path, "heldout")
+    assert [path.name for path in train.paths] == ["books_training_0.hdf5"]
+    assert [path.name for path in heldout.paths] == ["books_test_0.hdf5"]
+    assert train.header is None
+    np.testing.assert_array_equal(train.read(0, 30)["input_ids"], arrays["input_ids"])
+
+
+def test_dynamic_masks_are_new_each_epoch_and_hide_the_same_text(tmp_path: Path) -> None:
+    make_shards(tmp_path)
+    (tmp_path / "tokenizer").mkdir()
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(VOCAB_SIZE - 5))]
+    (tmp_path / "tokenizer" / "vocab.txt").write_text("\n".join(names) + "\n")
+    shards = opened(tmp_path)
+    remask = remasking(config(tmp_path, masking="dynamic"), shards, 5)
+    assert remask is not None
+    samples = np.arange(20, 60)
+    arrays = shards.read(20, 60)
+    first, again, next_epoch = (remask(arrays, epoch, samples) for epoch in (0, 0, 1))
+    for name in SHARD_FIELDS:
+        np.testing.assert_array_equal(first[name], again[name])
+    assert (first["masked_lm_positions"] != next_epoch["masked_lm_positions"]).any()
+    part = remask({name: array[7:9] for name, array in arrays.items()}, 0, samples[7:9])
+    np.testing.assert_array_equal(part["input_ids"], first["input_ids"][7:9])
+    for masked in (first, next_epoch):
+        restored = masked["input_ids"].copy()
+        for row, (positions, labels) in enumerate(
+            zip(masked["masked_lm_positions"], masked["masked_lm_ids"], strict=True)
+        ):
+            restored[row, positions[positions > 0]] = labels[positions > 0]
+        plain = arrays["input_ids"].copy()
+        for row in range(len(plain)):
+            chosen = arrays["masked_lm_positions"][row]
+            plain[row, chosen[chosen > 0]] = arrays["masked_lm_ids"][row][chosen > 0]
+        np.testing.assert_array_equal(restored, plain)
+
+
+def damaged(directory: Path, kind: str) -> None:
+    """Make shards and spoil them."""
+    make_shards(directory)
+    shard = directory / "train_00001.hdf5"
+    if kind == "truncated":
+        shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    elif kind == "no hdf5":
+        shard.write_text("not a shard")
+    elif kind == "missing":
+        shard.unlink()
+    elif kind == "flipped":
+        with h5py.File(shard, "r+") as file:
+            file["segment_ids"][3, 2] ^= 1
+    elif kind == "ids":
+        with h5py.File(shard, "r+") as file:
+            file["input_ids"][3, 2] = VOCAB_SIZE
+    elif kind == "field":
+        with h5py.File(shard, "r+") as file:
+            del file["masked_lm_ids"]
+    elif kind == "manifest":
+        (directory / "manifest.json").write_text('{"shards": [{"name": 3}]}')
+    elif kind == "vocabulary":
+        arrays = random_arrays(np.random.default_rng(1), 10)
+        write_shard(shard, arrays, header(vocab_hash="other"))
+    elif kind == "predictions":
+        arrays = random_arrays(np.random.default_rng(1), 10, predictions=PREDICTIONS + 1)
+        write_shard(shard, arrays, header(max_predictions=PREDICTIONS + 1))
+    elif kind == "length":
+        write_shard(shard, random_arrays(np.random.default_rng(1), 10, 20), header(sequence_length=20))
+    elif kind == "empty":
+        for file in directory.iterdir():
+            file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("truncated", r"train_00001\.hdf5 cannot be read.*truncated"),
+        ("no hdf5", r"train_00001\.hdf5 cannot be read"),
+        ("missing", r"lists train_00001\.hdf5, which is not there"),
+        ("flipped", r"train_00001\.hdf5 is damaged"),
+        ("ids", rf"input_ids holds {VOCAB_SIZE}, but the model takes 0 to {VOCAB_SIZE - 1}"),
+        ("field", r"has no data set 'masked_lm_ids'"),
+        ("manifest", r"manifest\.json cannot be read"),
+        ("vocabulary", r"different vocabularies"),
+        ("predictions", r"room for 4 masked tokens"),
+        ("length", r"data\.sequence_length is 16, but shard .*train_00001\.hdf5 has samples of 20"),
+        ("empty", r"holds no shards"),
+    ],
+)
+def test_bad_shards_are_named_before_training(tmp_path: Path, kind: str, message: str) -> None:
+    damaged(tmp_path, kind)
+    with pytest.raises(ConfigError, match=message) as error:
+        open_split(config(tmp_path), "train", VOCAB_SIZE)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_of_another_vocabulary_is_refused(shard_dir: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.vocab_size is 50.*vocabulary of 97"):
+        open_split(config(shard_dir), "train", 50)
+
+
+def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.dir is .*no directory"):
+        open_split(config(tmp_path / "nowhere"), "train", VOCAB_SIZE)
+
+
+def test_a_shard_that_breaks_in_mid_run_is_named(tmp_path: Path) -> None:
+    make_shards(tmp_path)
+    data = training_data(tmp_path, 12, 5)
+    with h5py.File(tmp_path / "train_00000.hdf5", "r+") as file:
+        file["input_ids"][:] = VOCAB_SIZE + 3
+    steps = data.steps(0)
+    with pytest.raises(ConfigError, match=r"train_0000.\.hdf5: input_ids holds 100"):
+        for _ in range(20):
+            list(next(steps).micro_batches)

@@ -1,0 +1,137 @@
+"""The fast path against plain transformers on the same weights."""
+
+import numpy as np
+import pytest
+import torch
+
+from bert_pretrain.batches import MicroBatch, to_micro_batch
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.flops import parameter_count, training_flops
+from bert_pretrain.model import ModelConfig, PretrainingModel, build_model
+from tests.conftest import LENGTH, VOCAB_SIZE, random_arrays
+
+
+def tiny(**changes: object) -> ModelConfig:
+    values: dict = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": LENGTH,
+        "vocab_size": VOCAB_SIZE,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.2,
+        "attention": "eager",
+    }
+    return ModelConfig(**{**values, **changes})
+
+
+def micro_batch(samples: int = 9) -> MicroBatch:
+    return to_micro_batch(random_arrays(np.random.default_rng(3), samples))
+
+
+def plain_losses(model: PretrainingModel, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """transformers' own forward on all positions, its losses separated: labels -100 where nothing is predicted."""
+    labels = torch.full_like(batch.input_ids, -100).flatten()
+    labels[batch.masked_positions] = batch.masked_labels
+    out = model.bert(input_ids=batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.segment_ids)
+    cross_entropy = torch.nn.functional.cross_entropy
+    mlm = cross_entropy(out.prediction_logits.flatten(0, 1), labels, ignore_index=-100, reduction="sum")
+    return mlm, cross_entropy(out.seq_relationship_logits, batch.next_sentence_labels, reduction="sum")
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+def test_losses_and_gradients_are_those_of_transformers(attention: str, dtype: torch.dtype, tolerance: float) -> None:
+    model = build_model(tiny(attention=attention), 1, torch.device("cpu")).to(dtype)
+    batch = micro_batch()
+    ours = model(*batch.tensors())
+    (ours.mlm_loss + ours.nsp_loss).backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    mlm, nsp = plain_losses(model, batch)
+    (mlm + nsp).backward()
+    torch.testing.assert_close(ours.mlm_loss, mlm, rtol=tolerance, atol=0)
+    torch.testing.assert_close(ours.nsp_loss, nsp, rtol=tolerance, atol=0)
+    assert all(gradient.norm() > 0 for name, gradient in gradients.items() if "key.bias" not in name)
+    for name, parameter in model.named_parameters():
+        scale = parameter.grad.abs().max().item()
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=0, atol=tolerance * max(scale, 1.0))
+
+
+def test_the_mean_losses_are_transformers_loss() -> None:
+    """transformers' labels argument gives mean + mean; our sums divided by their counts give the same number."""
+    model = build_model(tiny(), 1, torch.device("cpu")).double()
+    batch = micro_batch()
+    labels = torch.full_like(batch.input_ids, -100).flatten()
+    labels[batch.masked_positions] = batch.masked_labels
+    theirs = model.bert(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        token_type_ids=batch.segment_ids,
+        labels=labels.view_as(batch.input_ids),
+        next_sentence_label=batch.next_sentence_labels,
+    ).loss
+    ours = model(*batch.tensors())
+    mean = ours.mlm_loss / len(batch.masked_labels) + ours.nsp_loss / len(batch.input_ids)
+    torch.testing.assert_close(mean, theirs, rtol=1e-12, atol=0)
+
+
+def test_accuracy_counts_match_argmax() -> None:
+    model = build_model(tiny(), 1, torch.device("cpu"))
+    batch = micro_batch(200)
+    ours = model(*batch.tensors())
+    out = model.bert(input_ids=batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.segment_ids)
+    guesses = out.prediction_logits.flatten(0, 1)[batch.masked_positions].argmax(1)
+    assert ours.mlm_correct == (guesses == batch.masked_labels).sum()
+    assert ours.nsp_correct == (out.seq_relationship_logits.argmax(1) == batch.next_sentence_labels).sum()
+    assert 0 < ours.nsp_correct < 200
+
+
+def test_a_micro_batch_without_masked_tokens_adds_nothing_and_keeps_every_gradient() -> None:
+    model = build_model(tiny(), 1, torch.device("cpu"))
+    batch = micro_batch(4)
+    empty = torch.empty(0, dtype=torch.long)
+    out = model(batch.input_ids, batch.attention_mask, batch.segment_ids, empty, empty, batch.next_sentence_labels)
+    assert out.mlm_loss == 0
+    assert out.mlm_correct == 0
+    (out.mlm_loss + out.nsp_loss).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+def test_no_mask_means_a_mask_of_ones() -> None:
+    model = build_model(tiny(), 1, torch.device("cpu")).double()
+    batch = micro_batch(4)
+    full = torch.ones_like(batch.input_ids)
+    rest = (batch.segment_ids, batch.masked_positions, batch.masked_labels, batch.next_sentence_labels)
+    without, with_ones = model(batch.input_ids, None, *rest), model(batch.input_ids, full, *rest)
+    torch.testing.assert_close(without.mlm_loss, with_ones.mlm_loss, rtol=1e-12, atol=0)
+
+
+def test_parameters_are_those_of_transformers_and_flops_those_counted_by_hand() -> None:
+    config = tiny()
+    model = build_model(config, 1, torch.device("cpu"))
+    assert parameter_count(config) == sum(parameter.numel() for parameter in model.parameters())
+    # One sample of 10 tokens, 2 masked: 6*10*2*(4*256 + 2*16*32) + 12*2*16*100 + 6*2*(256 + 16*97) + 6*(256 + 32)
+    assert training_flops(config, 1, 10, 100, 2) == 245_760 + 38_400 + 21_696 + 1_728
+
+
+def test_base_and_large_flops_agree_with_the_published_table() -> None:
+    """545.4 MF a token for BERT-base at 128 and 1992.0 for BERT-large at 512, 15 % masked, heads left out there."""
+    base = tiny(hidden_size=768, num_hidden_layers=12, intermediate_size=3072, vocab_size=30522)
+    assert training_flops(base, 0, 1, 128, 0.15) == pytest.approx(545.4e6, rel=1e-3)
+    large = tiny(hidden_size=1024, num_hidden_layers=24, intermediate_size=4096, vocab_size=30522)
+    assert training_flops(large, 0, 1, 512, 0.15) == pytest.approx(1992.0e6, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("hidden_size", 0), ("num_attention_heads", 3), ("hidden_act", "swish"), ("hidden_dropout_prob", 1.0),
+     ("attention", "flash"), ("vocab_size", -1)],
+)  # fmt: skip
+def test_bad_shapes_are_refused_by_name(option: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=r"model\."):
+        tiny(**{option: value})

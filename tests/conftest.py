@@ -1,0 +1,110 @@
+"""Small shards and configurations that the tests share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# Busy OpenMP teams on shared cores look like a hang; children inherit this.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import numpy as np
+import pytest
+
+from bert_pretrain.shards import ShardHeader, write_manifest, write_shard
+
+ROOT = Path(__file__).resolve().parent.parent
+VOCAB_SIZE, LENGTH, PREDICTIONS = 97, 16, 3
+
+
+def random_arrays(rng: np.random.Generator, samples: int, length: int = LENGTH, predictions: int = PREDICTIONS) -> dict:
+    """Shard content of a small language in which each word is followed by its successor: it can be learned."""
+    first = rng.integers(10, VOCAB_SIZE, samples)
+    ids = (first[:, None] - 10 + np.arange(length)) % (VOCAB_SIZE - 10) + 10
+    lengths = rng.integers(length // 2, length + 1, samples)
+    mask = np.arange(length) < lengths[:, None]
+    ids[:, 0] = 2
+    ids[np.arange(samples), lengths - 1] = 3
+    segments = (np.arange(length) >= (lengths // 2)[:, None]) & mask
+    positions = np.zeros((samples, predictions), np.int64)
+    labels = np.zeros((samples, predictions), np.int64)
+    ids *= mask
+    for row in range(samples):
+        count = rng.integers(1, predictions + 1)
+        chosen = np.sort(rng.permutation(np.arange(1, lengths[row] - 1))[:count])
+        positions[row, :count], labels[row, :count] = chosen, ids[row, chosen]
+        ids[row, chosen] = 4
+    return {
+        "input_ids": ids,
+        "input_mask": mask.astype(np.int64),
+        "segment_ids": segments.astype(np.int64),
+        "masked_lm_positions": positions,
+        "masked_lm_ids": labels,
+        "next_sentence_labels": rng.integers(0, 2, samples),
+    }
+
+
+def header(split: str = "train", **changes: object) -> ShardHeader:
+    values: dict = {
+        "sequence_length": LENGTH,
+        "max_predictions": PREDICTIONS,
+        "vocab_size": VOCAB_SIZE,
+        "vocab_hash": "v",
+        "tokenizer_hash": "t",
+        "masked_lm_prob": 0.15,
+        "whole_word_masking": False,
+        "short_seq_prob": 0.1,
+        "dupe_factor": 1,
+        "seed": 1,
+        "split": split,
+    }
+    return ShardHeader(**{**values, **changes})
+
+
+def make_shards(directory: Path, train: tuple[int, ...] = (50, 37, 13), heldout: tuple[int, ...] = (20,)) -> Path:
+    """A shard directory with a manifest; sizes in samples."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(7)
+    rows = []
+    for split, sizes in (("train", train), ("heldout", heldout)):
+        for number, size in enumerate(sizes):
+            path = directory / f"{split}_{number:05d}.hdf5"
+            rows.append(write_shard(path, random_arrays(rng, size), header(split)))
+    write_manifest(directory, {"shards": rows})
+    return directory
+
+
+@pytest.fixture(scope="session")
+def shard_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """100 training samples in three shards and 20 held out; read-only by agreement."""
+    return make_shards(tmp_path_factory.mktemp("shards"))
+
+
+TEST_RECIPE = (
+    "recipe=demo",
+    "data.sequence_length=16",
+    "data.masking=static",
+    "data.block_size=8",
+    f"model.vocab_size={VOCAB_SIZE}",
+    "model.hidden_size=16",
+    "model.intermediate_size=32",
+    "model.max_position_embeddings=16",
+    "batch.global_batch_size=12",
+    "batch.micro_batch_size=4",
+    "schedule.total_steps=6",
+    "training.evaluate_every_steps=3",
+    "checkpoint.every_steps=3",
+    "logging.every_steps=1",
+    "device=cpu",
+)
+
+
+def run_module(module: str, *options: str, processes: int = 0, timeout: float = 240) -> subprocess.CompletedProcess:
+    """Run an entry point as a user does, under torchrun where ``processes`` is given."""
+    command = [sys.executable, "-m", module]
+    if processes:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command = [*launcher, "-m", module]
+    return subprocess.run(
+        [*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
+    )
