@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,27 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str) -> 
     return lines
 
 
-def claim_out_dir(out_dir: Path, options: dict[str, Any]) -> None:
-    """Create the directory and write down whose it is. Raises ``ConfigError`` where that is not possible."""
+def claim_out_dir(out_dir: Path, options: dict[str, Any]) -> bool:
+    """Create the directory and write down whose it is; True where nothing of an earlier run was in it.
+
+    Raises ``ConfigError`` where that is not possible.
+    """
+    owner = out_dir / _CORPUS / _OPTIONS
+    if owner.exists():
+        return False
     try:
-        (out_dir / _CORPUS).mkdir(parents=True, exist_ok=True)
-        _write_json(out_dir / _CORPUS / _OPTIONS, options)
+        owner.parent.mkdir(parents=True, exist_ok=True)
+        _write_json(owner, options)
     except OSError as error:
         raise ConfigError(f"out_dir {out_dir} cannot be written ({error}); choose another directory") from None
+    return True
+
+
+def release_out_dir(out_dir: Path) -> None:
+    """Remove what a run that failed before its first shard left in a directory that was its own and new."""
+    if not any(out_dir.glob("*.hdf5")):
+        for name in (_CORPUS, "tokenizer"):
+            shutil.rmtree(out_dir / name, ignore_errors=True)
 
 
 def save_stage(corpus_dir: Path, stage: str, counts: dict[str, Any]) -> None:

@@ -19,11 +19,11 @@ from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.masking import SPECIAL_TOKENS
 from bert_pretrain.shards import read_manifest, write_manifest
 from bert_pretrain.structured import entry_point
-from data_prep.documents import CorpusConfig, corpus_files, corpus_fingerprint, corpus_sources, read_documents
-from data_prep.out_dir import check_out_dir, claim_out_dir, load_stage, save_stage
+from data_prep.documents import CorpusConfig, corpus_fingerprint, corpus_sources, read_documents
+from data_prep.out_dir import check_out_dir, claim_out_dir, load_stage, release_out_dir, save_stage
 from data_prep.sentences import read_sentences, write_sentences
 from data_prep.tokenised import open_tokenised, tokenise
-from data_prep.tokenizer import Vocabulary, load_vocabulary, train_vocabulary, write_tokenizer
+from data_prep.tokenizer import SMALLEST_VOCAB, Vocabulary, load_vocabulary, train_vocabulary, write_tokenizer
 from data_prep.write import SampleConfig, write_splits
 
 SHORTEST_SEQUENCE = 16
@@ -51,6 +51,8 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         length, most = self.sequence_length, self.max_predictions
+        if self.vocab is None:
+            require(self.vocab_size >= SMALLEST_VOCAB, "vocab_size", self.vocab_size, f"{SMALLEST_VOCAB} or more")
         require(SHORTEST_SEQUENCE <= length < 1 << 16, "sequence_length", length, f"{SHORTEST_SEQUENCE} to 65535")
         require(most is None or 1 <= most <= length, "max_predictions", most, "null, or 1 to sequence_length")
         require(0 < self.masked_lm_prob < 1, "masked_lm_prob", self.masked_lm_prob, "above 0 and below 1")
@@ -66,7 +68,8 @@ class PrepareConfig:
 def main(config: PrepareConfig) -> None:
     """Write the shards, or say that they are there already."""
     out_dir = Path(config.out_dir)
-    options = _options(config)
+    given = load_vocabulary(Path(config.vocab), config.lowercase) if config.vocab else None
+    options = _options(config, given)
     check_out_dir(out_dir, options)
     finished = read_manifest(out_dir) if out_dir.is_dir() else None
     if finished is not None:
@@ -74,21 +77,26 @@ def main(config: PrepareConfig) -> None:
         samples = sum(row["samples"] for row in rows)
         print(f"{out_dir} holds {len(rows)} finished shards with {samples:,} samples, made with these options: reused")
         return
-    given = load_vocabulary(Path(config.vocab), config.lowercase) if config.vocab else None
-    claim_out_dir(out_dir, options)
+    is_new = claim_out_dir(out_dir, options)
     try:
         prepare(config, out_dir, options, given)
     except OSError as error:
-        raise ConfigError(f"out_dir {out_dir}: writing failed ({error}); what was finished is kept") from None
+        raise ConfigError(
+            f"out_dir {out_dir}: writing failed ({error}); the stages that were finished are kept: run again"
+        ) from None
+    except ConfigError:
+        if is_new:  # the options or the corpus are at fault: leave nothing that would bind the next try to them
+            release_out_dir(out_dir)
+        raise
 
 
-def _options(config: PrepareConfig) -> dict[str, Any]:
+def _options(config: PrepareConfig, given: Vocabulary | None) -> dict[str, Any]:
     """What the result depends on, and nothing else."""
     options = asdict(config)
     for name in ("out_dir", "workers"):
         del options[name]
-    corpus_files(config.corpus)
     options["corpus"]["fingerprint"] = corpus_fingerprint(config.corpus)
+    options["tokenizer_hash"] = given.tokenizer_hash if given else None
     return options
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.errors import ConfigError
 from bert_pretrain.masking import SPECIAL_TOKENS
 
 LARGEST_ALPHABET = 1000  # characters; the rest become [UNK]. The default of the tokenizers library
@@ -62,8 +62,6 @@ def train_vocabulary(sentences: Callable[[], Iterable[str]], size: int, lowercas
     ties between merges by these numbers. To get the same vocabulary every time, the letters (and ``##`` letters)
     are found in a first pass and handed to the second in sorted order.
     """
-    require(size >= SMALLEST_VOCAB, "vocab_size", size, f"{SMALLEST_VOCAB} or more")
-    require(size < 1 << 31, "vocab_size", size, "less than 2^31")
     special = list(SPECIAL_TOKENS)
     letters = _letters(sentences(), lowercase)
     found = set(_trained_tokens(sentences(), len(special), lowercase, special, letters))

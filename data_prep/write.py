@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bert_pretrain.errors import ConfigError
 from bert_pretrain.masking import MaskingRule, mask_samples
 from bert_pretrain.shards import SPLITS, Arrays, ShardHeader, write_shard
 from data_prep.samples import (
@@ -110,10 +109,7 @@ def _write_split(
         if split == "train":
             predicted = arrays["masked_lm_ids"][arrays["masked_lm_positions"] > 0]
             targets += np.bincount(predicted, minlength=len(targets))
-        try:
-            rows.append(write_shard(out_dir / f"{split}_{number:05d}.hdf5", arrays, header))
-        except OSError as error:
-            raise ConfigError(f"out_dir {out_dir}: shard {number} of {split} cannot be written ({error})") from None
+        rows.append(write_shard(out_dir / f"{split}_{number:05d}.hdf5", arrays, header))
     return rows
 
 

@@ -66,7 +66,7 @@ def _block_norms(tensor: Tensor) -> Tensor:
     flat = tensor.reshape(-1)
     dtype = _accumulator(flat.dtype)
     whole = flat.numel() // BLOCK * BLOCK
-    norms = torch.linalg.vector_norm(flat[:whole].view(-1, BLOCK), dim=1, dtype=dtype)
     if whole == flat.numel():
-        return norms
+        return torch.linalg.vector_norm(flat.view(-1, BLOCK), dim=1, dtype=dtype)
+    norms = torch.linalg.vector_norm(flat[:whole].view(-1, BLOCK), dim=1, dtype=dtype)
     return torch.cat([norms, torch.linalg.vector_norm(flat[whole:], dtype=dtype).view(1)])

@@ -46,7 +46,7 @@ class Scalars:
     add2: float
     decay: float
     eps: float | list[Any]
-    """e of each layer (floats or 0-d tensors); one number where it is the same for all, as it is unless a layer sat out."""
+    """e of each layer (floats or 0-d tensors), or one number for all: t is the same unless a layer had no gradient."""
     gain: float | list[Any]
     """k, likewise."""
 

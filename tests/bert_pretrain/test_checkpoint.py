@@ -1,0 +1,110 @@
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from bert_pretrain.checkpoint import (
+    CheckpointStore,
+    Progress,
+    find_fault,
+    load_optimizer_state,
+    load_progress,
+    resolve_init,
+)
+from bert_pretrain.errors import ConfigError
+from transformers import AutoModelForPreTraining, BertConfig, BertForPreTraining
+
+
+def small_bert(seed: int = 0) -> BertForPreTraining:
+    torch.manual_seed(seed)
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    return BertForPreTraining(BertConfig(vocab_size=20, max_position_embeddings=8, **shape))
+
+
+def store_with(directory: Path, steps: tuple[int, ...], keep: int = 10) -> CheckpointStore:
+    store = CheckpointStore(directory / "checkpoints", keep, None)
+    for step in steps:
+        state = {"state": {0: {"step": torch.tensor(float(step))}}, "param_groups": []}
+        store.save(small_bert(step), state, Progress(step=step, attempts=step + 1, samples_seen=7 * step), "seed: 1\n")
+    return store
+
+
+def heard(store: CheckpointStore) -> tuple[Path | None, list[str]]:
+    said: list[str] = []
+    return store.newest_valid(said.append), said
+
+
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+    path, said = heard(store_with(tmp_path, (3,)))
+    assert path is not None
+    assert said == []
+    assert load_progress(path) == Progress(step=3, attempts=4, samples_seen=21)
+    assert load_optimizer_state(path, torch.device("cpu"))["state"][0]["step"] == 3
+    model, report = AutoModelForPreTraining.from_pretrained(path / "model", output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    expected = small_bert(3).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+def test_only_the_last_few_are_kept(tmp_path: Path) -> None:
+    store = store_with(tmp_path, (1, 2, 3, 4), keep=2)
+    assert [path.name for path in store.all()] == ["step_00000003", "step_00000004"]
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_damage_anywhere_is_found_and_the_older_one_used(tmp_path: Path, seed: int) -> None:
+    store = store_with(tmp_path, (1, 2))
+    rng = random.Random(seed)
+    newest = store.all()[-1]
+    victim = rng.choice(sorted(file for file in newest.rglob("*") if file.is_file()))
+    content = bytearray(victim.read_bytes())
+    place = rng.randrange(len(content))
+    if seed % 3 == 0:
+        victim.unlink()
+    elif seed % 3 == 1:
+        victim.write_bytes(content[:place])
+    else:
+        content[place] ^= 1 << rng.randrange(8)
+        victim.write_bytes(content)
+    path, said = heard(store)
+    assert path is not None
+    assert path.name == "step_00000001"
+    assert len(said) == 1
+    assert "step_00000002 is passed over" in said[0]
+    assert newest.exists()
+
+
+def test_a_damaged_one_is_moved_aside_when_its_step_comes_again_and_never_deleted(tmp_path: Path) -> None:
+    store = store_with(tmp_path, (1, 2), keep=1)
+    (store.all()[-1] / "progress.json").write_text("{}")
+    store_with(tmp_path, (2, 3), keep=1)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step_00000002.damaged-1", "step_00000003"]
+
+
+def test_a_partial_directory_is_no_checkpoint(tmp_path: Path) -> None:
+    store = store_with(tmp_path, (1,))
+    shutil.copytree(store.all()[0], tmp_path / "checkpoints" / ".step_00000002.partial")
+    path, said = heard(store)
+    assert path == store.all()[0]
+    assert said == []
+
+
+def test_init_from_takes_a_run_or_a_checkpoint(tmp_path: Path) -> None:
+    store = store_with(tmp_path, (1, 2))
+    assert resolve_init(tmp_path) == store.all()[1]
+    assert resolve_init(store.all()[0]) == store.all()[0]
+    with pytest.raises(ConfigError, match="init_from is .*no checkpoint"):
+        resolve_init(tmp_path / "nowhere")
+    (store.all()[0] / "optimizer.pt").write_bytes(b"")
+    with pytest.raises(ConfigError, match="damaged"):
+        resolve_init(store.all()[0])
+
+
+def test_find_fault_reports_an_unreadable_list(tmp_path: Path) -> None:
+    path = store_with(tmp_path, (1,)).all()[0]
+    for content in ("", "[]", "3", '{"optimizer.pt": 1}'):
+        (path / "checksums.json").write_text(content)
+        assert find_fault(path) is not None

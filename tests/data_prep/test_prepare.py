@@ -1,0 +1,310 @@
+"""The command, from text to shards: what it writes, what it reuses, and what it refuses."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bert_pretrain.masking import restore_ids
+from bert_pretrain.shards import SHARD_FIELDS, ShardReader, read_manifest, shard_paths
+from data_prep import prepare, verify
+from data_prep.sentences import read_sentences
+from data_prep.tokenised import is_heldout, open_tokenised
+from data_prep.tokenizer import load_vocabulary
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ROOT.parent / "shared" / "data"
+_RNG = np.random.default_rng(1)
+WORDS = ["".join(_RNG.choice(list("abdegiklmnorstu"), _RNG.integers(4, 9))) for _ in range(120)]
+
+Run = Callable[..., str]
+
+
+def write_texts(folder: Path, documents: int = 60, seed: int = 0) -> Path:
+    """Files of made-up documents, two files, a paragraph a line."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in range(2):
+        blocks = []
+        for _ in range(documents // 2):
+            sentences = [" ".join(rng.choice(WORDS, rng.integers(3, 15))).capitalize() + "." for _ in range(12)]
+            blocks.append("\n".join(" ".join(sentences[start : start + 4]) for start in range(0, 12, 4)))
+        (folder / f"{part}.txt").write_text("\n\n".join(blocks) + "\n")
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run an entry point as the command line does; returns what it printed, or its error with the status first."""
+
+    def call(module: object, *options: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["command", *options])
+        capsys.readouterr()
+        try:
+            module.main()  # type: ignore[attr-defined]
+        except SystemExit as end:
+            return f"{end.code}: {capsys.readouterr().err.strip().splitlines()[-1]}"
+        return capsys.readouterr().out
+
+    return call
+
+
+def options(texts: Path, out_dir: Path, *more: str) -> list[str]:
+    given = {option.split("=")[0] for option in more}
+    base = [
+        "corpus=text",
+        f"corpus.path={texts}",
+        f"out_dir={out_dir}",
+        "vocab_size=150",
+        "sequence_length=32",
+        "samples_per_shard=40",
+        "heldout_fraction=0.2",
+    ]
+    return [option for option in base if option.split("=")[0] not in given] + list(more)
+
+
+def content(out_dir: Path) -> dict[str, bytes]:
+    """What was written, apart from the seconds that the stages took."""
+    files = {}
+    for path in sorted(path for path in out_dir.rglob("*") if path.is_file()):
+        text = path.read_bytes()
+        files[str(path.relative_to(out_dir))] = re.sub(rb'"seconds": [\d.]+', b"", text) if b"seconds" in text else text
+    return files
+
+
+def test_from_text_to_shards(tmp_path: Path, run: Run) -> None:
+    texts, out_dir = write_texts(tmp_path / "texts"), tmp_path / "out"
+    printed = run(prepare, *options(texts, out_dir, "dupe_factor=3", "corpus.licence=CC0"))
+    assert "[4/4] shards" in printed
+    manifest = read_manifest(out_dir)
+    assert manifest is not None
+    vocabulary = load_vocabulary(out_dir / "tokenizer", True)
+    corpus = open_tokenised(out_dir / "corpus")
+    documents = list(read_sentences(out_dir / "corpus" / "sentences.txt"))
+    assert len(documents) == 60
+    assert sum(map(len, documents)) == len(corpus.sentences) - 1 == 720
+    source_text = "".join((texts / f"{part}.txt").read_text() for part in range(2))
+    assert "".join("".join(map("".join, documents)).split()) == "".join(source_text.split())
+    assert corpus.heldout.tolist() == [is_heldout(document, 12345, 0.2) for document in documents]
+
+    targets = np.zeros(150)
+    sizes = {"train": [], "heldout": []}  # type: dict[str, list[int]]
+    for split in sizes:
+        for path in shard_paths(out_dir, split):
+            reader = ShardReader(path)
+            reader.check_content(150)
+            assert reader.header is not None
+            assert (reader.header.split, reader.header.dupe_factor) == (split, 3 if split == "train" else 1)
+            assert reader.header.vocab_hash == vocabulary.vocab_hash == manifest["tokenizer"]["vocab_hash"]
+            assert reader.header.tokenizer_hash == manifest["tokenizer"]["tokenizer_hash"]
+            assert (reader.sequence_length, reader.max_predictions) == (32, 5)
+            arrays = reader.read(0, reader.samples)
+            if split == "train":
+                labels = arrays["masked_lm_ids"][arrays["masked_lm_positions"] > 0]
+                targets += np.bincount(labels, minlength=150)
+            check_against_corpus(arrays, corpus.ids, corpus.sentences, corpus.documents, corpus.heldout, split)
+            sizes[split].append(reader.samples)
+    assert all(size == 40 for size in sizes["train"][:-1])
+    shares = targets[targets > 0] / targets.sum()
+    assert manifest["unigram_entropy"] == pytest.approx(-(shares * np.log(shares)).sum())
+    assert {source["licence"] for source in manifest["sources"]} == {"CC0"}
+    assert sum(source["documents"] for source in manifest["sources"]) == 60
+    counts = manifest["stages"][-1]
+    assert (counts["train_samples"], counts["heldout_samples"]) == (sum(sizes["train"]), sum(sizes["heldout"]))
+    assert "is sound" in run(verify, f"dir={out_dir}", "samples=2")
+
+
+def check_against_corpus(
+    arrays: dict, ids: np.ndarray, sentences: np.ndarray, documents: np.ndarray, heldout: np.ndarray, split: str
+) -> None:
+    """Every segment stands in a document of its own split, and true next ones in the same document."""
+    texts = [
+        " ".join(map(str, ids[sentences[documents[d]] : sentences[documents[d + 1]]])) for d in range(len(heldout))
+    ]
+    original = restore_ids(arrays)
+    for row in range(0, len(original), 7):
+        length, b_tokens = int(arrays["input_mask"][row].sum()), int(arrays["segment_ids"][row].sum())
+        a = " ".join(map(str, original[row, 1 : length - b_tokens - 1]))
+        b = " ".join(map(str, original[row, length - b_tokens : length - 1]))
+        in_a = {d for d, text in enumerate(texts) if f" {a} " in f" {text} "}
+        in_b = {d for d, text in enumerate(texts) if f" {b} " in f" {text} "}
+        mine = {d for d in range(len(texts)) if bool(heldout[d]) == (split == "heldout")}
+        assert in_a & mine
+        assert in_b & mine
+        assert arrays["next_sentence_labels"][row] == 1 or in_a & in_b & mine
+
+
+def test_same_seed_same_bytes(tmp_path: Path, run: Run) -> None:
+    texts = write_texts(tmp_path / "texts")
+    for name, more in (("one", []), ("two", ["workers=1"]), ("other", ["seed=2"])):
+        run(prepare, *options(texts, tmp_path / name, *more))
+    one, two, other = (content(tmp_path / name) for name in ("one", "two", "other"))
+    assert one == two
+    assert one["train_00000.hdf5"] != other["train_00000.hdf5"]
+
+
+def test_run_again(tmp_path: Path, run: Run) -> None:
+    texts, out_dir = write_texts(tmp_path / "texts"), tmp_path / "out"
+    run(prepare, *options(texts, out_dir))
+    before = content(out_dir)
+    assert "reused" in run(prepare, *options(texts, out_dir))
+    message = run(prepare, *options(texts, out_dir, "seed=3", "short_seq_prob=0.2"))
+    assert message.startswith("2: error: out_dir")
+    assert "seed was 12345, now 3" in message
+    assert "short_seq_prob was 0.1, now 0.2" in message
+    (texts / "0.txt").write_text((texts / "0.txt").read_text() + "\n\nMore text here. And there.")
+    assert "the corpus itself" in run(prepare, *options(texts, out_dir))
+    assert content(out_dir) == before
+    (out_dir / "train_00000.hdf5").unlink()
+    write_texts(tmp_path / "texts")
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = write_texts(tmp_path / "texts")
+    run(prepare, *options(texts, tmp_path / "whole"))
+    for stage in ("_sentences", "_tokenizer", "_token_ids", "write_splits", "write_manifest"):
+        out_dir = tmp_path / stage
+        with monkeypatch.context() as patch:
+
+            def stop(*_: object) -> None:
+                raise KeyboardInterrupt
+
+            patch.setattr(prepare, stage, stop)
+            with pytest.raises(KeyboardInterrupt):
+                run(prepare, *options(texts, out_dir))
+        assert "made with other options" in run(prepare, *options(texts, out_dir, "seed=3"))
+        printed = run(prepare, *options(texts, out_dir))
+        assert (
+            printed.count("from the interrupted run") == ["_sentences", "_tokenizer", "_token_ids"].index(stage)
+            if (stage.startswith("_"))
+            else 3
+        )
+        assert content(out_dir) == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["sequence_length=8"], "sequence_length is 8; allowed: 16 to 65535"),
+        (["sequence_length=70000"], "sequence_length is 70000"),
+        (["max_predictions=0"], "max_predictions is 0"),
+        (["max_predictions=33"], "max_predictions is 33"),
+        (["masked_lm_prob=0"], "masked_lm_prob is 0"),
+        (["masked_lm_prob=1.5"], "masked_lm_prob is 1.5"),
+        (["short_seq_prob=-0.1"], "short_seq_prob is -0.1"),
+        (["dupe_factor=0"], "dupe_factor is 0"),
+        (["samples_per_shard=0"], "samples_per_shard is 0"),
+        (["heldout_fraction=1"], "heldout_fraction is 1"),
+        (["heldout_fraction=0.0001"], "leaves 60 documents for training and 0 held out"),
+        (["heldout_fraction=0.9999"], "heldout_fraction is 0.9999, which leaves"),
+        (["seed=-1"], "seed is -1"),
+        (["workers=0"], "workers is 0"),
+        (["vocab_size=20"], "vocab_size is 20"),
+        (["vocab=none.txt"], "vocab is 'none.txt'"),
+        (["corpus.path=none"], "corpus.path is 'none', where nothing was found"),
+        (["corpus.lines=word"], "corpus.lines is 'word'"),
+        (["+corpus.encoding=latin1"], "encoding"),
+        (["corpus.language=3"], None),
+    ],
+)
+def test_bad_options(tmp_path: Path, run: Run, more: list[str], message: str | None) -> None:
+    texts = write_texts(tmp_path / "texts")
+    printed = run(prepare, *options(texts, tmp_path / "out", *more))
+    if message is None:
+        assert "unigram entropy" in printed
+        return
+    assert printed.startswith("2: error: ")
+    assert message in printed
+    assert not list((tmp_path).glob("out/*"))
+    assert "unigram entropy" in run(prepare, *options(texts, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no text"),
+        ("\n \n\t\n", "holds no text"),
+        ("One document. With two sentences.\n", "one document only"),
+        ("One document.\n\nTwo documents.\n\nThree documents.\n", "both need two or more"),
+        ("\x01\n\n\x02\n\n\x03\n", "do not leave room|both need two|leave"),
+    ],
+)
+def test_a_corpus_that_is_too_small(tmp_path: Path, run: Run, text: str, message: str) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    printed = run(prepare, *options(tmp_path / "a.txt", tmp_path / "out"))
+    assert printed.startswith("2: error: ")
+    assert re.search(message, printed)
+    assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize("what", ["file", "foreign shard", "foreign file", "below a file", "read-only"])
+def test_out_dir_is_not_ours(tmp_path: Path, run: Run, what: str) -> None:
+    texts, out_dir = write_texts(tmp_path / "texts"), tmp_path / "out"
+    foreign = {"file": out_dir, "foreign shard": out_dir / "train_00000.hdf5", "foreign file": out_dir / "notes.txt"}
+    if what in foreign:
+        foreign[what].parent.mkdir(exist_ok=True)
+        foreign[what].write_text("mine")
+    elif what == "below a file":
+        (tmp_path / "out").write_text("mine")
+        out_dir = tmp_path / "out" / "deep"
+    else:
+        out_dir = Path("/proc/none")
+    printed = run(prepare, *options(texts, out_dir))
+    assert printed.startswith("2: error: out_dir")
+    if what in foreign:
+        assert foreign[what].read_text() == "mine"
+        assert [path for path in tmp_path.rglob("*") if path.name == "corpus"] == []
+
+
+def test_no_heldout_and_whole_words(tmp_path: Path, run: Run) -> None:
+    texts, out_dir = write_texts(tmp_path / "texts"), tmp_path / "out"
+    run(prepare, *options(texts, out_dir, "heldout_fraction=0", "whole_word_masking=true", "max_predictions=9"))
+    assert shard_paths(out_dir, "heldout") == []
+    tokens = load_vocabulary(out_dir / "tokenizer", True).tokens
+    split_words = 0
+    for path in shard_paths(out_dir, "train"):
+        reader = ShardReader(path)
+        arrays = {name: values.astype(int) for name, values in reader.read(0, reader.samples).items()}
+        original = restore_ids(arrays)
+        for row, positions in zip(original, arrays["masked_lm_positions"], strict=True):
+            chosen = set(positions[positions > 0].tolist())
+            for position in chosen:
+                following = tokens[row[position + 1]].startswith("##")
+                split_words += following
+                assert not following or position + 1 in chosen
+    assert split_words > 50
+    assert "heldout: no shards" in run(verify, f"dir={out_dir}")
+
+
+def test_a_given_vocabulary(tmp_path: Path, run: Run) -> None:
+    texts = write_texts(tmp_path / "texts")
+    run(prepare, *options(texts, tmp_path / "one"))
+    vocab = tmp_path / "one" / "tokenizer"
+    for name, given in (("two", vocab), ("three", vocab / "vocab.txt")):
+        run(prepare, *options(texts, tmp_path / name, f"vocab={given}"))
+        for path in shard_paths(tmp_path / "one", "train"):
+            assert (tmp_path / name / path.name).read_bytes() == path.read_bytes()
+
+
+def test_wikipedia_articles(tmp_path: Path, run: Run) -> None:
+    """Real text with the standard vocabulary."""
+    import lzma
+
+    source, vocab = SHARED / "wiki" / "wikipedia_articles.txt.xz", SHARED / "vocab" / "bert-base-uncased-vocab.txt"
+    if not (source.exists() and vocab.exists()):
+        pytest.skip("the articles and the vocabulary are not beside the repository (../shared/data)")
+    (tmp_path / "wiki.txt").write_bytes(lzma.decompress(source.read_bytes()))
+    out_dir = tmp_path / "out"
+    more = ["sequence_length=128", f"vocab={vocab}", "samples_per_shard=4096"]
+    run(prepare, *options(tmp_path / "wiki.txt", out_dir, *more))
+    manifest = json.loads((out_dir / "manifest.json").read_text())
+    stages = {stage["stage"]: stage for stage in manifest["stages"]}
+    assert stages["sentences"]["documents"] == 96
+    assert stages["token ids"]["unknown_tokens"] / stages["token ids"]["tokens"] < 0.001
+    assert 6 < manifest["unigram_entropy"] < 8
+    assert "is sound" in run(verify, f"dir={out_dir}")
+    assert set(ShardReader(out_dir / "train_00000.hdf5").read(0, 1)) == set(SHARD_FIELDS)

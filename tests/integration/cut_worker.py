@@ -1,0 +1,83 @@
+"""Run under torchrun by test_cuts.py: three float64 updates of one fixed global batch, cut in several ways."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from bert_pretrain.batch_plan import BatchPlan
+from bert_pretrain.checkpoint import CheckpointStore, Progress
+from bert_pretrain.config import PretrainConfig
+from bert_pretrain.data import TrainingData, open_split
+from bert_pretrain.distributed import World, open_world
+from bert_pretrain.metrics import MetricsLog
+from bert_pretrain.model import build_model
+from bert_pretrain import pretrain  # noqa: F401  # registers the schema
+from bert_pretrain.optim import build_optimizer
+from bert_pretrain.optim.schedule import learning_rate_table
+from bert_pretrain.precision import MixedPrecision
+from bert_pretrain.sample_order import SampleOrder
+from bert_pretrain.structured import CONFIG_DIR, to_dataclass
+from bert_pretrain.train import Trainer
+from hydra import compose, initialize_config_dir
+
+
+def build_trainer(config: PretrainConfig, world: World) -> Trainer:
+    shards = open_split(config.data, "train", config.model.vocab_size)
+    assert shards is not None
+    plan = BatchPlan(config.batch.global_batch_size, config.batch.micro_batch_size, world.size)
+    model = build_model(config.model, config.seed, world.device).double()
+    order = SampleOrder(config.seed, shards.samples, config.data.block_size)
+    return Trainer(
+        world=world,
+        model=model,
+        model_config=config.model,
+        optimizer=build_optimizer(model, config.optimizer),
+        learning_rates=learning_rate_table(config.optimizer.lr, config.schedule),
+        precision=MixedPrecision(config.precision, world.device),
+        plan=plan,
+        data=TrainingData(shards, order, plan, world.rank, None, config.data.prefetch),
+        heldout=None,
+        store=CheckpointStore(Path("unused"), 1, None),
+        log=MetricsLog(None, config.schedule.total_steps),
+        progress=Progress(),
+        seed=config.seed,
+        config_yaml="",
+        total_steps=config.schedule.total_steps,
+        log_every=1,
+        evaluate_every=10**9,
+        checkpoint_every=10**9,
+        peak_rate=1.0,
+    )
+
+
+def three_updates(config: PretrainConfig, world: World) -> dict:
+    trainer = build_trainer(config, world)
+    gradients: list[dict] = []
+
+    def keep_gradients(*_: object) -> None:
+        named = trainer.model.named_parameters()
+        gradients.append({name: parameter.grad.clone() for name, parameter in named})
+
+    trainer.optimizer.register_step_pre_hook(keep_gradients)
+    steps = trainer.data.steps(0)
+    losses = [trainer.train_step(next(steps)).numbers.tolist() for _ in range(3)]
+    steps.close()
+    weights = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    return {"gradients": gradients[0], "weights": weights, "numbers": losses}
+
+
+def main() -> None:
+    out, micro_sizes, overrides = Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[3:]
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        config = to_dataclass(compose("pretrain", overrides), PretrainConfig)
+    with open_world("cpu") as world:
+        for micro in micro_sizes:
+            cut = replace(config, batch=replace(config.batch, micro_batch_size=int(micro)))
+            result = three_updates(cut, world)
+            if world.is_first:
+                torch.save(result, out / f"{world.size}x{micro}.pt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""What a user can get wrong: one message, no traceback, a non-zero status, nothing overwritten."""
+
+from pathlib import Path
+
+import pytest
+from tests.bert_pretrain.test_data import damaged
+from tests.conftest import TEST_RECIPE, run_module
+
+
+def tree(directory: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+
+
+def refused(module: str, *options: str, mentions: str, processes: int = 0) -> str:
+    done = run_module(module, *options, processes=processes)
+    assert done.returncode != 0, done.stdout
+    messages = [line for line in done.stderr.splitlines() if mentions in line]
+    assert messages, done.stderr
+    if not processes:
+        assert "Traceback" not in done.stderr
+        assert len(done.stderr.strip().splitlines()) <= 6, done.stderr
+    assert "step       1/" not in done.stdout
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "mentions"),
+    [
+        (("optimzer.lr=1",), "optimzer"),
+        (("optimizer.leraning_rate=1",), "leraning_rate"),
+        (("+optimizer.momentum=0.9",), "optimizer.momentum"),
+        (("schedule.total_steps=many",), "schedule.total_steps"),
+        (("optimizer.lr=-1",), "optimizer.lr"),
+        (("optimizer.kernel=fast",), "kernel"),
+        (("optimizer=adammw",), "adammw"),
+        (("recipe=dmeo",), "dmeo"),
+        (("batch.global_batch_size=0",), "batch.global_batch_size is 0"),
+        (("model.hidden_size=15",), "model.hidden_size is 15"),
+        (("data.sequence_length=32",), "data.sequence_length is 32"),
+        (("model.vocab_size=96",), "model.vocab_size is 96"),
+        (("data.dir=/nowhere",), "data.dir is '/nowhere'"),
+        (("precision.compute=int8",), "precision.compute"),
+        (("device=cuda:9",), "device is 'cuda:9'"),
+        (("init_moments=forget",), "init_moments"),
+        (("init_from=/nowhere",), "init_from is '/nowhere'"),
+        (("run_dir=/proc/run",), "run_dir /proc/run"),
+        (("data.masking=dynamic",), "data.tokenizer"),
+    ],
+)
+def test_pretrain_names_the_option(tmp_path: Path, shard_dir: Path, options: tuple[str, ...], mentions: str) -> None:
+    base = [*TEST_RECIPE, f"data.dir={shard_dir}", f"run_dir={tmp_path / 'run'}"]
+    names = {option.lstrip("+").partition("=")[0] for option in options}
+    kept = [option for option in base if option.partition("=")[0] not in names]
+    refused("bert_pretrain.pretrain", *kept, *options, mentions=mentions)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("kind", ["truncated", "ids", "empty"])
+def test_pretrain_names_the_shard(tmp_path: Path, kind: str) -> None:
+    damaged(tmp_path / "data", kind)
+    options = [*TEST_RECIPE, f"data.dir={tmp_path / 'data'}", f"run_dir={tmp_path / 'run'}"]
+    refused("bert_pretrain.pretrain", *options, mentions="error: ")
+
+
+def test_a_run_directory_of_another_recipe_is_left_alone(tmp_path: Path, shard_dir: Path) -> None:
+    options = [*TEST_RECIPE, f"data.dir={shard_dir}", f"run_dir={tmp_path / 'run'}"]
+    assert run_module("bert_pretrain.pretrain", *options).returncode == 0
+    before = tree(tmp_path)
+    message = refused("bert_pretrain.pretrain", *options, "optimizer.lr=0.5", mentions="belongs to another run")
+    assert "optimizer.lr was 0.01 and is 0.5" in message
+    assert tree(tmp_path) == before
+
+
+def test_under_torchrun_the_message_comes_once(tmp_path: Path, shard_dir: Path) -> None:
+    options = [*TEST_RECIPE, f"data.dir={shard_dir}", f"run_dir={tmp_path / 'run'}", "model.vocab_size=96"]
+    message = refused("bert_pretrain.pretrain", *options, mentions="error: model.vocab_size is 96", processes=2)
+    assert message.count("error: model.vocab_size is 96") == 1
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path, shard_dir: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    options = [*TEST_RECIPE, f"data.dir={shard_dir}", f"run_dir={tmp_path / 'run'}"]
+    refused("bert_pretrain.pretrain", *options, mentions="run_dir")
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "mentions"),
+    [
+        ("bert_pretrain.export", ("run_dir=/nowhere", "out_dir=/tmp/x"), "run_dir is '/nowhere'"),
+        ("bert_pretrain.fill_mask", ("model=/nowhere", "sentences=[a]"), "model is '/nowhere'"),
+        ("bert_pretrain.report", ("run_dir=/nowhere",), "run_dir is '/nowhere'"),
+        ("bert_pretrain.plan", ("recipe=demo", "devices=64"), "there are 64 ranks"),
+        ("bert_pretrain.plan", ("recipe=demo", "tokens_per_second=-1"), "tokens_per_second is -1"),
+    ],
+)
+def test_other_entries_name_what_is_wrong(module: str, options: tuple[str, ...], mentions: str) -> None:
+    refused(module, *options, mentions=mentions)
