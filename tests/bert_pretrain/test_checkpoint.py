@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForPreTraining, BertConfig, BertForPreTraining
+
 from bert_pretrain.checkpoint import (
     CheckpointStore,
     Progress,
@@ -13,7 +15,6 @@ from bert_pretrain.checkpoint import (
     resolve_init,
 )
 from bert_pretrain.errors import ConfigError
-from transformers import AutoModelForPreTraining, BertConfig, BertForPreTraining
 
 
 def small_bert(seed: int = 0) -> BertForPreTraining:

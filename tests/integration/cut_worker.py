@@ -5,6 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from hydra import compose, initialize_config_dir
+
+from bert_pretrain import pretrain  # noqa: F401  # registers the schema
 from bert_pretrain.batch_plan import BatchPlan
 from bert_pretrain.checkpoint import CheckpointStore, Progress
 from bert_pretrain.config import PretrainConfig
@@ -12,14 +15,12 @@ from bert_pretrain.data import TrainingData, open_split
 from bert_pretrain.distributed import World, open_world
 from bert_pretrain.metrics import MetricsLog
 from bert_pretrain.model import build_model
-from bert_pretrain import pretrain  # noqa: F401  # registers the schema
 from bert_pretrain.optim import build_optimizer
 from bert_pretrain.optim.schedule import learning_rate_table
 from bert_pretrain.precision import MixedPrecision
 from bert_pretrain.sample_order import SampleOrder
 from bert_pretrain.structured import CONFIG_DIR, to_dataclass
 from bert_pretrain.train import Trainer
-from hydra import compose, initialize_config_dir
 
 
 def build_trainer(config: PretrainConfig, world: World) -> Trainer:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from tests.bert_pretrain.test_data import damaged
 from tests.conftest import TEST_RECIPE, run_module
 

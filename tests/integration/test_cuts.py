@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tests.conftest import ROOT, TEST_RECIPE
 
 # 12 samples: ranks x micro-batch size. With 5 and 7 the last micro-batch is smaller; 3 ranks of 4 samples, cut in

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from tests.conftest import ROOT, TEST_RECIPE
 
 # 100 samples in three shards, 12 a step: shards end within steps 5 and 8, epochs within steps 9, 17, 25 and 34.

@@ -1,0 +1,215 @@
+"""Entry: ``python -m bert_pretrain.bench step recipe=NAME [option=value ...]``. Where the time goes.
+
+``step``: this program's step against the script that one would otherwise write, on the same samples, with the same
+dropout, in turns in one run: ``BertForPreTraining`` with ``transformers``' defaults, labels on all positions,
+float32, ``torch.optim.AdamW``. Shares are of the matrix rate measured on the device in the same run.
+"""
+
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BertConfig, BertForPreTraining
+
+from bert_pretrain.batch_plan import BatchPlan
+from bert_pretrain.batches import Counts, MicroBatch, StepBatch
+from bert_pretrain.checkpoint import CheckpointStore, Progress
+from bert_pretrain.config import PretrainConfig
+from bert_pretrain.data import TrainingData, open_split
+from bert_pretrain.distributed import World, open_world
+from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.flops import measured_matrix_rate, training_flops
+from bert_pretrain.metrics import MetricsLog
+from bert_pretrain.model import bert_config, build_model
+from bert_pretrain.optim import build_optimizer
+from bert_pretrain.optim.schedule import learning_rate_table
+from bert_pretrain.precision import MixedPrecision
+from bert_pretrain.remask import remasking
+from bert_pretrain.sample_order import SampleOrder
+from bert_pretrain.structured import entry_point
+from bert_pretrain.train import Trainer
+
+
+@dataclass
+class BenchConfig(PretrainConfig):
+    """Options of ``python -m bert_pretrain.bench step``: those of pretrain, and how long to measure."""
+
+    rounds: int
+    """Steps of each variant, taken in turns; the median counts."""
+    out_dir: str
+    """Where ``step.json`` goes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.rounds >= 3, "rounds", self.rounds, "3 or more")
+
+
+@entry_point("bench", BenchConfig)
+def step(config: BenchConfig) -> None:
+    """Measure the step, print the table and write the rows."""
+    with open_world(config.device) as world:
+        require(world.size == 1, "processes", world.size, "1: the benchmark measures one device")
+        rows = measure(config, world)
+    print(f"{'variant':<12}{'ms a step':>12}{'tokens/s':>12}{'speed-up':>10}{'of peak':>9}{'data wait':>11}")
+    for row in rows:
+        print(
+            f"{row['variant']:<12}{row['milliseconds']:>12.1f}{row['real_tokens_per_second']:>12,.0f}"
+            f"{row['speedup_over_baseline']:>9.2f}x{row['matrix_peak_share']:>9.0%}{row['data_wait_share']:>11.2%}"
+        )
+    out = Path(config.out_dir) / "step.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"rows": rows, "options": asdict(config)}, indent=2), encoding="utf-8")
+    print(f"written to {out}")
+
+
+def measure(config: BenchConfig, world: World) -> list[dict[str, Any]]:
+    """The rows of both variants, each step timed in turn."""
+    trainer = build_trainer(config, world)
+    baseline = plain_script(config, world.device)
+    steps = trainer.data.steps(0)
+    times: dict[str, list[float]] = {"baseline": [], "all": []}
+    total, waited = Counts(0, 0, 0, 0), 0.0
+    for round_number in range(config.rounds + 2):  # two rounds to warm up
+        started = time.perf_counter()
+        batch = next(steps)
+        micro_batches = list(batch.micro_batches)
+        wait = time.perf_counter() - started
+        seconds = {
+            "baseline": _timed(lambda m=micro_batches: baseline(m), world.device),  # type: ignore[misc]
+            "all": _timed(
+                lambda b=batch, m=micro_batches: trainer.train_step(StepBatch(b.counts, iter(m))), world.device
+            ),  # type: ignore[misc]
+        }
+        if round_number >= 2:
+            total, waited = total + batch.counts, waited + wait
+            for name, value in seconds.items():
+                times[name].append(value)
+    steps.close()  # type: ignore[attr-defined]
+    return _rows(config, world, times, total, waited, trainer.peak_rate)
+
+
+def _rows(
+    config: BenchConfig, world: World, times: dict[str, list[float]], total: Counts, waited: float, peak: float
+) -> list[dict[str, Any]]:
+    rounds = len(times["all"])
+    flops = training_flops(config.model, total.samples, total.tokens, total.squared_lengths, total.masked_tokens)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return [
+        {
+            "model": f"{config.model.num_hidden_layers}x{config.model.hidden_size}",
+            "sequence_length": config.data.sequence_length,
+            "variant": name,
+            "milliseconds": 1e3 * median,
+            "real_tokens_per_second": total.tokens / rounds / median,
+            "speedup_over_baseline": medians["baseline"] / median,
+            "matrix_peak_share": flops / rounds / median / peak,
+            "data_wait_share": waited / rounds / (median + waited / rounds) if name == "all" else 0.0,
+            "peak_memory_bytes": _peak_memory(world.device),
+            "dropout": config.model.hidden_dropout_prob,
+            "device": _device_name(world.device),
+        }
+        for name, median in medians.items()
+    ]
+
+
+def build_trainer(config: BenchConfig, world: World) -> Trainer:
+    """The trainer of ``config`` on this device, without checkpoints, log or evaluation."""
+    shards = open_split(config.data, "train", config.model.vocab_size)
+    if shards is None:
+        raise ConfigError(f"data.dir {config.data.dir} holds no training samples")
+    plan = BatchPlan(config.batch.global_batch_size, config.batch.micro_batch_size, world.size)
+    order = SampleOrder(config.seed, shards.samples, config.data.block_size)
+    remask = remasking(config.data, shards, config.seed)
+    model = build_model(config.model, config.seed, world.device)
+    precision = MixedPrecision(config.precision, world.device)
+    return Trainer(
+        world=world,
+        model=model,
+        model_config=config.model,
+        optimizer=build_optimizer(model, config.optimizer),
+        learning_rates=learning_rate_table(config.optimizer.lr, config.schedule).to(world.device),
+        precision=precision,
+        plan=plan,
+        data=TrainingData(shards, order, plan, world.rank, remask, config.data.prefetch),
+        heldout=None,
+        store=CheckpointStore(Path(config.run_dir), 1, None),
+        log=MetricsLog(None, config.schedule.total_steps),
+        progress=Progress(),
+        seed=config.seed,
+        config_yaml="",
+        total_steps=config.schedule.total_steps,
+        log_every=1,
+        evaluate_every=config.schedule.total_steps,
+        checkpoint_every=config.schedule.total_steps,
+        peak_rate=measured_matrix_rate(world.device, precision.dtype),
+    )
+
+
+def plain_script(config: BenchConfig, device: torch.device) -> Callable[[list[MicroBatch]], None]:
+    """One step of the obvious script: transformers' model and loss, labels on all positions, torch's AdamW."""
+    shape = bert_config(config.model).to_dict()
+    shape.pop("_attn_implementation", None)
+    model = BertForPreTraining(BertConfig(**shape)).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.lr)
+
+    def run(micro_batches: list[MicroBatch]) -> None:
+        for cpu_batch in micro_batches:
+            batch = cpu_batch.to(device)
+            labels = torch.full_like(batch.input_ids, -100).flatten()
+            labels[batch.masked_positions] = batch.masked_labels
+            mask = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
+            out = model(
+                input_ids=batch.input_ids,
+                attention_mask=mask,
+                token_type_ids=batch.segment_ids,
+                labels=labels.view_as(batch.input_ids),
+                next_sentence_label=batch.next_sentence_labels,
+            )
+            (out.loss / len(micro_batches)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+def _timed(run: Callable[[], object], device: torch.device) -> float:
+    started = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+
+def main() -> None:
+    """Dispatch on the first word of the command line."""
+    kinds = {"step": step}
+    if len(sys.argv) < 2 or sys.argv[1] not in kinds:
+        found = sys.argv[1] if len(sys.argv) > 1 else "nothing"
+        sys.exit(
+            f"error: bench was asked for {found!r}; allowed: {', '.join(kinds)}; python -m bert_pretrain.bench step"
+        )
+    kinds[sys.argv.pop(1)]()
+
+
+if __name__ == "__main__":
+    main()
