@@ -1,6 +1,6 @@
 """What the model runs at once, and what it counts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,11 +53,21 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> "MicroBatch":
         """On ``device``; from pinned memory the copy does not wait for the device."""
-        return MicroBatch(*(None if t is None else t.to(device, non_blocking=True) for t in self.tensors()))
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> "MicroBatch":
         """In page-locked memory, from where the GPU copies by itself."""
-        return MicroBatch(*(None if t is None else t.pin_memory() for t in self.tensors()))
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "MicroBatch":
+        return MicroBatch(
+            change(self.input_ids),
+            None if self.attention_mask is None else change(self.attention_mask),
+            change(self.segment_ids),
+            change(self.masked_positions),
+            change(self.masked_labels),
+            change(self.next_sentence_labels),
+        )
 
 
 @dataclass(frozen=True)

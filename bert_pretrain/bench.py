@@ -13,29 +13,23 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import BertConfig, BertForPreTraining
 
-from bert_pretrain.batch_plan import BatchPlan
 from bert_pretrain.batches import Counts, MicroBatch, StepBatch
-from bert_pretrain.checkpoint import CheckpointStore, Progress
+from bert_pretrain.checkpoint import CheckpointStore
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.data import TrainingData, open_split
 from bert_pretrain.distributed import World, open_world
-from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.flops import measured_matrix_rate, training_flops
+from bert_pretrain.errors import require
+from bert_pretrain.flops import training_flops
 from bert_pretrain.metrics import MetricsLog
-from bert_pretrain.model import bert_config, build_model
-from bert_pretrain.optim import build_optimizer
-from bert_pretrain.optim.schedule import learning_rate_table
-from bert_pretrain.precision import MixedPrecision
-from bert_pretrain.remask import remasking
-from bert_pretrain.sample_order import SampleOrder
+from bert_pretrain.model import bert_config
+from bert_pretrain.pretrain import build_trainer
 from bert_pretrain.structured import entry_point
-from bert_pretrain.train import Trainer
 
 
 @dataclass
@@ -72,7 +66,8 @@ def step(config: BenchConfig) -> None:
 
 def measure(config: BenchConfig, world: World) -> list[dict[str, Any]]:
     """The rows of both variants, each step timed in turn."""
-    trainer = build_trainer(config, world)
+    log, store = MetricsLog(None, config.schedule.total_steps), CheckpointStore(Path(config.run_dir), 1, None)
+    trainer = build_trainer(config, world, log, store, config_yaml="")
     baseline = plain_script(config, world.device)
     steps = trainer.data.steps(0)
     times: dict[str, list[float]] = {"baseline": [], "all": []}
@@ -82,12 +77,11 @@ def measure(config: BenchConfig, world: World) -> list[dict[str, Any]]:
         batch = next(steps)
         micro_batches = list(batch.micro_batches)
         wait = time.perf_counter() - started
-        seconds = {
-            "baseline": _timed(lambda m=micro_batches: baseline(m), world.device),  # type: ignore[misc]
-            "all": _timed(
-                lambda b=batch, m=micro_batches: trainer.train_step(StepBatch(b.counts, iter(m))), world.device
-            ),  # type: ignore[misc]
+        variants: dict[str, Callable[[], object]] = {
+            "baseline": partial(baseline, micro_batches),
+            "all": partial(trainer.train_step, StepBatch(batch.counts, iter(micro_batches))),
         }
+        seconds = {name: _timed(run, world.device) for name, run in variants.items()}
         if round_number >= 2:
             total, waited = total + batch.counts, waited + wait
             for name, value in seconds.items():
@@ -120,44 +114,12 @@ def _rows(
     ]
 
 
-def build_trainer(config: BenchConfig, world: World) -> Trainer:
-    """The trainer of ``config`` on this device, without checkpoints, log or evaluation."""
-    shards = open_split(config.data, "train", config.model.vocab_size)
-    if shards is None:
-        raise ConfigError(f"data.dir {config.data.dir} holds no training samples")
-    plan = BatchPlan(config.batch.global_batch_size, config.batch.micro_batch_size, world.size)
-    order = SampleOrder(config.seed, shards.samples, config.data.block_size)
-    remask = remasking(config.data, shards, config.seed)
-    model = build_model(config.model, config.seed, world.device)
-    precision = MixedPrecision(config.precision, world.device)
-    return Trainer(
-        world=world,
-        model=model,
-        model_config=config.model,
-        optimizer=build_optimizer(model, config.optimizer),
-        learning_rates=learning_rate_table(config.optimizer.lr, config.schedule).to(world.device),
-        precision=precision,
-        plan=plan,
-        data=TrainingData(shards, order, plan, world.rank, remask, config.data.prefetch),
-        heldout=None,
-        store=CheckpointStore(Path(config.run_dir), 1, None),
-        log=MetricsLog(None, config.schedule.total_steps),
-        progress=Progress(),
-        seed=config.seed,
-        config_yaml="",
-        total_steps=config.schedule.total_steps,
-        log_every=1,
-        evaluate_every=config.schedule.total_steps,
-        checkpoint_every=config.schedule.total_steps,
-        peak_rate=measured_matrix_rate(world.device, precision.dtype),
-    )
-
-
 def plain_script(config: BenchConfig, device: torch.device) -> Callable[[list[MicroBatch]], None]:
     """One step of the obvious script: transformers' model and loss, labels on all positions, torch's AdamW."""
     shape = bert_config(config.model).to_dict()
     shape.pop("_attn_implementation", None)
-    model = BertForPreTraining(BertConfig(**shape)).to(device).train()
+    model: torch.nn.Module = BertForPreTraining(BertConfig(**shape)).train()
+    model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.lr)
 
     def run(micro_batches: list[MicroBatch]) -> None:

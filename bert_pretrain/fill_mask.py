@@ -53,7 +53,7 @@ def fill(folder: Path, sentence: str, top: int) -> list[list[tuple[str, float]]]
         raise ConfigError(f"sentences: {sentence!r} has no {tokenizer.mask_token}; put one where a word is to be found")
     best = model(**encoded).logits[0, where].softmax(-1).topk(top)
     return [
-        [(tokenizer.convert_ids_to_tokens(int(i)), float(p)) for i, p in zip(ids, values, strict=True)]
+        [(str(tokenizer.convert_ids_to_tokens(int(i))), float(p)) for i, p in zip(ids, values, strict=True)]
         for ids, values in zip(best.indices, best.values, strict=True)
     ]
 

@@ -7,7 +7,7 @@ The weights are those of ``BertForPreTraining``, to the name; only the way throu
   weigh masked tokens by the micro-batch they happen to be in).
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,22 +114,11 @@ def _sums(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, tor
 
 def bert_config(config: ModelConfig, device: torch.device | None = None) -> BertConfig:
     """The ``transformers`` configuration; ``attention: auto`` is settled for ``device``."""
-    attention = config.attention
+    shape: dict[str, Any] = asdict(config)
+    attention = shape.pop("attention")
     if attention == "auto":
         attention = "sdpa" if device is not None and device.type == "cuda" else "eager"
-    return BertConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        intermediate_size=config.intermediate_size,
-        max_position_embeddings=config.max_position_embeddings,
-        hidden_act=config.hidden_act,
-        hidden_dropout_prob=config.hidden_dropout_prob,
-        attention_probs_dropout_prob=config.attention_probs_dropout_prob,
-        initializer_range=config.initializer_range,
-        attn_implementation=attention,
-    )
+    return BertConfig(**{**shape, "attn_implementation": attention})
 
 
 def build_model(config: ModelConfig, seed: int, device: torch.device) -> PretrainingModel:

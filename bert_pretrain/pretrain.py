@@ -49,34 +49,40 @@ def main(config: PretrainConfig) -> None:
         pretrain(config, world)
 
 
-def pretrain(config: PretrainConfig, world: World) -> Trainer:
-    """Build every part, train to the end, draw the plots; return the finished trainer."""
-    run_dir = Path(config.run_dir)
+def pretrain(config: PretrainConfig, world: World) -> None:
+    """Build every part, train to the end, write the report."""
+    run_dir, tokenizer = Path(config.run_dir), Path(config.data.tokenizer)
     config_yaml = prepare_run_dir(run_dir, config, world)
     log = MetricsLog(run_dir / "metrics.jsonl" if world.is_first else None, config.schedule.total_steps)
+    store = CheckpointStore(
+        run_dir / "checkpoints", config.checkpoint.keep_last, tokenizer if tokenizer.is_dir() else None
+    )
+    trainer = build_trainer(config, world, log, store, config_yaml)
+    log.resume(trainer.progress.step)
+    log.open_wandb(config.logging.wandb, config.logging.wandb_project, run_dir, wandb_key_present(), asdict(config))
+    trainer.run()
+    log.close()
+    if world.is_first:
+        log.say(f"finished: checkpoints in {store.directory}, report with plots in {write_report(run_dir)}")
 
+
+def build_trainer(
+    config: PretrainConfig, world: World, log: MetricsLog, store: CheckpointStore, config_yaml: str
+) -> Trainer:
+    """Every part of a run, going on from ``store``'s newest checkpoint where there is one."""
     shards = open_train_split(config, log)
     heldout = open_split(config.data, "heldout", config.model.vocab_size)
     plan = BatchPlan(config.batch.global_batch_size, config.batch.micro_batch_size, world.size)
     order = SampleOrder(config.seed, shards.samples, config.data.block_size)
     remask = remasking(config.data, shards, config.seed)
-    data = TrainingData(shards, order, plan, world.rank, remask, config.data.prefetch)
-
     model = build_model(config.model, config.seed, world.device)
     optimizer = build_optimizer(model, config.optimizer)
     precision = MixedPrecision(config.precision, world.device)
-    tokenizer = Path(config.data.tokenizer)
-    store = CheckpointStore(
-        run_dir / "checkpoints", config.checkpoint.keep_last, tokenizer if tokenizer.is_dir() else None
-    )
     progress = resume(store, model, optimizer, precision, shards, world, log)
     if progress is None:
         progress = start(config, model, optimizer, shards, world, log)
-
-    log.say(describe(config, world.size, str(world.device), precision.dtype, shards.samples))
-    log.resume(progress.step)
-    log.open_wandb(config.logging.wandb, config.logging.wandb_project, run_dir, wandb_key_present(), asdict(config))
-    trainer = Trainer(
+    log.say(describe(config, world.size, world.device.type, precision.dtype, shards.samples))
+    return Trainer(
         world=world,
         model=model,
         model_config=config.model,
@@ -84,7 +90,7 @@ def pretrain(config: PretrainConfig, world: World) -> Trainer:
         learning_rates=learning_rate_table(config.optimizer.lr, config.schedule).to(world.device),
         precision=precision,
         plan=plan,
-        data=data,
+        data=TrainingData(shards, order, plan, world.rank, remask, config.data.prefetch),
         heldout=heldout,
         store=store,
         log=log,
@@ -97,12 +103,6 @@ def pretrain(config: PretrainConfig, world: World) -> Trainer:
         checkpoint_every=config.checkpoint.every_steps,
         peak_rate=measured_matrix_rate(world.device, precision.dtype),
     )
-    trainer.run()
-    log.close()
-    if world.is_first:
-        page = write_report(run_dir)
-        log.say(f"finished: checkpoints in {store.directory}, report with plots in {page}")
-    return trainer
 
 
 def prepare_run_dir(run_dir: Path, config: PretrainConfig, world: World) -> str:

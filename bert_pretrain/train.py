@@ -153,7 +153,7 @@ class Trainer:
     def _gradients_travel(self, now: bool) -> AbstractContextManager[None]:
         if now or not isinstance(self.network, DistributedDataParallel):
             return nullcontext()
-        return self.network.no_sync()  # type: ignore[no-any-return]
+        return self.network.no_sync()
 
     def _global_counts(self, own: Counts) -> torch.Tensor:
         """(4,) float64 on the device: samples, masked tokens, tokens, squared lengths over all ranks."""

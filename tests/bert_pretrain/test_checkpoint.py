@@ -97,7 +97,7 @@ def test_init_from_takes_a_run_or_a_checkpoint(tmp_path: Path) -> None:
     store = store_with(tmp_path, (1, 2))
     assert resolve_init(tmp_path) == store.all()[1]
     assert resolve_init(store.all()[0]) == store.all()[0]
-    with pytest.raises(ConfigError, match="init_from is .*no checkpoint"):
+    with pytest.raises(ConfigError, match=r"init_from is .*no checkpoint"):
         resolve_init(tmp_path / "nowhere")
     (store.all()[0] / "optimizer.pt").write_bytes(b"")
     with pytest.raises(ConfigError, match="damaged"):

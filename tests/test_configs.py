@@ -1,0 +1,79 @@
+"""Every recipe composes, and says the numbers it is known for."""
+
+import dataclasses
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+import bert_pretrain.pretrain  # noqa: F401  # registers the schema
+from bert_pretrain.config import PretrainConfig, check_same_run
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.optim.schedule import learning_rate
+from bert_pretrain.structured import CONFIG_DIR, to_dataclass
+
+RECIPES = sorted(path.stem for path in (CONFIG_DIR / "recipe").glob("*.yaml"))
+PRESETS = sorted(path.stem for path in (CONFIG_DIR / "optimizer").glob("*.yaml"))
+
+
+def composed(*overrides: str) -> PretrainConfig:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return to_dataclass(compose("pretrain", list(overrides)), PretrainConfig)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_composes_and_opens_with_its_arithmetic(recipe: str) -> None:
+    config = composed(f"recipe={recipe}")
+    text = (CONFIG_DIR / "recipe" / f"{recipe}.yaml").read_text()
+    assert text.startswith("# @package _global_\n# ")
+    assert config.run_dir == f"runs/{recipe}"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_optimizer_runs_under_every_recipe_by_name(preset: str) -> None:
+    config = composed("recipe=bert_large_64k_phase1", f"optimizer={preset}", "batch.global_batch_size=4096")
+    assert config.optimizer.lr == 6e-3  # the recipe's
+    assert config.batch.global_batch_size == 4096  # the command line's
+
+
+def test_the_articles_numbers() -> None:
+    """research of the article: 65,536 x 7,038 at 6e-3 and 32,768 x 1,563 at 4e-3, warm-up 28.43 and 12.8 %."""
+    for phase, batch, steps, lr, warmup, length in (
+        (1, 65_536, 7_038, 6e-3, 2001, 128),
+        (2, 32_768, 1_563, 4e-3, 200, 512),
+    ):
+        config = composed(f"recipe=bert_large_64k_phase{phase}")
+        assert (config.batch.global_batch_size, config.schedule.total_steps) == (batch, steps)
+        assert (config.optimizer.lr, config.schedule.warmup_steps, config.data.sequence_length) == (lr, warmup, length)
+        assert (config.schedule.degree, config.schedule.decay_from) == (0.5, "warmup_end")
+        assert (config.optimizer.pre_normalization, config.optimizer.trust_ratio) == ("unit", "all")
+        published = composed(f"recipe=bert_large_64k_phase{phase}_published")
+        assert published.schedule.decay_from == "start"
+        assert (published.optimizer.pre_normalization, published.optimizer.trust_ratio) == ("clip", "decayed")
+        assert learning_rate(0, lr, published.schedule) == pytest.approx(
+            lr / (published.schedule.warmup_proportion * steps)
+        )
+    assert composed("recipe=bert_large_64k_phase2").init_moments == "keep"
+    assert composed("recipe=bert_large_64k_phase2_published").init_moments == "restart"
+
+
+def test_model_shapes_are_berts() -> None:
+    shapes = {"bert_base_1gpu": (768, 12, 12, 3072, 30_522), "bert_large_64k_phase1": (1024, 24, 16, 4096, 30_522)}
+    for recipe, shape in shapes.items():
+        model = composed(f"recipe={recipe}").model
+        heads, width = model.num_attention_heads, model.intermediate_size
+        assert (model.hidden_size, model.num_hidden_layers, heads, width, model.vocab_size) == shape
+
+
+def test_composing_does_not_depend_on_what_was_composed_before() -> None:
+    before = dataclasses.asdict(composed("recipe=demo"))
+    composed("recipe=bert_large_64k_phase2", "seed=3")
+    assert dataclasses.asdict(composed("recipe=demo")) == before
+
+
+def test_the_same_run_may_change_its_cut_but_not_its_arithmetic() -> None:
+    old = "seed: 1\nbatch: {micro_batch_size: 8, global_batch_size: 32}\nlogging: {every_steps: 1}\n"
+    check_same_run(old.replace("micro_batch_size: 8", "micro_batch_size: 2"), old, "r")
+    check_same_run(old.replace("every_steps: 1", "every_steps: 5"), old, "r")
+    for change in (("seed: 1", "seed: 2"), ("global_batch_size: 32", "global_batch_size: 64")):
+        with pytest.raises(ConfigError, match=rf"run_dir r belongs to another run: .*{change[0].split(': ')[0]}"):
+            check_same_run(old.replace(*change), old, "r")
