@@ -8,6 +8,10 @@ import torch
 
 from bert_pretrain.shards import Arrays
 
+IGNORED = -100
+"""The label of a position that is not predicted, as in torch and transformers."""
+_MASKED_SIZES = 16
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -31,13 +35,17 @@ class Counts:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What the model runs at once: B samples of L tokens, M of them masked. All int64."""
+    """What the model runs at once: B samples of L tokens, M of them masked. All int64.
+
+    M is filled up to one of about sixteen sizes: with as many shapes as micro-batches the caches of the matrix
+    libraries grow without end on CPU, and a compiled model would compile again and again.
+    """
 
     input_ids: torch.Tensor  # (B, L)
     attention_mask: torch.Tensor | None  # (B, L), None where nothing is padded
     segment_ids: torch.Tensor  # (B, L)
-    masked_positions: torch.Tensor  # (M,) into the flattened (B * L,)
-    masked_labels: torch.Tensor  # (M,)
+    masked_positions: torch.Tensor  # (M,) into the flattened (B * L,); 0 where only filled up
+    masked_labels: torch.Tensor  # (M,), IGNORED where only filled up
     next_sentence_labels: torch.Tensor  # (B,)
 
     def tensors(self) -> tuple[torch.Tensor | None, ...]:
@@ -82,14 +90,17 @@ def to_micro_batch(arrays: Arrays) -> MicroBatch:
     """Rows of a shard as tensors. A masked position of 0 is padding: [CLS] stands there."""
     positions = arrays["masked_lm_positions"].astype(np.int64)  # (B, P)
     rows, columns = np.nonzero(positions)
+    step = max(1, positions.size // _MASKED_SIZES)
+    filled = -(-len(rows) // step) * step - len(rows)
     length = arrays["input_ids"].shape[1]
+    labels = arrays["masked_lm_ids"][rows, columns].astype(np.int64)
     mask = arrays["input_mask"]
     return MicroBatch(
         input_ids=_int64(arrays["input_ids"]),
         attention_mask=None if mask.all() else _int64(mask),
         segment_ids=_int64(arrays["segment_ids"]),
-        masked_positions=torch.from_numpy(rows * length + positions[rows, columns]),
-        masked_labels=_int64(arrays["masked_lm_ids"][rows, columns]),
+        masked_positions=_int64(np.pad(rows * length + positions[rows, columns], (0, filled))),
+        masked_labels=_int64(np.pad(labels, (0, filled), constant_values=IGNORED)),
         next_sentence_labels=_int64(arrays["next_sentence_labels"]),
     )
 

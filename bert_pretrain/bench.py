@@ -126,7 +126,8 @@ def plain_script(config: BenchConfig, device: torch.device) -> Callable[[list[Mi
         for cpu_batch in micro_batches:
             batch = cpu_batch.to(device)
             labels = torch.full_like(batch.input_ids, -100).flatten()
-            labels[batch.masked_positions] = batch.masked_labels
+            predicted = batch.masked_labels >= 0
+            labels[batch.masked_positions[predicted]] = batch.masked_labels[predicted]
             mask = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
             out = model(
                 input_ids=batch.input_ids,

@@ -227,7 +227,7 @@ class TrainingData:
                 yield StepBatch(counts, (_micro_batch(_take(ready)) for _ in range(accumulation)))
         finally:
             closed.set()
-            thread.join()
+            thread.join(timeout=10)  # at the interpreter's exit the thread no longer runs
 
     def _prepare(self, step: int, pin: bool, ready: queue.Queue, closed: threading.Event) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Entry: ``python -m bert_pretrain.fill_mask model=FOLDER 'sentences=["The [MASK] ..."]'``.
+"""Entry: ``python -m bert_pretrain.fill_mask model_dir=FOLDER 'sentences=["The [MASK] ..."]'``.
 
 The most likely words for each [MASK], as anyone who loads the folder gets them.
 """
@@ -18,7 +18,7 @@ from bert_pretrain.structured import entry_point
 class FillMaskConfig:
     """Options of ``python -m bert_pretrain.fill_mask``."""
 
-    model: str
+    model_dir: str
     """A folder that ``bert_pretrain.export`` wrote, or any BERT folder."""
     sentences: list[str]
     """Sentences, each with one [MASK] or more."""
@@ -34,11 +34,13 @@ def main(config: FillMaskConfig) -> None:
     """Print each sentence with its fills."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    if not (Path(config.model) / "config.json").exists():
-        raise ConfigError(f"model is {config.model!r}, which is no exported folder; make one with bert_pretrain.export")
+    if not (Path(config.model_dir) / "config.json").exists():
+        raise ConfigError(
+            f"model_dir is {config.model_dir!r}, which is no exported folder; make one with bert_pretrain.export"
+        )
     for sentence in config.sentences:
         print(sentence)
-        for words in fill(Path(config.model), sentence, config.top):
+        for words in fill(Path(config.model_dir), sentence, config.top):
             print("    " + "   ".join(f"{word} {probability:.2f}" for word, probability in words))
 
 

@@ -91,7 +91,8 @@ class PretrainingModel(nn.Module):
         """Run B samples of L tokens, M of them masked over the whole micro-batch.
 
         ``input_ids`` and ``segment_ids`` are (B, L); ``attention_mask`` is (B, L) or None where nothing is padded;
-        ``masked_positions`` (M,) index the flattened (B * L,) tokens; ``masked_labels`` (M,), M may be 0;
+        ``masked_positions`` (M,) index the flattened (B * L,) tokens; ``masked_labels`` (M,) are -100 where nothing is
+        to be predicted; M may be 0;
         ``next_sentence_labels`` is (B,). All int64.
         """
         encoded = self.bert.bert(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=segment_ids)
@@ -108,8 +109,8 @@ def _sums(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, tor
     loss = F.cross_entropy(logits, labels, reduction="sum")
     with torch.no_grad():
         # amax vectorises on CPU where argmax does not; equal to the largest is the most likely word.
-        right = logits.gather(1, labels[:, None]).squeeze(1) == logits.amax(1)
-    return loss, right.sum()
+        right = logits.gather(1, labels.clamp(min=0)[:, None]).squeeze(1) == logits.amax(1)
+    return loss, (right & (labels >= 0)).sum()
 
 
 def bert_config(config: ModelConfig, device: torch.device | None = None) -> BertConfig:

@@ -171,7 +171,7 @@ class Trainer:
         for micro_batch in batches:
             out = self.model(*micro_batch.to(self.world.device).tensors())
             totals[:4] += torch.stack([part.double() for part in out])
-            totals[4] += len(micro_batch.masked_labels)
+            totals[4] += (micro_batch.masked_labels >= 0).sum()
             totals[5] += len(micro_batch.input_ids)
         self.model.train()
         mlm, nsp, mlm_correct, nsp_correct, masked, samples = self.world.sum(totals).tolist()

@@ -29,7 +29,7 @@ step "3/4  export -> $run_dir/model"
 python -m bert_pretrain.export run_dir="$run_dir" out_dir="$run_dir/model" overwrite=true
 
 step "4/4  masks filled in sentences it never saw"
-python -m bert_pretrain.fill_mask model="$run_dir/model" "sentences=[
+python -m bert_pretrain.fill_mask model_dir="$run_dir/model" "sentences=[
     'If the file does not [MASK] , an error is raised .',
     'The default [MASK] is used if the argument is not given .',
     'This function returns a new [MASK] with the same shape as the input .',

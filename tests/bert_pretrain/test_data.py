@@ -63,6 +63,10 @@ def test_micro_batch_by_hand() -> None:
     batch = to_micro_batch(arrays)
     assert batch.masked_positions.tolist() == [1, 7, 8]
     assert batch.masked_labels.tolist() == [30, 31, 32]
+    wide = {**arrays, "masked_lm_positions": np.pad(arrays["masked_lm_positions"], ((0, 0), (0, 38)))}
+    filled = to_micro_batch({**wide, "masked_lm_ids": np.pad(arrays["masked_lm_ids"], ((0, 0), (0, 38)))})
+    assert filled.masked_positions.tolist() == [1, 7, 8, 0, 0]  # 80 places in steps of 5
+    assert filled.masked_labels.tolist() == [30, 31, 32, -100, -100]
     assert batch.attention_mask is not None
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
     assert dataclasses.astuple(count(arrays)) == (2, 3, 9, 16 + 25)

@@ -28,14 +28,22 @@ def tiny(**changes: object) -> ModelConfig:
     return ModelConfig(**{**values, **changes})
 
 
-def micro_batch(samples: int = 9) -> MicroBatch:
+def micro_batch(samples: int = 40) -> MicroBatch:
     return to_micro_batch(random_arrays(np.random.default_rng(3), samples))
+
+
+def all_labels(batch: MicroBatch) -> torch.Tensor:
+    """transformers' form: (B * L,) labels, -100 where nothing is predicted."""
+    labels = torch.full_like(batch.input_ids, -100).flatten()
+    predicted = batch.masked_labels >= 0
+    assert not predicted.all(), "the micro-batch should be filled up, to see that it does no harm"
+    labels[batch.masked_positions[predicted]] = batch.masked_labels[predicted]
+    return labels
 
 
 def plain_losses(model: PretrainingModel, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """transformers' own forward on all positions, its losses separated: labels -100 where nothing is predicted."""
-    labels = torch.full_like(batch.input_ids, -100).flatten()
-    labels[batch.masked_positions] = batch.masked_labels
+    labels = all_labels(batch)
     out = model.bert(input_ids=batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.segment_ids)
     cross_entropy = torch.nn.functional.cross_entropy
     mlm = cross_entropy(out.prediction_logits.flatten(0, 1), labels, ignore_index=-100, reduction="sum")
@@ -65,8 +73,7 @@ def test_the_mean_losses_are_transformers_loss() -> None:
     """transformers' labels argument gives mean + mean; our sums divided by their counts give the same number."""
     model = build_model(tiny(), 1, torch.device("cpu")).double()
     batch = micro_batch()
-    labels = torch.full_like(batch.input_ids, -100).flatten()
-    labels[batch.masked_positions] = batch.masked_labels
+    labels = all_labels(batch)
     theirs = model.bert(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
@@ -75,7 +82,7 @@ def test_the_mean_losses_are_transformers_loss() -> None:
         next_sentence_label=batch.next_sentence_labels,
     ).loss
     ours = model(*batch.tensors())
-    mean = ours.mlm_loss / len(batch.masked_labels) + ours.nsp_loss / len(batch.input_ids)
+    mean = ours.mlm_loss / (batch.masked_labels >= 0).sum() + ours.nsp_loss / len(batch.input_ids)
     torch.testing.assert_close(mean, theirs, rtol=1e-12, atol=0)
 
 
