@@ -116,7 +116,7 @@ class MetricsLog:
         self._bar.close()
         if self._wandb is not None:
             try:
-                self._wandb.finish(quiet=True)
+                self._wandb.finish()
             except Exception as error:
                 self.say(f"wandb did not finish: {error}")
 
