@@ -26,7 +26,7 @@ from bert_pretrain.config import PretrainConfig
 from bert_pretrain.distributed import World, open_world
 from bert_pretrain.errors import require
 from bert_pretrain.flops import training_flops
-from bert_pretrain.metrics import MetricsLog
+from bert_pretrain.metrics import MetricsLog, writable_directory
 from bert_pretrain.model import bert_config
 from bert_pretrain.pretrain import build_trainer
 from bert_pretrain.structured import entry_point
@@ -51,6 +51,8 @@ def step(config: BenchConfig) -> None:
     """Measure the step, print the table and write the rows."""
     with open_world(config.device) as world:
         require(world.size == 1, "processes", world.size, "1: the benchmark measures one device")
+        fault = writable_directory(Path(config.out_dir))
+        require(fault is None, "out_dir", config.out_dir, f"a directory that can be written ({fault})")
         rows = measure(config, world)
     print(f"{'variant':<12}{'ms a step':>12}{'tokens/s':>12}{'speed-up':>10}{'of peak':>9}{'data wait':>11}")
     for row in rows:
@@ -59,14 +61,13 @@ def step(config: BenchConfig) -> None:
             f"{row['speedup_over_baseline']:>9.2f}x{row['matrix_peak_share']:>9.0%}{row['data_wait_share']:>11.2%}"
         )
     out = Path(config.out_dir) / "step.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"rows": rows, "options": asdict(config)}, indent=2), encoding="utf-8")
     print(f"written to {out}")
 
 
 def measure(config: BenchConfig, world: World) -> list[dict[str, Any]]:
     """The rows of both variants, each step timed in turn."""
-    log, store = MetricsLog(None, config.schedule.total_steps), CheckpointStore(Path(config.run_dir), 1, None)
+    log, store = MetricsLog(None, config.schedule.total_steps), CheckpointStore(Path(config.out_dir) / "none", 1, None)
     trainer = build_trainer(config, world, log, store, config_yaml="")
     baseline = plain_script(config, world.device)
     steps = trainer.data.steps(0)

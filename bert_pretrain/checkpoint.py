@@ -22,11 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import BertForPreTraining
 
 from bert_pretrain.errors import ConfigError, require
 
 CHECKSUMS = "checksums.json"
+TOKENIZER_FILES = (
+    "vocab.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 _NAME = re.compile(r"step_(\d{8})")
 
 
@@ -91,16 +99,19 @@ class CheckpointStore:
         temporary = self.directory / f".{final.name}.partial"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        model.save_pretrained(temporary / "model")
-        if self.tokenizer is not None:
-            for file in sorted(self.tokenizer.iterdir()):
-                shutil.copyfile(file, temporary / "model" / file.name)
-        torch.save(optimizer_state, temporary / "optimizer.pt")
+        try:
+            model.save_pretrained(temporary / "model")
+            torch.save(optimizer_state, temporary / "optimizer.pt")
+        except (RuntimeError, SafetensorError) as error:  # how these libraries report a full disk
+            raise OSError(str(error)) from error
+        for name in TOKENIZER_FILES:
+            if self.tokenizer is not None and (self.tokenizer / name).is_file():
+                shutil.copyfile(self.tokenizer / name, temporary / "model" / name)
         (temporary / "progress.json").write_text(json.dumps(asdict(progress), indent=2), encoding="utf-8")
         (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
         _write_checksums(temporary)
         _flush(temporary)
-        if final.exists():  # only a damaged one can stand here: a valid one would have been resumed from
+        if final.exists():  # a damaged one: a valid one would have been resumed from, and no step is saved twice
             final.rename(_free_name(final))
         temporary.rename(final)
         _flush_directory(self.directory)

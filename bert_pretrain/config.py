@@ -1,6 +1,7 @@
 """The options of every part, composed. Each part's own options stand at the top of its file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -16,7 +17,8 @@ from bert_pretrain.optim.schedule import ScheduleConfig
 from bert_pretrain.precision import PrecisionConfig
 from bert_pretrain.train import TrainingConfig
 
-# What may differ when a run is continued: it changes neither the samples nor the arithmetic of a step.
+# What may differ when a run is continued: it changes neither the samples of a step nor, but for the rounding of
+# another device, its arithmetic.
 _FREE_ON_RESUME = (
     "run_dir",
     "device",
@@ -67,17 +69,29 @@ class PretrainConfig:
         require(length <= limit, "data.sequence_length", length, f"up to model.max_position_embeddings ({limit})")
 
 
+def resolved_yaml(config: PretrainConfig) -> str:
+    """The options of a run as YAML, without what an entry derived from pretrain adds."""
+    run = PretrainConfig(**{field.name: getattr(config, field.name) for field in fields(PretrainConfig)})
+    return OmegaConf.to_yaml(OmegaConf.structured(run))
+
+
+def check_run_dir(config: PretrainConfig) -> None:
+    """Raise ``ConfigError`` where ``run_dir`` holds another run than ``config`` asks for, or files of none."""
+    run_dir = Path(config.run_dir)
+    stored = run_dir / "config.yaml"
+    if stored.is_file():
+        check_same_run(resolved_yaml(config), stored.read_text(encoding="utf-8"), config.run_dir)
+    elif (run_dir / "checkpoints").exists() or (run_dir / "metrics.jsonl").exists():
+        raise ConfigError(f"run_dir {run_dir} holds a run without a config.yaml; give another run_dir")
+
+
 def check_same_run(now: str, before: str, run_dir: str) -> None:
     """Compare two resolved configurations in YAML; raise ``ConfigError`` where they are not the same run."""
-    new, old = (
-        _flat(OmegaConf.to_container(OmegaConf.create(now))),
-        _flat(OmegaConf.to_container(OmegaConf.create(before))),
-    )
+    new, old = (_flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (now, before))
     differing = [
         key
         for key in sorted(new.keys() | old.keys())
-        if new.get(key) != old.get(key)
-        and not any(key == free or key.startswith(f"{free}.") for free in _FREE_ON_RESUME)
+        if new.get(key) != old.get(key) and not any(f"{key}.".startswith(f"{free}.") for free in _FREE_ON_RESUME)
     ]
     if differing:
         pairs = ", ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in differing[:4])

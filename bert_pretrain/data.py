@@ -9,10 +9,12 @@ Before a step's first micro-batch the loader says the step's counts, so that los
 the global batch. Memory does not grow with the batch: blocks are read, counted, dropped and read again.
 """
 
+import hashlib
 import queue
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,6 +160,21 @@ def _check_fit(reader: ShardReader, config: DataConfig, vocab_size: int, first: 
         )
 
 
+def check_vocabulary(config: DataConfig, splits: list[ShardSet], report: Callable[[str], None]) -> None:
+    """Compare ``data.tokenizer`` with the vocabulary that the shards were made with. Raises ``ConfigError``."""
+    path = Path(config.tokenizer) / "vocab.txt"
+    if not path.is_file():
+        report(f"no vocabulary at {path}: checkpoints will hold no tokenizer (data.tokenizer names its folder)")
+        return
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    for shards in splits:
+        if shards.header is not None and shards.header.vocab_hash != found:
+            raise ConfigError(
+                f"data.tokenizer is {config.tokenizer!r}, but {shards.paths[0]} was made with another vocabulary; "
+                "give the tokenizer that data_prep.prepare wrote beside the shards"
+            )
+
+
 class BlockReader:
     """Decoded blocks of the sample order; the last few are kept."""
 
@@ -239,14 +256,15 @@ class TrainingData:
         except _ClosedError:
             return
         except BaseException as error:  # handed over: the consumer raises it where it waits
-            ready.put(error)
+            with suppress(_ClosedError):
+                _put(ready, error, closed)
 
 
 class _ClosedError(Exception):
     """The consumer has left."""
 
 
-def _put(ready: queue.Queue, item: Counts | MicroBatch, closed: threading.Event) -> None:
+def _put(ready: queue.Queue, item: Counts | MicroBatch | BaseException, closed: threading.Event) -> None:
     while not closed.is_set():
         try:
             return ready.put(item, timeout=0.1)

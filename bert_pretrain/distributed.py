@@ -24,7 +24,6 @@ class World:
     rank: int
     local_rank: int
     size: int
-    local_size: int
     device: torch.device
 
     @property
@@ -80,7 +79,7 @@ def open_world(device: str = "auto", timeout_seconds: float = 1800.0) -> Iterato
     """Join the process group that torchrun describes (gloo on CPU, NCCL on GPUs) and leave it at the end."""
     local_rank, local_size = _environment("LOCAL_RANK", 0), _environment("LOCAL_WORLD_SIZE", 1)
     here = pick_device(device, local_rank)
-    world = World(_environment("RANK", 0), local_rank, _environment("WORLD_SIZE", 1), local_size, here)
+    world = World(_environment("RANK", 0), local_rank, _environment("WORLD_SIZE", 1), here)
     if here.type == "cuda":
         torch.cuda.set_device(here)
     elif "OMP_NUM_THREADS" not in os.environ or world.size > 1:
@@ -92,12 +91,11 @@ def open_world(device: str = "auto", timeout_seconds: float = 1800.0) -> Iterato
             timeout=timedelta(seconds=timeout_seconds),
             device_id=here if here.type == "cuda" else None,
         )
-    try:
-        yield world
-        world.wait_for_all()
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    yield world
+    # Not in a finally: a rank that fails while its peers wait in a collective must die, not wait for them.
+    world.wait_for_all()
+    if world.size > 1:
+        dist.destroy_process_group()
 
 
 def report_once(error: ConfigError) -> None:

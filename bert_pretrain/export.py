@@ -15,7 +15,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoToke
 
 from bert_pretrain.checkpoint import load_progress, resolve_init
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.metrics import read_rows
+from bert_pretrain.metrics import read_rows, writable_directory
 from bert_pretrain.structured import entry_point
 
 
@@ -40,6 +40,9 @@ def main(config: ExportConfig) -> None:
     out_dir = Path(config.out_dir)
     if out_dir.exists() and not (config.overwrite and (out_dir / "config.json").exists()):
         raise ConfigError(f"out_dir {out_dir} exists; give another, or overwrite=true to replace an earlier export")
+    fault = writable_directory(out_dir.parent)
+    if fault is not None:
+        raise ConfigError(f"out_dir {out_dir} cannot be written ({fault}); give another")
     export_checkpoint(checkpoint, out_dir)
     print(f"exported {checkpoint} to {out_dir}: load it with transformers' Auto classes")
 
@@ -68,7 +71,9 @@ def check_loads(folder: Path) -> None:
     """Load ``folder`` as its users will; raise ``ConfigError`` where a weight is missing or the tokenizer differs."""
     for auto in (AutoModelForPreTraining, AutoModelForMaskedLM):
         model, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-        if report["missing_keys"] or report["mismatched_keys"]:
+        faults = ["missing_keys", "mismatched_keys"]
+        faults += ["unexpected_keys"] if auto is AutoModelForPreTraining else []  # masked words alone need no pooler
+        if any(report[fault] for fault in faults):
             raise ConfigError(f"{folder} does not load as {auto.__name__}: {report}")
     if (folder / "tokenizer.json").exists() and len(AutoTokenizer.from_pretrained(folder)) != model.config.vocab_size:
         raise ConfigError(f"the tokenizer in {folder} does not have the model's {model.config.vocab_size} words")

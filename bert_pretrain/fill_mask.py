@@ -5,6 +5,7 @@ The most likely words for each [MASK], as anyone who loads the folder gets them.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -38,17 +39,17 @@ def main(config: FillMaskConfig) -> None:
         raise ConfigError(
             f"model_dir is {config.model_dir!r}, which is no exported folder; make one with bert_pretrain.export"
         )
+    tokenizer = AutoTokenizer.from_pretrained(config.model_dir)
+    model = AutoModelForMaskedLM.from_pretrained(config.model_dir).eval()
     for sentence in config.sentences:
         print(sentence)
-        for words in fill(Path(config.model_dir), sentence, config.top):
+        for words in fill(model, tokenizer, sentence, config.top):
             print("    " + "   ".join(f"{word} {probability:.2f}" for word, probability in words))
 
 
 @torch.no_grad()
-def fill(folder: Path, sentence: str, top: int) -> list[list[tuple[str, float]]]:
+def fill(model: Any, tokenizer: Any, sentence: str, top: int) -> list[list[tuple[str, float]]]:
     """For each [MASK] of ``sentence`` the ``top`` words and their probabilities, best first."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForMaskedLM.from_pretrained(folder).eval()
     encoded = tokenizer(sentence, return_tensors="pt")
     where = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero().squeeze(1)
     if len(where) == 0:

@@ -57,8 +57,9 @@ class MetricsLog:
         """Drop the rows of steps after ``step``: they are about to be computed again."""
         self._first_step = step
         self._bar.update(step - self._bar.n)
-        if self.path is None or not self.path.exists():
+        if self.path is None:
             return
+        self.path.touch()
         rows = [row for row in read_rows(self.path) if row["step"] <= step]
         temporary = self.path.with_name(f".{self.path.name}.partial")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

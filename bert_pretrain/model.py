@@ -95,12 +95,24 @@ class PretrainingModel(nn.Module):
         to be predicted; M may be 0;
         ``next_sentence_labels`` is (B,). All int64.
         """
-        encoded = self.bert.bert(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=segment_ids)
+        mask = None if attention_mask is None else _key_mask(attention_mask, self.bert.config._attn_implementation)
+        encoded = self.bert.bert(input_ids=input_ids, attention_mask=mask, token_type_ids=segment_ids)
         masked = encoded.last_hidden_state.flatten(0, 1).index_select(0, masked_positions)  # (M, H)
         mlm_loss, mlm_correct = _sums(self.bert.cls.predictions(masked), masked_labels)  # (M, V)
         nsp_logits = self.bert.cls.seq_relationship(encoded.pooler_output)  # (B, 2)
         nsp_loss, nsp_correct = _sums(nsp_logits, next_sentence_labels)
         return PretrainingSums(mlm_loss, nsp_loss, mlm_correct, nsp_correct)
+
+
+def _key_mask(attention_mask: torch.Tensor, attention: str) -> torch.Tensor:
+    """(B, L) ones and zeros as the (B, 1, 1, L) mask that the attention adds (eager) or selects by (sdpa).
+
+    Given the (B, L) form, ``transformers`` looks whether it is all ones, which waits for the device.
+    """
+    allowed = attention_mask[:, None, None, :].bool()
+    if attention == "sdpa":
+        return allowed
+    return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, torch.finfo(torch.float32).min)
 
 
 def _sums(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from bert_pretrain.batch_plan import BatchPlan
-from bert_pretrain.config import PretrainConfig
+from bert_pretrain.config import PretrainConfig, check_run_dir
 from bert_pretrain.data import open_split
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.flops import parameter_count, training_flops
@@ -22,6 +22,7 @@ from bert_pretrain.structured import entry_point
 # Bytes kept for backward, per token of a micro-batch and layer: in units of the width (inputs of the six matrix
 # products, both LayerNorms, dropout masks, the GELU's input) and of the attention matrix's row (two copies).
 _ACTIVATION_WIDTHS, _ATTENTION_COPIES = 18.0, 2.0
+_MASKED_SHARE = 0.15  # BERT's; what the shards really hold is known only once they are read
 
 
 @dataclass
@@ -45,6 +46,7 @@ class PlanConfig(PretrainConfig):
 @entry_point("plan", PlanConfig)
 def main(config: PlanConfig) -> None:
     """Print the plan."""
+    check_run_dir(config)
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     dtype = compute_dtype(config.precision.compute, device)
     samples = config.samples
@@ -79,13 +81,15 @@ def _batch_rows(config: PretrainConfig, devices: int) -> list[tuple[str, str]]:
     samples = [cut[-1][1] - cut[0][0] for cut in cuts]
     per_rank = f"{samples[0]}" if samples[0] == samples[1] else f"{samples[0]} or {samples[1]}"
     cut = f"{plan.global_batch_size:,} samples = {devices} ranks x {per_rank}"
-    micro = f"{plan.accumulation(0)} micro-batches of up to {plan.micro_batch_size} on each rank"
+    fewest, most = plan.accumulation(0), plan.accumulation(devices - 1)
+    count = f"{most}" if fewest == most else f"{fewest} or {most}"
+    micro = f"{count} micro-batches of up to {plan.micro_batch_size} on each rank"
     return [("global batch", cut), ("", micro)]
 
 
 def _length_rows(config: PretrainConfig, samples: int | None) -> list[tuple[str, str]]:
     steps, batch = config.schedule.total_steps, config.batch.global_batch_size
-    length, masked = config.data.sequence_length, max(1, round(0.15 * config.data.sequence_length))
+    length, masked = config.data.sequence_length, round(_MASKED_SHARE * config.data.sequence_length)
     seen = steps * batch
     flops = training_flops(config.model, seen, seen * length, seen * length**2, seen * masked)
     epochs = "" if not samples else f" = {seen / samples:,.2f} epochs over {samples:,}"
@@ -106,7 +110,7 @@ def _memory_rows(config: PretrainConfig, dtype: torch.dtype) -> list[tuple[str, 
     size = torch.empty((), dtype=dtype).element_size()
     tokens = config.batch.micro_batch_size * length
     per_layer = _ACTIVATION_WIDTHS * model.hidden_size + _ATTENTION_COPIES * model.num_attention_heads * length
-    logits = 3 * 0.15 * model.vocab_size * 4
+    logits = 3 * _MASKED_SHARE * model.vocab_size * 4
     activations = tokens * (model.num_hidden_layers * per_layer * size + logits)
     return [
         ("parameters", f"{parameters:,}"),

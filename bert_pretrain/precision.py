@@ -77,11 +77,14 @@ class MixedPrecision:
             torch._amp_update_scale_(self.scale, self._good_steps, skipped, _GROWTH, _BACKOFF, self.growth_interval)
         return skipped
 
-    def state_dict(self) -> dict[str, float]:
-        """Loss scale and the run of good steps behind it. A device synchronisation."""
+    def state_dict(self) -> dict[str, float] | None:
+        """Loss scale and the run of good steps behind it; None where nothing is scaled. A device synchronisation."""
+        if not self.scaled:
+            return None
         return {"loss_scale": self.scale.item(), "good_steps": self._good_steps.item()}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Restore what ``state_dict`` gave."""
-        self.scale.fill_(state["loss_scale"])
-        self._good_steps.fill_(int(state["good_steps"]))
+    def load_state_dict(self, state: dict[str, float] | None) -> None:
+        """Restore what ``state_dict`` gave; of no effect where this run or the one that saved does not scale."""
+        if self.scaled and state is not None:
+            self.scale.fill_(state["loss_scale"])
+            self._good_steps.fill_(int(state["good_steps"]))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from omegaconf import OmegaConf
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from bert_pretrain.batch_plan import BatchPlan
@@ -20,8 +19,8 @@ from bert_pretrain.checkpoint import (
     load_progress,
     resolve_init,
 )
-from bert_pretrain.config import PretrainConfig, check_same_run
-from bert_pretrain.data import ShardSet, TrainingData, open_split
+from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml
+from bert_pretrain.data import ShardSet, TrainingData, check_vocabulary, open_split
 from bert_pretrain.distributed import World, open_world, report_once, wandb_key_present
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.flops import measured_matrix_rate
@@ -52,12 +51,17 @@ def main(config: PretrainConfig) -> None:
 def pretrain(config: PretrainConfig, world: World) -> None:
     """Build every part, train to the end, write the report."""
     run_dir, tokenizer = Path(config.run_dir), Path(config.data.tokenizer)
-    config_yaml = prepare_run_dir(run_dir, config, world)
+    check_run_dir(config)
+    fault = writable_directory(run_dir) if world.is_first else None
+    if fault is not None:
+        raise ConfigError(f"run_dir {run_dir} cannot be written ({fault}); give another run_dir")
+    config_yaml = resolved_yaml(config)
     log = MetricsLog(run_dir / "metrics.jsonl" if world.is_first else None, config.schedule.total_steps)
     store = CheckpointStore(
         run_dir / "checkpoints", config.checkpoint.keep_last, tokenizer if tokenizer.is_dir() else None
     )
     trainer = build_trainer(config, world, log, store, config_yaml)
+    store_config(run_dir, config_yaml, world)
     log.resume(trainer.progress.step)
     log.open_wandb(config.logging.wandb, config.logging.wandb_project, run_dir, wandb_key_present(), asdict(config))
     trainer.run()
@@ -72,6 +76,7 @@ def build_trainer(
     """Every part of a run, going on from ``store``'s newest checkpoint where there is one."""
     shards = open_train_split(config, log)
     heldout = open_split(config.data, "heldout", config.model.vocab_size)
+    check_vocabulary(config.data, [split for split in (shards, heldout) if split is not None], log.say)
     plan = BatchPlan(config.batch.global_batch_size, config.batch.micro_batch_size, world.size)
     order = SampleOrder(config.seed, shards.samples, config.data.block_size)
     remask = remasking(config.data, shards, config.seed)
@@ -105,22 +110,14 @@ def build_trainer(
     )
 
 
-def prepare_run_dir(run_dir: Path, config: PretrainConfig, world: World) -> str:
-    """Create ``run_dir`` with its ``config.yaml``, or check that it belongs to this run; return the YAML."""
-    config_yaml = OmegaConf.to_yaml(OmegaConf.structured(config))
-    stored = run_dir / "config.yaml"
-    if stored.exists():
-        check_same_run(config_yaml, stored.read_text(encoding="utf-8"), config.run_dir)
-    elif (run_dir / "checkpoints").exists() or (run_dir / "metrics.jsonl").exists():
-        raise ConfigError(f"run_dir {run_dir} holds a run without a config.yaml; give another run_dir")
+def store_config(run_dir: Path, config_yaml: str, world: World) -> None:
+    """Write ``config.yaml`` once every part of the run is built: a mistake must not claim the directory."""
+    path = run_dir / "config.yaml"
+    if world.is_first and not path.exists():
+        temporary = run_dir / ".config.yaml.partial"
+        temporary.write_text(config_yaml, encoding="utf-8")
+        temporary.rename(path)
     world.wait_for_all()
-    if world.is_first and not stored.exists():
-        fault = writable_directory(run_dir)
-        if fault is not None:
-            raise ConfigError(f"run_dir {run_dir} cannot be written ({fault}); give another run_dir")
-        stored.write_text(config_yaml, encoding="utf-8")
-    world.wait_for_all()
-    return config_yaml
 
 
 def open_train_split(config: PretrainConfig, log: MetricsLog) -> ShardSet:
@@ -152,7 +149,7 @@ def resume(
         )
     load_weights(model, Path(found) / "model")
     optimizer.load_state_dict(load_optimizer_state(Path(found), world.device))
-    precision.load_state_dict(progress.precision or precision.state_dict())
+    precision.load_state_dict(progress.precision)
     log.say(f"going on from {found}, step {progress.step}")
     return progress
 
@@ -170,7 +167,11 @@ def start(
     if config.init_from is None:
         return progress
     source = resolve_init(Path(config.init_from))
-    load_weights(model, source / "model")
+    try:
+        load_weights(model, source / "model")
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise ConfigError(f"init_from is {config.init_from!r}, whose weights do not fit model.*: {first}") from None
     if config.init_moments != "reset":
         state = load_optimizer_state(source, world.device)
         if config.init_moments == "restart":

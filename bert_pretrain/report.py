@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.metrics import Row, read_rows
+from bert_pretrain.metrics import Row, read_rows, writable_directory
 from bert_pretrain.plots import draw_run
 from bert_pretrain.shards import read_manifest
 from bert_pretrain.structured import entry_point
@@ -37,6 +37,9 @@ def main(config: ReportConfig) -> None:
     run_dir = Path(config.run_dir)
     if not (run_dir / "metrics.jsonl").exists() or not (run_dir / "config.yaml").exists():
         raise ConfigError(f"run_dir is {config.run_dir!r}, which holds no run (metrics.jsonl, config.yaml)")
+    fault = writable_directory(run_dir)
+    if fault is not None:
+        raise ConfigError(f"run_dir {run_dir} cannot be written ({fault}); copy the run to where it can")
     page = write_report(run_dir)
     for name, value in facts(run_dir):
         print(f"  {name:<34}{value}")

@@ -17,6 +17,7 @@ them. This module needs h5py and numpy only: data preparation must not load torc
 import hashlib
 import json
 import os
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ SHARD_FIELDS = (
     "next_sentence_labels",
 )
 SPLITS = ("train", "heldout")
+_HELDOUT_NAME = re.compile(r"(^|[^a-z])(heldout|test)([^a-z]|$)")
 _ROWS_PER_READ = 16_384  # bounds the memory of a pass over a whole shard
 
 Arrays = dict[str, np.ndarray]
@@ -153,7 +155,7 @@ class ShardReader:
             raise ConfigError(
                 f"shard {self.path} has format version {version}; this program reads version {FORMAT_VERSION}"
             )
-        missing = [field.name for field in fields(ShardHeader) if field.name not in attributes]
+        missing = [name for name in ("samples", *(f.name for f in fields(ShardHeader))) if name not in attributes]
         if missing:
             raise ConfigError(f"shard {self.path} lacks the attributes {', '.join(missing)}: write it again")
         if int(attributes["samples"]) != self.samples:
@@ -201,14 +203,15 @@ def _shape(data: h5py.Dataset, dimensions: int, path: Path) -> tuple[int, ...]:
 def check_ids(arrays: Arrays, vocab_size: int, path: Path) -> None:
     """Raise ``ConfigError`` where a token id or a masked position points outside of what it indexes."""
     length = arrays["input_ids"].shape[1]
-    limits = {"input_ids": vocab_size, "masked_lm_ids": vocab_size, "masked_lm_positions": length, "segment_ids": 2}
+    limits = {"input_ids": vocab_size, "masked_lm_ids": vocab_size, "masked_lm_positions": length}
+    limits |= {"input_mask": 2, "segment_ids": 2, "next_sentence_labels": 2}
     for name, limit in limits.items():
         values = arrays[name]
         if values.size and (int(values.max()) >= limit or int(values.min()) < 0):
             worst = int(values.max()) if int(values.max()) >= limit else int(values.min())
             raise ConfigError(
-                f"shard {path}: {name} holds {worst}, but the model takes 0 to {limit - 1}; "
-                "the shards were made with another vocabulary or sequence length than model.vocab_size says"
+                f"shard {path}: {name} holds {worst}, but the model takes 0 to {limit - 1}; the shard is damaged, or "
+                "made with another vocabulary than model.vocab_size says"
             )
 
 
@@ -232,7 +235,7 @@ def shard_paths(directory: Path, split: str) -> list[Path]:
         raise ConfigError(
             f"data.dir {directory} holds no shards (*.hdf5, *.h5) and no {MANIFEST}; make shards with data_prep.prepare"
         )
-    return [path for path in found if ("heldout" in path.name or "test" in path.name) == (split == "heldout")]
+    return [path for path in found if bool(_HELDOUT_NAME.search(path.name)) == (split == "heldout")]
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:

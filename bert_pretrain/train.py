@@ -8,7 +8,7 @@ are fetched while the next step runs.
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -42,13 +42,13 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class StepResult:
-    """A dispatched step: its numbers, still on the device, and what the host knows of it."""
+    """A dispatched step: its numbers, on their way to the host."""
 
     numbers: torch.Tensor
-    """(11,) float64: skipped, lr, gradient norm, the four global counts, the four sums over the logged ranks."""
-    counts: Counts
-    """This rank's own."""
-    logged: bool
+    """(13,) float64: skipped, lr, gradient norm, loss scale, whether a weight or moment is not finite, the four
+    global counts, the four sums over all ranks."""
+    arrived: torch.cuda.Event | None
+    """When they are there; None where they never left the host."""
 
 
 @dataclass
@@ -91,12 +91,15 @@ class Trainer:
         self.network: nn.Module = self.model
         if self.world.size > 1:
             device_ids = [self.world.local_rank] if self.world.device.type == "cuda" else None
-            self.network = DistributedDataParallel(self.model, device_ids=device_ids, gradient_as_bucket_view=True)
+            self.network = DistributedDataParallel(
+                self.model, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False
+            )
             _regroup_buckets(self.network, self.world.device)
             self.optimizer.zero_grad(set_to_none=True)
-        self.applied = torch.tensor(self.progress.step, device=self.world.device)
+        self.applied = torch.tensor([self.progress.step], device=self.world.device)
         self._pending: StepResult | None = None
         self._skipped_in_a_row = 0
+        self._unhealthy = False
         self._meter = Meter()
 
     def run(self) -> None:
@@ -108,8 +111,7 @@ class Trainer:
                 result = self.train_step(self._next(steps))
                 self._settle()  # the step before this one: done by now, so that nothing waits
                 self._pending = result
-                if self._at_boundary(self._dispatched):
-                    self._settle()
+                if self._is_boundary(self.progress.step + 1) and self._settle():
                     self._look_up()
         finally:
             steps.close()  # type: ignore[attr-defined]
@@ -117,21 +119,30 @@ class Trainer:
     def train_step(self, batch: StepBatch) -> StepResult:
         """One global batch, one update. Returns without waiting for the device."""
         attempt = self.progress.attempts + (self._pending is not None)
-        logged = self._dispatched % self.log_every == 0
         torch.manual_seed(mixed(self.seed, self.world.rank, attempt))  # resuming needs no saved random state
         counts = self._global_counts(batch.counts)
+        scale = self.precision.scale.clone()
         sums = self._accumulate(batch, counts)
-        rate = self.learning_rates[self.applied.clamp(max=self.total_steps)]
+        rate = self.learning_rates.index_select(0, self.applied.clamp(max=self.total_steps))[0]
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         skipped = self.precision.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         self.applied += 1 - skipped.long()
-        if logged:
-            self.world.sum(sums)
         norm: torch.Tensor = self.optimizer.grad_norm  # type: ignore[attr-defined]
-        head = torch.stack([skipped.double(), rate.double(), norm.double()])
-        return StepResult(torch.cat([head, counts, sums]), batch.counts, logged)
+        unhealthy: torch.Tensor = getattr(self.optimizer, "nonfinite_state", torch.zeros_like(skipped))
+        head = torch.stack([part.double() for part in (skipped, rate, norm, scale, unhealthy)])
+        return self._fetch(torch.cat([head, counts, self.world.sum(sums)]))
+
+    def _fetch(self, numbers: torch.Tensor) -> StepResult:
+        """Start the copy to the host; nobody waits for it before the next step is on its way."""
+        if self.world.device.type != "cuda":
+            return StepResult(numbers, None)
+        host = torch.empty_like(numbers, device="cpu", pin_memory=True)
+        host.copy_(numbers, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return StepResult(host, arrived)
 
     def _accumulate(self, batch: StepBatch, counts: torch.Tensor) -> torch.Tensor:
         """Forward and backward of all micro-batches; the four sums of this rank, (4,) float64 on the device."""
@@ -185,20 +196,12 @@ class Trainer:
             "eval_nsp_accuracy": nsp_correct / samples,
         }
 
-    @property
-    def _dispatched(self) -> int:
-        """The number of the step being made, counting the one whose numbers are not yet read as applied."""
-        return self.progress.step + 1 + (self._pending is not None)
-
-    def _at_boundary(self, next_step: int) -> bool:
-        step = next_step - 1
+    def _is_boundary(self, step: int) -> bool:
         return step == self.total_steps or step % self.evaluate_every == 0 or step % self.checkpoint_every == 0
 
     def _look_up(self) -> None:
-        """Evaluate and save where the last settled step asks for it."""
+        """Evaluate and save, as the step just applied asks for."""
         step = self.progress.step
-        if not self._at_boundary(step + 1):
-            return  # the step that led here was skipped
         started = time.perf_counter()
         done = step == self.total_steps
         if done or step % self.evaluate_every == 0:
@@ -212,7 +215,7 @@ class Trainer:
         self._meter.since += time.perf_counter() - started
 
     def _save(self) -> None:
-        saved = Progress(**{**vars(self.progress), "precision": self.precision.state_dict()})
+        saved = replace(self.progress, precision=self.precision.state_dict())
         try:
             self.store.save(self.model.bert, self.optimizer.state_dict(), saved, self.config_yaml)
         except OSError as error:
@@ -221,22 +224,28 @@ class Trainer:
                 "earlier ones are untouched: make room, and start again with the same command"
             ) from None
 
-    def _settle(self) -> None:
-        """Read the numbers of the pending step, count it, log it."""
+    def _settle(self) -> bool:
+        """Read the numbers of the pending step, count it, log it; True where there was one and it was applied."""
         if self._pending is None:
-            return
+            return False
         result, self._pending = self._pending, None
-        skipped, rate, norm, samples, masked, tokens, squared, *sums = result.numbers.tolist()
+        if result.arrived is not None:
+            result.arrived.synchronize()
+        skipped, rate, norm, scale, unhealthy, samples, masked, tokens, squared, *sums = result.numbers.tolist()
         self.progress = self.progress.after(applied=skipped == 0.0, samples=int(samples), tokens=int(tokens))
         self._meter.tokens += tokens
         self._meter.flops += training_flops(self.model_config, samples, tokens, squared, masked)
+        if unhealthy and not self._unhealthy:
+            self.log.say(f"after step {self.progress.step}: a weight or moment is not finite; the run cannot recover")
+        self._unhealthy = bool(unhealthy)
         if skipped:
             self._note_skipped(norm)
-            return
+            return False
         self._skipped_in_a_row = 0
         self.log.advance(self.progress.step)
-        if result.logged:
-            self._log_step(rate, norm, samples, masked, sums)
+        if self.progress.step % self.log_every == 0 or self.progress.step == self.total_steps:
+            self._log_step(rate, norm, scale, samples, masked, sums)
+        return True
 
     def _note_skipped(self, norm: float) -> None:
         self._skipped_in_a_row += 1
@@ -247,7 +256,9 @@ class Trainer:
                 f"{self.progress.step}; lower optimizer.lr or use precision.compute=bf16, and go on from a checkpoint"
             )
 
-    def _log_step(self, rate: float, norm: float, samples: float, masked: float, sums: list[float]) -> None:
+    def _log_step(
+        self, rate: float, norm: float, scale: float, samples: float, masked: float, sums: list[float]
+    ) -> None:
         now = time.perf_counter()
         seconds, meter = now - self._meter.since, self._meter
         self._meter = Meter(since=now)
@@ -268,7 +279,7 @@ class Trainer:
             "data_wait_share": meter.waited / seconds,
         }
         if self.precision.scaled:
-            row["loss_scale"] = self.precision.scale.item()
+            row["loss_scale"] = scale
         self.log.row(row)
         self.log.say(training_line(row, self.total_steps, self.log.seconds_left(self.progress.step)))
 

@@ -1,5 +1,6 @@
 """Optimizers, their options, and which parameters decay."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,11 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         require(self.algorithm in ALGORITHMS, "optimizer.algorithm", self.algorithm, " | ".join(ALGORITHMS))
+        require(0 < self.lr < math.inf, "optimizer.lr", self.lr, "a number above 0")
+        require(0 <= self.weight_decay < math.inf, "optimizer.weight_decay", self.weight_decay, "0 or more")
+        two = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        require(two, "optimizer.betas", self.betas, "two numbers in [0, 1)")
+        require(0 < self.eps < math.inf, "optimizer.eps", self.eps, "a number above 0")
         if self.algorithm == "nvlamb":
             for option in NVLAMB_REQUIRED:
                 if getattr(self, option) is None:
@@ -90,7 +96,6 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Return the optimizer of ``config`` over the decay groups of ``model``. Raises ``ConfigError``."""
     groups = decay_groups(model, config.weight_decay)
-    require(len(config.betas) == 2, "optimizer.betas", config.betas, "two numbers in [0, 1)")
     betas = (config.betas[0], config.betas[1])
     if config.algorithm == "adamw":
         return AdamW(groups, config.lr, betas, config.eps, config.weight_decay, max_grad_norm=config.max_grad_norm)

@@ -86,9 +86,15 @@ class AdamW(torch.optim.AdamW):
             divides = clip is not None or given["grad_scale"] is not None
             self.grad_scale = decision.grad_factor.reciprocal().to(torch.float32) if divides else None
             self.found_inf = self.skipped
+        rates = [group["lr"] for group in self.param_groups]
         try:
+            for group, rate in zip(self.param_groups, rates, strict=True):
+                if isinstance(rate, torch.Tensor):  # torch's CUDA kernel reads the rate as float32, whatever it is
+                    group["lr"] = rate.to(torch.float32)
             super().step()
         finally:
+            for group, rate in zip(self.param_groups, rates, strict=True):
+                group["lr"] = rate
             del self.grad_scale, self.found_inf
             for key, value in given.items():
                 if value is not None:

@@ -30,10 +30,10 @@ class ScheduleConfig:
     """``warmup_end``: continuous, above 0 in the last update. ``start``: the published code, with its drop."""
 
     def __post_init__(self) -> None:
-        require(self.total_steps >= 1, "total_steps", self.total_steps, "at least 1")
-        require(0 <= self.warmup_proportion <= 1, "warmup_proportion", self.warmup_proportion, "0 to 1")
-        require(0 <= self.degree < math.inf, "degree", self.degree, "a finite number, at least 0")
-        require(self.decay_from in DECAY_FROM, "decay_from", self.decay_from, " | ".join(DECAY_FROM))
+        require(self.total_steps >= 1, "schedule.total_steps", self.total_steps, "at least 1")
+        require(0 <= self.warmup_proportion <= 1, "schedule.warmup_proportion", self.warmup_proportion, "0 to 1")
+        require(0 <= self.degree < math.inf, "schedule.degree", self.degree, "a finite number, at least 0")
+        require(self.decay_from in DECAY_FROM, "schedule.decay_from", self.decay_from, " | ".join(DECAY_FROM))
 
     @property
     def warmup_steps(self) -> int:
