@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bert_pretrain.batch_plan import BatchPlan
@@ -22,7 +21,7 @@ from bert_pretrain.distributed import World
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.flops import training_flops
 from bert_pretrain.metrics import MetricsLog, Row, evaluation_line, training_line
-from bert_pretrain.model import ModelConfig, PretrainingModel
+from bert_pretrain.model import ModelConfig, PretrainingModel, data_parallel
 from bert_pretrain.precision import MixedPrecision
 from bert_pretrain.sample_order import mixed
 
@@ -88,14 +87,7 @@ class Trainer:
     """Measured FLOP/s of one rank's device."""
 
     def __post_init__(self) -> None:
-        self.network: nn.Module = self.model
-        if self.world.size > 1:
-            device_ids = [self.world.local_rank] if self.world.device.type == "cuda" else None
-            self.network = DistributedDataParallel(
-                self.model, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False
-            )
-            _regroup_buckets(self.network, self.world.device)
-            self.optimizer.zero_grad(set_to_none=True)
+        self.network = data_parallel(self.model, self.world)
         self.applied = torch.tensor([self.progress.step], device=self.world.device)
         self._pending: StepResult | None = None
         self._skipped_in_a_row = 0
@@ -298,14 +290,3 @@ class Trainer:
             if item is None:
                 return
             yield item
-
-
-def _regroup_buckets(network: DistributedDataParallel, device: torch.device) -> None:
-    """Run one sample of nothing forward and backward, so that DDP groups its buckets once and for all.
-
-    It does so after its first backward, and the groups decide in which order three and more ranks add up: a resumed
-    run would otherwise differ from the undisturbed one in the last bit.
-    """
-    tokens = torch.zeros((1, 2), dtype=torch.long, device=device)
-    out = network(tokens, None, tokens, tokens[0, :1], tokens[0, :1], tokens[0, :1])
-    ((out.mlm_loss + out.nsp_loss) * 0).backward()
