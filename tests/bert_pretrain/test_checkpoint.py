@@ -48,6 +48,17 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
 
 
+def test_a_tokenizer_folder_lends_its_tokenizer_and_nothing_else(tmp_path: Path) -> None:
+    """The folder of a whole model must not overwrite the weights that were just trained."""
+    small_bert(seed=99).save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "vocab.txt").write_text("[PAD]\n")
+    store = CheckpointStore(tmp_path / "checkpoints", 1, tmp_path / "other")
+    path = store.save(small_bert(1), {"state": {}, "param_groups": []}, Progress(step=1), "")
+    assert (path / "model" / "vocab.txt").exists()
+    saved = AutoModelForPreTraining.from_pretrained(path / "model").state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in small_bert(1).state_dict().items())
+
+
 def test_only_the_last_few_are_kept(tmp_path: Path) -> None:
     store = store_with(tmp_path, (1, 2, 3, 4), keep=2)
     assert [path.name for path in store.all()] == ["step_00000003", "step_00000004"]

@@ -9,11 +9,11 @@ import torch
 
 from bert_pretrain.batch_plan import BatchPlan
 from bert_pretrain.batches import count, to_micro_batch
-from bert_pretrain.data import DataConfig, ShardSet, TrainingData, heldout_batches, open_split
+from bert_pretrain.data import DataConfig, ShardSet, TrainingData, check_vocabulary, heldout_batches, open_split
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.remask import remasking
 from bert_pretrain.sample_order import SampleOrder
-from bert_pretrain.shards import SHARD_FIELDS, write_shard
+from bert_pretrain.shards import SHARD_FIELDS, shard_paths, write_shard
 from tests.conftest import LENGTH, PREDICTIONS, VOCAB_SIZE, header, make_shards, random_arrays
 
 
@@ -224,6 +224,25 @@ def test_bad_shards_are_named_before_training(tmp_path: Path, kind: str, message
 def test_a_model_of_another_vocabulary_is_refused(shard_dir: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.vocab_size is 50.*vocabulary of 97"):
         open_split(config(shard_dir), "train", 50)
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    make_shards(tmp_path)
+    said: list[str] = []
+    check_vocabulary(config(tmp_path), [opened(tmp_path)], said.append)
+    assert "no vocabulary at" in said[0]
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "vocab.txt").write_text("[PAD]\n")
+    with pytest.raises(ConfigError, match=r"data\.tokenizer is .*made with another vocabulary"):
+        check_vocabulary(config(tmp_path), [opened(tmp_path)], said.append)
+
+
+def test_names_tell_the_split_only_as_words(tmp_path: Path) -> None:
+    arrays = random_arrays(np.random.default_rng(1), 10)
+    for name in ("wiki_latest_0.hdf5", "books_test_0.hdf5", "heldout_00000.h5", "contest.hdf5"):
+        write_shard(tmp_path / name, arrays, header())
+    assert [path.name for path in shard_paths(tmp_path, "heldout")] == ["books_test_0.hdf5", "heldout_00000.h5"]
+    assert [path.name for path in shard_paths(tmp_path, "train")] == ["contest.hdf5", "wiki_latest_0.hdf5"]
 
 
 def test_a_missing_directory_is_refused(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_pretrain_names_the_option(tmp_path: Path, shard_dir: Path, options: tup
     names = {option.lstrip("+").partition("=")[0] for option in options}
     kept = [option for option in base if option.partition("=")[0] not in names]
     refused("bert_pretrain.pretrain", *kept, *options, mentions=mentions)
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not tree(tmp_path), "a mistake must not claim the run directory"
 
 
 @pytest.mark.parametrize("kind", ["truncated", "ids", "empty"])
@@ -70,6 +70,12 @@ def test_a_run_directory_of_another_recipe_is_left_alone(tmp_path: Path, shard_d
     message = refused("bert_pretrain.pretrain", *options, "optimizer.lr=0.5", mentions="belongs to another run")
     assert "optimizer.lr was 0.01 and is 0.5" in message
     assert tree(tmp_path) == before
+
+
+def test_the_plan_refuses_it_too_before_torchrun_starts(tmp_path: Path, shard_dir: Path) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    options = [*TEST_RECIPE, f"data.dir={shard_dir}", f"run_dir={tmp_path}"]
+    refused("bert_pretrain.plan", *options, mentions="holds a run without a config.yaml")
 
 
 def test_under_torchrun_the_message_comes_once(tmp_path: Path, shard_dir: Path) -> None:

@@ -1,0 +1,86 @@
+"""The loop's bookkeeping: skipped steps, boundaries, rows."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from bert_pretrain.checkpoint import CheckpointStore
+from bert_pretrain.config import PretrainConfig
+from bert_pretrain.distributed import open_world
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.metrics import MetricsLog
+from bert_pretrain.pretrain import build_trainer
+from bert_pretrain.structured import CONFIG_DIR, to_dataclass
+from bert_pretrain.train import Trainer
+from tests.conftest import TEST_RECIPE
+
+
+def trainer_for(tmp_path: Path, shard_dir: Path, *overrides: str) -> Trainer:
+    options = [*TEST_RECIPE, f"data.dir={shard_dir}", f"run_dir={tmp_path}"]
+    kept = [option for option in options if option.split("=")[0] not in {o.split("=")[0] for o in overrides}]
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        config = to_dataclass(compose("pretrain", [*kept, *overrides]), PretrainConfig)
+    log = MetricsLog(tmp_path / "metrics.jsonl", config.schedule.total_steps)
+    log.resume(0)
+    with open_world("cpu") as world:
+        return build_trainer(config, world, log, CheckpointStore(tmp_path / "checkpoints", 9, None), "seed: 1\n")
+
+
+def rows(tmp_path: Path) -> list[dict]:
+    return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+
+def spoil(trainer: Trainer, attempts: set[int]) -> None:
+    """Put a NaN into the gradient of these attempts."""
+    seen = iter(range(10**6))
+
+    def hook(*_: object) -> None:
+        if next(seen) in attempts:
+            next(trainer.model.parameters()).grad[0, 0] = float("nan")
+
+    trainer.optimizer.register_step_pre_hook(hook)
+
+
+@pytest.mark.parametrize("attempts", [{0}, {2}, {3}, {2, 3, 4}, {5, 6}])
+def test_skipped_steps_shift_nothing(tmp_path: Path, shard_dir: Path, attempts: set[int]) -> None:
+    """Six applied steps come whatever is skipped, with the schedule, the rows and the checkpoints of six steps."""
+    trainer = trainer_for(tmp_path, shard_dir)
+    spoil(trainer, attempts)
+    trainer.run()
+    training = [row for row in rows(tmp_path) if "lr" in row]
+    assert [row["step"] for row in training] == [1, 2, 3, 4, 5, 6]
+    assert [row["lr"] for row in training] == trainer.learning_rates[:6].tolist()
+    assert [row["step"] for row in rows(tmp_path) if "eval_loss" in row] == [3, 6]
+    assert [path.name for path in trainer.store.all()] == ["step_00000003", "step_00000006"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_00000003", "step_00000006"]
+    assert trainer.progress.skipped == len(attempts)
+    assert trainer.progress.samples_seen == 12 * (6 + len(attempts))
+    assert trainer.applied.tolist() == [6]
+
+
+def test_a_gradient_that_stays_broken_ends_the_run_with_a_diagnosis(tmp_path: Path, shard_dir: Path) -> None:
+    trainer = trainer_for(tmp_path, shard_dir)
+    spoil(trainer, set(range(10**4)))
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    with pytest.raises(ConfigError, match="100 steps in a row had a gradient that is not finite"):
+        trainer.run()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_the_last_step_is_logged_whatever_the_interval(tmp_path: Path, shard_dir: Path) -> None:
+    trainer_for(tmp_path, shard_dir, "logging.every_steps=4").run()
+    assert [row["step"] for row in rows(tmp_path) if "lr" in row] == [4, 6]
+
+
+def test_evaluation_does_not_depend_on_the_cut(tmp_path: Path, shard_dir: Path) -> None:
+    trainer = trainer_for(tmp_path, shard_dir)
+    whole = trainer.evaluate()
+    trainer.plan = replace(trainer.plan, micro_batch_size=3)
+    cut = trainer.evaluate()
+    assert whole is not None
+    assert cut == pytest.approx(whole, rel=1e-5)
+    assert trainer.model.training
