@@ -168,7 +168,6 @@ def check_rows(arrays: Arrays, vocabulary: Vocabulary | None, where: str, legacy
             np.take_along_axis(inner, positions, axis=1) | ~predicted
         ).all(1),
         "masked_lm_ids is not 0-padded": ((labels == 0) | predicted).all(1),
-        "next_sentence_labels is neither 0 nor 1": np.isin(arrays["next_sentence_labels"], (0, 1)),
     }
     if vocabulary is not None:
         checks |= _special_checks(arrays, lengths, vocabulary, legacy)

@@ -105,7 +105,7 @@ def change(arrays: dict, field: str, row: int, column: int, value: int) -> None:
         (lambda a: change(a, "masked_lm_positions", 3, 0, 31), "ascending|outside"),
         (lambda a: change(a, "masked_lm_positions", 3, 0, 0), "ascending"),
         (lambda a: change(a, "masked_lm_ids", int(np.argmin(a["masked_lm_positions"][:, -1])), -1, 7), "0-padded"),
-        (lambda a: change(a, "next_sentence_labels", 3, ..., 2), "neither 0 nor 1"),
+        (lambda a: change(a, "next_sentence_labels", 3, ..., 2), "next_sentence_labels holds 2"),
         (lambda a: change(a, "input_ids", 3, 0, 8), r"no \[CLS\] at the start"),
         (lambda a: change(a, "input_ids", 3, int(a["input_mask"][3].sum()) - 1, 8), r"no \[SEP\] at the end"),
         (lambda a: change(a, "masked_lm_ids", 3, 0, 1), "a special token was masked"),

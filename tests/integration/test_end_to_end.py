@@ -32,7 +32,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     succeed("data_prep.verify", f"dir={home / 'data'}")
     recipe = ("recipe=demo", f"data.dir={home / 'data'}", f"run_dir={home / 'run'}", "data.sequence_length=32")
     model = ("model.vocab_size=1000", "model.hidden_size=64", "model.intermediate_size=128")
-    length = ("schedule.total_steps=120", "training.evaluate_every_steps=60", "checkpoint.every_steps=60")
+    length = ("schedule.total_steps=120", "training.evaluate_every_steps=60", "checkpoint.every_steps=60",
+              "logging.every_steps=1")  # fmt: skip
     assert "global batch" in succeed("bert_pretrain.plan", *recipe, *model, *length, "devices=2", "device=cpu")
     succeed("bert_pretrain.pretrain", *recipe, *model, *length, "device=cpu", processes=2)
     succeed("bert_pretrain.export", f"run_dir={home / 'run'}", f"out_dir={home / 'run' / 'model'}")
@@ -58,7 +59,7 @@ def test_metrics_have_the_promised_fields(finished: Path) -> None:
     assert all({"step", "loss", "mlm_loss", "lr"} <= row.keys() for row in training)
     assert all({"step", "eval_mlm_loss", "eval_mlm_accuracy"} <= row.keys() for row in heldout)
     assert [row["step"] for row in heldout] == [60, 120]
-    assert training[-1]["samples_seen"] == 32 * training[-1]["step"]
+    assert training[-1]["samples_seen"] == 64 * training[-1]["step"]
 
 
 def test_the_reported_loss_is_the_one_that_plain_transformers_computes(finished: Path) -> None:
