@@ -97,7 +97,7 @@ def test_an_output_that_is_a_file_is_refused(tmp_path: Path, shard_dir: Path) ->
         ("bert_pretrain.export", ("run_dir=/nowhere", "out_dir=/tmp/x"), "run_dir is '/nowhere'"),
         ("bert_pretrain.fill_mask", ("model_dir=/nowhere", "sentences=[a]"), "model_dir is '/nowhere'"),
         ("bert_pretrain.report", ("run_dir=/nowhere",), "run_dir is '/nowhere'"),
-        ("bert_pretrain.plan", ("recipe=demo", "devices=64"), "there are 64 ranks"),
+        ("bert_pretrain.plan", ("recipe=demo", "devices=65"), "there are 65 ranks"),
         ("bert_pretrain.plan", ("recipe=demo", "tokens_per_second=-1"), "tokens_per_second is -1"),
     ],
 )
