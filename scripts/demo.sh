@@ -29,11 +29,11 @@ step "3/4  export -> $run_dir/model"
 python -m bert_pretrain.export run_dir="$run_dir" out_dir="$run_dir/model" overwrite=true
 
 step "4/4  masks filled in sentences it never saw"
-python -m bert_pretrain.fill_mask model_dir="$run_dir/model" "sentences=[
-    'If the file does not [MASK] , an error is raised .',
-    'The default [MASK] is used if the argument is not given .',
-    'This function returns a new [MASK] with the same shape as the input .',
-    'The method must be [MASK] before the connection is closed .']"
+sentences="'If the file does not [MASK] , an error is raised .'"
+sentences+=", 'The default [MASK] is used if the argument is not given .'"
+sentences+=", 'This function returns a new [MASK] with the same shape as the input .'"
+sentences+=", 'The method must be [MASK] before the connection is closed .'"
+python -m bert_pretrain.fill_mask model_dir="$run_dir/model" "sentences=[$sentences]"
 
 step "done"
 python -m bert_pretrain.report run_dir="$run_dir"
