@@ -151,7 +151,7 @@ def data_parallel(model: PretrainingModel, world: World) -> nn.Module:
     if world.size == 1:
         return model
     device_ids = [world.local_rank] if world.device.type == "cuda" else None
-    network = DistributedDataParallel(model, device_ids, gradient_as_bucket_view=True, broadcast_buffers=False)
+    network = DistributedDataParallel(model, device_ids, gradient_as_bucket_view=True)
     tokens = torch.zeros((1, 2), dtype=torch.long, device=world.device)
     out = network(tokens, None, tokens, tokens[0, :1], tokens[0, :1], tokens[0, :1])
     ((out.mlm_loss + out.nsp_loss) * 0).backward()
