@@ -9,34 +9,11 @@ import pytest
 
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.masking import MaskingRule, mask_samples, restore_ids
+from tests.conftest import KeyedRandom
 
 VOCAB, LENGTH, MOST = 300, 40, 6
 SPECIAL = {0: "[PAD]", 1: "[UNK]", 2: "[CLS]", 3: "[SEP]", 4: "[MASK]"}
 CONTINUATION = np.array([token % 3 == 0 and token > 4 for token in range(VOCAB)])
-BITS = (1 << 64) - 1
-
-
-class KeyedRandom:
-    """splitmix64 in Python's whole numbers, from its published description."""
-
-    def __init__(self, seed: int, first: int, second: int) -> None:
-        self.state = seed
-        self.state = self.bits() ^ first
-        self.state = self.bits() ^ second
-        self.state = self.bits()
-
-    def bits(self) -> int:
-        self.state = (self.state + 0x9E3779B97F4A7C15) & BITS
-        z = self.state
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & BITS
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & BITS
-        return z ^ (z >> 31)
-
-    def below(self, limit: int) -> int:
-        return (self.bits() >> 32) * limit >> 32
-
-    def unit(self) -> float:
-        return (self.bits() >> 11) / 2.0**53
 
 
 def test_splitmix64_gives_the_published_numbers() -> None:

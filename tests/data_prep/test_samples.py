@@ -4,31 +4,7 @@ import numpy as np
 import pytest
 
 from data_prep.samples import build_samples, count_unused, cut_long_sentences, gather_samples, shuffled
-
-BITS = (1 << 64) - 1
-
-
-class KeyedRandom:
-    """splitmix64 in Python's whole numbers, keyed as the product states."""
-
-    def __init__(self, *key: int) -> None:
-        self.state = key[0]
-        for part in key[1:]:
-            self.state = self.bits() ^ part
-        self.state = self.bits()
-
-    def bits(self) -> int:
-        self.state = (self.state + 0x9E3779B97F4A7C15) & BITS
-        z = self.state
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & BITS
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & BITS
-        return z ^ (z >> 31)
-
-    def below(self, limit: int) -> int:
-        return (self.bits() >> 32) * limit >> 32
-
-    def unit(self) -> float:
-        return (self.bits() >> 11) / 2.0**53
+from tests.conftest import KeyedRandom
 
 
 def make_corpus(documents: int, seed: int, longest: int = 30) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
