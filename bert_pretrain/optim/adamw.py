@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bert_pretrain.errors import require
 from bert_pretrain.optim.layers import LOW_PRECISION, check_gradient, check_options, decide, prepare_group
+from bert_pretrain.optim.norms import global_norm
 
 
 class AdamW(torch.optim.AdamW):
@@ -80,7 +81,8 @@ class AdamW(torch.optim.AdamW):
         clip = self.max_grad_norm
         with torch.no_grad():
             pre_normalization = "none" if clip is None else "clip"
-            decision = decide(grads, params[0].device, pre_normalization, clip or 1.0, **given)
+            norm = global_norm(grads).to(params[0].device)
+            decision = decide(norm, pre_normalization, clip or 1.0, **given)
             self.grad_norm = decision.grad_norm
             self.skipped = decision.skipped.to(torch.float32)
             divides = clip is not None or given["grad_scale"] is not None

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.optim.norms import global_norm
+from bert_pretrain.optim.trust import Adaptation
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -35,6 +36,40 @@ class Layers:
     """Applied updates so far, 0-d float32 each."""
 
 
+@dataclass(frozen=True)
+class Rules:
+    """The options of the algorithm that hold for all layers."""
+
+    pre_normalization: str
+    """``unit`` | ``clip`` | ``none``."""
+    max_grad_norm: float
+    """The norm above which ``clip`` divides."""
+    adaptation: Adaptation
+    bias_correction: bool
+
+
+@dataclass
+class Work:
+    """One step, as a kernel receives it."""
+
+    parts: list[Layers]
+    """All layers that are updated; at least one part."""
+    device: torch.device
+    rules: Rules
+    grad_scale: Tensor | float | None
+    """What every stored gradient is the gradient times; None: 1."""
+    found_inf: Tensor | float | None
+    """Not 0: skip the step."""
+    workspace: dict[str, Any]
+    """What a kernel keeps between steps, under keys of its own: buffers, plans."""
+
+    def decide(self) -> "Decision":
+        """Measure ``||G||`` over all parts and decide, by torch's operations."""
+        grads = [grad for layers in self.parts for grad in layers.grads]
+        norm = global_norm(grads).to(self.device)
+        return decide(norm, self.rules.pre_normalization, self.rules.max_grad_norm, self.grad_scale, self.found_inf)
+
+
 @dataclass
 class Decision:
     """What ``||G||`` settles for all layers of all groups, on the device: nothing here waits for it."""
@@ -45,6 +80,32 @@ class Decision:
     """Whether the step leaves everything as it is: 0-d bool."""
     grad_factor: Tensor
     """What a gradient, as stored, is multiplied with: unscaling and pre-normalisation in one, 0-d float64."""
+
+
+@dataclass
+class Outcome:
+    """What a kernel reports of a step, on the device."""
+
+    decision: Decision
+    nonfinite: Tensor
+    """Whether a weight or moment is not finite: 0-d bool."""
+    weight_norms: Tensor
+    """||w|| before the update, float64, one of each layer in the order of the parts; 0 where the step is skipped."""
+    update_norms: Tensor
+    """||u||, likewise."""
+
+    @classmethod
+    def of_skipped(cls, work: Work, decision: Decision) -> "Outcome":
+        """The outcome of a step that left everything as it was."""
+        zeros = torch.zeros(sum(len(layers.params) for layers in work.parts), dtype=torch.float64, device=work.device)
+        return cls(decision, torch.zeros_like(decision.skipped), zeros, zeros)
+
+
+def copy_masters(layers: Layers) -> None:
+    """Write the masters to the bf16 and fp16 parameters that they are the masters of, rounded to nearest."""
+    low = [i for i, param in enumerate(layers.params) if param is not layers.weights[i]]
+    if low:
+        torch._foreach_copy_([layers.params[i] for i in low], [layers.weights[i] for i in low])
 
 
 def state_dtype(param: Tensor) -> torch.dtype:
@@ -89,26 +150,26 @@ def check_gradient(grad: Tensor, position: int) -> None:
 
 
 def decide(
-    grads: Sequence[Tensor],
-    device: torch.device,
+    stored_norm: Tensor,
     pre_normalization: str,
     max_grad_norm: float,
     grad_scale: Tensor | float | None,
     found_inf: Tensor | float | None,
 ) -> Decision:
-    """Measure ``||G||`` over ``grads`` and decide whether the step is applied, without waiting for the device.
+    """Decide whether the step is applied, without waiting for the device.
 
-    ``grads`` are those of the whole model, each ``grad_scale`` times the gradient. The step is skipped where
-    ``||G||`` is not finite or ``found_inf`` is set. ``pre_normalization``: ``unit`` divides by ``||G||`` (by 1
-    where it is 0), ``clip`` by ``||G|| / max_grad_norm`` where that is above 1, ``none`` by nothing.
+    ``stored_norm`` is the norm of all gradients of the model as they are stored, 0-d float64: each ``grad_scale``
+    times the gradient. The step is skipped where ``||G||`` is not finite or ``found_inf`` is set.
+    ``pre_normalization``: ``unit`` divides by ``||G||`` (by 1 where it is 0), ``clip`` by
+    ``||G|| / max_grad_norm`` where that is above 1, ``none`` by nothing.
     """
-    scale = torch.ones((), dtype=torch.float64, device=device)
+    scale = torch.ones_like(stored_norm)
     if grad_scale is not None:
         scale = scale * grad_scale
-    norm = global_norm(grads).to(device) / scale
+    norm = stored_norm / scale
     skipped = ~torch.isfinite(norm)
     if found_inf is not None:
-        skipped = skipped | (torch.zeros((), device=device) + found_inf != 0)
+        skipped = skipped | (torch.zeros((), device=norm.device) + found_inf != 0)
     if pre_normalization == "unit":
         divisor = torch.where(norm == 0, 1.0, norm)
     elif pre_normalization == "clip":

@@ -36,7 +36,16 @@ import torch
 from torch import Tensor
 
 from bert_pretrain.errors import require
-from bert_pretrain.optim.layers import LOW_PRECISION, Decision, Layers, decide, gather, prepare_group, state_dtype
+from bert_pretrain.optim.layers import (
+    LOW_PRECISION,
+    Outcome,
+    Rules,
+    Work,
+    copy_masters,
+    gather,
+    prepare_group,
+    state_dtype,
+)
 from bert_pretrain.optim.norms import layer_norms
 from bert_pretrain.optim.nvlamb_foreach import foreach_step
 from bert_pretrain.optim.trust import Adaptation
@@ -45,36 +54,37 @@ PRE_NORMALIZATIONS = ("unit", "clip", "none")
 TRUST_RATIOS = ("all", "decayed")
 
 
-def reference_step(
-    layers: Layers, decision: Decision, adaptation: Adaptation, bias_correction: bool, workspace: dict[str, Tensor]
-) -> Tensor:
-    """Update ``layers`` by the equations as they stand, layer by layer. Waits for the device at every layer.
-
-    Returns whether a weight or moment is not finite (0-d bool). ``workspace`` is not used.
-    """
-    healthy = torch.ones_like(decision.skipped)
+def reference_step(work: Work) -> Outcome:
+    """Update by the equations as they stand, layer by layer. Waits for the device at every layer."""
+    decision = work.decide()
     if bool(decision.skipped):
-        return ~healthy
-    lr, eps, decay = float(layers.group["lr"]), layers.group["eps"], layers.group["weight_decay"]
-    beta1, beta2 = layers.group["betas"]
-    columns = (layers.weights, layers.grads, layers.exp_avgs, layers.exp_avg_sqs, layers.steps)
-    for w, grad, m, v, step in zip(*columns, strict=True):
-        step += 1
-        t = step.item()
-        g = grad.to(w.dtype) * decision.grad_factor.item()  # (1), (2)
-        m.mul_(beta1).add_(g, alpha=1 - beta1)  # (3)
-        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        m_hat = m / (1 - beta1**t) if bias_correction else m  # (4)
-        v_hat = v / (1 - beta2**t) if bias_correction else v
-        u = m_hat / (v_hat.sqrt() + eps) + decay * w  # (5)
-        w_norm, u_norm = layer_norms([w, u])
-        r = adaptation.ratio(w_norm, u_norm, decay)  # (6)
-        w.sub_(u * (lr * r.item()))  # (7)
-        healthy &= torch.isfinite(w_norm) & torch.isfinite(u_norm) & torch.isfinite(v).all()
-    return ~healthy
+        return Outcome.of_skipped(work, decision)
+    norms = []
+    nonfinite = torch.zeros_like(decision.skipped)
+    for layers in work.parts:
+        lr, eps, decay = float(layers.group["lr"]), layers.group["eps"], layers.group["weight_decay"]
+        beta1, beta2 = layers.group["betas"]
+        columns = (layers.weights, layers.grads, layers.exp_avgs, layers.exp_avg_sqs, layers.steps)
+        for w, grad, m, v, step in zip(*columns, strict=True):
+            step += 1
+            t = step.item()
+            g = grad.to(w.dtype) * decision.grad_factor.item()  # (1), (2)
+            m.mul_(beta1).add_(g, alpha=1 - beta1)  # (3)
+            v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+            m_hat = m / (1 - beta1**t) if work.rules.bias_correction else m  # (4)
+            v_hat = v / (1 - beta2**t) if work.rules.bias_correction else v
+            u = m_hat / (v_hat.sqrt() + eps) + decay * w  # (5)
+            w_norm, u_norm = layer_norms([w, u])
+            r = work.rules.adaptation.ratio(w_norm, u_norm, decay)  # (6)
+            w.sub_(u * (lr * r.item()))  # (7)
+            norms.append(torch.stack([w_norm, u_norm]))
+            nonfinite |= ~(torch.isfinite(w_norm) & torch.isfinite(u_norm) & torch.isfinite(v).all())
+        copy_masters(layers)
+    weight_norms, update_norms = torch.stack(norms, 1)
+    return Outcome(decision, nonfinite, weight_norms, update_norms)
 
 
-Kernel = Callable[[Layers, Decision, Adaptation, bool, dict[str, Tensor]], Tensor]
+Kernel = Callable[[Work], Outcome]
 KERNELS: dict[str, Kernel] = {"reference": reference_step, "foreach": foreach_step}
 
 
@@ -134,12 +144,10 @@ class NVLamb(torch.optim.Optimizer):
         require(trust_ratio in TRUST_RATIOS, "trust_ratio", trust_ratio, " | ".join(TRUST_RATIOS))
         require(kernel in choices, "kernel", kernel, " | ".join(choices))
         require(0 < max_grad_norm < math.inf, "max_grad_norm", max_grad_norm, "a finite number above 0")
-        self.pre_normalization = pre_normalization
-        self.max_grad_norm = max_grad_norm
-        self.adaptation = Adaptation(trust_ratio, phi_min, phi_max)
-        self.bias_correction = bias_correction
+        adaptation = Adaptation(trust_ratio, phi_min, phi_max)
+        self.rules = Rules(pre_normalization, max_grad_norm, adaptation, bias_correction)
         self.kernel = "foreach" if kernel == "auto" else kernel
-        self.workspace: dict[str, Tensor] = {}
+        self.workspace: dict[str, Any] = {}
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
         device = self._device()
         self.grad_norm = torch.zeros((), dtype=torch.float64, device=device)
@@ -148,8 +156,7 @@ class NVLamb(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle and deepcopy keep the options too; torch's own version keeps only what lies in groups."""
-        options = ("pre_normalization", "max_grad_norm", "adaptation", "bias_correction", "kernel")
-        kept = {key: self.__dict__[key] for key in (*options, "grad_norm", "skipped", "nonfinite_state")}
+        kept = {key: self.__dict__[key] for key in ("rules", "kernel", "grad_norm", "skipped", "nonfinite_state")}
         return super().__getstate__() | kept | {"workspace": {}}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -164,19 +171,15 @@ class NVLamb(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         parts = [layers for group in self.param_groups for layers in gather(group, self.state)]
-        grads = [grad for layers in parts for grad in layers.grads]
+        if not parts:
+            return loss
         # GradScaler sets these two for the call and deletes them after it.
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        decision = decide(grads, self._device(), self.pre_normalization, self.max_grad_norm, grad_scale, found_inf)
-        self.grad_norm = decision.grad_norm
-        self.skipped = decision.skipped.to(torch.float32)
-        kernel = KERNELS[self.kernel]
-        for layers in parts:
-            broken = kernel(layers, decision, self.adaptation, self.bias_correction, self.workspace)
-            self.nonfinite_state = self.nonfinite_state | broken
-            low = [i for i, param in enumerate(layers.params) if param is not layers.weights[i]]
-            if low:
-                torch._foreach_copy_([layers.params[i] for i in low], [layers.weights[i] for i in low])
+        work = Work(parts, self._device(), self.rules, grad_scale, found_inf, self.workspace)
+        outcome = KERNELS[self.kernel](work)
+        self.grad_norm = outcome.decision.grad_norm
+        self.skipped = outcome.decision.skipped.to(torch.float32)
+        self.nonfinite_state = self.nonfinite_state | outcome.nonfinite
         return loss
 
     @torch.no_grad()

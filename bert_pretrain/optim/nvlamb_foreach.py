@@ -21,9 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bert_pretrain.optim.layers import Decision, Layers
+from bert_pretrain.optim.layers import Decision, Layers, Outcome, Work, copy_masters
 from bert_pretrain.optim.norms import layer_norms
-from bert_pretrain.optim.trust import Adaptation
 
 CPU_RUN = 1 << 19
 """Elements of a run of small layers, and of a piece of a large one: five float32 arrays of it fit a cache."""
@@ -64,56 +63,61 @@ class Piece:
     """The memory of all of ``u``."""
 
 
-def foreach_step(
-    layers: Layers, decision: Decision, adaptation: Adaptation, bias_correction: bool, workspace: dict[str, Tensor]
-) -> Tensor:
-    """Update ``layers``; returns whether a weight or moment is not finite (0-d bool).
+def foreach_step(work: Work) -> Outcome:
+    """Update all layers. Never waits for the device; on CPU it returns at once where the step is skipped.
 
-    ``workspace`` keeps the buffer of the updates between calls. Never waits for the device; on CPU it returns at
-    once where the step is skipped.
+    The workspace keeps the buffer of the updates between calls.
     """
-    on_cpu = decision.skipped.device.type == "cpu"
-    return _apply(layers, decision, adaptation, bias_correction, workspace, host_decides=on_cpu)
+    return _apply(work, host_decides=work.device.type == "cpu")
 
 
-def _apply(
-    layers: Layers,
-    decision: Decision,
-    adaptation: Adaptation,
-    bias_correction: bool,
-    workspace: dict[str, Tensor],
-    *,
-    host_decides: bool,
-) -> Tensor:
+def _apply(work: Work, *, host_decides: bool) -> Outcome:
+    decision = work.decide()
     if host_decides and bool(decision.skipped):
-        return torch.zeros_like(decision.skipped)
-    dtype = layers.weights[0].dtype
-    limit = CPU_RUN if decision.skipped.device.type == "cpu" else DEVICE_RUN
-    cut = limit if decision.skipped.device.type == "cpu" else None
-    scalars = _scalars(layers, decision, bias_correction, dtype, host_decides)
+        return Outcome.of_skipped(work, decision)
+    norms: list[Tensor] = []
+    healthy: list[Tensor] = []
+    for layers in work.parts:
+        _apply_part(layers, work, decision, host_decides, norms, healthy)
+        copy_masters(layers)
+    weight_norms, update_norms = torch.cat(norms, 1)
+    return Outcome(decision, ~torch.stack(healthy).all(), weight_norms, update_norms)
+
+
+def _apply_part(
+    layers: Layers, work: Work, decision: Decision, host_decides: bool, norms: list[Tensor], healthy: list[Tensor]
+) -> None:
+    """Update ``layers``; append their norms, (2, layers), and whether what was met is finite."""
+    on_cpu = work.device.type == "cpu"
+    limit = CPU_RUN if on_cpu else DEVICE_RUN
+    scalars = _scalars(layers, decision, work.rules.bias_correction, host_decides)
     lr, decay = layers.group["lr"], layers.group["weight_decay"]
-    buffer = _buffer(workspace, max(limit, *(w.numel() for w in layers.weights)), layers.weights[0])
-    healthy = torch.ones_like(decision.skipped)
-    for run in _runs([w.numel() for w in layers.weights], limit):
-        pieces = list(_pieces(layers, run, buffer, cut))
-        norms, peaks = [], []
+    buffer = _buffer(work.workspace, max(limit, *(w.numel() for w in layers.weights)), layers.weights[0])
+    runs = list(_runs([w.numel() for w in layers.weights], limit))
+    of_runs = []
+    for run in runs:
+        pieces = list(_pieces(layers, run, buffer, limit if on_cpu else None))
+        of_pieces, peaks = [], []
         for piece in pieces:
             peaks.append(_direction(piece, run, scalars))
-            norms.append(layer_norms(piece.w + piece.u).view(2, -1))  # (2, layers of the piece)
-        norm = norms[0] if len(pieces) == 1 else torch.linalg.vector_norm(torch.cat(norms, 1), dim=1, keepdim=True)
-        ratio = adaptation.ratio(norm[0], norm[1], decay)
+            of_pieces.append(layer_norms(piece.w + piece.u).view(2, -1))  # (2, layers of the piece)
+        norm = of_pieces[0]
+        if len(pieces) > 1:
+            norm = torch.linalg.vector_norm(torch.cat(of_pieces, 1), dim=1, keepdim=True)
+        ratio = work.rules.adaptation.ratio(norm[0], norm[1], decay)
         _descend(pieces, lr * ratio, scalars)
-        healthy &= torch.isfinite(norm).all() & torch.isfinite(torch.stack(peaks)).all()
+        healthy.append(torch.isfinite(norm).all() & torch.isfinite(torch.stack(peaks)).all())
+        of_runs.append(norm)
     if host_decides:
         torch._foreach_add_(layers.steps, 1.0)
     else:
         torch._foreach_add_(layers.steps, (~decision.skipped).to(torch.float32))
-    return ~healthy
+    places = torch.tensor([i for run in runs for i in run]).argsort().to(work.device, non_blocking=True)
+    norms.append(torch.cat(of_runs, 1).index_select(1, places))
 
 
-def _scalars(
-    layers: Layers, decision: Decision, bias_correction: bool, dtype: torch.dtype, host_decides: bool
-) -> Scalars:
+def _scalars(layers: Layers, decision: Decision, bias_correction: bool, host_decides: bool) -> Scalars:
+    dtype = layers.weights[0].dtype
     beta1, beta2 = layers.group["betas"]
     t = torch.stack(layers.steps).double() + 1
     correction1 = 1 - beta1**t if bias_correction else torch.ones_like(t)

@@ -440,7 +440,7 @@ def test_gradient_none_everywhere_changes_nothing(kernel):
 def test_deepcopy_keeps_the_options():
     _, optimizer = build(problem()[0], "reference", pre_normalization="none")
     other = copy.deepcopy(optimizer)
-    assert (other.kernel, other.pre_normalization, other.skipped) == ("reference", "none", 0)
+    assert (other.kernel, other.rules.pre_normalization, other.skipped) == ("reference", "none", 0)
 
 
 BAD_OPTIONS: list[tuple[str, object]] = [

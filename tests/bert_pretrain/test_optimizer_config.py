@@ -40,8 +40,8 @@ def test_preset_builds_and_steps(name, model):
         assert optimizer.max_grad_norm == 1.0
     else:
         assert isinstance(optimizer, NVLamb)
-        assert (optimizer.pre_normalization, optimizer.adaptation.layers) == EXPECTED[name]
-        assert optimizer.bias_correction
+        assert (optimizer.rules.pre_normalization, optimizer.rules.adaptation.layers) == EXPECTED[name]
+        assert optimizer.rules.bias_correction
     for group in optimizer.param_groups:
         assert (group["lr"], tuple(group["betas"]), group["eps"]) == (1e-3, (0.9, 0.999), 1e-6)
     for param in model.parameters():
