@@ -35,7 +35,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bert_pretrain.errors import require
+from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.optim import nvlamb_cpu
 from bert_pretrain.optim.layers import (
     LOW_PRECISION,
     Outcome,
@@ -84,8 +85,26 @@ def reference_step(work: Work) -> Outcome:
     return Outcome(decision, nonfinite, weight_norms, update_norms)
 
 
+def fused_step(work: Work) -> Outcome:
+    """Update by the project's own kernel for the device."""
+    if work.device.type == "cpu":
+        return nvlamb_cpu.fused_step(work)
+    raise ConfigError(f"kernel is 'fused' on {work.device.type}; allowed: a CPU, or kernel=foreach")
+
+
+def auto_step(work: Work) -> Outcome:
+    """Update by the fastest kernel that can."""
+    fused = all(nvlamb_cpu.expressible(weights) for layers in work.parts for weights in layers.weights)
+    return fused_step(work) if fused else foreach_step(work)
+
+
 Kernel = Callable[[Work], Outcome]
-KERNELS: dict[str, Kernel] = {"reference": reference_step, "foreach": foreach_step}
+KERNELS: dict[str, Kernel] = {
+    "auto": auto_step,
+    "reference": reference_step,
+    "foreach": foreach_step,
+    "fused": fused_step,
+}
 
 
 class NVLamb(torch.optim.Optimizer):
@@ -103,8 +122,8 @@ class NVLamb(torch.optim.Optimizer):
         trust_ratio: ``all`` layers, or only the ``decayed`` ones (weight_decay > 0); r = 1 for the others.
         bias_correction: whether (4) is applied.
         phi_min, phi_max: clamp ||w|| in (6); ``None`` means no bound. A layer of zeros still has r = 1.
-        kernel: ``reference`` | ``foreach`` | ``auto`` (now ``foreach``). All compute the same update from the same
-            state, which moves between them.
+        kernel: ``reference`` | ``foreach`` | ``fused`` (the project's own, on CPU) | ``auto`` (fused where it runs,
+            else foreach). All compute the same update from the same state, which moves between them.
 
     State of a parameter: ``step`` (0-d float32, applied updates), ``exp_avg``, ``exp_avg_sq`` and, for bf16 and
     fp16, ``master``: float32 weights, copied from the parameter at the first update and from then on the truth.
@@ -138,15 +157,14 @@ class NVLamb(torch.optim.Optimizer):
         phi_max: float | None = None,
         kernel: str = "auto",
     ) -> None:
-        choices = ("auto", *KERNELS)
         allowed = PRE_NORMALIZATIONS
         require(pre_normalization in allowed, "pre_normalization", pre_normalization, " | ".join(allowed))
         require(trust_ratio in TRUST_RATIOS, "trust_ratio", trust_ratio, " | ".join(TRUST_RATIOS))
-        require(kernel in choices, "kernel", kernel, " | ".join(choices))
+        require(kernel in KERNELS, "kernel", kernel, " | ".join(KERNELS))
         require(0 < max_grad_norm < math.inf, "max_grad_norm", max_grad_norm, "a finite number above 0")
         adaptation = Adaptation(trust_ratio, phi_min, phi_max)
         self.rules = Rules(pre_normalization, max_grad_norm, adaptation, bias_correction)
-        self.kernel = "foreach" if kernel == "auto" else kernel
+        self.kernel = kernel
         self.workspace: dict[str, Any] = {}
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
         device = self._device()
