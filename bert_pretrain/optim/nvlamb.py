@@ -35,8 +35,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import bert_pretrain.optim.nvlamb_cpu as nvlamb_cpu
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.optim import nvlamb_cpu
 from bert_pretrain.optim.layers import (
     LOW_PRECISION,
     Outcome,

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import bert_pretrain.optim.nvlamb_cpu_loops as loops
 from bert_pretrain.errors import require
-from bert_pretrain.optim import nvlamb_cpu_loops as loops
 from bert_pretrain.optim.layers import Decision, Layers, Outcome, Rules, Work, copy_masters, decide
 
 PIECE = 1 << 18
