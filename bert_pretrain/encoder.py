@@ -7,10 +7,12 @@ What pretraining lets one leave out or join, each an option so that it can be me
 - ``fused_qkv``: query, key and value as one matrix product. The three weights stay three parameters.
 - ``fast_dropout``: on CPU, random numbers that cost next to nothing (``dropout``).
 
-With all three off, ``transformers``' own forward runs. Parity with it is a test, for each option and for all.
+- ``fast_loss``: one exponential a logit (``losses``).
+
+With the first three off, ``transformers``' own forward runs. Parity with it is a test, for each option and for all.
 """
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,9 +44,12 @@ class SpeedConfig:
     fast_dropout: bool
     """CPU: dropout by vectorised random numbers; another draw than torch's, of the same distribution."""
 
-    def any(self) -> bool:
-        """Whether any technique is on."""
-        return any(astuple(self))
+    fast_loss: bool
+    """Cross entropy with one exponential a logit (``losses``)."""
+
+    def own_layers(self) -> bool:
+        """Whether the layers run here; otherwise ``transformers``' own forward does."""
+        return self.last_layer_rows or self.fused_qkv or self.fast_dropout
 
 
 def encode(
