@@ -7,12 +7,10 @@ What pretraining lets one leave out or join, each an option so that it can be me
 - ``fused_qkv``: query, key and value as one matrix product. The three weights stay three parameters.
 - ``fast_dropout``: on CPU, random numbers that cost next to nothing (``dropout``).
 
-- ``fast_loss``: one exponential a logit (``losses``).
-
-With the first three off, ``transformers``' own forward runs. Parity with it is a test, for each option and for all.
+With all three off, ``transformers``' own forward runs. Parity with it is a test, for each option and for all.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -44,12 +42,9 @@ class SpeedConfig:
     fast_dropout: bool
     """CPU: dropout by vectorised random numbers; another draw than torch's, of the same distribution."""
 
-    fast_loss: bool
-    """Cross entropy with one exponential a logit (``losses``)."""
-
-    def own_layers(self) -> bool:
-        """Whether the layers run here; otherwise ``transformers``' own forward does."""
-        return self.last_layer_rows or self.fused_qkv or self.fast_dropout
+    def any(self) -> bool:
+        """Whether any technique is on."""
+        return any(astuple(self))
 
 
 def encode(

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig, BertForPreTraining
 
-from bert_pretrain import losses
 from bert_pretrain.distributed import World
 from bert_pretrain.encoder import SpeedConfig, encode
 from bert_pretrain.errors import require
@@ -100,18 +100,17 @@ class PretrainingModel(nn.Module):
         ``next_sentence_labels`` is (B,). All int64.
         """
         mask = None if attention_mask is None else _key_mask(attention_mask, self.bert.config._attn_implementation)
-        if self.speed.own_layers():
+        if self.speed.any():
             first, masked = encode(self.bert.bert, input_ids, mask, segment_ids, masked_positions, self.speed)
         else:
             encoded = self.bert.bert(input_ids=input_ids, attention_mask=mask, token_type_ids=segment_ids)
             first = encoded.last_hidden_state[:, 0]
             masked = encoded.last_hidden_state.flatten(0, 1).index_select(0, masked_positions)
-        sums = losses.fast_sums if self.speed.fast_loss else losses.sums
-        mlm_loss, mlm_correct = sums(self.bert.cls.predictions(masked), masked_labels)  # (M, H) to (M, V)
+        mlm_loss, mlm_correct = _sums(self.bert.cls.predictions(masked), masked_labels)  # (M, H) to (M, V)
         pooler: Any = self.bert.bert.pooler
         pooled = pooler(first[:, None])  # reads the first of its positions
         nsp_logits = self.bert.cls.seq_relationship(pooled)  # (B, 2)
-        nsp_loss, nsp_correct = sums(nsp_logits, next_sentence_labels)
+        nsp_loss, nsp_correct = _sums(nsp_logits, next_sentence_labels)
         return PretrainingSums(mlm_loss, nsp_loss, mlm_correct, nsp_correct)
 
 
@@ -124,6 +123,16 @@ def _key_mask(attention_mask: torch.Tensor, attention: str) -> torch.Tensor:
     if attention == "sdpa":
         return allowed
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, torch.finfo(torch.float32).min)
+
+
+def _sums(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    with torch.no_grad():
+        # amax vectorises on CPU where argmax does not; equal to the largest is the most likely word.
+        right = logits.gather(1, labels.clamp(min=0)[:, None]).squeeze(1) == logits.amax(1)
+    return loss, (right & (labels >= 0)).sum()
 
 
 def bert_config(config: ModelConfig, device: torch.device | None = None) -> BertConfig:
