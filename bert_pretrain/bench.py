@@ -2,7 +2,8 @@
 
 ``step``: this program's step against the script that one would otherwise write, on the same samples, with the same
 dropout, in turns in one run: ``BertForPreTraining`` with ``transformers``' defaults, labels on all positions,
-float32, ``torch.optim.AdamW``. Shares are of the matrix rate measured on the device in the same run.
+float32, ``torch.optim.AdamW``. Between the two, a row for each technique, added to those before it. Shares are of the
+matrix rate measured on the device in the same run.
 """
 
 import json
@@ -12,24 +13,28 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 from transformers import BertConfig, BertForPreTraining
 
-from bert_pretrain.batches import Counts, MicroBatch, StepBatch
+from bert_pretrain.batches import Counts, StepBatch
 from bert_pretrain.checkpoint import CheckpointStore
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.distributed import World, open_world
+from bert_pretrain.encoder import SpeedConfig
 from bert_pretrain.errors import require
 from bert_pretrain.flops import training_flops
 from bert_pretrain.metrics import MetricsLog, writable_directory
 from bert_pretrain.model import bert_config
+from bert_pretrain.precision import compute_dtype
 from bert_pretrain.pretrain import build_trainer
 from bert_pretrain.structured import entry_point
+from bert_pretrain.train import Trainer
 
 
 @dataclass
@@ -54,10 +59,10 @@ def step(config: BenchConfig) -> None:
         fault = writable_directory(Path(config.out_dir))
         require(fault is None, "out_dir", config.out_dir, f"a directory that can be written ({fault})")
         rows = measure(config, world)
-    print(f"{'variant':<12}{'ms a step':>12}{'tokens/s':>12}{'speed-up':>10}{'of peak':>9}{'data wait':>11}")
+    print(f"{'variant':<20}{'ms a step':>12}{'tokens/s':>12}{'speed-up':>10}{'of peak':>9}{'data wait':>11}")
     for row in rows:
         print(
-            f"{row['variant']:<12}{row['milliseconds']:>12.1f}{row['real_tokens_per_second']:>12,.0f}"
+            f"{row['variant']:<20}{row['milliseconds']:>12.1f}{row['real_tokens_per_second']:>12,.0f}"
             f"{row['speedup_over_baseline']:>9.2f}x{row['matrix_peak_share']:>9.0%}{row['data_wait_share']:>11.2%}"
         )
     out = Path(config.out_dir) / "step.json"
@@ -66,29 +71,49 @@ def step(config: BenchConfig) -> None:
 
 
 def measure(config: BenchConfig, world: World) -> list[dict[str, Any]]:
-    """The rows of both variants, each step timed in turn."""
-    log, store = MetricsLog(None, config.schedule.total_steps), CheckpointStore(Path(config.out_dir) / "none", 1, None)
-    trainer = build_trainer(config, world, log, store, config_yaml="")
-    baseline = plain_script(config, world.device)
-    steps = trainer.data.steps(0)
-    times: dict[str, list[float]] = {"baseline": [], "all": []}
+    """The rows of all variants, each step timed in turn."""
+    trainers = {name: _trainer(variant, world) for name, variant in variants(config, world.device).items()}
+    runs: dict[str, Callable[[StepBatch], object]] = {"baseline": plain_script(config, world.device)}
+    runs |= {name: trainer.train_step for name, trainer in trainers.items()}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    data = trainers["all"].data.steps(0)
     total, waited = Counts(0, 0, 0, 0), 0.0
-    for round_number in range(config.rounds + 2):  # two rounds to warm up
+    for round_number in tqdm(range(config.rounds + 2), desc="rounds", leave=False):  # two to warm up
         started = time.perf_counter()
-        batch = next(steps)
+        batch = next(data)
         micro_batches = list(batch.micro_batches)
         wait = time.perf_counter() - started
-        variants: dict[str, Callable[[], object]] = {
-            "baseline": partial(baseline, micro_batches),
-            "all": partial(trainer.train_step, StepBatch(batch.counts, iter(micro_batches))),
+        seconds = {
+            name: _timed(partial(run, StepBatch(batch.counts, iter(micro_batches))), world.device)
+            for name, run in runs.items()
         }
-        seconds = {name: _timed(run, world.device) for name, run in variants.items()}
         if round_number >= 2:
             total, waited = total + batch.counts, waited + wait
             for name, value in seconds.items():
                 times[name].append(value)
-    steps.close()  # type: ignore[attr-defined]
-    return _rows(config, world, times, total, waited, trainer.peak_rate)
+    data.close()  # type: ignore[attr-defined]
+    return _rows(config, world, times, total, waited, trainers["all"].peak_rate)
+
+
+def variants(config: BenchConfig, device: torch.device) -> dict[str, BenchConfig]:
+    """Each technique of the run added to the ones before it, in float32; the last, ``all``, is the run itself."""
+    wanted = {field.name: getattr(config.speed, field.name) for field in fields(SpeedConfig)}
+    speed = SpeedConfig(**dict.fromkeys(wanted, False))
+    plain = replace(config, speed=speed, precision=replace(config.precision, compute="fp32"))
+    found = {"masked positions": plain}
+    for name, value in wanted.items():
+        if value:
+            speed = replace(speed, **{name: True})
+            found["+ " + name.replace("_", " ")] = replace(plain, speed=speed)
+    if compute_dtype(config.precision.compute, device) == torch.float32:
+        found.popitem()  # nothing is left to add: it is the run itself
+    return found | {"all": config}
+
+
+def _trainer(config: BenchConfig, world: World) -> Trainer:
+    log = MetricsLog(None, config.schedule.total_steps)
+    store = CheckpointStore(Path(config.out_dir) / "none", 1, None)
+    return build_trainer(config, world, log, store, config_yaml="")
 
 
 def _rows(
@@ -115,7 +140,7 @@ def _rows(
     ]
 
 
-def plain_script(config: BenchConfig, device: torch.device) -> Callable[[list[MicroBatch]], None]:
+def plain_script(config: BenchConfig, device: torch.device) -> Callable[[StepBatch], None]:
     """One step of the obvious script: transformers' model and loss, labels on all positions, torch's AdamW."""
     shape = bert_config(config.model).to_dict()
     shape.pop("_attn_implementation", None)
@@ -123,7 +148,8 @@ def plain_script(config: BenchConfig, device: torch.device) -> Callable[[list[Mi
     model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.lr)
 
-    def run(micro_batches: list[MicroBatch]) -> None:
+    def run(step: StepBatch) -> None:
+        micro_batches = list(step.micro_batches)
         for cpu_batch in micro_batches:
             batch = cpu_batch.to(device)
             labels = torch.full_like(batch.input_ids, -100).flatten()
