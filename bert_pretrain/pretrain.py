@@ -23,7 +23,7 @@ from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml
 from bert_pretrain.data import ShardSet, TrainingData, check_vocabulary, open_split
 from bert_pretrain.distributed import World, open_world, report_once, wandb_key_present
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.flops import measured_matrix_rate
+from bert_pretrain.machine import measured_matrix_rate
 from bert_pretrain.metrics import MetricsLog, writable_directory
 from bert_pretrain.model import PretrainingModel, build_model, load_weights
 from bert_pretrain.optim import build_optimizer
