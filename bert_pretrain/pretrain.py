@@ -20,9 +20,10 @@ from bert_pretrain.checkpoint import (
     resolve_init,
 )
 from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml
-from bert_pretrain.data import ShardSet, TrainingData, check_vocabulary, open_split
+from bert_pretrain.data import ShardSet, check_vocabulary, open_split
 from bert_pretrain.distributed import World, open_world, report_once, wandb_key_present
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.loader import TrainingData
 from bert_pretrain.machine import measured_matrix_rate
 from bert_pretrain.metrics import MetricsLog, writable_directory
 from bert_pretrain.model import PretrainingModel, build_model, load_weights
@@ -95,7 +96,7 @@ def build_trainer(
         learning_rates=learning_rate_table(config.optimizer.lr, config.schedule).to(world.device),
         precision=precision,
         plan=plan,
-        data=TrainingData(shards, order, plan, world.rank, remask, config.data.prefetch),
+        data=TrainingData(shards, order, plan, world.rank, remask, config.data.prefetch, config.speed.group_by_length),
         heldout=heldout,
         store=store,
         log=log,
