@@ -52,6 +52,7 @@ def build_trainer(config: PretrainConfig, world: World) -> Trainer:
         evaluate_every=10**9,
         checkpoint_every=10**9,
         peak_rate=1.0,
+        communication=config.communication,
     )
 
 
