@@ -1,18 +1,35 @@
 """How gradients travel between ranks: once a step, in buckets, while the last micro-batch's backward still runs."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from bert_pretrain.distributed import World
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.model import PretrainingModel
 
-_HOOKS = {"bf16": bf16_compress_hook, "fp16": fp16_compress_hook}
+Gradients = torch.futures.Future[torch.Tensor]
+
+
+def in_type(dtype: torch.dtype) -> Callable[[object, dist.GradBucket], Gradients]:
+    """A hook of DDP that sends gradients in ``dtype`` (torch's own for bf16 refuses gloo, which can add it)."""
+
+    def reduce(_: object, bucket: dist.GradBucket) -> Gradients:
+        whole = bucket.buffer()
+        sent = (whole / dist.get_world_size()).to(dtype)  # divided first, so that no sum is too large for fp16
+        future: Gradients = dist.all_reduce(sent, async_op=True).get_future()
+        return future.then(lambda done: whole.copy_(done.value()[0]))
+
+    return reduce
+
+
+HOOKS = {"bf16": in_type(torch.bfloat16), "fp16": in_type(torch.float16)}
+"""How gradients are reduced in 16 bit, by the name in ``communication.gradients``."""
 
 
 @dataclass
@@ -28,7 +45,7 @@ class CommunicationConfig:
     backward pass, large ones pay the latency less often."""
 
     def __post_init__(self) -> None:
-        allowed = ("fp32", *_HOOKS)
+        allowed = ("fp32", *HOOKS)
         require(self.gradients in allowed, "communication.gradients", self.gradients, ", ".join(allowed))
         require(self.bucket_mb > 0, "communication.bucket_mb", self.bucket_mb, "a number above 0")
 
@@ -58,8 +75,8 @@ def data_parallel(
     network = DistributedDataParallel(
         model, device_ids, gradient_as_bucket_view=True, bucket_cap_mb=config.bucket_mb  # type: ignore[arg-type]
     )
-    if config.gradients in _HOOKS:
-        network.register_comm_hook(None, _HOOKS[config.gradients])
+    if config.gradients in HOOKS:
+        network.register_comm_hook(None, HOOKS[config.gradients])
     tokens = torch.zeros((1, 2), dtype=torch.long, device=world.device)
     out = network(tokens, None, tokens, tokens[0, :1], tokens[0, :1], tokens[0, :1])
     ((out.mlm_loss + out.nsp_loss) * 0).backward()

@@ -27,18 +27,10 @@ _MISTAKE = 2
 _LEFT_TO_TORCHRUN = "SIGINT,SIGHUP,SIGQUIT"
 
 
-class Forwarder:
-    """Hands this process's stop signals on to its children, the ranks."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._forward)
-
-    def _forward(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        for child in _children():
-            os.kill(child, number)
+def forward(number: int, frame: FrameType | None) -> None:
+    """Hand a stop signal on to the children of this process, the ranks."""
+    for child in _children():
+        os.kill(child, number)
 
 
 def _children() -> list[int]:
@@ -53,23 +45,22 @@ def _children() -> list[int]:
     return found
 
 
-def status(error: ChildFailedError, asked: bool) -> int:
+def status(error: ChildFailedError) -> int:
     """The exit status that the ranks' failure stands for; torchrun's is 1 for all of them."""
     code: int = error.get_first_failure()[1].exitcode
-    if code == STOPPED or (asked and -code in STOP_SIGNALS):  # before it listened: nothing was done, nothing is lost
-        return STOPPED
-    return _MISTAKE if code == _MISTAKE else 1
+    return code if code in (STOPPED, _MISTAKE) else 1
 
 
 def main() -> None:
     """Run torchrun; end with a status that says why."""
     arguments = torchrun.get_args_parser().parse_args(["--signals-to-handle", _LEFT_TO_TORCHRUN, *sys.argv[1:]])
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks have said it themselves
-    forwarder = Forwarder()
+    for number in STOP_SIGNALS:
+        signal.signal(number, forward)
     try:
         torchrun.run(arguments)
     except ChildFailedError as error:
-        code = status(error, forwarder.asked)
+        code = status(error)
         if code == 1:
             print(error, file=sys.stderr)
         sys.exit(code)

@@ -28,7 +28,7 @@ options=(--nproc-per-node="$processes")
 if ((nodes == 1)); then
     options+=(--standalone)
 else
-    getent hosts "$address" > /dev/null || fail "the address '$address' is not known here; give node 0's name or number"
+    getent ahosts "$address" > /dev/null || fail "the address '$address' is not known here; give node 0's name or number"
     options+=(--nnodes="$nodes" --node-rank="$node_rank" --master-addr="$address" --master-port="$port")
     options+=(--rdzv-conf="timeout=${JOIN_SECONDS:-600}")
     if [ -n "${INTERFACE:-}" ]; then

@@ -16,9 +16,10 @@ for program in munged slurmctld slurmd sbatch; do
 done
 [ -x .venv/bin/python ] || { echo "error: no .venv; run make setup" >&2; exit 2; }
 
-pids=()
+pids=() alone=()
 stop() { for ((i = ${#pids[@]} - 1; i >= 0; i--)); do kill "${pids[i]}" 2> /dev/null || true; done; }
 trap 'stop; rm -rf "$work"' EXIT
+trap 'exit 1' INT TERM
 
 mkdir -p "$work"/{state,munge,spool0,spool1}
 dd if=/dev/urandom of="$work/munge/key" bs=128 count=1 status=none
@@ -52,7 +53,7 @@ PartitionName=all Nodes=n0,n1 Default=YES MaxTime=INFINITE State=UP
 END
 export SLURM_CONF=$work/slurm.conf
 munged --foreground --force --key-file="$work/munge/key" --socket="$work/munge/socket" --pid-file="$work/munge/pid" \
-    --log-file="$work/munge/log" --seed-file="$work/munge/seed" &
+    --log-file="$work/munge/log" --seed-file="$work/munge/seed" > /dev/null 2>&1 &
 pids+=($!)
 chmod 755 "$work/munge"
 until munge -S "$work/munge/socket" -n > /dev/null 2>&1; do sleep 0.2; done
@@ -72,7 +73,7 @@ make_shards(Path(sys.argv[1]), train=(3000, 2000))" "$work/data"
 options=(recipe=demo device=cpu model.vocab_size=97 "data.dir=$work/data" data.sequence_length=16 data.masking=static
     model.max_position_embeddings=16 model.hidden_dropout_prob=0.1 batch.global_batch_size=128 logging.every_steps=10
     training.evaluate_every_steps=300 checkpoint.every_steps=100000 precision.compute=fp32)
-steps=${STEPS:-1200}
+steps=${STEPS:-500}
 
 state() { scontrol show job "$1" | sed -n 's/.*JobState=\([A-Z]*\).*/\1/p'; }
 wait_for() { # JOB SECONDS STATE...
@@ -91,8 +92,8 @@ store = CheckpointStore(Path(sys.argv[1]) / 'checkpoints', 1, None)
 found = store.newest_valid(lambda text: sys.exit(text)); print(load_progress(found).step if found else 0)" "$1"
 }
 
-# 1. to the end through the job's own signal: 45 to 105 seconds after the start, as SLURM looks once a minute
-job=$(sbatch --parsable --nodes=2 --time=2 --signal=B:USR1@75 --output="$work/job.out" scripts/slurm_pretrain.sbatch \
+# 1. to the end through the job's own signal: SLURM sends it up to a minute early, 45 to 105 seconds after the start
+job=$(sbatch --parsable --nodes=2 --time=3 --signal=B:USR1@75 --output="$work/job.out" scripts/slurm_pretrain.sbatch \
     "${options[@]}" "run_dir=$work/run" "schedule.total_steps=$steps")
 wait_for "$job" 1500 COMPLETED FAILED TIMEOUT CANCELLED NODE_FAIL
 restarts=$(scontrol show job "$job" | sed -n 's/.*Restarts=\([0-9]*\).*/\1/p')
@@ -104,7 +105,14 @@ mapfile -t resumed < <(sed -n 's/going on from .*, step \([0-9]*\)$/\1/p' "$work
 [ "${stopped[*]}" = "${resumed[*]}" ] || fail "stopped after ${stopped[*]}, resumed from ${resumed[*]}"
 [ "$(valid_step "$work/run")" = "$steps" ] || fail "no valid last checkpoint"
 passed "two nodes to step $steps through $restarts requeue(s), stopped and resumed after step ${stopped[*]}"
-PROCESSES=2 scripts/pretrain_node.sh "${options[@]}" "run_dir=$work/undisturbed" "schedule.total_steps=$steps" > /dev/null
+for node in 0 1; do # as under SLURM, both with the threads of a whole machine, which decide the last bit
+    scripts/pretrain_nodes.sh 2 "$node" 127.0.0.1:27900 "${options[@]}" "run_dir=$work/undisturbed" \
+        "schedule.total_steps=$steps" > "$work/undisturbed-$node.out" 2>&1 &
+    alone[node]=$!
+done
+for node in 0 1; do
+    wait "${alone[node]}" || { cat "$work/undisturbed-$node.out"; fail "the undisturbed run failed"; }
+done
 "$PYTHON" -c "import sys, torch; from safetensors.torch import load_file
 one, other = (load_file(f'{run}/checkpoints/step_{int(sys.argv[3]):08d}/model/model.safetensors') for run in sys.argv[1:3])
 sys.exit(not all(torch.equal(one[name], other[name]) for name in one))" "$work/run" "$work/undisturbed" "$steps" ||
