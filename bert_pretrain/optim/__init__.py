@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.optim.adamw import AdamW
+from bert_pretrain.optim.torch_fused import SGD, Adam, AdamW
 from bert_pretrain.optim.nvlamb import NVLamb
 
 __all__ = ["AdamW", "NVLamb", "OptimizerConfig", "build_optimizer", "decay_groups"]
