@@ -6,8 +6,8 @@ norms alone, and those are completed here by adding up squares over the ranks th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -56,13 +56,11 @@ def shards_of(params: Sequence[Tensor]) -> Shards | None:
     if len(cut) < len(params):
         raise ConfigError("parameters are DTensors and ordinary tensors; allowed: one kind, so fully_shard all of them")
     mesh, over = cut[0].device_mesh, [placement.is_shard() for placement in cut[0].placements]
-    for param in cut:
-        for tensor in (param, param.grad):
-            if tensor is None:
-                continue
-            same = isinstance(tensor, DTensor) and tensor.device_mesh == mesh
-            if not same or [placement.is_shard() for placement in tensor.placements] != over:
-                raise ConfigError("DTensors (parameters and gradients) lie on several meshes or placements; allowed: one")
-            if any(placement.is_partial() for placement in tensor.placements):
-                raise ConfigError("a DTensor is a partial sum; allowed: sharded or replicated")
+    everything: list[Any] = [*cut, *(param.grad for param in cut if param.grad is not None)]
+    for tensor in everything:
+        fits = isinstance(tensor, DTensor) and tensor.device_mesh == mesh
+        if not fits or [placement.is_shard() for placement in tensor.placements] != over:
+            raise ConfigError("DTensors (parameters and gradients) lie on several meshes or placements; allowed: one")
+        if any(placement.is_partial() for placement in tensor.placements):
+            raise ConfigError("a DTensor is a partial sum; allowed: sharded or replicated")
     return Shards([mesh.get_group(i) for i, is_cut in enumerate(over) if is_cut])
