@@ -20,7 +20,7 @@ class PrecisionConfig:
 
     compute: str
     """``auto``, ``bf16``, ``fp16`` or ``fp32``: the type of the matrix products. Weights stay float32.
-    ``auto`` is bf16 where the device has matrix units for it, fp16 on older GPUs, fp32 on other CPUs."""
+    ``auto`` is bf16 where the device has instructions for it, fp16 on older GPUs, fp32 on other CPUs."""
     initial_loss_scale: float
     """fp16 only: where the loss scale starts."""
     growth_interval: int
@@ -42,8 +42,9 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
         return named[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    # Without matrix units bf16 products are emulated, hundreds of times slower than float32.
-    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+    # Where the processor has no bf16 instructions, products are emulated, hundreds of times slower than float32.
+    has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if has_bf16 else torch.float32
 
 
 class MixedPrecision:

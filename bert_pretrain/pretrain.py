@@ -80,7 +80,7 @@ def build_trainer(
     plan = BatchPlan(config.batch.global_batch_size, config.batch.micro_batch_size, world.size)
     order = SampleOrder(config.seed, shards.samples, config.data.block_size)
     remask = remasking(config.data, shards, config.seed)
-    model = build_model(config.model, config.seed, world.device)
+    model = build_model(config.model, config.speed, config.seed, world.device)
     optimizer = build_optimizer(model, config.optimizer)
     precision = MixedPrecision(config.precision, world.device)
     progress = resume(store, model, optimizer, precision, shards, world, log)

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 FLOORS = [
     {"errors"},
     {"structured", "shards", "sample_order", "masking"},
-    {"batch_plan", "batches", "distributed", "model", "flops", "precision"},
+    {"dropout", "encoder", "batch_plan", "batches", "distributed", "model", "flops", "precision"},
     {"data", "optim", "checkpoint", "metrics", "remask", "plots"},
     {"train", "config"},
     {"plan", "report"},

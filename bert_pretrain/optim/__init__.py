@@ -51,7 +51,7 @@ CHOICES = {
     "algorithm": tuple(REQUIRED),
     "pre_normalization": PRE_NORMALIZATIONS,
     "trust_ratio": TRUST_RATIOS,
-    "kernel": ("auto", *KERNELS),
+    "kernel": tuple(KERNELS),
 }
 
 
@@ -85,7 +85,7 @@ class OptimizerConfig:
     phi_max: float | None = None
     """nvlamb only, optional: upper bound of the weight norm in the trust ratio."""
     kernel: str | None = None
-    """nvlamb only: ``auto`` | ``reference`` | ``foreach`` | ``apex``."""
+    """nvlamb only: ``auto`` | ``reference`` | ``foreach`` | ``fused`` | ``apex``."""
     trust_coefficient: float | None = None
     """lars only: eta, the length of a layer's update relative to its weights, above 0."""
     clip: bool | None = None

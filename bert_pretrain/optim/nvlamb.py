@@ -35,7 +35,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bert_pretrain.errors import require
+import bert_pretrain.optim.nvlamb_cpu as nvlamb_cpu
+from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.optim.dtensors import divided_as, shards_of
 from bert_pretrain.optim.layers import (
     LOW_PRECISION,
@@ -87,9 +88,29 @@ def reference_step(work: Work) -> Outcome:
     return Outcome(decision, nonfinite, weight_norms, update_norms)
 
 
+def fused_step(work: Work) -> Outcome:
+    """Update by the project's own kernel for the device."""
+    if work.device.type == "cpu":
+        return nvlamb_cpu.fused_step(work)
+    raise ConfigError(f"kernel is 'fused' on {work.device.type}; allowed: a CPU, or kernel=foreach")
+
+
+def auto_step(work: Work) -> Outcome:
+    """Update by the fastest kernel that can."""
+    whole = work.shards is None
+    fused = whole and all(nvlamb_cpu.expressible(weights) for layers in work.parts for weights in layers.weights)
+    return fused_step(work) if fused else foreach_step(work)
+
+
 Kernel = Callable[[Work], Outcome]
-KERNELS: dict[str, Kernel] = {"reference": reference_step, "foreach": foreach_step, "apex": apex_step}
-FOR_DTENSORS = ("reference", "foreach")
+KERNELS: dict[str, Kernel] = {
+    "auto": auto_step,
+    "reference": reference_step,
+    "foreach": foreach_step,
+    "fused": fused_step,
+    "apex": apex_step,
+}
+FOR_DTENSORS = ("auto", "reference", "foreach")
 """The kernels that complete their norms over ranks."""
 
 
@@ -108,8 +129,9 @@ class NVLamb(torch.optim.Optimizer):
         trust_ratio: ``all`` layers, or only the ``decayed`` ones (weight_decay > 0); r = 1 for the others.
         bias_correction: whether (4) is applied.
         phi_min, phi_max: clamp ||w|| in (6); ``None`` means no bound. A layer of zeros still has r = 1.
-        kernel: ``reference`` | ``foreach`` | ``apex`` | ``auto`` (now ``foreach``). All compute the same update from
-            the same state, which moves between them. DTensors (FSDP2): ``reference`` and ``foreach``.
+        kernel: ``reference`` | ``foreach`` | ``fused`` (the project's own, on CPU) | ``apex`` (NVIDIA's, on CUDA) |
+            ``auto`` (fused where it runs, else foreach). All compute the same update from the same state, which moves
+            between them. DTensors (FSDP2): ``reference`` and ``foreach``.
 
     State of a parameter: ``step`` (0-d float32, applied updates), ``exp_avg``, ``exp_avg_sq`` and, for bf16 and
     fp16, ``master``: float32 weights, copied from the parameter at the first update and from then on the truth.
@@ -146,15 +168,14 @@ class NVLamb(torch.optim.Optimizer):
         phi_max: float | None = None,
         kernel: str = "auto",
     ) -> None:
-        choices = ("auto", *KERNELS)
         allowed = PRE_NORMALIZATIONS
         require(pre_normalization in allowed, "pre_normalization", pre_normalization, " | ".join(allowed))
         require(trust_ratio in TRUST_RATIOS, "trust_ratio", trust_ratio, " | ".join(TRUST_RATIOS))
-        require(kernel in choices, "kernel", kernel, " | ".join(choices))
+        require(kernel in KERNELS, "kernel", kernel, " | ".join(KERNELS))
         require(0 < max_grad_norm < math.inf, "max_grad_norm", max_grad_norm, "a finite number above 0")
         adaptation = Adaptation(trust_ratio, phi_min, phi_max)
         self.rules = Rules(pre_normalization, max_grad_norm, adaptation, bias_correction)
-        self.kernel = "foreach" if kernel == "auto" else kernel
+        self.kernel = kernel
         self.workspace: dict[str, Any] = {}
         self.norm_params: list[Tensor] | None = None
         self._updated: list[tuple[list[Tensor], float]] = []

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from bert_pretrain.optim import NVLamb, nvlamb_foreach
+from bert_pretrain.optim import NVLamb, nvlamb_cpu, nvlamb_foreach
 
-KERNELS = ["reference", "foreach"]
+KERNELS = ["reference", "foreach", "fused"]
 PRESETS = {
     "nvlamb": {"pre_normalization": "unit"},
     "nvidia_code": {"pre_normalization": "clip", "max_grad_norm": 1.0, "trust_ratio": "decayed"},
@@ -120,9 +120,12 @@ def snapshot(params, optimizer):
     return [param.detach().clone() for param in params] + state
 
 
-@pytest.fixture(params=["reference", "foreach", "foreach_pieces", "foreach_masked"])
+@pytest.fixture(params=["reference", "foreach", "foreach_pieces", "foreach_masked", "fused", "fused_pieces"])
 def kernel(request, monkeypatch):
-    """Both kernels; foreach also with every layer cut to pieces, and as on a device that the host does not wait for."""
+    """The kernels; also with large layers cut to pieces, and foreach as on a device that the host does not wait for."""
+    if request.param == "fused_pieces":
+        monkeypatch.setattr(nvlamb_cpu, "PIECE", 1000)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     if request.param == "foreach_pieces":
         monkeypatch.setattr(nvlamb_foreach, "CPU_RUN", 4096)
     if request.param == "foreach_masked":
@@ -161,6 +164,8 @@ def test_100_updates_agree_with_the_oracle(preset, kernel):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_float64_agrees_to_rounding(preset, kernel):
+    if kernel == "fused":
+        kernel = "auto"  # which hands over what the fused kernel refuses
     weights, gradients = problem(np.float64)
     params, optimizer = build(weights, kernel, torch.float64, **PRESETS[preset])
     oracle = build_oracle(weights, **PRESETS[preset])
@@ -210,7 +215,8 @@ def test_odd_shapes_and_layouts(kernel):
     bucket = torch.zeros(1 + weights[1].size)
     params = [torch.tensor(w) for w in weights]
     params[1] = bucket[1:].view(65, 33).copy_(params[1])  # not aligned
-    params[2] = params[2].t().contiguous().t()  # not contiguous
+    if kernel != "fused":
+        params[2] = params[2].t().contiguous().t()  # not contiguous
     params = [p.requires_grad_() for p in params]
     optimizer = NVLamb(params, 0.01, kernel=kernel)
     oracle = Oracle([(w, 0.01, 0.01) for w in weights])

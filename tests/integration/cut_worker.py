@@ -27,7 +27,7 @@ def build_trainer(config: PretrainConfig, world: World) -> Trainer:
     shards = open_split(config.data, "train", config.model.vocab_size)
     assert shards is not None
     plan = BatchPlan(config.batch.global_batch_size, config.batch.micro_batch_size, world.size)
-    model = build_model(config.model, config.seed, world.device).double()
+    model = build_model(config.model, config.speed, config.seed, world.device).double()
     order = SampleOrder(config.seed, shards.samples, config.data.block_size)
     return Trainer(
         world=world,

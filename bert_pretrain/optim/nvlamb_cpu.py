@@ -1,0 +1,169 @@
+"""NVLAMB on the CPU, compiled by Numba: the equations of ``nvlamb`` in two passes over memory, on threads of its own.
+
+Bytes a parameter, float32: 4 to measure ``||G||``; 24 to advance a layer (g, m, v, w read, m and v written) while
+summing ||w||^2 and ||u||^2; 16 to apply (m, v, w read, w written), since u is computed again and never stored. A
+layer that fits the cache is applied right after it was advanced, from back to front, so that most of the 16 does
+not come from memory: 28 at best, 44 at worst. Clipping and fused AdamW of torch move 40 in their two calls.
+
+Why not OpenMP: when another process uses the cores, its barriers spin while the thread they wait for is not running,
+and a step takes ten times as long. Here each thread takes the next task from one list until none is left, and the
+only waiting is for the end of that list, asleep, two or three times a step. Layers above a share of the model are
+cut into tasks of all threads; the others are updated whole by one thread, the largest first.
+
+Numbers are those of the reference but for rounding (see ``nvlamb_cpu_loops``), and bitwise the same with any number
+of threads.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import bert_pretrain.optim.nvlamb_cpu_loops as loops
+from bert_pretrain.errors import require
+from bert_pretrain.optim.layers import Decision, Layers, Outcome, Rules, Work, copy_masters, decide
+
+PIECE = 1 << 18
+"""Elements of a task, at most, where a layer is cut, and about that many where small layers are put together."""
+
+Task = tuple[int, int]
+"""A range of pieces, first and one past the last."""
+
+
+@dataclass
+class Threads:
+    """As many threads as torch uses, this one counted; between steps they sleep."""
+
+    number: int
+    _others: ThreadPoolExecutor | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._others = ThreadPoolExecutor(self.number - 1, "nvlamb") if self.number > 1 else None
+
+    def run(self, jobs: Sequence[Callable[[], None]]) -> None:
+        """Call every job, in no particular order; each thread takes the next one until none is left."""
+        remaining = iter(jobs)  # taking from a list's iterator is atomic
+
+        def work() -> None:
+            for job in remaining:
+                job()
+
+        others = min(self.number, len(jobs)) - 1
+        waiting = [self._others.submit(work) for _ in range(others)] if self._others else []
+        work()
+        for future in waiting:
+            future.result()
+
+
+@dataclass
+class Plan:
+    """How layers of ``sizes`` elements are cut into tasks for ``threads``."""
+
+    sizes: list[int]
+    threads: Threads
+    pieces: np.ndarray = field(init=False)
+    """(P, 5) int64: the layer, its first element here, how many, and where the layer's pieces begin and end. Those of
+    a layer follow one another; the pieces of shared layers come first."""
+    shared: list[Task] = field(init=False)
+    """One piece each, of the layers that are too large for one thread."""
+    whole: list[Task] = field(init=False)
+    """One or several layers each, the largest first."""
+
+    def __post_init__(self) -> None:
+        limit = max(PIECE, sum(self.sizes) // (2 * self.threads.number)) if self.threads.number > 1 else sys.maxsize
+        order = sorted(range(len(self.sizes)), key=lambda layer: -self.sizes[layer])
+        rows: list[tuple[int, ...]] = []
+        self.shared, self.whole = [], []
+        task_elements = PIECE
+        for layer in order:
+            size, begin = self.sizes[layer], len(rows)
+            end = begin + -(-size // PIECE)
+            rows += [(layer, at, min(PIECE, size - at), begin, end) for at in range(0, size, PIECE)]
+            if size > limit:
+                self.shared += [(row, row + 1) for row in range(begin, end)]
+            elif task_elements + size > PIECE:
+                self.whole.append((begin, end))
+                task_elements = size
+            else:
+                self.whole[-1] = (self.whole[-1][0], end)
+                task_elements += size
+        self.pieces = np.array(rows, dtype=np.int64)
+
+
+def fused_step(work: Work) -> Outcome:
+    """Update all layers. Raises ``ConfigError`` where a layer is float64 or its weights are not contiguous."""
+    layers = [(part, i) for part in work.parts for i in range(len(part.params))]
+    for part, i in layers:
+        weights = part.weights[i]
+        require(expressible(weights), "kernel", "fused", "foreach or auto where a layer is float64 or not contiguous")
+    plan = _plan(work.workspace, [part.weights[i].numel() for part, i in layers])
+    # A gradient in another type or layout is copied first; the copies live until the step is over.
+    grads = [part.grads[i].to(torch.float32).contiguous() for part, i in layers]
+    memory = [
+        (part.weights[i].data_ptr(), grad.data_ptr(), part.exp_avgs[i].data_ptr(), part.exp_avg_sqs[i].data_ptr())
+        for (part, i), grad in zip(layers, grads, strict=True)
+    ]
+    addresses = np.array(memory, dtype=np.int64)
+    sums = np.zeros((len(plan.pieces), 4))  # of g^2, w^2, u^2; the last is not a number where a v is not finite
+    rules = work.rules
+    if len(work.norm_grads) > len(layers):  # other ranks' layers count too, in an order that is theirs as well
+        decision = work.decide()
+    else:
+        everything = plan.shared + plan.whole
+        plan.threads.run([partial(loops.measure, *task, plan.pieces, addresses, sums) for task in everything])
+        norm = torch.tensor(sums[:, 0].sum()).sqrt()
+        decision = decide(norm, rules.pre_normalization, rules.max_grad_norm, work.grad_scale, work.found_inf)
+    if bool(decision.skipped):
+        return Outcome.of_skipped(work, decision)
+    numbers = np.concatenate([_numbers(part, rules, decision) for part in work.parts])
+    arrays = (plan.pieces, addresses, numbers, sums)
+    plan.threads.run([partial(loops.advance, *task, *arrays) for task in plan.shared])
+    descents = [partial(loops.descend, *task, *arrays) for task in plan.shared]
+    plan.threads.run([partial(loops.update, *task, *arrays) for task in plan.whole] + descents)
+    for part in work.parts:
+        torch._foreach_add_(part.steps, 1.0)
+        copy_masters(part)
+    of_layers = torch.zeros(len(layers), 4, dtype=torch.float64)
+    of_layers.index_add_(0, torch.from_numpy(plan.pieces[:, 0]), torch.from_numpy(sums))
+    norms = of_layers[:, 1:3].sqrt()
+    return Outcome(decision, ~torch.isfinite(of_layers).all(), norms[:, 0], norms[:, 1])
+
+
+def expressible(weights: Tensor) -> bool:
+    """Whether this kernel can update ``weights`` (for bf16 and fp16 parameters: their float32 masters)."""
+    return weights.device.type == "cpu" and weights.dtype != torch.float64 and weights.is_contiguous()
+
+
+def _plan(workspace: dict[str, Any], sizes: list[int]) -> Plan:
+    """The kept plan, or a new one where the layers or torch's number of threads have changed."""
+    kept: Plan | None = workspace.get("cpu plan")
+    number = torch.get_num_threads()
+    if kept is None or kept.sizes != sizes or kept.threads.number != number:
+        threads = kept.threads if kept is not None and kept.threads.number == number else Threads(number)
+        kept = workspace["cpu plan"] = Plan(sizes, threads)
+    return kept
+
+
+def _numbers(layers: Layers, rules: Rules, decision: Decision) -> np.ndarray:
+    """What the arithmetic of each layer needs besides its memory: (layers, 10) float64."""
+    group, adaptation = layers.group, rules.adaptation
+    t = torch.stack(layers.steps).double().numpy() + 1
+    beta1, beta2 = group["betas"]
+    root2 = np.sqrt(1 - beta2**t) if rules.bias_correction else np.ones_like(t)
+    numbers = np.empty((len(t), 10))
+    numbers[:, loops.FACTOR] = decision.grad_factor.item()
+    numbers[:, loops.BETA1], numbers[:, loops.BETA2] = beta1, beta2
+    numbers[:, loops.EPS] = group["eps"] * root2
+    numbers[:, loops.GAIN] = root2 / (1 - beta1**t) if rules.bias_correction else 1.0
+    numbers[:, loops.DECAY] = group["weight_decay"]
+    numbers[:, loops.LR] = float(group["lr"])
+    numbers[:, loops.ADAPTED] = adaptation.layers == "all" or group["weight_decay"] > 0
+    numbers[:, loops.PHI_MIN] = 0.0 if adaptation.phi_min is None else adaptation.phi_min
+    numbers[:, loops.PHI_MAX] = np.inf if adaptation.phi_max is None else adaptation.phi_max
+    return numbers

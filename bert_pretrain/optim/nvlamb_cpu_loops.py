@@ -1,0 +1,151 @@
+"""The loops of ``nvlamb_cpu``, compiled. They see memory by address, so that one call serves any number of layers.
+
+Arguments everywhere: ``begin`` to ``end``, a range of ``pieces`` ((P, 5) int64: layer, first element, number of
+elements, and where the layer's pieces begin and end); ``addresses`` ((layers, 4) int64: w, g, m, v, all float32);
+``numbers`` ((layers, 10) float64, columns below); ``sums`` ((P, 4) float64: of g^2, w^2, u^2, and of what is 0 while
+v is finite). A range is computed by one thread, and no two ranges touch the same memory.
+
+Arithmetic in float32; bias correction folded into two numbers a layer, as in ``nvlamb_foreach``; norms as in
+``norms``: float32 sums over at most ``BLOCK`` elements, float64 above, in an order that depends neither on the
+threads nor on the other layers.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+from bert_pretrain.optim.norms import BLOCK
+
+# Of a layer: factor of its gradient, betas, e and k of the bias correction, decay, rate, rule of its trust ratio.
+FACTOR, BETA1, BETA2, EPS, GAIN, DECAY, LR, ADAPTED, PHI_MIN, PHI_MAX = range(10)
+
+# Sums may be reordered and products fused, so that loops vectorise; NaN and infinity keep their meaning.
+_compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+
+
+@intrinsic
+def _pointer(_context: Any, address: Any) -> Any:
+    """An address as a pointer to float32."""
+    pointer = types.CPointer(types.float32)
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(pointer))
+
+    return pointer(address), generate
+
+
+@_compiled
+def _view(address: int, first: int, size: int) -> np.ndarray:
+    """``size`` float32 elements from element ``first`` of what lies at ``address``."""
+    return carray(_pointer(address + 4 * first), size)  # type: ignore[call-arg]
+
+
+@_compiled
+def measure(begin: int, end: int, pieces: np.ndarray, addresses: np.ndarray, sums: np.ndarray) -> None:
+    """Sum g^2 of the pieces."""
+    for p in range(begin, end):
+        layer, first, size = pieces[p, 0], pieces[p, 1], pieces[p, 2]
+        g = _view(addresses[layer, 1], first, size)
+        total = 0.0
+        for block in range(0, size, BLOCK):
+            total += np.float64(_sum_of_squares(g[block : block + BLOCK]))
+        sums[p, 0] = total
+
+
+@_compiled
+def _sum_of_squares(x: np.ndarray) -> np.float32:
+    total = np.float32(0)
+    for i in range(x.size):
+        total += x[i] * x[i]
+    return total
+
+
+@_compiled
+def advance(
+    begin: int, end: int, pieces: np.ndarray, addresses: np.ndarray, numbers: np.ndarray, sums: np.ndarray
+) -> None:
+    """Equations (2) to (5): advance m and v of the pieces, and sum w^2 and u^2."""
+    for p in range(begin, end):
+        layer, first, size = pieces[p, 0], pieces[p, 1], pieces[p, 2]
+        w, g = _view(addresses[layer, 0], first, size), _view(addresses[layer, 1], first, size)
+        m, v = _view(addresses[layer, 2], first, size), _view(addresses[layer, 3], first, size)
+        w_sum = u_sum = broken = 0.0
+        for block in range(0, size, BLOCK):
+            cut = slice(block, block + BLOCK)
+            of_block = _advance_block(w[cut], g[cut], m[cut], v[cut], numbers[layer])
+            w_sum += np.float64(of_block[0])
+            u_sum += np.float64(of_block[1])
+            broken += np.float64(of_block[2])
+        sums[p, 1], sums[p, 2], sums[p, 3] = w_sum, u_sum, broken
+
+
+@_compiled
+def _advance_block(
+    w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, numbers: np.ndarray
+) -> tuple[np.float32, np.float32, np.float32]:
+    factor, eps, gain = np.float32(numbers[FACTOR]), np.float32(numbers[EPS]), np.float32(numbers[GAIN])
+    keep1, add1 = np.float32(numbers[BETA1]), np.float32(1 - numbers[BETA1])
+    keep2, add2 = np.float32(numbers[BETA2]), np.float32(1 - numbers[BETA2])
+    decay, nothing = np.float32(numbers[DECAY]), np.float32(0)
+    w_sum, u_sum, broken = nothing, nothing, nothing
+    for i in range(w.size):
+        scaled = g[i] * factor
+        moment = keep1 * m[i] + add1 * scaled
+        second = keep2 * v[i] + add2 * scaled * scaled
+        m[i], v[i] = moment, second
+        u = gain * moment / (np.sqrt(second) + eps) + decay * w[i]
+        w_sum += w[i] * w[i]
+        u_sum += u * u
+        broken += second * nothing  # not a number where v is infinite, which u would hide (m / inf = 0)
+    return w_sum, u_sum, broken
+
+
+@_compiled
+def descend(
+    begin: int, end: int, pieces: np.ndarray, addresses: np.ndarray, numbers: np.ndarray, sums: np.ndarray
+) -> None:
+    """Equations (6) and (7) on the pieces, the last one first: it was the last to be advanced."""
+    for p in range(end - 1, begin - 1, -1):
+        layer, first, size = pieces[p, 0], pieces[p, 1], pieces[p, 2]
+        w, m, v = (
+            _view(addresses[layer, 0], first, size),
+            _view(addresses[layer, 2], first, size),
+            _view(addresses[layer, 3], first, size),
+        )
+        of_layer = sums[pieces[p, 3] : pieces[p, 4]]
+        ratio = _trust_ratio(np.sqrt(of_layer[:, 1].sum()), np.sqrt(of_layer[:, 2].sum()), numbers[layer])
+        _descend_piece(w, m, v, np.float32(numbers[layer, LR] * ratio), numbers[layer])
+
+
+@_compiled
+def _trust_ratio(w_norm: float, u_norm: float, numbers: np.ndarray) -> float:
+    """``Adaptation.ratio``, for one layer."""
+    if numbers[ADAPTED] == 0 or w_norm == 0 or u_norm == 0:
+        return 1.0
+    phi = w_norm
+    if phi < numbers[PHI_MIN]:
+        phi = numbers[PHI_MIN]
+    if phi > numbers[PHI_MAX]:
+        phi = numbers[PHI_MAX]
+    return phi / u_norm
+
+
+@_compiled
+def _descend_piece(w: np.ndarray, m: np.ndarray, v: np.ndarray, step_size: np.float32, numbers: np.ndarray) -> None:
+    eps, gain, decay = np.float32(numbers[EPS]), np.float32(numbers[GAIN]), np.float32(numbers[DECAY])
+    for i in range(w.size):
+        w[i] -= step_size * (gain * m[i] / (np.sqrt(v[i]) + eps) + decay * w[i])
+
+
+@_compiled
+def update(
+    begin: int, end: int, pieces: np.ndarray, addresses: np.ndarray, numbers: np.ndarray, sums: np.ndarray
+) -> None:
+    """Both passes over whole layers, each layer while it is still in the cache."""
+    while begin < end:
+        end_of_layer = pieces[begin, 4]
+        advance(begin, end_of_layer, pieces, addresses, numbers, sums)
+        descend(begin, end_of_layer, pieces, addresses, numbers, sums)
+        begin = end_of_layer
