@@ -109,7 +109,7 @@ class LARS(torch.optim.Optimizer):
 
     def _update(self, group: dict[str, Any], params: list[Tensor], grad_factor: Tensor, skipped: Tensor) -> None:
         """Equations (1) and (2); nothing here waits for the device, where ``skipped`` masks what is added."""
-        decay, lr = group["weight_decay"], torch.as_tensor(group["lr"], dtype=torch.float64, device=skipped.device)
+        decay, lr = group["weight_decay"], _on_device(group["lr"], skipped.device)
         dtype = params[0].dtype
         for param in params:
             if "momentum_buffer" not in self.state[param]:
@@ -130,10 +130,16 @@ class LARS(torch.optim.Optimizer):
         torch._foreach_mul_(updates, list(inside.to(dtype).unbind()))
         for update in updates:
             update.masked_fill_(skipped, 0.0)
-        torch._foreach_mul_(buffers, torch.where(skipped, 1.0, group["momentum"]).to(dtype))
+        kept = _on_device(group["momentum"], skipped.device).masked_fill(skipped, 1.0)
+        torch._foreach_mul_(buffers, kept.to(dtype))
         torch._foreach_add_(buffers, updates)
         torch._foreach_copy_(updates, buffers)
         torch._foreach_mul_(updates, -outside.to(dtype))
         for update in updates:
             update.masked_fill_(skipped, -0.0)
         torch._foreach_add_(params, updates)
+
+
+def _on_device(number: float | Tensor, device: torch.device) -> Tensor:
+    """``number`` as 0-d float64, filled in on the device: a copy would wait for it."""
+    return number.double() if isinstance(number, Tensor) else torch.full((), number, dtype=torch.float64, device=device)
