@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from bert_pretrain.errors import require
-from bert_pretrain.optim.layers import LOW_PRECISION, check_gradient, decide, gradients_of_model, prepare_group
+from bert_pretrain.optim.layers import LOW_PRECISION, decide, gradients_of_model, prepare_group
 from bert_pretrain.optim.norms import global_norm, layer_norms
 from bert_pretrain.optim.trust import TRUST_RATIOS, LayerReport
 
@@ -101,8 +101,6 @@ class LARS(torch.optim.Optimizer):
         self._report = LayerReport()
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None and param.numel()]
-            for position, param in enumerate(params):
-                check_gradient(param.grad, position)
             if params and not (norm.device.type == "cpu" and bool(decision.skipped)):
                 self._update(group, params, decision.grad_factor, decision.skipped)
         return loss

@@ -161,9 +161,15 @@ def gather(group: dict[str, Any], state: dict[Any, dict[str, Any]]) -> list[Laye
 
 
 def gradients_of_model(norm_params: list[Tensor] | None, param_groups: list[dict[str, Any]]) -> list[Tensor]:
-    """The gradients that make up ``G``: of ``norm_params`` or, where that is None, of all groups."""
+    """The gradients that make up ``G``: of ``norm_params`` or, where that is None, of all groups.
+
+    Raises ``ConfigError`` for a sparse one.
+    """
     everything = [param for group in param_groups for param in group["params"]]
     params = everything if norm_params is None else norm_params
+    for position, param in enumerate(params):
+        if param.grad is not None:
+            check_gradient(param.grad, position)
     return [local_part(param.grad) for param in params if param.grad is not None and param.numel()]
 
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from bert_pretrain.errors import require
 from bert_pretrain.optim.layers import (
     LOW_PRECISION,
-    check_gradient,
     check_options,
     decide,
     gradients_of_model,
@@ -65,10 +64,6 @@ class TorchFused(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for position, param in enumerate(group["params"]):
-                if param.grad is not None:
-                    check_gradient(param.grad, position)
         # Set by GradScaler or the caller; replaced for torch's step, which reads the same two, and then put back.
         given = {key: getattr(self, key, None) for key in ("grad_scale", "found_inf")}
         clip = self.max_grad_norm

@@ -87,5 +87,5 @@ def test_sparse_gradient_mixed_devices_and_integers_are_errors(make):
 
 @pytest.mark.parametrize("make", [LARS, AdamW, Adam, SGD])
 def test_half_precision_needs_masters_which_only_nvlamb_has(make):
-    with pytest.raises(ConfigError, match="dtype of a parameter is torch.bfloat16; allowed: float32 or float64"):
+    with pytest.raises(ConfigError, match=r"dtype of a parameter is torch\.bfloat16; allowed: float32 or float64"):
         make([ones(2, dtype=torch.bfloat16)], 0.1)
