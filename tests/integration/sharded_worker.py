@@ -1,6 +1,8 @@
 """Run under torchrun by test_sharded.py: optimizers divided over the ranks, against the same optimizer undivided."""
 
 import copy
+import itertools
+import shutil
 import sys
 from collections import Counter
 from functools import partial
@@ -8,13 +10,18 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from hydra import compose, initialize_config_dir
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from bert_pretrain.config import PretrainConfig
+from bert_pretrain.distributed import World
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim import LARS, SGD, Adam, AdamW, NVLamb, ShardedOptimizer, decay_groups
+from bert_pretrain.pretrain import pretrain
+from bert_pretrain.structured import CONFIG_DIR, to_dataclass
 
 FAMILY = {
     "nvlamb": partial(NVLamb, lr=0.01, kernel="fused"),
@@ -33,7 +40,7 @@ FAMILY = {
 
 
 def make_model() -> nn.Module:
-    """Ten layers of odd sizes, 3,824 parameters."""
+    """Ten layers of odd sizes, 3,818 parameters."""
     torch.manual_seed(1)
     hidden = [
         nn.Linear(13, 37),
@@ -203,6 +210,20 @@ def refusals() -> dict:
     return said
 
 
+def runs(out: Path, options: list[str]) -> None:
+    """A run of six steps, and the same going on from its third."""
+    world = World(dist.get_rank(), dist.get_rank(), 2, torch.device("cpu"))
+    for name in ("through", "again"):
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            composed = compose("pretrain", [*options, f"run_dir={out / name}", "optimizer.sharded=true"])
+        pretrain(to_dataclass(composed, PretrainConfig), world)
+        if world.is_first and name == "through":
+            for copied in ("again", "alone"):
+                shutil.copytree(out / name, out / copied)
+                shutil.rmtree(out / copied / "checkpoints/step_00000006")
+        dist.barrier()
+
+
 def main() -> None:
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
@@ -213,14 +234,12 @@ def main() -> None:
         "divided": {name: divided(name, counts) for name in FAMILY},
         "slices": {
             f"{kernel}_{dtype}": slices(kernel, dtype)
-            for kernel, dtype in (
-                ("reference", torch.float32), ("foreach", torch.float32), ("auto", torch.float32), ("foreach", torch.bfloat16)
-            )
+            for kernel, dtype in itertools.product(("reference", "foreach", "auto"), (torch.float32, torch.bfloat16))
         },
         "refusals": refusals(),
-    }  # fmt: skip
+    }
     torch.save(result, Path(sys.argv[1]) / f"rank{dist.get_rank()}.pt")
-    dist.barrier()
+    runs(Path(sys.argv[1]), sys.argv[2:])
     dist.destroy_process_group()
 
 

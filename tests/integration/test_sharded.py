@@ -1,38 +1,48 @@
 """State divided over two ranks: the weights of one rank, half the memory, one checkpoint format for all."""
 
-import shutil
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, TEST_RECIPE, run_module
+from bert_pretrain.config import PretrainConfig
+from bert_pretrain.distributed import open_world
+from bert_pretrain.metrics import read_rows
+from bert_pretrain.pretrain import pretrain
+from bert_pretrain.structured import CONFIG_DIR, to_dataclass
+from tests.conftest import ROOT, TEST_RECIPE
 
 FAMILY = [
     "nvlamb", "nvlamb_foreach", "nvlamb_reference", "nvidia_code", "lamb", "lars", "larc", "adamw", "adam", "sgd",
 ]  # fmt: skip
-ELEMENTS = 3824
+ELEMENTS = 3818
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    out = tmp_path_factory.mktemp("sharded")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sharded")
+
+
+def run_options(shard_dir: Path) -> list[str]:
+    free = ["model.hidden_dropout_prob=0", "model.attention_probs_dropout_prob=0", "logging.layers_every_steps=2"]
+    return [*TEST_RECIPE, *free, f"data.dir={shard_dir}"]
+
+
+@pytest.fixture(scope="module")
+def ranks(out: Path, shard_dir: Path) -> list[dict]:
+    """What both ranks found; the folder holds the runs beside it."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*launcher, str(ROOT / "tests/integration/sharded_worker.py"), str(out)],
-        cwd=ROOT, capture_output=True, text=True, timeout=200, env={**_environment(), "PYTHONPATH": str(ROOT)},
+        [*launcher, str(ROOT / "tests/integration/sharded_worker.py"), str(out), *run_options(shard_dir)],
+        cwd=ROOT, capture_output=True, text=True, timeout=200, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return dict(os.environ)
 
 
 def error(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
@@ -83,9 +93,9 @@ def test_the_state_is_the_ordinary_one_and_resumes_bitwise(ranks: list[dict], na
     assert equal(second["resumed"], first["weights"])
 
 
-@pytest.mark.parametrize("name", ["reference_torch.float32", "foreach_torch.float32", "auto_torch.float32"])
-def test_slices_of_fsdp2_give_the_weights_of_whole_layers(ranks: list[dict], name: str) -> None:
-    first, second = (rank["slices"][name] for rank in ranks)
+@pytest.mark.parametrize("kernel", ["reference", "foreach", "auto"])
+def test_slices_of_fsdp2_give_the_weights_of_whole_layers(ranks: list[dict], kernel: str) -> None:
+    first, second = (rank["slices"][f"{kernel}_torch.float32"] for rank in ranks)
     both = zip(first["local_sizes"], second["local_sizes"], first["whole_sizes"], strict=True)
     sizes = [(a, b) for a, b, whole in both if a + b == whole]
     assert len(sizes) == len(first["whole_sizes"])
@@ -93,8 +103,9 @@ def test_slices_of_fsdp2_give_the_weights_of_whole_layers(ranks: list[dict], nam
     assert error(first["weights"], first["expected"]) < 1e-6
 
 
-def test_slices_in_bf16_keep_their_masters(ranks: list[dict]) -> None:
-    found = ranks[0]["slices"]["foreach_torch.bfloat16"]
+@pytest.mark.parametrize("kernel", ["reference", "foreach", "auto"])
+def test_slices_in_bf16_keep_their_masters(ranks: list[dict], kernel: str) -> None:
+    found = ranks[0]["slices"][f"{kernel}_torch.bfloat16"]
     assert error(found["weights"], found["expected"]) < 1e-2
 
 
@@ -106,32 +117,30 @@ def test_what_cannot_be_done_on_slices_is_refused(ranks: list[dict]) -> None:
         assert said["few"] == "ranks is 2; allowed: up to 1, the layers to deal"
 
 
-def weights_after(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
-    return load_file(run_dir / f"checkpoints/step_{step:08d}/model/model.safetensors")
+def test_a_run_resumes_divided_bitwise_and_undivided_to_rounding(ranks: list[dict], out: Path, shard_dir: Path) -> None:
+    """Six steps on two ranks; again from the third step on two; and from the third on one, undivided."""
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        config = to_dataclass(
+            compose("pretrain", [*run_options(shard_dir), f"run_dir={out / 'alone'}"]), PretrainConfig
+        )
+    with open_world("cpu") as world:
+        pretrain(config, world)
+    expected, again, alone = (
+        load_file(out / name / "checkpoints/step_00000006/model/model.safetensors")
+        for name in ("through", "again", "alone")
+    )
+    assert expected.keys() == again.keys() == alone.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, again[name])
+        torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5)
+    assert not torch.equal(value, load_file(out / "again/checkpoints/step_00000003/model/model.safetensors")[name])
 
 
-def test_a_run_resumes_divided_bitwise_and_undivided_to_rounding(tmp_path: Path, shard_dir: Path) -> None:
-    options = [
-        *TEST_RECIPE,
-        f"data.dir={shard_dir}",
-        "model.hidden_dropout_prob=0",
-        "model.attention_probs_dropout_prob=0",
-    ]
-    through, again, alone = (tmp_path / name for name in ("through", "again", "alone"))
-    done = run_module(
-        "bert_pretrain.pretrain", *options, f"run_dir={through}", "optimizer.sharded=true", processes=2
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "state divided over 2 ranks" in done.stdout
-    for other in (again, alone):
-        shutil.copytree(through, other)
-        shutil.rmtree(other / "checkpoints/step_00000006")
-    for other, extra, processes in ((again, ["optimizer.sharded=true"], 2), (alone, [], 0)):
-        done = run_module("bert_pretrain.pretrain", *options, f"run_dir={other}", *extra, processes=processes)
-        assert done.returncode == 0, done.stderr
-        assert "going on from" in done.stdout
-    expected = weights_after(through, 6)
-    assert expected.keys() == weights_after(again, 6).keys()
-    assert all(torch.equal(value, expected[name]) for name, value in weights_after(again, 6).items())
-    for name, value in weights_after(alone, 6).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+def test_reports_on_layers_are_whole_and_the_same_however_divided(ranks: list[dict], out: Path) -> None:
+    rows = [read_rows(out / name / "metrics.jsonl") for name in ("through", "again")]
+    reports = [[row for row in run if "trust_ratio" in row] for run in rows]
+    assert reports[0] == reports[1]
+    assert [row["step"] for row in reports[0]] == [2, 4, 6]
+    layers = load_file(out / "through/checkpoints/step_00000006/model/model.safetensors").keys()
+    for kind in ("trust_ratio", "weight_norm", "update_norm"):
+        assert reports[0][0][kind].keys() == set(layers)
