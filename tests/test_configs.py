@@ -29,6 +29,12 @@ def test_every_recipe_composes_and_opens_with_its_arithmetic(recipe: str) -> Non
 
 
 @pytest.mark.parametrize("preset", PRESETS)
+def test_every_optimizer_runs_in_the_demonstration_by_name(preset: str) -> None:
+    assert composed("recipe=demo", f"optimizer={preset}").optimizer.lr == 0.01
+    assert composed("recipe=demo").optimizer == composed("recipe=demo", "optimizer=nvlamb_small_batch").optimizer
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_optimizer_runs_under_every_recipe_by_name(preset: str) -> None:
     config = composed("recipe=bert_large_64k_phase1", f"optimizer={preset}", "batch.global_batch_size=4096")
     assert config.optimizer.lr == 6e-3  # the recipe's
