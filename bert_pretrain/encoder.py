@@ -2,15 +2,16 @@
 
 What pretraining lets one leave out or join, each an option so that it can be measured alone:
 
+- ``group_by_length``: nothing is computed for padding that a micro-batch shares (``data`` and ``batches`` do this).
 - ``last_layer_rows``: the heads read [CLS] and the masked positions only, so behind the last attention everything
   runs on those rows: half of that layer's work is never asked for.
 - ``fused_qkv``: query, key and value as one matrix product. The three weights stay three parameters.
 - ``fast_dropout``: on CPU, random numbers that cost next to nothing (``dropout``).
 
-With all three off, ``transformers``' own forward runs. Parity with it is a test, for each option and for all.
+With the last three off, ``transformers``' own forward runs. Parity with it is a test, for each option and for all.
 """
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ class _Attended:
 class SpeedConfig:
     """Options ``speed.*``: ways to the same weights in less time."""
 
+    group_by_length: bool
+    """Put samples of like length into a micro-batch, and cut off the padding that they share."""
     last_layer_rows: bool
     """Behind the last attention, compute only the rows that the losses read."""
     fused_qkv: bool
@@ -42,9 +45,9 @@ class SpeedConfig:
     fast_dropout: bool
     """CPU: dropout by vectorised random numbers; another draw than torch's, of the same distribution."""
 
-    def any(self) -> bool:
-        """Whether any technique is on."""
-        return any(astuple(self))
+    def own_layers(self) -> bool:
+        """Whether the layers run here; otherwise ``transformers``' own forward does."""
+        return self.last_layer_rows or self.fused_qkv or self.fast_dropout
 
 
 def encode(

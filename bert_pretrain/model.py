@@ -100,7 +100,7 @@ class PretrainingModel(nn.Module):
         ``next_sentence_labels`` is (B,). All int64.
         """
         mask = None if attention_mask is None else _key_mask(attention_mask, self.bert.config._attn_implementation)
-        if self.speed.any():
+        if self.speed.own_layers():
             first, masked = encode(self.bert.bert, input_ids, mask, segment_ids, masked_positions, self.speed)
         else:
             encoded = self.bert.bert(input_ids=input_ids, attention_mask=mask, token_type_ids=segment_ids)

@@ -20,10 +20,11 @@ from bert_pretrain.checkpoint import (
     resolve_init,
 )
 from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml
-from bert_pretrain.data import ShardSet, TrainingData, check_vocabulary, open_split
+from bert_pretrain.data import ShardSet, check_vocabulary, open_split
 from bert_pretrain.distributed import World, open_world, report_once, wandb_key_present
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.flops import measured_matrix_rate
+from bert_pretrain.loader import TrainingData
+from bert_pretrain.machine import measured_matrix_rate
 from bert_pretrain.metrics import LayerRows, MetricsLog, writable_directory
 from bert_pretrain.model import PretrainingModel, build_model, load_weights
 from bert_pretrain.optim import build_optimizer, describe_optimizer, layer_names
@@ -96,7 +97,7 @@ def build_trainer(
         learning_rates=learning_rate_table(config.optimizer.lr, config.schedule).to(world.device),
         precision=precision,
         plan=plan,
-        data=TrainingData(shards, order, plan, world.rank, remask, config.data.prefetch),
+        data=TrainingData(shards, order, plan, world.rank, remask, config.data.prefetch, config.speed.group_by_length),
         heldout=heldout,
         store=store,
         log=log,

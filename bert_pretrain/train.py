@@ -16,10 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 from bert_pretrain.batch_plan import BatchPlan
 from bert_pretrain.batches import Counts, StepBatch
 from bert_pretrain.checkpoint import CheckpointStore, Progress
-from bert_pretrain.data import ShardSet, TrainingData, heldout_batches
+from bert_pretrain.data import ShardSet
 from bert_pretrain.distributed import World
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.flops import training_flops
+from bert_pretrain.loader import TrainingData, heldout_batches
 from bert_pretrain.metrics import LayerRows, MetricsLog, Row, evaluation_line, training_line
 from bert_pretrain.model import ModelConfig, PretrainingModel, data_parallel
 from bert_pretrain.precision import MixedPrecision
@@ -256,9 +257,7 @@ class Trainer:
                 f"{self.progress.step}; lower optimizer.lr or use precision.compute=bf16, and go on from a checkpoint"
             )
 
-    def _log_step(
-        self, rate: float, norm: float, scale: float, samples: float, masked: float, sums: list[float]
-    ) -> None:
+    def _log_step(self, rate: float, norm: float, scale: float, samples: float, masked: float, sums: list) -> None:
         now = time.perf_counter()
         seconds, meter = now - self._meter.since, self._meter
         self._meter = Meter(since=now)

@@ -11,8 +11,9 @@ from bert_pretrain import pretrain  # noqa: F401  # registers the schema
 from bert_pretrain.batch_plan import BatchPlan
 from bert_pretrain.checkpoint import CheckpointStore, Progress
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.data import TrainingData, open_split
+from bert_pretrain.data import open_split
 from bert_pretrain.distributed import World, open_world
+from bert_pretrain.loader import TrainingData
 from bert_pretrain.metrics import LayerRows, MetricsLog
 from bert_pretrain.model import build_model
 from bert_pretrain.optim import build_optimizer
@@ -37,7 +38,9 @@ def build_trainer(config: PretrainConfig, world: World) -> Trainer:
         learning_rates=learning_rate_table(config.optimizer.lr, config.schedule),
         precision=MixedPrecision(config.precision, world.device),
         plan=plan,
-        data=TrainingData(shards, order, plan, world.rank, None, config.data.prefetch),
+        data=TrainingData(
+            shards, order, plan, world.rank, None, config.data.prefetch, group_by_length=config.speed.group_by_length
+        ),
         heldout=None,
         store=CheckpointStore(Path("unused"), 1, None),
         log=MetricsLog(None, config.schedule.total_steps),
