@@ -33,6 +33,11 @@ class Shards:
         return self.whole(flag.double()) > 0
 
 
+def is_cut(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is a DTensor."""
+    return isinstance(tensor, DTensor)
+
+
 def local_part(tensor: Tensor) -> Tensor:
     """What lies on this rank: the tensor itself, or a DTensor's slice (the same memory)."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.optim.dtensors import Shards, local_part
+from bert_pretrain.optim.dtensors import Shards, is_cut, local_part
 from bert_pretrain.optim.norms import global_norm
 from bert_pretrain.optim.trust import Adaptation
 
@@ -241,6 +241,15 @@ def check_options(group: dict[str, Any]) -> None:
     if "momentum" in group:
         require(0 <= group["momentum"] < 1, "momentum", group["momentum"], "a number in [0, 1)")
     require(0 <= decay < math.inf, "weight_decay", decay, "a finite number, at least 0")
+
+
+def check_plain(params: Iterable[Any]) -> None:
+    """Raise ``ConfigError`` for parameters that only ``NVLamb`` updates: bf16 and fp16, and DTensors."""
+    for item in params:
+        param = item[1] if isinstance(item, tuple) else item
+        found = param.dtype
+        require(found not in LOW_PRECISION, "dtype of a parameter", found, "float32 or float64: masters are NVLamb's")
+        require(not is_cut(param), "a parameter", "a DTensor", "ordinary tensors, or NVLamb")
 
 
 def check_params(params: Iterable[Tensor], earlier_groups: Sequence[dict[str, Any]]) -> None:

@@ -12,8 +12,8 @@ those of ``NVLamb``. What the kernel does otherwise than the equations, and what
   by some 1e-5.
 - It returns no norms: they are taken here, for ``layer_report`` and the health of the state.
 
-That moves about 52 (kernel) + 8 (copies) + 12 (norms) bytes a parameter. It exists to compare with, and for those who
-trust it. phi and float64 cannot be expressed, and are refused.
+That moves 72 bytes a parameter: 48 in the kernel, 4 for ||G||, 8 to copy, 12 for the norms. (FusedLAMB itself: 52.)
+phi and float64 cannot be expressed, and are refused.
 """
 
 from collections.abc import Sequence
@@ -64,9 +64,7 @@ def apex_step(work: Work) -> Outcome:
     for layers in work.parts:
         rate = rates_and_steps.pop(0)
         steps, rates_and_steps = rates_and_steps[: len(layers.steps)], rates_and_steps[len(layers.steps) :]
-        updates = [torch.empty_like(weight) for weight in layers.weights]
-        torch._foreach_copy_(updates, layers.grads)
-        torch._foreach_mul_(updates, decision.grad_factor.to(torch.float32))  # (1), (2)
+        updates = _scaled(layers, decision.grad_factor.to(torch.float32))
         weight_norms = layer_norms(layers.weights)
         for step in sorted(set(steps)):
             run = [i for i, of_layer in enumerate(steps) if of_layer == step]
@@ -88,6 +86,16 @@ def _on_the_host(work: Work, skipped: Tensor) -> list[float]:
         numbers += [rate.view(1), torch.stack(layers.steps).double()]
     values: list[float] = torch.cat(numbers).tolist()
     return values
+
+
+def _scaled(layers: Layers, factor: Tensor) -> list[Tensor]:
+    """Equations (1) and (2): the gradients times ``factor``, float32, contiguous, in memory of their own."""
+    if all(grad.dtype == torch.float32 and grad.is_contiguous() for grad in layers.grads):
+        return list(torch._foreach_mul(layers.grads, factor))
+    updates = [torch.empty_like(weight) for weight in layers.weights]
+    torch._foreach_copy_(updates, layers.grads)
+    torch._foreach_mul_(updates, factor)
+    return updates
 
 
 def _launch(layers: Layers, run: list[int], updates: list[Tensor], rate: float, t: int, work: Work) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from bert_pretrain.errors import require
 from bert_pretrain.optim.layers import (
-    LOW_PRECISION,
     check_options,
+    check_plain,
     decide,
     gradients_of_model,
     prepare_group,
@@ -53,9 +53,7 @@ class TorchFused(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch; raises ``ConfigError`` for its options or parameters."""
         group = prepare_group(param_group, self.defaults, self.param_groups)
-        for item in group["params"]:
-            dtype = (item[1] if isinstance(item, tuple) else item).dtype
-            require(dtype not in LOW_PRECISION, "dtype of a parameter", dtype, "float32 or float64: no masters here")
+        check_plain(group["params"])
         super().add_param_group(group)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

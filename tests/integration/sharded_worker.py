@@ -202,6 +202,11 @@ def refusals() -> dict:
             optimizer.step()
         except ConfigError as error:
             said[what] = str(error)
+    for make in (LARS, AdamW, Adam, SGD):
+        try:
+            make(model.parameters(), 0.1)
+        except ConfigError as error:
+            said[make.__name__] = str(error)
     few = nn.Linear(1, 1, bias=False)
     try:
         ShardedOptimizer(decay_groups(few, 0.01), FAMILY["nvlamb"])
