@@ -34,7 +34,7 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
     others. After a step ``grad_norm`` and ``skipped`` are as the inner optimizer's, the same on every rank;
     ``nonfinite_state`` (not for torch's) tells of this rank's layers. ``grad_scale`` and ``found_inf`` may be set, the
     same on every rank. Weights become views of one buffer a rank. Raises ``ConfigError`` as the optimizer does, and
-    where a rank would get no layer.
+    where a rank would get no layer or the weights are of several types.
     """
 
     _step_supports_amp_scaling = True
@@ -53,6 +53,8 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
         ]
         layers = sum(len(group["params"]) for group in whole)
         require(layers >= dist.get_world_size(), "ranks", dist.get_world_size(), f"up to {layers}, the layers to deal")
+        dtypes = {param.dtype for group in whole for param in group["params"]}
+        require(len(dtypes) == 1, "dtypes of the parameters", dtypes, "one: they travel in one buffer")
         make(whole)  # of no use but to be refused: each rank alone would not see what is wrong between the layers
         super().__init__(whole, make, parameters_as_bucket_view=True)  # type: ignore[arg-type]
         self.optim.norm_params = self._all_params

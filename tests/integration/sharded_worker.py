@@ -207,11 +207,13 @@ def refusals() -> dict:
             make(model.parameters(), 0.1)
         except ConfigError as error:
             said[make.__name__] = str(error)
-    few = nn.Linear(1, 1, bias=False)
-    try:
-        ShardedOptimizer(decay_groups(few, 0.01), FAMILY["nvlamb"])
-    except ConfigError as error:
-        said["few"] = str(error)
+    several = make_model()
+    several[0].bfloat16()
+    for what, unfit in {"few": nn.Linear(1, 1, bias=False), "several": several}.items():
+        try:
+            ShardedOptimizer(decay_groups(unfit, 0.01), FAMILY["nvlamb"])
+        except ConfigError as error:
+            said[what] = str(error)
     return said
 
 

@@ -116,6 +116,7 @@ def test_what_cannot_be_done_on_slices_is_refused(ranks: list[dict]) -> None:
         assert said["mixed"].startswith("parameters are DTensors and ordinary tensors; allowed: one kind")
         for other in ("LARS", "AdamW", "Adam", "SGD"):
             assert said[other] == "a parameter is 'a DTensor'; allowed: ordinary tensors, or NVLamb"
+        assert "dtypes of the parameters" in said["several"]
         assert said["few"] == "ranks is 2; allowed: up to 1, the layers to deal"
 
 
