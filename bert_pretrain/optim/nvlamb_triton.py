@@ -48,7 +48,7 @@ from bert_pretrain.optim.nvlamb_triton_plan import (
 )
 
 try:
-    from bert_pretrain.optim import nvlamb_triton_kernels as kernels
+    import bert_pretrain.optim.nvlamb_triton_kernels as kernels
 except ImportError:  # torch brings triton for CUDA only
     TRITON = False
 else:

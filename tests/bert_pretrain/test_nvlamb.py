@@ -1,7 +1,6 @@
 """NVLamb against an oracle in float64 numpy, written from the equations; it shares no code with the product."""
 
 import copy
-import functools
 import itertools
 from collections.abc import Callable
 
@@ -10,114 +9,9 @@ import pytest
 import torch
 
 from bert_pretrain.optim import NVLamb, nvlamb_cpu, nvlamb_foreach
+from tests.oracles import PRESETS, Oracle, assert_close, build, build_oracle, problem, relative, set_grads, snapshot
 
 KERNELS = ["reference", "foreach", "fused"]
-PRESETS = {
-    "nvlamb": {"pre_normalization": "unit"},
-    "nvidia_code": {"pre_normalization": "clip", "max_grad_norm": 1.0, "trust_ratio": "decayed"},
-    "lamb": {"pre_normalization": "none"},
-    "lamb_appendix": {"pre_normalization": "none", "bias_correction": False},
-    "lamb_phi": {"pre_normalization": "none", "phi_min": 0.5, "phi_max": 2.0},
-}
-# float32: relative error of the weights of a layer after 100 updates, and of what the updates added up to
-WEIGHT_TOLERANCE, CHANGE_TOLERANCE = 1e-6, 5e-5
-
-
-class Oracle:
-    """Equations (1) to (7) of the article, in float64, over layers of (weights, lr, decay)."""
-
-    def __init__(self, layers, *, b1=0.9, b2=0.999, eps=1e-6, **options):
-        self.w = [np.asarray(w, dtype=np.float64).copy() for w, _, _ in layers]
-        self.lr, self.decay = [x[1] for x in layers], [x[2] for x in layers]
-        self.m, self.v = [np.zeros_like(w) for w in self.w], [np.zeros_like(w) for w in self.w]
-        self.t = [0] * len(self.w)
-        self.b1, self.b2, self.eps, self.o = b1, b2, eps, options
-
-    def step(self, grads):
-        total = np.sqrt(sum(float((np.float64(g) ** 2).sum()) for g in grads if g is not None))
-        if not np.isfinite(total):
-            return
-        how = self.o.get("pre_normalization", "unit")
-        if how == "unit":
-            s = 1 / total if total > 0 else 1.0
-        elif how == "clip":
-            c = self.o["max_grad_norm"]
-            s = c / total if total > c else 1.0
-        else:
-            s = 1.0
-        for i, g in enumerate(grads):
-            if g is None:
-                continue
-            g = np.float64(g) * s
-            self.t[i] += 1
-            self.m[i] = self.b1 * self.m[i] + (1 - self.b1) * g
-            self.v[i] = self.b2 * self.v[i] + (1 - self.b2) * g**2
-            corrected = self.o.get("bias_correction", True)
-            m = self.m[i] / (1 - self.b1 ** self.t[i]) if corrected else self.m[i]
-            v = self.v[i] / (1 - self.b2 ** self.t[i]) if corrected else self.v[i]
-            u = m / (np.sqrt(v) + self.eps) + self.decay[i] * self.w[i]
-            wn, un = np.linalg.norm(self.w[i]), np.linalg.norm(u)
-            r = 1.0
-            if wn > 0 and un > 0 and (self.o.get("trust_ratio", "all") == "all" or self.decay[i] > 0):
-                r = min(max(wn, self.o.get("phi_min", 0.0)), self.o.get("phi_max", np.inf)) / un
-            self.w[i] = self.w[i] - self.lr[i] * r * u
-
-
-SHAPES = [(3,), (1,), (1025,), (64, 33), (7, 5), (9,), (11, 4), (4097,), (90, 100)]
-ZERO_WEIGHT, ZERO_GRAD = 5, 6
-
-
-@functools.lru_cache(maxsize=100)
-def gradients_of_step(dtype, k):
-    rng = np.random.default_rng(1000 + k)
-    grads = [(0.3 * np.cos(np.arange(np.prod(s))).reshape(s) + rng.standard_normal(s)).astype(dtype) for s in SHAPES]
-    grads[ZERO_GRAD][:] = 0
-    return grads
-
-
-def problem(dtype=np.float32):
-    """Weights, and a function from the step to its gradients: one layer of zeros, one without gradient signal."""
-    rng = np.random.default_rng(0)
-    weights = [(0.5 * rng.standard_normal(shape)).astype(dtype) for shape in SHAPES]
-    weights[ZERO_WEIGHT][:] = 0
-    return weights, lambda k: list(gradients_of_step(dtype, k % 20))
-
-
-GROUPS = [(0.01, 0.01, [0, 2, 3, 4, 6, 8]), (0.02, 0.0, [1, 5, 7])]  # lr, decay, layers: two groups, one undecayed
-
-
-def build(weights, kernel="reference", dtype=torch.float32, groups=GROUPS, **options):
-    params = [torch.tensor(w).to(dtype).requires_grad_() for w in weights]
-    listed = [{"params": [params[i] for i in which], "lr": lr, "weight_decay": d} for lr, d, which in groups]
-    return params, NVLamb(listed, 1.0, kernel=kernel, **options)
-
-
-def build_oracle(weights, groups=GROUPS, **options):
-    lr = {i: rate for rate, _, which in groups for i in which}
-    decay = {i: d for _, d, which in groups for i in which}
-    return Oracle([(w, lr[i], decay[i]) for i, w in enumerate(weights)], **options)
-
-
-def set_grads(params, grads):
-    for param, grad in zip(params, grads, strict=True):
-        param.grad = None if grad is None else torch.as_tensor(grad).to(param.dtype)
-
-
-def relative(found, expected):
-    found, expected = np.asarray(found, dtype=np.float64), np.asarray(expected)
-    return np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-30)
-
-
-def assert_close(params, oracle, start, weight_tolerance=WEIGHT_TOLERANCE, change_tolerance=CHANGE_TOLERANCE):
-    for param, expected, w0 in zip(params, oracle.w, start, strict=True):
-        found = param.detach().double().numpy()
-        assert relative(found, expected) < weight_tolerance
-        assert relative(found - w0, expected - w0) < change_tolerance
-
-
-def snapshot(params, optimizer):
-    state = [value.clone() for param in params for value in optimizer.state[param].values()]
-    return [param.detach().clone() for param in params] + state
 
 
 @pytest.fixture(params=["reference", "foreach", "foreach_pieces", "foreach_masked", "fused", "fused_pieces"])
