@@ -56,7 +56,7 @@ else:
 
 FORMS = ("three_launch", "persistent")
 BLOCK, WARPS = 2048, 8
-"""Elements in flight in a program, and its warps: 8 elements a thread, so 128 bits of bf16 or twice that of float32."""
+"""Elements in flight in a program, and its warps: 8 elements a thread, in two goes of four."""
 CHUNKS = {"three_launch": 1 << 15, "persistent": 1 << 13}
 """Elements of a chunk: the work of a program, or an item of its list."""
 RESIDENT, REGISTERS = 2, 128

@@ -4,6 +4,9 @@ A layer is cut into chunks and a chunk into blocks; one program works on one chu
 float32 over four neighbouring elements, which one thread holds, and float64 above that, always in the same order.
 Equations as numbered in ``nvlamb``.
 
+A thread takes four neighbours of every array: 128 bits of float32, and 64 of bf16 or fp16, because with 128 of these
+the layouts differ and every block goes through shared memory, with barriers, before it meets the float32 ones.
+
 Triton traps met here. The hint that a block of pointers is aligned and contiguous counts only in the function that
 builds the block, and only on the pointers: elsewhere every access falls to 32 bits without a word. The interpreter
 truncates float32 to bf16: the rounding is done in whole numbers. A float that is passed to a kernel becomes float32:
@@ -49,11 +52,11 @@ def update_chunk(
     w_sum, u_sum = tl.zeros([BLOCK // 4], tl.float64), tl.zeros([BLOCK // 4], tl.float64)
     v_max = tl.zeros([BLOCK // 4], tl.float32)
     for i in range(whole):
-        w2, u2, peak = _update_block(addresses, start + i * BLOCK, BLOCK, factor, moments, update, True, TYPE, BLOCK)
+        w2, u2, peak = _update_block(addresses, start + i * BLOCK, BLOCK, factor, moments, update, 4, TYPE, BLOCK)
         w_sum, u_sum, v_max = w_sum + w2, u_sum + u2, tl.maximum(v_max, peak)
     for i in range(whole, tl.cdiv(size, BLOCK)):
         left = size - i * BLOCK
-        w2, u2, peak = _update_block(addresses, start + i * BLOCK, left, factor, moments, update, False, TYPE, BLOCK)
+        w2, u2, peak = _update_block(addresses, start + i * BLOCK, left, factor, moments, update, 0, TYPE, BLOCK)
         w_sum, u_sum, v_max = w_sum + w2, u_sum + u2, tl.maximum(v_max, peak)
     tl.store(sums + chunk, tl.sum(w_sum, 0))
     tl.store(sums + total + chunk, tl.sum(u_sum, 0))
@@ -62,17 +65,17 @@ def update_chunk(
 
 @triton.jit
 def _update_block(
-    addresses, at, left, factor, moments, update, FULL: tl.constexpr, TYPE: tl.constexpr, BLOCK: tl.constexpr
+    addresses, at, left, factor, moments, update, TOGETHER: tl.constexpr, TYPE: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Advance the moments of one block; return sums of w^2, of u^2 and the largest v, of four elements each."""
     grad, weight, avg, avg_sq = addresses
     keep1, add1, keep2, add2 = moments
     lanes = tl.arange(0, BLOCK)
-    g = gradient_block(grad, at, left, FULL, TYPE, BLOCK) * factor
-    w_at = _places(weight, at, tl.float32, FULL, BLOCK)
-    m_at = _places(avg, at, tl.float32, FULL, BLOCK)
-    v_at = _places(avg_sq, at, tl.float32, FULL, BLOCK)
-    if FULL:
+    g = gradient_block(grad, at, left, TOGETHER, TYPE, BLOCK) * factor
+    w_at = _places(weight, at, tl.float32, TOGETHER, BLOCK)
+    m_at = _places(avg, at, tl.float32, TOGETHER, BLOCK)
+    v_at = _places(avg_sq, at, tl.float32, TOGETHER, BLOCK)
+    if TOGETHER:
         w, m, v = tl.load(w_at), tl.load(m_at), tl.load(v_at)
     else:
         w = tl.load(w_at, mask=lanes < left, other=0.0)
@@ -80,7 +83,7 @@ def _update_block(
         v = tl.load(v_at, mask=lanes < left, other=0.0)
     m = keep1 * m + add1 * g
     v = keep2 * v + add2 * (g * g)
-    if FULL:
+    if TOGETHER:
         tl.store(m_at, m)
         tl.store(v_at, v)
     else:
@@ -107,22 +110,22 @@ def apply_chunk(
     blocks = tl.cdiv(size, BLOCK)
     for i in range(blocks - whole):
         j = blocks - 1 - i
-        _apply_block(addresses, start + j * BLOCK, size - j * BLOCK, update, step_size, False, COPY_TYPE, BLOCK)
+        _apply_block(addresses, start + j * BLOCK, size - j * BLOCK, update, step_size, 0, COPY_TYPE, BLOCK)
     for i in range(whole):
-        _apply_block(addresses, start + (whole - 1 - i) * BLOCK, BLOCK, update, step_size, True, COPY_TYPE, BLOCK)
+        _apply_block(addresses, start + (whole - 1 - i) * BLOCK, BLOCK, update, step_size, 4, COPY_TYPE, BLOCK)
 
 
 @triton.jit
 def _apply_block(
-    addresses, at, left, update, step_size, FULL: tl.constexpr, COPY_TYPE: tl.constexpr, BLOCK: tl.constexpr
+    addresses, at, left, update, step_size, TOGETHER: tl.constexpr, COPY_TYPE: tl.constexpr, BLOCK: tl.constexpr
 ):
     """w <- w - step_size u and the copy of w. Nothing read or written here is needed again before the next step."""
     weight, avg, avg_sq, copy = addresses
     lanes = tl.arange(0, BLOCK)
-    w_at = _places(weight, at, tl.float32, FULL, BLOCK)
-    m_at = _places(avg, at, tl.float32, FULL, BLOCK)
-    v_at = _places(avg_sq, at, tl.float32, FULL, BLOCK)
-    if FULL:
+    w_at = _places(weight, at, tl.float32, TOGETHER, BLOCK)
+    m_at = _places(avg, at, tl.float32, TOGETHER, BLOCK)
+    v_at = _places(avg_sq, at, tl.float32, TOGETHER, BLOCK)
+    if TOGETHER:
         w = tl.load(w_at, eviction_policy="evict_first")
         m = tl.load(m_at, eviction_policy="evict_first")
         v = tl.load(v_at, eviction_policy="evict_first")
@@ -131,14 +134,14 @@ def _apply_block(
         m = tl.load(m_at, mask=lanes < left, other=0.0)
         v = tl.load(v_at, mask=lanes < left, other=0.0)
     w = w - step_size * _direction(w, m, v, update)
-    if FULL:
+    if TOGETHER:
         tl.store(w_at, w, eviction_policy="evict_first")
     else:
         tl.store(w_at, w, mask=lanes < left)
     if COPY_TYPE != "none":
         bits = _rounded(w, COPY_TYPE)
-        copy_at = _places(copy, at, tl.int16, FULL, BLOCK)
-        if FULL:
+        copy_at = _places(copy, at, tl.int16, TOGETHER, BLOCK)
+        if TOGETHER:
             tl.store(copy_at, bits)
         else:
             tl.store(copy_at, bits, mask=lanes < left)
@@ -155,23 +158,27 @@ def chunk_of(layers, layer_of, chunk, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _places(address, at, TYPE: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr):
+def _places(address, at, TYPE: tl.constexpr, TOGETHER: tl.constexpr, BLOCK: tl.constexpr):
+    """Pointers to a block. ``TOGETHER`` neighbours, from a multiple of 16 bytes on, go to one thread; 0: no promise."""
     places = (address.to(tl.pointer_type(TYPE)) + at) + tl.arange(0, BLOCK)
-    if FULL:
-        places = tl.max_contiguous(tl.multiple_of(places, 16), 16)
+    if TOGETHER:
+        places = tl.max_contiguous(tl.multiple_of(places, 16), TOGETHER)
     return places
 
 
 @triton.jit
-def gradient_block(address, at, left, FULL: tl.constexpr, TYPE: tl.constexpr, BLOCK: tl.constexpr):
-    """Read a block of a gradient, as float32. Not needed again: the moments are, before the step is over."""
+def gradient_block(address, at, left, TOGETHER: tl.constexpr, TYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """Read a block of a gradient, as float32. Not needed again: the moments are, before the step is over.
+
+    ``TOGETHER``: 0 for a block that is cut off or not aligned, else how many elements a thread reads at once.
+    """
     if TYPE == "float32":
-        places = _places(address, at, tl.float32, FULL, BLOCK)
+        places = _places(address, at, tl.float32, TOGETHER, BLOCK)
     elif TYPE == "float16":
-        places = _places(address, at, tl.float16, FULL, BLOCK)
+        places = _places(address, at, tl.float16, TOGETHER, BLOCK)
     else:
-        places = _places(address, at, tl.int16, FULL, BLOCK)
-    if FULL:
+        places = _places(address, at, tl.int16, TOGETHER, BLOCK)
+    if TOGETHER:
         g = tl.load(places, eviction_policy="evict_first")
     else:
         g = tl.load(places, mask=tl.arange(0, BLOCK) < left, other=0)

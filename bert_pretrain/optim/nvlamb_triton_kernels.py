@@ -60,10 +60,10 @@ def norm_kernel(
         row, start, size, whole = chunk_of(layers, layer_of, chunk, CHUNK, BLOCK)
         address = tl.load(row + GRAD)
         for i in range(whole):
-            g = gradient_block(address, start + i * BLOCK, BLOCK, True, TYPE, BLOCK)
+            g = gradient_block(address, start + i * BLOCK, BLOCK, 8, TYPE, BLOCK)
             total += sums_of_4(g * g, BLOCK)
         for i in range(whole, tl.cdiv(size, BLOCK)):
-            g = gradient_block(address, start + i * BLOCK, size - i * BLOCK, False, TYPE, BLOCK)
+            g = gradient_block(address, start + i * BLOCK, size - i * BLOCK, 0, TYPE, BLOCK)
             total += sums_of_4(g * g, BLOCK)
     tl.store(partials + slot + program, tl.sum(total, 0))
 

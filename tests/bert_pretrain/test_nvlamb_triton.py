@@ -363,9 +363,7 @@ def test_the_same_bits_twice(form):
     results, sizes = [], (9_000_001, 1, 70_000)
     for _ in range(2):
         generator = torch.Generator("cuda").manual_seed(0)
-        params = [
-            torch.randn(n, generator=generator, device="cuda", requires_grad=True) for n in (9_000_001, 1, 70_000)
-        ]
+        params = [torch.randn(n, generator=generator, device="cuda", requires_grad=True) for n in sizes]
         optimizer = NVLamb(params, 0.01, kernel="fused")
         for _ in range(10):
             for param in params:
