@@ -5,7 +5,7 @@ replaced only when their contents change. Nothing waits for the device, and noth
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bert_pretrain.errors import require
 from bert_pretrain.optim.layers import Work
 
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -32,31 +33,40 @@ NORM_PROGRAMS = 1024
 
 
 @dataclass
-class Row:
-    """A layer that the kernels update. ``grad`` is contiguous; ``copy`` is the bf16 or fp16 parameter, or None."""
+class Columns:
+    """All layers of a step in the order of the parts: parallel lists, as in ``Layers``. Gradients are contiguous."""
 
-    place: int
-    group: int
-    grad: Tensor
-    weight: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    step: Tensor
-    copy: Tensor | None
+    params: list[Tensor]
+    grads: list[Tensor]
+    weights: list[Tensor]
+    exp_avgs: list[Tensor]
+    exp_avg_sqs: list[Tensor]
+    steps: list[Tensor]
 
-    def kind(self) -> tuple[str, str]:
-        """Types of the gradient and of the copy: layers of one kind share a launch."""
-        return TYPES[self.grad.dtype], "none" if self.copy is None else TYPES[self.copy.dtype]
+    @classmethod
+    def of(cls, work: Work) -> "Columns":
+        """Put the parts one after the other; copy gradients that the kernels cannot read as they are."""
+        columns = cls(*([x for part in work.parts for x in getattr(part, field.name)] for field in fields(cls)))
+        columns.grads = [grad if grad.is_contiguous() else grad.contiguous() for grad in columns.grads]
+        columns.grads = [grad if grad.dtype in TYPES else grad.to(torch.float32) for grad in columns.grads]
+        return columns
 
-    def streamed(self) -> tuple[int, ...]:
-        """Addresses of what the kernels read and write in blocks."""
-        return tuple(address for i, address in enumerate(self.addresses()) if LAYER_FIELDS[i] != "step")
+    def signature(self) -> tuple[list[Any], ...]:
+        """What a plan depends on besides the parts' lengths, one list for each question; cheap enough for each step."""
+        params, weights = self.params, self.weights
+        return (
+            [weight.numel() for weight in weights],
+            [grad.dtype for grad in self.grads],
+            [param.dtype for param in params],
+            [weight.dtype for weight in weights],
+            [param.is_contiguous() for param in params],
+            [weight.is_contiguous() for weight in weights],
+        )
 
-    def addresses(self) -> tuple[int, ...]:
-        """In the order of ``LAYER_FIELDS``."""
-        copy = 0 if self.copy is None else self.copy.data_ptr()
-        tensors = (self.grad, self.weight, self.exp_avg, self.exp_avg_sq, self.step)
-        return (*(tensor.data_ptr() for tensor in tensors), copy)
+    def addresses(self) -> np.ndarray:
+        """int64 (6, layers), in the order of ``LAYER_FIELDS``; that of the parameter where the copy is asked for."""
+        ordered = (self.grads, self.weights, self.exp_avgs, self.exp_avg_sqs, self.steps, self.params)
+        return np.array([[tensor.data_ptr() for tensor in column] for column in ordered], dtype=np.int64)
 
 
 @dataclass
@@ -79,61 +89,89 @@ class Plan:
 
     key: object
     launches: list[Launch]
+    order: np.ndarray
+    """The layers by kind, as positions in ``Columns``: the order of the tables."""
+    fixed: np.ndarray
+    """int64 (layers, fields): rows of ``LAYER_FIELDS`` but for the addresses and ``aligned``; ``copy`` 1 or 0."""
+    strided: list[int]
+    """The bf16 and fp16 parameters that are not contiguous, by position: their copy is left to torch."""
     layer_of: Tensor
-    first: list[int]
-    """Number of the first chunk of each layer, and of the chunk after the last."""
     partials: Tensor
     sums: Tensor
     kept: Tensor
     arrivals: Tensor
-    tables: dict[str, tuple[object, Tensor]] = field(default_factory=dict)
+    tables: dict[str, tuple[np.ndarray, Tensor]] = field(default_factory=dict)
     """Contents as the host knows them, and the same on the device."""
     rates: list[Tensor] = field(default_factory=list)
     """Learning rates that the last step read on the device."""
 
-    def table(self, name: str, content: list[Any], dtype: type, device: torch.device) -> Tensor:
+    def table(self, name: str, content: np.ndarray, device: torch.device) -> Tensor:
         """Return ``content`` on the device; it is sent only if it differs from the last time."""
-        known, table = self.tables.get(name, (None, None))
-        if known != content or table is None:
-            table = upload(np.array(content, dtype=dtype), device)
-            self.tables[name] = content, table
-        return table
+        if name not in self.tables or not np.array_equal(self.tables[name][0], content):
+            self.tables[name] = content, upload(content, device)
+        return self.tables[name][1]
 
 
-def plan_for(work: Work, rows: list[Row], chunk: int, programs: int | None) -> Plan:
-    """Return the plan for ``rows``, sorted by kind; the kept one if their sizes are the same.
+def plan_for(work: Work, columns: Columns, chunk: int, programs: int | None) -> Plan:
+    """Return the kept plan or, where layers are others than at the last step, a new one.
 
-    ``chunk``: elements of a chunk. ``programs``: of the persistent form; None: the other form.
+    ``chunk``: elements of a chunk. ``programs``: of the persistent form; None: the other form. Raises ``ConfigError``
+    for float64 layers and for weights that are not contiguous.
     """
-    key = (chunk, programs, tuple((row.weight.numel(), row.kind()) for row in rows))
-    kept = work.workspace.get("triton")
+    key = (chunk, programs, [len(part.params) for part in work.parts], columns.signature())
+    kept: Plan | None = work.workspace.get("triton")
     if kept is not None and kept.key == key:
         return kept
-    counts = [-(-row.weight.numel() // chunk) for row in rows]
-    first = [0, *np.cumsum(counts).tolist()]
-    launches: list[Launch] = []
-    starts = [i for i, row in enumerate(rows) if i == 0 or row.kind() != rows[i - 1].kind()]
-    slot = 0
-    for i, j in pairwise([*starts, len(rows)]):
-        chunks = first[j] - first[i]
-        norm_programs = min(chunks, NORM_PROGRAMS)
-        items = None if programs is None else upload(program_lists(first[i : j + 1], programs), work.device)
-        launches.append(Launch(rows[i].kind(), first[i], chunks, norm_programs, slot, items))
-        slot += norm_programs
-    layer_of = np.repeat(np.arange(len(rows), dtype=np.int32), counts)
+    for tensor in (*columns.weights, *columns.exp_avgs, *columns.exp_avg_sqs):
+        fits = tensor.dtype == torch.float32 and tensor.is_contiguous()
+        require(fits, "kernel", "fused", "foreach or auto where a layer is float64 or not contiguous")
+    low = [param is not weight for param, weight in zip(columns.params, columns.weights, strict=True)]
+    copied = [is_low and param.is_contiguous() for is_low, param in zip(low, columns.params, strict=True)]
+    kinds = [
+        (TYPES[grad.dtype], TYPES[param.dtype] if has_copy else "none")
+        for grad, param, has_copy in zip(columns.grads, columns.params, copied, strict=True)
+    ]
+    order = sorted(range(len(kinds)), key=kinds.__getitem__)
+    fixed = np.zeros((len(order), len(LAYER_FIELDS)), dtype=np.int64)
+    of = dict(zip(LAYER_FIELDS, fixed.T, strict=True))
+    of["copy"][:] = np.array(copied)[order]
+    of["size"][:] = [columns.weights[i].numel() for i in order]
+    of["group"][:] = np.repeat(np.arange(len(work.parts)), [len(part.params) for part in work.parts])[order]
+    of["count"][:] = -(-of["size"] // chunk)
+    of["first"][1:] = np.cumsum(of["count"])[:-1]
+    of["place"][:] = order
+    first = [*of["first"].tolist(), int(of["count"].sum())]
+    launches = _launches([kinds[i] for i in order], first, programs, work.device)
     options: dict[str, Any] = {"dtype": torch.float64, "device": work.device}
-    plan = Plan(
+    plan = work.workspace["triton"] = Plan(
         key,
         launches,
-        upload(layer_of, work.device),
-        first,
-        partials=torch.empty(slot, **options),
+        np.array(order),
+        fixed,
+        [i for i, is_low in enumerate(low) if is_low and not copied[i]],
+        layer_of=upload(np.repeat(np.arange(len(order), dtype=np.int32), of["count"]), work.device),
+        partials=torch.empty(launches[-1].slot + launches[-1].norm_programs, **options),
         sums=torch.empty(3, first[-1], **options),
-        kept=torch.empty(len(rows), 4, **options),
-        arrivals=torch.empty(2, len(rows), dtype=torch.int32, device=work.device),
+        kept=torch.empty(len(order), 4, **options),
+        arrivals=torch.empty(2, len(order), dtype=torch.int32, device=work.device),
     )
-    work.workspace["triton"] = plan
     return plan
+
+
+def _launches(
+    kinds: list[tuple[str, str]], first: list[int], programs: int | None, device: torch.device
+) -> list[Launch]:
+    """One launch for each kind. ``first``: number of the first chunk of each layer, and of the one after the last."""
+    launches: list[Launch] = []
+    starts = [i for i, kind in enumerate(kinds) if i == 0 or kind != kinds[i - 1]]
+    slot = 0
+    for i, j in pairwise([*starts, len(kinds)]):
+        chunks = first[j] - first[i]
+        norm_programs = min(chunks, NORM_PROGRAMS)
+        items = None if programs is None else upload(program_lists(first[i : j + 1], programs), device)
+        launches.append(Launch(kinds[i], first[i], chunks, norm_programs, slot, items))
+        slot += norm_programs
+    return launches
 
 
 def program_lists(first: list[int], programs: int) -> np.ndarray:
@@ -160,21 +198,15 @@ def program_lists(first: list[int], programs: int) -> np.ndarray:
     return items
 
 
-def layer_table(work: Work, rows: list[Row], plan: Plan) -> Tensor:
+def layer_table(work: Work, columns: Columns, plan: Plan) -> Tensor:
     """Return the rows of ``LAYER_FIELDS`` on the device."""
-    content = [
-        (
-            *row.addresses(),
-            row.weight.numel(),
-            all(address % 16 == 0 for address in row.streamed()),
-            row.group,
-            plan.first[i],
-            plan.first[i + 1] - plan.first[i],
-            row.place,
-        )
-        for i, row in enumerate(rows)
-    ]
-    return plan.table("layers", content, np.int64, work.device)
+    content = plan.fixed.copy()
+    addresses = columns.addresses()[:, plan.order].T
+    addresses[:, -1] *= content[:, LAYER_FIELDS.index("copy")]
+    content[:, : addresses.shape[1]] = addresses
+    streamed = np.delete(addresses, LAYER_FIELDS.index("step"), axis=1)
+    content[:, LAYER_FIELDS.index("aligned")] = (streamed % 16 == 0).all(1)
+    return plan.table("layers", content, work.device)
 
 
 def group_table(work: Work, plan: Plan) -> Tensor:
@@ -196,7 +228,7 @@ def group_table(work: Work, plan: Plan) -> Tensor:
         bits = np.array(lr_at, dtype=np.int64).view(np.float64).item()
         numbers = (beta1, 1 - beta1, beta2, 1 - beta2, *logs, layers.group["eps"], decay, float(adapted))
         content.append((bits, lr, *numbers, low, high, rules.max_grad_norm))
-    return plan.table("groups", content, np.float64, work.device)
+    return plan.table("groups", np.array(content), work.device)
 
 
 def upload(array: np.ndarray, device: torch.device) -> Tensor:

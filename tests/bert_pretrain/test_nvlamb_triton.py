@@ -29,6 +29,8 @@ from tests.oracles import (
 )
 
 pytest.importorskip("triton", reason="triton is not installed")
+# The interpreter computes with numpy, which warns where a device says inf or NaN; some tests ask for these.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 CUDA = torch.cuda.is_available()
 
 
@@ -69,9 +71,13 @@ def assert_same(first, second):
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_updates_agree_with_the_oracle(preset, form, device):
+BOTH_FORMS = [("three_launch", preset) for preset in PRESETS] + [("persistent", "nvlamb"), ("persistent", "lamb_phi")]
+
+
+@pytest.mark.parametrize(("form_name", "preset"), BOTH_FORMS)
+def test_updates_agree_with_the_oracle(form_name, preset, use, device):
     """With a NaN in between, as if that step had not been, and a layer without gradient."""
+    use(form_name)
     weights, gradients = problem()
     params, optimizer = build(weights, "fused", device=device, **PRESETS[preset])
     oracle = build_oracle(weights, **PRESETS[preset])
@@ -162,7 +168,7 @@ def test_low_precision_weights_beside_float32_ones(dtype, form, device):
         params[i].data = params[i].data.to(dtype)
     start = [numpy(p) for p in params]
     oracle = build_oracle(start)
-    for k in range(4):
+    for k in range(3):
         set_grads(params, gradients(k))
         oracle.step([numpy(p.grad) for p in params])
         optimizer.step()
@@ -210,7 +216,8 @@ def test_norms_of_each_layer_are_reported(form, use, device):
     assert_same(kept, found)  # what was handed out is not written again
 
 
-def test_loss_scale_is_undone_and_gradients_are_not_written(form, device):
+def test_loss_scale_is_undone_and_gradients_are_not_written(use, device):
+    use()
     weights, gradients = problem()
     (plain, first), (scaled, second) = (build(weights, "fused", device=device) for _ in range(2))
     for k in range(2):
@@ -265,14 +272,15 @@ def test_broken_state_is_reported_and_stays_visible(key, value, form, device):
         assert param.isnan().all()
 
 
-def test_state_moves_between_kernels(form, device, tmp_path):
+def test_state_moves_between_kernels(use, device, tmp_path):
+    use()
     weights, gradients = problem()
     dtype = torch.bfloat16
     kinds = (("fused", "fused"), ("foreach", "fused"), ("fused", "foreach"))
     runs = {kind: build(weights, kind[0], dtype, device=device) for kind in kinds}
     straight_params, straight = build(weights, "fused", dtype, device=device)
-    for k in range(4):
-        if k == 2:
+    for k in range(3):
+        if k == 1:
             for kind, (params, optimizer) in runs.items():
                 torch.save({"optimizer": optimizer.state_dict(), "weights": params}, tmp_path / "state.pt")
                 loaded = torch.load(tmp_path / "state.pt", weights_only=True)
