@@ -18,7 +18,10 @@ fp16 ride along in registers. Gradients are read only.
   or about two million elements at a time (on 132 multiprocessors); the apply of these follows their update at once, in
   reverse order, and finds most of w, m, v in the L2 cache: 32 bytes, and what it misses of the other 12. A model of an
   LRU cache says 33 to 38 for BERT-large with 55 to 25 MB of it. Programs wait for each other inside the kernel, so all
-  must be resident: it is a cooperative launch. It has not yet run on hardware, so it is not the default.
+  must be resident: it is a cooperative launch.
+
+Neither form has run on a GPU yet: bytes are counted, time is not measured. The first relies on nothing but the order of
+launches, so it is the default; the second would hang where its waiting is wrong.
 
 The host checks the addresses of all tensors at every step and copies tables to the device, through pinned memory and
 without waiting, only when something moved. Learning rates that are tensors on the device, step counts, loss scale and
@@ -27,7 +30,7 @@ without waiting, only when something moved. Learning rates that are tensors on t
 Float64 layers and weights that are not contiguous are refused; ``kernel=auto`` leaves a model with such a layer to
 ``foreach``. A gradient that is not contiguous is copied first, and one that is neither float32 nor bf16 nor fp16 is
 converted. Layers that do not start at a multiple of 16 bytes take 32-bit accesses, from the first element to the last;
-so does the end of every other layer. Layers of more than 2^31 elements are fine.
+so does the end of every other layer. Offsets have 64 bits.
 """
 
 import contextlib
