@@ -10,6 +10,13 @@ import torch
 
 from bert_pretrain.optim import NVLamb
 
+PRESETS = {
+    "nvlamb": {"pre_normalization": "unit"},
+    "nvidia_code": {"pre_normalization": "clip", "max_grad_norm": 1.0, "trust_ratio": "decayed"},
+    "lamb": {"pre_normalization": "none"},
+    "lamb_appendix": {"pre_normalization": "none", "bias_correction": False},
+    "lamb_phi": {"pre_normalization": "none", "phi_min": 0.5, "phi_max": 2.0},
+}
 # float32: relative error of the weights of a layer after 100 updates, and of what the updates added up to
 WEIGHT_TOLERANCE, CHANGE_TOLERANCE = 1e-6, 5e-5
 
@@ -22,6 +29,7 @@ class Oracle:
         self.lr, self.decay = [x[1] for x in layers], [x[2] for x in layers]
         self.m, self.v = [np.zeros_like(w) for w in self.w], [np.zeros_like(w) for w in self.w]
         self.t = [0] * len(self.w)
+        self.norms = [(0.0, 0.0)] * len(self.w)  # of w before the last update, and of u
         self.b1, self.b2, self.eps, self.o = b1, b2, eps, options
 
     def step(self, grads):
@@ -48,6 +56,7 @@ class Oracle:
             v = self.v[i] / (1 - self.b2 ** self.t[i]) if corrected else self.v[i]
             u = m / (np.sqrt(v) + self.eps) + self.decay[i] * self.w[i]
             wn, un = np.linalg.norm(self.w[i]), np.linalg.norm(u)
+            self.norms[i] = (wn, un)
             r = 1.0
             if wn > 0 and un > 0 and (self.o.get("trust_ratio", "all") == "all" or self.decay[i] > 0):
                 r = min(max(wn, self.o.get("phi_min", 0.0)), self.o.get("phi_max", np.inf)) / un
@@ -142,8 +151,8 @@ def problem(dtype=np.float32):
 GROUPS = [(0.01, 0.01, [0, 2, 3, 4, 6, 8]), (0.02, 0.0, [1, 5, 7])]  # lr, decay, layers: two groups, one undecayed
 
 
-def build(weights, kernel="reference", dtype=torch.float32, groups=GROUPS, **options):
-    params = [torch.tensor(w).to(dtype).requires_grad_() for w in weights]
+def build(weights, kernel="reference", dtype=torch.float32, groups=GROUPS, device="cpu", **options):
+    params = [torch.tensor(w).to(device, dtype).requires_grad_() for w in weights]
     return params, NVLamb(listed(params, groups), 1.0, kernel=kernel, **options)
 
 
@@ -159,7 +168,7 @@ def build_oracle(weights, groups=GROUPS, kind=Oracle, **options):
 
 def set_grads(params, grads):
     for param, grad in zip(params, grads, strict=True):
-        param.grad = None if grad is None else torch.tensor(grad).to(param.dtype)
+        param.grad = None if grad is None else torch.tensor(grad).to(param.device, param.dtype)
 
 
 def relative(found, expected):
@@ -170,7 +179,7 @@ def relative(found, expected):
 def assert_close(params, oracle, start, weight_tolerance=WEIGHT_TOLERANCE, change_tolerance=CHANGE_TOLERANCE):
     """Errors relative to the weights (to those at the start, where decay alone has left next to nothing)."""
     for param, expected, w0 in zip(params, oracle.w, start, strict=True):
-        found = param.detach().double().numpy()
+        found = param.detach().double().cpu().numpy()
         size = max(np.linalg.norm(expected), np.linalg.norm(w0))
         assert np.linalg.norm(found - expected) <= weight_tolerance * size
         assert relative(found - w0, expected - w0) < change_tolerance

@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 import bert_pretrain.optim.nvlamb_cpu as nvlamb_cpu
+import bert_pretrain.optim.nvlamb_triton as nvlamb_triton
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.optim.dtensors import divided_as, shards_of
 from bert_pretrain.optim.layers import (
@@ -92,13 +93,16 @@ def fused_step(work: Work) -> Outcome:
     """Update by the project's own kernel for the device."""
     if work.device.type == "cpu":
         return nvlamb_cpu.fused_step(work)
-    raise ConfigError(f"kernel is 'fused' on {work.device.type}; allowed: a CPU, or kernel=foreach")
+    if work.device.type == "cuda":
+        return nvlamb_triton.fused_step(work)
+    raise ConfigError(f"kernel is 'fused' on {work.device.type}; allowed: a CPU or CUDA, or kernel=foreach")
 
 
 def auto_step(work: Work) -> Outcome:
     """Update by the fastest kernel that can."""
-    whole = work.shards is None
-    fused = whole and all(nvlamb_cpu.expressible(weights) for layers in work.parts for weights in layers.weights)
+    expressible = nvlamb_triton.expressible if work.device.type == "cuda" else nvlamb_cpu.expressible
+    weights = [weight for layers in work.parts for weight in layers.weights]
+    fused = work.shards is None and all(expressible(weight) for weight in weights)
     return fused_step(work) if fused else foreach_step(work)
 
 
@@ -129,9 +133,9 @@ class NVLamb(torch.optim.Optimizer):
         trust_ratio: ``all`` layers, or only the ``decayed`` ones (weight_decay > 0); r = 1 for the others.
         bias_correction: whether (4) is applied.
         phi_min, phi_max: clamp ||w|| in (6); ``None`` means no bound. A layer of zeros still has r = 1.
-        kernel: ``reference`` | ``foreach`` | ``fused`` (the project's own, on CPU) | ``apex`` (NVIDIA's, on CUDA) |
-            ``auto`` (fused where it runs, else foreach). All compute the same update from the same state, which moves
-            between them. DTensors (FSDP2): ``reference`` and ``foreach``.
+        kernel: ``reference`` | ``foreach`` | ``fused`` (the project's own, on CPU and CUDA) | ``apex`` (NVIDIA's, on
+            CUDA) | ``auto`` (fused where it runs, else foreach). All compute the same update from the same state, which
+            moves between them. DTensors (FSDP2): ``reference`` and ``foreach``.
 
     State of a parameter: ``step`` (0-d float32, applied updates), ``exp_avg``, ``exp_avg_sq`` and, for bf16 and
     fp16, ``master``: float32 weights, copied from the parameter at the first update and from then on the truth.

@@ -7,16 +7,20 @@ import pytest
 import torch
 
 from bert_pretrain.optim import NVLamb
-from tests.oracles import GROUPS, Oracle, assert_close, build, build_oracle, problem, relative, set_grads, snapshot
+from tests.oracles import (
+    GROUPS,
+    PRESETS,
+    Oracle,
+    assert_close,
+    build,
+    build_oracle,
+    problem,
+    relative,
+    set_grads,
+    snapshot,
+)
 
 KERNELS = ["reference", "foreach", "fused"]
-PRESETS = {
-    "nvlamb": {"pre_normalization": "unit"},
-    "nvidia_code": {"pre_normalization": "clip", "max_grad_norm": 1.0, "trust_ratio": "decayed"},
-    "lamb": {"pre_normalization": "none"},
-    "lamb_appendix": {"pre_normalization": "none", "bias_correction": False},
-    "lamb_phi": {"pre_normalization": "none", "phi_min": 0.5, "phi_max": 2.0},
-}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
