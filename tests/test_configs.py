@@ -32,7 +32,7 @@ def test_every_recipe_composes_and_opens_with_its_arithmetic(recipe: str) -> Non
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_optimizer_runs_in_the_demonstration_by_name(preset: str) -> None:
-    assert composed("recipe=demo", f"optimizer={preset}").optimizer.lr == 0.01
+    assert composed("recipe=demo", f"optimizer={preset}").optimizer.lr == composed("recipe=demo").optimizer.lr
     assert composed("recipe=demo").optimizer == composed("recipe=demo", "optimizer=nvlamb_small_batch").optimizer
 
 

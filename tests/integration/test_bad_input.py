@@ -70,7 +70,7 @@ def test_a_run_directory_of_another_recipe_is_left_alone(tmp_path: Path, shard_d
     assert run_module("bert_pretrain.pretrain", *options).returncode == 0
     before = tree(tmp_path)
     message = refused("bert_pretrain.pretrain", *options, "optimizer.lr=0.5", mentions="belongs to another run")
-    assert "optimizer.lr was 0.01 and is 0.5" in message
+    assert "optimizer.lr was 0.0075 and is 0.5" in message
     assert tree(tmp_path) == before
 
 
