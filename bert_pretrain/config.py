@@ -32,6 +32,7 @@ _FREE_ON_RESUME = (
     "data.prefetch",
     "model.attention",
     "optimizer.kernel",
+    "optimizer.sharded",
     "logging",
     "training",
     "checkpoint",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file
 
 from bert_pretrain.checkpoint import CheckpointStore
 from bert_pretrain.config import PretrainConfig
@@ -84,3 +85,49 @@ def test_evaluation_does_not_depend_on_the_cut(tmp_path: Path, shard_dir: Path) 
     assert whole is not None
     assert cut == pytest.approx(whole, rel=1e-5)
     assert trainer.model.training
+
+
+@pytest.mark.parametrize("attempts", [set(), {0}, {1}, {3}, {2, 3, 4}, {5}])
+def test_rows_on_the_layers_come_every_n_applied_steps(tmp_path: Path, shard_dir: Path, attempts: set[int]) -> None:
+    """Whatever is skipped; ||w|| of the fourth update is that of the weights in the third step's checkpoint."""
+    trainer = trainer_for(tmp_path, shard_dir, "logging.layers_every_steps=2")
+    spoil(trainer, attempts)
+    trainer.run()
+    layers = [row for row in rows(tmp_path) if "trust_ratio" in row]
+    assert [row["step"] for row in layers] == [2, 4, 6]
+    saved = load_file(tmp_path / "checkpoints/step_00000003/model/model.safetensors")
+    for row in layers:
+        assert row["trust_ratio"].keys() == row["weight_norm"].keys() == row["update_norm"].keys() == saved.keys()
+        for name, ratio in row["trust_ratio"].items():
+            weight, update = row["weight_norm"][name], row["update_norm"][name]
+            assert ratio == pytest.approx(weight / update if weight * update else 1.0, rel=2e-5)
+    for name, norm in layers[1]["weight_norm"].items():
+        assert norm == pytest.approx(saved[name].double().norm().item(), rel=1e-5)
+
+
+def test_steps_without_a_row_on_the_layers_do_not_pay_for_one(tmp_path: Path, shard_dir: Path) -> None:
+    trainer = trainer_for(tmp_path, shard_dir, "logging.layers_every_steps=3")
+    asked = []
+    original = trainer.optimizer.layer_report
+    trainer.optimizer.layer_report = lambda: asked.append(trainer.progress.step) or original()
+    trainer.run()
+    assert len(asked) <= 4  # of six steps: those that may be the third or the sixth applied one
+    assert [row["step"] for row in rows(tmp_path) if "trust_ratio" in row] == [3, 6]
+
+
+@pytest.mark.parametrize(("optimizer", "count"), [("lars", 3), ("adamw", 0), ("adam", 0), ("sgd", 0), ("lamb", 3)])
+def test_every_optimizer_trains_by_name_and_adaptive_ones_report(
+    tmp_path: Path, shard_dir: Path, optimizer: str, count: int
+) -> None:
+    trainer = trainer_for(tmp_path, shard_dir, f"optimizer={optimizer}", "logging.layers_every_steps=2")
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.run()
+    assert trainer.progress.step == 6
+    assert sum("trust_ratio" in row for row in rows(tmp_path)) == count
+    moved = [name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])]
+    assert "bert.bert.embeddings.word_embeddings.weight" in moved
+
+
+def test_no_rows_on_the_layers_where_none_are_wanted(tmp_path: Path, shard_dir: Path) -> None:
+    trainer_for(tmp_path, shard_dir, "logging.layers_every_steps=0").run()
+    assert not [row for row in rows(tmp_path) if "trust_ratio" in row]
