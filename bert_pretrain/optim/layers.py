@@ -75,11 +75,6 @@ class Work:
         norm = self.whole(global_norm(self.norm_grads).to(self.device))
         return decide(norm, self.rules.pre_normalization, self.rules.max_grad_norm, self.grad_scale, self.found_inf)
 
-    def grads_elsewhere(self) -> list[Tensor]:
-        """Those of ``norm_grads`` that are in no part: of the layers that other ranks update."""
-        here = {id(grad) for layers in self.parts for grad in layers.grads}
-        return [grad for grad in self.norm_grads if id(grad) not in here]
-
     def whole(self, norms: Tensor) -> Tensor:
         """Norms of whole layers from those of what lies here: the same, unless layers are cut into slices."""
         return norms if self.shards is None else self.shards.whole(norms)

@@ -101,8 +101,7 @@ def fused_step(work: Work) -> Outcome:
 def auto_step(work: Work) -> Outcome:
     """Update by the fastest kernel that can."""
     expressible = nvlamb_triton.expressible if work.device.type == "cuda" else nvlamb_cpu.expressible
-    weights = [weight for layers in work.parts for weight in layers.weights]
-    fused = work.shards is None and all(expressible(weight) for weight in weights)
+    fused = work.shards is None and all(expressible(weights) for layers in work.parts for weights in layers.weights)
     return fused_step(work) if fused else foreach_step(work)
 
 
@@ -134,8 +133,8 @@ class NVLamb(torch.optim.Optimizer):
         bias_correction: whether (4) is applied.
         phi_min, phi_max: clamp ||w|| in (6); ``None`` means no bound. A layer of zeros still has r = 1.
         kernel: ``reference`` | ``foreach`` | ``fused`` (the project's own, on CPU and CUDA) | ``apex`` (NVIDIA's, on
-            CUDA) | ``auto`` (fused where it runs, else foreach). All compute the same update from the same state, which
-            moves between them. DTensors (FSDP2): ``reference`` and ``foreach``.
+            CUDA) | ``auto`` (fused where it runs, else foreach). All compute the same update from the same state,
+            which moves between them. DTensors (FSDP2): ``reference`` and ``foreach``.
 
     State of a parameter: ``step`` (0-d float32, applied updates), ``exp_avg``, ``exp_avg_sq`` and, for bf16 and
     fp16, ``master``: float32 weights, copied from the parameter at the first update and from then on the truth.

@@ -96,15 +96,17 @@ def _launch(work: Work, columns: Columns, plan: Plan, chunk: int) -> Outcome:
     report = torch.empty(2 + 2 * n, dtype=torch.float64, device=work.device)
     flags = torch.empty(2, dtype=torch.uint8, device=work.device)
     scale, found = device_scalar(work.grad_scale, 1.0, work), device_scalar(work.found_inf, 0.0, work)
-    elsewhere = work.grads_elsewhere()
-    extra = global_norm(elsewhere).square() if elsewhere else device_scalar(None, 0.0, work)
-    decided = (plan.partials, plan.partials.numel(), extra, scale, found, report, flags)
+    extra, partial_sums = device_scalar(None, 0.0, work), plan.partials.numel()
+    divided = len(work.norm_grads) > n
+    if divided:  # other ranks' layers count too, in an order that is theirs as well
+        extra, partial_sums = global_norm(work.norm_grads).square(), 0
+    decided = (plan.partials, partial_sums, extra, scale, found, report, flags)
     options: dict[str, Any] = {"CHUNK": chunk, "BLOCK": BLOCK, "num_warps": WARPS}
     pre = {"PRE": work.rules.pre_normalization}
     with torch.cuda.device(work.device) if work.device.type == "cuda" else contextlib.nullcontext():
         for launch in plan.launches:
             norm = kernels.norm_kernel[(launch.norm_programs,)]
-            chunks = (launch.first, launch.chunks, plan.partials, launch.slot)
+            chunks = (launch.first, 0 if divided else launch.chunks, plan.partials, launch.slot)
             types = {"TYPE": launch.types[0], "CLEAR": launch.first == 0}
             norm(layers, plan.layer_of, *chunks, report, flags, plan.arrivals, n, **types, **options)
         for launch in plan.launches:

@@ -18,7 +18,7 @@ from tests.oracles import (
     relative,
     set_grads,
     snapshot,
-)
+)  # fmt: skip
 
 KERNELS = ["reference", "foreach", "fused"]
 
