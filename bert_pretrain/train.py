@@ -148,14 +148,15 @@ class Trainer:
         last = self.plan.accumulation(self.world.rank) - 1
         samples, masked = counts[0], counts[1].clamp(min=1)
         factor = self.precision.scale * self.world.size  # DDP takes the mean over ranks, the loss is a sum over them
-        for index, micro_batch in enumerate(self._timed(batch.micro_batches)):
-            with self._gradients_travel(index == last):
-                with self.precision.autocast():
+        with self.precision.autocast():  # open over all micro-batches: weights are cast once a step
+            for index, micro_batch in enumerate(self._timed(batch.micro_batches)):
+                with self._gradients_travel(index == last):
                     out = self.network(*micro_batch.to(self.world.device).tensors())
-                loss = (out.mlm_loss / masked + out.nsp_loss / samples) * factor
-                loss.backward()
-            with torch.no_grad():
-                sums += torch.stack([part.double() for part in out])
+                    with self.precision.autocast(enabled=False):
+                        loss = (out.mlm_loss / masked + out.nsp_loss / samples) * factor
+                        loss.backward()
+                with torch.no_grad():
+                    sums += torch.stack([part.double() for part in out])
         return sums
 
     def _gradients_travel(self, now: bool) -> AbstractContextManager[None]:

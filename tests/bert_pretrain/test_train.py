@@ -1,6 +1,7 @@
 """The loop's bookkeeping: skipped steps, boundaries, rows."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from bert_pretrain.batches import StepBatch
 from bert_pretrain.checkpoint import CheckpointStore
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.distributed import open_world
@@ -44,6 +47,50 @@ def spoil(trainer: Trainer, attempts: set[int]) -> None:
             next(trainer.model.parameters()).grad[0, 0] = float("nan")
 
     trainer.optimizer.register_step_pre_hook(hook)
+
+
+class Casts(TorchDispatchMode):
+    """Counts casts from float32 to bf16, by shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: Counter = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") == torch.bfloat16:
+            self.shapes[tuple(args[0].shape)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_weights_are_cast_once_a_step(tmp_path: Path, shard_dir: Path) -> None:
+    """Three micro-batches a step; the embeddings' decoder (97, 16) and the feed-forwards are products' weights."""
+    trainer = trainer_for(tmp_path, shard_dir, "precision.compute=bf16", "speed.fused_qkv=false")
+    assert trainer.plan.accumulation(0) == 3
+    steps = trainer.data.steps(0)
+    with Casts() as casts:
+        trainer.train_step(next(steps))
+    steps.close()
+    layers = trainer.model_config.num_hidden_layers
+    assert casts.shapes[(97, 16)] == 1
+    assert casts.shapes[(32, 16)] == casts.shapes[(16, 32)] == layers
+    assert casts.shapes[(16, 16)] == 4 * layers + 2  # q, k, v and output of each layer; the heads' two transforms
+
+
+def test_gradients_are_those_of_a_cast_for_each_micro_batch(tmp_path: Path, shard_dir: Path) -> None:
+    trainer = trainer_for(tmp_path, shard_dir, "precision.compute=bf16")
+    steps = trainer.data.steps(0)
+    batch = next(steps)
+    micro_batches = list(batch.micro_batches)
+    steps.close()
+    counts = trainer._global_counts(batch.counts)
+    trainer._accumulate(StepBatch(batch.counts, iter(micro_batches)), counts)
+    found = [parameter.grad.clone() for parameter in trainer.model.parameters()]
+    trainer.model.zero_grad()
+    for micro_batch in micro_batches:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = trainer.model(*micro_batch.tensors())
+        (out.mlm_loss / counts[1] + out.nsp_loss / counts[0]).backward()
+    assert all(torch.equal(a, p.grad) for a, p in zip(found, trainer.model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("attempts", [{0}, {2}, {3}, {2, 3, 4}, {5, 6}])
