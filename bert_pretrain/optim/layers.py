@@ -100,7 +100,7 @@ class Outcome:
     nonfinite: Tensor
     """Whether a weight or moment is not finite: 0-d bool."""
     weight_norms: Tensor
-    """||w|| before the update, float64, one of each layer in the order of the parts; of no meaning in a skipped step."""
+    """||w|| before the update, float64, a layer each in the order of the parts; of no meaning in a skipped step."""
     update_norms: Tensor
     """||u||, likewise."""
 
