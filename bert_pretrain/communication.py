@@ -73,7 +73,10 @@ def data_parallel(
         return model
     device_ids = [world.local_rank] if world.device.type == "cuda" else None
     network = DistributedDataParallel(
-        model, device_ids, gradient_as_bucket_view=True, bucket_cap_mb=config.bucket_mb  # type: ignore[arg-type]
+        model,
+        device_ids,
+        gradient_as_bucket_view=True,
+        bucket_cap_mb=config.bucket_mb,  # type: ignore[arg-type]
     )
     if config.gradients in HOOKS:
         network.register_comm_hook(None, HOOKS[config.gradients])

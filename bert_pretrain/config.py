@@ -34,6 +34,7 @@ _FREE_ON_RESUME = (
     "model.attention",
     "optimizer.kernel",
     "communication.bucket_mb",
+    "optimizer.sharded",
     "logging",
     "training",
     "checkpoint",

@@ -59,11 +59,11 @@ class MixedPrecision:
         self.scale = torch.tensor(start, dtype=torch.float32, device=device)
         self._good_steps = torch.zeros((), dtype=torch.int32, device=device)
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """The context of a forward pass."""
+    def autocast(self, enabled: bool = True) -> AbstractContextManager[object]:
+        """The context of forward passes; a weight is cast once in it. Not ``enabled``: an island in it without."""
         if self.dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled)
 
     def step(self, optimizer: torch.optim.Optimizer) -> torch.Tensor:
         """Step ``optimizer`` on scaled gradients; return a 0-d float tensor, 1 where the step was skipped.

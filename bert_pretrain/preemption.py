@@ -14,7 +14,7 @@ STOPPED = 75
 
 
 class StopRequest:
-    """Whether this process was asked to stop. Setting a flag is all that a signal does; asking twice changes nothing."""
+    """Whether this process was asked to stop. A signal sets a flag and does nothing else; twice is as once."""
 
     def __init__(self) -> None:
         self.asked = False

@@ -26,9 +26,9 @@ from bert_pretrain.distributed import World, open_world, report_once, wandb_key_
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.loader import TrainingData
 from bert_pretrain.machine import measured_matrix_rate
-from bert_pretrain.metrics import MetricsLog, writable_directory
+from bert_pretrain.metrics import LayerRows, MetricsLog, writable_directory
 from bert_pretrain.model import PretrainingModel, build_model, load_weights
-from bert_pretrain.optim import build_optimizer
+from bert_pretrain.optim import build_optimizer, describe_optimizer, layer_names
 from bert_pretrain.optim.schedule import learning_rate_table
 from bert_pretrain.plan import describe
 from bert_pretrain.precision import MixedPrecision
@@ -95,6 +95,7 @@ def build_trainer(
     if progress is None:
         progress = start(config, model, optimizer, shards, world, log)
     log.say(describe(config, world.size, world.device.type, precision.dtype, shards.samples))
+    log.say(describe_optimizer(optimizer, config.optimizer))
     return Trainer(
         world=world,
         model=model,
@@ -112,6 +113,7 @@ def build_trainer(
         config_yaml=config_yaml,
         total_steps=config.schedule.total_steps,
         log_every=config.logging.every_steps,
+        layers=LayerRows(layer_names(optimizer), config.logging.layers_every_steps),
         evaluate_every=config.training.evaluate_every_steps,
         checkpoint_every=config.checkpoint.every_steps,
         peak_rate=measured_matrix_rate(world.device, precision.dtype),
@@ -187,7 +189,8 @@ def start(
         state = load_optimizer_state(source, world.device)
         if config.init_moments == "restart":
             for entry in state["state"].values():
-                entry["step"] = torch.zeros_like(entry["step"])
+                if "step" in entry:  # not with momentum, which counts nothing
+                    entry["step"] = torch.zeros_like(entry["step"])
         state["param_groups"] = optimizer.state_dict()["param_groups"]  # the new recipe's options hold
         optimizer.load_state_dict(state)
     log.say(f"weights from {source}, moments: {config.init_moments}")

@@ -149,7 +149,9 @@ class Scaling:
 
     def last_paying(self, global_batch_size: int, floor: float, most: int) -> int:
         """The largest power of two, up to ``most`` devices, whose efficiency is not below ``floor``."""
-        paying = [n for n in powers_of_two(min(most, global_batch_size)) if self.efficiency(global_batch_size, n) >= floor]
+        paying = [
+            n for n in powers_of_two(min(most, global_batch_size)) if self.efficiency(global_batch_size, n) >= floor
+        ]
         return max(paying, default=1)
 
 

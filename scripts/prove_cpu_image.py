@@ -33,7 +33,17 @@ class Image:
         words = ["env", "-i", *(f"{key}={value}" for key, value in {**self.arguments, **self.environment}.items())]
         inside = f"cd {shlex.quote(self.workdir)} && {command}"
         subprocess.run(
-            ["chroot", f"--userspec={self.user}:{self.user}", self.root, *words, "bash", "-o", "pipefail", "-c", inside],
+            [
+                "chroot",
+                f"--userspec={self.user}:{self.user}",
+                self.root,
+                *words,
+                "bash",
+                "-o",
+                "pipefail",
+                "-c",
+                inside,
+            ],
             check=True,
         )
 
@@ -90,8 +100,14 @@ def prove(image: Image) -> None:
         'echo "Document $i says in sentence $j that word$((j * i % 97)) follows word$((j % 31)). Then it goes on."; '
         "done; echo; done > /tmp/text.txt"
     )
-    length = "sequence_lengths=[32]" if "sequence_lengths" in (ROOT / "configs/prepare.yaml").read_text() else "sequence_length=32"
-    image.run(f"python -m data_prep.prepare corpus=text corpus.path=/tmp/text.txt out_dir=data/x {length} vocab_size=300")
+    length = (
+        "sequence_lengths=[32]"
+        if "sequence_lengths" in (ROOT / "configs/prepare.yaml").read_text()
+        else "sequence_length=32"
+    )
+    image.run(
+        f"python -m data_prep.prepare corpus=text corpus.path=/tmp/text.txt out_dir=data/x {length} vocab_size=300"
+    )
     options = "recipe=demo run_dir=runs/x data.dir=$(dirname $(find data/x -name manifest.json | head -n 1)) "
     options += "data.tokenizer=$(dirname $(find data/x -name tokenizer.json | head -n 1)) data.sequence_length=32 "
     options += "model.vocab_size=300 batch.global_batch_size=16 schedule.total_steps=300 logging.every_steps=5"

@@ -74,7 +74,12 @@ def main() -> None:
         except ConfigError as error:
             result["mistake"] = str(error)
         exact = one_step(config, world, "fp32", 6, 25.0)
-        for gradients, micro, bucket_mb in (("fp32", 2, 25.0), ("fp32", 6, 0.002), ("bf16", 6, 25.0), ("fp16", 2, 25.0)):
+        for gradients, micro, bucket_mb in (
+            ("fp32", 2, 25.0),
+            ("fp32", 6, 0.002),
+            ("bf16", 6, 25.0),
+            ("fp16", 2, 25.0),
+        ):
             step = one_step(config, world, gradients, micro, bucket_mb)
             error = (step["gradient"] - exact["gradient"]).norm() / exact["gradient"].norm()
             name = f"{gradients} {micro} {bucket_mb}"

@@ -14,7 +14,7 @@ from bert_pretrain.config import PretrainConfig
 from bert_pretrain.data import open_split
 from bert_pretrain.distributed import World, open_world
 from bert_pretrain.loader import TrainingData
-from bert_pretrain.metrics import MetricsLog
+from bert_pretrain.metrics import LayerRows, MetricsLog
 from bert_pretrain.model import build_model
 from bert_pretrain.optim import build_optimizer
 from bert_pretrain.optim.schedule import learning_rate_table
@@ -51,6 +51,7 @@ def build_trainer(config: PretrainConfig, world: World, loss_is_scaled: bool = F
         config_yaml="",
         total_steps=config.schedule.total_steps,
         log_every=1,
+        layers=LayerRows([], 0),
         evaluate_every=10**9,
         checkpoint_every=10**9,
         peak_rate=1.0,

@@ -64,7 +64,9 @@ def test_nodes_with_other_options_are_told_apart(tmp_path: Path, shard_dir: Path
     """Two nodes on this machine; the message comes once, on node 0, before anything is trained or written."""
     script = ["scripts/pretrain_nodes.sh", "2"]
     nodes = [
-        started(*script, str(rank), "127.0.0.1:29717", *options(tmp_path, shard_dir), f"optimizer.lr={rate}", PROCESSES="1")
+        started(
+            *script, str(rank), "127.0.0.1:29717", *options(tmp_path, shard_dir), f"optimizer.lr={rate}", PROCESSES="1"
+        )
         for rank, rate in enumerate(("0.01", "0.02"))
     ]
     outs = [node.communicate(timeout=120)[0] for node in nodes]
