@@ -76,7 +76,7 @@ def data_parallel(
         model,
         device_ids,
         gradient_as_bucket_view=True,
-        bucket_cap_mb=config.bucket_mb,  # type: ignore[arg-type]
+        bucket_cap_mb=config.bucket_mb,
     )
     if config.gradients in HOOKS:
         network.register_comm_hook(None, HOOKS[config.gradients])

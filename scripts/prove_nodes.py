@@ -83,12 +83,12 @@ def run(work: Path, name: str, *options: str, alone: bool = False) -> list[Path]
         script = ["scripts/pretrain_nodes.sh", "2", str(number), f"{ADDRESSES[0]}:29600"]
         if alone:
             script = ["scripts/pretrain_node.sh"]
-        environment = {**os.environ, "PYTHON": sys.executable, "INTERFACE": CABLE + str(number), "PROCESSES": "1"}
+        variables = ["env", f"PYTHON={sys.executable}", f"INTERFACE={CABLE}{number}", "PROCESSES=1"]
         log = open(f"{dirs[-1]}.{number}.log", "w")  # noqa: SIM115  # the process writes to it
         started.append(
             subprocess.Popen(
-                [*inside, *script, *OPTIONS, f"data.dir={work / 'data'}", f"run_dir={dirs[-1]}", *options],
-                cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,
+                [*inside, *variables, *script, *OPTIONS, f"data.dir={work / 'data'}", f"run_dir={dirs[-1]}", *options],
+                cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
             )
         )  # fmt: skip
     for number, process in enumerate(started):

@@ -140,3 +140,21 @@ wait_for "$job" 300 COMPLETED FAILED CANCELLED
 [ "$(state "$job")" = COMPLETED ] || { cat "$work"/phase-*.out; fail "phase 2 is $(state "$job")"; }
 grep -q "weights from $work/one/checkpoints/step_00000030" "$work/phase-$job.out" || fail "phase 2 did not start from phase 1"
 passed "two phases in one chain: $line"
+
+# 4. data preparation on both nodes through Dask
+if ! "$PYTHON" -c 'import distributed' 2> /dev/null || ! grep -q '^engine:' configs/prepare.yaml; then
+    echo "not shown: data preparation, which has no Dask here"
+    exit 0
+fi
+for document in $(seq 200); do
+    for sentence in $(seq 40); do echo "Sentence $sentence of text $document names $((document * sentence % 997)) things."; done
+    echo
+done > "$work/text.txt"
+prepare=(corpus=text "corpus.path=$work/text.txt" "sequence_lengths=[32]" vocab_size=400 duplicates.near=false)
+job=$(WORKERS=1 WORKER_MEMORY_GB=2 sbatch --parsable --nodes=2 --time=9 --output="$work/prepare.out" \
+    scripts/slurm_prepare.sbatch "${prepare[@]}" "out_dir=$work/prepared")
+wait_for "$job" 400 COMPLETED FAILED CANCELLED
+[ "$(state "$job")" = COMPLETED ] || { cat "$work/prepare.out"; fail "data preparation is $(state "$job")"; }
+"$PYTHON" -m data_prep.prepare "${prepare[@]}" "out_dir=$work/prepared-here" > /dev/null
+diff -r "$work/prepared" "$work/prepared-here" > "$work/prepare.diff" || fail "the shards differ from those of one machine"
+passed "shards made on both nodes through Dask are those of one machine, byte for byte"

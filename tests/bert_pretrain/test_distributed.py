@@ -83,7 +83,7 @@ def test_one_rank_raises_its_own_mistake_unchanged() -> None:
         raise ConfigError("data.dir is 'x'")
 
     world = World(0, 0, 1, torch.device("cpu"))
-    with pytest.raises(ConfigError, match="^data.dir is 'x'$"):
+    with pytest.raises(ConfigError, match=r"^data.dir is 'x'$"):
         world.together(wrong)
     assert world.together(lambda: 3) == 3
 

@@ -1,16 +1,22 @@
 """The plan at scale: against worked-out values, and against published runs within the errors that are stated."""
 
 import json
+import re
 import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from bert_pretrain.communication import CommunicationConfig
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.flops import parameter_count, training_flops
 from bert_pretrain.model import ModelConfig
+from bert_pretrain.plan import PlanConfig, describe_scaling, scaling_curves, scaling_of
+from bert_pretrain.plots import draw_scaling
 from bert_pretrain.scaling import GpuConfig, NetworkConfig, Scaling, powers_of_two
+from bert_pretrain.structured import CONFIG_DIR, to_dataclass
 from tests.conftest import ROOT
 
 LARGE = ModelConfig(1024, 24, 16, 4096, 512, 30_522, "gelu", 0.1, 0.1, 0.02, "sdpa")
@@ -75,6 +81,51 @@ def test_where_the_batch_stops_paying() -> None:
         assert 2 * last > min(4096, batch) or PLAIN.efficiency(batch, 2 * last) < 0.8
     assert PLAIN.efficiency(65_536, 1) == 1.0
     assert PLAIN.last_paying(4096, 0.8, 4096) < PLAIN.last_paying(65_536, 0.8, 4096)
+
+
+def planned(*options: str) -> PlanConfig:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return to_dataclass(compose("plan", ["recipe=bert_large_64k_phase1", *options]), PlanConfig)
+
+
+@pytest.mark.parametrize("gpu", sorted(path.stem for path in (CONFIG_DIR / "gpu").glob("*.yaml")))
+def test_every_kind_and_network_composes(gpu: str) -> None:
+    for network in (CONFIG_DIR / "network").glob("*.yaml"):
+        config = planned(f"gpu={gpu}", f"network={network.stem}", "devices=64")
+        assert config.gpu is not None
+        assert scaling_of(config, config.gpu).step(65_536, 64).total > 0
+
+
+def test_the_plan_is_said_and_drawn(tmp_path: Path) -> None:
+    config = planned("gpu=a100_80g", "network=hdr200_x8", "devices=256", "optimizer.sharded=true")
+    assert config.gpu is not None
+    scaling = scaling_of(config, config.gpu)
+    text = describe_scaling(config, scaling)
+    seconds = scaling.step(65_536, 256).total
+    assert f"{seconds * 1e3:,.1f} ms a step" in text
+    assert scaling.sharded
+    curves = scaling_curves(config, scaling)
+    assert [curve.label for curve in curves] == [f"{batch:,} samples a step" for batch in (65_536, 16_384, 4_096)]
+    assert curves[0].devices[-1] == 4096
+    assert curves[0].hours[8] == pytest.approx(seconds * 7038 / 3600)
+    assert curves[2].hours[0] > 0.9 * curves[0].hours[0]  # the same samples, in more steps
+    draw_scaling(tmp_path / "new/scaling.png", curves)
+    assert (tmp_path / "new/scaling.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("plot=x.png", "plot is 'x.png'; allowed: null, unless gpu names a kind"),
+        ("mean_length=129", "mean_length is 129.0; allowed: up to 128"),
+        ("efficiency_floor=1", "efficiency_floor is 1.0"),
+        ("device_tokens_per_second=0", "device_tokens_per_second is 0.0"),
+        ("network.share=0", "network.share is 0.0"),
+    ],
+)
+def test_what_the_plan_refuses(option: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        planned(option)
 
 
 # Largest error of the plan that is calibrated on the first row alone, as stated in the README.

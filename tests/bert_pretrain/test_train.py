@@ -149,7 +149,7 @@ def ask_during(trainer: Trainer, attempt: int) -> None:
 
 @pytest.mark.parametrize("attempt", [0, 1, 2])
 def test_asked_to_stop_it_saves_and_goes_on_unseen(tmp_path: Path, shard_dir: Path, attempt: int) -> None:
-    """Asked before, at and after a boundary: a checkpoint of the last step, then the run nobody stopped, bit for bit."""
+    """Asked before, at and after a boundary: the last step is saved; then the run nobody stopped, bit for bit."""
     whole = trainer_for(tmp_path / "whole", shard_dir)
     assert whole.run()
     trainer = trainer_for(tmp_path / "stopped", shard_dir)

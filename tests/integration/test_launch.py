@@ -83,8 +83,8 @@ def test_nodes_with_other_options_are_told_apart(tmp_path: Path, shard_dir: Path
     ("command", "environment", "mentions"),
     [
         (("pretrain_nodes.sh", "2", "2", "127.0.0.1", "recipe=demo"), {}, "NODE_RANK is '2'"),
-        (("pretrain_nodes.sh", "2", "1", "127.0.0.1:9", "recipe=demo"), {"JOIN_SECONDS": "1"}, "did not meet at 127.0.0.1:9"),
-        (("pretrain_nodes.sh", "2", "1", "no.such.host.invalid", "recipe=demo"), {}, "'no.such.host.invalid' is not known"),
+        (("pretrain_nodes.sh", "2", "1", "127.0.0.1:9", "recipe=demo"), {"JOIN_SECONDS": "1"}, "meet at 127.0.0.1:9"),
+        (("pretrain_nodes.sh", "2", "1", "no.such.host.invalid", "recipe=demo"), {}, "host.invalid' is not known"),
         (("pretrain_nodes.sh", "2", "1", "127.0.0.1", "recipe=demo"), {"INTERFACE": "eth99"}, "INTERFACE is 'eth99'"),
         (("pretrain_node.sh", "recipe=demo"), {"PROCESSES": "0"}, "PROCESSES is '0'"),
         (("pretrain_node.sh", "recipe=demo"), {"PYTHON": "/no/python"}, "PYTHON is '/no/python'"),
