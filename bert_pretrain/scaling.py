@@ -3,8 +3,8 @@
     step       = compute + exposed communication + optimizer
     compute    = the busiest rank's micro-batches, each its FLOPs / (peak * share), or the launching of its kernels
     reduction  = 2 (N-1)/N * gradient bytes / slowest cable + 2 log2(N) hops for each bucket           (a ring's bytes)
-    exposed    = what the last micro-batch's backward, two thirds of it, does not cover; at least the word embeddings,
-                 whose gradient is complete last: the decoder is tied to them
+    exposed    = what the last micro-batch's backward, two thirds of it, does not cover; at least the last bucket, with
+                 the word embeddings, whose gradient is complete last: the decoder is tied to them
     optimizer  = bytes touched / memory bandwidth; sharded: a rank's share of them, then the weights travel once
 
 Not in it: evaluation, checkpoints, waiting for data, stragglers. All times in seconds, sizes in bytes.
@@ -134,7 +134,8 @@ class Scaling:
         exposed = reduction
         if self.overlap:
             behind = _BACKWARD * self._micro_batch(sizes[-1])
-            exposed = max(reduction - behind, self._travel(width * words, 1, devices))
+            last = max(words, min(parameters, self.communication.bucket_mb * 2**20 / 4))
+            exposed = max(reduction - behind, self._travel(width * last, 1, devices))
         shares = devices if self.sharded else 1
         touched = (_NORM_BYTES + _UPDATE_BYTES / shares) * parameters
         optimizer = touched / (self.gpu.memory_gb_per_s * 1e9)

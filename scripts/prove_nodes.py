@@ -2,9 +2,11 @@
 
 Runs ``pretrain_nodes.sh`` on both, and measures on the cable
 - the bytes of a step, for several accumulations and for 16-bit gradients, against the ring's minimum,
-- the time of a step with the cable slowed by tc, for several bucket sizes, against the plan's prediction.
-Writes ``scripts/results/nodes_*.json``. Needs root and iproute2; some minutes on two cores. Only the namespaces named
-here are made, and they are removed.
+- the time of a step with the cable slowed by tc, for several bucket sizes, against the plan's prediction from the
+  compute rate of one node alone and the rate of a bare all-reduce over that cable.
+With ``seconds`` as its argument it measures only the latter.
+Writes ``scripts/results/cpu_DATE_nodes_*.json``. Needs root and iproute2; ten minutes on two cores. Only the namespaces
+named here are made, and they are removed.
 """
 
 import json
@@ -27,7 +29,18 @@ from tests.conftest import make_shards
 ROOT = Path(__file__).resolve().parent.parent
 SPACES, ADDRESSES, CABLE = ("bert-node-0", "bert-node-1"), ("10.97.0.1", "10.97.0.2"), "veth-bert"
 WIDTH, LAYERS, LENGTH, BATCH, LOGGED = 256, 2, 16, 128, 5
-_TCP_SHARE = 1448 / 1514  # of a full Ethernet frame's bytes, what is the message
+_ALL_REDUCE = """if True:
+    import statistics, sys, time, torch, torch.distributed as dist
+    dist.init_process_group("gloo")
+    gradient, seconds = torch.zeros(int(sys.argv[1])), []
+    for _ in range(9):
+        time.sleep(0.15)
+        dist.barrier()
+        started = time.perf_counter()
+        dist.all_reduce(gradient)
+        seconds.append(time.perf_counter() - started)
+    print(4 * len(gradient) / statistics.median(seconds))
+"""
 OPTIONS = [
     "recipe=demo", "device=cpu", "precision.compute=fp32", "data.masking=static", f"data.sequence_length={LENGTH}",
     "model.vocab_size=97", f"model.max_position_embeddings={LENGTH}", f"model.hidden_size={WIDTH}",
@@ -97,6 +110,17 @@ def run(work: Path, name: str, *options: str, alone: bool = False) -> list[Path]
     return dirs
 
 
+def all_reduce_rate() -> float:
+    """Bytes a second, each way, of bare all-reduces of the gradient's size over the cable as it is."""
+    started = []
+    for number, space in enumerate(SPACES):
+        variables = ["env", f"MASTER_ADDR={ADDRESSES[0]}", "MASTER_PORT=29700", "WORLD_SIZE=2", f"RANK={number}"]
+        command = [sys.executable, "-c", _ALL_REDUCE, str(parameter_count(model_config()))]
+        inside = ["ip", "netns", "exec", space, *variables, f"GLOO_SOCKET_IFNAME={CABLE}{number}"]
+        started.append(subprocess.Popen([*inside, *command], stdout=subprocess.PIPE, text=True))
+    return float([process.communicate(timeout=300)[0] for process in started][0])
+
+
 def bytes_per_step(work: Path, name: str, *options: str) -> tuple[float, float]:
     """What each node sends in one step: two runs that differ in nothing but 30 steps."""
     totals = []
@@ -123,13 +147,13 @@ def model_config() -> ModelConfig:
     return ModelConfig(WIDTH, LAYERS, 2, 4 * WIDTH, LENGTH, 97, "gelu", 0.0, 0.0, 0.02, "eager")
 
 
-def predicted(rate: float, megabits: float, micro: int, bucket_mb: float, gradients: str) -> float:
-    """Seconds of a step by the plan, from a measured rate of one node and the cable's."""
+def predicted(rate: float, cable: float, micro: int, bucket_mb: float, gradients: str) -> float:
+    """Seconds of a step by the plan, from the measured rates of one node and of the cable."""
     scaling = Scaling(
         model=model_config(), sequence_length=LENGTH, mean_length=MEAN_LENGTH, micro_batch_size=micro,
         communication=CommunicationConfig(gradients, bucket_mb), device_tokens_per_second=rate,
-        gpu=GpuConfig(0.1, 0.5, 1e6, 0.0, 1, 10.0),  # the measured rate has the optimizer in it
-        network=NetworkConfig(megabits / 8e3, _TCP_SHARE, 50.0), overlap=True, sharded=False,
+        gpu=GpuConfig(0.1, 0.5, 1e6, 0.0, 1, 1e6),  # the measured rate has the optimizer in it
+        network=NetworkConfig(cable / 1e9, 1.0, 50.0), overlap=True, sharded=False,
     )  # fmt: skip
     return scaling.step(BATCH, 2).total
 
@@ -160,17 +184,19 @@ def measure_seconds(work: Path) -> list[Row]:
         (50, 1, 25.0, "fp32"), (50, 1, 1.0, "fp32"), (100, 4, 1.0, "fp32"), (50, 1, 1.0, "bf16")
     ):  # fmt: skip
         micro, name = BATCH // 2 // accumulation, f"{megabits}-{accumulation}-{bucket_mb}-{gradients}"
-        options = ["schedule.total_steps=40", f"batch.micro_batch_size={micro}"]
+        options = ["schedule.total_steps=35", f"batch.micro_batch_size={micro}"]
         slow_down(10_000)
         alone = run(work, f"alone-{name}", *options, f"batch.global_batch_size={BATCH // 2}", alone=True)
         rate = BATCH // 2 * MEAN_LENGTH / max(seconds_per_step(path, BATCH // 2) for path in alone)
         slow_down(megabits)
+        cable = all_reduce_rate()
         options += [f"communication.bucket_mb={bucket_mb}", f"communication.gradients={gradients}"]
         both = run(work, f"slow-{name}", *options, f"batch.global_batch_size={BATCH}")
-        found, plan = seconds_per_step(both[0], BATCH), predicted(rate, megabits, micro, bucket_mb, gradients)
+        found, plan = seconds_per_step(both[0], BATCH), predicted(rate, cable, micro, bucket_mb, gradients)
         rows.append(
             {"cable, Mbit/s": megabits, "accumulation": accumulation, "bucket, MiB": bucket_mb, "gradients": gradients,
-             "compute alone, s": BATCH // 2 * MEAN_LENGTH / rate, "measured, s a step": found, "plan, s a step": plan,
+             "all-reduce, Mbit/s": 8e-6 * cable,
+            "compute alone, s": BATCH // 2 * MEAN_LENGTH / rate, "measured, s a step": found, "plan, s a step": plan,
              "error": f"{plan / found - 1:+.1%}"}
         )  # fmt: skip
         print(rows[-1], flush=True)
@@ -187,7 +213,7 @@ def store(name: str, what: str, rows: list[Row]) -> None:
         "command": "python scripts/prove_nodes.py",
         "rows": rows,
     }
-    path = ROOT / f"scripts/results/nodes_{name}.json"
+    path = ROOT / f"scripts/results/cpu_{date.today()}_nodes_{name}.json"
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
@@ -200,7 +226,8 @@ def main() -> None:
         make_shards(work / "data", train=(3000, 2000))
         build_cable()
         try:
-            store("bytes", "Bytes on the cable between two nodes, a step", measure_bytes(work))
+            if "seconds" not in sys.argv[1:]:
+                store("bytes", "Bytes on the cable between two nodes, a step", measure_bytes(work))
             rows = measure_seconds(work)
             store("seconds", "A step over a slowed cable against the plan", rows)
         finally:

@@ -43,12 +43,14 @@ def test_a_step_by_hand() -> None:
 
 def test_what_backward_covers_and_what_it_cannot() -> None:
     """Two thirds of the last micro-batch hide the reduction, but for the word embeddings, which are complete last."""
-    overlapped = replace(PLAIN, overlap=True).step(65_536, 256)
+    plain = replace(PLAIN, overlap=True, communication=CommunicationConfig("fp32", 25))
     words = 2 * 255 / 256 * 4 * 30_522 * 1024 / 80e9
-    assert overlapped.exposed == pytest.approx(words, rel=1e-4)
-    small = replace(PLAIN, overlap=True, micro_batch_size=1).step(65_536, 256)
+    assert plain.step(65_536, 256).exposed == pytest.approx(words, rel=1e-4)
+    small = replace(plain, micro_batch_size=1).step(65_536, 256)
     behind = 2 / 3 * 240.5e9 / 150e12
     assert small.exposed == pytest.approx(small.reduction - behind, rel=1e-3)
+    one_bucket = replace(plain, communication=CommunicationConfig("fp32", 1e6)).step(65_536, 256)
+    assert one_bucket.exposed == pytest.approx(one_bucket.reduction)  # it is complete when the backward is
 
 
 def test_options_change_what_they_should() -> None:
