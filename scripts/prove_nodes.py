@@ -118,7 +118,8 @@ def all_reduce_rate() -> float:
         command = [sys.executable, "-c", _ALL_REDUCE, str(parameter_count(model_config()))]
         inside = ["ip", "netns", "exec", space, *variables, f"GLOO_SOCKET_IFNAME={CABLE}{number}"]
         started.append(subprocess.Popen([*inside, *command], stdout=subprocess.PIPE, text=True))
-    return float([process.communicate(timeout=300)[0] for process in started][0])
+    said = [process.communicate(timeout=300)[0] for process in started]
+    return float(said[0])
 
 
 def bytes_per_step(work: Path, name: str, *options: str) -> tuple[float, float]:
