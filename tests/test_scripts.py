@@ -1,0 +1,46 @@
+"""Shell scripts and Dockerfiles pass their linters, where these are installed; the docker files name what exists."""
+
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+from tests.conftest import ROOT
+
+SHELL = sorted(
+    [*ROOT.glob("scripts/*.sh"), *ROOT.glob("scripts/*.sbatch"), *ROOT.glob("docker/*.sh"), ROOT / ".ci/run"]
+)
+DOCKERFILES = sorted(ROOT.glob("docker/Dockerfile*"))
+
+
+@pytest.mark.parametrize(
+    ("linter", "files"), [("shellcheck", SHELL), ("hadolint", DOCKERFILES)], ids=lambda x: str(x)[:10]
+)
+def test_linter_is_silent(linter: str, files: list) -> None:
+    if shutil.which(linter) is None:
+        pytest.skip(f"{linter} is not installed")
+    assert len(files) >= 2
+    done = subprocess.run([linter, *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_what_the_images_copy_exists_and_is_sent(path) -> None:
+    sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = [word for line in path.read_text().splitlines() if line.startswith("COPY ") for word in line.split()[1:-1]]
+    assert copied
+    for name in copied:
+        assert (ROOT / name).exists(), name
+        assert name.split("/")[0] in sent, name
+
+
+def test_the_image_keeps_what_its_container_has(tmp_path) -> None:
+    lock = tmp_path / "lock"
+    lock.write_text(
+        f"# pins\ntorch==9.9\nnvidia-nccl-cu13==1\nnumpy==0.1\ntransformers=={version('transformers')}\n"
+        "tokenizers==0.0.1\nno-such-package==1.2\n"
+    )
+    done = subprocess.run([sys.executable, ROOT / "docker/given.py", lock], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["tokenizers==0.0.1", "no-such-package==1.2"]
