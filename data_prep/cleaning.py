@@ -21,12 +21,15 @@ _LANGUAGE_CHARACTERS = 2000  # of a document are enough to tell its language
 _SENTENCE_END = re.compile(r"[.!?…。！？][)\"'”’»\]]*$")
 _BOILERPLATE = re.compile(
     r"all rights reserved|terms of (?:use|service)|privacy policy|cookies? policy|uses cookies|enable javascript"
-    r"|lorem ipsum|project gutenberg|\bisbn[-: ]*[\d-]{9}|click here|sign up for our|subscribe to our|share on (?:facebook|twitter)"
-    r"|transcriber'?s? note|this page (?:was|has been) (?:last )?(?:modified|moved)|printed in (?:the )?(?:usa|u\.s\.a\.|great britain)",
+    r"|lorem ipsum|project gutenberg|\bisbn[-: ]*[\d-]{9}|click here|sign up for our|subscribe to our"
+    r"|share on (?:facebook|twitter)|transcriber'?s? note|this page (?:was|has been) (?:last )?(?:modified|moved)"
+    r"|printed in (?:the )?(?:usa|u\.s\.a\.|great britain)",
     re.IGNORECASE,
 )
 _LEADERS = re.compile(r"\|.*\||\t.*\t|(?:\. ?){5,}|(?:[-_=*~] ?){6,}")
-_INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\ufff9-\ufffb]|[\x00-\x08\x0e-\x1f\x7f-\x9f]")
+_INVISIBLE = re.compile(
+    r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\ufff9-\ufffb]|[\x00-\x08\x0e-\x1f\x7f-\x9f]"
+)
 _BOILERPLATE_LENGTH = 400  # characters: a longer paragraph that has such a phrase in it is about it
 
 
@@ -79,7 +82,7 @@ def normalise(paragraph: str, form: str) -> str:
     """Unicode in one form, without invisible characters, white space as single spaces."""
     if form != "none":
         if not paragraph.isascii():
-            paragraph = unicodedata.normalize(form, paragraph)
+            paragraph = unicodedata.normalize("NFC" if form == "NFC" else "NFKC", paragraph)
         paragraph = _INVISIBLE.sub("", paragraph)
     return " ".join(paragraph.split())
 

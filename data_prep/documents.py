@@ -164,9 +164,7 @@ def _json_documents(span: Span, piece: Piece, dropped: Dropped) -> Iterator[Docu
         try:
             text = json.loads(line)[field]
         except json.JSONDecodeError as error:
-            raise ConfigError(
-                f"corpus file {path}, {where}: not JSON ({error.msg}, column {error.colno})"
-            ) from None
+            raise ConfigError(f"corpus file {path}, {where}: not JSON ({error.msg}, column {error.colno})") from None
         except (KeyError, TypeError, IndexError):
             raise ConfigError(f"corpus file {path}, {where}: no field {field!r} (corpus.text_field)") from None
         except RecursionError:

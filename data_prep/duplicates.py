@@ -81,7 +81,7 @@ def part_keys(documents: Sequence[list[str]], config: DuplicateConfig, sentences
     documents (D,) uint64; bands (D, 20) uint64 and signatures (D, 120) uint32 where near duplicates are looked for;
     sizes (D,) the sentences of each; sentences (S,) uint64 where repeated sentences are dropped, else (0,).
     """
-    keys = {"sizes": np.array([len(document) for document in documents], dtype=np.int64)}
+    keys: dict[str, np.ndarray] = {"sizes": np.array([len(document) for document in documents], dtype=np.int64)}
     exact = [text_key(" ".join(document)) for document in documents] if config.exact else []
     keys["documents"] = np.array(exact, dtype=np.uint64)
     signatures = [signature(document) for document in documents] if config.near else []

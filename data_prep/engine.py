@@ -146,23 +146,29 @@ def _record_path(folder: Path, job: Job) -> Path:
 def open_engine(config: EngineConfig, most_parts: int) -> Iterator[Engine]:
     """A cluster of this machine, of at most ``most_parts`` workers, or the user's; its dashboard's address is printed.
 
+    Where there is one part only, the worker is a thread of this process.
+
     Raises ``ConfigError`` where the user's cluster does not answer or has no workers.
     """
     if config.scheduler is None:
         workers = max(1, min(config.workers or len(os.sched_getaffinity(0)), most_parts))
+        in_process = most_parts <= 1  # a corpus of one piece is not worth a process
+        # workers share the cores one each: a tokenizer with threads of its own would only get in their way
+        environment = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         with (
             LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,
-                memory_limit=int(config.worker_memory_gb * 1e9),
+                processes=not in_process,
+                memory_limit=0 if in_process else int(config.worker_memory_gb * 1e9),
                 dashboard_address=config.dashboard,
+                worker_dashboard_address=None,
                 silence_logs=logging.CRITICAL,
-                # workers share the cores one each: a tokenizer with threads of its own would only get in their way
-                env={"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                **({} if in_process else {"env": environment}),
             ) as cluster,
             Client(cluster) as client,
         ):
-            print(f"{workers} workers; dashboard {client.dashboard_link}", flush=True)
+            print(f"{workers} worker{'s' * (workers > 1)}; dashboard {client.dashboard_link}", flush=True)
             yield Engine(client)
         return
     try:
@@ -172,6 +178,6 @@ def open_engine(config: EngineConfig, most_parts: int) -> Iterator[Engine]:
     with client:
         workers = len(client.scheduler_info(n_workers=-1)["workers"])
         if workers == 0:
-            raise ConfigError(f"engine.scheduler {config.scheduler} has no workers; start some with: dask worker ADDRESS")
+            raise ConfigError(f"engine.scheduler {config.scheduler} has no workers; start some: dask worker ADDRESS")
         print(f"{workers} workers of {config.scheduler}; dashboard {client.dashboard_link}", flush=True)
         yield Engine(client)

@@ -12,7 +12,7 @@ from data_prep.corpus import CorpusConfig
 
 
 def arrow_files(corpus: CorpusConfig) -> list[Path]:
-    """The arrow files of one split, in order. Raises ``ConfigError`` where there is no such data set, split or field."""
+    """The arrow files of one split, in order. ``ConfigError`` where there is no such data set, split or field."""
     try:
         if Path(str(corpus.path)).is_dir() and _was_saved(Path(str(corpus.path))):
             loaded = datasets.load_from_disk(corpus.path)
@@ -22,8 +22,9 @@ def arrow_files(corpus: CorpusConfig) -> list[Path]:
             loaded = datasets.load_dataset(corpus.path, corpus.subset, split=corpus.split)
     except Exception as error:  # the library, its builders and the network raise whatever they like
         raise ConfigError(
-            f"corpus.path={corpus.path} corpus.subset={corpus.subset} corpus.split={corpus.split}: the datasets library "
-            f"cannot load it ({type(error).__name__}: {error}); give a name on the hub or a folder of save_to_disk"
+            f"corpus.path={corpus.path} corpus.subset={corpus.subset} corpus.split={corpus.split}: the datasets "
+            f"library cannot load it ({type(error).__name__}: {error}); "
+            "give a name on the hub or a folder of save_to_disk"
         ) from None
     if corpus.text_field not in loaded.column_names:
         raise ConfigError(

@@ -4,6 +4,7 @@ A packed file that cannot be entered in the middle is first cut into chunks (:mo
 large.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -37,6 +38,11 @@ def plan_pieces(corpora: Mapping[str, CorpusConfig], piece_bytes: int) -> list[P
     return pieces
 
 
+def count_parts(pieces: list[Piece], piece_bytes: int) -> int:
+    """About how many parts the stages will have."""
+    return sum(1 + _PACKED * piece.size // piece_bytes if must_be_cut(piece, piece_bytes) else 1 for piece in pieces)
+
+
 def must_be_cut(piece: Piece, piece_bytes: int) -> bool:
     """Whether a piece is one large packed file without a way in but from its start."""
     span = piece.spans[0]
@@ -65,7 +71,7 @@ def _spans(corpus: CorpusConfig, piece_bytes: int) -> Iterator[tuple[Span, int]]
         else:
             parts = -(-size // piece_bytes)
             cuts = [size * part // parts for part in range(parts)] + [None]
-            for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+            for start, stop in itertools.pairwise(cuts):
                 assert start is not None
                 yield Span(path, start, stop), (size if stop is None else stop) - start
 

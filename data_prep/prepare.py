@@ -8,17 +8,17 @@ the corpora and the options: the same bytes on any number of workers, and howeve
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.errors import ConfigError
 from bert_pretrain.masking import SPECIAL_TOKENS
 from bert_pretrain.shards import ShardHeader, read_manifest, write_manifest
 from bert_pretrain.structured import entry_point
 from data_prep.corpus import CorpusConfig, corpora_fingerprint, corpus_sources
-from data_prep.duplicates import DuplicateConfig
-from data_prep.engine import Engine, EngineConfig, open_engine
+from data_prep.engine import Engine, open_engine
+from data_prep.options import PrepareConfig, bucket_counts, sample_options
 from data_prep.out_dir import (
     CORPUS,
     check_out_dir,
@@ -30,8 +30,7 @@ from data_prep.out_dir import (
     shard_dirs,
 )
 from data_prep.pieces import Piece
-from data_prep.planning import plan_pieces
-from data_prep.samples import KINDS
+from data_prep.planning import count_parts, plan_pieces
 from data_prep.stages import (
     Record,
     SampleOptions,
@@ -45,68 +44,8 @@ from data_prep.stages import (
     write_shards,
     write_text,
 )
-from data_prep.tokenizer import SMALLEST_VOCAB, Vocabulary, load_vocabulary, train_vocabulary, write_tokenizer
+from data_prep.tokenizer import Vocabulary, load_vocabulary, train_vocabulary, write_tokenizer
 from data_prep.write import unigram_entropy
-
-SHORTEST_SEQUENCE = 16
-_PIECES_PER_BUCKET = 4
-_DOCUMENTS_PER_BUCKET = 32  # on average at least, so that random next segments have many documents to come from
-
-
-@dataclass
-class PrepareConfig:
-    """The options of ``configs/prepare.yaml``, where each is explained."""
-
-    out_dir: str
-    corpus: CorpusConfig
-    mix: dict[str, CorpusConfig]
-    duplicates: DuplicateConfig
-    vocab: str | None
-    vocab_size: int
-    vocab_text_mb: float
-    lowercase: bool
-    sequence_lengths: list[int]
-    max_predictions: list[int] | None
-    sample_kind: str
-    masked_lm_prob: float
-    short_seq_prob: float
-    dupe_factor: int
-    whole_word_masking: bool
-    samples_per_shard: int
-    heldout_fraction: float
-    seed: int
-    piece_mb: float
-    engine: EngineConfig
-
-    def __post_init__(self) -> None:
-        lengths, most = self.sequence_lengths, self.max_predictions
-        if self.vocab is None:
-            require(self.vocab_size >= SMALLEST_VOCAB, "vocab_size", self.vocab_size, f"{SMALLEST_VOCAB} or more")
-        require(self.vocab_text_mb > 0, "vocab_text_mb", self.vocab_text_mb, "above 0")
-        fits = all(SHORTEST_SEQUENCE <= length < 1 << 16 for length in lengths)
-        allowed = f"one length or more, each once, each {SHORTEST_SEQUENCE} to 65535"
-        require(bool(lengths) and fits and len(set(lengths)) == len(lengths), "sequence_lengths", lengths, allowed)
-        if most is not None:
-            fits = len(most) == len(lengths) and all(1 <= m <= n for m, n in zip(most, lengths, strict=True))
-            require(fits, "max_predictions", most, "null, or for each of sequence_lengths 1 to that length")
-        require(self.sample_kind in KINDS, "sample_kind", self.sample_kind, ", ".join(KINDS))
-        require(0 < self.masked_lm_prob < 1, "masked_lm_prob", self.masked_lm_prob, "above 0 and below 1")
-        require(0 <= self.short_seq_prob <= 1, "short_seq_prob", self.short_seq_prob, "0 to 1")
-        require(1 <= self.dupe_factor <= 1000, "dupe_factor", self.dupe_factor, "1 to 1000")
-        require(self.samples_per_shard >= 1, "samples_per_shard", self.samples_per_shard, "1 or more")
-        require(0 <= self.heldout_fraction < 1, "heldout_fraction", self.heldout_fraction, "0 or more and below 1")
-        require(0 <= self.seed < 1 << 62, "seed", self.seed, "0 or more and below 2^62")
-        require(0.001 <= self.piece_mb <= 64, "piece_mb", self.piece_mb, "0.001 to 64")
-
-    @property
-    def corpora(self) -> dict[str, CorpusConfig]:
-        """All corpora by name."""
-        return {"corpus": self.corpus, **self.mix}
-
-    @property
-    def piece_bytes(self) -> int:
-        """Text that a worker takes at a time."""
-        return int(self.piece_mb * 1e6)
 
 
 @entry_point("prepare", PrepareConfig)
@@ -125,7 +64,7 @@ def main(config: PrepareConfig) -> None:
     pieces = plan_pieces(config.corpora, config.piece_bytes)
     is_new = claim_out_dir(out_dir, options)
     try:
-        most_parts = 1 + 4 * sum(piece.size for piece in pieces) // config.piece_bytes
+        most_parts = count_parts(pieces, config.piece_bytes)
         with open_engine(config.engine, most_parts) as engine:
             engine.check_folder(out_dir)
             Preparation(config, out_dir, options, engine).run(pieces, given)
@@ -157,7 +96,7 @@ class Preparation:
         self.config, self.out_dir, self.options, self.engine = config, out_dir, options, engine
         self.corpus_dir = out_dir / CORPUS
         self.tokenizer = out_dir / "tokenizer"
-        self.samples = _sample_options(config)
+        self.samples = sample_options(config)
         self.stages: list[Record] = []
 
     def run(self, pieces: list[Piece], given: Vocabulary | None) -> None:
@@ -166,7 +105,8 @@ class Preparation:
         self._stage("repeats", lambda: self._repeats(text))
         self._stage("tokenizer", lambda: self._tokenizer(text, given))
         vocabulary = load_vocabulary(self.tokenizer, self.config.lowercase)
-        buckets = _buckets(self.config, text)
+        documents = sum(record["documents"] for record in text.records)
+        buckets = bucket_counts(self.config, documents, text.characters)
         self._stage("token ids", lambda: self._token_ids(text, vocabulary, buckets))
         records: dict[str, list[Record]] = {}
 
@@ -281,20 +221,6 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float)
 
 
-def _buckets(config: PrepareConfig, text: Text) -> tuple[int, int]:
-    """How many buckets the documents for training and those held out are shared out to."""
-    documents = sum(record["documents"] for record in text.records)
-    weight = max(corpus.weight for corpus in config.corpora.values())
-    size = _PIECES_PER_BUCKET * config.piece_bytes * min(1.0, 5 / (config.dupe_factor * weight))
-
-    def count(share: float) -> int:
-        wanted = -(-int(share * text.characters) // max(1, int(size)))
-        return max(1, min(wanted, int(share * documents) // _DOCUMENTS_PER_BUCKET))
-
-    heldout = config.heldout_fraction
-    return count(1 - heldout), count(heldout) if heldout > 0 else 0
-
-
 def _check_splits(config: PrepareConfig, counts: Record) -> None:
     held = counts["heldout_documents"]
     training = counts["documents"] - held
@@ -304,23 +230,6 @@ def _check_splits(config: PrepareConfig, counts: Record) -> None:
             f"held out of {counts['documents']}; both need two or more, because a random next segment comes from "
             "another document: give more documents, another heldout_fraction (0: no held-out shards) or another seed"
         )
-
-
-def _sample_options(config: PrepareConfig) -> SampleOptions:
-    lengths = config.sequence_lengths
-    most = config.max_predictions or [max(1, round(config.masked_lm_prob * length)) for length in lengths]
-    return SampleOptions(
-        kind=config.sample_kind,
-        sequence_lengths=tuple(lengths),
-        max_predictions=tuple(most),
-        masked_lm_prob=config.masked_lm_prob,
-        short_seq_prob=config.short_seq_prob,
-        dupe_factor=config.dupe_factor,
-        whole_word_masking=config.whole_word_masking,
-        samples_per_shard=config.samples_per_shard,
-        heldout_fraction=config.heldout_fraction,
-        seed=config.seed,
-    )
 
 
 def _describe_tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:

@@ -68,9 +68,7 @@ def build_samples(
     samples = np.empty((most, len(COLUMNS)), dtype=np.int64)
     tokens = sequence_length - SPECIALS[kind]
     if kind == "single":
-        count = _build_single(
-            sentences, documents, numbers, copies, tokens, short_seq_prob, seed, duplicate, samples
-        )
+        count = _build_single(sentences, documents, numbers, copies, tokens, short_seq_prob, seed, duplicate, samples)
         return samples[:count].copy(), 0
     count, popped = _build(sentences, documents, numbers, copies, tokens, short_seq_prob, seed, duplicate, samples)
     return samples[:count].copy(), popped

@@ -1,12 +1,12 @@
 """The stages of a preparation, each as jobs for the engine: what they read, what they write, what they count.
 
-    cut        large packed files -> chunks                         corpus/cut/
-    text       pieces of the corpora -> clean sentences, keys       corpus/text/
-    repeats    keys -> what came before                             corpus/repeats/
-    tokenizer  sentences -> WordPiece, or the one that was given    tokenizer/
-    ids        sentences -> token ids, in buckets                   corpus/ids/
-    samples    buckets -> samples for every length                  corpus/samples/
-    shards     samples -> their places -> masked shards             corpus/scatter_L/, shards
+cut        large packed files -> chunks                         corpus/cut/
+text       pieces of the corpora -> clean sentences, keys       corpus/text/
+repeats    keys -> what came before                             corpus/repeats/
+tokenizer  sentences -> WordPiece, or the one that was given    tokenizer/
+ids        sentences -> token ids, in buckets                   corpus/ids/
+samples    buckets -> samples for every length                  corpus/samples/
+shards     samples -> their places -> masked shards             corpus/scatter_L/, shards
 """
 
 from collections import Counter
@@ -209,7 +209,9 @@ def write_shards(
         for bucket, count in enumerate(counts):
             source = corpus_dir / "samples" / f"{split}_{bucket:05d}.h5"
             jobs.append(
-                ScatterJob(split, bucket, count, source, scattered, length, first, total, samples_per_shard, header.seed)
+                ScatterJob(
+                    split, bucket, count, source, scattered, length, first, total, samples_per_shard, header.seed
+                )
             )
             first += count
         engine.run(f"shuffle {length}, {split}", scatter, jobs, scattered, " samples")

@@ -4,6 +4,7 @@
 the arrays of :func:`data_prep.duplicates.part_keys`. Large packed files are cut into chunks before that stage.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -59,7 +60,7 @@ class CutJob:
         return self.piece.size
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file that gets its name ``path`` only when it is whole and on disk."""
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
@@ -82,7 +83,7 @@ def cut_file(job: CutJob) -> dict[str, Any]:
     def flush() -> None:
         name = f"{job.name}_{len(names):05d}.json.zst"
         packed = zstandard.ZstdCompressor(level=3).compress(write_chunk(waiting))
-        write_whole(job.folder / name, lambda path: path.write_bytes(packed) and None)
+        write_whole(job.folder / name, functools.partial(Path.write_bytes, data=packed))
         names.append(name)
         sizes.append(size)
         waiting.clear()
@@ -126,7 +127,7 @@ def write_text_part(job: TextJob) -> dict[str, Any]:
         documents.append(sentences)
     keys = part_keys(documents, job.duplicates, job.piece.config.drop_repeated_sentences)
     text = "".join("\n".join(sentences) + "\n\n" for sentences in documents).encode()
-    write_whole(job.folder / f"{job.name}.txt", lambda path: path.write_bytes(text) and None)
+    write_whole(job.folder / f"{job.name}.txt", functools.partial(Path.write_bytes, data=text))
     write_whole(job.folder / f"{job.name}.keys.npz", lambda path: _save(path, keys))
     return {**counts, "by_source": by_source, **dropped.as_record()}
 

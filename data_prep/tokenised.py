@@ -74,7 +74,9 @@ class Encoded:
 
 def document_hash(purpose: bytes, seed: int, number: int) -> int:
     """64 random bits of a document, for one purpose."""
-    digest = hashlib.blake2b(number.to_bytes(8, "little"), digest_size=8, key=seed.to_bytes(8, "little"), person=purpose)
+    digest = hashlib.blake2b(
+        number.to_bytes(8, "little"), digest_size=8, key=seed.to_bytes(8, "little"), person=purpose
+    )
     return int.from_bytes(digest.digest(), "little")
 
 

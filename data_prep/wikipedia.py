@@ -18,6 +18,7 @@ from mwparserfromhell.wikicode import Wikicode
 from bert_pretrain.errors import ConfigError
 
 HOLE = "\ufffc"
+_ITEM = "\x01"  # stands before the text of a list item
 _FIELDS = {"title", "ns", "text"}
 _DROPPED_SECTIONS = {
     "references", "external links", "see also", "notes", "further reading", "bibliography", "sources", "footnotes",
@@ -26,10 +27,11 @@ _DROPPED_SECTIONS = {
 }  # fmt: skip
 _DROPPED_TAGS = {
     "ref", "references", "table", "gallery", "timeline", "imagemap", "code", "syntaxhighlight", "source", "pre", "tr",
-    "td", "th", "caption", "templatestyles", "graph", "mapframe", "maplink", "hiero", "categorytree", "inputbox", "section",
+    "td", "th", "caption", "templatestyles", "graph", "mapframe", "maplink", "hiero", "categorytree",
+    "inputbox", "section",
 }  # fmt: skip
 _HOLE_TAGS = {"math", "score", "chem", "ce"}
-_BREAKING_TAGS = {"br", "p", "div", "blockquote", "li", "dd", "dt", "ul", "ol", "dl", "hr", "center", "poem"}
+_BREAKING_TAGS = {"br", "p", "div", "blockquote", "ul", "ol", "dl", "hr", "center", "poem"}
 _FIRST_ARGUMENT = {
     "nowrap", "nobr", "small", "abbr", "sic", "em", "strong", "smallcaps", "sc", "var", "linktext", "transl", "pron",
     "ill", "interlanguage link", "visible anchor", "vanchor", "quote", "blockquote", "cquote", "gloss", "avoid wrap",
@@ -150,12 +152,23 @@ def wikitext_paragraphs(text: str) -> list[str]:
             pieces.append("\n\n")
         elif skipped_level == 0:
             pieces.append(_node_text(node))
-    result = []
-    for line in "".join(pieces).split("\n"):
-        paragraph = _tidied(line.strip())
-        if paragraph:
-            result.append(paragraph)
-    return result
+    return [paragraph for text in _joined_lines("".join(pieces)) if (paragraph := _tidied(text))]
+
+
+def _joined_lines(text: str) -> Iterator[str]:
+    """Paragraphs as MediaWiki makes them: lines up to an empty one; a list item is its line alone."""
+    waiting: list[str] = []
+    for line in text.split("\n"):
+        is_item = line.startswith(_ITEM)
+        if waiting and (is_item or not line.strip()):
+            yield " ".join(waiting)
+            waiting = []
+        if is_item:
+            yield line.lstrip(_ITEM)
+        elif line.strip():
+            waiting.append(line.strip())
+    if waiting:
+        yield " ".join(waiting)
 
 
 def is_left_over(paragraph: str) -> bool:
@@ -198,7 +211,9 @@ def _tag_text(node: nodes.Tag) -> str:
     if name in _DROPPED_TAGS:
         return ""
     text = _code_text(node.contents)
-    return f"\n{text}\n" if name in _BREAKING_TAGS and not node.wiki_markup else "\n" + text if node.wiki_markup else text
+    if name in ("li", "dd", "dt"):
+        return f"\n{_ITEM}{text}"
+    return f"\n\n{text}\n\n" if name in _BREAKING_TAGS else text
 
 
 def _template_text(node: nodes.Template) -> str:

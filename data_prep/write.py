@@ -39,7 +39,7 @@ class ShardJob:
 
 
 def write_one_shard(job: ShardJob) -> dict[str, Any]:
-    """Write ``<name>.hdf5``; returns its row for the manifest. ``<name>.npy`` counts the masked words, (vocab_size,)."""
+    """Write ``<name>.hdf5``; returns its row for the manifest. ``<name>.npy`` counts masked words, (vocab_size,)."""
     header = job.header
     ids, samples = read_shard_samples(job.sources, job.number, job.first_place, job.size)
     rule, cls_id, sep_id = _rule(job.tokenizer, job.lowercase, header)
