@@ -30,6 +30,7 @@ _LEADERS = re.compile(r"\|.*\||\t.*\t|(?:\. ?){5,}|(?:[-_=*~] ?){6,}")
 _INVISIBLE = re.compile(
     r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\ufff9-\ufffb]|[\x00-\x08\x0e-\x1f\x7f-\x9f]"
 )
+_FEW_SYMBOLS = 6  # as many may stand in "Why?" with its quotes, whatever their share
 _BOILERPLATE_LENGTH = 400  # characters: a longer paragraph that has such a phrase in it is about it
 
 
@@ -106,6 +107,6 @@ def why_no_prose(paragraph: str, rules: CleaningConfig) -> str | None:
         return "no_letters"
     if digits > rules.max_digit_share * visible:
         return "figures"
-    if visible - letters - digits > rules.max_symbol_share * visible:
+    if visible - letters - digits > max(_FEW_SYMBOLS, rules.max_symbol_share * visible):
         return "symbols"
     return None

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from bert_pretrain.errors import ConfigError, require
 from data_prep.out_dir import read_json, write_json
 
+_SECONDS_TO_CONNECT = 5
 _IN_FLIGHT = 3  # jobs a worker: one runs, the others wait at its door
 
 
@@ -172,7 +173,7 @@ def open_engine(config: EngineConfig, most_parts: int) -> Iterator[Engine]:
             yield Engine(client)
         return
     try:
-        client = Client(config.scheduler, timeout=20)
+        client = Client(config.scheduler, timeout=_SECONDS_TO_CONNECT)
     except (OSError, ValueError) as error:
         raise ConfigError(f"engine.scheduler is {config.scheduler!r}, where no scheduler answers ({error})") from None
     with client:

@@ -5,6 +5,9 @@ large.
 """
 
 import itertools
+import json
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,7 +16,6 @@ import pyarrow.parquet
 from bert_pretrain.errors import ConfigError
 from data_prep.corpus import CorpusConfig, corpus_files
 from data_prep.embedded import source_files
-from data_prep.hub import arrow_files
 from data_prep.pieces import Piece, Span
 from data_prep.streams import bz2_streams, is_packed
 
@@ -57,7 +59,7 @@ def _spans(corpus: CorpusConfig, piece_bytes: int) -> Iterator[tuple[Span, int]]
             yield Span(path, source=source, title=title), path.stat().st_size if path.exists() else 0
         return
     if corpus.kind == "dataset":
-        for path in arrow_files(corpus):
+        for path in _arrow_files(corpus):
             yield from _batches(path, piece_bytes)
         return
     for path in corpus_files(corpus):
@@ -74,6 +76,15 @@ def _spans(corpus: CorpusConfig, piece_bytes: int) -> Iterator[tuple[Span, int]]
             for start, stop in itertools.pairwise(cuts):
                 assert start is not None
                 yield Span(path, start, stop), (size if stop is None else stop) - start
+
+
+def _arrow_files(corpus: CorpusConfig) -> list[Path]:
+    options = {name: getattr(corpus, name) for name in ("path", "subset", "split", "text_field")}
+    command = [sys.executable, "-m", "data_prep.hub", json.dumps(options)]
+    found = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    if found.returncode != 0:
+        raise ConfigError(found.stderr.strip().splitlines()[-1])
+    return [Path(name) for name in json.loads(found.stdout.splitlines()[-1])]
 
 
 def _streams(path: Path, size: int, packed_bytes: int) -> Iterator[tuple[Span, int]]:

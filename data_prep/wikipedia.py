@@ -31,7 +31,7 @@ _DROPPED_TAGS = {
     "inputbox", "section",
 }  # fmt: skip
 _HOLE_TAGS = {"math", "score", "chem", "ce"}
-_BREAKING_TAGS = {"br", "p", "div", "blockquote", "ul", "ol", "dl", "hr", "center", "poem"}
+_BREAKING_TAGS = {"p", "div", "blockquote", "ul", "ol", "dl", "hr", "center", "poem"}
 _FIRST_ARGUMENT = {
     "nowrap", "nobr", "small", "abbr", "sic", "em", "strong", "smallcaps", "sc", "var", "linktext", "transl", "pron",
     "ill", "interlanguage link", "visible anchor", "vanchor", "quote", "blockquote", "cquote", "gloss", "avoid wrap",
@@ -213,6 +213,8 @@ def _tag_text(node: nodes.Tag) -> str:
     text = _code_text(node.contents)
     if name in ("li", "dd", "dt"):
         return f"\n{_ITEM}{text}"
+    if name == "br":
+        return " "
     return f"\n\n{text}\n\n" if name in _BREAKING_TAGS else text
 
 

@@ -2,12 +2,14 @@
 
 BERT's normalizer works character by character and its pre-tokenizer splits at every space, so the ids of a text are
 those of the pieces between its spaces, one after the other. Each such piece is encoded once and looked up from then
-on. Of a new piece in ASCII the words and signs are looked up, too, so that "house," costs nothing where "house" and
-"," are known. What is not BERT's normalizer and pre-tokenizer, or has added tokens, is left to the library.
+on. A new piece in printable ASCII is divided into words and signs, which are looked up, too, and what is new among them
+is matched with the vocabulary here (WordPiece: the longest piece that fits, again and again). Other new pieces are given
+to the library, and so is everything where the normalizer or the pre-tokenizer is not BERT's, or tokens were added.
 """
 
 import json
 import re
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -38,7 +40,11 @@ class WordEncoder:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        self._is_bert = _divides_at_spaces(vocabulary)
+        state = json.loads(vocabulary.tokenizer.to_str())
+        self._is_bert = _divides_at_spaces(state)
+        self._vocab = vocabulary.tokenizer.get_vocab(with_added_tokens=False)
+        self._prefix = state["model"]["continuing_subword_prefix"]
+        self._longest_word = state["model"]["max_input_chars_per_word"]
         self.dtype = np.dtype(vocabulary.id_dtype)
         self.unknown_id = vocabulary.tokens.index("[UNK]")
         self._forget()
@@ -71,32 +77,54 @@ class WordEncoder:
         fresh, self._numbers.fresh = self._numbers.fresh, []
         if not fresh:
             return
-        parts = [
-            _SIMPLE.findall(word.lower() if self._vocabulary.lowercase else word)
-            if word.isascii() and word.isprintable()
-            else [word]
-            for word in fresh
-        ]
         known = self._simple
-        missing = list({part: None for word in parts for part in word if part not in known})
-        flat, lengths = encode_batch(self._vocabulary, missing)
+        others = [word for word in fresh if not (word.isascii() and word.isprintable())]
+        flat, lengths = encode_batch(self._vocabulary, others)
+        stops = np.concatenate([[0], np.cumsum(lengths)]).tolist()
         ids = flat.tolist()
-        stop = 0
-        for part, length in zip(missing, lengths.tolist(), strict=True):
-            known[part] = ids[stop : stop + length]
-            stop += length
-        pieces = [[token for part in word for token in known[part]] for word in parts]
-        sizes = np.fromiter(map(len, pieces), dtype=np.int64, count=len(pieces))
-        tokens = np.fromiter((token for piece in pieces for token in piece), dtype=self.dtype, count=sizes.sum())
-        self._ids = np.concatenate([self._ids, tokens])
+        of_others = {word: ids[stops[place] : stops[place + 1]] for place, word in enumerate(others)}
+        tokens: list[int] = []
+        sizes = []
+        for word in fresh:
+            before = len(tokens)
+            if word in of_others:
+                tokens += of_others[word]
+            else:
+                for part in _SIMPLE.findall(word.lower() if self._vocabulary.lowercase else word):
+                    found = known.get(part)
+                    if found is None:
+                        found = known[part] = self._match(part)
+                    tokens += found
+            sizes.append(len(tokens) - before)
+        self._ids = np.concatenate([self._ids, np.array(tokens, dtype=self.dtype)])
         self._stops = np.concatenate([self._stops, self._stops[-1] + np.cumsum(sizes)])
         self._characters += sum(map(len, fresh))
 
+    def _match(self, word: str) -> list[int]:
+        """The ids of one word or sign, as Google's WordPiece finds them."""
+        whole = self._vocab.get(word)
+        if whole is not None and len(word) <= self._longest_word:
+            return [whole]
+        if len(word) > self._longest_word:
+            return [self.unknown_id]
+        ids: list[int] = []
+        start = 0
+        while start < len(word):
+            for stop in range(len(word), start, -1):
+                piece = word[start:stop] if start == 0 else self._prefix + word[start:stop]
+                token = self._vocab.get(piece)
+                if token is not None:
+                    break
+            else:
+                return [self.unknown_id]
+            ids.append(token)
+            start = stop
+        return ids
 
-def _divides_at_spaces(vocabulary: Vocabulary) -> bool:
-    """Whether the ids of a text are certain to be those of its pieces between spaces."""
-    state = json.loads(vocabulary.tokenizer.to_str())
-    return (
+
+def _divides_at_spaces(state: dict[str, Any]) -> bool:
+    """Whether the ids of a text are certain to be those of its pieces between spaces, by the tokenizer's JSON."""
+    return bool(
         (state["normalizer"] or {}).get("type") == "BertNormalizer"
         and (state["pre_tokenizer"] or {}).get("type") == "BertPreTokenizer"
         and all(token["special"] for token in state["added_tokens"])

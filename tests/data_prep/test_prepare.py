@@ -215,7 +215,7 @@ def test_bad_options(tmp_path: Path, run: Run, more: list[str], message: str | N
         ("\n \n\t\n", "holds no text"),
         ("One document. With two sentences.\n", "one document only"),
         ("One document.\n\nTwo documents.\n\nThree documents.\n", "both need two or more"),
-        ("\x01\n\n\x02\n\n\x03\n", "do not leave room|both need two|leave"),
+        ("\x01\n\n\x02\n\n\x03\n", "holds no text"),
     ],
 )
 def test_a_corpus_that_is_too_small(tmp_path: Path, run: Run, text: str, message: str) -> None:

@@ -180,6 +180,7 @@ def test_the_cache_of_words_gives_the_ids_of_the_library(source: str, lowercase:
     else:
         vocabulary = trained(lowercase)
     encoder = WordEncoder(vocabulary)
+    vocabulary.tokenizer.encode_special_tokens = True  # "[SEP]" in a text is text
     rng = random.Random(5)
     specials = [" [MASK] ", "[SEP]", " [UNK]a", "x" * 99, "x" * 101, "##a", " ## "]
     for _ in range(40):
