@@ -81,7 +81,7 @@ def _spans(corpus: CorpusConfig, piece_bytes: int) -> Iterator[tuple[Span, int]]
 def _arrow_files(corpus: CorpusConfig) -> list[Path]:
     options = {name: getattr(corpus, name) for name in ("path", "subset", "split", "text_field")}
     command = [sys.executable, "-m", "data_prep.hub", json.dumps(options)]
-    found = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
     if found.returncode != 0:
         raise ConfigError(found.stderr.strip().splitlines()[-1])
     return [Path(name) for name in json.loads(found.stdout.splitlines()[-1])]

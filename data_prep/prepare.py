@@ -71,7 +71,7 @@ def main(config: PrepareConfig) -> None:
         remove_intermediate(out_dir)
     except OSError as error:
         raise ConfigError(
-            f"out_dir {out_dir}: writing failed ({error}); what was finished is kept: run again"
+            f"out_dir {out_dir}: writing failed ({' '.join(str(error).split())}); what was finished is kept: run again"
         ) from None
     except ConfigError:
         if is_new:  # the options or the corpus are at fault: leave nothing that would bind the next try to them

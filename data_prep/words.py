@@ -2,9 +2,9 @@
 
 BERT's normalizer works character by character and its pre-tokenizer splits at every space, so the ids of a text are
 those of the pieces between its spaces, one after the other. Each such piece is encoded once and looked up from then
-on. A new piece in printable ASCII is divided into words and signs, which are looked up, too, and what is new among them
-is matched with the vocabulary here (WordPiece: the longest piece that fits, again and again). Other new pieces are given
-to the library, and so is everything where the normalizer or the pre-tokenizer is not BERT's, or tokens were added.
+on. A new piece in printable ASCII is divided into words and signs, which are looked up, too, and what is new among
+them is matched with the vocabulary here (WordPiece: the longest piece that fits, again and again). Other new pieces
+are given to the library, and so is everything where normalizer or pre-tokenizer are not BERT's, or tokens were added.
 """
 
 import json

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from bert_pretrain.masking import restore_ids
 from bert_pretrain.shards import SHARD_FIELDS, ShardReader, read_manifest, shard_paths
-from data_prep import prepare, verify
+from data_prep import prepare, report, verify
 from data_prep.text_parts import read_text_part
 from data_prep.tokenised import is_heldout
 from data_prep.tokenizer import load_vocabulary
@@ -293,3 +293,74 @@ def test_wikipedia_articles(tmp_path: Path, run: Run) -> None:
     assert 6 < manifest["unigram_entropy"] < 8
     assert "is sound" in run(verify, f"dir={out_dir}")
     assert set(ShardReader(out_dir / "train_00000.hdf5").read(0, 1)) == set(SHARD_FIELDS)
+
+
+def test_two_lengths_from_the_same_ids(tmp_path: Path, run: Run) -> None:
+    """Each length gets a folder that is sound by itself; both hold the same documents in the same splits."""
+    texts, out_dir = write_texts(tmp_path / "texts"), tmp_path / "out"
+    more = ["sequence_lengths=[32,64]", "max_predictions=[4,8]", "piece_mb=0.005"]
+    run(prepare, *options(texts, out_dir, *more))
+    documents = [d for part in sorted((out_dir / "corpus" / "text").glob("*.txt")) for d in read_text_part(part)]
+    assert len(documents) == 60
+    assert len(list((out_dir / "corpus" / "text").glob("*.txt"))) > 3
+    vocabulary = load_vocabulary(out_dir / "tokenizer", True)
+    for length, most in ((32, 4), (64, 8)):
+        folder = out_dir / str(length)
+        assert "is sound" in run(verify, f"dir={folder}", "samples=0")
+        for split in ("train", "heldout"):
+            reader = ShardReader(shard_paths(folder, split)[0])
+            assert (reader.sequence_length, reader.max_predictions) == (length, most)
+            check_against_corpus(reader.read(0, reader.samples), documents, vocabulary.tokenizer, split)
+        manifest = read_manifest(folder)
+        assert manifest is not None
+        counts = manifest["stages"][4][str(length)]
+        assert sum(counts[split]["documents"] for split in ("train", "heldout")) == 60
+    assert not list((out_dir / "corpus").glob("scatter*"))
+    assert "reused" in run(prepare, *options(texts, out_dir, *more))
+
+
+def test_corpora_are_mixed_by_weight(tmp_path: Path, run: Run) -> None:
+    """A corpus of weight 2.5 beside one of weight 1: samples in that proportion, by words that only one of them has."""
+    write_texts(tmp_path / "one", seed=1)
+    write_texts(tmp_path / "two", seed=2)
+    for path in (tmp_path / "two").glob("*.txt"):
+        path.write_text(re.sub(r"[A-Za-z]+", "zzz", path.read_text()))
+    more = ["+corpus@mix.other=text", f"mix.other.path={tmp_path / 'two'}", "mix.other.weight=2.5", "dupe_factor=2"]
+    more += ["duplicates.exact=false", "duplicates.near=false", "mix.other.licence=CC0", "heldout_fraction=0"]
+    out_dir = tmp_path / "out"
+    run(prepare, *options(tmp_path / "one", out_dir, *more, "sample_kind=single"))
+    manifest = read_manifest(out_dir)
+    assert manifest is not None
+    assert [(source["licence"], source["documents"]) for source in manifest["sources"]] == [
+        ("not stated (corpus.licence)", 60),
+        ("CC0", 60),
+    ]
+    zzz = load_vocabulary(out_dir / "tokenizer", True).tokenizer.encode("zzz", add_special_tokens=False).ids
+    words = {False: 0, True: 0}
+    per_copy = {False: 0, True: 0}
+    for path in shard_paths(out_dir, "train"):
+        arrays = ShardReader(path).read(0, 10**6)
+        rows, sizes = restore_ids(arrays), arrays["input_mask"].sum(1).astype(int)
+        for row, size in zip(rows, sizes, strict=True):
+            words[bool(np.isin(row[1 : size - 1], zzz).mean() > 0.5)] += int(size) - 2
+    encoder = load_vocabulary(out_dir / "tokenizer", True).tokenizer
+    for part in (out_dir / "corpus" / "text").glob("*.txt"):
+        for document in read_text_part(part):
+            for sentence in encoder.encode_batch(document, add_special_tokens=False):
+                per_copy["zzz" in document[0].lower()] += len(sentence.ids)
+    assert words[False] == 2 * per_copy[False]
+    assert words[True] == 5 * per_copy[True]
+    assert "single segment          100.0%" in run(verify, f"dir={out_dir}", "samples=1")
+
+
+def test_the_report_is_one_page(tmp_path: Path, run: Run) -> None:
+    texts, out_dir = write_texts(tmp_path / "texts"), tmp_path / "out"
+    (texts / "0.txt").write_text((texts / "0.txt").read_text() + "\nA Heading\n\n| a | b | c |\n")
+    run(prepare, *options(texts, out_dir))
+    page = Path(run(report, f"dir={out_dir}", "samples=2").strip())
+    text = page.read_text()
+    assert text.count("data:image/png;base64,") == 4
+    assert text.count("[CLS]") == 4
+    assert "<b>fragment</b>: 1</p><pre>A Heading</pre>" in text
+    assert "<b>table or rule</b>: 1</p><pre>| a | b | c |</pre>" in text
+    assert "2: error: " in run(report, f"dir={tmp_path}")
