@@ -11,7 +11,7 @@ from data_prep.stages import SampleOptions
 from data_prep.tokenizer import SMALLEST_VOCAB
 
 SHORTEST_SEQUENCE = 16
-_PIECES_PER_BUCKET = 4
+_PIECES_PER_BUCKET = 2
 _DOCUMENTS_PER_BUCKET = 32  # on average at least, so that random next segments have many documents to come from
 
 

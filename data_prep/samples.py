@@ -90,12 +90,9 @@ def gather_samples(
 
 def count_unused(samples: np.ndarray, sentences: np.ndarray, documents: np.ndarray, copies: np.ndarray) -> int:
     """How many tokens of the documents with ``copies`` are in no sample."""
-    used = np.zeros(int(sentences[-1]) + 1, dtype=np.int64)
+    used = np.zeros(int(sentences[-1]) + 1, dtype=np.int32)
     _mark(used, samples)
-    used_before = np.concatenate([[0], np.cumsum(np.cumsum(used[:-1]) > 0)])
-    offsets = sentences[documents]
-    unused = np.diff(offsets) - np.diff(used_before[offsets])
-    return int(unused[copies > 0].sum())
+    return int(_count_unused(used, sentences[documents], copies))
 
 
 @njit(cache=True, nogil=True)
@@ -244,3 +241,14 @@ def _mark(used: np.ndarray, samples: np.ndarray) -> None:
         for column in (0, 2):
             used[samples[row, column]] += 1
             used[samples[row, column] + samples[row, column + 1]] -= 1
+
+
+@njit(cache=True, nogil=True)
+def _count_unused(used: np.ndarray, offsets: np.ndarray, copies: np.ndarray) -> int:
+    unused = 0
+    times = 0  # that the token at hand is used
+    for document in range(len(copies)):
+        for token in range(offsets[document], offsets[document + 1]):
+            times += used[token]
+            unused += times == 0 and copies[document] > 0
+    return unused
