@@ -11,6 +11,7 @@ from bert_pretrain.shards import Arrays
 IGNORED = -100
 """The label of a position that is not predicted, as in torch and transformers."""
 _MASKED_SIZES = 16
+_LENGTHS = 8
 
 
 @dataclass(frozen=True)
@@ -86,19 +87,25 @@ class StepBatch:
     micro_batches: Iterator[MicroBatch]
 
 
-def to_micro_batch(arrays: Arrays) -> MicroBatch:
-    """Rows of a shard as tensors. A masked position of 0 is padding: [CLS] stands there."""
+def to_micro_batch(arrays: Arrays, trim: bool = False) -> MicroBatch:
+    """Rows of a shard as tensors. A masked position of 0 is padding: [CLS] stands there.
+
+    ``trim``: padding that all rows share is cut off, to one of eight lengths.
+    """
     positions = arrays["masked_lm_positions"].astype(np.int64)  # (B, P)
     rows, columns = np.nonzero(positions)
     step = max(1, positions.size // _MASKED_SIZES)
     filled = -(-len(rows) // step) * step - len(rows)
     length = arrays["input_ids"].shape[1]
+    if trim:
+        unit = -(-length // _LENGTHS)
+        length = min(length, -(-int(sample_lengths(arrays).max()) // unit) * unit)
     labels = arrays["masked_lm_ids"][rows, columns].astype(np.int64)
-    mask = arrays["input_mask"]
+    mask = arrays["input_mask"][:, :length]
     return MicroBatch(
-        input_ids=_int64(arrays["input_ids"]),
+        input_ids=_int64(arrays["input_ids"][:, :length]),
         attention_mask=None if mask.all() else _int64(mask),
-        segment_ids=_int64(arrays["segment_ids"]),
+        segment_ids=_int64(arrays["segment_ids"][:, :length]),
         masked_positions=_int64(np.pad(rows * length + positions[rows, columns], (0, filled))),
         masked_labels=_int64(np.pad(labels, (0, filled), constant_values=IGNORED)),
         next_sentence_labels=_int64(arrays["next_sentence_labels"]),
@@ -109,9 +116,14 @@ def _int64(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array.astype(np.int64))
 
 
+def sample_lengths(arrays: Arrays) -> np.ndarray:
+    """Real tokens of each row of a shard, (N,) int64."""
+    return arrays["input_mask"].sum(1, dtype=np.int64)
+
+
 def count(arrays: Arrays) -> Counts:
     """The counts of some rows of a shard."""
-    lengths = arrays["input_mask"].astype(np.int64).sum(1)
+    lengths = sample_lengths(arrays)
     return Counts(
         samples=len(lengths),
         masked_tokens=int(np.count_nonzero(arrays["masked_lm_positions"])),

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from bert_pretrain.batch_plan import BatchConfig
 from bert_pretrain.checkpoint import CheckpointConfig
 from bert_pretrain.data import DataConfig
+from bert_pretrain.encoder import SpeedConfig
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.metrics import LoggingConfig
 from bert_pretrain.model import ModelConfig
@@ -31,6 +32,7 @@ _FREE_ON_RESUME = (
     "data.prefetch",
     "model.attention",
     "optimizer.kernel",
+    "optimizer.sharded",
     "logging",
     "training",
     "checkpoint",
@@ -52,6 +54,7 @@ class PretrainConfig:
     """With ``init_from``: ``keep`` the optimizer's moments and their count, ``restart`` keeps the moments and counts
     from 0 again (what the published code does between phases), ``reset`` drops both."""
     model: ModelConfig
+    speed: SpeedConfig
     data: DataConfig
     batch: BatchConfig
     optimizer: OptimizerConfig

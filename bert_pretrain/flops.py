@@ -1,4 +1,4 @@
-"""Model FLOPs by the stated convention, parameters, and what the device at hand can do.
+"""Model FLOPs by the stated convention, and parameters.
 
 A multiply-add is two FLOPs, the backward pass costs twice the forward pass, so every weight used by a token costs
 six. Only real tokens and predicted positions count: padding and unused logits are no work done. For a sample of S
@@ -8,10 +8,6 @@ real tokens with M masked ones, h the width, f the feed-forward width, n the lay
 
 the weights of the encoder, the attention products, the masked-word head, the pooler and next-sentence head.
 """
-
-import time
-
-import torch
 
 from bert_pretrain.model import ModelConfig
 
@@ -37,17 +33,3 @@ def parameter_count(model: ModelConfig) -> int:
     layer = 4 * (h * h + h) + 2 * h * f + f + h + 4 * h
     heads = (h * h + h) + (h * h + h + 2 * h + v) + (2 * h + 2)
     return embeddings + model.num_hidden_layers * layer + heads
-
-
-def measured_matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """Peak matrix rate of ``device`` in FLOP/s: the best of repeated square products. A device synchronisation."""
-    size = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best, end = 0.0, time.perf_counter() + seconds
-    while time.perf_counter() < end or best == 0.0:
-        start = time.perf_counter()
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = max(best, 2.0 * size**3 / (time.perf_counter() - start))
-    return best

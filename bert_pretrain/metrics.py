@@ -1,6 +1,11 @@
-"""What a run says while it runs: a row of JSON and a line for each logged step, a bar on a terminal, wandb if asked."""
+"""What a run says while it runs: a row of JSON and a line for each logged step, a bar on a terminal, wandb if asked.
+
+Three kinds of rows, each with ``step``, told apart by a key that only they have: a training step (``loss``), an
+evaluation (``eval_loss``), and the layers of one update (``trust_ratio``, see ``LayerRows``).
+"""
 
 import json
+import math
 import os
 import sys
 import time
@@ -13,6 +18,7 @@ from tqdm import tqdm
 from bert_pretrain.errors import require
 
 Row = dict[str, Any]
+LAYER_KINDS = ("trust_ratio", "weight_norm", "update_norm")
 
 
 @dataclass
@@ -21,12 +27,16 @@ class LoggingConfig:
 
     every_steps: int
     """Applied steps between two rows."""
+    layers_every_steps: int
+    """Applied steps between two rows about the layers (trust ratio, norms), for optimizers that adapt them; 0: none."""
     wandb: str
     """``disabled``, ``offline``, ``online``, or ``auto``: online where a key is found, else offline."""
     wandb_project: str
 
     def __post_init__(self) -> None:
         require(self.every_steps >= 1, "logging.every_steps", self.every_steps, "1 or more")
+        every = self.layers_every_steps
+        require(every >= 0, "logging.layers_every_steps", every, "1 or more, or 0 for never")
         allowed = ("disabled", "offline", "online", "auto")
         require(self.wandb in allowed, "logging.wandb", self.wandb, ", ".join(allowed))
 
@@ -120,6 +130,33 @@ class MetricsLog:
                 self._wandb.finish()
             except Exception as error:
                 self.say(f"wandb did not finish: {error}")
+
+
+@dataclass(frozen=True)
+class LayerRows:
+    """Rows about what layer-wise adaptation did in one update, each value by layer.
+
+    ``trust_ratio``, ``weight_norm`` (||w|| before the update) and ``update_norm`` (||u||) each map the name of a layer
+    to its value, six digits.
+    """
+
+    names: list[str]
+    """The layers of the optimizer's ``layer_report``; none where it adapts none: then there are no rows."""
+    every: int
+    """Applied steps between two rows; 0: no rows."""
+
+    def may_fall_in(self, first: int, count: int) -> bool:
+        """Whether one of ``count`` steps from ``first`` on gets a row."""
+        return bool(self.names and self.every) and any(step % self.every == 0 for step in range(first, first + count))
+
+    def row(self, step: int, values: list[float]) -> Row:
+        """The row of ``step``; ``values``: the report's three rows in one; NaN, for layers not updated, is left out."""
+        row: Row = {"step": step}
+        count = len(self.names)
+        for i, kind in enumerate(LAYER_KINDS):
+            pairs = zip(self.names, values[i * count : (i + 1) * count], strict=True)
+            row[kind] = {name: float(f"{value:.6g}") for name, value in pairs if not math.isnan(value)}
+        return row
 
 
 def training_line(row: Row, total_steps: int, seconds_left: float) -> str:

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig, BertForPreTraining
 
 from bert_pretrain.distributed import World
+from bert_pretrain.encoder import SpeedConfig, encode
 from bert_pretrain.errors import require
 
 
@@ -77,9 +78,10 @@ class PretrainingSums(NamedTuple):
 class PretrainingModel(nn.Module):
     """``BertForPreTraining`` under the attribute ``bert``, run on masked positions only."""
 
-    def __init__(self, bert: BertForPreTraining) -> None:
+    def __init__(self, bert: BertForPreTraining, speed: SpeedConfig) -> None:
         super().__init__()
         self.bert = bert
+        self.speed = speed
 
     def forward(
         self,
@@ -98,10 +100,16 @@ class PretrainingModel(nn.Module):
         ``next_sentence_labels`` is (B,). All int64.
         """
         mask = None if attention_mask is None else _key_mask(attention_mask, self.bert.config._attn_implementation)
-        encoded = self.bert.bert(input_ids=input_ids, attention_mask=mask, token_type_ids=segment_ids)
-        masked = encoded.last_hidden_state.flatten(0, 1).index_select(0, masked_positions)  # (M, H)
-        mlm_loss, mlm_correct = _sums(self.bert.cls.predictions(masked), masked_labels)  # (M, V)
-        nsp_logits = self.bert.cls.seq_relationship(encoded.pooler_output)  # (B, 2)
+        if self.speed.own_layers():
+            first, masked = encode(self.bert.bert, input_ids, mask, segment_ids, masked_positions, self.speed)
+        else:
+            encoded = self.bert.bert(input_ids=input_ids, attention_mask=mask, token_type_ids=segment_ids)
+            first = encoded.last_hidden_state[:, 0]
+            masked = encoded.last_hidden_state.flatten(0, 1).index_select(0, masked_positions)
+        mlm_loss, mlm_correct = _sums(self.bert.cls.predictions(masked), masked_labels)  # (M, H) to (M, V)
+        pooler: Any = self.bert.bert.pooler
+        pooled = pooler(first[:, None])  # reads the first of its positions
+        nsp_logits = self.bert.cls.seq_relationship(pooled)  # (B, 2)
         nsp_loss, nsp_correct = _sums(nsp_logits, next_sentence_labels)
         return PretrainingSums(mlm_loss, nsp_loss, mlm_correct, nsp_correct)
 
@@ -136,10 +144,10 @@ def bert_config(config: ModelConfig, device: torch.device | None = None) -> Bert
     return BertConfig(**{**shape, "attn_implementation": attention})
 
 
-def build_model(config: ModelConfig, seed: int, device: torch.device) -> PretrainingModel:
+def build_model(config: ModelConfig, speed: SpeedConfig, seed: int, device: torch.device) -> PretrainingModel:
     """A freshly initialised model on ``device``: the same weights for the same seed on every rank."""
     torch.manual_seed(seed)
-    return PretrainingModel(BertForPreTraining(bert_config(config, device))).to(device)
+    return PretrainingModel(BertForPreTraining(bert_config(config, device)), speed).to(device)
 
 
 def data_parallel(model: PretrainingModel, world: World) -> nn.Module:

@@ -67,7 +67,7 @@ def describe(
     tokens_per_second: float | None = None,
 ) -> str:
     """The plan of a run, a line for each thing that costs. Raises ``ConfigError`` where the batch cannot be cut."""
-    rows = [*_batch_rows(config, devices), *_length_rows(config, samples), *_memory_rows(config, dtype)]
+    rows = [*_batch_rows(config, devices), *_length_rows(config, samples), *_memory_rows(config, devices, dtype)]
     if tokens_per_second is not None:
         tokens = config.schedule.total_steps * config.batch.global_batch_size * config.data.sequence_length
         rows.append(("time", f"at most {duration(tokens / tokens_per_second)} at {tokens_per_second:,.0f} tokens/s"))
@@ -103,9 +103,11 @@ def _length_rows(config: PretrainConfig, samples: int | None) -> list[tuple[str,
     ]
 
 
-def _memory_rows(config: PretrainConfig, dtype: torch.dtype) -> list[tuple[str, str]]:
+def _memory_rows(config: PretrainConfig, devices: int, dtype: torch.dtype) -> list[tuple[str, str]]:
     parameters = parameter_count(config.model)
-    state = 16 * parameters  # float32 weight, gradient and two moments
+    moments = 1 if config.optimizer.algorithm in ("lars", "sgd") else 2
+    shares = devices if config.optimizer.sharded else 1
+    state = 4 * parameters * (2 + moments / shares)  # float32: weight, gradient, moments
     model, length = config.model, config.data.sequence_length
     size = torch.empty((), dtype=dtype).element_size()
     tokens = config.batch.micro_batch_size * length

@@ -20,7 +20,7 @@ class PrecisionConfig:
 
     compute: str
     """``auto``, ``bf16``, ``fp16`` or ``fp32``: the type of the matrix products. Weights stay float32.
-    ``auto`` is bf16 where the device has matrix units for it, fp16 on older GPUs, fp32 on other CPUs."""
+    ``auto`` is bf16 where the device has instructions for it, fp16 on older GPUs, fp32 on other CPUs."""
     initial_loss_scale: float
     """fp16 only: where the loss scale starts."""
     growth_interval: int
@@ -42,8 +42,9 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
         return named[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    # Without matrix units bf16 products are emulated, hundreds of times slower than float32.
-    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+    # Where the processor has no bf16 instructions, products are emulated, hundreds of times slower than float32.
+    has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if has_bf16 else torch.float32
 
 
 class MixedPrecision:
@@ -58,11 +59,11 @@ class MixedPrecision:
         self.scale = torch.tensor(start, dtype=torch.float32, device=device)
         self._good_steps = torch.zeros((), dtype=torch.int32, device=device)
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """The context of a forward pass."""
+    def autocast(self, enabled: bool = True) -> AbstractContextManager[object]:
+        """The context of forward passes; a weight is cast once in it. Not ``enabled``: an island in it without."""
         if self.dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled)
 
     def step(self, optimizer: torch.optim.Optimizer) -> torch.Tensor:
         """Step ``optimizer`` on scaled gradients; return a 0-d float tensor, 1 where the step was skipped.

@@ -20,13 +20,14 @@ from bert_pretrain.checkpoint import (
     resolve_init,
 )
 from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml
-from bert_pretrain.data import ShardSet, TrainingData, check_vocabulary, open_split
+from bert_pretrain.data import ShardSet, check_vocabulary, open_split
 from bert_pretrain.distributed import World, open_world, report_once, wandb_key_present
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.flops import measured_matrix_rate
-from bert_pretrain.metrics import MetricsLog, writable_directory
+from bert_pretrain.loader import TrainingData
+from bert_pretrain.machine import measured_matrix_rate
+from bert_pretrain.metrics import LayerRows, MetricsLog, writable_directory
 from bert_pretrain.model import PretrainingModel, build_model, load_weights
-from bert_pretrain.optim import build_optimizer
+from bert_pretrain.optim import build_optimizer, describe_optimizer, layer_names
 from bert_pretrain.optim.schedule import learning_rate_table
 from bert_pretrain.plan import describe
 from bert_pretrain.precision import MixedPrecision
@@ -80,13 +81,14 @@ def build_trainer(
     plan = BatchPlan(config.batch.global_batch_size, config.batch.micro_batch_size, world.size)
     order = SampleOrder(config.seed, shards.samples, config.data.block_size)
     remask = remasking(config.data, shards, config.seed)
-    model = build_model(config.model, config.seed, world.device)
+    model = build_model(config.model, config.speed, config.seed, world.device)
     optimizer = build_optimizer(model, config.optimizer)
     precision = MixedPrecision(config.precision, world.device)
     progress = resume(store, model, optimizer, precision, shards, world, log)
     if progress is None:
         progress = start(config, model, optimizer, shards, world, log)
     log.say(describe(config, world.size, world.device.type, precision.dtype, shards.samples))
+    log.say(describe_optimizer(optimizer, config.optimizer))
     return Trainer(
         world=world,
         model=model,
@@ -95,7 +97,7 @@ def build_trainer(
         learning_rates=learning_rate_table(config.optimizer.lr, config.schedule).to(world.device),
         precision=precision,
         plan=plan,
-        data=TrainingData(shards, order, plan, world.rank, remask, config.data.prefetch),
+        data=TrainingData(shards, order, plan, world.rank, remask, config.data.prefetch, config.speed.group_by_length),
         heldout=heldout,
         store=store,
         log=log,
@@ -104,6 +106,7 @@ def build_trainer(
         config_yaml=config_yaml,
         total_steps=config.schedule.total_steps,
         log_every=config.logging.every_steps,
+        layers=LayerRows(layer_names(optimizer), config.logging.layers_every_steps),
         evaluate_every=config.training.evaluate_every_steps,
         checkpoint_every=config.checkpoint.every_steps,
         peak_rate=measured_matrix_rate(world.device, precision.dtype),
@@ -176,7 +179,8 @@ def start(
         state = load_optimizer_state(source, world.device)
         if config.init_moments == "restart":
             for entry in state["state"].values():
-                entry["step"] = torch.zeros_like(entry["step"])
+                if "step" in entry:  # not with momentum, which counts nothing
+                    entry["step"] = torch.zeros_like(entry["step"])
         state["param_groups"] = optimizer.state_dict()["param_groups"]  # the new recipe's options hold
         optimizer.load_state_dict(state)
     log.say(f"weights from {source}, moments: {config.init_moments}")

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_pretrain.data import DataConfig, Remask, ShardSet
+from bert_pretrain.data import DataConfig, ShardSet
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.loader import Remask
 from bert_pretrain.masking import MaskingRule, mask_samples, restore_ids
 from bert_pretrain.shards import Arrays
 

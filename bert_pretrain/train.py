@@ -16,11 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 from bert_pretrain.batch_plan import BatchPlan
 from bert_pretrain.batches import Counts, StepBatch
 from bert_pretrain.checkpoint import CheckpointStore, Progress
-from bert_pretrain.data import ShardSet, TrainingData, heldout_batches
+from bert_pretrain.data import ShardSet
 from bert_pretrain.distributed import World
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.flops import training_flops
-from bert_pretrain.metrics import MetricsLog, Row, evaluation_line, training_line
+from bert_pretrain.loader import TrainingData, heldout_batches
+from bert_pretrain.metrics import LayerRows, MetricsLog, Row, evaluation_line, training_line
 from bert_pretrain.model import ModelConfig, PretrainingModel, data_parallel
 from bert_pretrain.precision import MixedPrecision
 from bert_pretrain.sample_order import mixed
@@ -44,8 +45,8 @@ class StepResult:
     """A dispatched step: its numbers, on their way to the host."""
 
     numbers: torch.Tensor
-    """(13,) float64: skipped, lr, gradient norm, loss scale, whether a weight or moment is not finite, the four
-    global counts, the four sums over all ranks."""
+    """float64: skipped, lr, gradient norm, loss scale, whether weights or moments are not finite, the four global
+    counts, the four sums over all ranks; then the report on the layers where it may be asked for."""
     arrived: torch.cuda.Event | None
     """When they are there; None where they never left the host."""
 
@@ -81,6 +82,7 @@ class Trainer:
     config_yaml: str
     total_steps: int
     log_every: int
+    layers: LayerRows
     evaluate_every: int
     checkpoint_every: int
     peak_rate: float
@@ -123,8 +125,12 @@ class Trainer:
         self.applied += 1 - skipped.long()
         norm: torch.Tensor = self.optimizer.grad_norm  # type: ignore[attr-defined]
         unhealthy: torch.Tensor = getattr(self.optimizer, "nonfinite_state", torch.zeros_like(skipped))
-        head = torch.stack([part.double() for part in (skipped, rate, norm, scale, unhealthy)])
-        return self._fetch(torch.cat([head, counts, self.world.sum(sums)]))
+        sums = self.world.sum(torch.cat([sums, unhealthy.double().view(1)]))  # each rank may know its layers only
+        head = [part.double() for part in (skipped, rate, norm, scale, sums[4])]
+        numbers = [torch.stack(head), counts, sums[:4]]
+        if self.layers.may_fall_in(self.progress.step + 1, 1 + (self._pending is not None)):
+            numbers.append(self.optimizer.layer_report().flatten())  # type: ignore[attr-defined]
+        return self._fetch(torch.cat(numbers))
 
     def _fetch(self, numbers: torch.Tensor) -> StepResult:
         """Start the copy to the host; nobody waits for it before the next step is on its way."""
@@ -141,16 +147,16 @@ class Trainer:
         sums = torch.zeros(4, dtype=torch.float64, device=self.world.device)
         last = self.plan.accumulation(self.world.rank) - 1
         samples, masked = counts[0], counts[1].clamp(min=1)
-        # DDP takes the mean over ranks, the loss is a sum over them: hence the world's size.
-        factor = self.precision.scale * self.world.size
-        for index, micro_batch in enumerate(self._timed(batch.micro_batches)):
-            with self._gradients_travel(index == last):
-                with self.precision.autocast():
+        factor = self.precision.scale * self.world.size  # DDP takes the mean over ranks, the loss is a sum over them
+        with self.precision.autocast():  # open over all micro-batches: weights are cast once a step
+            for index, micro_batch in enumerate(self._timed(batch.micro_batches)):
+                with self._gradients_travel(index == last):
                     out = self.network(*micro_batch.to(self.world.device).tensors())
-                loss = (out.mlm_loss / masked + out.nsp_loss / samples) * factor
-                loss.backward()
-            with torch.no_grad():
-                sums += torch.stack([part.double() for part in out])
+                    with self.precision.autocast(enabled=False):
+                        loss = (out.mlm_loss / masked + out.nsp_loss / samples) * factor
+                        loss.backward()
+                with torch.no_grad():
+                    sums += torch.stack([part.double() for part in out])
         return sums
 
     def _gradients_travel(self, now: bool) -> AbstractContextManager[None]:
@@ -201,15 +207,17 @@ class Trainer:
             if row is not None:
                 self.log.row(row)
                 self.log.say(evaluation_line(row))
-        if (done or step % self.checkpoint_every == 0) and self.world.is_first:
-            self._save()
+        if done or step % self.checkpoint_every == 0:
+            self._save(self.optimizer.state_dict())  # on every rank: the state may be divided over them
         self.world.wait_for_all()
         self._meter.since += time.perf_counter() - started
 
-    def _save(self) -> None:
+    def _save(self, optimizer_state: dict) -> None:
+        if not self.world.is_first:
+            return
         saved = replace(self.progress, precision=self.precision.state_dict())
         try:
-            self.store.save(self.model.bert, self.optimizer.state_dict(), saved, self.config_yaml)
+            self.store.save(self.model.bert, optimizer_state, saved, self.config_yaml)
         except OSError as error:
             raise ConfigError(
                 f"the checkpoint of step {saved.step} could not be written under {self.store.directory} ({error}); "
@@ -223,7 +231,7 @@ class Trainer:
         result, self._pending = self._pending, None
         if result.arrived is not None:
             result.arrived.synchronize()
-        skipped, rate, norm, scale, unhealthy, samples, masked, tokens, squared, *sums = result.numbers.tolist()
+        skipped, rate, norm, scale, unhealthy, samples, masked, tokens, squared, *rest = result.numbers.tolist()
         self.progress = self.progress.after(applied=skipped == 0.0, samples=int(samples), tokens=int(tokens))
         self._meter.tokens += tokens
         self._meter.flops += training_flops(self.model_config, samples, tokens, squared, masked)
@@ -236,7 +244,9 @@ class Trainer:
         self._skipped_in_a_row = 0
         self.log.advance(self.progress.step)
         if self.progress.step % self.log_every == 0 or self.progress.step == self.total_steps:
-            self._log_step(rate, norm, scale, samples, masked, sums)
+            self._log_step(rate, norm, scale, samples, masked, rest[:4])
+        if self.layers.may_fall_in(self.progress.step, 1):
+            self.log.row(self.layers.row(self.progress.step, rest[4:]))
         return True
 
     def _note_skipped(self, norm: float) -> None:
@@ -248,9 +258,7 @@ class Trainer:
                 f"{self.progress.step}; lower optimizer.lr or use precision.compute=bf16, and go on from a checkpoint"
             )
 
-    def _log_step(
-        self, rate: float, norm: float, scale: float, samples: float, masked: float, sums: list[float]
-    ) -> None:
+    def _log_step(self, rate: float, norm: float, scale: float, samples: float, masked: float, sums: list) -> None:
         now = time.perf_counter()
         seconds, meter = now - self._meter.since, self._meter
         self._meter = Meter(since=now)

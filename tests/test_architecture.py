@@ -13,11 +13,13 @@ from tests.conftest import ROOT
 FLOORS = [
     {"errors"},
     {"structured", "shards", "sample_order", "masking"},
-    {"batch_plan", "batches", "distributed", "model", "flops", "precision"},
-    {"data", "optim", "checkpoint", "metrics", "remask", "plots"},
+    {"dropout", "encoder", "batch_plan", "batches", "distributed", "model", "flops", "machine", "precision"},
+    {"data"},
+    {"loader", "optim", "checkpoint", "metrics", "remask", "plots"},
     {"train", "config"},
     {"plan", "report"},
-    {"pretrain", "export", "fill_mask", "bench"},
+    {"pretrain", "export", "fill_mask", "bench_step", "bench_optimizer"},
+    {"bench"},
 ]
 FOR_DATA_PREP = {"bert_pretrain.errors", "bert_pretrain.structured", "bert_pretrain.shards", "bert_pretrain.masking"}
 PRODUCT = sorted([*ROOT.glob("bert_pretrain/**/*.py"), *ROOT.glob("data_prep/*.py"), *ROOT.glob("scripts/*.py")])

@@ -3,12 +3,14 @@
 import dataclasses
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 
 import bert_pretrain.pretrain  # noqa: F401  # registers the schema
 from bert_pretrain.config import PretrainConfig, check_same_run
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim.schedule import learning_rate
+from bert_pretrain.plan import describe
 from bert_pretrain.structured import CONFIG_DIR, to_dataclass
 
 RECIPES = sorted(path.stem for path in (CONFIG_DIR / "recipe").glob("*.yaml"))
@@ -26,6 +28,12 @@ def test_every_recipe_composes_and_opens_with_its_arithmetic(recipe: str) -> Non
     text = (CONFIG_DIR / "recipe" / f"{recipe}.yaml").read_text()
     assert text.startswith("# @package _global_\n# ")
     assert config.run_dir == f"runs/{recipe}"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_optimizer_runs_in_the_demonstration_by_name(preset: str) -> None:
+    assert composed("recipe=demo", f"optimizer={preset}").optimizer.lr == composed("recipe=demo").optimizer.lr
+    assert composed("recipe=demo").optimizer == composed("recipe=demo", "optimizer=nvlamb_small_batch").optimizer
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -77,3 +85,18 @@ def test_the_same_run_may_change_its_cut_but_not_its_arithmetic() -> None:
     for change in (("seed: 1", "seed: 2"), ("global_batch_size: 32", "global_batch_size: 64")):
         with pytest.raises(ConfigError, match=rf"run_dir r belongs to another run: .*{change[0].split(': ')[0]}"):
             check_same_run(old.replace(*change), old, "r")
+
+
+@pytest.mark.parametrize(
+    ("options", "floats"),
+    [
+        ((), 4.0),
+        (("optimizer=sgd",), 3.0),
+        (("optimizer.sharded=true",), 2.25),
+        (("optimizer=lars", "optimizer.sharded=true"), 2.125),
+    ],
+)
+def test_the_plan_counts_weights_gradients_and_the_moments_of_the_optimizer(options: tuple, floats: float) -> None:
+    """BERT-large, 336,226,108 parameters of 4 bytes, on 8 ranks."""
+    text = describe(composed("recipe=bert_large_64k_phase1", *options), 8, "cuda", torch.bfloat16, None)
+    assert f"{4 * floats * 336_226_108 / 2**30:.2f} GiB for weights, gradients and moments" in text

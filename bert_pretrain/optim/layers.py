@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.optim.dtensors import Shards, is_cut, local_part
 from bert_pretrain.optim.norms import global_norm
 from bert_pretrain.optim.trust import Adaptation
 
@@ -25,6 +26,8 @@ class Layers:
 
     group: dict[str, Any]
     """The parameter group, for its ``lr``, ``betas``, ``eps`` and ``weight_decay``."""
+    owners: list[Tensor] = field(default_factory=list)
+    """The parameters as the model has them; the other lists hold the local parts of those that are DTensors."""
     params: list[Tensor] = field(default_factory=list)
     grads: list[Tensor] = field(default_factory=list)
     """Read, never written."""
@@ -62,12 +65,19 @@ class Work:
     """Not 0: skip the step."""
     workspace: dict[str, Any]
     """What a kernel keeps between steps, under keys of its own: buffers, plans."""
+    norm_grads: list[Tensor]
+    """The gradients that make up ``G``: those of the parts, and of layers that other ranks update."""
+    shards: Shards | None = None
+    """Set where this rank holds a slice of every layer: norms have to be completed over the ranks."""
 
     def decide(self) -> "Decision":
-        """Measure ``||G||`` over all parts and decide, by torch's operations."""
-        grads = [grad for layers in self.parts for grad in layers.grads]
-        norm = global_norm(grads).to(self.device)
+        """Measure ``||G||`` over ``norm_grads`` and decide, by torch's operations."""
+        norm = self.whole(global_norm(self.norm_grads).to(self.device))
         return decide(norm, self.rules.pre_normalization, self.rules.max_grad_norm, self.grad_scale, self.found_inf)
+
+    def whole(self, norms: Tensor) -> Tensor:
+        """Norms of whole layers from those of what lies here: the same, unless layers are cut into slices."""
+        return norms if self.shards is None else self.shards.whole(norms)
 
 
 @dataclass
@@ -90,7 +100,7 @@ class Outcome:
     nonfinite: Tensor
     """Whether a weight or moment is not finite: 0-d bool."""
     weight_norms: Tensor
-    """||w|| before the update, float64, one of each layer in the order of the parts; 0 where the step is skipped."""
+    """||w|| before the update, float64, a layer each in the order of the parts; of no meaning in a skipped step."""
     update_norms: Tensor
     """||u||, likewise."""
 
@@ -113,6 +123,11 @@ def state_dtype(param: Tensor) -> torch.dtype:
     return torch.float64 if param.dtype == torch.float64 else torch.float32
 
 
+def zeros_for(param: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zeros shaped and, where it is a DTensor, divided as ``param``; contiguous."""
+    return torch.zeros_like(param, dtype=dtype, memory_format=torch.contiguous_format, requires_grad=False)
+
+
 def gather(group: dict[str, Any], state: dict[Any, dict[str, Any]]) -> list[Layers]:
     """Return the layers of ``group`` that have a gradient, those of one arithmetic type together.
 
@@ -131,17 +146,31 @@ def gather(group: dict[str, Any], state: dict[Any, dict[str, Any]]) -> list[Laye
         if "exp_avg" not in own:
             own["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
             for key in ("exp_avg", "exp_avg_sq"):
-                own[key] = torch.zeros(param.shape, dtype=dtype, device=param.device)
+                own[key] = zeros_for(param, dtype)
         if param.dtype in LOW_PRECISION and "master" not in own:
-            own["master"] = param.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+            own["master"] = zeros_for(param, torch.float32).copy_(param)
         layers = by_dtype.setdefault(dtype, Layers(group))
-        layers.params.append(param)
-        layers.grads.append(grad)
-        layers.weights.append(own.get("master", param))
-        layers.exp_avgs.append(own["exp_avg"])
-        layers.exp_avg_sqs.append(own["exp_avg_sq"])
+        layers.owners.append(param)
+        layers.params.append(local_part(param))
+        layers.grads.append(local_part(grad))
+        layers.weights.append(local_part(own["master"]) if "master" in own else layers.params[-1])
+        layers.exp_avgs.append(local_part(own["exp_avg"]))
+        layers.exp_avg_sqs.append(local_part(own["exp_avg_sq"]))
         layers.steps.append(own["step"])
     return list(by_dtype.values())
+
+
+def gradients_of_model(norm_params: list[Tensor] | None, param_groups: list[dict[str, Any]]) -> list[Tensor]:
+    """The gradients that make up ``G``: of ``norm_params`` or, where that is None, of all groups.
+
+    Raises ``ConfigError`` for a sparse one.
+    """
+    everything = [param for group in param_groups for param in group["params"]]
+    params = everything if norm_params is None else norm_params
+    for position, param in enumerate(params):
+        if param.grad is not None:
+            check_gradient(param.grad, position)
+    return [local_part(param.grad) for param in params if param.grad is not None and param.numel()]
 
 
 def check_gradient(grad: Tensor, position: int) -> None:
@@ -199,14 +228,28 @@ def prepare_group(
 
 
 def check_options(group: dict[str, Any]) -> None:
-    """Raise ``ConfigError`` for a learning rate, betas, eps or weight decay out of range."""
-    lr, betas, eps, decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
+    """Raise ``ConfigError`` for a learning rate, betas, eps, momentum or weight decay out of range."""
+    lr, decay = group["lr"], group["weight_decay"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ConfigError(f"lr is a tensor of shape {tuple(lr.shape)}; allowed: a number or a 0-d tensor")
     require(0 <= float(lr) < math.inf, "lr", float(lr), "a finite number, at least 0")
-    require(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "betas", betas, "two numbers in [0, 1)")
-    require(0 < eps < math.inf, "eps", eps, "a finite number above 0")
+    if "betas" in group:
+        betas = group["betas"]
+        require(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "betas", betas, "two numbers in [0, 1)")
+    if "eps" in group:
+        require(0 < group["eps"] < math.inf, "eps", group["eps"], "a finite number above 0")
+    if "momentum" in group:
+        require(0 <= group["momentum"] < 1, "momentum", group["momentum"], "a number in [0, 1)")
     require(0 <= decay < math.inf, "weight_decay", decay, "a finite number, at least 0")
+
+
+def check_plain(params: Iterable[Any]) -> None:
+    """Raise ``ConfigError`` for parameters that only ``NVLamb`` updates: bf16 and fp16, and DTensors."""
+    for item in params:
+        param = item[1] if isinstance(item, tuple) else item
+        found = param.dtype
+        require(found not in LOW_PRECISION, "dtype of a parameter", found, "float32 or float64: masters are NVLamb's")
+        require(not is_cut(param), "a parameter", "a DTensor", "ordinary tensors, or NVLamb")
 
 
 def check_params(params: Iterable[Tensor], earlier_groups: Sequence[dict[str, Any]]) -> None:
@@ -229,7 +272,7 @@ def check_params(params: Iterable[Tensor], earlier_groups: Sequence[dict[str, An
         if len(devices) > 1:
             found = ", ".join(f"{where} on {device}" for device, where in devices.items())
             raise ConfigError(f"parameters lie on several devices ({found}); allowed: one device for an optimizer")
-        address = param.data_ptr() if param.device.type != "meta" else 0
+        address = local_part(param).data_ptr() if param.device.type != "meta" else 0
         if address == 0:
             continue  # no memory: an empty tensor
         if address in seen:

@@ -35,8 +35,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import bert_pretrain.optim.nvlamb_cpu as nvlamb_cpu
+import bert_pretrain.optim.nvlamb_triton as nvlamb_triton
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.optim import nvlamb_cpu
+from bert_pretrain.optim.dtensors import divided_as, shards_of
 from bert_pretrain.optim.layers import (
     LOW_PRECISION,
     Outcome,
@@ -44,15 +46,17 @@ from bert_pretrain.optim.layers import (
     Work,
     copy_masters,
     gather,
+    gradients_of_model,
     prepare_group,
     state_dtype,
+    zeros_for,
 )
 from bert_pretrain.optim.norms import layer_norms
+from bert_pretrain.optim.nvlamb_apex import apex_step, check_apex
 from bert_pretrain.optim.nvlamb_foreach import foreach_step
-from bert_pretrain.optim.trust import Adaptation
+from bert_pretrain.optim.trust import TRUST_RATIOS, Adaptation, LayerReport
 
 PRE_NORMALIZATIONS = ("unit", "clip", "none")
-TRUST_RATIOS = ("all", "decayed")
 
 
 def reference_step(work: Work) -> Outcome:
@@ -75,7 +79,7 @@ def reference_step(work: Work) -> Outcome:
             m_hat = m / (1 - beta1**t) if work.rules.bias_correction else m  # (4)
             v_hat = v / (1 - beta2**t) if work.rules.bias_correction else v
             u = m_hat / (v_hat.sqrt() + eps) + decay * w  # (5)
-            w_norm, u_norm = layer_norms([w, u])
+            w_norm, u_norm = work.whole(layer_norms([w, u]))
             r = work.rules.adaptation.ratio(w_norm, u_norm, decay)  # (6)
             w.sub_(u * (lr * r.item()))  # (7)
             norms.append(torch.stack([w_norm, u_norm]))
@@ -89,12 +93,15 @@ def fused_step(work: Work) -> Outcome:
     """Update by the project's own kernel for the device."""
     if work.device.type == "cpu":
         return nvlamb_cpu.fused_step(work)
-    raise ConfigError(f"kernel is 'fused' on {work.device.type}; allowed: a CPU, or kernel=foreach")
+    if work.device.type == "cuda":
+        return nvlamb_triton.fused_step(work)
+    raise ConfigError(f"kernel is 'fused' on {work.device.type}; allowed: a CPU or CUDA, or kernel=foreach")
 
 
 def auto_step(work: Work) -> Outcome:
     """Update by the fastest kernel that can."""
-    fused = all(nvlamb_cpu.expressible(weights) for layers in work.parts for weights in layers.weights)
+    expressible = nvlamb_triton.expressible if work.device.type == "cuda" else nvlamb_cpu.expressible
+    fused = work.shards is None and all(expressible(weights) for layers in work.parts for weights in layers.weights)
     return fused_step(work) if fused else foreach_step(work)
 
 
@@ -104,7 +111,10 @@ KERNELS: dict[str, Kernel] = {
     "reference": reference_step,
     "foreach": foreach_step,
     "fused": fused_step,
+    "apex": apex_step,
 }
+FOR_DTENSORS = ("auto", "reference", "foreach")
+"""The kernels that complete their norms over ranks."""
 
 
 class NVLamb(torch.optim.Optimizer):
@@ -122,8 +132,9 @@ class NVLamb(torch.optim.Optimizer):
         trust_ratio: ``all`` layers, or only the ``decayed`` ones (weight_decay > 0); r = 1 for the others.
         bias_correction: whether (4) is applied.
         phi_min, phi_max: clamp ||w|| in (6); ``None`` means no bound. A layer of zeros still has r = 1.
-        kernel: ``reference`` | ``foreach`` | ``fused`` (the project's own, on CPU) | ``auto`` (fused where it runs,
-            else foreach). All compute the same update from the same state, which moves between them.
+        kernel: ``reference`` | ``foreach`` | ``fused`` (the project's own, on CPU and CUDA) | ``apex`` (NVIDIA's, on
+            CUDA) | ``auto`` (fused where it runs, else foreach). All compute the same update from the same state,
+            which moves between them. DTensors (FSDP2): ``reference`` and ``foreach``.
 
     State of a parameter: ``step`` (0-d float32, applied updates), ``exp_avg``, ``exp_avg_sq`` and, for bf16 and
     fp16, ``master``: float32 weights, copied from the parameter at the first update and from then on the truth.
@@ -131,6 +142,9 @@ class NVLamb(torch.optim.Optimizer):
     After each step: ``grad_norm`` (0-d float64, unscaled ||G|| before pre-normalisation), ``skipped`` (0-d float32,
     1.0 if ||G|| was not finite or ``found_inf`` set: then weights, moments and t are as before, bit for bit) and
     ``nonfinite_state`` (0-d bool, stays True once a weight or moment was not finite).
+
+    ``norm_params``: where this instance updates a part of the model only, the parameters of all of it; G is then
+    taken over their gradients. None: over its own.
 
     Loss scaling follows torch's protocol for fused optimizers: ``grad_scale`` and ``found_inf``, if set, are 0-d
     tensors that ``torch.amp.GradScaler`` or the caller provides; gradients are unscaled on the fly, never written.
@@ -166,7 +180,12 @@ class NVLamb(torch.optim.Optimizer):
         self.rules = Rules(pre_normalization, max_grad_norm, adaptation, bias_correction)
         self.kernel = kernel
         self.workspace: dict[str, Any] = {}
+        self.norm_params: list[Tensor] | None = None
+        self._updated: list[tuple[list[Tensor], float]] = []
+        self._outcome: Outcome | None = None
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
+        if kernel == "apex":
+            check_apex(self.rules, [param for group in self.param_groups for param in group["params"]])
         device = self._device()
         self.grad_norm = torch.zeros((), dtype=torch.float64, device=device)
         self.skipped = torch.zeros((), dtype=torch.float32, device=device)
@@ -174,8 +193,9 @@ class NVLamb(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle and deepcopy keep the options too; torch's own version keeps only what lies in groups."""
-        kept = {key: self.__dict__[key] for key in ("rules", "kernel", "grad_norm", "skipped", "nonfinite_state")}
-        return super().__getstate__() | kept | {"workspace": {}}
+        keys = ("rules", "kernel", "norm_params", "grad_norm", "skipped", "nonfinite_state")
+        kept = {key: self.__dict__[key] for key in keys}
+        return super().__getstate__() | kept | {"workspace": {}, "_updated": [], "_outcome": None}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch; raises ``ConfigError`` for its options or parameters."""
@@ -193,12 +213,36 @@ class NVLamb(torch.optim.Optimizer):
             return loss
         # GradScaler sets these two for the call and deletes them after it.
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        work = Work(parts, self._device(), self.rules, grad_scale, found_inf, self.workspace)
+        norm_grads = gradients_of_model(self.norm_params, self.param_groups)
+        shards = shards_of([param for layers in parts for param in layers.owners])
+        if shards is not None:
+            require(self.kernel in FOR_DTENSORS, "kernel", self.kernel, f"{' | '.join(FOR_DTENSORS)} for DTensors")
+        work = Work(parts, self._device(), self.rules, grad_scale, found_inf, self.workspace, norm_grads, shards)
         outcome = KERNELS[self.kernel](work)
+        if shards is not None:
+            outcome.nonfinite = shards.any(outcome.nonfinite)
+        self._outcome = outcome
+        self._updated = [(layers.owners, layers.group["weight_decay"]) for layers in parts]
         self.grad_norm = outcome.decision.grad_norm
         self.skipped = outcome.decision.skipped.to(torch.float32)
         self.nonfinite_state = self.nonfinite_state | outcome.nonfinite
         return loss
+
+    @torch.no_grad()
+    def layer_report(self) -> Tensor:
+        """What layer-wise adaptation did in the last step: (3, layers) float64 on the device, without waiting.
+
+        Trust ratio, ||w|| before the update and ||u||, for each parameter in the order of the groups; NaN where it
+        was not updated, meaningless after a skipped step. Computed here, so that steps nobody asks about pay nothing.
+        """
+        report = LayerReport()
+        if self._outcome is not None:
+            sizes = [len(params) for params, _ in self._updated]
+            norms = (self._outcome.weight_norms.split(sizes), self._outcome.update_norms.split(sizes))
+            for (params, decay), weight_norms, update_norms in zip(self._updated, *norms, strict=True):
+                ratios = self.rules.adaptation.ratio(weight_norms, update_norms, decay)
+                report.add(params, ratios, weight_norms, update_norms)
+        return report.table(self.param_groups)
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -219,8 +263,10 @@ class NVLamb(torch.optim.Optimizer):
                     continue  # the parameter itself now holds what the master held
                 shape = torch.Size() if key == "step" else param.shape
                 require(value.shape == shape, f"shape of {key} of parameter {saved_id}", tuple(value.shape), f"{shape}")
-                dtype = torch.float32 if key == "step" else state_dtype(param)
-                own[key] = torch.empty(shape, dtype=dtype, device=param.device).copy_(value)
+                if key == "step":
+                    own[key] = torch.empty(shape, dtype=torch.float32, device=param.device).copy_(value)
+                else:
+                    own[key] = zeros_for(param, state_dtype(param)).copy_(divided_as(value, param))
             self.state[param] = own
 
     def _device(self) -> torch.device:

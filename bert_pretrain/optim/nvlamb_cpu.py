@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import bert_pretrain.optim.nvlamb_cpu_loops as loops
 from bert_pretrain.errors import require
-from bert_pretrain.optim import nvlamb_cpu_loops as loops
 from bert_pretrain.optim.layers import Decision, Layers, Outcome, Rules, Work, copy_masters, decide
 
 PIECE = 1 << 18
@@ -111,11 +111,14 @@ def fused_step(work: Work) -> Outcome:
     ]
     addresses = np.array(memory, dtype=np.int64)
     sums = np.zeros((len(plan.pieces), 4))  # of g^2, w^2, u^2; the last is not a number where a v is not finite
-    everything = plan.shared + plan.whole
-    plan.threads.run([partial(loops.measure, *task, plan.pieces, addresses, sums) for task in everything])
-    norm = torch.tensor(sums[:, 0].sum()).sqrt()
     rules = work.rules
-    decision = decide(norm, rules.pre_normalization, rules.max_grad_norm, work.grad_scale, work.found_inf)
+    if len(work.norm_grads) > len(layers):  # other ranks' layers count too, in an order that is theirs as well
+        decision = work.decide()
+    else:
+        everything = plan.shared + plan.whole
+        plan.threads.run([partial(loops.measure, *task, plan.pieces, addresses, sums) for task in everything])
+        norm = torch.tensor(sums[:, 0].sum()).sqrt()
+        decision = decide(norm, rules.pre_normalization, rules.max_grad_norm, work.grad_scale, work.found_inf)
     if bool(decision.skipped):
         return Outcome.of_skipped(work, decision)
     numbers = np.concatenate([_numbers(part, rules, decision) for part in work.parts])

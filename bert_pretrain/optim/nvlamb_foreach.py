@@ -93,7 +93,7 @@ def _apply_part(
     scalars = _scalars(layers, decision, work.rules.bias_correction, host_decides)
     lr, decay = layers.group["lr"], layers.group["weight_decay"]
     buffer = _buffer(work.workspace, max(limit, *(w.numel() for w in layers.weights)), layers.weights[0])
-    runs = list(_runs([w.numel() for w in layers.weights], limit))
+    runs = list(_runs([owner.numel() for owner in layers.owners], limit))  # the same on every rank
     of_runs = []
     for run in runs:
         pieces = list(_pieces(layers, run, buffer, limit if on_cpu else None))
@@ -104,6 +104,7 @@ def _apply_part(
         norm = of_pieces[0]
         if len(pieces) > 1:
             norm = torch.linalg.vector_norm(torch.cat(of_pieces, 1), dim=1, keepdim=True)
+        norm = work.whole(norm)
         ratio = work.rules.adaptation.ratio(norm[0], norm[1], decay)
         _descend(pieces, lr * ratio, scalars)
         healthy.append(torch.isfinite(norm).all() & torch.isfinite(torch.stack(peaks)).all())
@@ -199,7 +200,7 @@ def _direction(piece: Piece, run: list[int], scalars: Scalars) -> Tensor:
     torch._foreach_mul_(piece.v, scalars.keep2)
     torch._foreach_addcmul_(piece.v, piece.u, piece.u, value=scalars.add2)
     _set_root(piece)
-    peak = piece.flat_u.amax()
+    peak = piece.flat_u.amax() if piece.flat_u.numel() else piece.flat_u.new_zeros(())  # an empty slice
     if isinstance(scalars.eps, float):
         piece.flat_u.add_(scalars.eps)
     else:

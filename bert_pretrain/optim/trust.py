@@ -1,12 +1,16 @@
-"""The trust ratio of LAMB: which layers have one, and what it is."""
+"""The trust ratio of LAMB: which layers have one, what it is, and how it is shown."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bert_pretrain.errors import require
+
+TRUST_RATIOS = ("all", "decayed")
 
 
 @dataclass(frozen=True)
@@ -39,3 +43,29 @@ class Adaptation:
             phi = torch.clamp(weight_norm, self.phi_min, self.phi_max)
         either_zero = (weight_norm == 0) | (update_norm == 0)
         return torch.where(either_zero, 1.0, phi / update_norm)
+
+
+@dataclass
+class LayerReport:
+    """Trust ratios and norms of one update, as they lie on the device until somebody asks for the table."""
+
+    _params: list[Tensor] = field(default_factory=list)
+    _rows: list[Tensor] = field(default_factory=list)
+
+    def add(self, params: Sequence[Tensor], ratios: Tensor, weight_norms: Tensor, update_norms: Tensor) -> None:
+        """Add layers that were updated; three vectors with one value of each."""
+        self._params += params
+        self._rows.append(torch.stack([ratios, weight_norms, update_norms]))
+
+    def table(self, param_groups: list[dict[str, Any]]) -> Tensor:
+        """(3, layers) float64: trust ratio, ||w|| before the update, ||u||, in the order of ``param_groups``.
+
+        NaN for layers that were not updated (no gradient, or not on this rank). Does not wait for the device.
+        """
+        places = {param: i for i, param in enumerate(p for group in param_groups for p in group["params"])}
+        device = next(iter(places)).device
+        table = torch.full((3, len(places)), math.nan, dtype=torch.float64, device=device)
+        if self._params:
+            columns = torch.tensor([places[param] for param in self._params]).to(device, non_blocking=True)
+            table.index_copy_(1, columns, torch.cat(self._rows, 1).double())
+        return table

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from bert_pretrain import loader
 from bert_pretrain.batch_plan import BatchPlan
 from bert_pretrain.batches import count, to_micro_batch
-from bert_pretrain.data import DataConfig, ShardSet, TrainingData, check_vocabulary, heldout_batches, open_split
+from bert_pretrain.data import DataConfig, ShardSet, check_vocabulary, open_split
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.loader import TrainingData, heldout_batches
 from bert_pretrain.remask import remasking
 from bert_pretrain.sample_order import SampleOrder
 from bert_pretrain.shards import SHARD_FIELDS, shard_paths, write_shard
@@ -37,9 +39,11 @@ def opened(directory: Path, split: str = "train") -> ShardSet:
     return shards
 
 
-def training_data(directory: Path, batch: int, micro: int, world: int = 1, rank: int = 0) -> TrainingData:
+def training_data(
+    directory: Path, batch: int, micro: int, world: int = 1, rank: int = 0, group: bool = False
+) -> TrainingData:
     shards = opened(directory)
-    return TrainingData(shards, SampleOrder(9, shards.samples, 8), BatchPlan(batch, micro, world), rank, None, 3)
+    return TrainingData(shards, SampleOrder(9, shards.samples, 8), BatchPlan(batch, micro, world), rank, None, 3, group)
 
 
 def rows(micro_batches: list) -> list[bytes]:
@@ -49,6 +53,49 @@ def rows(micro_batches: list) -> list[bytes]:
         for micro_batch in micro_batches
         for sample, labels in zip(micro_batch.input_ids, micro_batch.segment_ids, strict=True)
     ]
+
+
+def shapes(data: TrainingData, step: int) -> list[tuple[int, ...]]:
+    return [tuple(micro_batch.input_ids.shape) for micro_batch in data.micro_batches(step)]
+
+
+def samples_of(data: TrainingData, step: int) -> list[tuple]:
+    """Each sample without its padding: its ids, and its labels by position."""
+    found = []
+    for batch in data.micro_batches(step):
+        length = batch.input_ids.shape[1]
+        predicted = batch.masked_labels >= 0
+        places, labels = batch.masked_positions[predicted].tolist(), batch.masked_labels[predicted].tolist()
+        for row, ids in enumerate(batch.input_ids):
+            kept = slice(None) if batch.attention_mask is None else batch.attention_mask[row].bool()
+            own = [(p % length, label) for p, label in zip(places, labels, strict=True) if p // length == row]
+            segments = batch.segment_ids[row][kept].tolist()
+            found.append((tuple(ids[kept].tolist()), tuple(segments), tuple(own), int(batch.next_sentence_labels[row])))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("window", [10, 1000])
+@pytest.mark.parametrize(("batch", "micro"), [(40, 7), (12, 5), (100, 100)])
+def test_grouped_by_length_the_samples_are_the_same(
+    shard_dir: Path, batch: int, micro: int, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "_WINDOW", window)
+    plain, grouped = (training_data(shard_dir, batch, micro, group=group) for group in (False, True))
+    for step in range(3):
+        assert samples_of(grouped, step) == samples_of(plain, step)
+        cut, trimmed = shapes(plain, step), shapes(grouped, step)
+        assert [shape[0] for shape in trimmed] == [shape[0] for shape in cut]
+        assert all(length % 2 == 0 and length <= LENGTH for _, length in trimmed)  # 16 tokens in eight lengths
+    assert sum(a * b for a, b in trimmed) <= sum(a * b for a, b in cut)
+
+
+def test_short_samples_share_a_micro_batch_and_its_padding_is_cut_off(shard_dir: Path) -> None:
+    grouped = training_data(shard_dir, 100, 10, group=True)
+    lengths = [length for _, length in shapes(grouped, 0)]
+    assert lengths == sorted(lengths)
+    assert lengths[0] < LENGTH
+    first = next(iter(grouped.micro_batches(0)))
+    assert first.attention_mask is None or first.attention_mask[:, -2:].any()
 
 
 def test_micro_batch_by_hand() -> None:

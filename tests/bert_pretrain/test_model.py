@@ -1,10 +1,13 @@
 """The fast path against plain transformers on the same weights."""
 
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 import torch
 
 from bert_pretrain.batches import MicroBatch, to_micro_batch
+from bert_pretrain.encoder import SpeedConfig
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.flops import parameter_count, training_flops
 from bert_pretrain.model import ModelConfig, PretrainingModel, build_model
@@ -26,6 +29,15 @@ def tiny(**changes: object) -> ModelConfig:
         "attention": "eager",
     }
     return ModelConfig(**{**values, **changes})
+
+
+TECHNIQUES = [field.name for field in fields(SpeedConfig)]
+ALL = SpeedConfig(**dict.fromkeys(TECHNIQUES, True))
+NONE = SpeedConfig(**dict.fromkeys(TECHNIQUES, False))
+
+
+def build(speed: SpeedConfig = ALL, **changes: object) -> PretrainingModel:
+    return build_model(tiny(**changes), speed, 1, torch.device("cpu"))
 
 
 def micro_batch(samples: int = 40) -> MicroBatch:
@@ -50,10 +62,14 @@ def plain_losses(model: PretrainingModel, batch: MicroBatch) -> tuple[torch.Tens
     return mlm, cross_entropy(out.seq_relationship_logits, batch.next_sentence_labels, reduction="sum")
 
 
+@pytest.mark.parametrize("technique", [*TECHNIQUES, "none", "all"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
-def test_losses_and_gradients_are_those_of_transformers(attention: str, dtype: torch.dtype, tolerance: float) -> None:
-    model = build_model(tiny(attention=attention), 1, torch.device("cpu")).to(dtype)
+def test_losses_and_gradients_are_those_of_transformers(
+    technique: str, attention: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    speed = {"none": NONE, "all": ALL}.get(technique) or replace(NONE, **{technique: True})
+    model = build(speed, attention=attention).to(dtype)
     batch = micro_batch()
     ours = model(*batch.tensors())
     (ours.mlm_loss + ours.nsp_loss).backward()
@@ -71,7 +87,7 @@ def test_losses_and_gradients_are_those_of_transformers(attention: str, dtype: t
 
 def test_the_mean_losses_are_transformers_loss() -> None:
     """transformers' labels argument gives mean + mean; our sums divided by their counts give the same number."""
-    model = build_model(tiny(), 1, torch.device("cpu")).double()
+    model = build().double()
     batch = micro_batch()
     labels = all_labels(batch)
     theirs = model.bert(
@@ -87,7 +103,7 @@ def test_the_mean_losses_are_transformers_loss() -> None:
 
 
 def test_accuracy_counts_match_argmax() -> None:
-    model = build_model(tiny(), 1, torch.device("cpu"))
+    model = build()
     batch = micro_batch(200)
     ours = model(*batch.tensors())
     out = model.bert(input_ids=batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.segment_ids)
@@ -98,7 +114,7 @@ def test_accuracy_counts_match_argmax() -> None:
 
 
 def test_a_micro_batch_without_masked_tokens_adds_nothing_and_keeps_every_gradient() -> None:
-    model = build_model(tiny(), 1, torch.device("cpu"))
+    model = build()
     batch = micro_batch(4)
     empty = torch.empty(0, dtype=torch.long)
     out = model(batch.input_ids, batch.attention_mask, batch.segment_ids, empty, empty, batch.next_sentence_labels)
@@ -110,7 +126,7 @@ def test_a_micro_batch_without_masked_tokens_adds_nothing_and_keeps_every_gradie
 
 
 def test_no_mask_means_a_mask_of_ones() -> None:
-    model = build_model(tiny(), 1, torch.device("cpu")).double()
+    model = build().double()
     batch = micro_batch(4)
     full = torch.ones_like(batch.input_ids)
     rest = (batch.segment_ids, batch.masked_positions, batch.masked_labels, batch.next_sentence_labels)
@@ -120,7 +136,7 @@ def test_no_mask_means_a_mask_of_ones() -> None:
 
 def test_parameters_are_those_of_transformers_and_flops_those_counted_by_hand() -> None:
     config = tiny()
-    model = build_model(config, 1, torch.device("cpu"))
+    model = build()
     assert parameter_count(config) == sum(parameter.numel() for parameter in model.parameters())
     # One sample of 10 tokens, 2 masked: 6*10*2*(4*256 + 2*16*32) + 12*2*16*100 + 6*2*(256 + 16*97) + 6*(256 + 32)
     assert training_flops(config, 1, 10, 100, 2) == 245_760 + 38_400 + 21_696 + 1_728
@@ -142,3 +158,49 @@ def test_base_and_large_flops_agree_with_the_published_table() -> None:
 def test_bad_shapes_are_refused_by_name(option: str, value: object) -> None:
     with pytest.raises(ConfigError, match=r"model\."):
         tiny(**{option: value})
+
+
+@pytest.mark.parametrize("option", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+@pytest.mark.parametrize("technique", [*TECHNIQUES, "none", "all"])
+def test_dropout_differs_between_micro_batches_and_follows_the_seed(option: str, technique: str) -> None:
+    speed = {"none": NONE, "all": ALL}.get(technique) or replace(NONE, **{technique: True})
+    model, batch = build(speed, **{option: 0.1}), micro_batch(8)
+    losses = []
+    for seed in (1, None, 1):
+        if seed is not None:
+            torch.manual_seed(seed)
+        losses.append(model(*batch.tensors()).mlm_loss.item())
+    assert losses[0] == losses[2] != losses[1]
+    model.eval()
+    assert model(*batch.tensors()).mlm_loss == build(speed).eval()(*batch.tensors()).mlm_loss
+
+
+def test_dropout_in_the_forward_is_dropout_in_the_backward() -> None:
+    """A directional derivative by finite differences, at fixed draws, agrees with the gradient."""
+    model, batch = build(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2).double(), micro_batch(8)
+
+    def loss() -> torch.Tensor:
+        torch.manual_seed(5)
+        out = model(*batch.tensors())
+        return out.mlm_loss + out.nsp_loss
+
+    loss().backward()
+    torch.manual_seed(0)
+    steps = [torch.randn_like(parameter) for parameter in model.parameters()]
+    slope = sum((step * parameter.grad).sum() for step, parameter in zip(steps, model.parameters(), strict=True))
+    ends = []
+    with torch.no_grad():
+        for size in (1e-6, -2e-6):
+            for step, parameter in zip(steps, model.parameters(), strict=True):
+                parameter += size * step
+            ends.append(loss())
+    assert ((ends[0] - ends[1]) / 2e-6).item() == pytest.approx(slope.item(), rel=1e-5)
+
+
+def test_the_last_layer_runs_on_the_rows_that_are_read() -> None:
+    model, batch = build(), micro_batch(8)
+    rows = []
+    for layer in model.bert.bert.encoder.layer:
+        layer.intermediate.dense.register_forward_hook(lambda module, given, out: rows.append(len(out)))
+    model(*batch.tensors())
+    assert rows == [batch.input_ids.numel(), 8 + len(batch.masked_positions)]

@@ -8,7 +8,18 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from transformers import BertConfig, BertForPreTraining
 
-from bert_pretrain.optim import AdamW, NVLamb, OptimizerConfig, build_optimizer, decay_groups
+from bert_pretrain.optim import (
+    LARS,
+    SGD,
+    Adam,
+    AdamW,
+    NVLamb,
+    OptimizerConfig,
+    build_optimizer,
+    decay_groups,
+    describe_optimizer,
+    layer_names,
+)
 from bert_pretrain.optim.schedule import ScheduleConfig
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs" / "optimizer"
@@ -28,27 +39,64 @@ def model():
     return BertForPreTraining(config)
 
 
-EXPECTED = {"nvlamb": ("unit", "all"), "nvidia_code": ("clip", "decayed"), "lamb": ("none", "all"), "adamw": None}
+EXPECTED = {
+    "nvlamb": (NVLamb, {"pre_normalization": "unit", "trust_ratio": "all", "betas": (0.9, 0.999)}),
+    "nvlamb_small_batch": (NVLamb, {"pre_normalization": "unit", "trust_ratio": "all", "betas": (0.9, 0.98)}),
+    "nvidia_code": (NVLamb, {"pre_normalization": "clip", "trust_ratio": "decayed", "max_grad_norm": 1.0}),
+    "lamb": (NVLamb, {"pre_normalization": "none", "trust_ratio": "all"}),
+    "lars": (LARS, {"momentum": 0.9, "weight_decay": 5e-4, "trust_coefficient": 0.001, "clip": False}),
+    "adamw": (AdamW, {"betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01, "max_grad_norm": 1.0}),
+    "adam": (Adam, {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0}),
+    "sgd": (SGD, {"momentum": 0.9, "weight_decay": 1e-4, "max_grad_norm": None}),
+}
+
+
+def found_option(optimizer, name):
+    if name in optimizer.param_groups[0]:
+        return optimizer.param_groups[0][name]
+    if isinstance(optimizer, NVLamb):
+        flat = vars(optimizer.rules) | {"trust_ratio": optimizer.rules.adaptation.layers}
+        return flat[name]
+    return getattr(optimizer, name)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_preset_builds_and_steps(name, model):
     config = load(name, lr=1e-3)
     optimizer = build_optimizer(model, config)
-    if EXPECTED[name] is None:
-        assert isinstance(optimizer, AdamW)
-        assert optimizer.max_grad_norm == 1.0
-    else:
-        assert isinstance(optimizer, NVLamb)
-        assert (optimizer.rules.pre_normalization, optimizer.rules.adaptation.layers) == EXPECTED[name]
+    kind, options = EXPECTED[name]
+    assert type(optimizer) is kind
+    for option, value in options.items():
+        assert found_option(optimizer, option) == value, option
+    if kind is NVLamb:
         assert optimizer.rules.bias_correction
-    for group in optimizer.param_groups:
-        assert (group["lr"], tuple(group["betas"]), group["eps"]) == (1e-3, (0.9, 0.999), 1e-6)
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-3]
     for param in model.parameters():
         param.grad = torch.ones_like(param)
     optimizer.step()
     assert optimizer.skipped == 0
     assert optimizer.grad_norm > 0
+    names = [name for name, _ in model.named_parameters()]
+    assert sorted(layer_names(optimizer)) == (sorted(names) if kind in (NVLamb, LARS) else [])
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_log_says_which_layers_decay(name, model):
+    config = load(name, lr=1e-3)
+    text = describe_optimizer(build_optimizer(model, config), config)
+    first, decay, rest = text.splitlines()
+    assert first.startswith(f"optimizer {config.algorithm}")
+    decayed = [p for n, p in model.named_parameters() if not n.endswith("bias") and "LayerNorm" not in n]
+    count, size = len(decayed), sum(p.numel() for p in decayed)
+    assert decay.split()[:2] == ["decay", f"{config.weight_decay:g}"]
+    assert f"{count} layers, {size:,} parameters: all but biases and normalisation layers" in decay
+    total, everything = len(list(model.parameters())), sum(p.numel() for p in model.parameters())
+    assert f"{total - count} layers, {everything - size:,} parameters: biases and normalisation layers" in rest
+    assert rest.split()[:2] == ["decay", "0"]
+
+
+def test_larc_is_lars_with_clip(model):
+    assert build_optimizer(model, load("lars", lr=1.0, clip=True)).clip
 
 
 def test_every_preset_is_tested_and_leaves_the_rate_to_the_recipe():
@@ -68,17 +116,36 @@ def test_schema_rejects_unknown_options_and_wrong_types():
 @pytest.mark.parametrize(
     ("preset", "overrides", "message"),
     [
-        ("nvlamb", {"algorithm": "adamax"}, "optimizer.algorithm is 'adamax'; allowed: nvlamb | adamw"),
+        ("nvlamb", {"algorithm": "adamax"}, "optimizer.algorithm is 'adamax'; allowed: nvlamb | lars | adamw"),
         ("nvlamb", {"kernel": None}, "optimizer.kernel is not set"),
         ("nvlamb", {"trust_ratio": None}, "optimizer.trust_ratio is not set"),
         ("nvlamb", {"pre_normalization": "clip"}, "optimizer.max_grad_norm is not set"),
         ("adamw", {"trust_ratio": "all"}, "optimizer.trust_ratio is 'all'; allowed: null with algorithm=adamw"),
         ("adamw", {"phi_max": 10.0}, "optimizer.phi_max is 10.0; allowed: null"),
         ("adamw", {"bias_correction": False}, "optimizer.bias_correction is False; allowed: null"),
-        ("nvlamb", {"betas": [0.9]}, "optimizer.betas"),
-        ("nvlamb", {"eps": 0.0}, "eps is 0.0"),
-        ("nvlamb", {"kernel": "warp"}, "kernel is 'warp'"),
-        ("nvlamb", {"pre_normalization": "half"}, "pre_normalization is 'half'"),
+        ("nvlamb", {"betas": [0.9]}, "optimizer.betas is [0.9]; allowed: two numbers"),
+        ("adam", {"betas": [0.9, 1.0]}, "optimizer.betas is [0.9, 1.0]; allowed: two numbers in [0, 1)"),
+        ("lamb", {"betas": [-0.1, 0.9]}, "optimizer.betas is [-0.1, 0.9]"),
+        ("nvlamb", {"eps": 0.0}, "optimizer.eps is 0.0"),
+        (
+            "nvlamb",
+            {"kernel": "warp"},
+            "optimizer.kernel is 'warp'; allowed: auto | reference | foreach | fused | apex",
+        ),
+        ("nvlamb", {"kernel": "apex"}, "kernel is 'apex'; allowed: foreach or reference"),
+        ("nvlamb", {"pre_normalization": "half"}, "optimizer.pre_normalization is 'half'; allowed: unit | clip | none"),
+        ("nvlamb", {"momentum": 0.9}, "optimizer.momentum is 0.9; allowed: null with algorithm=nvlamb"),
+        ("nvlamb", {"weight_decay": -0.1}, "optimizer.weight_decay is -0.1"),
+        ("sgd", {"momentum": 1.0}, "optimizer.momentum is 1.0; allowed: a number in [0, 1)"),
+        ("sgd", {"betas": [0.9, 0.999]}, "optimizer.betas is [0.9, 0.999]; allowed: null with algorithm=sgd"),
+        ("sgd", {"momentum": None}, "optimizer.momentum is not set; optimizer.algorithm=sgd needs it"),
+        ("sgd", {"lr": -1.0}, "optimizer.lr is -1.0"),
+        ("lars", {"trust_coefficient": 0.0}, "optimizer.trust_coefficient is 0.0"),
+        ("lars", {"trust_ratio": "some"}, "optimizer.trust_ratio is 'some'; allowed: all | decayed"),
+        ("lars", {"clip": None}, "optimizer.clip is not set"),
+        ("lars", {"max_grad_norm": 1.0}, "optimizer.max_grad_norm is 1.0; allowed: null with algorithm=lars"),
+        ("adamw", {"max_grad_norm": 0.0}, "optimizer.max_grad_norm is 0.0"),
+        ("adamw", {"kernel": "fused"}, "optimizer.kernel is 'fused'; allowed: null with algorithm=adamw"),
     ],
 )
 def test_bad_config_is_named(preset, overrides, message, model):

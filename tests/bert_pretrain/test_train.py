@@ -1,13 +1,17 @@
 """The loop's bookkeeping: skipped steps, boundaries, rows."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from bert_pretrain.batches import StepBatch
 from bert_pretrain.checkpoint import CheckpointStore
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.distributed import open_world
@@ -43,6 +47,50 @@ def spoil(trainer: Trainer, attempts: set[int]) -> None:
             next(trainer.model.parameters()).grad[0, 0] = float("nan")
 
     trainer.optimizer.register_step_pre_hook(hook)
+
+
+class Casts(TorchDispatchMode):
+    """Counts casts from float32 to bf16, by shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: Counter = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") == torch.bfloat16:
+            self.shapes[tuple(args[0].shape)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_weights_are_cast_once_a_step(tmp_path: Path, shard_dir: Path) -> None:
+    """Three micro-batches a step; the embeddings' decoder (97, 16) and the feed-forwards are products' weights."""
+    trainer = trainer_for(tmp_path, shard_dir, "precision.compute=bf16", "speed.fused_qkv=false")
+    assert trainer.plan.accumulation(0) == 3
+    steps = trainer.data.steps(0)
+    with Casts() as casts:
+        trainer.train_step(next(steps))
+    steps.close()
+    layers = trainer.model_config.num_hidden_layers
+    assert casts.shapes[(97, 16)] == 1
+    assert casts.shapes[(32, 16)] == casts.shapes[(16, 32)] == layers
+    assert casts.shapes[(16, 16)] == 4 * layers + 2  # q, k, v and output of each layer; the heads' two transforms
+
+
+def test_gradients_are_those_of_a_cast_for_each_micro_batch(tmp_path: Path, shard_dir: Path) -> None:
+    trainer = trainer_for(tmp_path, shard_dir, "precision.compute=bf16")
+    steps = trainer.data.steps(0)
+    batch = next(steps)
+    micro_batches = list(batch.micro_batches)
+    steps.close()
+    counts = trainer._global_counts(batch.counts)
+    trainer._accumulate(StepBatch(batch.counts, iter(micro_batches)), counts)
+    found = [parameter.grad.clone() for parameter in trainer.model.parameters()]
+    trainer.model.zero_grad()
+    for micro_batch in micro_batches:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = trainer.model(*micro_batch.tensors())
+        (out.mlm_loss / counts[1] + out.nsp_loss / counts[0]).backward()
+    assert all(torch.equal(a, p.grad) for a, p in zip(found, trainer.model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("attempts", [{0}, {2}, {3}, {2, 3, 4}, {5, 6}])
@@ -84,3 +132,49 @@ def test_evaluation_does_not_depend_on_the_cut(tmp_path: Path, shard_dir: Path) 
     assert whole is not None
     assert cut == pytest.approx(whole, rel=1e-5)
     assert trainer.model.training
+
+
+@pytest.mark.parametrize("attempts", [set(), {0}, {1}, {3}, {2, 3, 4}, {5}])
+def test_rows_on_the_layers_come_every_n_applied_steps(tmp_path: Path, shard_dir: Path, attempts: set[int]) -> None:
+    """Whatever is skipped; ||w|| of the fourth update is that of the weights in the third step's checkpoint."""
+    trainer = trainer_for(tmp_path, shard_dir, "logging.layers_every_steps=2")
+    spoil(trainer, attempts)
+    trainer.run()
+    layers = [row for row in rows(tmp_path) if "trust_ratio" in row]
+    assert [row["step"] for row in layers] == [2, 4, 6]
+    saved = load_file(tmp_path / "checkpoints/step_00000003/model/model.safetensors")
+    for row in layers:
+        assert row["trust_ratio"].keys() == row["weight_norm"].keys() == row["update_norm"].keys() == saved.keys()
+        for name, ratio in row["trust_ratio"].items():
+            weight, update = row["weight_norm"][name], row["update_norm"][name]
+            assert ratio == pytest.approx(weight / update if weight * update else 1.0, rel=2e-5)
+    for name, norm in layers[1]["weight_norm"].items():
+        assert norm == pytest.approx(saved[name].double().norm().item(), rel=1e-5)
+
+
+def test_steps_without_a_row_on_the_layers_do_not_pay_for_one(tmp_path: Path, shard_dir: Path) -> None:
+    trainer = trainer_for(tmp_path, shard_dir, "logging.layers_every_steps=3")
+    asked = []
+    original = trainer.optimizer.layer_report
+    trainer.optimizer.layer_report = lambda: asked.append(trainer.progress.step) or original()
+    trainer.run()
+    assert len(asked) <= 4  # of six steps: those that may be the third or the sixth applied one
+    assert [row["step"] for row in rows(tmp_path) if "trust_ratio" in row] == [3, 6]
+
+
+@pytest.mark.parametrize(("optimizer", "count"), [("lars", 3), ("adamw", 0), ("adam", 0), ("sgd", 0), ("lamb", 3)])
+def test_every_optimizer_trains_by_name_and_adaptive_ones_report(
+    tmp_path: Path, shard_dir: Path, optimizer: str, count: int
+) -> None:
+    trainer = trainer_for(tmp_path, shard_dir, f"optimizer={optimizer}", "logging.layers_every_steps=2")
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.run()
+    assert trainer.progress.step == 6
+    assert sum("trust_ratio" in row for row in rows(tmp_path)) == count
+    moved = [name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])]
+    assert "bert.bert.embeddings.word_embeddings.weight" in moved
+
+
+def test_no_rows_on_the_layers_where_none_are_wanted(tmp_path: Path, shard_dir: Path) -> None:
+    trainer_for(tmp_path, shard_dir, "logging.layers_every_steps=0").run()
+    assert not [row for row in rows(tmp_path) if "trust_ratio" in row]

@@ -11,9 +11,10 @@ from bert_pretrain import pretrain  # noqa: F401  # registers the schema
 from bert_pretrain.batch_plan import BatchPlan
 from bert_pretrain.checkpoint import CheckpointStore, Progress
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.data import TrainingData, open_split
+from bert_pretrain.data import open_split
 from bert_pretrain.distributed import World, open_world
-from bert_pretrain.metrics import MetricsLog
+from bert_pretrain.loader import TrainingData
+from bert_pretrain.metrics import LayerRows, MetricsLog
 from bert_pretrain.model import build_model
 from bert_pretrain.optim import build_optimizer
 from bert_pretrain.optim.schedule import learning_rate_table
@@ -27,7 +28,7 @@ def build_trainer(config: PretrainConfig, world: World) -> Trainer:
     shards = open_split(config.data, "train", config.model.vocab_size)
     assert shards is not None
     plan = BatchPlan(config.batch.global_batch_size, config.batch.micro_batch_size, world.size)
-    model = build_model(config.model, config.seed, world.device).double()
+    model = build_model(config.model, config.speed, config.seed, world.device).double()
     order = SampleOrder(config.seed, shards.samples, config.data.block_size)
     return Trainer(
         world=world,
@@ -37,7 +38,9 @@ def build_trainer(config: PretrainConfig, world: World) -> Trainer:
         learning_rates=learning_rate_table(config.optimizer.lr, config.schedule),
         precision=MixedPrecision(config.precision, world.device),
         plan=plan,
-        data=TrainingData(shards, order, plan, world.rank, None, config.data.prefetch),
+        data=TrainingData(
+            shards, order, plan, world.rank, None, config.data.prefetch, group_by_length=config.speed.group_by_length
+        ),
         heldout=None,
         store=CheckpointStore(Path("unused"), 1, None),
         log=MetricsLog(None, config.schedule.total_steps),
@@ -46,6 +49,7 @@ def build_trainer(config: PretrainConfig, world: World) -> Trainer:
         config_yaml="",
         total_steps=config.schedule.total_steps,
         log_every=1,
+        layers=LayerRows([], 0),
         evaluate_every=10**9,
         checkpoint_every=10**9,
         peak_rate=1.0,

@@ -54,12 +54,16 @@ def test_the_run_learned(finished: Path) -> None:
 
 
 def test_metrics_have_the_promised_fields(finished: Path) -> None:
-    training = [row for row in rows(finished) if "eval_loss" not in row]
+    layers = [row for row in rows(finished) if "trust_ratio" in row]
     heldout = [row for row in rows(finished) if "eval_loss" in row]
+    training = [row for row in rows(finished) if "loss" in row]
+    assert len(layers) + len(heldout) + len(training) == len(rows(finished))
     assert all({"step", "loss", "mlm_loss", "lr"} <= row.keys() for row in training)
+    assert [row["step"] for row in layers] == [40, 80, 120]
+    assert all(row["trust_ratio"].keys() == row["weight_norm"].keys() == row["update_norm"].keys() for row in layers)
     assert all({"step", "eval_mlm_loss", "eval_mlm_accuracy"} <= row.keys() for row in heldout)
     assert [row["step"] for row in heldout] == [60, 120]
-    assert training[-1]["samples_seen"] == 64 * training[-1]["step"]
+    assert training[-1]["samples_seen"] == 32 * training[-1]["step"]
 
 
 def test_the_reported_loss_is_the_one_that_plain_transformers_computes(finished: Path) -> None:

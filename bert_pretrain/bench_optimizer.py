@@ -1,0 +1,220 @@
+"""``bench optimizer``: every kernel of NVLAMB on this machine against what one would otherwise use, in turns.
+
+On the parameters of a BERT, with random gradients, as one process. Bytes a parameter are counted from the source of an
+implementation, every pass over memory once, float32 throughout; None where nobody has counted them. Their share of the
+copy bandwidth measured in the same run says how close to memory an implementation runs; above 1 on a CPU, because a
+copy fetches its target's memory before it writes it, and an update in place does not.
+"""
+
+import importlib
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+from transformers import BertForPreTraining
+
+from bert_pretrain.distributed import open_world
+from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.machine import device_name, measured_copy_bandwidth, timed
+from bert_pretrain.metrics import writable_directory
+from bert_pretrain.model import ModelConfig, bert_config
+from bert_pretrain.optim import NVLamb
+from bert_pretrain.optim.nvlamb_apex import amp_C
+from bert_pretrain.structured import CONFIG_DIR, entry_point, to_dataclass
+
+NVLAMB_BYTES = {"fused": 44.0, "foreach": 44.0, "reference": 144.0, "apex": 72.0}
+"""As the docstrings of the kernels count them; the reference as a naive update, an operation a pass."""
+
+_BUSY = "import torch\na = torch.ones(1500, 1500)\nwhile True:\n    a @ a"
+
+
+@dataclass
+class BenchOptimizerConfig:
+    """Options of ``python -m bert_pretrain.bench optimizer``."""
+
+    device: str
+    """``auto``, ``cpu`` or ``cuda``."""
+    models: list[str]
+    """Whose parameters: names of files in ``configs/model``."""
+    rounds: int
+    """Blocks of each implementation, taken in turns; the median step of all blocks counts."""
+    steps: int
+    """Timed steps in a block, after one that is not timed."""
+    busy: bool
+    """Run a second heavy process on the same cores meanwhile."""
+    out_dir: str
+    """Where ``optimizer.json`` goes."""
+
+    def __post_init__(self) -> None:
+        for name in self.models:
+            known = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
+            require(name in known, "models", name, ", ".join(known))
+        require(len(self.models) >= 1, "models", self.models, "one name or more")
+        require(self.rounds >= 1, "rounds", self.rounds, "1 or more")
+        require(self.steps >= 1, "steps", self.steps, "1 or more")
+
+
+@entry_point("bench_optimizer", BenchOptimizerConfig)
+def main(config: BenchOptimizerConfig) -> None:
+    """Measure, print the table and write the rows."""
+    fault = writable_directory(Path(config.out_dir))
+    require(fault is None, "out_dir", config.out_dir, f"a directory that can be written ({fault})")
+    with open_world(config.device) as world:
+        require(world.size == 1, "processes", world.size, "1: the benchmark measures one device")
+        with _second_process(config.busy):
+            rows = [row for name in config.models for row in measure(name, config, world.device)]
+    for row in rows:
+        counted = "        -" if row["bytes_per_parameter"] is None else f"{row['bytes_per_parameter']:9.0f}"
+        share = "      -" if row["copy_bandwidth_share"] is None else f"{row['copy_bandwidth_share']:7.0%}"
+        ratios = f"{row['over_adamw_fused']:8.2f}x{row['over_clip_adamw_fused']:8.2f}x"
+        print(f"{row['model']:<8}{row['implementation']:<26}{row['milliseconds']:10.1f} ms{counted} B{share}{ratios}")
+    out = Path(config.out_dir) / "optimizer.json"
+    out.write_text(json.dumps({"rows": rows, "options": asdict(config)}, indent=2), encoding="utf-8")
+    print(f"bytes a parameter, share of the copy bandwidth, time over adamw_fused and over clip+adamw_fused: {out}")
+
+
+def measure(name: str, config: BenchOptimizerConfig, device: torch.device) -> list[dict[str, Any]]:
+    """A row for each implementation that this machine has, on the parameters of model ``name``."""
+    parameters = model_parameters(name, device)
+    elements = sum(parameter.numel() for parameter in parameters)
+    bandwidth = measured_copy_bandwidth(device)
+    candidates = implementations(device)
+    times: dict[str, list[float]] = {label: [] for label in candidates}
+    turns = [label for _ in range(config.rounds) for label in candidates]
+    for label in tqdm(turns, desc=name, leave=False):
+        step = candidates[label].build(parameters)  # its state lives for one block: not all fit side by side
+        timed(step, device)
+        times[label] += [timed(step, device) for _ in range(config.steps)]
+    medians = {label: statistics.median(values) for label, values in times.items()}
+    rows = []
+    for label, seconds in medians.items():
+        counted = candidates[label].bytes_per_parameter
+        rows.append(
+            {
+                "model": name,
+                "implementation": label,
+                "milliseconds": 1e3 * seconds,
+                "bytes_per_parameter": counted,
+                "copy_bandwidth_share": None if counted is None else counted * elements / seconds / bandwidth,
+                "over_adamw_fused": seconds / medians["adamw_fused"],
+                "over_clip_adamw_fused": seconds / medians["clip+adamw_fused"],
+                "second_process": config.busy,
+                "device": device_name(device),
+            }
+        )
+    return rows
+
+
+@dataclass
+class Implementation:
+    """One row of the table."""
+
+    bytes_per_parameter: float | None
+    build: Callable[[list[torch.Tensor]], Callable[[], object]]
+    """From parameters with gradients to a step."""
+
+
+def implementations(device: torch.device) -> dict[str, Implementation]:
+    """Those that run here, by name; says which are left out and why."""
+    found = {}
+    for kernel, counted in NVLAMB_BYTES.items():
+        try:
+            _stepper(NVLamb, lr=1e-4, kernel=kernel)([_with_gradient(torch.ones(8, device=device))])()
+        except ConfigError as error:
+            print(f"nvlamb/{kernel} left out: {error}")
+            continue
+        found[f"nvlamb/{kernel}"] = Implementation(counted, _stepper(NVLamb, lr=1e-4, kernel=kernel))
+    for package, labelled in (("timm", _timm), ("pytorch_optimizer", _pytorch_optimizer)):
+        if find_spec(package) is None:
+            print(f"{package} left out: not installed (pip install --no-deps {package})")
+        else:
+            found |= labelled()
+    if amp_C is not None and device.type == "cuda":
+        fused_lamb = importlib.import_module("apex.optimizers").FusedLAMB
+        found["apex/fused_lamb"] = Implementation(52.0, _stepper(fused_lamb, lr=1e-4, use_nvlamb=True))
+    found["adamw_fused"] = Implementation(28.0, _stepper(torch.optim.AdamW, lr=1e-4, fused=True))
+    found["clip+adamw_fused"] = Implementation(40.0, _clipped_adamw)
+    return found
+
+
+def _stepper(optimizer: Callable[..., Any], **options: Any) -> Callable[[list[torch.Tensor]], Callable[[], object]]:
+    return lambda parameters: optimizer(parameters, **options).step
+
+
+def _clipped_adamw(parameters: list[torch.Tensor]) -> Callable[[], object]:
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+
+    def step() -> None:
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+
+    return step
+
+
+def _timm() -> dict[str, Implementation]:
+    """timm's LAMB set as NVLAMB (clip at 1, every layer adapted), in both of its forms.
+
+    timm itself imports its image models, and those torchvision; the optimizer needs neither, so that its folder is
+    imported as a package of its own.
+    """
+    spec = find_spec("timm")
+    assert spec is not None
+    assert spec.origin is not None
+    package = ModuleType("timm_optim")
+    package.__path__ = [str(Path(spec.origin).parent / "optim")]
+    sys.modules["timm_optim"] = package
+    lamb = importlib.import_module("timm_optim.lamb").Lamb
+    options = {"lr": 1e-4, "weight_decay": 0.01, "max_grad_norm": 1.0, "always_adapt": True}
+    return {
+        "timm": Implementation(None, _stepper(lamb, foreach=False, **options)),
+        "timm/foreach": Implementation(104.0, _stepper(lamb, foreach=True, **options)),
+    }
+
+
+def _pytorch_optimizer() -> dict[str, Implementation]:
+    """pytorch_optimizer's LAMB with its pre-normalisation on, in both of its forms."""
+    lamb = importlib.import_module("pytorch_optimizer").Lamb
+    options = {"lr": 1e-4, "weight_decay": 0.01, "pre_norm": True}
+    return {
+        "pytorch_optimizer": Implementation(None, _stepper(lamb, foreach=False, **options)),
+        "pytorch_optimizer/foreach": Implementation(None, _stepper(lamb, foreach=True, **options)),
+    }
+
+
+def model_parameters(name: str, device: torch.device) -> list[torch.Tensor]:
+    """Random parameters with gradients, in the shapes of model ``name``."""
+    values = OmegaConf.load(CONFIG_DIR / "model" / f"{name}.yaml")
+    assert isinstance(values, DictConfig)
+    shape = to_dataclass(values, ModelConfig)
+    with torch.device("meta"):
+        model = BertForPreTraining(bert_config(shape))
+    return [_with_gradient(torch.randn(p.shape, device=device).mul_(0.02)) for p in model.parameters()]
+
+
+def _with_gradient(parameter: torch.Tensor) -> torch.Tensor:
+    parameter.requires_grad_()
+    parameter.grad = torch.randn_like(parameter).mul_(1e-3)
+    return parameter
+
+
+@contextmanager
+def _second_process(wanted: bool) -> Iterator[None]:
+    """A process that multiplies matrices on all cores meanwhile."""
+    process = subprocess.Popen([sys.executable, "-c", _BUSY]) if wanted else None
+    try:
+        yield
+    finally:
+        if process is not None:
+            process.kill()
+            process.wait()

@@ -1,0 +1,44 @@
+"""What the machine at hand can do, measured: the yardsticks of the benchmarks."""
+
+import platform
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds that ``run`` takes, until the device is done with it."""
+    started = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def measured_matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """Peak matrix rate of ``device`` in FLOP/s: the best of repeated square products. A device synchronisation."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2.0 * size**3 / _shortest(lambda: a @ b, device, seconds)
+
+
+def measured_copy_bandwidth(device: torch.device, seconds: float = 0.5) -> float:
+    """Bytes read plus bytes written per second by the best of repeated copies of 256 MiB. A device synchronisation."""
+    source = torch.zeros(1 << 26, device=device)
+    target = torch.zeros_like(source)
+    return 2.0 * source.nbytes / _shortest(lambda: target.copy_(source), device, seconds)
+
+
+def _shortest(run: Callable[[], object], device: torch.device, seconds: float) -> float:
+    times, end = [timed(run, device)], time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        times.append(timed(run, device))
+    return min(times)
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words, with the threads that torch uses on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"

@@ -1,0 +1,115 @@
+"""Optimizer state and work divided over the ranks, whole layers each (ZeRO stage 1, Rajbhandari et al. 2020).
+
+The engine is torch's ``ZeroRedundancyOptimizer``: it deals the layers out by size, steps an ordinary optimizer over
+this rank's, and broadcasts the new weights, one buffer a rank. DDP has left the whole reduced gradient on every rank
+(it travels once), so that ||G||, and whether the step is skipped, come out the same everywhere without a word between
+the ranks: every inner optimizer takes it over all gradients (``norm_params``), in the order of a single process.
+
+Changed here: options and results of our optimizers pass through; the state dictionary is the ordinary one, whatever
+the number of ranks, in both directions (torch's own casts moments and masters to the type of the parameter and moves
+step counts to the CPU).
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.optim import ZeroRedundancyOptimizer
+
+from bert_pretrain.errors import require
+
+_RESULTS = ("grad_norm", "skipped", "nonfinite_state")
+
+
+class ShardedOptimizer(ZeroRedundancyOptimizer):
+    """``make(groups)``, divided over the default process group.
+
+    Args:
+        groups: parameter groups as ``decay_groups`` gives them: ``params`` are (name, parameter).
+        make: from parameter groups to one of the optimizers of this package.
+
+    Every rank has to construct it, step it and call ``state_dict``, ``load_state_dict`` and ``layer_report`` with the
+    others. After a step ``grad_norm`` and ``skipped`` are as the inner optimizer's, the same on every rank;
+    ``nonfinite_state`` (not for torch's) tells of this rank's layers. ``grad_scale`` and ``found_inf`` may be set, the
+    same on every rank. Weights become views of one buffer a rank. Raises ``ConfigError`` as the optimizer does, and
+    where a rank would get no layer or the weights are of several types.
+    """
+
+    _step_supports_amp_scaling = True
+    # torch's, which its annotations do not show
+    _all_params: list[Tensor]
+    _all_state_dicts: list[dict[str, Any]]
+    _param_to_index: dict[Tensor, int]
+    _sync_param_groups: Callable[[list[dict[str, Any]], list[dict[str, Any]]], None]
+
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], make: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+    ) -> None:
+        whole = [
+            group | {"params": [p for _, p in group["params"]], "param_names": [name for name, _ in group["params"]]}
+            for group in groups
+        ]
+        layers = sum(len(group["params"]) for group in whole)
+        require(layers >= dist.get_world_size(), "ranks", dist.get_world_size(), f"up to {layers}, the layers to deal")
+        dtypes = {param.dtype for group in whole for param in group["params"]}
+        require(len(dtypes) == 1, "dtypes of the parameters", dtypes, "one: they travel in one buffer")
+        make(whole)  # of no use but to be refused: each rank alone would not see what is wrong between the layers
+        super().__init__(whole, make, parameters_as_bucket_view=True)  # type: ignore[arg-type]
+        self.optim.norm_params = self._all_params
+        self._take_results()
+
+    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+        """Update this rank's layers, then exchange weights; returns what ``closure`` returns."""
+        for key in ("grad_scale", "found_inf"):
+            setattr(self.optim, key, getattr(self, key, None))
+        loss = super().step(closure, **kwargs)
+        self._take_results()
+        return loss
+
+    def _take_results(self) -> None:
+        for key in _RESULTS:
+            if hasattr(self.optim, key):
+                setattr(self, key, getattr(self.optim, key))
+
+    def layer_report(self) -> Tensor:
+        """As ``NVLamb.layer_report``, of all layers, on every rank: a sum over the ranks of a small table."""
+        own = self.optim.layer_report()
+        table = torch.zeros((3, len(self._all_params)), dtype=own.dtype, device=own.device)
+        mine = [param for group in self.optim.param_groups for param in group["params"]]
+        table[:, [self._param_to_index[param] for param in mine]] = own
+        dist.all_reduce(table)
+        return table
+
+    def state_dict(self) -> dict[str, Any]:
+        """The ordinary state of all layers on rank 0; on the others, the groups without state. On the CPU."""
+        self.consolidate_state_dict(to=0)
+        if self.rank == 0:
+            state = super().state_dict()
+            self._all_state_dicts = []  # torch would keep the copy
+            return state
+        return {"state": {}, "param_groups": torch.optim.Optimizer.state_dict(self)["param_groups"]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take this rank's part of an ordinary state, whatever the number of ranks that saved it."""
+        saved = state_dict["state"]
+        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        require(len(ids) == len(self._all_params), "layers of the state", len(ids), f"{len(self._all_params)}")
+        self._sync_param_groups(self._without_layers(state_dict["param_groups"]), self.param_groups)
+        self._sync_param_groups(self.param_groups, self.optim.param_groups)
+        groups, state, position = [], {}, 0
+        for group in self.optim.param_groups:
+            places = range(position, position + len(group["params"]))
+            position = places.stop
+            groups.append({key: value for key, value in group.items() if key != "params"} | {"params": list(places)})
+            for place, param in zip(places, group["params"], strict=True):
+                saved_id = ids[self._param_to_index[param]]
+                if saved_id in saved:
+                    state[place] = saved[saved_id]
+        self.optim.load_state_dict({"state": state, "param_groups": groups})
+
+    @staticmethod
+    def _without_layers(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Options alone: names stay those of the model in hand."""
+        return [{key: value for key, value in group.items() if key != "param_names"} for group in groups]

@@ -1,0 +1,24 @@
+"""The kernels of NVLAMB, as the tests of its rules and of its state go through them."""
+
+import pytest
+import torch
+
+from bert_pretrain.optim import nvlamb_cpu, nvlamb_foreach
+
+
+@pytest.fixture(params=["reference", "foreach", "foreach_pieces", "foreach_masked", "fused", "fused_pieces"])
+def kernel(request, monkeypatch):
+    """The kernels; also with large layers cut to pieces, and foreach as on a device that the host does not wait for."""
+    if request.param == "fused_pieces":
+        monkeypatch.setattr(nvlamb_cpu, "PIECE", 1000)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    if request.param == "foreach_pieces":
+        monkeypatch.setattr(nvlamb_foreach, "CPU_RUN", 4096)
+    if request.param == "foreach_masked":
+        original = nvlamb_foreach._apply
+
+        def masked(*args, host_decides):
+            return original(*args, host_decides=False)
+
+        monkeypatch.setattr(nvlamb_foreach, "_apply", masked)
+    return request.param.partition("_")[0]

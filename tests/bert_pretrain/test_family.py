@@ -1,0 +1,224 @@
+"""LARS, LARC, Adam, AdamW and SGD against oracles in float64 numpy, and the surface that all of the family share."""
+
+import copy
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from bert_pretrain.optim import LARS, SGD, Adam, AdamW, NVLamb
+from tests.oracles import (
+    AdamOracle,
+    MomentumOracle,
+    assert_close,
+    build_oracle,
+    listed,
+    norm_of,
+    problem,
+    relative,
+    set_grads,
+    snapshot,
+)
+
+# name: how it is made, and the oracle that says what it computes
+FAMILY = {
+    "adamw": (partial(AdamW, max_grad_norm=1.0), partial(AdamOracle, eps=1e-6, decoupled=True, max_grad_norm=1.0)),
+    "adamw_unclipped": (AdamW, partial(AdamOracle, eps=1e-6, decoupled=True)),
+    "adam": (partial(Adam, max_grad_norm=1.0), partial(AdamOracle, max_grad_norm=1.0)),
+    "sgd": (SGD, MomentumOracle),
+    "sgd_plain": (partial(SGD, momentum=0.0, max_grad_norm=5.0), partial(MomentumOracle, momentum=0, max_grad_norm=5)),
+    "lars": (partial(LARS, trust_coefficient=0.1), partial(MomentumOracle, eta=0.1, eps=1e-8)),
+    "lars_decayed": (
+        partial(LARS, trust_coefficient=0.1, trust_ratio="decayed"),
+        partial(MomentumOracle, eta=0.1, eps=1e-8, only_decayed=True),
+    ),
+    "larc": (partial(LARS, trust_coefficient=0.5, clip=True), partial(MomentumOracle, eta=0.5, eps=1e-8, larc=True)),
+}
+
+# Of what the updates added up to: a layer with decay alone changes by 1e-4 of itself a step, and torch's factor for
+# that, 1 - lr decay in float32, is off by 3e-4 of the 1e-4.
+LONG_CHANGE = 1e-3
+
+
+def build(weights, name, dtype=torch.float32):
+    params = [torch.tensor(w).to(dtype).requires_grad_() for w in weights]
+    return params, FAMILY[name][0](listed(params), 1.0)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_1000_updates_agree_with_the_oracle(name):
+    weights, gradients = problem()
+    params, optimizer = build(weights, name)
+    oracle = build_oracle(weights, kind=FAMILY[name][1])
+    for k in range(1000):
+        set_grads(params, gradients(k))
+        optimizer.step()
+        oracle.step(gradients(k))
+    assert optimizer.grad_norm.item() == pytest.approx(norm_of(gradients(999)), rel=1e-6)
+    assert_close(params, oracle, weights, 5e-5, LONG_CHANGE)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_float64_agrees_to_rounding(name):
+    """But for the learning rate and the clip, which torch's kernels read as float32 where they are tensors."""
+    weights, gradients = problem(np.float64)
+    params, optimizer = build(weights, name, torch.float64)
+    oracle = build_oracle(weights, kind=FAMILY[name][1])
+    for k in range(30):
+        set_grads(params, gradients(k))
+        optimizer.step()
+        oracle.step(gradients(k))
+    assert_close(params, oracle, weights, 1e-7, 1e-6)
+
+
+@pytest.mark.parametrize("scale", [None, 4096.0])
+@pytest.mark.parametrize("at", [0, 5])
+@pytest.mark.parametrize("name", FAMILY)
+def test_skips_bit_for_bit_at_any_step_and_undoes_the_loss_scale(name, at, scale):
+    weights, gradients = problem()
+    params, optimizer = build(weights, name)
+    oracle = build_oracle(weights, kind=FAMILY[name][1])
+    for k in range(12):
+        for poisoned in (True, False) if k == at else (False,):
+            set_grads(params, [g * np.float32(scale or 1.0) for g in gradients(k)])
+            if poisoned:
+                params[7].grad[77] = float("inf")
+            if scale is not None:
+                optimizer.grad_scale, optimizer.found_inf = torch.tensor(scale), torch.tensor(0.0)
+            before = copy.deepcopy([params, [optimizer.state[p] for p in params]])
+            optimizer.step()
+            assert optimizer.skipped == float(poisoned)
+            if poisoned:
+                for param, kept, state in zip(params, *before, strict=True):
+                    assert torch.equal(param, kept)
+                    assert all(torch.equal(value, optimizer.state[param][key]) for key, value in state.items())
+        oracle.step(gradients(k))
+    assert_close(params, oracle, weights, 2e-6, LONG_CHANGE)
+
+
+@pytest.mark.parametrize("name", ["lars", "larc"])
+def test_lars_masks_a_skipped_step_where_the_host_does_not_know(name, monkeypatch):
+    """On a GPU nobody waits for the decision: the update runs, and adds nothing."""
+    weights, gradients = problem()
+    params, optimizer = build(weights, name)
+    set_grads(params, gradients(0))
+    optimizer.step()
+    before = snapshot(params, optimizer)
+    set_grads(params, gradients(1))
+    params[7].grad[77] = float("nan")
+    skip = torch.tensor(True)
+    for group in optimizer.param_groups:
+        with torch.no_grad():
+            optimizer._update(group, group["params"], torch.tensor(1.0, dtype=torch.float64), skip)
+    assert all(torch.equal(a, b) for a, b in zip(before, snapshot(params, optimizer), strict=True))
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_state_goes_through_a_file_and_a_copy_and_continues_bitwise(name, tmp_path):
+    weights, gradients = problem()
+    params, optimizer = build(weights, name)
+    for k in range(5):
+        set_grads(params, gradients(k))
+        optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    copies, resumed = build([p.detach().numpy().copy() for p in params], name)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    deep_params, deep = copy.deepcopy((params, optimizer))
+    for k in range(5, 10):
+        for who, by in ((params, optimizer), (copies, resumed), (deep_params, deep)):
+            set_grads(who, gradients(k))
+            by.step()
+    for straight, other, third in zip(params, copies, deep_params, strict=True):
+        assert torch.equal(straight, other)
+        assert torch.equal(straight, third)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_rate_of_a_group_may_be_a_tensor(name):
+    weights, gradients = problem()
+    (by_float, first), (by_tensor, second) = build(weights, name), build(weights, name)
+    for k in range(5):
+        for params, optimizer in ((by_float, first), (by_tensor, second)):
+            for group in optimizer.param_groups:
+                rate = 0.01 * 0.5**k
+                group["lr"] = rate if optimizer is first else torch.tensor(rate, dtype=torch.float64)
+            set_grads(params, gradients(k))
+            optimizer.step()
+            if optimizer is second:
+                assert all(group["lr"].dtype == torch.float64 for group in optimizer.param_groups)
+    for a, b in zip(by_float, by_tensor, strict=True):
+        assert relative(a.detach(), b.detach()) < 1e-7
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_under_grad_scaler(name):
+    param = torch.ones(10, requires_grad=True)
+    optimizer = FAMILY[name][0]([param], 0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for k in range(4):
+        before = param.detach().clone()
+        scaler.scale(param.sum() * (float("nan") if k == 2 else 1.0)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        assert torch.equal(before, param) == (k == 2)
+        assert optimizer.skipped == float(k == 2)
+        assert scaler.get_scale() == 2.0 ** (9 if k >= 2 else 10)
+
+
+def test_gradients_are_left_alone_without_scale_and_clip():
+    for make in (AdamW, Adam, SGD, LARS):
+        param = torch.ones(100, requires_grad=True)
+        optimizer = make([param], 0.1)
+        param.grad = torch.linspace(0, 1, 100)
+        kept = param.grad.clone()
+        optimizer.step()
+        assert torch.equal(param.grad, kept)
+
+
+@pytest.mark.parametrize("make", [NVLamb, LARS, AdamW, Adam, SGD])
+def test_the_norm_may_be_taken_over_more_than_the_own_parameters(make):
+    """As where another rank updates the rest: ||G|| of all decides, and the own update follows it."""
+    own, other = torch.ones(4, requires_grad=True), torch.ones(9, requires_grad=True)
+    optimizer = make([own], 0.1)
+    optimizer.norm_params = [own, other]
+    own.grad, other.grad = torch.full((4,), 2.0), torch.full((9,), 1.0)
+    optimizer.step()
+    assert optimizer.grad_norm == 5.0
+    assert torch.equal(other, torch.ones(9))
+    other.grad[3] = float("nan")
+    before = own.detach().clone()
+    optimizer.step()
+    assert optimizer.skipped == 1
+    assert torch.equal(own, before)
+
+
+def test_report_on_the_layers_of_lars():
+    """By hand: ||w|| = 2, ||g|| = 4, decay 0.5: length 4 + 1; the second layer is zero; the third has no gradient."""
+    layers = [torch.ones(4), torch.zeros(3), torch.ones(2)]
+    layers = [layer.requires_grad_() for layer in layers]
+    layers[0].grad, layers[1].grad = torch.full((4,), 2.0), torch.ones(3)
+    for clip, ratio, plain in ((False, 0.01 * 2 / 5, 1.0), (True, 0.001, 0.001)):
+        optimizer = LARS(layers, 0.001, weight_decay=0.5, trust_coefficient=0.01, clip=clip, eps=1e-12)
+        optimizer.step()
+        report = optimizer.layer_report()
+        assert report[:, 2].isnan().all()
+        assert report[0, :2].tolist() == pytest.approx([ratio, plain], rel=1e-6)
+        assert report[2, 0].item() == pytest.approx(5.0, rel=1e-6)
+        for layer in layers:
+            layer.data.fill_(float(layer.numel() != 3))
+
+
+def test_report_on_the_layers_of_nvlamb():
+    """By hand: at t = 1 u is the sign of the gradient, so ||u|| = 3 for 9 elements; ||w|| = 6; r = 2."""
+    for kernel in ("reference", "foreach", "fused"):
+        layers = [torch.full((9,), 2.0, requires_grad=True), torch.ones(2, requires_grad=True)]
+        optimizer = NVLamb(layers, 0.001, weight_decay=0.0, eps=1e-12, kernel=kernel)
+        assert optimizer.layer_report().isnan().all()
+        layers[0].grad = torch.linspace(-1, 1, 9) + 0.1
+        optimizer.step()
+        report = optimizer.layer_report()
+        assert report.shape == (3, 2)
+        assert report[:, 0].tolist() == pytest.approx([2.0, 6.0, 3.0], rel=1e-5)
+        assert report[:, 1].isnan().all()

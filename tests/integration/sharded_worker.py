@@ -1,0 +1,254 @@
+"""Run under torchrun by test_sharded.py: optimizers divided over the ranks, against the same optimizer undivided."""
+
+import copy
+import itertools
+import shutil
+import sys
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from hydra import compose, initialize_config_dir
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from bert_pretrain.config import PretrainConfig
+from bert_pretrain.distributed import World
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.optim import LARS, SGD, Adam, AdamW, NVLamb, ShardedOptimizer, decay_groups
+from bert_pretrain.pretrain import pretrain
+from bert_pretrain.structured import CONFIG_DIR, to_dataclass
+
+FAMILY = {
+    "nvlamb": partial(NVLamb, lr=0.01, kernel="fused"),
+    "nvlamb_foreach": partial(NVLamb, lr=0.01, kernel="foreach"),
+    "nvlamb_reference": partial(NVLamb, lr=0.01, kernel="reference"),
+    "nvidia_code": partial(
+        NVLamb, lr=0.01, pre_normalization="clip", max_grad_norm=0.01, trust_ratio="decayed", kernel="foreach"
+    ),
+    "lamb": partial(NVLamb, lr=0.01, pre_normalization="none", kernel="foreach"),
+    "lars": partial(LARS, lr=1.0, trust_coefficient=0.01),
+    "larc": partial(LARS, lr=0.1, trust_coefficient=0.01, clip=True),
+    "adamw": partial(AdamW, lr=0.01, max_grad_norm=0.01),
+    "adam": partial(Adam, lr=0.01, max_grad_norm=0.01),
+    "sgd": partial(SGD, lr=0.1, max_grad_norm=0.01),
+}
+
+
+def make_model() -> nn.Module:
+    """Ten layers of odd sizes, 3,818 parameters."""
+    torch.manual_seed(1)
+    hidden = [
+        nn.Linear(13, 37),
+        nn.LayerNorm(37),
+        nn.Tanh(),
+        nn.Linear(37, 41),
+        nn.Tanh(),
+        nn.Linear(41, 37),
+        nn.Tanh(),
+    ]
+    return nn.Sequential(*hidden, nn.Linear(37, 3))
+
+
+def samples(step: int) -> torch.Tensor:
+    """Eight samples; each rank takes its share."""
+    return torch.randn(8, 13, generator=torch.Generator().manual_seed(step))
+
+
+def backward(network: nn.Module, batch: torch.Tensor) -> None:
+    network.zero_grad(set_to_none=True)
+    network(batch).square().mean().backward()
+
+
+def bytes_of_state(optimizer: torch.optim.Optimizer) -> int:
+    return sum(t.numel() * t.element_size() for own in optimizer.state.values() for t in own.values())
+
+
+def count_calls(counts: Counter, name: str) -> None:
+    original = getattr(dist, name)
+
+    def counted(*args, **kwargs):
+        counts[name] += 1
+        return original(*args, **kwargs)
+
+    setattr(dist, name, counted)
+
+
+def divided(name: str, counts: Counter) -> dict:
+    """Six steps under DDP with a skipped one; the undivided optimizer sees the same batch whole, without DDP."""
+    rank, make = dist.get_rank(), FAMILY[name]
+    whole_model, model = make_model(), make_model()
+    whole, optimizer = make(decay_groups(whole_model, 0.01)), ShardedOptimizer(decay_groups(model, 0.01), make)
+    network = DistributedDataParallel(model)
+    travelled: list[int] = []
+
+    def hook(state, bucket):
+        travelled.append(bucket.buffer().numel())
+        return allreduce_hook(state, bucket)
+
+    network.register_comm_hook(None, hook)
+    halves, resumed_from = slice(4 * rank, 4 * rank + 4), None
+    for step in range(7):
+        backward(whole_model, samples(step))
+        backward(network, samples(step)[halves])
+        if step == 3:  # skipped on both ranks, though the rank that does not own the layer meets only its gradient
+            for trained in (whole_model, model):
+                next(trained.parameters()).grad[0, 0] = float("nan")
+        if step == 5:
+            resumed_from = copy.deepcopy((optimizer.state_dict(), [p.detach() for p in model.parameters()]))
+        counts.clear()
+        for group in optimizer.param_groups + whole.param_groups:
+            group["lr"] = rate_of(make, step)
+        whole.step()
+        optimizer.step()
+        calls_of_step = dict(counts)
+        assert optimizer.skipped == whole.skipped == float(step == 3)
+        if step != 3:
+            torch.testing.assert_close(optimizer.grad_norm, whole.grad_norm, rtol=1e-5, atol=0)
+    ordinary = copy.deepcopy(optimizer.state_dict())
+    own_bytes = bytes_of_state(optimizer.optim)
+    resumed = resume(make, resumed_from, halves)
+    if hasattr(whole, "layer_report"):
+        torch.testing.assert_close(optimizer.layer_report(), whole.layer_report(), rtol=1e-4, atol=1e-9)
+    return {
+        "weights": [p.detach().clone() for p in model.parameters()],
+        "expected": [p.detach().clone() for p in whole_model.parameters()],
+        "resumed": resumed,
+        "state": ordinary["state"],
+        "expected_state": whole.state_dict()["state"],
+        "groups": ordinary["param_groups"],
+        "expected_groups": whole.state_dict()["param_groups"],
+        "bytes": own_bytes,
+        "whole_bytes": bytes_of_state(whole),
+        "calls": calls_of_step,
+        "gradient_elements_travelled_per_step": sum(travelled) / 7,
+    }
+
+
+def rate_of(make: partial, step: int) -> torch.Tensor:
+    return torch.tensor(make.keywords["lr"] * 0.9**step, dtype=torch.float64)
+
+
+def resume(make: partial, saved: tuple, halves: slice) -> list[torch.Tensor]:
+    """A fresh model and optimizer take the state from before the last two steps, and go on."""
+    state, weights = saved
+    everyone = [state]
+    dist.broadcast_object_list(everyone)  # as from a file that all read
+    model = make_model()
+    optimizer = ShardedOptimizer(decay_groups(model, 0.01), make)
+    with torch.no_grad():
+        for param, value in zip(model.parameters(), weights, strict=True):
+            param.copy_(value)
+    optimizer.load_state_dict(everyone[0])
+    network = DistributedDataParallel(model)
+    for step in (5, 6):
+        backward(network, samples(step)[halves])
+        for group in optimizer.param_groups:
+            group["lr"] = rate_of(make, step)
+        optimizer.step()
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def slices(kernel: str, dtype: torch.dtype) -> dict:
+    """FSDP2: layers cut into slices, uneven and (3 rows, 41 long) odd; the undivided optimizer beside it."""
+    whole_model, model = make_model().to(dtype), make_model().to(dtype)
+    fully_shard(model)
+    make = partial(NVLamb, lr=0.01, weight_decay=0.01, kernel=kernel)
+    whole, optimizer = make(whole_model.named_parameters()), make(model.named_parameters())
+    for step in range(6):
+        for trained in (whole_model, model):
+            backward(trained, samples(step).to(dtype))
+        if step == 3:
+            next(whole_model.parameters()).grad[0, 0] = float("nan")
+            if dist.get_rank() == 0:
+                next(model.parameters()).grad.to_local()[0, 0] = float("nan")
+        whole.step()
+        optimizer.step()
+        assert optimizer.skipped == whole.skipped == float(step == 3)
+    torch.testing.assert_close(
+        optimizer.grad_norm, whole.grad_norm, rtol=1e-4 if dtype == torch.float32 else 1e-2, atol=0
+    )
+    again = make(model.named_parameters())
+    again.load_state_dict(whole.state_dict())  # an ordinary state goes into slices
+    first = next(model.parameters())
+    torch.testing.assert_close(
+        again.state[first]["exp_avg"].full_tensor(), whole.state[next(whole_model.parameters())]["exp_avg"]
+    )
+    return {
+        "weights": [p.detach().full_tensor() for p in model.parameters()],
+        "expected": [p.detach().clone() for p in whole_model.parameters()],
+        "local_sizes": [p.to_local().numel() for p in model.parameters()],
+        "whole_sizes": [p.numel() for p in whole_model.parameters()],
+    }
+
+
+def refusals() -> dict:
+    """What cannot be done on slices, in the product's words."""
+    model = make_model()
+    fully_shard(model)
+    backward(model, samples(0))
+    said = {}
+    ordinary = torch.ones(2, requires_grad=True)
+    ordinary.grad = torch.ones(2)
+    for what, optimizer in {
+        "fused": NVLamb(model.parameters(), 0.1, kernel="fused"),
+        "mixed": NVLamb([*model.parameters(), ordinary], 0.1),
+    }.items():
+        try:
+            optimizer.step()
+        except ConfigError as error:
+            said[what] = str(error)
+    for make in (LARS, AdamW, Adam, SGD):
+        try:
+            make(model.parameters(), 0.1)
+        except ConfigError as error:
+            said[make.__name__] = str(error)
+    several = make_model()
+    several[0].bfloat16()
+    for what, unfit in {"few": nn.Linear(1, 1, bias=False), "several": several}.items():
+        try:
+            ShardedOptimizer(decay_groups(unfit, 0.01), FAMILY["nvlamb"])
+        except ConfigError as error:
+            said[what] = str(error)
+    return said
+
+
+def runs(out: Path, options: list[str]) -> None:
+    """A run of six steps, and the same going on from its third."""
+    world = World(dist.get_rank(), dist.get_rank(), 2, torch.device("cpu"))
+    for name in ("through", "again"):
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            composed = compose("pretrain", [*options, f"run_dir={out / name}", "optimizer.sharded=true"])
+        pretrain(to_dataclass(composed, PretrainConfig), world)
+        if world.is_first and name == "through":
+            for copied in ("again", "alone"):
+                shutil.copytree(out / name, out / copied)
+                shutil.rmtree(out / copied / "checkpoints/step_00000006")
+        dist.barrier()
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    counts: Counter = Counter()
+    for name in ("all_reduce", "broadcast"):
+        count_calls(counts, name)
+    result = {
+        "divided": {name: divided(name, counts) for name in FAMILY},
+        "slices": {
+            f"{kernel}_{dtype}": slices(kernel, dtype)
+            for kernel, dtype in itertools.product(("reference", "foreach", "auto"), (torch.float32, torch.bfloat16))
+        },
+        "refusals": refusals(),
+    }
+    torch.save(result, Path(sys.argv[1]) / f"rank{dist.get_rank()}.pt")
+    runs(Path(sys.argv[1]), sys.argv[2:])
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The benchmarks run and write what they promise; their timings are not a test."""
+
+import json
+from pathlib import Path
+
+from tests.conftest import TEST_RECIPE, run_module
+
+STEP_KEYS = {
+    "model", "sequence_length", "variant", "real_tokens_per_second", "speedup_over_baseline", "matrix_peak_share",
+    "peak_memory_bytes", "device",
+}  # fmt: skip
+OPTIMIZER_KEYS = {
+    "model", "implementation", "milliseconds", "bytes_per_parameter", "copy_bandwidth_share", "device",
+}  # fmt: skip
+
+
+def test_step(tmp_path: Path, shard_dir: Path) -> None:
+    options = [*TEST_RECIPE, f"data.dir={shard_dir}", f"out_dir={tmp_path}", "rounds=3", "precision.compute=fp32"]
+    done = run_module("bert_pretrain.bench", "step", *options)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "step.json").read_text())["rows"]
+    names = ["baseline", "masked positions", "+ last layer rows", "+ fused qkv", "all"]
+    assert [row["variant"] for row in rows] == names
+    assert all(row.keys() >= STEP_KEYS for row in rows)
+    assert all(row["real_tokens_per_second"] > 0 for row in rows)
+    assert all(name in done.stdout for name in names)
+
+
+def test_optimizer(tmp_path: Path) -> None:
+    options = ["models=[tiny]", "rounds=1", "steps=1", "busy=true", "device=cpu", f"out_dir={tmp_path}"]
+    done = run_module("bert_pretrain.bench", "optimizer", *options)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "optimizer.json").read_text())["rows"]
+    found = {row["implementation"] for row in rows}
+    assert found >= {"nvlamb/fused", "nvlamb/foreach", "nvlamb/reference", "adamw_fused", "clip+adamw_fused"}
+    assert all(row.keys() >= OPTIMIZER_KEYS for row in rows)
+    assert all(row["milliseconds"] > 0 for row in rows)
+
+
+def test_what_it_cannot_do_is_one_line(tmp_path: Path) -> None:
+    for options in (["jump"], ["optimizer", "models=[huge]"], ["step", *TEST_RECIPE, "rounds=1", "data.dir=x"]):
+        done = run_module("bert_pretrain.bench", *options)
+        assert done.returncode != 0
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert "allowed" in done.stderr

@@ -1,0 +1,149 @@
+"""State divided over two ranks: the weights of one rank, half the memory, one checkpoint format for all."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file
+
+from bert_pretrain.config import PretrainConfig
+from bert_pretrain.distributed import open_world
+from bert_pretrain.metrics import read_rows
+from bert_pretrain.pretrain import pretrain
+from bert_pretrain.structured import CONFIG_DIR, to_dataclass
+from tests.conftest import ROOT, TEST_RECIPE
+
+FAMILY = [
+    "nvlamb", "nvlamb_foreach", "nvlamb_reference", "nvidia_code", "lamb", "lars", "larc", "adamw", "adam", "sgd",
+]  # fmt: skip
+ELEMENTS = 3818
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sharded")
+
+
+def run_options(shard_dir: Path) -> list[str]:
+    free = ["model.hidden_dropout_prob=0", "model.attention_probs_dropout_prob=0", "logging.layers_every_steps=2"]
+    return [*TEST_RECIPE, *free, f"data.dir={shard_dir}"]
+
+
+@pytest.fixture(scope="module")
+def ranks(out: Path, shard_dir: Path) -> list[dict]:
+    """What both ranks found; the folder holds the runs beside it."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launcher, str(ROOT / "tests/integration/sharded_worker.py"), str(out), *run_options(shard_dir)],
+        cwd=ROOT, capture_output=True, text=True, timeout=200, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def error(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    pairs = zip(found, expected, strict=True)
+    return max(((a.double() - b.double()).norm() / b.double().norm()).item() for a, b in pairs)
+
+
+def equal(found: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_weights_are_those_of_one_rank_and_the_same_on_both(ranks: list[dict], name: str) -> None:
+    first, second = (rank["divided"][name] for rank in ranks)
+    assert error(first["weights"], first["expected"]) < 1e-6
+    assert equal(first["weights"], second["weights"])
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_rank_holds_about_half_of_the_state(ranks: list[dict], name: str) -> None:
+    own = [rank["divided"][name]["bytes"] for rank in ranks]
+    whole = ranks[0]["divided"][name]["whole_bytes"]
+    assert sum(own) == whole
+    assert max(own) < 0.55 * whole
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_gradient_travels_once_and_the_weights_once(ranks: list[dict], name: str) -> None:
+    """A step: every element of the gradient in one all-reduce (DDP's), no other, and one broadcast of each rank's."""
+    for rank in ranks:
+        assert rank["divided"][name]["gradient_elements_travelled_per_step"] == ELEMENTS
+        assert rank["divided"][name]["calls"] == {"broadcast": 2}
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_state_is_the_ordinary_one_and_resumes_bitwise(ranks: list[dict], name: str) -> None:
+    first, second = (rank["divided"][name] for rank in ranks)
+    assert first["groups"] == first["expected_groups"]
+    assert first["state"].keys() == first["expected_state"].keys()
+    for index, expected in first["expected_state"].items():
+        found = first["state"][index]
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert found[key].dtype == value.dtype
+            torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-7)
+    assert second["state"] == {}
+    assert equal(first["resumed"], first["weights"])
+    assert equal(second["resumed"], first["weights"])
+
+
+@pytest.mark.parametrize("kernel", ["reference", "foreach", "auto"])
+def test_slices_of_fsdp2_give_the_weights_of_whole_layers(ranks: list[dict], kernel: str) -> None:
+    first, second = (rank["slices"][f"{kernel}_torch.float32"] for rank in ranks)
+    both = zip(first["local_sizes"], second["local_sizes"], first["whole_sizes"], strict=True)
+    sizes = [(a, b) for a, b, whole in both if a + b == whole]
+    assert len(sizes) == len(first["whole_sizes"])
+    assert any(a != b for a, b in sizes)
+    assert error(first["weights"], first["expected"]) < 1e-6
+
+
+@pytest.mark.parametrize("kernel", ["reference", "foreach", "auto"])
+def test_slices_in_bf16_keep_their_masters(ranks: list[dict], kernel: str) -> None:
+    found = ranks[0]["slices"][f"{kernel}_torch.bfloat16"]
+    assert error(found["weights"], found["expected"]) < 1e-2
+
+
+def test_what_cannot_be_done_on_slices_is_refused(ranks: list[dict]) -> None:
+    for rank in ranks:
+        said = rank["refusals"]
+        assert said["fused"] == "kernel is 'fused'; allowed: auto | reference | foreach for DTensors"
+        assert said["mixed"].startswith("parameters are DTensors and ordinary tensors; allowed: one kind")
+        for other in ("LARS", "AdamW", "Adam", "SGD"):
+            assert said[other] == "a parameter is 'a DTensor'; allowed: ordinary tensors, or NVLamb"
+        assert "dtypes of the parameters" in said["several"]
+        assert said["few"] == "ranks is 2; allowed: up to 1, the layers to deal"
+
+
+def test_a_run_resumes_divided_bitwise_and_undivided_to_rounding(ranks: list[dict], out: Path, shard_dir: Path) -> None:
+    """Six steps on two ranks; again from the third step on two; and from the third on one, undivided."""
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        config = to_dataclass(
+            compose("pretrain", [*run_options(shard_dir), f"run_dir={out / 'alone'}"]), PretrainConfig
+        )
+    with open_world("cpu") as world:
+        pretrain(config, world)
+    expected, again, alone = (
+        load_file(out / name / "checkpoints/step_00000006/model/model.safetensors")
+        for name in ("through", "again", "alone")
+    )
+    assert expected.keys() == again.keys() == alone.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, again[name])
+        torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5)
+    assert not torch.equal(value, load_file(out / "again/checkpoints/step_00000003/model/model.safetensors")[name])
+
+
+def test_reports_on_layers_are_whole_and_the_same_however_divided(ranks: list[dict], out: Path) -> None:
+    rows = [read_rows(out / name / "metrics.jsonl") for name in ("through", "again")]
+    reports = [[row for row in run if "trust_ratio" in row] for run in rows]
+    assert reports[0] == reports[1]
+    assert [row["step"] for row in reports[0]] == [2, 4, 6]
+    layers = load_file(out / "through/checkpoints/step_00000006/model/model.safetensors").keys()
+    for kind in ("trust_ratio", "weight_norm", "update_norm"):
+        assert reports[0][0][kind].keys() == set(layers)
