@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from results_file import write_result
 
 WORKERS = 2
 WIKIPEDIA_MEGABYTES = 20_000
@@ -86,14 +87,11 @@ def main() -> None:
     """Measure every size and write the rows down."""
     texts = sorted(Path(sys.argv[1]).rglob("*.txt"))
     rows = [measure(texts, Path(sys.argv[2]) / size, int(size)) for size in sys.argv[4:]]
-    result = {
-        "what": "peak memory by size of the corpus",
-        "workers": WORKERS,
-        "rows": rows,
-        "projected": project(rows[-1]),
-    }
-    Path(sys.argv[3]).write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    projected = project(rows[-1])
+    note = f"For {WIKIPEDIA_MEGABYTES:,} MB of text by the last row: hours by cores {projected['hours_by_cores']}, "
+    note += f"{projected['gigabytes_on_disk']} GB on disk; core seconds a MB {projected['core_seconds_a_megabyte']}."
+    flat = [{**row, "stage_seconds": str(row["stage_seconds"])} for row in rows]
+    write_result(Path(sys.argv[3]), "Peak memory by size of the corpus, 2 workers, 128 and 512, factor 5", flat, note)
 
 
 if __name__ == "__main__":

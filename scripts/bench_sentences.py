@@ -8,7 +8,6 @@ sentence); one that ends in an abbreviation such as "Mr."; a sentence with a ful
 first word inside (two sentences left together). And of twelve short paragraphs, how many are split as a person would.
 """
 
-import json
 import re
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import blingfire
 import syntok.segmenter
+from results_file import write_result
 
 from data_prep.sentences import split_sentences
 
@@ -67,13 +67,13 @@ def main() -> None:
         "blingfire": lambda text: blingfire.text_to_sentences(text).split("\n"),
         "syntok": by_syntok,
     }
-    rows: dict[str, dict[str, dict[str, float]]] = {}
+    rows = []
     for name in sys.argv[2:]:
         lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
         paragraphs = [" ".join(line.split()) for line in lines if line.strip()]
-        rows[Path(name).name] = {key: measure(split, paragraphs) for key, split in splitters.items()}
-    Path(sys.argv[1]).write_text(json.dumps({"what": "sentence splitters on one core", "texts": rows}, indent=2) + "\n")
-    print(json.dumps(rows, indent=2))
+        rows += [{"text": Path(name).name, "library": key, **measure(f, paragraphs)} for key, f in splitters.items()]
+    note = "Faults a thousand sentences; sentencex leaves quoted speech of several sentences whole."
+    write_result(Path(sys.argv[1]), "Sentence splitters on one core", rows, note)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ four workers with a SIGKILL to the whole process group at five random moments (f
 """
 
 import hashlib
-import json
 import os
 import random
 import signal
@@ -15,6 +14,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from results_file import write_result
 
 KILLS, SEED = 5, 2024
 
@@ -67,18 +68,10 @@ def main() -> None:
         kills.append({"after_seconds": round(wait, 2), "parts_done": parts_done(killed)})
     finish(start(killed, 4, options))
     expected = hashes(scratch / "one")
-    row = {
-        "what": "byte-identical shards with 1 and 4 workers and after SIGKILL and restart",
-        "options": options,
-        "files": len(expected),
-        "seconds_of_the_run_with_one_worker": round(seconds, 1),
-        "four_workers_equal": hashes(scratch / "four") == expected,
-        "kills": kills,
-        "killed_equal": hashes(killed) == expected,
-    }
-    result.write_text(json.dumps(row, indent=2) + "\n")
-    print(json.dumps(row, indent=2))
-    sys.exit(not (row["four_workers_equal"] and row["killed_equal"]))
+    equal = {"four workers": hashes(scratch / "four") == expected, "killed": hashes(killed) == expected}
+    note = f"{len(expected)} files equal: {equal}; the run with one worker took {seconds:.1f} s. Options: {options}."
+    write_result(result, "SIGKILL and restart: byte-identical shards with 1 and 4 workers and after kills", kills, note)
+    sys.exit(not all(equal.values()))
 
 
 if __name__ == "__main__":
