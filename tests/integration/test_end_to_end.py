@@ -27,7 +27,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, text in enumerate(topics.values()):
         (home / "text" / f"{number:03d}.txt").write_text(text, encoding="utf-8")
     corpus = ("corpus=text", f"corpus.path={home / 'text'}", "corpus.documents=file", "corpus.lines=wrapped")
-    shape = ("sequence_length=32", "vocab_size=1000", "heldout_fraction=0.1")
+    shape = ("sequence_lengths=[32]", "vocab_size=1000", "heldout_fraction=0.1")
     succeed("data_prep.prepare", *corpus, *shape, f"out_dir={home / 'data'}")
     succeed("data_prep.verify", f"dir={home / 'data'}")
     recipe = ("recipe=demo", f"data.dir={home / 'data'}", f"run_dir={home / 'run'}", "data.sequence_length=32")
