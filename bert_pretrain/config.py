@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from bert_pretrain.batch_plan import BatchConfig
 from bert_pretrain.checkpoint import CheckpointConfig
+from bert_pretrain.communication import CommunicationConfig
 from bert_pretrain.data import DataConfig
 from bert_pretrain.encoder import SpeedConfig
 from bert_pretrain.errors import ConfigError, require
@@ -32,6 +33,7 @@ _FREE_ON_RESUME = (
     "data.prefetch",
     "model.attention",
     "optimizer.kernel",
+    "communication.bucket_mb",
     "optimizer.sharded",
     "logging",
     "training",
@@ -60,6 +62,7 @@ class PretrainConfig:
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     precision: PrecisionConfig
+    communication: CommunicationConfig
     training: TrainingConfig
     checkpoint: CheckpointConfig
     logging: LoggingConfig

@@ -3,18 +3,29 @@
 This is the only file that reads ``os.environ``. Without torchrun the world is this one process.
 """
 
+import hashlib
+import json
 import os
+import platform
+import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.structured import print_error
+
+_COMPARED = ("torch", "transformers", "numpy", "h5py")
+_FAULTS = "faults"
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,26 @@ class World:
             dist.broadcast_object_list(said, src=0)
         return said[0]
 
+    def together(self, work: Callable[[], Result]) -> Result:
+        """``work()`` on every rank; where any raises ``ConfigError``, all raise that of the lowest such rank.
+
+        For work whose mistakes need not be the same everywhere: a directory that one node does not see.
+        """
+        fault, result = "", None
+        try:
+            result = work()
+        except ConfigError as error:
+            fault = str(error)
+            if self.size == 1:
+                raise
+        faults: list[str] = [fault] * self.size
+        if self.size > 1:
+            dist.all_gather_object(faults, fault and f"{fault}{_whose(self.rank)}")
+        for found in faults:
+            if found:
+                raise ConfigError(found)
+        return result  # type: ignore[return-value]
+
     def wait_for_all(self) -> None:
         """Return when every rank has arrived here."""
         if self.size > 1:
@@ -54,16 +85,16 @@ def _environment(name: str, default: int) -> int:
     return int(os.environ.get(name, default))
 
 
-def pick_device(name: str, local_rank: int) -> torch.device:
+def pick_device(name: str, local_rank: int, local_size: int = 1) -> torch.device:
     """``auto`` is this rank's GPU where there is one, else the CPU. Raises ``ConfigError``."""
     require(name in ("auto", "cpu", "cuda"), "device", name, "auto, cpu, cuda")
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError("device is 'cuda', but torch sees no CUDA device; use device=cpu, or check the driver")
-    if local_rank >= torch.cuda.device_count():
+    if local_size > torch.cuda.device_count():
         raise ConfigError(
-            f"{local_rank + 1} or more processes on a node with {torch.cuda.device_count()} GPUs; "
+            f"{local_size} processes on a node with {torch.cuda.device_count()} GPUs; "
             "start torchrun with --nproc-per-node equal to the number of GPUs"
         )
     return torch.device("cuda", local_rank)
@@ -75,11 +106,26 @@ def cores_per_rank(local_size: int) -> int:
 
 
 @contextmanager
-def open_world(device: str = "auto", timeout_seconds: float = 1800.0) -> Iterator[World]:
-    """Join the process group that torchrun describes (gloo on CPU, NCCL on GPUs) and leave it at the end."""
+def open_world(device: str = "auto", options: str = "", timeout_seconds: float = 1800.0) -> Iterator[World]:
+    """Join the process group that torchrun describes (gloo on CPU, NCCL on GPUs) and leave it at the end.
+
+    ``options`` has to be the same text on all ranks. Raises ``ConfigError``, the same on every rank, where it is not,
+    where versions or sources differ, where a rank finds no device for itself, or where one does not come.
+    """
     local_rank, local_size = _environment("LOCAL_RANK", 0), _environment("LOCAL_WORLD_SIZE", 1)
-    here = pick_device(device, local_rank)
-    world = World(_environment("RANK", 0), local_rank, _environment("WORLD_SIZE", 1), here)
+    rank, size = _environment("RANK", 0), _environment("WORLD_SIZE", 1)
+    timeout, store = timedelta(seconds=timeout_seconds), None
+    here, fault = torch.device("cpu"), ""
+    try:
+        here = pick_device(device, local_rank, local_size)
+    except ConfigError as error:
+        fault = str(error)
+    if size > 1:
+        store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+        fault = roll_call(store, rank, size, fault, _facts(here, options))
+    if fault:
+        raise ConfigError(fault)
+    world = World(rank, local_rank, size, here)
     if here.type == "cuda":
         torch.cuda.set_device(here)
     elif "OMP_NUM_THREADS" not in os.environ or world.size > 1:
@@ -88,14 +134,58 @@ def open_world(device: str = "auto", timeout_seconds: float = 1800.0) -> Iterato
     if world.size > 1:
         dist.init_process_group(
             "nccl" if here.type == "cuda" else "gloo",
-            timeout=timedelta(seconds=timeout_seconds),
+            timeout=timeout,
             device_id=here if here.type == "cuda" else None,
+            store=store,
+            rank=rank,
+            world_size=size,
         )
     yield world
     # Not in a finally: a rank that fails while its peers wait in a collective must die, not wait for them.
     world.wait_for_all()
     if world.size > 1:
         dist.destroy_process_group()
+
+
+def _facts(device: torch.device, options: str) -> dict[str, str]:
+    """What has to be the same on all ranks, by the name under which a user knows it."""
+    sources = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        sources.update(path.read_bytes())
+    facts = {"Python": platform.python_version()} | {name: version(name) for name in _COMPARED}
+    if device.type == "cuda":
+        facts["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
+    facts |= {"the device": device.type, "bert_pretrain's source": sources.hexdigest()[:12]}
+    return facts | {"the options": hashlib.sha256(options.encode()).hexdigest()[:12]}
+
+
+def _whose(rank: int) -> str:
+    return f" (rank {rank} on {socket.gethostname()})" if rank else ""
+
+
+def roll_call(store: dist.Store, rank: int, size: int, fault: str, facts: dict[str, str]) -> str:
+    """Before any collective: every rank says its fault and its ``facts``, rank 0 finds the first that is wrong.
+
+    Returns what is wrong, the same on every rank; empty where nothing is. Costs ``size`` reads of a small value.
+    """
+    store.set(f"here/{rank}", json.dumps([fault and fault + _whose(rank), _whose(rank), facts]))
+    if rank > 0:
+        return store.get(_FAULTS).decode()
+    verdict = ""
+    for other in range(size):
+        try:
+            said, whose, theirs = json.loads(store.get(f"here/{other}"))
+        except dist.DistStoreError:
+            said, whose, theirs = f"rank {other} of {size} did not come; see the output of its node", "", facts
+        unequal = [
+            f"{name} is not the same on all nodes: {found} here, {theirs[name]} there{whose}; give every node the "
+            "same environment and command"
+            for name, found in facts.items()
+            if theirs.get(name) != found
+        ]
+        verdict = verdict or said or next(iter(unequal), "")
+    store.set(_FAULTS, verdict)
+    return verdict
 
 
 def report_once(error: ConfigError) -> None:

@@ -14,10 +14,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig, BertForPreTraining
 
-from bert_pretrain.distributed import World
 from bert_pretrain.encoder import SpeedConfig, encode
 from bert_pretrain.errors import require
 
@@ -148,23 +146,6 @@ def build_model(config: ModelConfig, speed: SpeedConfig, seed: int, device: torc
     """A freshly initialised model on ``device``: the same weights for the same seed on every rank."""
     torch.manual_seed(seed)
     return PretrainingModel(BertForPreTraining(bert_config(config, device)), speed).to(device)
-
-
-def data_parallel(model: PretrainingModel, world: World) -> nn.Module:
-    """``model`` with its gradients averaged over the ranks; itself where there is one rank.
-
-    DDP groups its buckets anew after its first backward, and the groups decide in which order three and more ranks add
-    up: a resumed run would differ from the undisturbed one in the last bit. So one sample of nothing goes through here.
-    """
-    if world.size == 1:
-        return model
-    device_ids = [world.local_rank] if world.device.type == "cuda" else None
-    network = DistributedDataParallel(model, device_ids, gradient_as_bucket_view=True)
-    tokens = torch.zeros((1, 2), dtype=torch.long, device=world.device)
-    out = network(tokens, None, tokens, tokens[0, :1], tokens[0, :1], tokens[0, :1])
-    ((out.mlm_loss + out.nsp_loss) * 0).backward()
-    network.zero_grad(set_to_none=True)
-    return network
 
 
 def load_weights(model: PretrainingModel, folder: Path) -> None:

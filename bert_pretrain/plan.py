@@ -1,7 +1,8 @@
-"""Entry: ``python -m bert_pretrain.plan recipe=NAME [devices=N] [tokens_per_second=X] ...``.
+"""Entry: ``python -m bert_pretrain.plan recipe=NAME [devices=N] [gpu=KIND network=KIND plot=PNG] ...``.
 
-The arithmetic of a run before it is paid for: how the batch is cut, tokens, epochs, warm-up, FLOPs, memory, hours.
-It also checks the configuration, the shards and the run directory, and touches nothing.
+The arithmetic of a run before it is paid for: how the batch is cut, tokens, epochs, warm-up, FLOPs, memory, hours; on
+devices of a named kind also where the time of a step goes, and how far more of them help (``scaling.py``). It also
+checks the configuration, the shards and the run directory, and touches nothing but ``plot``.
 """
 
 from dataclasses import dataclass
@@ -16,13 +17,17 @@ from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.flops import parameter_count, training_flops
 from bert_pretrain.metrics import duration
 from bert_pretrain.optim.schedule import learning_rate
+from bert_pretrain.plots import Curve, draw_scaling
 from bert_pretrain.precision import compute_dtype
+from bert_pretrain.scaling import GpuConfig, NetworkConfig, Scaling, powers_of_two
 from bert_pretrain.structured import entry_point
 
 # Bytes kept for backward, per token of a micro-batch and layer: in units of the width (inputs of the six matrix
 # products, both LayerNorms, dropout masks, the GELU's input) and of the attention matrix's row (two copies).
 _ACTIVATION_WIDTHS, _ATTENTION_COPIES = 18.0, 2.0
 _MASKED_SHARE = 0.15  # BERT's; what the shards really hold is known only once they are read
+_MOST_DEVICES = 4096
+_SMALLER = (1, 4, 16)  # the plot shows the recipe's batch and these parts of it
 
 
 @dataclass
@@ -35,9 +40,29 @@ class PlanConfig(PretrainConfig):
     """A measured rate of real tokens of all devices together; gives the hours."""
     samples: int | None
     """Training samples, where ``data.dir`` does not exist yet."""
+    gpu: GpuConfig | None
+    """The kind of device that step times are predicted for; null: no prediction."""
+    network: NetworkConfig
+    device_tokens_per_second: float | None
+    """A rate of real tokens that ``bench`` measured on one device, in place of ``gpu.matrix_share``."""
+    mean_length: float | None
+    """Real tokens a sample, where padding is cut off; null: ``data.sequence_length``."""
+    overlap: bool
+    """Whether gradients travel during the backward pass, as they do here."""
+    efficiency_floor: float
+    """Share of N times one device's speed below which the batch no longer pays."""
+    plot: str | None
+    """A PNG to draw: hours and efficiency from 1 to 4,096 devices."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("device_tokens_per_second", "mean_length"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "a number above 0")
+        longest = self.data.sequence_length
+        require((self.mean_length or 0) <= longest, "mean_length", self.mean_length, f"up to {longest}")
+        require(0 < self.efficiency_floor < 1, "efficiency_floor", self.efficiency_floor, "between 0 and 1")
+        require(self.plot is None or self.gpu is not None, "plot", self.plot, "null, unless gpu names a kind")
         require(self.devices >= 1, "devices", self.devices, "1 or more")
         rate = self.tokens_per_second
         require(rate is None or rate > 0, "tokens_per_second", rate, "a number above 0")
@@ -56,6 +81,72 @@ def main(config: PlanConfig) -> None:
             raise ConfigError(f"data.dir {config.data.dir} holds no training samples")
         samples = shards.samples
     print(describe(config, config.devices, device.type, dtype, samples, config.tokens_per_second))
+    if config.gpu is not None:
+        print(describe_scaling(config, scaling_of(config, config.gpu)))
+    if config.plot is not None and config.gpu is not None:
+        draw_scaling(Path(config.plot), scaling_curves(config, scaling_of(config, config.gpu)))
+        print(f"  drawn in {config.plot}")
+
+
+def scaling_of(config: PlanConfig, gpu: GpuConfig) -> Scaling:
+    """The recipe on devices of kind ``gpu``."""
+    return Scaling(
+        model=config.model,
+        sequence_length=config.data.sequence_length,
+        mean_length=config.mean_length or config.data.sequence_length,
+        micro_batch_size=config.batch.micro_batch_size,
+        communication=config.communication,
+        gpu=gpu,
+        network=config.network,
+        overlap=config.overlap,
+        sharded=config.optimizer.sharded,
+        device_tokens_per_second=config.device_tokens_per_second,
+    )
+
+
+def describe_scaling(config: PlanConfig, scaling: Scaling) -> str:
+    """Where the time of a step goes on ``devices`` devices, and the largest number that the batch keeps busy."""
+    batch, steps = config.batch.global_batch_size, config.schedule.total_steps
+    step = scaling.step(batch, config.devices)
+    seconds, share = step.total * steps, scaling.efficiency(batch, config.devices)
+    paying = scaling.last_paying(batch, config.efficiency_floor, _MOST_DEVICES)
+    parts = (
+        f"compute {step.compute / step.total:.1%}, waiting for gradients {step.exposed / step.total:.1%} (all their "
+        f"travel: {_ms(step.reduction)}), optimizer {step.optimizer / step.total:.1%}"
+    )
+    return "\n".join(
+        [
+            f"  {'predicted':<14}{_ms(step.total)} a step: {parts}",
+            f"  {'':<14}{duration(seconds)} for {steps:,} steps; scaling efficiency {share:.1%}",
+            f"  {'':<14}at least {config.efficiency_floor:.0%} efficient up to {paying:,} devices",
+        ]
+    )
+
+
+def scaling_curves(config: PlanConfig, scaling: Scaling) -> list[Curve]:
+    """Hours and efficiency from 1 to 4,096 devices, for the recipe's batch and parts of it over the same samples."""
+    curves = []
+    for part in _SMALLER:
+        batch = config.batch.global_batch_size // part
+        if batch < 1:
+            continue
+        devices = powers_of_two(min(_MOST_DEVICES, batch))
+        seen = config.schedule.total_steps * config.batch.global_batch_size
+        curves.append(
+            Curve(
+                label=f"{batch:,} samples a step",
+                devices=devices,
+                hours=[scaling.step(batch, n).total * seen / batch / 3600 for n in devices],
+                efficiency=[scaling.efficiency(batch, n) for n in devices],
+                last_paying=scaling.last_paying(batch, config.efficiency_floor, _MOST_DEVICES),
+                floor=config.efficiency_floor,
+            )
+        )
+    return curves
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.1f} ms" if seconds < 10 else f"{seconds:,.1f} s"
 
 
 def describe(

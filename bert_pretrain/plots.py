@@ -1,6 +1,7 @@
-"""The pictures of a run, drawn from its ``metrics.jsonl``."""
+"""The pictures of a run, drawn from its ``metrics.jsonl``, and of a plan."""
 
 import re
+from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
 
@@ -14,6 +15,19 @@ from matplotlib.colors import LogNorm
 from bert_pretrain.metrics import LAYER_KINDS, Row, read_rows
 
 _TRAIN, _HELDOUT = "#4477aa", "#cc3311"
+_SERIES = ("#4477aa", "#ee7733", "#228833")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One global batch on more and more devices."""
+
+    label: str
+    devices: list[int]
+    hours: list[float]
+    efficiency: list[float]
+    last_paying: int
+    floor: float
 
 
 def draw_run(run_dir: Path) -> Path:
@@ -119,3 +133,32 @@ def _smoothed(values: list[float]) -> list[float]:
         sum(values[max(0, i - half) : i + half + 1]) / len(values[max(0, i - half) : i + half + 1])
         for i in range(len(values))
     ]
+
+
+def draw_scaling(path: Path, curves: list[Curve]) -> None:
+    """Hours and efficiency against devices; a dot where each batch pays last."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    for curve, color in zip(curves, _SERIES, strict=False):
+        last = curve.devices.index(curve.last_paying)
+        left.plot(curve.devices, curve.hours, color=color, label=curve.label)
+        right.plot(curve.devices, curve.efficiency, color=color, label=curve.label)
+        for axes, values in ((left, curve.hours), (right, curve.efficiency)):
+            axes.plot(curve.last_paying, values[last], "o", color=color)
+        right.annotate(f"{curve.last_paying:,}", (curve.last_paying, curve.efficiency[last]), (4, 6),
+                       textcoords="offset points", color=color)  # fmt: skip
+    first = curves[0]
+    ideal = [first.hours[0] / n for n in first.devices]
+    left.plot(first.devices, ideal, color="grey", linestyle=":", label="without any loss")
+    right.axhline(first.floor, color="grey", linestyle=":", label=f"{first.floor:.0%}: the batch pays up to here")
+    for axes, label in ((left, "hours"), (right, "scaling efficiency")):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(first.devices[::2], [f"{n:,}" for n in first.devices[::2]])
+        axes.set_xlabel("devices")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    left.set_yscale("log")
+    right.set_ylim(0, 1.05)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -4,6 +4,7 @@ Configuration -> parts -> ``Trainer.run()``. Every part is built here, by name, 
 """
 
 import logging
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from bert_pretrain.optim import build_optimizer, describe_optimizer, layer_names
 from bert_pretrain.optim.schedule import learning_rate_table
 from bert_pretrain.plan import describe
 from bert_pretrain.precision import MixedPrecision
+from bert_pretrain.preemption import STOPPED, StopRequest
 from bert_pretrain.remask import remasking
 from bert_pretrain.report import write_report
 from bert_pretrain.sample_order import SampleOrder
@@ -45,12 +47,15 @@ def main(config: PretrainConfig) -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
-    with open_world(config.device) as world:
-        pretrain(config, world)
+    stop = StopRequest().listen()
+    with open_world(config.device, resolved_yaml(config)) as world:
+        finished = pretrain(config, world, stop)
+    if not finished:
+        sys.exit(STOPPED)
 
 
-def pretrain(config: PretrainConfig, world: World) -> None:
-    """Build every part, train to the end, write the report."""
+def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
+    """Build every part, train to the end, write the report; False where the run was asked to stop before."""
     run_dir, tokenizer = Path(config.run_dir), Path(config.data.tokenizer)
     check_run_dir(config)
     fault = writable_directory(run_dir) if world.is_first else None
@@ -65,19 +70,21 @@ def pretrain(config: PretrainConfig, world: World) -> None:
     store_config(run_dir, config_yaml, world)
     log.resume(trainer.progress.step)
     log.open_wandb(config.logging.wandb, config.logging.wandb_project, run_dir, wandb_key_present(), asdict(config))
-    trainer.run()
+    trainer.stop = stop
+    finished = trainer.run()
     log.close()
-    if world.is_first:
+    if not finished:
+        log.say(f"stopped as asked after step {trainer.progress.step}, which is saved; the same command goes on")
+    elif world.is_first:
         log.say(f"finished: checkpoints in {store.directory}, report with plots in {write_report(run_dir)}")
+    return finished
 
 
 def build_trainer(
     config: PretrainConfig, world: World, log: MetricsLog, store: CheckpointStore, config_yaml: str
 ) -> Trainer:
     """Every part of a run, going on from ``store``'s newest checkpoint where there is one."""
-    shards = open_train_split(config, log)
-    heldout = open_split(config.data, "heldout", config.model.vocab_size)
-    check_vocabulary(config.data, [split for split in (shards, heldout) if split is not None], log.say)
+    shards, heldout = world.together(lambda: open_data(config, log))
     plan = BatchPlan(config.batch.global_batch_size, config.batch.micro_batch_size, world.size)
     order = SampleOrder(config.seed, shards.samples, config.data.block_size)
     remask = remasking(config.data, shards, config.seed)
@@ -110,6 +117,7 @@ def build_trainer(
         evaluate_every=config.training.evaluate_every_steps,
         checkpoint_every=config.checkpoint.every_steps,
         peak_rate=measured_matrix_rate(world.device, precision.dtype),
+        communication=config.communication,
     )
 
 
@@ -123,12 +131,14 @@ def store_config(run_dir: Path, config_yaml: str, world: World) -> None:
     world.wait_for_all()
 
 
-def open_train_split(config: PretrainConfig, log: MetricsLog) -> ShardSet:
-    """The training shards, checked. Raises ``ConfigError`` where there are none."""
+def open_data(config: PretrainConfig, log: MetricsLog) -> tuple[ShardSet, ShardSet | None]:
+    """Training and held-out shards, checked. Raises ``ConfigError`` where there are none to train on."""
     shards = open_split(config.data, "train", config.model.vocab_size, log.say)
     if shards is None:
         raise ConfigError(f"data.dir {config.data.dir} holds no training samples; make shards with data_prep.prepare")
-    return shards
+    heldout = open_split(config.data, "heldout", config.model.vocab_size)
+    check_vocabulary(config.data, [split for split in (shards, heldout) if split is not None], log.say)
+    return shards, heldout
 
 
 def resume(

@@ -7,24 +7,25 @@ are fetched while the next step runs.
 
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from bert_pretrain.batch_plan import BatchPlan
 from bert_pretrain.batches import Counts, StepBatch
 from bert_pretrain.checkpoint import CheckpointStore, Progress
+from bert_pretrain.communication import CommunicationConfig, data_parallel, gradients_travel
 from bert_pretrain.data import ShardSet
 from bert_pretrain.distributed import World
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.flops import training_flops
 from bert_pretrain.loader import TrainingData, heldout_batches
 from bert_pretrain.metrics import LayerRows, MetricsLog, Row, evaluation_line, training_line
-from bert_pretrain.model import ModelConfig, PretrainingModel, data_parallel
+from bert_pretrain.model import ModelConfig, PretrainingModel
 from bert_pretrain.precision import MixedPrecision
+from bert_pretrain.preemption import StopRequest
 from bert_pretrain.sample_order import mixed
+from bert_pretrain.step_result import StepResult, fetch
 
 MAX_SKIPPED_IN_A_ROW = 100
 
@@ -38,17 +39,6 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         require(self.evaluate_every_steps >= 1, "training.evaluate_every_steps", self.evaluate_every_steps, "1 or more")
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """A dispatched step: its numbers, on their way to the host."""
-
-    numbers: torch.Tensor
-    """float64: skipped, lr, gradient norm, loss scale, whether weights or moments are not finite, the four global
-    counts, the four sums over all ranks; then the report on the layers where it may be asked for."""
-    arrived: torch.cuda.Event | None
-    """When they are there; None where they never left the host."""
 
 
 @dataclass
@@ -87,21 +77,24 @@ class Trainer:
     checkpoint_every: int
     peak_rate: float
     """Measured FLOP/s of one rank's device."""
+    communication: CommunicationConfig
+    stop: StopRequest = field(default_factory=StopRequest)
 
     def __post_init__(self) -> None:
-        self.network = data_parallel(self.model, self.world)
+        self.network = data_parallel(self.model, self.world, self.communication, self.precision.scaled)
         self.applied = torch.tensor([self.progress.step], device=self.world.device)
         self._pending: StepResult | None = None
         self._skipped_in_a_row = 0
-        self._unhealthy = False
+        self._unhealthy = self._stopping = False
+        self._saved_step = self.progress.step
         self._meter = Meter()
 
-    def run(self) -> None:
-        """Train to ``total_steps``, evaluating and saving on the way."""
+    def run(self) -> bool:
+        """Train to ``total_steps``, evaluating and saving on the way; False where it stopped before, as asked."""
         steps = self.data.steps(self.progress.attempts, pin=self.world.device.type == "cuda")
         self.log.start_clock()
         try:
-            while self.progress.step < self.total_steps:
+            while self.progress.step < self.total_steps and not self._stopping:
                 result = self.train_step(self._next(steps))
                 self._settle()  # the step before this one: done by now, so that nothing waits
                 self._pending = result
@@ -109,6 +102,11 @@ class Trainer:
                     self._look_up()
         finally:
             steps.close()  # type: ignore[attr-defined]
+        self._settle()  # after a stop one more step may be on its way, on every rank
+        if self.progress.step > self._saved_step:
+            self._save(self.optimizer.state_dict())
+            self.world.wait_for_all()
+        return self.progress.step == self.total_steps
 
     def train_step(self, batch: StepBatch) -> StepResult:
         """One global batch, one update. Returns without waiting for the device."""
@@ -130,17 +128,7 @@ class Trainer:
         numbers = [torch.stack(head), counts, sums[:4]]
         if self.layers.may_fall_in(self.progress.step + 1, 1 + (self._pending is not None)):
             numbers.append(self.optimizer.layer_report().flatten())  # type: ignore[attr-defined]
-        return self._fetch(torch.cat(numbers))
-
-    def _fetch(self, numbers: torch.Tensor) -> StepResult:
-        """Start the copy to the host; nobody waits for it before the next step is on its way."""
-        if self.world.device.type != "cuda":
-            return StepResult(numbers, None)
-        host = torch.empty_like(numbers, device="cpu", pin_memory=True)
-        host.copy_(numbers, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record()
-        return StepResult(host, arrived)
+        return fetch(torch.cat(numbers))
 
     def _accumulate(self, batch: StepBatch, counts: torch.Tensor) -> torch.Tensor:
         """Forward and backward of all micro-batches; the four sums of this rank, (4,) float64 on the device."""
@@ -150,7 +138,7 @@ class Trainer:
         factor = self.precision.scale * self.world.size  # DDP takes the mean over ranks, the loss is a sum over them
         with self.precision.autocast():  # open over all micro-batches: weights are cast once a step
             for index, micro_batch in enumerate(self._timed(batch.micro_batches)):
-                with self._gradients_travel(index == last):
+                with gradients_travel(self.network, index == last):
                     out = self.network(*micro_batch.to(self.world.device).tensors())
                     with self.precision.autocast(enabled=False):
                         loss = (out.mlm_loss / masked + out.nsp_loss / samples) * factor
@@ -159,14 +147,9 @@ class Trainer:
                     sums += torch.stack([part.double() for part in out])
         return sums
 
-    def _gradients_travel(self, now: bool) -> AbstractContextManager[None]:
-        if now or not isinstance(self.network, DistributedDataParallel):
-            return nullcontext()
-        return self.network.no_sync()
-
     def _global_counts(self, own: Counts) -> torch.Tensor:
-        """(4,) float64 on the device: samples, masked tokens, tokens, squared lengths over all ranks."""
-        values = [own.samples, own.masked_tokens, own.tokens, own.squared_lengths]
+        """(5,) float64 on the device: samples, masked tokens, tokens, squared lengths, ranks asked to stop."""
+        values = [own.samples, own.masked_tokens, own.tokens, own.squared_lengths, self.stop.asked]
         return self.world.sum(torch.tensor(values, dtype=torch.float64).to(self.world.device, non_blocking=True))
 
     @torch.no_grad()
@@ -213,6 +196,7 @@ class Trainer:
         self._meter.since += time.perf_counter() - started
 
     def _save(self, optimizer_state: dict) -> None:
+        self._saved_step = self.progress.step
         if not self.world.is_first:
             return
         saved = replace(self.progress, precision=self.precision.state_dict())
@@ -231,7 +215,8 @@ class Trainer:
         result, self._pending = self._pending, None
         if result.arrived is not None:
             result.arrived.synchronize()
-        skipped, rate, norm, scale, unhealthy, samples, masked, tokens, squared, *rest = result.numbers.tolist()
+        skipped, rate, norm, scale, unhealthy, samples, masked, tokens, squared, asked, *rest = result.numbers.tolist()
+        self._stopping = self._stopping or asked > 0
         self.progress = self.progress.after(applied=skipped == 0.0, samples=int(samples), tokens=int(tokens))
         self._meter.tokens += tokens
         self._meter.flops += training_flops(self.model_config, samples, tokens, squared, masked)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bert_pretrain.batches import StepBatch
-from bert_pretrain.checkpoint import CheckpointStore
+from bert_pretrain.checkpoint import CheckpointStore, load_progress
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.distributed import open_world
 from bert_pretrain.errors import ConfigError
@@ -28,10 +28,12 @@ def trainer_for(tmp_path: Path, shard_dir: Path, *overrides: str) -> Trainer:
     kept = [option for option in options if option.split("=")[0] not in {o.split("=")[0] for o in overrides}]
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config = to_dataclass(compose("pretrain", [*kept, *overrides]), PretrainConfig)
+    tmp_path.mkdir(exist_ok=True)
     log = MetricsLog(tmp_path / "metrics.jsonl", config.schedule.total_steps)
-    log.resume(0)
     with open_world("cpu") as world:
-        return build_trainer(config, world, log, CheckpointStore(tmp_path / "checkpoints", 9, None), "seed: 1\n")
+        trainer = build_trainer(config, world, log, CheckpointStore(tmp_path / "checkpoints", 9, None), "seed: 1\n")
+    log.resume(trainer.progress.step)
+    return trainer
 
 
 def rows(tmp_path: Path) -> list[dict]:
@@ -132,6 +134,55 @@ def test_evaluation_does_not_depend_on_the_cut(tmp_path: Path, shard_dir: Path) 
     assert whole is not None
     assert cut == pytest.approx(whole, rel=1e-5)
     assert trainer.model.training
+
+
+def ask_during(trainer: Trainer, attempt: int) -> None:
+    """A signal arrives while this attempt is computed."""
+    seen = iter(range(10**6))
+
+    def hook(*_: object) -> None:
+        if next(seen) == attempt:
+            trainer.stop.asked = True
+
+    trainer.optimizer.register_step_pre_hook(hook)
+
+
+@pytest.mark.parametrize("attempt", [0, 1, 2])
+def test_asked_to_stop_it_saves_and_goes_on_unseen(tmp_path: Path, shard_dir: Path, attempt: int) -> None:
+    """Asked before, at and after a boundary: the last step is saved; then the run nobody stopped, bit for bit."""
+    whole = trainer_for(tmp_path / "whole", shard_dir)
+    assert whole.run()
+    trainer = trainer_for(tmp_path / "stopped", shard_dir)
+    ask_during(trainer, attempt)
+    assert not trainer.run()
+    stopped_at = load_progress(trainer.store.all()[-1]).step
+    assert attempt + 1 < stopped_at <= attempt + 3  # the flag goes with the next counts, and is read one step later
+    again = trainer_for(tmp_path / "stopped", shard_dir)
+    assert again.progress.step == stopped_at
+    assert again.run()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+    kept = ("step", "loss", "eval_loss", "lr", "grad_norm")
+    pairs = zip(rows(tmp_path / "whole"), rows(tmp_path / "stopped"), strict=True)
+    assert all(one.get(key) == other.get(key) for one, other in pairs for key in kept)
+    assert not [path for path in trainer.store.directory.iterdir() if "damaged" in path.name]
+
+
+@pytest.mark.parametrize("attempt", [3, 4, 5])
+def test_asked_near_the_end_it_just_finishes(tmp_path: Path, shard_dir: Path, attempt: int) -> None:
+    trainer = trainer_for(tmp_path, shard_dir)
+    ask_during(trainer, attempt)
+    assert trainer.run()
+    assert [path.name for path in trainer.store.all()] == ["step_00000003", "step_00000006"]
+
+
+def test_a_stop_beside_a_skipped_step_saves_no_step_twice(tmp_path: Path, shard_dir: Path) -> None:
+    trainer = trainer_for(tmp_path, shard_dir)
+    spoil(trainer, {3, 4})
+    ask_during(trainer, 2)
+    assert not trainer.run()
+    assert [path.name for path in trainer.store.all()] == ["step_00000003"]
+    assert trainer_for(tmp_path, shard_dir).run()
 
 
 @pytest.mark.parametrize("attempts", [set(), {0}, {1}, {3}, {2, 3, 4}, {5}])

@@ -24,19 +24,21 @@ from bert_pretrain.structured import CONFIG_DIR, to_dataclass
 from bert_pretrain.train import Trainer
 
 
-def build_trainer(config: PretrainConfig, world: World) -> Trainer:
+def build_trainer(config: PretrainConfig, world: World, loss_is_scaled: bool = False) -> Trainer:
     shards = open_split(config.data, "train", config.model.vocab_size)
     assert shards is not None
     plan = BatchPlan(config.batch.global_batch_size, config.batch.micro_batch_size, world.size)
     model = build_model(config.model, config.speed, config.seed, world.device).double()
     order = SampleOrder(config.seed, shards.samples, config.data.block_size)
+    precision = MixedPrecision(config.precision, world.device)
+    precision.scaled = loss_is_scaled
     return Trainer(
         world=world,
         model=model,
         model_config=config.model,
         optimizer=build_optimizer(model, config.optimizer),
         learning_rates=learning_rate_table(config.optimizer.lr, config.schedule),
-        precision=MixedPrecision(config.precision, world.device),
+        precision=precision,
         plan=plan,
         data=TrainingData(
             shards, order, plan, world.rank, None, config.data.prefetch, group_by_length=config.speed.group_by_length
@@ -53,6 +55,7 @@ def build_trainer(config: PretrainConfig, world: World) -> Trainer:
         evaluate_every=10**9,
         checkpoint_every=10**9,
         peak_rate=1.0,
+        communication=config.communication,
     )
 
 

@@ -60,5 +60,5 @@ def test_gradient_and_three_updates_are_those_of_the_uncut_batch(results: dict[s
 def test_the_weights_moved(results: dict[str, dict]) -> None:
     """Two dead models agree perfectly: the losses fall, and the third differs from the first."""
     numbers = results["1x12"]["numbers"]
-    mlm_losses = [row[9] / row[6] for row in numbers]
+    mlm_losses = [row[10] / row[6] for row in numbers]
     assert mlm_losses[0] != pytest.approx(mlm_losses[2], rel=1e-3)

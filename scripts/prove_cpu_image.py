@@ -1,0 +1,163 @@
+"""The steps of docker/Dockerfile.cpu in a clean Debian, where no docker engine is at hand.
+
+``sudo .venv/bin/python scripts/prove_cpu_image.py [--torch-index URL] [--wheels DIR]`` makes a Debian root with
+debootstrap, carries out the file's own instructions in it through chroot (RUN, COPY, ENV, ARG, WORKDIR, USER; what it
+does not know is an error), and then, as the image's user, prepares a small corpus, trains, stops at a signal, goes on,
+and exports. There must be no C compiler in that root. Some minutes, 3 GB under /var/tmp, removed at the end.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FROM = re.compile(r"debian:([a-z]+)-\d+-slim$")
+
+
+class Image:
+    """A root folder, and the state that a Dockerfile's instructions build up."""
+
+    def __init__(self, root: Path, arguments: dict[str, str]) -> None:
+        self.root, self.arguments = root, arguments
+        self.environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+        self.workdir, self.user = "/", "0"
+
+    def run(self, command: str) -> None:
+        """``command`` in the root, as the user and in the folder of this moment."""
+        words = ["env", "-i", *(f"{key}={value}" for key, value in {**self.arguments, **self.environment}.items())]
+        inside = f"cd {shlex.quote(self.workdir)} && {command}"
+        subprocess.run(
+            [
+                "chroot",
+                f"--userspec={self.user}:{self.user}",
+                self.root,
+                *words,
+                "bash",
+                "-o",
+                "pipefail",
+                "-c",
+                inside,
+            ],
+            check=True,
+        )
+
+    def expanded(self, text: str) -> str:
+        """``text`` with the build's arguments and variables put in."""
+        known = {**self.arguments, **self.environment}
+        return re.sub(r"\$\{(\w+)\}", lambda found: known[found[1]], text)
+
+    def copy(self, words: list[str]) -> None:
+        """COPY as docker does: a folder's content, or files into a folder."""
+        *sources, target = words
+        place = self.root / Path(self.workdir, target).relative_to("/")
+        for source in sources:
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                place.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / source, place)
+
+    def instruct(self, name: str, rest: str) -> None:
+        """Carry out one instruction."""
+        print(f"== {name} {rest[:100]}", flush=True)
+        if name == "RUN":
+            self.run(rest)
+        elif name == "COPY":
+            self.copy(rest.split())
+        elif name == "ENV":
+            pairs = [word.partition("=") for word in shlex.split(rest)]
+            self.environment |= {key: self.expanded(value) for key, _, value in pairs}
+        elif name == "ARG":
+            key, _, value = rest.partition("=")
+            self.arguments.setdefault(key, value)
+        elif name == "WORKDIR":
+            self.workdir = rest
+        elif name == "USER":
+            self.user = self.expanded(rest)
+        elif name not in ("FROM", "SHELL"):
+            sys.exit(f"FAILED: no way to carry out {name} here")
+
+
+def instructions(path: Path) -> list[tuple[str, str]]:
+    """The file's instructions: comments dropped, continued lines joined."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
+    pairs = [line.split(None, 1) for line in joined.splitlines() if line.strip()]
+    return [(name, rest.strip()) for name, rest in pairs]
+
+
+def prove(image: Image) -> None:
+    """What a user does first, as the image's user."""
+    image.run("! command -v cc && ! command -v gcc && ! command -v nvcc && [ $(id -u) != 0 ]")
+    image.run(
+        "mkdir -p $HOME && for i in 1 2 3 4 5 6; do for j in $(seq 60); do "
+        'echo "Document $i says in sentence $j that word$((j * i % 97)) follows word$((j % 31)). Then it goes on."; '
+        "done; echo; done > /tmp/text.txt"
+    )
+    length = (
+        "sequence_lengths=[32]"
+        if "sequence_lengths" in (ROOT / "configs/prepare.yaml").read_text()
+        else "sequence_length=32"
+    )
+    image.run(
+        f"python -m data_prep.prepare corpus=text corpus.path=/tmp/text.txt out_dir=data/x {length} vocab_size=300"
+    )
+    options = "recipe=demo run_dir=runs/x data.dir=$(dirname $(find data/x -name manifest.json | head -n 1)) "
+    options += "data.tokenizer=$(dirname $(find data/x -name tokenizer.json | head -n 1)) data.sequence_length=32 "
+    options += "model.vocab_size=300 batch.global_batch_size=16 schedule.total_steps=300 logging.every_steps=5"
+    image.run(
+        f"PROCESSES=2 scripts/pretrain_node.sh {options} > /tmp/log & pid=$!; "
+        "for _ in $(seq 120); do grep -q '^step' /tmp/log && break; sleep 0.5; done; kill -TERM $pid; wait $pid; "
+        "[ $? = 75 ] && grep 'stopped as asked' /tmp/log"
+    )
+    image.run(f"PROCESSES=2 scripts/pretrain_node.sh {options} | grep -E 'going on|finished'")
+    image.run("python -m bert_pretrain.export run_dir=runs/x out_dir=runs/model")
+
+
+def main() -> None:
+    """Build the root, carry out the steps, use the result."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--torch-index", help="where torch's wheel is, in place of the file's TORCH_INDEX")
+    parser.add_argument("--wheels", help="a folder with torch's wheel, where that address is out of reach")
+    given = parser.parse_args()
+    if os.geteuid() != 0:
+        sys.exit("error: debootstrap and chroot want root")
+    steps = instructions(ROOT / "docker/Dockerfile.cpu")
+    suite = FROM.match(steps[0][1])
+    assert suite is not None, "the CPU image starts from a dated Debian"
+    root = Path(tempfile.mkdtemp(prefix="prove_cpu_image.", dir="/var/tmp"))
+    root.chmod(0o755)
+    mounted = []
+    try:
+        subprocess.run(["debootstrap", "--variant=minbase", suite[1], root], check=True, stdout=subprocess.DEVNULL)
+        for name in ("/proc", "/sys", "/dev", *([given.wheels] if given.wheels else [])):
+            (root / name[1:]).mkdir(parents=True, exist_ok=True)
+            subprocess.run(["mount", "--bind", name, root / name[1:]], check=True)
+            mounted.append(root / name[1:])
+        for name in ("/etc/resolv.conf", "/etc/hosts"):
+            shutil.copy(name, root / name[1:])
+        shutil.copy("/etc/ssl/certs/ca-certificates.crt", root / "etc/certificates-of-the-host.crt")
+        image = Image(root, {"TORCH_INDEX": given.torch_index} if given.torch_index else {})
+        image.environment["PIP_CERT"] = "/etc/certificates-of-the-host.crt"  # a proxy's own may be among them
+        if given.wheels:
+            image.environment["PIP_FIND_LINKS"] = given.wheels
+        for name, rest in steps:
+            image.instruct(name, rest)
+        prove(image)
+        size = sum(path.lstat().st_size for path in (root / "opt/venv").rglob("*"))
+        print(f"ok: the steps of Dockerfile.cpu ran in a clean {suite[1]}; its packages take {size / 2**30:.1f} GiB")
+    finally:
+        for path in reversed(mounted):
+            subprocess.run(["umount", path], check=False)
+        if not any(os.path.ismount(path) for path in mounted):
+            shutil.rmtree(root)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""Two network namespaces as two nodes, joined by one virtual cable: ``sudo .venv/bin/python scripts/prove_nodes.py``.
+
+Runs ``pretrain_nodes.sh`` on both, and measures on the cable
+- the bytes of a step, for several accumulations and for 16-bit gradients, against the ring's minimum,
+- the time of a step with the cable slowed by tc, for several bucket sizes, against the plan's prediction from the
+  compute rate of one node alone and the rate of a bare all-reduce over that cable.
+With ``seconds`` as its argument it measures only the latter.
+Writes ``scripts/results/cpu_DATE_nodes_*.json``. Needs root and iproute2; ten minutes on two cores. Only the namespaces
+named here are made, and they are removed.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from bert_pretrain.communication import CommunicationConfig
+from bert_pretrain.flops import parameter_count
+from bert_pretrain.model import ModelConfig
+from bert_pretrain.scaling import GpuConfig, NetworkConfig, Scaling
+from tests.conftest import make_shards
+
+ROOT = Path(__file__).resolve().parent.parent
+SPACES, ADDRESSES, CABLE = ("bert-node-0", "bert-node-1"), ("10.97.0.1", "10.97.0.2"), "veth-bert"
+WIDTH, LAYERS, LENGTH, BATCH, LOGGED = 256, 2, 16, 128, 5
+_ALL_REDUCE = """if True:
+    import statistics, sys, time, torch, torch.distributed as dist
+    dist.init_process_group("gloo")
+    gradient, seconds = torch.zeros(int(sys.argv[1])), []
+    for _ in range(9):
+        time.sleep(0.15)
+        dist.barrier()
+        started = time.perf_counter()
+        dist.all_reduce(gradient)
+        seconds.append(time.perf_counter() - started)
+    print(4 * len(gradient) / statistics.median(seconds))
+"""
+OPTIONS = [
+    "recipe=demo", "device=cpu", "precision.compute=fp32", "data.masking=static", f"data.sequence_length={LENGTH}",
+    "model.vocab_size=97", f"model.max_position_embeddings={LENGTH}", f"model.hidden_size={WIDTH}",
+    f"model.intermediate_size={4 * WIDTH}", f"logging.every_steps={LOGGED}", "training.evaluate_every_steps=100000",
+    "checkpoint.every_steps=100000", "schedule.warmup_proportion=0.2",
+]  # fmt: skip
+Row = dict[str, Any]
+
+
+def shell(*command: str) -> None:
+    """Run a command that has to succeed."""
+    subprocess.run(command, check=True)
+
+
+def build_cable() -> None:
+    """Two namespaces, a cable between them."""
+    remove_cable()
+    for space in SPACES:
+        shell("ip", "netns", "add", space)
+    ends = [CABLE + str(number) for number in (0, 1)]
+    shell("ip", "link", "add", ends[0], "netns", SPACES[0], "type", "veth", "peer", ends[1], "netns", SPACES[1])
+    for space, end, address in zip(SPACES, ends, ADDRESSES, strict=True):
+        shell("ip", "-n", space, "link", "set", "lo", "up")
+        shell("ip", "-n", space, "address", "add", f"{address}/24", "dev", end)
+        shell("ip", "-n", space, "link", "set", end, "up")
+
+
+def remove_cable() -> None:
+    """Remove the namespaces, and the cable with them."""
+    for space in SPACES:
+        subprocess.run(["ip", "netns", "delete", space], check=False, stderr=subprocess.DEVNULL)
+
+
+def slow_down(megabits: float) -> None:
+    """Let through so many Mbit/s each way."""
+    for number, space in enumerate(SPACES):
+        shaping = ["tbf", "rate", f"{megabits}mbit", "burst", "16kb", "limit", "32mb"]
+        shell("tc", "-n", space, "qdisc", "replace", "dev", CABLE + str(number), "root", *shaping)
+
+
+def sent(number: int) -> int:
+    """Bytes that node ``number`` has put on the cable."""
+    shown = subprocess.check_output(["ip", "-n", SPACES[number], "-j", "-s", "link", "show", CABLE + str(number)])
+    return int(json.loads(shown)[0]["stats64"]["tx"]["bytes"])
+
+
+def run(work: Path, name: str, *options: str, alone: bool = False) -> list[Path]:
+    """A run over both nodes to its end, or one on each, ``alone``; the run directories."""
+    cores, started, dirs = sorted(os.sched_getaffinity(0)), [], []
+    for number, space in enumerate(SPACES):
+        dirs.append(work / (f"{name}-{number}" if alone else name))
+        inside = ["ip", "netns", "exec", space, "taskset", "-c", str(cores[number % len(cores)])]
+        script = ["scripts/pretrain_nodes.sh", "2", str(number), f"{ADDRESSES[0]}:29600"]
+        if alone:
+            script = ["scripts/pretrain_node.sh"]
+        variables = ["env", f"PYTHON={sys.executable}", f"INTERFACE={CABLE}{number}", "PROCESSES=1"]
+        log = open(f"{dirs[-1]}.{number}.log", "w")  # noqa: SIM115  # the process writes to it
+        started.append(
+            subprocess.Popen(
+                [*inside, *variables, *script, *OPTIONS, f"data.dir={work / 'data'}", f"run_dir={dirs[-1]}", *options],
+                cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+            )
+        )  # fmt: skip
+    for number, process in enumerate(started):
+        if process.wait(timeout=900) != 0:
+            sys.exit(f"FAILED: node {number} of {name}:\n" + Path(f"{dirs[number]}.{number}.log").read_text())
+    return dirs
+
+
+def all_reduce_rate() -> float:
+    """Bytes a second, each way, of bare all-reduces of the gradient's size over the cable as it is."""
+    started = []
+    for number, space in enumerate(SPACES):
+        variables = ["env", f"MASTER_ADDR={ADDRESSES[0]}", "MASTER_PORT=29700", "WORLD_SIZE=2", f"RANK={number}"]
+        command = [sys.executable, "-c", _ALL_REDUCE, str(parameter_count(model_config()))]
+        inside = ["ip", "netns", "exec", space, *variables, f"GLOO_SOCKET_IFNAME={CABLE}{number}"]
+        started.append(subprocess.Popen([*inside, *command], stdout=subprocess.PIPE, text=True))
+    said = [process.communicate(timeout=300)[0] for process in started]
+    return float(said[0])
+
+
+def bytes_per_step(work: Path, name: str, *options: str) -> tuple[float, float]:
+    """What each node sends in one step: two runs that differ in nothing but 30 steps."""
+    totals = []
+    for steps in (5, 35):
+        before = [sent(0), sent(1)]
+        run(work, f"{name}-{steps}", f"schedule.total_steps={steps}", f"batch.global_batch_size={BATCH}", *options)
+        totals.append([sent(number) - before[number] for number in (0, 1)])
+    one, other = ((more - few) / 30 for few, more in zip(*totals, strict=True))
+    return one, other
+
+
+def seconds_per_step(run_dir: Path, batch: int) -> float:
+    """Median over the logged rows but the first two."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    rates = [row["tokens_per_second"] for row in rows if "tokens_per_second" in row][2:]
+    return batch * MEAN_LENGTH / statistics.median(rates)
+
+
+MEAN_LENGTH = (LENGTH // 2 + LENGTH) / 2  # of the test shards: uniform from half to all
+
+
+def model_config() -> ModelConfig:
+    """The shape that ``OPTIONS`` give."""
+    return ModelConfig(WIDTH, LAYERS, 2, 4 * WIDTH, LENGTH, 97, "gelu", 0.0, 0.0, 0.02, "eager")
+
+
+def predicted(rate: float, cable: float, micro: int, bucket_mb: float, gradients: str) -> float:
+    """Seconds of a step by the plan, from the measured rates of one node and of the cable."""
+    scaling = Scaling(
+        model=model_config(), sequence_length=LENGTH, mean_length=MEAN_LENGTH, micro_batch_size=micro,
+        communication=CommunicationConfig(gradients, bucket_mb), device_tokens_per_second=rate,
+        gpu=GpuConfig(0.1, 0.5, 1e6, 0.0, 1, 1e6),  # the measured rate has the optimizer in it
+        network=NetworkConfig(cable / 1e9, 1.0, 50.0), overlap=True, sharded=False,
+    )  # fmt: skip
+    return scaling.step(BATCH, 2).total
+
+
+def measure_bytes(work: Path) -> list[Row]:
+    """Bytes of a step against the least that a ring needs: 2 (n-1)/n times the gradient, each way."""
+    rows = []
+    for accumulation, gradients in ((1, "fp32"), (2, "fp32"), (8, "fp32"), (1, "bf16")):
+        micro = BATCH // 2 // accumulation
+        options = [f"batch.micro_batch_size={micro}", f"communication.gradients={gradients}"]
+        each_way = bytes_per_step(work, f"bytes-{accumulation}-{gradients}", *options)
+        least = parameter_count(model_config()) * (4 if gradients == "fp32" else 2)
+        rows.append(
+            {"accumulation": accumulation, "gradients": gradients, "ring's minimum, bytes each way": least,
+             "node 0 sent": round(each_way[0]), "node 1 sent": round(each_way[1]),
+             "above the minimum": f"{max(each_way) / least - 1:+.2%}"}
+        )  # fmt: skip
+        print(rows[-1], flush=True)
+        assert max(each_way) < 1.05 * least, "more than 5 % above the ring's minimum"
+        assert min(each_way) > 0.99 * least, "less than the ring's minimum"
+    return rows
+
+
+def measure_seconds(work: Path) -> list[Row]:
+    """Seconds of a step over a slow cable against the plan's."""
+    rows = []
+    for megabits, accumulation, bucket_mb, gradients in (
+        (50, 1, 25.0, "fp32"), (50, 1, 1.0, "fp32"), (100, 4, 1.0, "fp32"), (50, 1, 1.0, "bf16")
+    ):  # fmt: skip
+        micro, name = BATCH // 2 // accumulation, f"{megabits}-{accumulation}-{bucket_mb}-{gradients}"
+        options = ["schedule.total_steps=35", f"batch.micro_batch_size={micro}"]
+        slow_down(10_000)
+        alone = run(work, f"alone-{name}", *options, f"batch.global_batch_size={BATCH // 2}", alone=True)
+        rate = BATCH // 2 * MEAN_LENGTH / max(seconds_per_step(path, BATCH // 2) for path in alone)
+        slow_down(megabits)
+        cable = all_reduce_rate()
+        options += [f"communication.bucket_mb={bucket_mb}", f"communication.gradients={gradients}"]
+        both = run(work, f"slow-{name}", *options, f"batch.global_batch_size={BATCH}")
+        found, plan = seconds_per_step(both[0], BATCH), predicted(rate, cable, micro, bucket_mb, gradients)
+        rows.append(
+            {"cable, Mbit/s": megabits, "accumulation": accumulation, "bucket, MiB": bucket_mb, "gradients": gradients,
+             "all-reduce, Mbit/s": 8e-6 * cable,
+            "compute alone, s": BATCH // 2 * MEAN_LENGTH / rate, "measured, s a step": found, "plan, s a step": plan,
+             "error": f"{plan / found - 1:+.1%}"}
+        )  # fmt: skip
+        print(rows[-1], flush=True)
+    return rows
+
+
+def store(name: str, what: str, rows: list[Row]) -> None:
+    """A result as ``write_results.py`` reads it."""
+    result = {
+        "what": what,
+        "date": str(date.today()),
+        "device": f"{os.cpu_count()}-core {platform.machine()} CPU, two network namespaces",
+        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip(),
+        "command": "python scripts/prove_nodes.py",
+        "rows": rows,
+    }
+    path = ROOT / f"scripts/results/cpu_{date.today()}_nodes_{name}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Bytes first, then seconds."""
+    if os.geteuid() != 0:
+        sys.exit("error: network namespaces want root")
+    with tempfile.TemporaryDirectory(prefix="prove_nodes.") as folder:
+        work = Path(folder)
+        make_shards(work / "data", train=(3000, 2000))
+        build_cable()
+        try:
+            if "seconds" not in sys.argv[1:]:
+                store("bytes", "Bytes on the cable between two nodes, a step", measure_bytes(work))
+            rows = measure_seconds(work)
+            store("seconds", "A step over a slowed cable against the plan", rows)
+        finally:
+            remove_cable()
+    worst = max(abs(row["plan, s a step"] / row["measured, s a step"] - 1) for row in rows)
+    if worst > 0.15:
+        sys.exit(f"FAILED: the plan is off by {worst:.1%}")
+    print(f"ok: bytes within 5 % of the ring's minimum, seconds within {worst:.1%} of the plan")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+#!/usr/bin/env bash
+# A real SLURM on this one machine (a controller and two node daemons) runs slurm_pretrain.sbatch over two nodes: ended
+# by its own signal, queued again, resumed, to the end, with the weights of a run that nobody stopped; scancel leaves a
+# valid checkpoint; two phases run in one chain. As root on Debian, after make setup and
+#   apt-get install --no-install-recommends slurm-wlm munge
+# Ten minutes on two cores. Nothing outside a temporary folder is touched; every daemon started here is ended.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD work=$(mktemp -d /tmp/prove_slurm.XXXXXX)
+chmod 755 "$work"
+fail() { echo "FAILED: $*; see $work" >&2; trap stop EXIT; exit 1; }
+passed() { echo "ok: $*"; }
+[ "$(id -u)" = 0 ] || { echo "error: SLURM's daemons want root" >&2; exit 2; }
+for program in munged slurmctld slurmd sbatch; do
+    command -v "$program" > /dev/null || { echo "error: no $program; apt-get install slurm-wlm munge" >&2; exit 2; }
+done
+[ -x .venv/bin/python ] || { echo "error: no .venv; run make setup" >&2; exit 2; }
+
+pids=() alone=()
+stop() { for ((i = ${#pids[@]} - 1; i >= 0; i--)); do kill "${pids[i]}" 2> /dev/null || true; done; }
+trap 'stop; rm -rf "$work"' EXIT
+trap 'exit 1' INT TERM
+
+mkdir -p "$work"/{state,munge,spool0,spool1}
+dd if=/dev/urandom of="$work/munge/key" bs=128 count=1 status=none
+chmod 700 "$work/munge"
+chmod 600 "$work/munge/key"
+name=$(hostname -s)
+cat > "$work/slurm.conf" << END
+ClusterName=proof
+SlurmctldHost=$name(127.0.0.1)
+SlurmctldPort=27817
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket=$work/munge/socket,cred_expire=5
+CryptoType=crypto/munge
+StateSaveLocation=$work/state
+SlurmdSpoolDir=$work/spool-%n
+SlurmctldPidFile=$work/slurmctld.pid
+SlurmdPidFile=$work/slurmd-%n.pid
+SlurmctldLogFile=$work/slurmctld.log
+SlurmdLogFile=$work/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/linear
+SchedulerParameters=sched_interval=2,bf_interval=2
+ReturnToService=2
+KillWait=60
+MailProg=/bin/true
+NodeName=n0 NodeHostname=$name NodeAddr=127.0.0.1 Port=27820 CPUs=1
+NodeName=n1 NodeHostname=$name NodeAddr=127.0.0.1 Port=27821 CPUs=1
+PartitionName=all Nodes=n0,n1 Default=YES MaxTime=INFINITE State=UP
+END
+export SLURM_CONF=$work/slurm.conf
+munged --foreground --force --key-file="$work/munge/key" --socket="$work/munge/socket" --pid-file="$work/munge/pid" \
+    --log-file="$work/munge/log" --seed-file="$work/munge/seed" > /dev/null 2>&1 &
+pids+=($!)
+chmod 755 "$work/munge"
+until munge -S "$work/munge/socket" -n > /dev/null 2>&1; do sleep 0.2; done
+slurmctld -D > /dev/null 2>&1 &
+pids+=($!)
+for node in n0 n1; do
+    slurmd -D -N "$node" > /dev/null 2>&1 &
+    pids+=($!)
+done
+for _ in $(seq 60); do [ "$(sinfo -h -o %D%t 2> /dev/null)" = 2idle ] && break; sleep 1; done
+[ "$(sinfo -h -o %D%t)" = 2idle ] || fail "the nodes did not come up"
+passed "SLURM $(sinfo --version | cut -d' ' -f2), $(sinfo -h -o '%D nodes: %N')"
+
+export PYTHON=$root/.venv/bin/python INTERFACE=lo PYTHONPATH=$root
+"$PYTHON" -c "import sys; from pathlib import Path; from tests.conftest import make_shards
+make_shards(Path(sys.argv[1]), train=(3000, 2000))" "$work/data"
+options=(recipe=demo device=cpu model.vocab_size=97 "data.dir=$work/data" data.sequence_length=16 data.masking=static
+    model.max_position_embeddings=16 model.hidden_dropout_prob=0.1 batch.global_batch_size=128 logging.every_steps=10
+    training.evaluate_every_steps=300 checkpoint.every_steps=100000 precision.compute=fp32)
+steps=${STEPS:-500}
+
+state() { scontrol show job "$1" | sed -n 's/.*JobState=\([A-Z]*\).*/\1/p'; }
+wait_for() { # JOB SECONDS STATE...
+    local job=$1 seconds=$2 now
+    shift 2
+    for _ in $(seq "$seconds"); do
+        now=$(state "$job")
+        case " $* " in *" $now "*) return ;; esac
+        sleep 1
+    done
+    fail "job $job is $now after $seconds s, not $*"
+}
+valid_step() { # the step of the newest valid checkpoint of a run
+    "$PYTHON" -c "import sys; from pathlib import Path; from bert_pretrain.checkpoint import *
+store = CheckpointStore(Path(sys.argv[1]) / 'checkpoints', 1, None)
+found = store.newest_valid(lambda text: sys.exit(text)); print(load_progress(found).step if found else 0)" "$1"
+}
+
+# 1. to the end through the job's own signal: SLURM sends it up to a minute early, 45 to 105 seconds after the start
+job=$(sbatch --parsable --nodes=2 --time=3 --signal=B:USR1@75 --output="$work/job.out" scripts/slurm_pretrain.sbatch \
+    "${options[@]}" "run_dir=$work/run" "schedule.total_steps=$steps")
+wait_for "$job" 1500 COMPLETED FAILED TIMEOUT CANCELLED NODE_FAIL
+restarts=$(scontrol show job "$job" | sed -n 's/.*Restarts=\([0-9]*\).*/\1/p')
+cat "$work/job.out"
+[ "$(state "$job")" = COMPLETED ] || fail "the job is $(state "$job")"
+((restarts >= 1)) || fail "it was never requeued: give it more STEPS"
+mapfile -t stopped < <(sed -n 's/stopped as asked after step \([0-9]*\).*/\1/p' "$work/job.out")
+mapfile -t resumed < <(sed -n 's/going on from .*, step \([0-9]*\)$/\1/p' "$work/job.out")
+[ "${stopped[*]}" = "${resumed[*]}" ] || fail "stopped after ${stopped[*]}, resumed from ${resumed[*]}"
+[ "$(valid_step "$work/run")" = "$steps" ] || fail "no valid last checkpoint"
+passed "two nodes to step $steps through $restarts requeue(s), stopped and resumed after step ${stopped[*]}"
+for node in 0 1; do # as under SLURM, both with the threads of a whole machine, which decide the last bit
+    scripts/pretrain_nodes.sh 2 "$node" 127.0.0.1:27900 "${options[@]}" "run_dir=$work/undisturbed" \
+        "schedule.total_steps=$steps" > "$work/undisturbed-$node.out" 2>&1 &
+    alone[node]=$!
+done
+for node in 0 1; do
+    wait "${alone[node]}" || { cat "$work/undisturbed-$node.out"; fail "the undisturbed run failed"; }
+done
+"$PYTHON" -c "import sys, torch; from safetensors.torch import load_file
+one, other = (load_file(f'{run}/checkpoints/step_{int(sys.argv[3]):08d}/model/model.safetensors') for run in sys.argv[1:3])
+sys.exit(not all(torch.equal(one[name], other[name]) for name in one))" "$work/run" "$work/undisturbed" "$steps" ||
+    fail "the weights are not those of the undisturbed run"
+passed "the weights are those of an undisturbed run, bit for bit"
+
+# 2. scancel
+job=$(sbatch --parsable --nodes=2 --time=9 --output="$work/cancelled.out" scripts/slurm_pretrain.sbatch \
+    "${options[@]}" "run_dir=$work/cancelled" schedule.total_steps=100000)
+for _ in $(seq 120); do grep -q '"step": 20,' "$work/cancelled/metrics.jsonl" 2> /dev/null && break; sleep 1; done
+scancel "$job"
+wait_for "$job" 90 CANCELLED
+while pgrep -f "run_dir=$work/cancelled" > /dev/null; do sleep 1; done
+step=$(valid_step "$work/cancelled")
+((step >= 20)) || { cat "$work/cancelled.out"; fail "scancel left no valid checkpoint"; }
+[ "$(state "$job")" = CANCELLED ] || fail "the cancelled job is $(state "$job")"
+passed "scancel left a valid checkpoint of step $step, and the job did not queue again"
+
+# 3. two phases in one chain
+line=$(scripts/slurm_two_phases.sh --nodes=2 --time=5 --output="$work/phase-%j.out" -- "${options[@]}" \
+    "run_dir=$work/one" schedule.total_steps=30 -- "${options[@]}" "run_dir=$work/two" "init_from=$work/one" \
+    schedule.total_steps=20 optimizer.lr=0.005)
+job=$(sed -n 's/.*phase 2 is job \([0-9]*\).*/\1/p' <<< "$line")
+wait_for "$job" 300 COMPLETED FAILED CANCELLED
+[ "$(state "$job")" = COMPLETED ] || { cat "$work"/phase-*.out; fail "phase 2 is $(state "$job")"; }
+grep -q "weights from $work/one/checkpoints/step_00000030" "$work/phase-$job.out" || fail "phase 2 did not start from phase 1"
+passed "two phases in one chain: $line"
+
+# 4. data preparation on both nodes through Dask
+if ! "$PYTHON" -c 'import distributed' 2> /dev/null || ! grep -q '^engine:' configs/prepare.yaml; then
+    echo "not shown: data preparation, which has no Dask here"
+    exit 0
+fi
+for document in $(seq 200); do
+    for sentence in $(seq 40); do echo "Sentence $sentence of text $document names $((document * sentence % 997)) things."; done
+    echo
+done > "$work/text.txt"
+prepare=(corpus=text "corpus.path=$work/text.txt" "sequence_lengths=[32]" vocab_size=400 duplicates.near=false)
+job=$(WORKERS=1 WORKER_MEMORY_GB=2 sbatch --parsable --nodes=2 --time=9 --output="$work/prepare.out" \
+    scripts/slurm_prepare.sbatch "${prepare[@]}" "out_dir=$work/prepared")
+wait_for "$job" 400 COMPLETED FAILED CANCELLED
+[ "$(state "$job")" = COMPLETED ] || { cat "$work/prepare.out"; fail "data preparation is $(state "$job")"; }
+"$PYTHON" -m data_prep.prepare "${prepare[@]}" "out_dir=$work/prepared-here" > /dev/null
+diff -r "$work/prepared" "$work/prepared-here" > "$work/prepare.diff" || fail "the shards differ from those of one machine"
+passed "shards made on both nodes through Dask are those of one machine, byte for byte"

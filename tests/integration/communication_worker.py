@@ -1,0 +1,91 @@
+"""Run under torchrun by test_communication.py: what travels in a step, how far 16 bit rounds it, shared mistakes."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from hydra import compose, initialize_config_dir
+
+from bert_pretrain import communication
+from bert_pretrain.config import PretrainConfig
+from bert_pretrain.distributed import World, open_world
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.structured import CONFIG_DIR, to_dataclass
+from tests.integration.cut_worker import build_trainer
+
+Travelled = list[tuple[int, str]]
+
+
+def all_reduce_hook(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """What DDP does without a hook."""
+    tensor = bucket.buffer().div_(dist.get_world_size())
+    return dist.all_reduce(tensor, async_op=True).get_future().then(lambda done: done.value()[0])
+
+
+def one_step(config: PretrainConfig, world: World, gradients: str, micro: int, bucket_mb: float) -> dict[str, Any]:
+    """Gradient of the first step, and the buckets that travelled for it."""
+    travelled: list[int] = []
+    inner = communication.HOOKS.get(gradients, all_reduce_hook)
+
+    def counting(state: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        travelled.append(bucket.buffer().numel())
+        return inner(None, bucket)
+
+    cut = replace(
+        config,
+        batch=replace(config.batch, micro_batch_size=micro),
+        communication=communication.CommunicationConfig(gradients, bucket_mb),
+    )
+    kept = dict(communication.HOOKS)
+    communication.HOOKS[gradients] = counting
+    trainer = build_trainer(cut, world, loss_is_scaled=gradients == "fp16")
+    communication.HOOKS.clear()
+    communication.HOOKS.update(kept)
+    travelled.clear()  # the pass of nothing that settles the buckets
+    found: list[torch.Tensor] = []
+
+    def keep(*_: object) -> None:
+        found.append(torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()]))
+
+    trainer.optimizer.register_step_pre_hook(keep)
+    steps = trainer.data.steps(0)
+    trainer.train_step(next(steps))
+    steps.close()
+    return {"gradient": found[0], "travelled": list(travelled), "parameters": found[0].numel()}
+
+
+def fail_on_rank_1(world: World) -> None:
+    if world.rank == 1:
+        raise ConfigError("data.dir is 'x', which is no directory")
+
+
+def main() -> None:
+    out, overrides = Path(sys.argv[1]), sys.argv[2:]
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        config = to_dataclass(compose("pretrain", overrides), PretrainConfig)
+    result: dict[str, Any] = {}
+    with open_world("cpu") as world:
+        try:
+            world.together(lambda: fail_on_rank_1(world))
+        except ConfigError as error:
+            result["mistake"] = str(error)
+        exact = one_step(config, world, "fp32", 6, 25.0)
+        for gradients, micro, bucket_mb in (
+            ("fp32", 2, 25.0),
+            ("fp32", 6, 0.002),
+            ("bf16", 6, 25.0),
+            ("fp16", 2, 25.0),
+        ):
+            step = one_step(config, world, gradients, micro, bucket_mb)
+            error = (step["gradient"] - exact["gradient"]).norm() / exact["gradient"].norm()
+            name = f"{gradients} {micro} {bucket_mb}"
+            result[name] = {"error": error.item(), "travelled": step["travelled"], "parameters": step["parameters"]}
+        (out / f"{world.rank}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Gradients travel once a step, whole, and 16 bit rounds them no further than stated."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bert_pretrain.communication import CommunicationConfig
+from bert_pretrain.errors import ConfigError
+from tests.conftest import ROOT, TEST_RECIPE
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory, shard_dir: Path) -> list[dict[str, Any]]:
+    """What two ranks found."""
+    out = tmp_path_factory.mktemp("communication")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    worker = [str(ROOT / "tests/integration/communication_worker.py"), str(out)]
+    done = subprocess.run(
+        [*command, *worker, *TEST_RECIPE, f"data.dir={shard_dir}", "run_dir=unused"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [json.loads((out / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_every_gradient_travels_once_whatever_the_accumulation(results: list[dict[str, Any]]) -> None:
+    for result in results:
+        for name in ("fp32 2 25.0", "fp32 6 0.002", "bf16 6 25.0", "fp16 2 25.0"):
+            assert sum(result[name]["travelled"]) == result[name]["parameters"], name
+        assert len(result["fp32 6 0.002"]["travelled"]) > len(result["fp32 2 25.0"]["travelled"])
+
+
+def test_sixteen_bits_round_as_stated(results: list[dict[str, Any]]) -> None:
+    """Two ranks: each part is rounded once (2^-9 of itself in bf16, 2^-12 in fp16) and the sum once more."""
+    for result in results:
+        assert result["fp32 2 25.0"]["error"] < 1e-12  # the tests' model is in float64
+        assert result["fp32 6 0.002"]["error"] < 1e-12
+        assert 2**-13 < result["bf16 6 25.0"]["error"] < 2**-8
+        assert 2**-16 < result["fp16 2 25.0"]["error"] < 2**-11
+
+
+def test_a_mistake_that_one_rank_finds_is_said_by_both(results: list[dict[str, Any]]) -> None:
+    for result in results:
+        assert result["mistake"].startswith("data.dir is 'x', which is no directory (rank 1 on ")
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(ConfigError, match=r"communication.gradients is 'int8'; allowed: fp32, bf16, fp16"):
+        CommunicationConfig("int8", 25.0)
+    with pytest.raises(ConfigError, match=r"communication.bucket_mb is 0"):
+        CommunicationConfig("fp32", 0)

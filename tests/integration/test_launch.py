@@ -1,0 +1,114 @@
+"""The launcher and the scripts: signals, statuses, and messages that come once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bert_pretrain.checkpoint import CheckpointStore, find_fault, load_progress
+from bert_pretrain.launch import main as launcher  # noqa: F401  # fails early where torch's interface has changed
+from tests.conftest import ROOT, TEST_RECIPE
+from tests.integration.test_resume import workers
+
+ENVIRONMENT = {**os.environ, "PYTHON": sys.executable, "TORCH_CPP_LOG_LEVEL": "ERROR", "JOIN_SECONDS": "60"}
+
+
+def started(*command: str, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**ENVIRONMENT, **environment},
+    )  # fmt: skip
+
+
+def options(tmp_path: Path, shard_dir: Path) -> list[str]:
+    kept = [option for option in TEST_RECIPE if not option.startswith(("schedule.total_steps", "checkpoint.every"))]
+    return [*kept, f"data.dir={shard_dir}", f"run_dir={tmp_path / 'run'}"]
+
+
+def test_one_rank_asked_to_stop_all_save_the_same_step(tmp_path: Path, shard_dir: Path) -> None:
+    process = started(
+        "scripts/pretrain_node.sh", *options(tmp_path, shard_dir), "schedule.total_steps=100000",
+        "checkpoint.every_steps=100000", "training.evaluate_every_steps=100000", PROCESSES="2",
+    )  # fmt: skip
+    metrics = tmp_path / "run/metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and '"step": 5,' in metrics.read_text()):
+        time.sleep(0.05)
+    os.kill(workers(process)[-1], signal.SIGTERM)
+    out = process.communicate(timeout=120)[0]
+    assert process.returncode == 75, out
+    (found,) = CheckpointStore(tmp_path / "run/checkpoints", 1, None).all()
+    step = load_progress(found).step
+    assert step > 5
+    assert find_fault(found) is None
+    assert out.count(f"stopped as asked after step {step}, which is saved") == 1
+    assert "Traceback" not in out
+
+
+def test_the_launcher_hands_signals_on_to_its_children_only() -> None:
+    code = """if True:
+        import signal, subprocess
+        from bert_pretrain.launch import forward
+        children = [subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in range(2)]
+        forward(signal.SIGUSR1, None)
+        assert [child.wait(timeout=20) for child in children] == [-signal.SIGUSR1] * 2
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nodes_with_other_options_are_told_apart(tmp_path: Path, shard_dir: Path) -> None:
+    """Two nodes on this machine; the message comes once, on node 0, before anything is trained or written."""
+    script = ["scripts/pretrain_nodes.sh", "2"]
+    nodes = [
+        started(
+            *script, str(rank), "127.0.0.1:29717", *options(tmp_path, shard_dir), f"optimizer.lr={rate}", PROCESSES="1"
+        )
+        for rank, rate in enumerate(("0.01", "0.02"))
+    ]
+    outs = [node.communicate(timeout=120)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [2, 2], outs
+    messages = [line for line in outs[0].splitlines() if "error: " in line]
+    assert len(messages) == 1, outs[0]
+    assert "the options is not the same on all nodes" in messages[0]
+    assert "rank 1 on" in messages[0]
+    assert "error: " not in outs[1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "environment", "mentions"),
+    [
+        (("pretrain_nodes.sh", "2", "2", "127.0.0.1", "recipe=demo"), {}, "NODE_RANK is '2'"),
+        (("pretrain_nodes.sh", "2", "1", "127.0.0.1:9", "recipe=demo"), {"JOIN_SECONDS": "1"}, "meet at 127.0.0.1:9"),
+        (("pretrain_nodes.sh", "2", "1", "no.such.host.invalid", "recipe=demo"), {}, "host.invalid' is not known"),
+        (("pretrain_nodes.sh", "2", "1", "127.0.0.1", "recipe=demo"), {"INTERFACE": "eth99"}, "INTERFACE is 'eth99'"),
+        (("pretrain_node.sh", "recipe=demo"), {"PROCESSES": "0"}, "PROCESSES is '0'"),
+        (("pretrain_node.sh", "recipe=demo"), {"PYTHON": "/no/python"}, "PYTHON is '/no/python'"),
+        (("slurm_two_phases.sh", "--nodes=2", "--", "recipe=demo"), {}, "two recipes are needed"),
+        (("slurm_pretrain.sbatch", "recipe=demo"), {"SLURM_JOB_ID": ""}, "this is a job for sbatch"),
+        (("slurm_prepare.sbatch", "corpus=text"), {"SLURM_JOB_ID": ""}, "this is a job for sbatch"),
+    ],
+)  # fmt: skip
+def test_scripts_fail_early_with_one_message(
+    command: tuple[str, ...], environment: dict[str, str], mentions: str
+) -> None:
+    process = started(f"scripts/{command[0]}", *command[1:], **environment)
+    out = process.communicate(timeout=60)[0]
+    assert process.returncode == 2, out
+    messages = [line for line in out.splitlines() if line.startswith("error: ")]
+    assert len(messages) == 1, out
+    assert mentions in messages[0]
+
+
+def test_a_batch_smaller_than_the_ranks_is_said_once(tmp_path: Path, shard_dir: Path) -> None:
+    kept = [option for option in options(tmp_path, shard_dir) if not option.startswith("batch.global")]
+    process = started("scripts/pretrain_node.sh", *kept, "batch.global_batch_size=1", PROCESSES="2")
+    out = process.communicate(timeout=120)[0]
+    assert process.returncode == 2, out
+    messages = [line for line in out.splitlines() if "error: " in line]
+    assert len(messages) == 1, out
+    assert "batch.global_batch_size is 1, but there are 2 ranks" in messages[0]
