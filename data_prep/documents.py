@@ -1,35 +1,26 @@
-"""Readers: what users have -> documents, each a list of paragraphs (or of finished sentences).
+"""Readers: a piece of a corpus -> its documents, each a list of paragraphs (or of finished sentences).
 
-Text files in UTF-8, with or without a byte order mark, with any of the usual line ends; JSON lines; and the prose
-that is installed with the packages (:mod:`data_prep.embedded`).
+Text and JSON lines in UTF-8, with or without a byte order mark, with any of the usual line ends, plain or packed;
+parquet and arrow tables; Wikipedia's dumps; and the prose that is installed with the packages.
 """
 
-import glob
-import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tqdm import tqdm
+import pyarrow
+import pyarrow.parquet
 
-from bert_pretrain.errors import ConfigError, require
-from data_prep.embedded import embedded_modules, embedded_sources
+from bert_pretrain.errors import ConfigError
+from data_prep.cleaning import Dropped
+from data_prep.corpus import CorpusConfig
+from data_prep.embedded import module_paragraphs
+from data_prep.pieces import Piece, Span
+from data_prep.streams import blocks, decode, lines
+from data_prep.wikipedia import is_left_over, read_pages, why_no_article, wikitext_paragraphs
 
-KINDS = ("embedded", "text", "jsonl")
-SUFFIXES = {"text": (".txt", ".text"), "jsonl": (".jsonl", ".ndjson", ".json")}
-BOUNDARIES = ("blank_line", "file")
-LINES = ("wrapped", "paragraph", "sentence")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where text comes from, for the manifest."""
-
-    name: str
-    version: str
-    licence: str
+LONGEST_DOCUMENT = 8_000_000  # characters; a longer one (War and Peace has 3 million) goes on as the next document
 
 
 @dataclass(frozen=True)
@@ -40,163 +31,203 @@ class Document:
     source: str
     paragraphs: list[str]
     split: bool = True  # False: the paragraphs are sentences already
+    is_wikitext: bool = False  # the one paragraph is the wikitext of an article
 
 
-@dataclass
-class CorpusConfig:
-    """One corpus. ``kind`` chooses the reader; the choices in ``configs/corpus/`` set and explain the rest."""
+def read_piece(piece: Piece, dropped: Dropped) -> Iterator[Document]:
+    """The documents of a piece, in order, as clean as their source; what is left out is counted in ``dropped``.
 
-    kind: str
-    path: str | None  # a file, a directory (searched with its sub-directories) or a glob pattern
-    documents: str  # text: what ends a document, "blank_line" or "file"
-    lines: str  # text: what a line is, part of a "wrapped" paragraph, a whole "paragraph", or a "sentence"
-    text_field: str  # jsonl: the field that holds a document's text
-    language: str  # for the sentence splitter, ISO 639-1
-    licence: str | None  # of your text; recorded in the manifest
-    drop_repeated_sentences: bool
-
-    def __post_init__(self) -> None:
-        require(self.kind in KINDS, "corpus.kind", self.kind, ", ".join(KINDS))
-        require(self.documents in BOUNDARIES, "corpus.documents", self.documents, ", ".join(BOUNDARIES))
-        require(self.lines in LINES, "corpus.lines", self.lines, ", ".join(LINES))
-        if self.kind != "embedded" and not self.path:
-            raise ConfigError(
-                f"corpus.path is not set; corpus={self.kind} needs a file, a directory or a glob pattern, "
-                "for example corpus.path=texts/"
-            )
-
-
-def corpus_files(corpus: CorpusConfig) -> list[Path]:
-    """The files of a text or JSON lines corpus, sorted by name. Raises ``ConfigError`` where there are none."""
-    if corpus.kind == "embedded":
-        return []
-    assert corpus.path is not None
-    given = Path(corpus.path)
-    suffixes = SUFFIXES[corpus.kind]
-    if given.is_file():
-        return [given]
-    if given.is_dir():
-        files = sorted(path for path in given.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
-        wanted = f"files that end in {' or '.join(suffixes)}"
-    else:
-        files = sorted(Path(name) for name in glob.glob(corpus.path, recursive=True) if Path(name).is_file())
-        wanted = "an existing file, a directory, or a glob pattern that matches files"
-    if not files:
-        raise ConfigError(f"corpus.path is {corpus.path!r}, where nothing was found; it takes {wanted}")
-    return files
-
-
-def read_documents(corpus: CorpusConfig, workers: int) -> Iterator[Document]:
-    """Yield the documents of a corpus in a fixed order, with a progress bar.
-
-    Empty documents are not yielded. Raises ``ConfigError``, with file and position, for what is not UTF-8 text or,
-    in JSON lines, not an object with the text field.
+    Empty documents are not yielded. Raises ``ConfigError``, with file and position, for what is not UTF-8 text, is
+    damaged, or is not an object with the text field.
     """
-    if corpus.kind == "embedded":
-        for name, source, paragraphs in embedded_modules(workers):
-            yield Document(name, source, paragraphs)
-        return
-    files = corpus_files(corpus)
-    read = _json_documents if corpus.kind == "jsonl" else _text_documents
-    size = sum(path.stat().st_size for path in files)
-    with tqdm(total=size, unit="B", unit_scale=True, desc="read", disable=None) as progress:
-        for path in files:
-            yield from read(path, corpus, progress)
+    for raw in read_raw(piece, dropped):
+        document = _without_markup(raw, dropped) if raw.is_wikitext else raw
+        if document.paragraphs:
+            yield from _bounded(document, dropped)
 
 
-def corpus_sources(corpus: CorpusConfig) -> dict[str, Source]:
-    """The sources of a corpus by name."""
-    if corpus.kind == "embedded":
-        return {name: Source(name, version, licence) for name, (version, licence) in embedded_sources().items()}
-    licence = corpus.licence or "not stated (corpus.licence)"
-    return {path.name: Source(path.name, f"{path.stat().st_size} bytes", licence) for path in corpus_files(corpus)}
+def read_raw(piece: Piece, dropped: Dropped) -> Iterator[Document]:
+    """As :func:`read_piece`, but wikitext stays as it is: what can be cut into chunks fast."""
+    for span in piece.spans:
+        if piece.is_cut:
+            yield from read_chunk(span.path)
+        elif piece.config.kind == "embedded":
+            yield Document(str(span.title), str(span.source), list(dict.fromkeys(module_paragraphs(span.path))))
+        elif piece.config.kind == "wikipedia":
+            yield from _articles(span, piece.corpus, dropped)
+        elif piece.config.kind in ("parquet", "dataset"):
+            yield from _rows(span, piece)
+        elif piece.config.kind == "jsonl":
+            yield from _json_documents(span, piece, dropped)
+        else:
+            yield from _text_documents(span, piece, dropped)
 
 
-def corpus_fingerprint(corpus: CorpusConfig) -> str:
-    """Changes where the corpus changes: names, sizes and times of the files, or versions of the packages."""
-    digest = hashlib.sha256()
-    for path in corpus_files(corpus):
-        digest.update(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
-    if corpus.kind == "embedded":
-        for source in corpus_sources(corpus).values():
-            digest.update(f"{source.name} {source.version}\n".encode())
-    return digest.hexdigest()
+def write_chunk(documents: list[Document]) -> bytes:
+    """A chunk of a cut file, as :func:`read_chunk` reads it back."""
+    rows = [[d.name, d.source, d.paragraphs, d.split, d.is_wikitext] for d in documents]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
-def _lines(path: Path, progress: tqdm) -> Iterator[tuple[int, str]]:
-    """(line number, line without its end) of a UTF-8 file."""
-    position = 0
-    try:
-        with open(path, "rb") as file:
-            for number, raw in enumerate(file, start=1):
-                yield number, _decode(raw, path, position)
-                position += len(raw)
-                progress.update(len(raw))
-    except OSError as error:
-        raise ConfigError(f"corpus file {path} cannot be read: {error}") from None
+def read_chunk(path: Path) -> Iterator[Document]:
+    """The documents of a chunk."""
+    for _, raw in lines(blocks(path)):
+        if raw:
+            yield Document(*json.loads(raw))
 
 
-def _decode(raw: bytes, path: Path, position: int) -> str:
-    start = len(_BYTE_ORDER_MARK) if position == 0 and raw.startswith(_BYTE_ORDER_MARK) else 0
-    if b"\0" in raw:
-        raise ConfigError(
-            f"corpus file {path} holds a NUL byte at byte {position + raw.index(0)}: it is no UTF-8 text "
-            "(UTF-16, or a binary file); convert it to UTF-8 or take it out of corpus.path"
-        )
-    try:
-        return raw[start:].decode("utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"corpus file {path} is not UTF-8 at byte {position + start + error.start} "
-            f"(0x{error.object[error.start]:02x}, {error.reason}); convert it to UTF-8, for example with iconv"
-        ) from None
+def _bounded(document: Document, dropped: Dropped) -> Iterator[Document]:
+    """Divide a huge document at its paragraphs; nothing is lost."""
+    start = size = 0
+    for number, paragraph in enumerate(document.paragraphs):
+        if number > start and size + len(paragraph) > LONGEST_DOCUMENT:
+            dropped.add("documents_divided", document.name)
+            yield replace(document, paragraphs=document.paragraphs[start:number])
+            start, size = number, 0
+        size += len(paragraph)
+    yield replace(document, paragraphs=document.paragraphs[start:])
 
 
-def _text_documents(path: Path, corpus: CorpusConfig, progress: tqdm) -> Iterator[Document]:
-    """Documents of one text file, by ``corpus.documents`` and ``corpus.lines``."""
+def _decoded_lines(span: Span, needs_blank: bool, dropped: Dropped) -> Iterator[tuple[int, int, str]]:
+    """(line number, byte position, line) of a span.
+
+    A span that starts within the file begins after the first whole line at or behind its start (with
+    ``needs_blank``, after the first blank one), and ends where the next span begins.
+    """
+    begin = max(0, span.start - 1)
+    waiting = span.start > 0
+    for number, (position, raw) in enumerate(lines(blocks(span.path, begin), begin), start=1):
+        if position < span.start:
+            waiting = needs_blank  # the rest of a line that belongs to the span before
+            continue
+        if not needs_blank and span.stop is not None and position >= span.stop:
+            return
+        if raw is None:
+            dropped.add("line_too_long", f"{span.path}, the line at byte {position}")
+            continue
+        is_blank = not raw.strip()
+        if not waiting:
+            yield number, position, decode(raw, span.path, position).rstrip("\r")
+        waiting = waiting and not is_blank
+        if needs_blank and is_blank and span.stop is not None and position >= span.stop:
+            return
+
+
+def _text_documents(span: Span, piece: Piece, dropped: Dropped) -> Iterator[Document]:
+    """Documents of text, by ``corpus.documents`` and ``corpus.lines``."""
+    corpus = piece.config
     per_file = corpus.documents == "file"
-    split = corpus.lines != "sentence"
     paragraphs: list[str] = []
     wrapped: list[str] = []
-    count = 0
-    for _, line in _lines(path, progress):
-        for piece in line.split("\r"):  # the line ends of old Macs
-            text = " ".join(piece.split())
+    size = 0
+
+    def finished() -> Iterator[Document]:
+        if paragraphs:
+            yield Document(f"{span.path.name}#{position}", piece.corpus, list(paragraphs), corpus.lines != "sentence")
+        paragraphs.clear()
+
+    position = 0
+    for _, position, line in _decoded_lines(span, not per_file, dropped):
+        for part in line.split("\r"):  # the line ends of old Macs
+            text = " ".join(part.split())
+            size += len(text)
             if text and corpus.lines == "wrapped":
                 wrapped.append(text)
             elif text:
                 paragraphs.append(text)
-            elif wrapped:
+            too_long = size > LONGEST_DOCUMENT
+            if wrapped and (not text or too_long):
                 paragraphs.append(" ".join(wrapped))
                 wrapped = []
-            if not text and not per_file and paragraphs:
-                yield Document(f"{path.name}#{count}", path.name, paragraphs, split)
-                count += 1
-                paragraphs = []
+            if (not text and not per_file) or too_long:
+                if too_long:
+                    dropped.add("documents_divided", f"{span.path}, before byte {position}")
+                yield from finished()
+                size = 0
     if wrapped:
         paragraphs.append(" ".join(wrapped))
-    if paragraphs:
-        yield Document(f"{path.name}#{count}", path.name, paragraphs, split)
+    yield from finished()
 
 
-def _json_documents(path: Path, corpus: CorpusConfig, progress: tqdm) -> Iterator[Document]:
-    """One document a line; blank lines in its text end a paragraph, single line ends are kept as such too."""
-    for number, line in _lines(path, progress):
+def _paragraphs(text: str) -> list[str]:
+    """The non-empty lines of a text, white space as single spaces."""
+    return [paragraph for line in text.splitlines() if (paragraph := " ".join(line.split()))]
+
+
+def _json_documents(span: Span, piece: Piece, dropped: Dropped) -> Iterator[Document]:
+    """One document a line; every line of its text is a paragraph."""
+    field, path = piece.config.text_field, span.path
+    for number, position, line in _decoded_lines(span, False, dropped):
         if not line.strip():
             continue
+        where = f"line {number}" if span.start == 0 else f"the line at byte {position}"
         try:
-            text = json.loads(line)[corpus.text_field]
+            text = json.loads(line)[field]
         except json.JSONDecodeError as error:
-            raise ConfigError(
-                f"corpus file {path}, line {number}: not JSON ({error.msg}, column {error.colno})"
-            ) from None
+            raise ConfigError(f"corpus file {path}, {where}: not JSON ({error.msg}, column {error.colno})") from None
         except (KeyError, TypeError, IndexError):
-            raise ConfigError(
-                f"corpus file {path}, line {number}: no field {corpus.text_field!r} (corpus.text_field)"
-            ) from None
+            raise ConfigError(f"corpus file {path}, {where}: no field {field!r} (corpus.text_field)") from None
+        except RecursionError:
+            raise ConfigError(f"corpus file {path}, {where}: JSON nested too deep") from None
         if not isinstance(text, str):
-            raise ConfigError(f"corpus file {path}, line {number}: field {corpus.text_field!r} is no string")
-        paragraphs = [" ".join(paragraph.split()) for paragraph in text.splitlines()]
-        paragraphs = [paragraph for paragraph in paragraphs if paragraph]
-        if paragraphs:
-            yield Document(f"{path.name}#{number}", path.name, paragraphs)
+            raise ConfigError(f"corpus file {path}, {where}: field {field!r} is no string")
+        yield Document(f"{path.name}#{position}", piece.corpus, _paragraphs(text))
+
+
+def _rows(span: Span, piece: Piece) -> Iterator[Document]:
+    """One document a row of a parquet or arrow file; null is an empty document."""
+    row = 0
+    for texts in _text_columns(span, piece.config):
+        for text in texts:
+            row += 1
+            if text is not None:
+                yield Document(f"{span.path.name}#{span.start}.{row}", piece.corpus, _paragraphs(text))
+
+
+def _text_columns(span: Span, corpus: CorpusConfig) -> Iterator[list[str | None]]:
+    field = corpus.text_field
+    assert span.stop is not None
+    try:
+        if corpus.kind == "dataset":
+            with pyarrow.memory_map(str(span.path)) as source, pyarrow.ipc.open_stream(source) as reader:
+                for number, batch in enumerate(reader):
+                    if span.start <= number < span.stop:
+                        yield _strings(batch.column(field), span.path, field)
+            return
+        with pyarrow.parquet.ParquetFile(span.path) as file:
+            if field not in file.schema_arrow.names:
+                names = ", ".join(file.schema_arrow.names)
+                raise ConfigError(f"corpus file {span.path}: no field {field!r} (corpus.text_field); it has {names}")
+            for batch in file.iter_batches(1024, range(span.start, span.stop), [field]):
+                yield _strings(batch.column(0), span.path, field)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ConfigError(
+            f"corpus file {span.path} is damaged in row groups {span.start} to {span.stop - 1} ({error}); get it anew"
+        ) from None
+
+
+def _strings(column: pyarrow.Array, path: Path, field: str) -> list[str | None]:
+    if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
+        raise ConfigError(f"corpus file {path}: field {field!r} holds {column.type}, no text (corpus.text_field)")
+    values: list[str | None] = column.to_pylist()
+    return values
+
+
+def _articles(span: Span, corpus: str, dropped: Dropped) -> Iterator[Document]:
+    parts = blocks(span.path, span.start, span.stop)
+    for page in read_pages(parts, span.path, span.start == 0, span.start == 0 and span.stop is None):
+        rule = why_no_article(page)
+        if rule is None:
+            yield Document(page.title, corpus, [page.text], is_wikitext=True)
+        else:
+            dropped.add(rule, page.title)
+
+
+def _without_markup(article: Document, dropped: Dropped) -> Document:
+    kept = []
+    for paragraph in wikitext_paragraphs(article.paragraphs[0]):
+        if is_left_over(paragraph):
+            dropped.add("markup_left_over", paragraph)
+        else:
+            kept.append(paragraph)
+    return replace(article, paragraphs=kept, is_wikitext=False)

@@ -16,10 +16,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from importlib import metadata
-from multiprocessing import get_context
 from pathlib import Path
-
-from tqdm import tqdm
 
 # distribution name -> import name. Required by the project, directly or indirectly, on every machine.
 PACKAGES = {
@@ -92,23 +89,6 @@ _CODE = re.compile(r"[=_{}<>|\\^~$@#*+/\[\]`]|\w\(|::")
 _SENTENCE_END = re.compile(r".*[.!?][)\"'”’]*(?=\s|$)", re.DOTALL)
 
 
-def embedded_modules(workers: int) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield (name, source name, paragraphs) of each module, in one order whatever the number of ``workers``.
-
-    A paragraph that came before, in whichever document, is left out.
-    """
-    seen: set[str] = set()
-    jobs = list(_source_files())
-    with get_context("spawn").Pool(workers) as pool:
-        results = pool.imap(module_paragraphs, [path for path, _, _ in jobs], chunksize=16)
-        progress = tqdm(zip(jobs, results, strict=True), total=len(jobs), unit=" files", desc="prose", disable=None)
-        for (_, name, source), paragraphs in progress:
-            fresh = [paragraph for paragraph in dict.fromkeys(paragraphs) if paragraph not in seen]
-            seen.update(fresh)
-            if fresh:
-                yield name, source, fresh
-
-
 def embedded_sources() -> dict[str, tuple[str, str]]:
     """Version and licence of each source that is installed, by its name."""
     python = f"Python {sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
@@ -131,7 +111,7 @@ def _licence(information: metadata.PackageMetadata) -> str:
     return "not stated in the package's metadata"
 
 
-def _source_files() -> Iterator[tuple[Path, str, str]]:
+def source_files() -> Iterator[tuple[Path, str, str]]:
     """(file, document name, source) of every module, sorted within each source."""
     sources = embedded_sources()
     standard_library = Path(sysconfig.get_paths()["stdlib"])

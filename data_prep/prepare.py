@@ -1,88 +1,77 @@
-"""Entry point: corpus -> documents -> sentences -> tokenizer -> token ids -> samples -> masked shards.
+"""Entry point: corpora -> documents -> sentences -> tokenizer -> token ids -> samples -> masked shards.
 
-    python -m data_prep.prepare corpus=embedded out_dir=data/demo sequence_length=64 vocab_size=8192
+    python -m data_prep.prepare corpus=embedded out_dir=data/demo sequence_lengths=[64] vocab_size=8192
 
 The options and their meaning stand in ``configs/prepare.yaml``. Everything that is written is a pure function of
-the corpus and the options: the same bytes on any number of cores.
+the corpora and the options: the same bytes on any number of workers, and however often it was stopped on the way.
 """
 
-import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.errors import ConfigError
 from bert_pretrain.masking import SPECIAL_TOKENS
-from bert_pretrain.shards import read_manifest, write_manifest
+from bert_pretrain.shards import ShardHeader, read_manifest, write_manifest
 from bert_pretrain.structured import entry_point
-from data_prep.documents import CorpusConfig, corpus_fingerprint, corpus_sources, read_documents
-from data_prep.out_dir import check_out_dir, claim_out_dir, load_stage, release_out_dir, save_stage
-from data_prep.sentences import read_sentences, write_sentences
-from data_prep.tokenised import open_tokenised, tokenise
-from data_prep.tokenizer import SMALLEST_VOCAB, Vocabulary, load_vocabulary, train_vocabulary, write_tokenizer
-from data_prep.write import SampleConfig, write_splits
-
-SHORTEST_SEQUENCE = 16
-
-
-@dataclass
-class PrepareConfig:
-    """The options of ``configs/prepare.yaml``, where each is explained."""
-
-    out_dir: str
-    corpus: CorpusConfig
-    vocab: str | None
-    vocab_size: int
-    lowercase: bool
-    sequence_length: int
-    max_predictions: int | None
-    masked_lm_prob: float
-    short_seq_prob: float
-    dupe_factor: int
-    whole_word_masking: bool
-    samples_per_shard: int
-    heldout_fraction: float
-    seed: int
-    workers: int | None
-
-    def __post_init__(self) -> None:
-        length, most = self.sequence_length, self.max_predictions
-        if self.vocab is None:
-            require(self.vocab_size >= SMALLEST_VOCAB, "vocab_size", self.vocab_size, f"{SMALLEST_VOCAB} or more")
-        require(SHORTEST_SEQUENCE <= length < 1 << 16, "sequence_length", length, f"{SHORTEST_SEQUENCE} to 65535")
-        require(most is None or 1 <= most <= length, "max_predictions", most, "null, or 1 to sequence_length")
-        require(0 < self.masked_lm_prob < 1, "masked_lm_prob", self.masked_lm_prob, "above 0 and below 1")
-        require(0 <= self.short_seq_prob <= 1, "short_seq_prob", self.short_seq_prob, "0 to 1")
-        require(self.dupe_factor >= 1, "dupe_factor", self.dupe_factor, "1 or more")
-        require(self.samples_per_shard >= 1, "samples_per_shard", self.samples_per_shard, "1 or more")
-        require(0 <= self.heldout_fraction < 1, "heldout_fraction", self.heldout_fraction, "0 or more and below 1")
-        require(0 <= self.seed < 1 << 62, "seed", self.seed, "0 or more and below 2^62")
-        require(self.workers is None or self.workers >= 1, "workers", self.workers, "null, or 1 or more")
+from data_prep.corpus import CorpusConfig, corpora_fingerprint, corpus_sources
+from data_prep.engine import Engine, open_engine
+from data_prep.options import PrepareConfig, bucket_counts, sample_options
+from data_prep.out_dir import (
+    CORPUS,
+    check_out_dir,
+    claim_out_dir,
+    load_stage,
+    release_out_dir,
+    remove_intermediate,
+    save_stage,
+    shard_dirs,
+)
+from data_prep.pieces import Piece
+from data_prep.planning import count_parts, plan_pieces
+from data_prep.stages import (
+    Record,
+    SampleOptions,
+    Text,
+    cut_large_files,
+    encode,
+    find_repeats,
+    make_all_samples,
+    merge_counts,
+    training_text,
+    write_shards,
+    write_text,
+)
+from data_prep.tokenizer import Vocabulary, load_vocabulary, train_vocabulary, write_tokenizer
+from data_prep.write import unigram_entropy
 
 
 @entry_point("prepare", PrepareConfig)
 def main(config: PrepareConfig) -> None:
     """Write the shards, or say that they are there already."""
-    out_dir = Path(config.out_dir)
+    out_dir = Path(config.out_dir).absolute()
     given = load_vocabulary(Path(config.vocab), config.lowercase) if config.vocab else None
     options = _options(config, given)
-    check_out_dir(out_dir, options)
-    finished = read_manifest(out_dir) if out_dir.is_dir() else None
-    if finished is not None:
-        rows = finished["shards"]
+    folders = shard_dirs(out_dir, config.sequence_lengths)
+    if check_out_dir(out_dir, folders, options):
+        remove_intermediate(out_dir)
+        rows = [row for folder in folders for row in (read_manifest(folder) or {})["shards"]]
         samples = sum(row["samples"] for row in rows)
         print(f"{out_dir} holds {len(rows)} finished shards with {samples:,} samples, made with these options: reused")
         return
+    pieces = plan_pieces(config.corpora, config.piece_bytes)
     is_new = claim_out_dir(out_dir, options)
     try:
-        prepare(config, out_dir, options, given)
+        most_parts = count_parts(pieces, config.piece_bytes)
+        with open_engine(config.engine, most_parts) as engine:
+            engine.check_folder(out_dir)
+            Preparation(config, out_dir, options, engine).run(pieces, given)
+        remove_intermediate(out_dir)
     except OSError as error:
         raise ConfigError(
-            f"out_dir {out_dir}: writing failed ({error}); the stages that were finished are kept: run again"
+            f"out_dir {out_dir}: writing failed ({' '.join(str(error).split())}); what was finished is kept: run again"
         ) from None
     except ConfigError:
         if is_new:  # the options or the corpus are at fault: leave nothing that would bind the next try to them
@@ -93,124 +82,154 @@ def main(config: PrepareConfig) -> None:
 def _options(config: PrepareConfig, given: Vocabulary | None) -> dict[str, Any]:
     """What the result depends on, and nothing else."""
     options = asdict(config)
-    for name in ("out_dir", "workers"):
+    for name in ("out_dir", "engine"):
         del options[name]
-    options["corpus"]["fingerprint"] = corpus_fingerprint(config.corpus)
+    options["fingerprint"] = corpora_fingerprint(config.corpora)
     options["tokenizer_hash"] = given.tokenizer_hash if given else None
     return options
 
 
-def prepare(config: PrepareConfig, out_dir: Path, options: dict[str, Any], given: Vocabulary | None) -> None:
-    """All stages, one after the other; those that an interrupted run finished are taken from it."""
-    corpus_dir = out_dir / "corpus"
-    text = corpus_dir / "sentences.txt"
-    stages: list[dict[str, Any]] = []
+class Preparation:
+    """One run over all stages; those that an interrupted run finished are taken from it."""
 
-    def stage(name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        print(f"[{len(stages) + 1}/4] {name} ...", flush=True)
-        counts, reused = load_stage(corpus_dir, name), True
+    def __init__(self, config: PrepareConfig, out_dir: Path, options: dict[str, Any], engine: Engine) -> None:
+        self.config, self.out_dir, self.options, self.engine = config, out_dir, options, engine
+        self.corpus_dir = out_dir / CORPUS
+        self.tokenizer = out_dir / "tokenizer"
+        self.samples = sample_options(config)
+        self.stages: list[Record] = []
+
+    def run(self, pieces: list[Piece], given: Vocabulary | None) -> None:
+        """Corpus to manifests."""
+        text = self._text(pieces)
+        self._stage("repeats", lambda: self._repeats(text))
+        self._stage("tokenizer", lambda: self._tokenizer(text, given))
+        vocabulary = load_vocabulary(self.tokenizer, self.config.lowercase)
+        documents = sum(record["documents"] for record in text.records)
+        buckets = bucket_counts(self.config, documents, text.characters)
+        self._stage("token ids", lambda: self._token_ids(text, vocabulary, buckets))
+        records: dict[str, list[Record]] = {}
+
+        def samples() -> Record:
+            ids = [self.corpus_dir / "ids" / f"{part.path.stem}.h5" for part in text.parts]
+            folder = self.corpus_dir / "samples"
+            records.update(make_all_samples(self.engine, ids, text.characters, self.samples, buckets, folder))
+            return _describe_samples(records)
+
+        self._stage("samples", samples, always=True)
+        for folder, length, most in zip(
+            shard_dirs(self.out_dir, self.config.sequence_lengths),
+            self.samples.sequence_lengths,
+            self.samples.max_predictions,
+            strict=True,
+        ):
+            self._shards(folder, length, most, vocabulary, records, text)
+
+    def _stage(self, name: str, run: Callable[[], Record], always: bool = False) -> Record:
+        """Run a stage, print what it counted, and note it; ``always`` also when it is done, for what it returns."""
+        print(f"[{len(self.stages) + 1}] {name} ...", flush=True)
+        before = load_stage(self.corpus_dir, name)
+        counts = before
         start = time.perf_counter()
-        if counts is None:
-            counts, reused = run(), False
-            counts["seconds"] = round(time.perf_counter() - start, 2)
-            if name != "shards":
-                save_stage(corpus_dir, name, counts)
+        if counts is None or always:
+            counts = run()
+            seconds = before["seconds"] if before else round(time.perf_counter() - start, 2)
+            counts["seconds"] = seconds
+            save_stage(self.corpus_dir, name, counts)
         shown = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in counts.items() if _is_number(value))
-        print(f"      {shown}{' (from the interrupted run)' if reused else ''}", flush=True)
-        stages.append({"stage": name, **counts})
+        print(f"      {shown}{' (from the interrupted run)' if before else ''}", flush=True)
+        self.stages.append({"stage": name, **counts})
         return counts
 
-    corpus_counts = stage("sentences", lambda: _sentences(config, text))
-    stage("tokenizer", lambda: _tokenizer(config, text, out_dir / "tokenizer", given))
-    vocabulary = load_vocabulary(out_dir / "tokenizer", config.lowercase)
-    stage("token ids", lambda: _token_ids(config, text, corpus_counts["documents"], vocabulary, corpus_dir))
-    corpus = open_tokenised(corpus_dir)
-    samples = _sample_config(config)
-    result: dict[str, Any] = {}
+    def _text(self, pieces: list[Piece]) -> Text:
+        found: list[Text] = []
 
-    def shards() -> dict[str, Any]:
-        result.update(write_splits(corpus, vocabulary, samples, out_dir))
-        return dict(result["counts"])
+        def run() -> Record:
+            cut, dropped = cut_large_files(self.engine, pieces, self.corpus_dir / "cut", self.config.piece_bytes)
+            found.append(write_text(self.engine, cut, self.corpus_dir, self.config.duplicates))
+            return merge_counts([*found[0].records, dropped])
 
-    stage("shards", shards)
-    write_manifest(
-        out_dir,
-        {
-            "shards": result["rows"],
-            "sequence_length": samples.sequence_length,
-            "max_predictions": samples.max_predictions,
-            "unigram_entropy": result["unigram_entropy"],
+        counts = self._stage("text", run, always=True)
+        if counts["documents"] == 0:
+            raise ConfigError(f"corpus.path {self.config.corpus.path!r} holds no text: every document is empty")
+        if counts["documents"] == 1:
+            raise ConfigError(
+                "the corpus is one document only, so no segment from another document can be drawn; give more files, "
+                "or let corpus.documents (file, blank_line) divide it"
+            )
+        return found[0]
+
+    def _repeats(self, text: Text) -> Record:
+        folder = self.corpus_dir / "repeats"
+        return find_repeats(self.engine, text, self.config.duplicates, self.config.corpora, folder)
+
+    def _tokenizer(self, text: Text, given: Vocabulary | None) -> Record:
+        config = self.config
+        most = config.vocab_text_mb * 1e6
+        vocabulary = given or train_vocabulary(
+            lambda: training_text(text, most, config.seed), config.vocab_size, config.lowercase
+        )
+        write_tokenizer(vocabulary, self.tokenizer)
+        return {"vocabulary": len(vocabulary.tokens)}
+
+    def _token_ids(self, text: Text, vocabulary: Vocabulary, buckets: tuple[int, int]) -> Record:
+        folder, corpora = self.corpus_dir / "ids", self.config.corpora
+        records = encode(self.engine, text, vocabulary, self.tokenizer, self.samples, corpora, buckets, folder)
+        counts = merge_counts(records)
+        _check_splits(self.config, counts)
+        return counts
+
+    def _shards(
+        self,
+        folder: Path,
+        length: int,
+        most: int,
+        vocabulary: Vocabulary,
+        records: dict[str, list[Record]],
+        text: Text,
+    ) -> None:
+        folder.mkdir(exist_ok=True)
+        header = _header(self.samples, length, most, vocabulary)
+        rows: list[Record] = []
+
+        def shards() -> Record:
+            tokenizer = (self.tokenizer, vocabulary.lowercase)
+            size = self.samples.samples_per_shard
+            rows.extend(write_shards(self.engine, records, header, size, tokenizer, self.corpus_dir, folder))
+            return {"sequence_length": length, "shards": len(rows), "samples": sum(row["samples"] for row in rows)}
+
+        self._stage(f"shards {length}", shards, always=True)
+        counts = sorted((self.corpus_dir / f"shards_{length}").glob("train_*.npy"))
+        entropy = unigram_entropy(counts)
+        if folder != self.out_dir:
+            write_tokenizer(vocabulary, folder / "tokenizer")
+        manifest = {
+            "shards": rows,
+            "sequence_length": length,
+            "max_predictions": most,
+            "unigram_entropy": entropy,
             "tokenizer": _describe_tokenizer(vocabulary),
-            "sources": _describe_sources(config.corpus, corpus_counts["by_source"]),
-            "stages": stages,
-            "options": options,
-        },
-    )
-    print(f"{out_dir} holds {len(result['rows'])} shards; unigram entropy {result['unigram_entropy']:.3f} nats")
+            "sources": _describe_sources(self.config.corpora, text),
+            "stages": self.stages,
+            "options": self.options,
+        }
+        write_manifest(folder, manifest)
+        print(f"{folder} holds {len(rows)} shards; unigram entropy {entropy:.3f} nats", flush=True)
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float)
 
 
-def _workers(config: PrepareConfig) -> int:
-    return config.workers or len(os.sched_getaffinity(0))
-
-
-def _sentences(config: PrepareConfig, text: Path) -> dict[str, Any]:
-    documents = read_documents(config.corpus, _workers(config))
-    counts = write_sentences(documents, text, config.corpus.language, config.corpus.drop_repeated_sentences)
-    if counts.documents == 0:
-        raise ConfigError(f"corpus.path {config.corpus.path!r} holds no text: every document is empty")
-    if counts.documents == 1:
+def _check_splits(config: PrepareConfig, counts: Record) -> None:
+    held = counts["heldout_documents"]
+    training = counts["documents"] - held
+    if training < 2 or (config.heldout_fraction > 0 and held < 2):
         raise ConfigError(
-            "the corpus is one document only, so no segment from another document can be drawn; give more files, or "
-            "let corpus.documents (file, blank_line) divide it"
+            f"heldout_fraction is {config.heldout_fraction}, which leaves {training} documents for training and {held} "
+            f"held out of {counts['documents']}; both need two or more, because a random next segment comes from "
+            "another document: give more documents, another heldout_fraction (0: no held-out shards) or another seed"
         )
-    return asdict(counts)
-
-
-def _lines(text: Path, purpose: str) -> Iterator[str]:
-    with tqdm(total=text.stat().st_size, unit="B", unit_scale=True, desc=purpose, disable=None) as progress:
-        for sentences in read_sentences(text):
-            yield from sentences
-            progress.update(sum(map(len, sentences)))
-
-
-def _tokenizer(config: PrepareConfig, text: Path, folder: Path, given: Vocabulary | None) -> dict[str, Any]:
-    vocabulary = given or train_vocabulary(lambda: _lines(text, "train"), config.vocab_size, config.lowercase)
-    write_tokenizer(vocabulary, folder)
-    return {"vocabulary": len(vocabulary.tokens)}
-
-
-def _token_ids(
-    config: PrepareConfig, text: Path, documents: int, vocabulary: Vocabulary, corpus_dir: Path
-) -> dict[str, Any]:
-    progress = tqdm(read_sentences(text), total=documents, unit=" documents", desc="encode", disable=None)
-    counts = tokenise(progress, vocabulary, corpus_dir, config.seed, config.heldout_fraction)
-    training = counts.documents - counts.heldout_documents
-    found = f"{training} documents for training and {counts.heldout_documents} held out"
-    if training < 2 or (config.heldout_fraction > 0 and counts.heldout_documents < 2):
-        raise ConfigError(
-            f"heldout_fraction is {config.heldout_fraction}, which leaves {found} of {counts.documents}; both need two "
-            "or more, because a random next segment comes from another document: give more documents, another "
-            "heldout_fraction (0: no held-out shards) or another seed"
-        )
-    return asdict(counts)
-
-
-def _sample_config(config: PrepareConfig) -> SampleConfig:
-    most = config.max_predictions or max(1, round(config.masked_lm_prob * config.sequence_length))
-    return SampleConfig(
-        sequence_length=config.sequence_length,
-        max_predictions=most,
-        masked_lm_prob=config.masked_lm_prob,
-        short_seq_prob=config.short_seq_prob,
-        dupe_factor=config.dupe_factor,
-        whole_word_masking=config.whole_word_masking,
-        samples_per_shard=config.samples_per_shard,
-        seed=config.seed,
-    )
 
 
 def _describe_tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:
@@ -223,9 +242,37 @@ def _describe_tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
-def _describe_sources(corpus: CorpusConfig, counts: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
-    sources = corpus_sources(corpus)
-    return [{**asdict(sources[name]), **counts[name]} for name in counts]
+def _header(options: SampleOptions, length: int, most: int, vocabulary: Vocabulary) -> ShardHeader:
+    return ShardHeader(
+        sequence_length=length,
+        max_predictions=most,
+        vocab_size=len(vocabulary.tokens),
+        vocab_hash=vocabulary.vocab_hash,
+        tokenizer_hash=vocabulary.tokenizer_hash,
+        masked_lm_prob=options.masked_lm_prob,
+        whole_word_masking=options.whole_word_masking,
+        short_seq_prob=options.short_seq_prob,
+        dupe_factor=options.dupe_factor,
+        seed=options.seed,
+        split="train",
+    )
+
+
+def _describe_samples(records: dict[str, list[Record]]) -> Record:
+    """By length and split, what was counted over all buckets."""
+    merged = {split: merge_counts(of_split) for split, of_split in records.items()}
+    lengths = next(iter(merged.values()))
+    return {length: {split: merged[split][length] for split in merged} for length in lengths}
+
+
+def _describe_sources(corpora: dict[str, CorpusConfig], text: Text) -> list[Record]:
+    rows = []
+    for name, corpus in corpora.items():
+        mine = [record for owner, record in zip(text.corpora, text.records, strict=True) if owner == name]
+        counts = merge_counts(record["by_source"] for record in mine)
+        sources = corpus_sources(name, corpus)
+        rows += [{**asdict(sources[key]), **counts[key]} for key in counts]
+    return rows
 
 
 if __name__ == "__main__":

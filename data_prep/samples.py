@@ -5,14 +5,17 @@ slice of the corpus. A sample is therefore five whole numbers, and nothing is co
 
     a_start, a_length, b_start, b_length, is_random_next        (one row of int64)
 
-The samples of a document depend on (seed, duplicate, document) and on nothing else, so that workers could share
-the documents in any way. Differences from the published code:
+The samples of a document depend on (seed, duplicate, number of the document) and on the documents of its bucket, a
+random share of the corpus. Differences from the published code:
 
-* The other document of a random next segment is drawn from all other documents of the split, uniformly. The
+* The other document of a random next segment is drawn from all other documents of the bucket, uniformly. The
   published code tries ten times and, where all tries hit the same document, takes its own text for random.
-* The final shuffle covers the whole split, so the documents themselves need no shuffling.
+* The final shuffle (:mod:`data_prep.shuffle`) covers the whole split, so the documents need no shuffling.
 * A sentence longer than a whole sample is cut into equal pieces first (:func:`cut_long_sentences`), because
   truncation would throw away all that does not fit.
+
+Single-segment samples, [CLS] A [SEP], are runs of whole sentences of one document that fill a sample as far as they
+fit; nothing is truncated. Their b_length is 0.
 """
 
 import numpy as np
@@ -21,8 +24,8 @@ from numba import njit
 from bert_pretrain.masking import draw_below, draw_unit, set_key
 
 COLUMNS = ("a_start", "a_length", "b_start", "b_length", "is_random_next")
-SPECIALS_PER_SAMPLE = 3  # [CLS] A [SEP] B [SEP]
-_SHUFFLE = 1 << 62  # a key apart from those of the duplicates
+KINDS = ("pair", "single")
+SPECIALS = {"pair": 3, "single": 2}  # [CLS] A [SEP] B [SEP], [CLS] A [SEP]
 
 
 def cut_long_sentences(sentences: np.ndarray, documents: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -45,31 +48,30 @@ def cut_long_sentences(sentences: np.ndarray, documents: np.ndarray, limit: int)
 def build_samples(
     sentences: np.ndarray,
     documents: np.ndarray,
-    chosen: np.ndarray,
+    numbers: np.ndarray,
+    copies: np.ndarray,
     *,
+    kind: str,
     sequence_length: int,
     short_seq_prob: float,
     seed: int,
     duplicate: int,
 ) -> tuple[np.ndarray, int]:
-    """The samples of the documents ``chosen`` (indexes, at least two), for one duplicate of the corpus.
+    """The samples of the documents of a bucket, for one duplicate of the corpus.
 
-    Offsets as in :func:`cut_long_sentences`; no sentence and no document is empty. Returns the samples (n, 5), in
-    the order of the documents, and the number of tokens that truncation popped.
+    Offsets as in :func:`cut_long_sentences`; no sentence and no document is empty. numbers (D,) are the documents'
+    keys; those with copies (D,) of ``duplicate`` or less are passed over. Pairs need two documents or more.
+    Returns the samples (n, 5), in the order of the documents, and the number of tokens that truncation popped.
     """
-    assert len(chosen) >= 2, "a random next segment needs another document"
-    most = int(np.sum(documents[chosen + 1] - documents[chosen]))  # every sample uses up at least one sentence
+    assert kind == "single" or len(numbers) >= 2, "a random next segment needs another document"
+    most = int(documents[-1])  # every sample uses up at least one sentence
     samples = np.empty((most, len(COLUMNS)), dtype=np.int64)
-    tokens = sequence_length - SPECIALS_PER_SAMPLE
-    count, popped = _build(sentences, documents, chosen, tokens, short_seq_prob, seed, duplicate, samples)
+    tokens = sequence_length - SPECIALS[kind]
+    if kind == "single":
+        count = _build_single(sentences, documents, numbers, copies, tokens, short_seq_prob, seed, duplicate, samples)
+        return samples[:count].copy(), 0
+    count, popped = _build(sentences, documents, numbers, copies, tokens, short_seq_prob, seed, duplicate, samples)
     return samples[:count].copy(), popped
-
-
-def shuffled(samples: np.ndarray, seed: int) -> np.ndarray:
-    """The samples in a random order that depends on ``seed`` and their number only (Fisher and Yates)."""
-    order = np.arange(len(samples))
-    _shuffle(order, seed)
-    return samples[order]
 
 
 def gather_samples(
@@ -77,30 +79,28 @@ def gather_samples(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Write out samples: token ids (n, L) in the dtype of ``ids``, segment ids (n, L) int8, lengths (n,) int64.
 
-    [CLS] A [SEP] B [SEP], 0-padded.
+    [CLS] A [SEP] B [SEP], or [CLS] A [SEP] where there is no B, 0-padded.
     """
     rows = np.zeros((len(samples), sequence_length), dtype=ids.dtype)
     segments = np.zeros((len(samples), sequence_length), dtype=np.int8)
-    lengths = samples[:, 1] + samples[:, 3] + SPECIALS_PER_SAMPLE
+    lengths = samples[:, 1] + samples[:, 3] + np.where(samples[:, 3] > 0, SPECIALS["pair"], SPECIALS["single"])
     _gather(ids, samples, cls_id, sep_id, rows, segments)
     return rows, segments, lengths
 
 
-def count_unused(samples: np.ndarray, sentences: np.ndarray, documents: np.ndarray, chosen: np.ndarray) -> int:
-    """How many tokens of the documents ``chosen`` are in no sample."""
-    used = np.zeros(int(sentences[-1]) + 1, dtype=np.bool_)
+def count_unused(samples: np.ndarray, sentences: np.ndarray, documents: np.ndarray, copies: np.ndarray) -> int:
+    """How many tokens of the documents with ``copies`` are in no sample."""
+    used = np.zeros(int(sentences[-1]) + 1, dtype=np.int32)
     _mark(used, samples)
-    starts, stops = sentences[documents[chosen]], sentences[documents[chosen + 1]]
-    return int(
-        sum(stop - start - np.count_nonzero(used[start:stop]) for start, stop in zip(starts, stops, strict=True))
-    )
+    return int(_count_unused(used, sentences[documents], copies))
 
 
 @njit(cache=True, nogil=True)
 def _build(
     sentences: np.ndarray,
     documents: np.ndarray,
-    chosen: np.ndarray,
+    numbers: np.ndarray,
+    copies: np.ndarray,
     tokens: int,
     short_seq_prob: float,
     seed: int,
@@ -111,10 +111,11 @@ def _build(
     state = np.empty(1, dtype=np.uint64)
     count = 0
     popped = 0
-    for place in range(len(chosen)):
-        document = chosen[place]
+    for document in range(len(numbers)):
+        if copies[document] <= duplicate:
+            continue
         last = documents[document + 1]
-        set_key(state, seed, duplicate, document)
+        set_key(state, seed, duplicate, numbers[document])
         target = tokens
         if draw_unit(state) < short_seq_prob:  # once for a document, not for a sample
             target = 2 + draw_below(state, tokens - 1)
@@ -131,7 +132,7 @@ def _build(
             a_start, a_stop = sentences[chunk], sentences[chunk + in_a]
             is_random_next = size == 1 or draw_unit(state) < 0.5
             if is_random_next:
-                b_start, b_stop = _random_next(state, sentences, documents, chosen, place, target - (a_stop - a_start))
+                b_start, b_stop = _random_next(state, sentences, documents, document, target - (a_stop - a_start))
                 sentence = chunk + in_a - 1  # what the chunk did not use goes back
             else:
                 b_start, b_stop = a_stop, sentences[sentence + 1]
@@ -150,13 +151,13 @@ def _build(
 
 @njit(cache=True, nogil=True)
 def _random_next(
-    state: np.ndarray, sentences: np.ndarray, documents: np.ndarray, chosen: np.ndarray, place: int, wanted: int
+    state: np.ndarray, sentences: np.ndarray, documents: np.ndarray, document: int, wanted: int
 ) -> tuple[int, int]:
     """Sentences from a random start in another document, until there are ``wanted`` tokens or it ends."""
-    other = draw_below(state, len(chosen) - 1)
-    if other >= place:
+    other = draw_below(state, len(documents) - 2)
+    if other >= document:
         other += 1
-    first, last = documents[chosen[other]], documents[chosen[other] + 1]
+    first, last = documents[other], documents[other + 1]
     start = first + draw_below(state, last - first)
     stop = start + 1
     while stop < last and sentences[stop] - sentences[start] < wanted:
@@ -184,12 +185,37 @@ def _truncate(
 
 
 @njit(cache=True, nogil=True)
-def _shuffle(order: np.ndarray, seed: int) -> None:
+def _build_single(
+    sentences: np.ndarray,
+    documents: np.ndarray,
+    numbers: np.ndarray,
+    copies: np.ndarray,
+    tokens: int,
+    short_seq_prob: float,
+    seed: int,
+    duplicate: int,
+    samples: np.ndarray,
+) -> int:
     state = np.empty(1, dtype=np.uint64)
-    set_key(state, seed, _SHUFFLE, 0)
-    for place in range(len(order) - 1, 0, -1):
-        other = draw_below(state, place + 1)
-        order[place], order[other] = order[other], order[place]
+    count = 0
+    for document in range(len(numbers)):
+        if copies[document] <= duplicate:
+            continue
+        set_key(state, seed, duplicate, numbers[document])
+        target = tokens
+        if draw_unit(state) < short_seq_prob:
+            target = 2 + draw_below(state, tokens - 1)
+        sentence, last = documents[document], documents[document + 1]
+        while sentence < last:
+            start = sentences[sentence]
+            sentence += 1
+            while sentence < last and sentences[sentence + 1] - start <= target:
+                sentence += 1
+            samples[count, 0] = start
+            samples[count, 1] = sentences[sentence] - start
+            samples[count, 2:] = 0
+            count += 1
+    return count
 
 
 @njit(cache=True, nogil=True)
@@ -201,6 +227,8 @@ def _gather(
         rows[row, 0] = cls_id
         rows[row, 1 : 1 + a_length] = ids[a_start : a_start + a_length]
         rows[row, 1 + a_length] = sep_id
+        if b_length == 0:
+            continue
         rows[row, 2 + a_length : 2 + a_length + b_length] = ids[b_start : b_start + b_length]
         rows[row, 2 + a_length + b_length] = sep_id
         segments[row, 2 + a_length : 3 + a_length + b_length] = 1
@@ -208,6 +236,19 @@ def _gather(
 
 @njit(cache=True, nogil=True)
 def _mark(used: np.ndarray, samples: np.ndarray) -> None:
+    """Add 1 where a segment starts and take 1 where it ends: the running sum says how often a token is used."""
     for row in range(len(samples)):
-        used[samples[row, 0] : samples[row, 0] + samples[row, 1]] = True
-        used[samples[row, 2] : samples[row, 2] + samples[row, 3]] = True
+        for column in (0, 2):
+            used[samples[row, column]] += 1
+            used[samples[row, column] + samples[row, column + 1]] -= 1
+
+
+@njit(cache=True, nogil=True)
+def _count_unused(used: np.ndarray, offsets: np.ndarray, copies: np.ndarray) -> int:
+    unused = 0
+    times = 0  # that the token at hand is used
+    for document in range(len(copies)):
+        for token in range(offsets[document], offsets[document + 1]):
+            times += used[token]
+            unused += times == 0 and copies[document] > 0
+    return unused

@@ -1,78 +1,83 @@
-"""The corpus after tokenising: flat arrays in ``.npy`` files that are mapped, not loaded.
+"""Text parts -> token ids, sorted into buckets: each bucket gets a random share of the documents of its split.
 
-ids.npy         (T,)    token ids of all sentences, one after the other, no special tokens
-sentences.npy   (S+1,)  where each sentence starts in ids; the last entry is T
-documents.npy   (D+1,)  where each document starts in sentences; the last entry is S
-heldout.npy     (D,)    true where the document belongs to the held-out split
+A bucket is what one worker holds in memory when it makes samples: within it, random next segments are drawn from
+random documents of the whole corpus. ``ids/NNNNNN.h5`` holds, for the documents of one text part sorted by bucket:
+
+    ids        (T,)     token ids, one sentence after the other, no special tokens
+    sentences  (S,)     tokens of each sentence
+    documents  (D,)     sentences of each document
+    numbers    (D,)     the number of each document, counted over all parts
+    copies     (D,)     how often it is used: the duplication factor times the weight of its corpus
+    bounds     (B+1, 3) where each bucket starts in ids, sentences, documents; those of training first
 """
 
+import functools
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import IO
+from typing import Any
 
+import h5py
 import numpy as np
 
-from data_prep.tokenizer import Vocabulary, encode_batch
+from bert_pretrain.shards import SPLITS
+from data_prep.duplicates import repeated_documents, repeated_sentences
+from data_prep.text_parts import read_text_part, write_whole
+from data_prep.tokenizer import load_vocabulary
+from data_prep.words import WordEncoder
 
-_NAMES = ("ids", "sentences", "documents", "heldout")
 _CHARACTERS_PER_BATCH = 4_000_000
+LENGTH_BIN = 8  # tokens, of the histogram of sentence lengths
 
 
 @dataclass(frozen=True)
-class TokenisedCorpus:
-    """The four arrays, mapped read-only; see the head of this module."""
+class TextPart:
+    """A text part, what its first document and sentence are in the whole corpus, and where its repeats are noted."""
 
-    ids: np.ndarray
-    sentences: np.ndarray
-    documents: np.ndarray
-    heldout: np.ndarray
+    path: Path
+    repeats: Path
+    first_document: int
+    first_sentence: int
+    sentences: int
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """One text part to encode. ``buckets`` are the numbers of buckets of each split."""
+
+    name: str
+    size: int
+    text: TextPart
+    folder: Path
+    tokenizer: Path = field(repr=False)
+    tokenizer_hash: str = field(repr=False)
+    lowercase: bool
+    weight: float
+    dupe_factor: int
+    heldout_fraction: float
+    seed: int
+    buckets: tuple[int, int]
 
 
 @dataclass
-class TokenCounts:
-    """What the encoding stage saw."""
+class Encoded:
+    """The arrays of one part, or of one bucket. Offsets have one entry more than there are sentences, documents."""
 
-    documents: int = 0
-    sentences: int = 0
-    tokens: int = 0
-    unknown_tokens: int = 0
-    heldout_documents: int = 0
-    sentences_dropped_without_tokens: int = 0
-    documents_dropped_without_tokens: int = 0
+    ids: np.ndarray
+    sentences: np.ndarray  # (S+1,) offsets into ids
+    documents: np.ndarray  # (D+1,) offsets into sentences
+    numbers: np.ndarray
+    copies: np.ndarray
 
 
-class ArrayWriter:
-    """Appends to a one-dimensional ``.npy`` file whose length is not known before its end."""
-
-    def __init__(self, path: Path, dtype: np.dtype) -> None:
-        self.dtype = np.dtype(dtype)
-        self.count = 0
-        self._file: IO[bytes] = open(path, "wb")  # noqa: SIM115  closed by __exit__
-        self._write_header()
-
-    def _write_header(self) -> None:
-        # numpy leaves room in the header for the length to grow, so that the second one fits over the first
-        description = np.lib.format.dtype_to_descr(self.dtype)
-        header = {"descr": description, "fortran_order": False, "shape": (self.count,)}
-        np.lib.format.write_array_header_1_0(self._file, header)
-
-    def append(self, values: np.ndarray) -> None:
-        """Add ``values`` (n,) at the end."""
-        self._file.write(np.ascontiguousarray(values, dtype=self.dtype).data)
-        self.count += len(values)
-
-    def __enter__(self) -> "ArrayWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.seek(0)
-        self._write_header()
-        self._file.close()
+def document_hash(purpose: bytes, seed: int, number: int) -> int:
+    """64 random bits of a document, for one purpose."""
+    digest = hashlib.blake2b(
+        number.to_bytes(8, "little"), digest_size=8, key=seed.to_bytes(8, "little"), person=purpose
+    )
+    return int.from_bytes(digest.digest(), "little")
 
 
 def is_heldout(sentences: list[str], seed: int, fraction: float) -> bool:
@@ -81,57 +86,132 @@ def is_heldout(sentences: list[str], seed: int, fraction: float) -> bool:
     return int.from_bytes(digest.digest(), "little") < fraction * 2.0**64
 
 
-def tokenise(
-    documents: Iterable[list[str]], vocabulary: Vocabulary, folder: Path, seed: int, heldout_fraction: float
-) -> TokenCounts:
-    """Encode documents (lists of sentences) into the arrays in ``folder``, in bounded memory.
-
-    Sentences without tokens (control characters only), and documents without sentences, are dropped and counted.
-    """
-    counts = TokenCounts()
-    unknown = vocabulary.tokens.index("[UNK]")
-    with (
-        ArrayWriter(folder / "ids.npy", np.dtype(vocabulary.id_dtype)) as ids,
-        ArrayWriter(folder / "sentences.npy", np.dtype(np.int64)) as sentences,
-        ArrayWriter(folder / "documents.npy", np.dtype(np.int64)) as boundaries,
-        ArrayWriter(folder / "heldout.npy", np.dtype(np.bool_)) as heldout,
-    ):
-        sentences.append(np.zeros(1))
-        boundaries.append(np.zeros(1))
-        for batch in _document_batches(documents):
-            flat, lengths = encode_batch(vocabulary, [sentence for document in batch for sentence in document])
-            kept = lengths > 0
-            stops = np.cumsum([len(document) for document in batch])
-            kept_per_document = np.diff(np.concatenate([[0], np.cumsum(kept)])[np.concatenate([[0], stops])])
-            filled = kept_per_document > 0
-            flags = np.array([is_heldout(document, seed, heldout_fraction) for document in batch])[filled]
-            sentences.append(counts.tokens + np.cumsum(lengths[kept]))
-            boundaries.append(counts.sentences + np.cumsum(kept_per_document[filled]))
-            heldout.append(flags)
-            ids.append(flat)
-            counts.tokens += len(flat)
-            counts.sentences += int(kept.sum())
-            counts.documents += int(filled.sum())
-            counts.heldout_documents += int(flags.sum())
-            counts.unknown_tokens += int(np.count_nonzero(flat == unknown))
-            counts.sentences_dropped_without_tokens += int(np.count_nonzero(~kept))
-            counts.documents_dropped_without_tokens += int(np.count_nonzero(~filled))
-    return counts
+def document_copies(job: EncodeJob, number: int) -> int:
+    """Duplication factor times weight; of a fraction, as many documents get one copy more."""
+    wanted = job.dupe_factor * job.weight
+    return int(wanted) + (document_hash(b"copies", job.seed, number) < (wanted - int(wanted)) * 2.0**64)
 
 
-def _document_batches(documents: Iterable[list[str]]) -> Iterable[list[list[str]]]:
-    batch: list[list[str]] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += sum(map(len, document))
-        if size >= _CHARACTERS_PER_BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+@functools.lru_cache(maxsize=1)
+def _encoder(tokenizer: Path, tokenizer_hash: str, lowercase: bool) -> WordEncoder:
+    """One for all parts of a worker, so that the words it learned serve again."""
+    return WordEncoder(load_vocabulary(tokenizer, lowercase))
 
 
-def open_tokenised(folder: Path) -> TokenisedCorpus:
-    """Map the arrays of a finished tokenised corpus."""
-    return TokenisedCorpus(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _NAMES))
+def encode_part(job: EncodeJob) -> dict[str, Any]:
+    """Write ``<name>.h5``; returns what was counted. Documents and sentences that came before are left out."""
+    encoder = _encoder(job.tokenizer, job.tokenizer_hash, job.lowercase)
+    counts: Counter[str] = Counter()
+    slots: list[int] = []
+    sizes: list[int] = []
+    numbers: list[int] = []
+    copies: list[int] = []
+    texts: list[str] = []
+    ids, lengths = [np.zeros(0, dtype=encoder.dtype)], [np.zeros(0, dtype=np.int64)]
+    waiting = 0
+    for number, sentences in kept_documents(job.text, counts):
+        texts += sentences
+        waiting += sum(map(len, sentences))
+        heldout = is_heldout(sentences, job.seed, job.heldout_fraction)
+        bucket = document_hash(b"bucket", job.seed, number) % job.buckets[heldout]
+        slots.append(bucket + heldout * job.buckets[0])
+        sizes.append(len(sentences))
+        numbers.append(number)
+        copies.append(1 if heldout else document_copies(job, number))
+        if waiting >= _CHARACTERS_PER_BATCH:
+            for values, more in zip((ids, lengths), encoder.encode(texts), strict=True):
+                values.append(more)
+            texts, waiting = [], 0
+    for values, more in zip((ids, lengths), encoder.encode(texts), strict=True):
+        values.append(more)
+    tokens, sizes_of_sentences = np.concatenate(ids), np.concatenate(lengths)
+    kept = _without_empty(tokens, sizes_of_sentences, np.array(sizes, dtype=np.int64), counts)
+    part = Encoded(*kept[:3], np.array(numbers, dtype=np.int64)[kept[3]], np.array(copies, dtype=np.int64)[kept[3]])
+    slot = np.array(slots, dtype=np.int64)[kept[3]]
+    counts["documents"] = len(slot)
+    counts["heldout_documents"] = int(np.count_nonzero(slot >= job.buckets[0]))
+    counts["documents_of_weight_0"] = int(np.count_nonzero(part.copies == 0))
+    counts["sentences"] = len(part.sentences) - 1
+    counts["tokens"] = len(part.ids)
+    counts["unknown_tokens"] = int(np.count_nonzero(part.ids == encoder.unknown_id))
+    write_whole(job.folder / f"{job.name}.h5", lambda path: _write_sorted(path, part, slot, sum(job.buckets)))
+    histogram = np.bincount(np.diff(part.sentences) // LENGTH_BIN)
+    return {**counts, "tokens_a_sentence": histogram.tolist()}
+
+
+def kept_documents(part: TextPart, counts: Counter[str]) -> Iterator[tuple[int, list[str]]]:
+    """(number, sentences) of the documents of a text part, without those, and the sentences, that came before."""
+    dropped = set(repeated_documents(part.repeats).tolist())
+    repeated = set(repeated_sentences(part.repeats, part.first_sentence, part.first_sentence + part.sentences))
+    sentence = part.first_sentence
+    for number, sentences in enumerate(read_text_part(part.path), start=part.first_document):
+        first, sentence = sentence, sentence + len(sentences)
+        if number in dropped:
+            counts["documents_dropped_as_repeated"] += 1
+            continue
+        if repeated:
+            fresh = [text for place, text in enumerate(sentences, start=first) if place not in repeated]
+            counts["sentences_dropped_as_repeated"] += len(sentences) - len(fresh)
+            counts["documents_dropped_as_all_repeated"] += not fresh
+            sentences = fresh
+        if sentences:
+            yield number, sentences
+
+
+def _without_empty(
+    ids: np.ndarray, lengths: np.ndarray, sizes: np.ndarray, counts: Counter[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Offsets of the sentences that have tokens (others hold control characters only), and which documents have any."""
+    kept = lengths > 0
+    kept_of_document = np.diff(np.concatenate([[0], np.cumsum(kept)])[np.concatenate([[0], np.cumsum(sizes)])])
+    filled = kept_of_document > 0
+    counts["sentences_dropped_without_tokens"] = int(np.count_nonzero(~kept))
+    counts["documents_dropped_without_tokens"] = int(np.count_nonzero(~filled))
+    return ids, _offsets(lengths[kept]), _offsets(kept_of_document[filled]), filled
+
+
+def _offsets(sizes: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(sizes)])
+
+
+def _write_sorted(path: Path, part: Encoded, slot: np.ndarray, slots: int) -> None:
+    order = np.argsort(slot, kind="stable")
+    sizes, lengths = np.diff(part.documents), np.diff(part.sentences)
+    pieces = [part.ids[:0]]
+    sorted_lengths = [lengths[:0]]
+    for document in order:
+        first, last = part.documents[document], part.documents[document + 1]
+        pieces.append(part.ids[part.sentences[first] : part.sentences[last]])
+        sorted_lengths.append(lengths[first:last])
+    lengths = np.concatenate(sorted_lengths)
+    first_document = np.searchsorted(slot[order], np.arange(slots + 1))
+    first_sentence = _offsets(sizes[order])[first_document]
+    first_token = _offsets(lengths)[first_sentence]
+    with h5py.File(path, "w") as file:
+        file["ids"] = np.concatenate(pieces)
+        file["sentences"] = lengths.astype(np.int32)
+        file["documents"] = sizes[order].astype(np.int32)
+        file["numbers"] = part.numbers[order]
+        file["copies"] = part.copies[order].astype(np.int32)
+        file["bounds"] = np.stack([first_token, first_sentence, first_document], axis=1)
+
+
+def read_bucket(parts: list[Path], split: str, bucket: int, buckets: tuple[int, int]) -> Encoded:
+    """The documents of one bucket from all parts, in the order of the corpus."""
+    slot = bucket + SPLITS.index(split) * buckets[0]
+    found: dict[str, list[np.ndarray]] = {name: [] for name in ("ids", "sentences", "documents", "numbers", "copies")}
+    for path in parts:
+        with h5py.File(path, "r") as file:
+            (token, sentence, document), (token_end, sentence_end, document_end) = file["bounds"][slot : slot + 2]
+            found["ids"].append(file["ids"][token:token_end])
+            found["sentences"].append(file["sentences"][sentence:sentence_end])
+            for name in ("documents", "numbers", "copies"):
+                found[name].append(file[name][document:document_end])
+    arrays = {name: np.concatenate(values) for name, values in found.items()}
+    return Encoded(
+        arrays["ids"],
+        _offsets(arrays["sentences"].astype(np.int64)),
+        _offsets(arrays["documents"].astype(np.int64)),
+        arrays["numbers"],
+        arrays["copies"],
+    )

@@ -7,7 +7,7 @@ same ids (a test compares them) and torch is not loaded.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -215,15 +215,3 @@ def encode_batch(vocabulary: Vocabulary, sentences: list[str]) -> tuple[np.ndarr
     lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
     flat = np.fromiter(chain.from_iterable(ids), dtype=vocabulary.id_dtype, count=int(lengths.sum()))
     return flat, lengths
-
-
-def batches(sentences: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Lists of at most ``size`` sentences."""
-    batch: list[str] = []
-    for sentence in sentences:
-        batch.append(sentence)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

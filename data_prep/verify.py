@@ -7,7 +7,7 @@ manifest, as the published pipeline wrote them, are checked as far as they can b
 ``tokenizer/`` folder beside them, or ``vocab=``) their masks are taken for what most masked places hold.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,9 @@ from bert_pretrain.masking import SPECIAL_TOKENS, restore_ids
 from bert_pretrain.shards import SPLITS, Arrays, ShardReader, read_manifest, shard_paths
 from bert_pretrain.structured import entry_point
 from data_prep.tokenizer import Vocabulary, load_vocabulary
+from data_prep.totals import Totals, check_shares, count_rows, show_sample, table_rows
 
 _ROWS = 16_384  # read at once
-_DEVIATIONS = 6.0  # a share further from its expectation than this many standard deviations is a fault
 _LARGEST_VOCAB = 1 << 31
 
 
@@ -36,31 +36,11 @@ class VerifyConfig:
         require(self.samples >= 0, "samples", self.samples, "0 or more")
 
 
-@dataclass
-class Totals:
-    """Sums over the samples of one split."""
-
-    samples: int = 0
-    shards: int = 0
-    legacy_shards: int = 0
-    slots: int = 0
-    real_tokens: int = 0
-    unknown_tokens: int = 0
-    predictions: int = 0
-    expected_predictions: float = 0.0
-    samples_without_predictions: int = 0
-    as_mask: int = 0
-    as_original: int = 0
-    as_random: int = 0
-    random_next: int = 0
-    examples: list[Arrays] = field(default_factory=list)
-
-
 @entry_point("verify", VerifyConfig)
 def main(config: VerifyConfig) -> None:
     """Check all shards of a directory; print a table and a few samples."""
     directory = Path(config.dir)
-    vocabulary = _vocabulary(config, directory)
+    vocabulary = find_vocabulary(config.vocab, config.lowercase, directory)
     for split in SPLITS:
         paths = shard_paths(directory, split)
         if not paths:
@@ -73,11 +53,12 @@ def main(config: VerifyConfig) -> None:
     print(f"{directory} is sound")
 
 
-def _vocabulary(config: VerifyConfig, directory: Path) -> Vocabulary | None:
-    if config.vocab:
-        return load_vocabulary(Path(config.vocab), config.lowercase)
+def find_vocabulary(given: str | None, lowercase: bool, directory: Path) -> Vocabulary | None:
+    """The given vocabulary, else the one beside the shards, else none."""
+    if given:
+        return load_vocabulary(Path(given), lowercase)
     folder = directory / "tokenizer"
-    return load_vocabulary(folder, config.lowercase) if folder.is_dir() else None
+    return load_vocabulary(folder, lowercase) if folder.is_dir() else None
 
 
 def verify_split(directory: Path, paths: list[Path], vocabulary: Vocabulary | None, examples: int) -> Totals:
@@ -157,7 +138,7 @@ def check_rows(arrays: Arrays, vocabulary: Vocabulary | None, where: str, legacy
         "segment_ids is not 0s, then 1s, then 0s in the padding": (
             ((segments == 0) | real).all(1)
             & ((np.diff(segments, axis=1) >= 0) | ~real[:, 1:]).all(1)
-            & (segments[rows, lengths - 1] == 1)
+            & ((segments[rows, lengths - 1] == 1) | ~segments.any(1))
             & (segments[:, 0] == 0)
         ),
         "masked_lm_positions is not ascending and 0-padded": (
@@ -181,14 +162,15 @@ def _special_checks(arrays: Arrays, lengths: np.ndarray, vocabulary: Vocabulary,
     ids, segments = restore_ids(arrays), arrays["segment_ids"]
     real = np.arange(ids.shape[1]) < lengths[:, None]
     rows = np.arange(len(ids))
-    first_of_b = np.argmax(segments == 1, axis=1)
+    is_pair = segments.any(1)
+    first_of_b = np.where(is_pair, np.argmax(segments == 1, axis=1), lengths)  # of a single segment: behind its [SEP]
     predicted = arrays["masked_lm_positions"] > 0
     checks = {
         "no [CLS] at the start": ids[:, 0] == special["[CLS]"],
         "no [SEP] at the end": ids[rows, lengths - 1] == special["[SEP]"],
         "no [SEP] before the second segment": ids[rows, first_of_b - 1] == special["[SEP]"],
         "a [CLS] or [SEP] within a segment": (
-            ((ids == special["[CLS]"]) & real).sum(1) + ((ids == special["[SEP]"]) & real).sum(1) == 3
+            ((ids == special["[CLS]"]) & real).sum(1) + ((ids == special["[SEP]"]) & real).sum(1) == 2 + is_pair
         ),
     }
     if not legacy:
@@ -200,81 +182,10 @@ def _special_checks(arrays: Arrays, lengths: np.ndarray, vocabulary: Vocabulary,
     return checks
 
 
-def count_rows(arrays: Arrays, vocabulary: Vocabulary | None, probability: float | None, totals: Totals) -> None:
-    """Add samples to ``totals``. ``probability`` None (legacy): the expected number of masks is not known."""
-    predicted = arrays["masked_lm_positions"] > 0
-    lengths = arrays["input_mask"].sum(1)
-    stands = np.take_along_axis(arrays["input_ids"], arrays["masked_lm_positions"], axis=1)[predicted]
-    labels = arrays["masked_lm_ids"][predicted]
-    if vocabulary is not None:
-        mask_id = vocabulary.tokens.index("[MASK]")
-        totals.unknown_tokens += int(np.count_nonzero(restore_ids(arrays) == vocabulary.tokens.index("[UNK]")))
-    else:
-        mask_id = int(np.bincount(stands).argmax()) if len(stands) else 0
-    totals.samples += len(lengths)
-    totals.slots += arrays["input_ids"].size
-    totals.real_tokens += int(lengths.sum())
-    totals.predictions += len(labels)
-    totals.samples_without_predictions += int(np.count_nonzero(~predicted.any(1)))
-    totals.as_mask += int(np.count_nonzero(stands == mask_id))
-    totals.as_original += int(np.count_nonzero(stands == labels))
-    totals.as_random += int(np.count_nonzero((stands != labels) & (stands != mask_id)))
-    totals.random_next += int(arrays["next_sentence_labels"].sum())
-    if probability is not None:
-        wanted = np.clip(np.rint(probability * lengths), 1, predicted.shape[1])
-        totals.expected_predictions += float(wanted.sum())
-
-
-def check_shares(totals: Totals, where: str, whole_word: bool) -> None:
-    """Raise ``ConfigError`` where the number of masks, or the 80/10/10 among them, cannot be by chance."""
-    allowed = totals.predictions / max(1.0, totals.expected_predictions)
-    if totals.legacy_shards == 0 and not (0.8 if whole_word else 0.99) <= allowed <= 1.0:
-        raise ConfigError(f"{where}: {totals.predictions} masks, but {totals.expected_predictions:.0f} were expected")
-    count = totals.predictions
-    for name, found, share in (("[MASK]", totals.as_mask, 0.8), ("the original", totals.as_original, 0.1)):
-        slack = (
-            _DEVIATIONS * (share * (1 - share) * max(1, count)) ** 0.5 + 0.001 * count
-        )  # random may hit the original
-        if abs(found - share * count) > slack:
-            raise ConfigError(f"{where}: {found / count:.1%} of {count} masked places hold {name}, not {share:.0%}")
-
-
 def _print_table(split: str, totals: Totals) -> None:
-    count = max(1, totals.predictions)
-    rows = {
-        "shards": f"{totals.shards}" + (f" ({totals.legacy_shards} legacy)" if totals.legacy_shards else ""),
-        "samples": f"{totals.samples:,}",
-        "tokens": f"{totals.real_tokens:,}",
-        "tokens a sample": f"{totals.real_tokens / max(1, totals.samples):.1f}",
-        "padding": f"{1 - totals.real_tokens / max(1, totals.slots):.1%}",
-        "unknown tokens": f"{totals.unknown_tokens / max(1, totals.real_tokens):.3%}",
-        "masked": f"{totals.predictions / max(1, totals.real_tokens):.2%} of the tokens",
-        "samples without masks": f"{totals.samples_without_predictions:,}",
-        "[MASK] / same / random": f"{totals.as_mask / count:.1%} / {totals.as_original / count:.1%}"
-        f" / {totals.as_random / count:.1%}",
-        "random next": f"{totals.random_next / max(1, totals.samples):.1%}",
-    }
     print(f"{split}")
-    for name, value in rows.items():
+    for name, value in table_rows(totals).items():
         print(f"  {name:<24}{value}")
-
-
-def show_sample(arrays: Arrays, vocabulary: Vocabulary | None) -> str:
-    """One sample (arrays of one row) as text; a masked place reads ``{what stands there|the original}``."""
-    length = int(arrays["input_mask"].sum())
-    originals = dict(zip(arrays["masked_lm_positions"][0].tolist(), arrays["masked_lm_ids"][0].tolist(), strict=True))
-
-    def word(token: int) -> str:
-        return vocabulary.tokens[token] if vocabulary else str(token)
-
-    words = []
-    for position, token in enumerate(arrays["input_ids"][0, :length].tolist()):
-        text = word(token)
-        if position > 0 and position in originals:
-            text = f"{{{text}|{word(originals[position])}}}"
-        words.append(text)
-    label = "random next" if arrays["next_sentence_labels"][0] else "true next"
-    return f"  ({label}) {' '.join(words).replace(' ##', '')}"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 processes=$((gpus > 0 ? gpus : 2))
 
 step "1/4  corpus, tokenizer and masked shards -> $data_dir"
-python -m data_prep.prepare corpus=embedded out_dir="$data_dir" sequence_length=64 vocab_size=4096 max_predictions=20
+python -m data_prep.prepare corpus=embedded out_dir="$data_dir" sequence_lengths=[64] vocab_size=4096 max_predictions=[20]
 python -m data_prep.verify dir="$data_dir" samples=2
 
 step "2/4  pretraining with NVLAMB on $processes processes -> $run_dir"

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from bert_pretrain.masking import restore_ids
 from bert_pretrain.shards import SHARD_FIELDS, ShardReader, read_manifest, shard_paths
-from data_prep import prepare, verify
-from data_prep.sentences import read_sentences
-from data_prep.tokenised import is_heldout, open_tokenised
+from data_prep import prepare, report, verify
+from data_prep.text_parts import read_text_part
+from data_prep.tokenised import is_heldout
 from data_prep.tokenizer import load_vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +61,7 @@ def options(texts: Path, out_dir: Path, *more: str) -> list[str]:
         f"corpus.path={texts}",
         f"out_dir={out_dir}",
         "vocab_size=150",
-        "sequence_length=32",
+        "sequence_lengths=[32]",
         "samples_per_shard=40",
         "heldout_fraction=0.2",
     ]
@@ -72,24 +73,23 @@ def content(out_dir: Path) -> dict[str, bytes]:
     files = {}
     for path in sorted(path for path in out_dir.rglob("*") if path.is_file()):
         text = path.read_bytes()
-        files[str(path.relative_to(out_dir))] = re.sub(rb'"seconds": [\d.]+', b"", text) if b"seconds" in text else text
+        if path.suffix != ".h5":  # ids; HDF5 keeps no time in it, but what counts is the shards
+            files[str(path.relative_to(out_dir))] = re.sub(rb'"seconds": [\d.]+', b"", text)
     return files
 
 
 def test_from_text_to_shards(tmp_path: Path, run: Run) -> None:
     texts, out_dir = write_texts(tmp_path / "texts"), tmp_path / "out"
     printed = run(prepare, *options(texts, out_dir, "dupe_factor=3", "corpus.licence=CC0"))
-    assert "[4/4] shards" in printed
+    assert "[6] shards 32" in printed
     manifest = read_manifest(out_dir)
     assert manifest is not None
     vocabulary = load_vocabulary(out_dir / "tokenizer", True)
-    corpus = open_tokenised(out_dir / "corpus")
-    documents = list(read_sentences(out_dir / "corpus" / "sentences.txt"))
+    documents = list(read_text_part(out_dir / "corpus" / "text" / "000000.txt"))
     assert len(documents) == 60
-    assert sum(map(len, documents)) == len(corpus.sentences) - 1 == 720
+    assert sum(map(len, documents)) == 720
     source_text = "".join((texts / f"{part}.txt").read_text() for part in range(2))
     assert "".join("".join(map("".join, documents)).split()) == "".join(source_text.split())
-    assert corpus.heldout.tolist() == [is_heldout(document, 12345, 0.2) for document in documents]
 
     targets = np.zeros(150)
     sizes = {"train": [], "heldout": []}  # type: dict[str, list[int]]
@@ -106,25 +106,23 @@ def test_from_text_to_shards(tmp_path: Path, run: Run) -> None:
             if split == "train":
                 labels = arrays["masked_lm_ids"][arrays["masked_lm_positions"] > 0]
                 targets += np.bincount(labels, minlength=150)
-            check_against_corpus(arrays, corpus.ids, corpus.sentences, corpus.documents, corpus.heldout, split)
+            check_against_corpus(arrays, documents, vocabulary.tokenizer, split)
             sizes[split].append(reader.samples)
     assert all(size == 40 for size in sizes["train"][:-1])
     shares = targets[targets > 0] / targets.sum()
     assert manifest["unigram_entropy"] == pytest.approx(-(shares * np.log(shares)).sum())
     assert {source["licence"] for source in manifest["sources"]} == {"CC0"}
     assert sum(source["documents"] for source in manifest["sources"]) == 60
-    counts = manifest["stages"][-1]
-    assert (counts["train_samples"], counts["heldout_samples"]) == (sum(sizes["train"]), sum(sizes["heldout"]))
+    counts = manifest["stages"][-2]["32"]
+    assert {split: counts[split]["samples"] for split in sizes} == {split: sum(sizes[split]) for split in sizes}
     assert "is sound" in run(verify, f"dir={out_dir}", "samples=2")
 
 
-def check_against_corpus(
-    arrays: dict, ids: np.ndarray, sentences: np.ndarray, documents: np.ndarray, heldout: np.ndarray, split: str
-) -> None:
+def check_against_corpus(arrays: dict, documents: list[list[str]], tokenizer: Tokenizer, split: str) -> None:
     """Every segment stands in a document of its own split, and true next ones in the same document."""
-    texts = [
-        " ".join(map(str, ids[sentences[documents[d]] : sentences[documents[d + 1]]])) for d in range(len(heldout))
-    ]
+    encoded = [tokenizer.encode_batch(document, add_special_tokens=False) for document in documents]
+    texts = [" ".join(str(token) for sentence in sentences for token in sentence.ids) for sentences in encoded]
+    mine = {d for d, text in enumerate(documents) if is_heldout(text, 12345, 0.2) == (split == "heldout")}
     original = restore_ids(arrays)
     for row in range(0, len(original), 7):
         length, b_tokens = int(arrays["input_mask"][row].sum()), int(arrays["segment_ids"][row].sum())
@@ -132,7 +130,6 @@ def check_against_corpus(
         b = " ".join(map(str, original[row, length - b_tokens : length - 1]))
         in_a = {d for d, text in enumerate(texts) if f" {a} " in f" {text} "}
         in_b = {d for d, text in enumerate(texts) if f" {b} " in f" {text} "}
-        mine = {d for d in range(len(texts)) if bool(heldout[d]) == (split == "heldout")}
         assert in_a & mine
         assert in_b & mine
         assert arrays["next_sentence_labels"][row] == 1 or in_a & in_b & mine
@@ -140,7 +137,7 @@ def check_against_corpus(
 
 def test_same_seed_same_bytes(tmp_path: Path, run: Run) -> None:
     texts = write_texts(tmp_path / "texts")
-    for name, more in (("one", []), ("two", ["workers=1"]), ("other", ["seed=2"])):
+    for name, more in (("one", []), ("two", ["engine.workers=1"]), ("other", ["seed=2"])):
         run(prepare, *options(texts, tmp_path / name, *more))
     one, two, other = (content(tmp_path / name) for name in ("one", "two", "other"))
     assert one == two
@@ -163,36 +160,13 @@ def test_run_again(tmp_path: Path, run: Run) -> None:
     write_texts(tmp_path / "texts")
 
 
-def test_an_interrupted_run_goes_on(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = write_texts(tmp_path / "texts")
-    run(prepare, *options(texts, tmp_path / "whole"))
-    for stage in ("_sentences", "_tokenizer", "_token_ids", "write_splits", "write_manifest"):
-        out_dir = tmp_path / stage
-        with monkeypatch.context() as patch:
-
-            def stop(*_: object) -> None:
-                raise KeyboardInterrupt
-
-            patch.setattr(prepare, stage, stop)
-            with pytest.raises(KeyboardInterrupt):
-                run(prepare, *options(texts, out_dir))
-        assert "made with other options" in run(prepare, *options(texts, out_dir, "seed=3"))
-        printed = run(prepare, *options(texts, out_dir))
-        assert (
-            printed.count("from the interrupted run") == ["_sentences", "_tokenizer", "_token_ids"].index(stage)
-            if (stage.startswith("_"))
-            else 3
-        )
-        assert content(out_dir) == content(tmp_path / "whole")
-
-
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["sequence_length=8"], "sequence_length is 8; allowed: 16 to 65535"),
-        (["sequence_length=70000"], "sequence_length is 70000"),
-        (["max_predictions=0"], "max_predictions is 0"),
-        (["max_predictions=33"], "max_predictions is 33"),
+        (["sequence_lengths=[8]"], "sequence_lengths is [8]; allowed: one length or more, each once, each 16 to 65535"),
+        (["sequence_lengths=[70000]"], "sequence_lengths is [70000]"),
+        (["max_predictions=[0]"], "max_predictions is [0]"),
+        (["max_predictions=[33]"], "max_predictions is [33]"),
         (["masked_lm_prob=0"], "masked_lm_prob is 0"),
         (["masked_lm_prob=1.5"], "masked_lm_prob is 1.5"),
         (["short_seq_prob=-0.1"], "short_seq_prob is -0.1"),
@@ -202,7 +176,18 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, run: Run, monkeypatch: pytes
         (["heldout_fraction=0.0001"], "leaves 60 documents for training and 0 held out"),
         (["heldout_fraction=0.9999"], "heldout_fraction is 0.9999, which leaves"),
         (["seed=-1"], "seed is -1"),
-        (["workers=0"], "workers is 0"),
+        (["engine.workers=0"], "engine.workers is 0"),
+        (["engine.scheduler=here"], "engine.scheduler is 'here'"),
+        (["engine.scheduler=tcp://127.0.0.1:9"], "where no scheduler answers"),
+        (["engine.worker_memory_gb=0.1"], "engine.worker_memory_gb is 0.1"),
+        (["sequence_lengths=[]"], "sequence_lengths is []"),
+        (["sequence_lengths=[32,32]"], "sequence_lengths is [32, 32]"),
+        (["max_predictions=[5,6]"], "max_predictions is [5, 6]"),
+        (["sample_kind=triple"], "sample_kind is 'triple'"),
+        (["piece_mb=0"], "piece_mb is 0"),
+        (["corpus.weight=0"], "corpus.weight is 0"),
+        (["duplicates.similarity=0.1"], "duplicates.similarity is 0.1"),
+        (["corpus.cleaning.unicode=NFX"], "corpus.cleaning.unicode is 'NFX'"),
         (["vocab_size=20"], "vocab_size is 20"),
         (["vocab=none.txt"], "vocab is 'none.txt'"),
         (["corpus.path=none"], "corpus.path is 'none', where nothing was found"),
@@ -230,7 +215,7 @@ def test_bad_options(tmp_path: Path, run: Run, more: list[str], message: str | N
         ("\n \n\t\n", "holds no text"),
         ("One document. With two sentences.\n", "one document only"),
         ("One document.\n\nTwo documents.\n\nThree documents.\n", "both need two or more"),
-        ("\x01\n\n\x02\n\n\x03\n", "do not leave room|both need two|leave"),
+        ("\x01\n\n\x02\n\n\x03\n", "holds no text"),
     ],
 )
 def test_a_corpus_that_is_too_small(tmp_path: Path, run: Run, text: str, message: str) -> None:
@@ -262,7 +247,7 @@ def test_out_dir_is_not_ours(tmp_path: Path, run: Run, what: str) -> None:
 
 def test_no_heldout_and_whole_words(tmp_path: Path, run: Run) -> None:
     texts, out_dir = write_texts(tmp_path / "texts"), tmp_path / "out"
-    run(prepare, *options(texts, out_dir, "heldout_fraction=0", "whole_word_masking=true", "max_predictions=9"))
+    run(prepare, *options(texts, out_dir, "heldout_fraction=0", "whole_word_masking=true", "max_predictions=[9]"))
     assert shard_paths(out_dir, "heldout") == []
     tokens = load_vocabulary(out_dir / "tokenizer", True).tokens
     split_words = 0
@@ -299,12 +284,83 @@ def test_wikipedia_articles(tmp_path: Path, run: Run) -> None:
         pytest.skip("the articles and the vocabulary are not beside the repository (../shared/data)")
     (tmp_path / "wiki.txt").write_bytes(lzma.decompress(source.read_bytes()))
     out_dir = tmp_path / "out"
-    more = ["sequence_length=128", f"vocab={vocab}", "samples_per_shard=4096"]
+    more = ["sequence_lengths=[128]", f"vocab={vocab}", "samples_per_shard=4096"]
     run(prepare, *options(tmp_path / "wiki.txt", out_dir, *more))
     manifest = json.loads((out_dir / "manifest.json").read_text())
     stages = {stage["stage"]: stage for stage in manifest["stages"]}
-    assert stages["sentences"]["documents"] == 96
+    assert stages["text"]["documents"] == 96
     assert stages["token ids"]["unknown_tokens"] / stages["token ids"]["tokens"] < 0.001
     assert 6 < manifest["unigram_entropy"] < 8
     assert "is sound" in run(verify, f"dir={out_dir}")
     assert set(ShardReader(out_dir / "train_00000.hdf5").read(0, 1)) == set(SHARD_FIELDS)
+
+
+def test_two_lengths_from_the_same_ids(tmp_path: Path, run: Run) -> None:
+    """Each length gets a folder that is sound by itself; both hold the same documents in the same splits."""
+    texts, out_dir = write_texts(tmp_path / "texts"), tmp_path / "out"
+    more = ["sequence_lengths=[32,64]", "max_predictions=[4,8]", "piece_mb=0.005"]
+    run(prepare, *options(texts, out_dir, *more))
+    documents = [d for part in sorted((out_dir / "corpus" / "text").glob("*.txt")) for d in read_text_part(part)]
+    assert len(documents) == 60
+    assert len(list((out_dir / "corpus" / "text").glob("*.txt"))) > 3
+    vocabulary = load_vocabulary(out_dir / "tokenizer", True)
+    for length, most in ((32, 4), (64, 8)):
+        folder = out_dir / str(length)
+        assert "is sound" in run(verify, f"dir={folder}", "samples=0")
+        for split in ("train", "heldout"):
+            reader = ShardReader(shard_paths(folder, split)[0])
+            assert (reader.sequence_length, reader.max_predictions) == (length, most)
+            check_against_corpus(reader.read(0, reader.samples), documents, vocabulary.tokenizer, split)
+        manifest = read_manifest(folder)
+        assert manifest is not None
+        counts = manifest["stages"][4][str(length)]
+        assert sum(counts[split]["documents"] for split in ("train", "heldout")) == 60
+    assert not list((out_dir / "corpus").glob("scatter*"))
+    assert "reused" in run(prepare, *options(texts, out_dir, *more))
+
+
+def test_corpora_are_mixed_by_weight(tmp_path: Path, run: Run) -> None:
+    """A corpus of weight 2.5 beside one of weight 1: samples in that proportion, by words that only one of them has."""
+    write_texts(tmp_path / "one", seed=1)
+    write_texts(tmp_path / "two", seed=2)
+    for path in (tmp_path / "two").glob("*.txt"):
+        path.write_text(re.sub(r"[A-Za-z]+", "zzz", path.read_text()))
+    more = ["+corpus@mix.other=text", f"mix.other.path={tmp_path / 'two'}", "mix.other.weight=2.5", "dupe_factor=2"]
+    more += ["duplicates.exact=false", "duplicates.near=false", "mix.other.licence=CC0", "heldout_fraction=0"]
+    out_dir = tmp_path / "out"
+    run(prepare, *options(tmp_path / "one", out_dir, *more, "sample_kind=single"))
+    manifest = read_manifest(out_dir)
+    assert manifest is not None
+    assert [(source["licence"], source["documents"]) for source in manifest["sources"]] == [
+        ("not stated (corpus.licence)", 60),
+        ("CC0", 60),
+    ]
+    zzz = load_vocabulary(out_dir / "tokenizer", True).tokenizer.encode("zzz", add_special_tokens=False).ids
+    words = {False: 0, True: 0}
+    per_copy = {False: 0, True: 0}
+    for path in shard_paths(out_dir, "train"):
+        arrays = ShardReader(path).read(0, 10**6)
+        rows, sizes = restore_ids(arrays), arrays["input_mask"].sum(1).astype(int)
+        for row, size in zip(rows, sizes, strict=True):
+            words[bool(np.isin(row[1 : size - 1], zzz).mean() > 0.5)] += int(size) - 2
+    encoder = load_vocabulary(out_dir / "tokenizer", True).tokenizer
+    for part in (out_dir / "corpus" / "text").glob("*.txt"):
+        for document in read_text_part(part):
+            for sentence in encoder.encode_batch(document, add_special_tokens=False):
+                per_copy["zzz" in document[0].lower()] += len(sentence.ids)
+    assert words[False] == 2 * per_copy[False]
+    assert words[True] == 5 * per_copy[True]
+    assert "single segment          100.0%" in run(verify, f"dir={out_dir}", "samples=1")
+
+
+def test_the_report_is_one_page(tmp_path: Path, run: Run) -> None:
+    texts, out_dir = write_texts(tmp_path / "texts"), tmp_path / "out"
+    (texts / "0.txt").write_text((texts / "0.txt").read_text() + "\nA Heading\n\n| a | b | c |\n")
+    run(prepare, *options(texts, out_dir))
+    page = Path(run(report, f"dir={out_dir}", "samples=2").strip())
+    text = page.read_text()
+    assert text.count("data:image/png;base64,") == 4
+    assert text.count("[CLS]") == 4
+    assert "<b>fragment</b>: 1</p><pre>A Heading</pre>" in text
+    assert "<b>table or rule</b>: 1</p><pre>| a | b | c |</pre>" in text
+    assert "2: error: " in run(report, f"dir={tmp_path}")

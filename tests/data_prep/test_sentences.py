@@ -1,13 +1,11 @@
-"""Sentences: nothing but white space is lost, whatever the paragraph; the file gives back what went in."""
+"""Sentences: nothing but white space is lost, whatever the paragraph."""
 
 import random
 import time
-from pathlib import Path
 
 import pytest
 
-from data_prep.documents import Document
-from data_prep.sentences import read_sentences, split_sentences, write_sentences
+from data_prep.sentences import split_sentences
 
 
 def without_space(text: str) -> str:
@@ -37,20 +35,3 @@ def test_huge_paragraphs_in_bounded_time(unit: str) -> None:
     sentences = list(split_sentences(text, "en"))
     assert time.perf_counter() - start < 10
     assert sum(len(without_space(sentence)) for sentence in sentences) == len(without_space(text))
-
-
-def test_the_file_gives_back_the_sentences(tmp_path: Path) -> None:
-    documents = [
-        Document("a", "s", ["One fox. Two bears.", "Three cats."]),
-        Document("b", "t", ["Not split. Here.", "One fox."], split=False),
-        Document("c", "t", [" \u2028 "]),
-        Document("d", "t", ["One fox. One fox."]),
-    ]
-    counts = write_sentences(documents, tmp_path / "s.txt", "en", drop_repeated=False)
-    expected = [["One fox.", "Two bears.", "Three cats."], ["Not split. Here.", "One fox."], ["One fox.", "One fox."]]
-    assert list(read_sentences(tmp_path / "s.txt")) == expected
-    assert (counts.documents, counts.sentences, counts.paragraphs) == (3, 7, 6)
-    assert counts.by_source["t"]["documents"] == 2
-    counts = write_sentences(documents, tmp_path / "u.txt", "en", drop_repeated=True)
-    assert list(read_sentences(tmp_path / "u.txt")) == [["One fox.", "Two bears.", "Three cats."], ["Not split. Here."]]
-    assert counts.repeated_sentences_dropped == 3

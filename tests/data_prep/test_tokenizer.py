@@ -1,17 +1,20 @@
 """The tokenizer is the one that transformers loads, to the id; and training it gives the same words every time."""
 
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.masking import SPECIAL_TOKENS
-from data_prep.tokenised import ArrayWriter, is_heldout, open_tokenised, tokenise
+from data_prep import words
+from data_prep.tokenised import is_heldout
 from data_prep.tokenizer import Vocabulary, encode_batch, load_vocabulary, train_vocabulary, write_tokenizer
+from data_prep.words import WordEncoder
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED_VOCAB = ROOT.parent / "shared" / "data" / "vocab"
@@ -145,20 +148,6 @@ def test_no_room_for_words() -> None:
         train_vocabulary(lambda: ["".join(chr(0x4E00 + number) for number in range(500))], 200, True)
 
 
-def test_tokenised_arrays(tmp_path: Path) -> None:
-    vocabulary = trained()
-    documents = [["One two.", "\x01", "Three."], ["\x02"], ["Four four four."], ["Five."]]
-    counts = tokenise(documents, vocabulary, tmp_path, seed=1, heldout_fraction=0.5)
-    corpus = open_tokenised(tmp_path)
-    assert (counts.sentences_dropped_without_tokens, counts.documents_dropped_without_tokens) == (2, 1)
-    assert corpus.documents.tolist() == [0, 2, 3, 4]
-    for number, sentence in enumerate(["One two.", "Three.", "Four four four.", "Five."]):
-        part = corpus.ids[corpus.sentences[number] : corpus.sentences[number + 1]]
-        assert part.tolist() == encode_batch(vocabulary, [sentence])[0].tolist()
-    wanted = [is_heldout(document, 1, 0.5) for document in documents if document != ["\x02"]]
-    assert corpus.heldout.tolist() == wanted
-
-
 def test_heldout_is_a_share_and_depends_on_content_and_seed() -> None:
     documents = [[f"Document {number}."] for number in range(4000)]
     for fraction in (0.0, 0.05, 0.5):
@@ -169,9 +158,75 @@ def test_heldout_is_a_share_and_depends_on_content_and_seed() -> None:
     assert first != [is_heldout(document, 4, 0.5) for document in documents]
 
 
-def test_array_writer(tmp_path: Path) -> None:
-    with ArrayWriter(tmp_path / "a.npy", np.dtype(np.int64)) as writer:
-        for part in range(100):
-            writer.append(np.arange(part))
-    expected = np.concatenate([np.arange(part) for part in range(100)])
-    assert (np.load(tmp_path / "a.npy", mmap_mode="r") == expected).all()
+LETTERS = (
+    "abcdeABCDE0189 " * 4
+    + ".,'-[]#(){}*_~^`|<>=$"
+    + "\t\n\r\x00\x07\x1c\x1f\x7f\x85\u00a0\u00ad\u1680\u2003\u2028\u200b\u200d\u3000\ufeff\ufffd"
+    + "äÄéßıİıſΣσςΆάйЙ\u0301\u0308\u0345\u0323\u1e9b\ufb01Ⅷ①½"
+    + "中文字\u3400\U00020000ひらカ한국ไทยहिन्दीעברית"
+    + "\U0001f600\U0001f468\u200d\U0001f469¿¡«»„“—…‰€"
+)
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize("source", ["trained", "standard"])
+def test_the_cache_of_words_gives_the_ids_of_the_library(source: str, lowercase: bool) -> None:
+    """Random strings of odd characters, batch after batch, against the library that encodes each sentence whole."""
+    if source == "standard":
+        path = SHARED_VOCAB / f"bert-base-{'un' if lowercase else ''}cased-vocab.txt"
+        if not path.exists():
+            pytest.skip("the standard vocabularies are not beside the repository (../shared/data/vocab)")
+        vocabulary = load_vocabulary(path, lowercase)
+    else:
+        vocabulary = trained(lowercase)
+    encoder = WordEncoder(vocabulary)
+    vocabulary.tokenizer.encode_special_tokens = True  # "[SEP]" in a text is text
+    rng = random.Random(5)
+    specials = [" [MASK] ", "[SEP]", " [UNK]a", "x" * 99, "x" * 101, "##a", " ## "]
+    for _ in range(40):
+        sentences = [
+            "".join(
+                rng.choice(LETTERS) if rng.random() < 0.98 else rng.choice(specials) for _ in range(rng.randint(0, 60))
+            )
+            for _ in range(100)
+        ]
+        sentences += [
+            chr(rng.choice([rng.randint(0, 0xD7FF), rng.randint(0xE000, 0x10FFFF)])) + "a b" for _ in range(200)
+        ]
+        expected = vocabulary.tokenizer.encode_batch(sentences, add_special_tokens=False)
+        ids, lengths = encoder.encode(sentences)
+        parts = np.split(ids, np.cumsum(lengths)[:-1])
+        for sentence, part, encoding in zip(sentences, parts, expected, strict=True):
+            assert part.tolist() == encoding.ids, repr(sentence)
+
+
+def test_the_cache_of_words_is_bounded_and_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    vocabulary = trained()
+    monkeypatch.setattr(words, "_MOST_ENTRIES", 50)
+    encoder = WordEncoder(vocabulary)
+    for part in range(20):
+        sentences = [f"word{part} other{number} the." for number in range(30)]
+        ids, lengths = encoder.encode(sentences)
+        wanted, wanted_lengths = encode_batch(vocabulary, sentences)
+        assert (ids == wanted).all()
+        assert (lengths == wanted_lengths).all()
+        assert len(encoder._numbers) < 150
+
+
+@pytest.mark.parametrize("change", ["pre-tokenizer", "normalizer", "added token"])
+def test_other_tokenizers_are_left_to_the_library(tmp_path: Path, change: str) -> None:
+    """A tokenizer that does not divide at spaces alone, or has words of its own, encodes whole sentences."""
+    vocabulary = trained()
+    tokenizer = vocabulary.tokenizer
+    if change == "pre-tokenizer":
+        tokenizer.pre_tokenizer = pre_tokenizers.Split("o w", "isolated")
+    elif change == "normalizer":
+        tokenizer.normalizer = normalizers.Replace("a b", "c")
+    else:
+        tokenizer.add_tokens(["a b"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    loaded = load_vocabulary(tmp_path, True)
+    texts = ["no word of a b", "a b a b", "a", "two words"]
+    ids, _ = WordEncoder(loaded).encode(texts)
+    expected = [token for text in texts for token in loaded.tokenizer.encode(text, add_special_tokens=False).ids]
+    assert ids.tolist() == expected

@@ -9,9 +9,10 @@ import h5py
 import numpy as np
 import pytest
 
+from bert_pretrain.errors import ConfigError
 from bert_pretrain.masking import MaskingRule, mask_samples
 from bert_pretrain.shards import SHARD_FIELDS, ShardHeader, write_manifest, write_shard
-from data_prep import verify
+from data_prep import totals, verify
 from data_prep.tokenizer import Vocabulary, train_vocabulary, write_tokenizer
 
 LENGTH, MOST, SAMPLES = 32, 5, 600
@@ -159,10 +160,8 @@ def test_directories(tmp_path: Path, vocabulary: Vocabulary, run: Callable[..., 
 
 
 def test_faulty_statistics(vocabulary: Vocabulary) -> None:
-    totals = verify.Totals(
-        samples=1000, predictions=10_000, expected_predictions=10_000, as_mask=8000, as_original=1000
-    )
-    verify.check_shares(totals, "here", whole_word=False)
-    totals.as_mask = 8300
-    with pytest.raises(verify.ConfigError, match=r"83\.0% of 10000 masked places hold \[MASK\], not 80%"):
-        verify.check_shares(totals, "here", whole_word=False)
+    sums = totals.Totals(samples=1000, predictions=10_000, expected_predictions=10_000, as_mask=8000, as_original=1000)
+    totals.check_shares(sums, "here", whole_word=False)
+    sums.as_mask = 8300
+    with pytest.raises(ConfigError, match=r"83\.0% of 10000 masked places hold \[MASK\], not 80%"):
+        totals.check_shares(sums, "here", whole_word=False)

@@ -19,7 +19,7 @@ def test_step(tmp_path: Path, shard_dir: Path) -> None:
     done = run_module("bert_pretrain.bench", "step", *options)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "step.json").read_text())["rows"]
-    names = ["baseline", "masked positions", "+ last layer rows", "+ fused qkv", "all"]
+    names = ["baseline", "masked positions", "+ group by length", "+ last layer rows", "+ fused qkv", "all"]
     assert [row["variant"] for row in rows] == names
     assert all(row.keys() >= STEP_KEYS for row in rows)
     assert all(row["real_tokens_per_second"] > 0 for row in rows)

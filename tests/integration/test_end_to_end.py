@@ -27,11 +27,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, text in enumerate(topics.values()):
         (home / "text" / f"{number:03d}.txt").write_text(text, encoding="utf-8")
     corpus = ("corpus=text", f"corpus.path={home / 'text'}", "corpus.documents=file", "corpus.lines=wrapped")
-    shape = ("sequence_length=32", "vocab_size=1000", "heldout_fraction=0.1")
+    shape = ("sequence_lengths=[32]", "vocab_size=1000", "heldout_fraction=0.1")
     succeed("data_prep.prepare", *corpus, *shape, f"out_dir={home / 'data'}")
     succeed("data_prep.verify", f"dir={home / 'data'}")
     recipe = ("recipe=demo", f"data.dir={home / 'data'}", f"run_dir={home / 'run'}", "data.sequence_length=32")
-    model = ("model.vocab_size=1000", "model.hidden_size=64", "model.intermediate_size=128")
+    model = ("model.vocab_size=1000", "model.hidden_size=64", "model.intermediate_size=128",
+             "batch.global_batch_size=64", "batch.micro_batch_size=16", "optimizer.lr=0.01")  # fmt: skip
     length = ("schedule.total_steps=120", "training.evaluate_every_steps=60", "checkpoint.every_steps=60",
               "logging.every_steps=1")  # fmt: skip
     assert "global batch" in succeed("bert_pretrain.plan", *recipe, *model, *length, "devices=2", "device=cpu")
@@ -63,7 +64,7 @@ def test_metrics_have_the_promised_fields(finished: Path) -> None:
     assert all(row["trust_ratio"].keys() == row["weight_norm"].keys() == row["update_norm"].keys() for row in layers)
     assert all({"step", "eval_mlm_loss", "eval_mlm_accuracy"} <= row.keys() for row in heldout)
     assert [row["step"] for row in heldout] == [60, 120]
-    assert training[-1]["samples_seen"] == 32 * training[-1]["step"]
+    assert training[-1]["samples_seen"] == 64 * training[-1]["step"]
 
 
 def test_the_reported_loss_is_the_one_that_plain_transformers_computes(finished: Path) -> None:

@@ -1,0 +1,112 @@
+"""The rules of cleaning: what is dropped, by which rule, how often, with samples to look at.
+
+Paragraphs are judged one by one, then the document as a whole. Every rule can be turned off in ``configs/cleaning/``.
+What a rule takes is counted under its name, and the first few of each part are kept for the report.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import py3langid
+
+from data_prep.corpus import CleaningConfig
+
+SAMPLES_PER_RULE = 5
+_SAMPLE_LENGTH = 200
+_LANGUAGE_CHARACTERS = 2000  # of a document are enough to tell its language
+
+_SENTENCE_END = re.compile(r"[.!?…。！？][)\"'”’»\]]*$")
+_BOILERPLATE = re.compile(
+    r"all rights reserved|terms of (?:use|service)|privacy policy|cookies? policy|uses cookies|enable javascript"
+    r"|lorem ipsum|project gutenberg|\bisbn[-: ]*[\d-]{9}|click here|sign up for our|subscribe to our"
+    r"|share on (?:facebook|twitter)|transcriber'?s? note|this page (?:was|has been) (?:last )?(?:modified|moved)"
+    r"|printed in (?:the )?(?:usa|u\.s\.a\.|great britain)",
+    re.IGNORECASE,
+)
+_LEADERS = re.compile(r"\|.*\||\t.*\t|(?:\. ?){5,}|(?:[-_=*~] ?){6,}")
+_INVISIBLE = re.compile(
+    r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\ufff9-\ufffb]|[\x00-\x08\x0e-\x1f\x7f-\x9f]"
+)
+_FEW_SYMBOLS = 6  # as many may stand in "Why?" with its quotes, whatever their share
+_BOILERPLATE_LENGTH = 400  # characters: a longer paragraph that has such a phrase in it is about it
+
+
+@dataclass
+class Dropped:
+    """Counts by rule, and the first samples of what each rule took."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    samples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, rule: str, sample: str, count: int = 1) -> None:
+        """Count ``sample`` (cut to a line) under ``rule``."""
+        self.counts[rule] += count
+        kept = self.samples.setdefault(rule, [])
+        if len(kept) < SAMPLES_PER_RULE:
+            kept.append(sample[:_SAMPLE_LENGTH])
+
+    def as_record(self) -> dict[str, Any]:
+        """For the record of a part."""
+        return {"dropped": dict(sorted(self.counts.items())), "dropped_samples": dict(sorted(self.samples.items()))}
+
+
+def clean_paragraphs(paragraphs: list[str], rules: CleaningConfig, language: str, dropped: Dropped) -> list[str]:
+    """The paragraphs of one document that are prose, normalised; none where the document goes as a whole."""
+    kept = []
+    for raw in paragraphs:
+        paragraph = normalise(raw, rules.unicode)
+        if not paragraph:
+            continue
+        rule = why_no_prose(paragraph, rules)
+        if rule is None:
+            kept.append(paragraph)
+        else:
+            dropped.add(rule, paragraph)
+    if not kept:
+        return []
+    whole = " ".join(kept)
+    if rules.min_document_words and whole.count(" ") + 1 < rules.min_document_words:
+        dropped.add("short_document", whole)
+        return []
+    if rules.language_filter:
+        found = py3langid.classify(whole[:_LANGUAGE_CHARACTERS])[0]
+        if found != language:
+            dropped.add("other_language", f"({found}) {whole[:_SAMPLE_LENGTH]}")
+            return []
+    return kept
+
+
+def normalise(paragraph: str, form: str) -> str:
+    """Unicode in one form, without invisible characters, white space as single spaces."""
+    if form != "none":
+        if not paragraph.isascii():
+            paragraph = unicodedata.normalize("NFC" if form == "NFC" else "NFKC", paragraph)
+        paragraph = _INVISIBLE.sub("", paragraph)
+    return " ".join(paragraph.split())
+
+
+def why_no_prose(paragraph: str, rules: CleaningConfig) -> str | None:
+    """The first rule that takes a paragraph, or None where it is kept."""
+    if rules.drop_boilerplate and len(paragraph) < _BOILERPLATE_LENGTH and _BOILERPLATE.search(paragraph):
+        return "boilerplate"
+    if not rules.prose_only:
+        return None
+    if _LEADERS.search(paragraph):
+        return "table_or_rule"
+    words = paragraph.count(" ") + 1
+    if words < rules.min_words and not _SENTENCE_END.search(paragraph):
+        return "fragment"
+    letters = sum(map(str.isalpha, paragraph))
+    digits = sum(map(str.isdigit, paragraph))
+    spaces = words - 1
+    visible = len(paragraph) - spaces
+    if letters == 0:
+        return "no_letters"
+    if digits > rules.max_digit_share * visible:
+        return "figures"
+    if visible - letters - digits > max(_FEW_SYMBOLS, rules.max_symbol_share * visible):
+        return "symbols"
+    return None

@@ -1,0 +1,106 @@
+"""Data preparation beside the published script: processor time from sentences to shards, stage by stage.
+
+    python scripts/bench_data.py TEXT VOCAB PUBLISHED_DIR RESULT.json [ROUNDS]
+
+TEXT holds a sentence a line and a blank line between documents. PUBLISHED_DIR holds ``create_pretraining_data.py`` of
+NVIDIA's DeepLearningExamples (PyTorch/LanguageModeling/BERT) and the modules that it imports; it is run as it is, in
+turns with ours, on one core each: ours with one worker, so that start-up, cluster and worker count too.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from results_file import write_result
+
+from data_prep.text_parts import read_text_part
+from data_prep.tokenizer import encode_batch, load_vocabulary
+from data_prep.words import WordEncoder
+
+ROOT = Path(__file__).resolve().parent.parent
+LENGTH, PREDICTIONS, DUPLICATES = 128, 20, 5
+
+
+def child_seconds(command: list[str], folder: Path) -> float:
+    """Processor seconds, user and system, of a command and all that it started."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def published(text: Path, vocab: Path, folder: Path, out: Path) -> float:
+    """The published script on the whole text."""
+    shape = [f"--max_seq_length={LENGTH}", f"--max_predictions_per_seq={PREDICTIONS}", f"--dupe_factor={DUPLICATES}"]
+    files = [f"--vocab_file={vocab}", f"--input_file={text}", f"--output_file={out / 'published.hdf5'}"]
+    return child_seconds([sys.executable, "create_pretraining_data.py", *files, *shape, "--do_lower_case"], folder)
+
+
+def ours(text: Path, vocab: Path, out: Path, dupe_factor: int) -> tuple[float, dict[str, float]]:
+    """Our command on the same sentences, and the seconds of its stages."""
+    options = ["corpus=text", f"corpus.path={text}", "corpus.lines=sentence", "cleaning@corpus.cleaning=off"]
+    options += ["duplicates.exact=false", "duplicates.near=false", "heldout_fraction=0", "engine.workers=1"]
+    options += [f"vocab={vocab}", f"out_dir={out}", f"sequence_lengths=[{LENGTH}]", f"max_predictions=[{PREDICTIONS}]"]
+    command = [sys.executable, "-m", "data_prep.prepare", *options, f"dupe_factor={dupe_factor}"]
+    seconds = child_seconds(command, ROOT)
+    stages = json.loads((out / "manifest.json").read_text())["stages"]
+    return seconds, {stage["stage"]: stage["seconds"] for stage in stages}
+
+
+def encoding(text: Path, vocab: Path) -> dict[str, float]:
+    """Processor seconds of encoding alone, by the library in one thread and by the cache of words, both cold."""
+    vocabulary = load_vocabulary(vocab, True)
+    sentences = [sentence for document in read_text_part(text) for sentence in document]
+
+    def timed(encode: Callable[[list[str]], Any]) -> float:
+        start = time.process_time()
+        for first in range(0, len(sentences), 20_000):
+            encode(sentences[first : first + 20_000])
+        return time.process_time() - start
+
+    return {
+        "library": timed(lambda part: encode_batch(vocabulary, part)),
+        "words": timed(WordEncoder(vocabulary).encode),
+    }
+
+
+def main() -> None:
+    """Measure in turns, print the medians and write them down."""
+    text, vocab, folder, result = (Path(argument).absolute() for argument in sys.argv[1:5])
+    rounds = int(sys.argv[5]) if len(sys.argv) > 5 else 3
+    megabytes = text.stat().st_size / 1e6
+    seconds: dict[str, list[float]] = {"published": [], "ours": [], "library": [], "words": []}
+    stages: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as scratch:
+            seconds["published"].append(published(text, vocab, folder, Path(scratch)))
+            total, of_stages = ours(text, vocab, Path(scratch) / "ours", DUPLICATES)
+        seconds["ours"].append(total)
+        for name, value in encoding(text, vocab).items():
+            seconds[name].append(value)
+        for name, value in of_stages.items():
+            stages.setdefault(name, []).append(value)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    rows: list[dict[str, Any]] = [
+        {"what": "published script, all of it", "processor s": medians["published"]},
+        {"what": "ours, all of it", "processor s": medians["ours"]},
+        {"what": "encoding alone: the tokenizers library", "processor s": medians["library"]},
+        {"what": "encoding alone: cache of words, from empty", "processor s": medians["words"]},
+    ]
+    rows += [{"what": f"ours, stage {name} (wall)", "processor s": statistics.median(v)} for name, v in stages.items()]
+    for row in rows:
+        row["MB/s"] = round(megabytes / max(1e-3, float(row["processor s"])), 2)
+    what = f"Sentences to shards, {megabytes:.1f} MB, factor {DUPLICATES}, one core, beside the published script"
+    note = f"Medians of {rounds} rounds in turns. Published over ours: {medians['published'] / medians['ours']:.2f}."
+    write_result(result, what, rows, note)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Sentence splitters on real text: speed on one core, and faults that can be counted without a judge.
+
+    pip install syntok blingfire          # not needed by anything else
+    python scripts/bench_sentences.py RESULT.json TEXT...
+
+TEXTs hold a paragraph a line. Faults, a thousand sentences: a sentence that begins with a small letter (cut within a
+sentence); one that ends in an abbreviation such as "Mr."; a sentence with a full stop, a space, a capital and a common
+first word inside (two sentences left together). And of twelve short paragraphs, how many are split as a person would.
+"""
+
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import blingfire
+import syntok.segmenter
+from results_file import write_result
+
+from data_prep.sentences import split_sentences
+
+ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|Prof|Rev|Capt|Col|Gen|Lt|Hon|vs|etc|e\.g|i\.e|cf|No|Vol|Fig|[A-Z])\.$")
+TOGETHER = re.compile(r"[a-z]{3}[.!?] (?:The|He|She|It|They|But|And|In|This|There|When|If|We|You|A) [a-z]")
+BY_HAND = [
+    ["Dr. Smith paid 3.5 dollars.", "He left."],
+    ["It was late, e.g. at night.", "Nobody came."],
+    ["The U.S. Army arrived in 1917.", "It stayed."],
+    ["He said: “Go home!”", "Nobody went."],
+    ["Is it true?", "Yes.", "It is."],
+    ["J. R. R. Tolkien wrote it.", "C. S. Lewis read it."],
+    ["See p. 55 of vol. 3 for more.", "Others disagree."],
+    ["Wait...", "He stopped."],
+    ["At 5 p.m. Mr. Jones went to the bank.", "It was closed."],
+    ["The cat sat on the mat (it was red).", "The dog did not."],
+    ["Smith Inc. was sold in Jan. 1999.", "Its owner, Mrs. A. Brown, died."],
+    ["She works at Yahoo! in London.", "He works nowhere."],
+]
+
+
+def by_syntok(text: str) -> list[str]:
+    """Whole sentences, with their own spacing."""
+    return ["".join(t.spacing + t.value for t in s).strip() for p in syntok.segmenter.process(text) for s in p]
+
+
+def measure(split: Callable[[str], list[str]], paragraphs: list[str]) -> dict[str, float]:
+    """Speed and faults of one splitter."""
+    start = time.process_time()
+    sentences = [sentence for paragraph in paragraphs for sentence in split(paragraph)]
+    seconds = time.process_time() - start
+    thousand = len(sentences) / 1000
+    right = sum(list(split(" ".join(expected))) == expected for expected in BY_HAND)
+    return {
+        "megabytes_a_second": round(sum(map(len, paragraphs)) / 1e6 / seconds, 2),
+        "sentences": len(sentences),
+        "begin_with_a_small_letter": round(sum(sentence[:1].islower() for sentence in sentences) / thousand, 2),
+        "end_in_an_abbreviation": round(sum(bool(ABBREVIATION.search(s)) for s in sentences) / thousand, 2),
+        "two_left_together": round(sum(bool(TOGETHER.search(sentence)) for sentence in sentences) / thousand, 2),
+        "right_of_12_by_hand": right,
+    }
+
+
+def main() -> None:
+    """Measure all splitters on all texts."""
+    splitters: dict[str, Callable[[str], list[str]]] = {
+        "sentencex": lambda text: list(split_sentences(text, "en")),
+        "blingfire": lambda text: blingfire.text_to_sentences(text).split("\n"),
+        "syntok": by_syntok,
+    }
+    rows = []
+    for name in sys.argv[2:]:
+        lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
+        paragraphs = [" ".join(line.split()) for line in lines if line.strip()]
+        rows += [{"text": Path(name).name, "library": key, **measure(f, paragraphs)} for key, f in splitters.items()]
+    note = "Faults a thousand sentences; sentencex leaves quoted speech of several sentences whole."
+    write_result(Path(sys.argv[1]), "Sentence splitters on one core", rows, note)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""The engine with real processes: any number of workers, killed anywhere, a full disk, a cluster of the user's."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from distributed import Client
+
+from tests.conftest import ROOT
+from tests.data_prep.test_prepare import WORDS
+
+OPTIONS = [
+    "corpus=text",
+    "sequence_lengths=[32,64]",
+    "vocab_size=200",
+    "samples_per_shard=100",
+    "heldout_fraction=0.1",
+    "dupe_factor=2",
+    "piece_mb=0.01",
+]
+
+
+def command(texts: Path, out_dir: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "data_prep.prepare", *OPTIONS, f"corpus.path={texts}", f"out_dir={out_dir}", *more]
+
+
+def run(*arguments: str, limit: int | None = None) -> subprocess.CompletedProcess:
+    """Run a command; ``limit`` is the largest file in bytes that it may write."""
+
+    def prepare() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=240, preexec_fn=prepare)
+
+
+def shards(out_dir: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out_dir)): path.read_bytes() for path in sorted(out_dir.rglob("*.hdf5"))}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """160 documents in one file of several pieces, some twice."""
+    rng = random.Random(3)
+    path = tmp_path_factory.mktemp("texts") / "a.txt"
+    blocks = []
+    for _ in range(150):
+        sentences = [" ".join(rng.choices(WORDS, k=rng.randint(4, 14))).capitalize() + "." for _ in range(12)]
+        blocks.append("\n".join(" ".join(sentences[start : start + 4]) for start in range(0, 12, 4)))
+    path.write_text("\n\n".join(blocks + blocks[:10]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one worker makes, never stopped."""
+    out_dir = tmp_path_factory.mktemp("whole") / "out"
+    done = run(*command(texts, out_dir, "engine.workers=1"))
+    assert done.returncode == 0, done.stderr
+    assert "exact duplicates 10" in done.stdout
+    return out_dir
+
+
+def test_killed_anywhere_and_with_more_workers_the_bytes_are_the_same(texts: Path, whole: Path, tmp_path: Path) -> None:
+    """Two kills: the whole process group, and one worker that dask has to replace."""
+    out_dir = tmp_path / "out"
+    for parts in (5, 40):
+        process = subprocess.Popen(
+            command(texts, out_dir, "engine.workers=4"),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 120
+        while (
+            len(list(out_dir.rglob("*.done.json"))) < parts and process.poll() is None and time.monotonic() < deadline
+        ):
+            time.sleep(0.005)
+        assert process.poll() is None, "it ended before it could be killed"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    finished = {path: path.stat().st_mtime_ns for path in out_dir.rglob("*.done.json") if path.parent.name == "text"}
+    assert len(finished) > 5
+    done = run(*command(texts, out_dir, "engine.workers=4"))
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished  # nothing was done twice
+    assert len(shards(whole)) > 10
+    assert shards(out_dir) == shards(whole)
+
+
+def test_a_user_s_cluster_and_a_worker_that_dies(texts: Path, whole: Path, tmp_path: Path) -> None:
+    """On a scheduler and two workers of their own, one of which is killed while it works."""
+    address = tmp_path / "address.json"
+    dask = [
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_scheduler",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--no-dashboard",
+    ]
+    worker = [
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_worker",
+        "--nthreads",
+        "1",
+        "--no-dashboard",
+        "--nworkers",
+        "2",
+    ]
+    pids = tmp_path / "pids"
+    processes = []
+    try:
+        for start in (dask, worker):
+            scheduler_file = ["--scheduler-file", str(address)]
+            processes.append(
+                subprocess.Popen(
+                    [*start, *scheduler_file],
+                    cwd=ROOT,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            )
+        deadline = time.monotonic() + 60
+        while not address.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        found = json.loads(address.read_text())["address"]
+        with Client(found, timeout=60) as client:
+            client.wait_for_workers(2, timeout=60)
+            pids.write_text("\n".join(map(str, client.run(os.getpid).values())))
+        running = subprocess.Popen(
+            command(texts, tmp_path / "out", f"engine.scheduler={found}"),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while len(list((tmp_path / "out").rglob("*.done.json"))) < 3 and running.poll() is None:
+            time.sleep(0.005)
+        os.kill(int(pids.read_text().splitlines()[0]), signal.SIGKILL)
+        out, error = running.communicate(timeout=200)
+        assert running.returncode == 0, error
+        assert f"2 workers of {found}" in out
+        assert shards(tmp_path / "out") == shards(whole)
+    finally:
+        for process in processes:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def test_a_full_disk(texts: Path, whole: Path, tmp_path: Path) -> None:
+    """One message; what was finished stays whole, and the next run goes on from there."""
+    out_dir = tmp_path / "out"
+    full = run(*command(texts, out_dir), limit=14_000)
+    assert full.returncode == 2, full.stderr
+    assert full.stderr.strip().splitlines()[-1].startswith(f"error: out_dir {out_dir}: writing failed (")
+    assert "what was finished is kept: run again" in full.stderr
+    before = {path: path.stat().st_mtime_ns for path in out_dir.rglob("*.done.json")}
+    assert len(before) > 5
+    done = run(*command(texts, out_dir))
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in before if path.parent.name == "text"}.items() <= before.items()
+    assert shards(out_dir) == shards(whole)
