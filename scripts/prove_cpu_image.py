@@ -96,21 +96,16 @@ def prove(image: Image) -> None:
     """What a user does first, as the image's user."""
     image.run("! command -v cc && ! command -v gcc && ! command -v nvcc && [ $(id -u) != 0 ]")
     image.run(
-        "mkdir -p $HOME && for i in 1 2 3 4 5 6; do for j in $(seq 60); do "
+        "mkdir -p $HOME && for i in $(seq 60); do for j in $(seq 20); do "
         'echo "Document $i says in sentence $j that word$((j * i % 97)) follows word$((j % 31)). Then it goes on."; '
         "done; echo; done > /tmp/text.txt"
     )
-    length = (
-        "sequence_lengths=[32]"
-        if "sequence_lengths" in (ROOT / "configs/prepare.yaml").read_text()
-        else "sequence_length=32"
-    )
     image.run(
-        f"python -m data_prep.prepare corpus=text corpus.path=/tmp/text.txt out_dir=data/x {length} vocab_size=300"
+        "python -m data_prep.prepare corpus=text corpus.path=/tmp/text.txt out_dir=data/x sequence_lengths=[32] "
+        "vocab_size=300 duplicates.near=false heldout_fraction=0.2"
     )
-    options = "recipe=demo run_dir=runs/x data.dir=$(dirname $(find data/x -name manifest.json | head -n 1)) "
-    options += "data.tokenizer=$(dirname $(find data/x -name tokenizer.json | head -n 1)) data.sequence_length=32 "
-    options += "model.vocab_size=300 batch.global_batch_size=16 schedule.total_steps=300 logging.every_steps=5"
+    options = "recipe=demo run_dir=runs/x data.dir=data/x data.sequence_length=32 "
+    options += "model.vocab_size=$(wc -l < data/x/tokenizer/vocab.txt) batch.global_batch_size=16 schedule.total_steps=300 logging.every_steps=5"
     image.run(
         f"PROCESSES=2 scripts/pretrain_node.sh {options} > /tmp/log & pid=$!; "
         "for _ in $(seq 120); do grep -q '^step' /tmp/log && break; sleep 0.5; done; kill -TERM $pid; wait $pid; "

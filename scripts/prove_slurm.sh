@@ -3,7 +3,7 @@
 # by its own signal, queued again, resumed, to the end, with the weights of a run that nobody stopped; scancel leaves a
 # valid checkpoint; two phases run in one chain. As root on Debian, after make setup and
 #   apt-get install --no-install-recommends slurm-wlm munge
-# Ten minutes on two cores. Nothing outside a temporary folder is touched; every daemon started here is ended.
+# Ten minutes on two cores; PARTS="two_phases preparation" runs some of it. Nothing outside a temporary folder is touched; every daemon started here is ended.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD work=$(mktemp -d /tmp/prove_slurm.XXXXXX)
@@ -92,69 +92,79 @@ store = CheckpointStore(Path(sys.argv[1]) / 'checkpoints', 1, None)
 found = store.newest_valid(lambda text: sys.exit(text)); print(load_progress(found).step if found else 0)" "$1"
 }
 
-# 1. to the end through the job's own signal: SLURM sends it up to a minute early, 45 to 105 seconds after the start
-job=$(sbatch --parsable --nodes=2 --time=3 --signal=B:USR1@75 --output="$work/job.out" scripts/slurm_pretrain.sbatch \
-    "${options[@]}" "run_dir=$work/run" "schedule.total_steps=$steps")
-wait_for "$job" 1500 COMPLETED FAILED TIMEOUT CANCELLED NODE_FAIL
-restarts=$(scontrol show job "$job" | sed -n 's/.*Restarts=\([0-9]*\).*/\1/p')
-cat "$work/job.out"
-[ "$(state "$job")" = COMPLETED ] || fail "the job is $(state "$job")"
-((restarts >= 1)) || fail "it was never requeued: give it more STEPS"
-mapfile -t stopped < <(sed -n 's/stopped as asked after step \([0-9]*\).*/\1/p' "$work/job.out")
-mapfile -t resumed < <(sed -n 's/going on from .*, step \([0-9]*\)$/\1/p' "$work/job.out")
-[ "${stopped[*]}" = "${resumed[*]}" ] || fail "stopped after ${stopped[*]}, resumed from ${resumed[*]}"
-[ "$(valid_step "$work/run")" = "$steps" ] || fail "no valid last checkpoint"
-passed "two nodes to step $steps through $restarts requeue(s), stopped and resumed after step ${stopped[*]}"
-for node in 0 1; do # as under SLURM, both with the threads of a whole machine, which decide the last bit
-    scripts/pretrain_nodes.sh 2 "$node" 127.0.0.1:27900 "${options[@]}" "run_dir=$work/undisturbed" \
-        "schedule.total_steps=$steps" > "$work/undisturbed-$node.out" 2>&1 &
-    alone[node]=$!
-done
-for node in 0 1; do
-    wait "${alone[node]}" || { cat "$work/undisturbed-$node.out"; fail "the undisturbed run failed"; }
-done
-"$PYTHON" -c "import sys, torch; from safetensors.torch import load_file
+# To the end through the job's own signal: SLURM sends it up to a minute early, 45 to 105 seconds after the start
+requeue() {
+    job=$(sbatch --parsable --nodes=2 --time=3 --signal=B:USR1@75 --output="$work/job.out" scripts/slurm_pretrain.sbatch \
+        "${options[@]}" "run_dir=$work/run" "schedule.total_steps=$steps")
+    wait_for "$job" 1500 COMPLETED FAILED TIMEOUT CANCELLED NODE_FAIL
+    restarts=$(scontrol show job "$job" | sed -n 's/.*Restarts=\([0-9]*\).*/\1/p')
+    cat "$work/job.out"
+    [ "$(state "$job")" = COMPLETED ] || fail "the job is $(state "$job")"
+    ((restarts >= 1)) || fail "it was never requeued: give it more STEPS"
+    mapfile -t stopped < <(sed -n 's/stopped as asked after step \([0-9]*\).*/\1/p' "$work/job.out")
+    mapfile -t resumed < <(sed -n 's/going on from .*, step \([0-9]*\)$/\1/p' "$work/job.out")
+    [ "${stopped[*]}" = "${resumed[*]}" ] || fail "stopped after ${stopped[*]}, resumed from ${resumed[*]}"
+    [ "$(valid_step "$work/run")" = "$steps" ] || fail "no valid last checkpoint"
+    passed "two nodes to step $steps through $restarts requeue(s), stopped and resumed after step ${stopped[*]}"
+    for node in 0 1; do # as under SLURM, both with the threads of a whole machine, which decide the last bit
+        scripts/pretrain_nodes.sh 2 "$node" 127.0.0.1:27900 "${options[@]}" "run_dir=$work/undisturbed" \
+            "schedule.total_steps=$steps" > "$work/undisturbed-$node.out" 2>&1 &
+        alone[node]=$!
+    done
+    for node in 0 1; do
+        wait "${alone[node]}" || { cat "$work/undisturbed-$node.out"; fail "the undisturbed run failed"; }
+    done
+    "$PYTHON" -c "import sys, torch; from safetensors.torch import load_file
 one, other = (load_file(f'{run}/checkpoints/step_{int(sys.argv[3]):08d}/model/model.safetensors') for run in sys.argv[1:3])
 sys.exit(not all(torch.equal(one[name], other[name]) for name in one))" "$work/run" "$work/undisturbed" "$steps" ||
-    fail "the weights are not those of the undisturbed run"
-passed "the weights are those of an undisturbed run, bit for bit"
+        fail "the weights are not those of the undisturbed run"
+    passed "the weights are those of an undisturbed run, bit for bit"
+}
 
-# 2. scancel
-job=$(sbatch --parsable --nodes=2 --time=9 --output="$work/cancelled.out" scripts/slurm_pretrain.sbatch \
-    "${options[@]}" "run_dir=$work/cancelled" schedule.total_steps=100000)
-for _ in $(seq 120); do grep -q '"step": 20,' "$work/cancelled/metrics.jsonl" 2> /dev/null && break; sleep 1; done
-scancel "$job"
-wait_for "$job" 90 CANCELLED
-while pgrep -f "run_dir=$work/cancelled" > /dev/null; do sleep 1; done
-step=$(valid_step "$work/cancelled")
-((step >= 20)) || { cat "$work/cancelled.out"; fail "scancel left no valid checkpoint"; }
-[ "$(state "$job")" = CANCELLED ] || fail "the cancelled job is $(state "$job")"
-passed "scancel left a valid checkpoint of step $step, and the job did not queue again"
+# scancel
+scancel() {
+    job=$(sbatch --parsable --nodes=2 --time=9 --output="$work/cancelled.out" scripts/slurm_pretrain.sbatch \
+        "${options[@]}" "run_dir=$work/cancelled" schedule.total_steps=100000)
+    for _ in $(seq 120); do grep -q '"step": 20,' "$work/cancelled/metrics.jsonl" 2> /dev/null && break; sleep 1; done
+    scancel "$job"
+    wait_for "$job" 90 CANCELLED
+    while pgrep -f "run_dir=$work/cancelled" > /dev/null; do sleep 1; done
+    step=$(valid_step "$work/cancelled")
+    ((step >= 20)) || { cat "$work/cancelled.out"; fail "scancel left no valid checkpoint"; }
+    [ "$(state "$job")" = CANCELLED ] || fail "the cancelled job is $(state "$job")"
+    passed "scancel left a valid checkpoint of step $step, and the job did not queue again"
+}
 
-# 3. two phases in one chain
-line=$(scripts/slurm_two_phases.sh --nodes=2 --time=5 --output="$work/phase-%j.out" -- "${options[@]}" \
-    "run_dir=$work/one" schedule.total_steps=30 -- "${options[@]}" "run_dir=$work/two" "init_from=$work/one" \
-    schedule.total_steps=20 optimizer.lr=0.005)
-job=$(sed -n 's/.*phase 2 is job \([0-9]*\).*/\1/p' <<< "$line")
-wait_for "$job" 300 COMPLETED FAILED CANCELLED
-[ "$(state "$job")" = COMPLETED ] || { cat "$work"/phase-*.out; fail "phase 2 is $(state "$job")"; }
-grep -q "weights from $work/one/checkpoints/step_00000030" "$work/phase-$job.out" || fail "phase 2 did not start from phase 1"
-passed "two phases in one chain: $line"
+# Two phases in one chain
+two_phases() {
+    line=$(scripts/slurm_two_phases.sh --nodes=2 --time=30 --output="$work/phase-%j.out" -- "${options[@]}" \
+        "run_dir=$work/one" schedule.total_steps=30 -- "${options[@]}" "run_dir=$work/two" "init_from=$work/one" \
+        schedule.total_steps=20 optimizer.lr=0.005)
+    job=$(sed -n 's/.*phase 2 is job \([0-9]*\).*/\1/p' <<< "$line")
+    wait_for "$job" 300 COMPLETED FAILED CANCELLED
+    [ "$(state "$job")" = COMPLETED ] || { cat "$work"/phase-*.out; fail "phase 2 is $(state "$job")"; }
+    grep -q "weights from $work/one/checkpoints/step_00000030" "$work/phase-$job.out" || fail "phase 2 did not start from phase 1"
+    passed "two phases in one chain: $line"
+}
 
-# 4. data preparation on both nodes through Dask
-if ! "$PYTHON" -c 'import distributed' 2> /dev/null || ! grep -q '^engine:' configs/prepare.yaml; then
-    echo "not shown: data preparation, which has no Dask here"
-    exit 0
-fi
-for document in $(seq 200); do
-    for sentence in $(seq 40); do echo "Sentence $sentence of text $document names $((document * sentence % 997)) things."; done
-    echo
-done > "$work/text.txt"
-prepare=(corpus=text "corpus.path=$work/text.txt" "sequence_lengths=[32]" vocab_size=400 duplicates.near=false)
-job=$(WORKERS=1 WORKER_MEMORY_GB=2 sbatch --parsable --nodes=2 --time=9 --output="$work/prepare.out" \
-    scripts/slurm_prepare.sbatch "${prepare[@]}" "out_dir=$work/prepared")
-wait_for "$job" 400 COMPLETED FAILED CANCELLED
-[ "$(state "$job")" = COMPLETED ] || { cat "$work/prepare.out"; fail "data preparation is $(state "$job")"; }
-"$PYTHON" -m data_prep.prepare "${prepare[@]}" "out_dir=$work/prepared-here" > /dev/null
-diff -r "$work/prepared" "$work/prepared-here" > "$work/prepare.diff" || fail "the shards differ from those of one machine"
-passed "shards made on both nodes through Dask are those of one machine, byte for byte"
+# Data preparation on both nodes through Dask
+preparation() {
+    if ! "$PYTHON" -c 'import distributed' 2> /dev/null || ! grep -q '^engine:' configs/prepare.yaml; then
+        echo "not shown: data preparation, which has no Dask here"
+        return
+    fi
+    for document in $(seq 200); do
+        for sentence in $(seq 40); do echo "Sentence $sentence of text $document names $((document * sentence % 997)) things."; done
+        echo
+    done > "$work/text.txt"
+    prepare=(corpus=text "corpus.path=$work/text.txt" "sequence_lengths=[32]" vocab_size=400 duplicates.near=false)
+    job=$(WORKERS=1 WORKER_MEMORY_GB=2 sbatch --parsable --nodes=2 --time=9 --output="$work/prepare.out" \
+        scripts/slurm_prepare.sbatch "${prepare[@]}" "out_dir=$work/prepared")
+    wait_for "$job" 400 COMPLETED FAILED CANCELLED
+    [ "$(state "$job")" = COMPLETED ] || { cat "$work/prepare.out"; fail "data preparation is $(state "$job")"; }
+    "$PYTHON" -m data_prep.prepare "${prepare[@]}" "out_dir=$work/prepared-here" > /dev/null
+    diff -r --exclude=corpus "$work/prepared" "$work/prepared-here" > "$work/prepare.diff" || fail "the shards differ from those of one machine"
+    passed "shards made on both nodes through Dask are those of one machine, byte for byte"
+}
+
+for part in ${PARTS:-requeue scancel two_phases preparation}; do "$part"; done
