@@ -31,7 +31,7 @@ class Image:
     def run(self, command: str) -> None:
         """``command`` in the root, as the user and in the folder of this moment."""
         words = ["env", "-i", *(f"{key}={value}" for key, value in {**self.arguments, **self.environment}.items())]
-        inside = f"cd {shlex.quote(self.workdir)} && {command}"
+        inside = f"cd {shlex.quote(self.workdir)} || exit 1\n{command}"
         subprocess.run(
             [
                 "chroot",
