@@ -105,7 +105,8 @@ def prove(image: Image) -> None:
         "vocab_size=300 duplicates.near=false heldout_fraction=0.2"
     )
     options = "recipe=demo run_dir=runs/x data.dir=data/x data.sequence_length=32 "
-    options += "model.vocab_size=$(wc -l < data/x/tokenizer/vocab.txt) batch.global_batch_size=16 schedule.total_steps=300 logging.every_steps=5"
+    options += "model.vocab_size=$(wc -l < data/x/tokenizer/vocab.txt) batch.global_batch_size=16 "
+    options += "schedule.total_steps=300 logging.every_steps=5"
     image.run(
         f"PROCESSES=2 scripts/pretrain_node.sh {options} > /tmp/log & pid=$!; "
         "for _ in $(seq 120); do grep -q '^step' /tmp/log && break; sleep 0.5; done; kill -TERM $pid; wait $pid; "
