@@ -20,6 +20,7 @@ from bert_pretrain.config import PretrainConfig
 from bert_pretrain.distributed import World
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim import LARS, SGD, Adam, AdamW, NVLamb, ShardedOptimizer, decay_groups
+from bert_pretrain.preemption import StopRequest
 from bert_pretrain.pretrain import pretrain
 from bert_pretrain.structured import CONFIG_DIR, to_dataclass
 
@@ -223,7 +224,7 @@ def runs(out: Path, options: list[str]) -> None:
     for name in ("through", "again"):
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             composed = compose("pretrain", [*options, f"run_dir={out / name}", "optimizer.sharded=true"])
-        pretrain(to_dataclass(composed, PretrainConfig), world)
+        pretrain(to_dataclass(composed, PretrainConfig), world, StopRequest())
         if world.is_first and name == "through":
             for copied in ("again", "alone"):
                 shutil.copytree(out / name, out / copied)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.distributed import open_world
 from bert_pretrain.metrics import read_rows
+from bert_pretrain.preemption import StopRequest
 from bert_pretrain.pretrain import pretrain
 from bert_pretrain.structured import CONFIG_DIR, to_dataclass
 from tests.conftest import ROOT, TEST_RECIPE
@@ -127,7 +128,7 @@ def test_a_run_resumes_divided_bitwise_and_undivided_to_rounding(ranks: list[dic
             compose("pretrain", [*run_options(shard_dir), f"run_dir={out / 'alone'}"]), PretrainConfig
         )
     with open_world("cpu") as world:
-        pretrain(config, world)
+        pretrain(config, world, StopRequest())
     expected, again, alone = (
         load_file(out / name / "checkpoints/step_00000006/model/model.safetensors")
         for name in ("through", "again", "alone")
