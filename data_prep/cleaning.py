@@ -14,6 +14,7 @@ import py3langid
 
 from data_prep.corpus import CleaningConfig
 
+HOLE = "\ufffc"  # stands where a reader left out a formula; a sentence with it is dropped
 SAMPLES_PER_RULE = 5
 _SAMPLE_LENGTH = 200
 _LANGUAGE_CHARACTERS = 2000  # of a document are enough to tell its language

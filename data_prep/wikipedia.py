@@ -16,8 +16,8 @@ from mwparserfromhell import nodes
 from mwparserfromhell.wikicode import Wikicode
 
 from bert_pretrain.errors import ConfigError
+from data_prep.cleaning import HOLE
 
-HOLE = "\ufffc"
 _ITEM = "\x01"  # stands before the text of a list item
 _FIELDS = {"title", "ns", "text"}
 _DROPPED_SECTIONS = {

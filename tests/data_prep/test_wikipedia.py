@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from bert_pretrain.errors import ConfigError
-from data_prep.cleaning import Dropped
+from data_prep.cleaning import HOLE, Dropped
 from data_prep.documents import Document, read_piece
 from data_prep.planning import plan_pieces
-from data_prep.wikipedia import HOLE, is_left_over, wikitext_paragraphs
+from data_prep.wikipedia import is_left_over, wikitext_paragraphs
 from tests.conftest import ROOT
 from tests.data_prep.test_documents import corpus
 
