@@ -14,6 +14,7 @@ from data_prep.cleaning import Dropped
 from data_prep.embedded import module_paragraphs
 from data_prep.pieces import Piece, Span
 from data_prep.streams import blocks, decode, lines
+from data_prep.wikipedia import read_pages, why_no_article
 
 LONGEST_DOCUMENT = 8_000_000  # characters; a longer one (War and Peace has 3 million) goes on as the next document
 
@@ -123,7 +124,7 @@ def _text_documents(span: Span, piece: Piece, dropped: Dropped) -> Iterator[Docu
 
     position = 0
     for _, position, line in _decoded_lines(span, not per_file, dropped):
-        for part in line.split("\r"):  # the line ends of old Macs
+        for part in line.split("\r") if "\r" in line else (line,):  # the line ends of old Macs
             text = " ".join(part.split())
             size += len(text)
             if text and corpus.lines == "wrapped":
@@ -166,6 +167,7 @@ def _json_documents(span: Span, piece: Piece, dropped: Dropped) -> Iterator[Docu
             raise ConfigError(f"corpus file {path}, {where}: JSON nested too deep") from None
         if not isinstance(text, str):
             raise ConfigError(f"corpus file {path}, {where}: field {field!r} is no string")
+        text = text.encode("utf-8", "replace").decode()  # JSON can escape half a surrogate pair, which is no character
         yield Document(f"{path.name}#{position}", piece.corpus, _paragraphs(text))
 
 
@@ -179,8 +181,6 @@ def _rows(span: Span, piece: Piece) -> Iterator[Document]:
 
 
 def _articles(span: Span, corpus: str, dropped: Dropped) -> Iterator[Document]:
-    from data_prep.wikipedia import read_pages, why_no_article  # here, because it takes long to load
-
     parts = blocks(span.path, span.start, span.stop)
     for page in read_pages(parts, span.path, span.start == 0, span.start == 0 and span.stop is None):
         rule = why_no_article(page)
@@ -191,12 +191,13 @@ def _articles(span: Span, corpus: str, dropped: Dropped) -> Iterator[Document]:
 
 
 def _without_markup(article: Document, dropped: Dropped) -> Document:
-    from data_prep.wikipedia import is_left_over, wikitext_paragraphs
+    from data_prep.wikitext import why_no_text, wikitext_paragraphs  # here, because it takes long to load
 
     kept = []
     for paragraph in wikitext_paragraphs(article.paragraphs[0]):
-        if is_left_over(paragraph):
-            dropped.add("markup_left_over", paragraph)
-        else:
+        rule = why_no_text(paragraph)
+        if rule is None:
             kept.append(paragraph)
+        else:
+            dropped.add(rule, paragraph)
     return replace(article, paragraphs=kept, is_wikitext=False)
