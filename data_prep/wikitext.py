@@ -28,7 +28,7 @@ _DROPPED_TAGS = {
 _HOLE_TAGS = {"math", "score", "chem", "ce"}
 _BREAKING_TAGS = {"p", "div", "blockquote", "ul", "ol", "dl", "hr", "center", "poem"}
 _NO_TEXT_LINK = re.compile(r"(?i:file|image|category|media)\s*:|[a-z]{2,3}(?:-[a-z-]+)?:\S")  # or to another language
-_PROJECT = re.compile(r":?(?:wikt|wiktionary|wikisource|commons|wikiquote|[swbqnvd]):(?:[a-z]{2,3}:)?", re.IGNORECASE)
+_PROJECT = re.compile(r"^:?(?:wikt|wiktionary|wikisource|wikiquote|[swbqnvd]):(?=\S)(?:[a-z]{2,3}:)?", re.IGNORECASE)
 _SUPERSCRIPTS = str.maketrans("0123456789+-−", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻")
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
@@ -122,7 +122,7 @@ def _link_text(node: nodes.Wikilink) -> str:
         return ""
     if node.text is not None:
         return _code_text(node.text)
-    return _PROJECT.sub("", _code_text(node.title), count=1).strip().lstrip(":").partition("#")[0]
+    return _PROJECT.sub("", _code_text(node.title).strip()).lstrip(":").partition("#")[0]
 
 
 def _tag_text(node: nodes.Tag) -> str:
