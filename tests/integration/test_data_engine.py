@@ -160,16 +160,17 @@ def test_a_user_s_cluster_and_a_worker_that_dies(texts: Path, whole: Path, tmp_p
             process.wait()
 
 
-def test_a_full_disk(texts: Path, whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk(texts: Path, whole: Path, tmp_path: Path, workers: int) -> None:
     """One message; what was finished stays whole, and the next run goes on from there."""
     out_dir = tmp_path / "out"
-    full = run(*command(texts, out_dir), limit=14_000)
+    full = run(*command(texts, out_dir, f"engine.workers={workers}"), limit=14_000)
     assert full.returncode == 2, full.stderr
     assert full.stderr.strip().splitlines()[-1].startswith(f"error: out_dir {out_dir}: writing failed (")
     assert "what was finished is kept: run again" in full.stderr
     before = {path: path.stat().st_mtime_ns for path in out_dir.rglob("*.done.json")}
     assert len(before) > 5
-    done = run(*command(texts, out_dir))
+    done = run(*command(texts, out_dir, "engine.workers=1"))
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in before if path.parent.name == "text"}.items() <= before.items()
     assert shards(out_dir) == shards(whole)
