@@ -31,9 +31,9 @@ from data_prep.out_dir import (
 )
 from data_prep.pieces import Piece
 from data_prep.planning import count_parts, plan_pieces
+from data_prep.samples import SampleOptions
 from data_prep.stages import (
     Record,
-    SampleOptions,
     Text,
     cut_large_files,
     encode,
