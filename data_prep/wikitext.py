@@ -12,7 +12,7 @@ from mwparserfromhell import nodes
 from mwparserfromhell.wikicode import Wikicode
 
 from data_prep.cleaning import HOLE
-from data_prep.wikitext_templates import template_text
+from data_prep.wikitext_templates import is_known, template_text
 
 _ITEM = "\x01"  # stands before the text of a list item
 _DROPPED_SECTIONS = {
@@ -31,6 +31,8 @@ _NO_TEXT_LINK = re.compile(r"(?i:file|image|category|media)\s*:|[a-z]{2,3}(?:-[a
 _PROJECT = re.compile(r"^:?(?:wikt|wiktionary|wikisource|wikiquote|[swbqnvd]):(?=\S)(?:[a-z]{2,3}:)?", re.IGNORECASE)
 _SUPERSCRIPTS = str.maketrans("0123456789+-−", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻")
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+# comments and references, a quarter of the text: without them the parser has less to do
+_UNREAD = re.compile(r"<!--.*?-->|<ref(?:\s[^<>]*)?/>|<ref(?:\s[^<>]*)?>.*?</ref\s*>", re.DOTALL | re.IGNORECASE)
 
 _TIDY = (
     (re.compile(r"'{2,}"), ""),  # bold and italic
@@ -51,7 +53,7 @@ _POINTER_LENGTH = 160  # characters: a longer paragraph has more to say
 
 def wikitext_paragraphs(text: str) -> list[str]:
     """The paragraphs of an article, list items too, without markup; sections of references and links are left out."""
-    wikicode = mwparserfromhell.parse(text, skip_style_tags=True)
+    wikicode = mwparserfromhell.parse(_UNREAD.sub("", text), skip_style_tags=True)
     pieces: list[str] = []
     skipped_level = 0  # within a dropped section: its level
     for node in wikicode.nodes:
@@ -152,6 +154,9 @@ def _superscript(text: str) -> str:
 
 
 def _template_text(node: nodes.Template) -> str:
+    template = str(node.name).strip().lower().replace("_", " ")
+    if not is_known(template):
+        return ""
     positional: dict[int, str] = {}
     named: dict[str, str] = {}
     for parameter in node.params:
@@ -161,4 +166,4 @@ def _template_text(node: nodes.Template) -> str:
         else:
             named[name.lower()] = value
     arguments = [positional.get(number, "") for number in range(1, max(positional, default=0) + 1)]
-    return template_text(str(node.name).strip().lower().replace("_", " "), arguments, named)
+    return template_text(template, arguments, named)
