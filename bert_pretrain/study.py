@@ -7,6 +7,7 @@ it with the step, where it was. Of a finished run its curve stays (``result.json
 """
 
 import json
+import re
 import shutil
 import sys
 import time
@@ -41,48 +42,55 @@ class Study:
     def __init__(self, config: StudyConfig, world: World, stop: StopRequest) -> None:
         self.config, self.world, self.stop = config, world, stop
         self.scale, self.out_dir = config.chosen, Path(config.out_dir)
-        self.bases = {arm: self._composed(arm) for arm in config.chosen_arms}
 
     def run(self) -> dict[str, list[Curve]]:
         """The curves of every arm, one for each seed; raises ``_StopError`` where it was asked to stop."""
-        for name, language in self.scale.corpora.items():
-            write_corpus(self.out_dir / "corpus" / name, language)
+        for arm in self.config.chosen_arms:  # all of them first: a mistake in the last must not cost the others' hours
+            self._run_config(arm, self.scale.seeds[0])
         curves: dict[str, list[Curve]] = {}
-        for arm, base in self.bases.items():
-            rates = self.scale.learning_rates.get(arm) or [base.optimizer.lr]
-            if len(rates) > 1:
-                tried = [self._curve(arm, base, rate, self.scale.tuning_seed) for rate in rates]
-                rates = [best_rate(tried)]
-            curves[arm] = [self._curve(arm, base, rates[0], seed) for seed in self.scale.seeds]
+        for arm in self.config.chosen_arms:
+            rates, rate = self.scale.learning_rates.get(arm), None
+            if rates is not None:
+                tried = [self._curve(arm, self.scale.tuning_seed, rate) for rate in rates] if len(rates) > 1 else []
+                rate = best_rate(tried) if tried else rates[0]
+            curves[arm] = [self._curve(arm, seed, rate) for seed in self.scale.seeds]
         return curves
 
-    def _composed(self, arm: str) -> PretrainConfig:
-        options = [f"recipe={self.scale.recipe}", *self.scale.options, *self.config.arms[arm], *self.config.run_options]
+    def _run_config(self, arm: str, seed: int, rate: float | None = None) -> PretrainConfig:
+        """The options of one run; ``rate`` None: what the options say."""
+        given = [*self.scale.options, *self.config.arms[arm], *self.config.run_options]
+        options = [f"recipe={self.scale.recipe}", *(option.replace("{seed}", str(seed)) for option in given)]
         try:
-            return to_dataclass(compose("pretrain", options), PretrainConfig)
+            base = to_dataclass(compose("pretrain", options), PretrainConfig)
         except (HydraException, OmegaConfBaseException) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"arm {arm} of the study, whose options are {' '.join(options)}: {reason}") from None
-
-    def _curve(self, arm: str, base: PretrainConfig, rate: float, seed: int) -> Curve:
-        run_dir = self.out_dir / "runs" / f"{arm}_lr{rate:g}" / f"seed_{seed}"
-        steps = self.scale.samples // base.batch.global_batch_size
+        rate, steps = rate or base.optimizer.lr, self.scale.samples // base.batch.global_batch_size
         require(steps >= 2, f"scales.{self.config.scale}.samples", self.scale.samples, f"two batches or more ({arm})")
-        config = replace(
+        return replace(
             base,
             seed=seed,
-            run_dir=str(run_dir),
+            run_dir=str(self.out_dir / "runs" / re.sub(r"\W+", "_", arm) / f"lr_{rate:g}" / f"seed_{seed}"),
             optimizer=replace(base.optimizer, lr=rate),
             schedule=replace(base.schedule, total_steps=steps),
             training=replace(base.training, evaluate_every_steps=max(1, steps // _EVALUATIONS)),
         )
+
+    def _curve(self, arm: str, seed: int, rate: float | None) -> Curve:
+        """The curve of a run, which is done first where it is not yet."""
+        config = self._run_config(arm, seed, rate)
         check_run_dir(config)
-        path = run_dir / "result.json"
+        path = Path(config.run_dir) / "result.json"
         if not path.exists():
+            self._make_corpora(seed)
             self._train(config, path)
-        curve = Curve(arm, rate, seed, **json.loads(path.read_text(encoding="utf-8")))
-        print(f"{arm:<24}lr {rate:<10g}seed {seed:<6}held-out masked-word loss {curve.final:.4f}", flush=True)
+        curve = Curve(arm, config.optimizer.lr, seed, **json.loads(path.read_text(encoding="utf-8")))
+        print(f"{arm:<30}lr {curve.rate:<10g}seed {seed:<6}held-out masked-word loss {curve.final:.4f}", flush=True)
         return curve
+
+    def _make_corpora(self, seed: int) -> None:
+        for name, language in self.scale.corpora.items():
+            write_corpus(self.out_dir / "corpus" / name.replace("{seed}", str(seed)), language, seed)
 
     def _train(self, config: PretrainConfig, path: Path) -> None:
         """Run ``pretrain`` to its end, what it says in ``log.txt``, and write the curve to ``path``."""

@@ -26,7 +26,7 @@ class ScaleConfig:
     """For an arm, the peak rates that are tried with ``tuning_seed``; the best is run with ``seeds``."""
     tuning_seed: int = 0
     corpora: dict[str, LanguageConfig] = field(default_factory=dict)
-    """Corpora that the study makes itself, in ``out_dir/corpus/NAME``."""
+    """Corpora that the study makes itself, in ``out_dir/corpus/NAME``; ``{seed}`` in names and options is the run's."""
 
     def __post_init__(self) -> None:
         distinct = len(self.seeds) == len(set(self.seeds)) >= 1 and self.tuning_seed not in self.seeds
