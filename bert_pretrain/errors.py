@@ -9,6 +9,10 @@ class ConfigError(ValueError):
     """
 
 
+class DivergedError(ConfigError):
+    """A run that cannot go on, because its gradients are not finite any more."""
+
+
 def require(condition: bool, option: str, found: object, allowed: str) -> None:
     """Raise ``ConfigError`` in the common form unless ``condition`` holds."""
     if not condition:

@@ -50,12 +50,15 @@ def main(config: PretrainConfig) -> None:
     stop = StopRequest().listen()
     with open_world(config.device, resolved_yaml(config)) as world:
         finished = pretrain(config, world, stop)
+        if finished and world.is_first:
+            checkpoints = Path(config.run_dir) / "checkpoints"
+            print(f"finished: checkpoints in {checkpoints}, report with plots in {write_report(Path(config.run_dir))}")
     if not finished:
         sys.exit(STOPPED)
 
 
 def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
-    """Build every part, train to the end, write the report; False where the run was asked to stop before."""
+    """Build every part and train to the end; False where the run was asked to stop before."""
     run_dir, tokenizer = Path(config.run_dir), Path(config.data.tokenizer)
     check_run_dir(config)
     fault = writable_directory(run_dir) if world.is_first else None
@@ -75,8 +78,6 @@ def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     log.close()
     if not finished:
         log.say(f"stopped as asked after step {trainer.progress.step}, which is saved; the same command goes on")
-    elif world.is_first:
-        log.say(f"finished: checkpoints in {store.directory}, report with plots in {write_report(run_dir)}")
     return finished
 
 

@@ -17,7 +17,7 @@ from bert_pretrain.checkpoint import CheckpointStore, Progress
 from bert_pretrain.communication import CommunicationConfig, data_parallel, gradients_travel
 from bert_pretrain.data import ShardSet
 from bert_pretrain.distributed import World
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.errors import ConfigError, DivergedError, require
 from bert_pretrain.flops import training_flops
 from bert_pretrain.loader import TrainingData, heldout_batches
 from bert_pretrain.metrics import LayerRows, MetricsLog, Row, evaluation_line, training_line
@@ -238,7 +238,7 @@ class Trainer:
         self._skipped_in_a_row += 1
         self.log.say(f"after step {self.progress.step}: gradient norm {norm}, the update is skipped")
         if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise ConfigError(
+            raise DivergedError(
                 f"{MAX_SKIPPED_IN_A_ROW} steps in a row had a gradient that is not finite, after step "
                 f"{self.progress.step}; lower optimizer.lr or use precision.compute=bf16, and go on from a checkpoint"
             )

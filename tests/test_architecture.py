@@ -12,14 +12,14 @@ from tests.conftest import ROOT
 # A module imports from its own floor or from floors below it.
 FLOORS = [
     {"errors", "preemption", "step_result"},
-    {"structured", "shards", "sample_order", "masking"},
+    {"structured", "shards", "sample_order", "masking", "language", "verdict"},
     {"dropout", "encoder", "batch_plan", "batches", "distributed", "model", "flops", "machine", "precision"},
     {"data", "communication"},
     {"loader", "optim", "checkpoint", "metrics", "remask", "plots"},
     {"train", "config", "scaling"},
     {"plan", "report"},
     {"pretrain", "launch", "export", "fill_mask", "bench_step", "bench_optimizer"},
-    {"bench"},
+    {"bench", "study_config", "study"},
 ]
 FOR_DATA_PREP = {"bert_pretrain.errors", "bert_pretrain.structured", "bert_pretrain.shards", "bert_pretrain.masking"}
 PRODUCT = sorted([*ROOT.glob("bert_pretrain/**/*.py"), *ROOT.glob("data_prep/*.py"), *ROOT.glob("scripts/*.py")])
