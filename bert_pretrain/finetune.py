@@ -119,6 +119,7 @@ def finetune(config: FinetuneConfig, world: World) -> None:
             train_dataset=train.inputs,
             data_collator=train.batch,
         )
+        trainer.remove_callback(transformers.PrinterCallback)
         loss = trainer.train().training_loss
         scores = evaluate(trainer, evaluations, folder if world.is_first else None)
         if config.save_models and world.is_first:

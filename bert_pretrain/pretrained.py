@@ -13,8 +13,10 @@ from bert_pretrain.tasks import Say, TaskConfig
 
 def load_tokenizer(model_dir: str, max_length: int) -> Any:
     """The tokenizer of ``model_dir``. Raises ``ConfigError`` where it and the model do not fit each other."""
-    config = load_config(model_dir)
+    config, folder = load_config(model_dir), Path(model_dir)
     try:
+        if folder.is_dir() and not any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt")):
+            raise OSError("no tokenizer.json")  # transformers would make an empty one
         tokenizer = AutoTokenizer.from_pretrained(model_dir)
     except (OSError, ValueError) as error:
         raise ConfigError(
@@ -28,11 +30,9 @@ def load_tokenizer(model_dir: str, max_length: int) -> Any:
             f"model_dir {model_dir} has {len(tokenizer)} words in its tokenizer and {config.vocab_size} in its model; "
             "export it again"
         )
-    if max_length > config.max_position_embeddings:
-        raise ConfigError(
-            f"training.max_length is {max_length}; the model in {model_dir} has {config.max_position_embeddings} "
-            f"positions: give that or less"
-        )
+    positions = getattr(config, "max_position_embeddings", max_length)
+    if max_length > positions:
+        raise ConfigError(f"training.max_length is {max_length}; allowed: up to {positions}, the model's positions")
     return tokenizer
 
 
@@ -76,12 +76,11 @@ def new_model(model_dir: str, task: TaskConfig, from_scratch: bool, seed: int, s
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"model_dir {model_dir} does not load ({_first_line(error)})") from None
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith(("classifier.", "qa_outputs.")))
-    pooler = [name for name in missing if ".pooler." in name]
-    if missing != pooler or any(not name.startswith("classifier.") for name, *_ in report["mismatched_keys"]):
-        raise ConfigError(
-            f"model_dir {model_dir} lacks weights of the model, such as {(set(missing) - set(pooler) or missing).pop()}"
-        )
+    absent = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    absent = {name for name in absent if not name.startswith(("classifier.", "qa_outputs."))}
+    pooler = {name for name in absent if ".pooler." in name}
+    if absent != pooler:
+        raise ConfigError(f"model_dir {model_dir} lacks weights, such as {min(absent - pooler)}; export it again")
     if pooler:
         say(f"{model_dir} has no pooler: that layer begins with random weights")
     return model

@@ -1,12 +1,12 @@
 """Questions on a context (SQuAD): windows over long contexts, and answers as spans of the original text.
 
-As Google's BERT (2018) does it: the windows of a context begin ``doc_stride`` tokens apart, a token counts in the one
-window that shows most of its surroundings, the answer is the span with the largest sum of start and end scores over all
-windows. Unlike there, an answer is cut from the text by character offsets, never put together from word pieces.
+As Google's BERT (2018) does it: the windows of a context begin ``doc_stride`` tokens apart, the answer is the span with
+the largest sum of start and end scores over all windows. Unlike there, an answer is cut from the text by character
+offsets, never put together from word pieces; and it may come from any window, while Google's program lets a span begin
+only in the window that shows most around its first token, which loses answers that run on behind that window.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,10 +42,6 @@ class Window:
     """What the tokenizer gives, each (length,)."""
     offsets: np.ndarray
     """(length, 2): each token's first character in the context and the one behind its last; -1 outside of it."""
-    first: int
-    """The place of the window's first context token among the tokens of the context."""
-    counts: np.ndarray
-    """(length,) bool: the tokens for which no other window shows more of the surroundings."""
 
 
 def read_questions(rows: list[Row], where: str, unanswerable: bool, training: bool) -> list[Question]:
@@ -87,10 +83,13 @@ def _question(row: Row, where: str, unanswerable: bool, training: bool) -> Quest
 
 def windows(questions: list[Question], tokenizer: Any, config: AnswerConfig, max_length: int) -> list[Window]:
     """All windows of all questions, in order, each at most ``max_length`` tokens."""
-    texts = [_cut(question.text, tokenizer, config.max_query_length) for question in questions]
+    texts: list[str] = []
     by_length = defaultdict(list)
-    for number, ids in enumerate(tokenizer(texts, add_special_tokens=False)["input_ids"]):
-        by_length[len(ids)].append(number)
+    asked = tokenizer([q.text for q in questions], add_special_tokens=False, return_offsets_mapping=True)
+    for number, offsets in enumerate(asked["offset_mapping"]):
+        kept = offsets[: config.max_query_length]
+        texts.append(questions[number].text[: kept[-1][1] if kept else 0])
+        by_length[len(kept)].append(number)
     special = tokenizer.num_special_tokens_to_add(pair=True)
     found: list[list[Window]] = [[] for _ in questions]
     for length, numbers in by_length.items():  # the tokenizer wants the overlap, which depends on the question's length
@@ -110,16 +109,11 @@ def windows(questions: list[Question], tokenizer: Any, config: AnswerConfig, max
             return_offsets_mapping=True,
         )
         for row, sample in enumerate(encoded["overflow_to_sample_mapping"]):
-            found[numbers[sample]].append(_window(encoded, row, numbers[sample], min(room, config.doc_stride), found))
-    return [window for of_one in found for window in _with_counts(of_one)]
+            found[numbers[sample]].append(_window(encoded, row, numbers[sample]))
+    return [window for of_one in found for window in of_one]
 
 
-def _cut(text: str, tokenizer: Any, tokens: int) -> str:
-    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    return text if len(offsets) <= tokens else text[: offsets[tokens - 1][1]]
-
-
-def _window(encoded: Any, row: int, question: int, step: int, found: list[list[Window]]) -> Window:
+def _window(encoded: Any, row: int, question: int) -> Window:
     in_context = np.array([part == 1 for part in encoded.sequence_ids(row)])
     offsets = np.where(in_context[:, None], np.array(encoded["offset_mapping"][row]), -1).astype(np.int32)
     inputs = {
@@ -127,24 +121,7 @@ def _window(encoded: Any, row: int, question: int, step: int, found: list[list[W
         for name in ("input_ids", "token_type_ids", "attention_mask")
         if name in encoded
     }
-    return Window(question, inputs, offsets, step * len(found[question]), in_context)
-
-
-def _with_counts(of_one: list[Window]) -> Iterator[Window]:
-    """The windows of one context, each with the tokens for which it shows most on the poorer side."""
-    total = max(window.first + int(window.counts.sum()) for window in of_one)
-    shown = np.full((len(of_one), total), -1.0)
-    for number, window in enumerate(of_one):
-        length = int(window.counts.sum())
-        here = np.arange(length)
-        # The hundredth of the length is Google's, for equal distances.
-        shown[number, window.first : window.first + length] = np.minimum(here, here[::-1]) + 0.01 * length
-    best = shown.argmax(0)
-    for number, window in enumerate(of_one):
-        counts = window.counts.copy()
-        length = int(counts.sum())
-        counts[window.counts] = best[window.first : window.first + length] == number
-        yield Window(window.question, window.inputs, window.offsets, window.first, counts)
+    return Window(question, inputs, offsets)
 
 
 def span(window: Window, question: Question) -> tuple[int, int]:
@@ -209,7 +186,7 @@ def _best_span(window: Window, start: np.ndarray, end: np.ndarray, config: Answe
     """The best span of a window among its ``n_best`` starts and ends; a score of -inf where none is possible."""
     length = len(window.offsets)
     context = window.offsets[:, 0] >= 0
-    firsts = np.where(window.counts, start[:length], -np.inf)
+    firsts = np.where(context, start[:length], -np.inf)
     lasts = np.where(context, end[:length], -np.inf)
     firsts_at = np.argsort(-firsts, kind="stable")[: config.n_best]
     lasts_at = np.argsort(-lasts, kind="stable")[: config.n_best]
