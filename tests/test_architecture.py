@@ -14,11 +14,11 @@ FLOORS = [
     {"errors", "preemption", "step_result"},
     {"structured", "shards", "sample_order", "masking", "language", "verdict"},
     {"dropout", "encoder", "batch_plan", "batches", "distributed", "model", "flops", "machine", "precision"},
-    {"data", "communication"},
-    {"loader", "optim", "checkpoint", "metrics", "remask", "plots"},
-    {"train", "config", "scaling"},
+    {"data", "communication", "tasks", "scores"},
+    {"loader", "optim", "checkpoint", "metrics", "remask", "plots", "sentences", "squad", "pretrained"},
+    {"train", "config", "scaling", "task_data"},
     {"plan", "report"},
-    {"pretrain", "launch", "export", "fill_mask", "bench_step", "bench_optimizer"},
+    {"pretrain", "launch", "export", "fill_mask", "finetune", "bench_step", "bench_optimizer"},
     {"bench", "study_config", "study"},
 ]
 FOR_DATA_PREP = {"bert_pretrain.errors", "bert_pretrain.structured", "bert_pretrain.shards", "bert_pretrain.masking"}
