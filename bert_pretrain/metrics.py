@@ -9,13 +9,16 @@ import math
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from bert_pretrain.errors import require
+from bert_pretrain.flops import training_flops
+from bert_pretrain.model import ModelConfig
+from bert_pretrain.step_result import StepNumbers
 
 Row = dict[str, Any]
 LAYER_KINDS = ("trust_ratio", "weight_norm", "update_norm")
@@ -156,6 +159,35 @@ class LayerRows:
         for i, kind in enumerate(LAYER_KINDS):
             pairs = zip(self.names, values[i * count : (i + 1) * count], strict=True)
             row[kind] = {name: float(f"{value:.6g}") for name, value in pairs if not math.isnan(value)}
+        return row
+
+
+@dataclass
+class Meter:
+    """Work done since the last row."""
+
+    tokens: float = 0.0
+    flops: float = 0.0
+    waited: float = 0.0
+    """Seconds spent waiting for data."""
+    since: float = field(default_factory=time.perf_counter)
+
+    def add(self, model: ModelConfig, step: StepNumbers) -> None:
+        """Count a step of all ranks."""
+        self.tokens += step.tokens
+        self.flops += training_flops(model, step.samples, step.tokens, step.squared, step.masked)
+
+    def rates(self, peak: float) -> Row:
+        """What a row says of the time, and begin anew; ``peak``: FLOP/s of all devices together."""
+        now = time.perf_counter()
+        seconds = now - self.since
+        row = {
+            "tokens_per_second": self.tokens / seconds,
+            "matrix_peak_share": self.flops / seconds / peak,
+            "data_wait_share": self.waited / seconds,
+        }
+        self.tokens = self.flops = self.waited = 0.0
+        self.since = now
         return row
 
 
