@@ -8,7 +8,9 @@ import json
 import math
 import os
 import sys
+import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from bert_pretrain.model import ModelConfig
 from bert_pretrain.step_result import StepNumbers
 
 Row = dict[str, Any]
+WANDB_SECONDS = 60.0
+"""How long the end of a run waits for wandb."""
 LAYER_KINDS = ("trust_ratio", "weight_norm", "update_norm")
 
 
@@ -57,6 +61,7 @@ class MetricsLog:
             smoothing=0.05,
         )
         self._wandb: Any = None
+        self._unwritten = ""
         self._started = time.perf_counter()
         self._first_step = 0
 
@@ -103,14 +108,28 @@ class MetricsLog:
         """Append one row to ``metrics.jsonl`` and to wandb; flushed, so that a killed run has its rows."""
         if self.path is None:
             return
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        self._append(json.dumps(row) + "\n")
         if self._wandb is not None:
             try:
                 self._wandb.log(row, step=row["step"])
             except Exception as error:
                 self._wandb = None
                 self.say(f"wandb is off from here: {error}")
+
+    def _append(self, line: str) -> None:
+        """Where the disk takes no rows they wait here, and go with the next one that it takes."""
+        assert self.path is not None
+        waiting, self._unwritten = self._unwritten, self._unwritten + line
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(self._unwritten)
+            self._unwritten = ""
+        except OSError as error:
+            with suppress(OSError):
+                os.truncate(self.path, size)  # half a row would hide those after it
+            if not waiting:
+                self.say(f"{self.path} cannot be written ({error}); training goes on, its rows are kept in memory")
 
     def advance(self, step: int) -> None:
         """Move the bar."""
@@ -128,11 +147,21 @@ class MetricsLog:
     def close(self) -> None:
         """End the bar and the wandb run."""
         self._bar.close()
-        if self._wandb is not None:
-            try:
-                self._wandb.finish()
-            except Exception as error:
-                self.say(f"wandb did not finish: {error}")
+        if self._unwritten:
+            self.say(f"{self._unwritten.count(chr(10))} rows could not be written to {self.path}")
+        if self._wandb is None:
+            return
+        done = threading.Thread(target=self._finish_wandb, daemon=True)  # without its server, wandb tries for hours
+        done.start()
+        done.join(WANDB_SECONDS)
+        if done.is_alive():
+            self.say(f"wandb does not answer; the run's data are in {self._wandb.dir}: wandb sync")
+
+    def _finish_wandb(self) -> None:
+        try:
+            self._wandb.finish()
+        except Exception as error:
+            self.say(f"wandb did not finish: {error}")
 
 
 @dataclass(frozen=True)

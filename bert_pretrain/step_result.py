@@ -63,7 +63,7 @@ class StepResult:
         if self.arrived is not None:
             self.arrived.synchronize()
         values: Any = self.numbers.tolist()
-        return StepNumbers(*values[:14], values[14:])
+        return StepNumbers(*[*values[:14], values[14:]])
 
 
 def fetch(numbers: torch.Tensor) -> StepResult:
