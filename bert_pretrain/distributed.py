@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.errors import ConfigError, RankError, require
 from bert_pretrain.structured import print_error
 
 _COMPARED = ("torch", "transformers", "numpy", "h5py")
@@ -189,8 +189,11 @@ def roll_call(store: dist.Store, rank: int, size: int, fault: str, facts: dict[s
 
 
 def report_once(error: ConfigError) -> None:
-    """Print a user's error on rank 0 only: every rank finds the same mistake in the same configuration."""
-    if _environment("RANK", 0) == 0:
+    """Print a user's error: on rank 0 where all ranks find the same mistake, else on the rank that is alone in it."""
+    rank = _environment("RANK", 0)
+    if isinstance(error, RankError):
+        print_error(ConfigError(f"{error}{_whose(rank)}"))
+    elif rank == 0:
         print_error(error)
     sys.stdout.flush()
 

@@ -87,22 +87,23 @@ class MetricsLog:
         """Log to wandb as well. Whatever wandb does, the run goes on."""
         if self.path is None or mode == "disabled":
             return
-        mode = mode if mode == "offline" or key_present else "offline"
-        try:
-            import wandb  # half a second that only its users pay
+        for wanted in ("offline",) if mode == "offline" or not key_present else ("online", "offline"):
+            try:
+                import wandb  # half a second that only its users pay
 
-            self._wandb = wandb.init(
-                project=project,
-                dir=run_dir,
-                mode="online" if mode in ("online", "auto") else "offline",
-                name=run_dir.name,
-                id=run_dir.name,
-                resume="allow",
-                config=config,
-                settings=wandb.Settings(silent=True),
-            )
-        except Exception as error:  # a vanished server or a full disk must not end a run of days
-            self.say(f"wandb is off: {error}")
+                self._wandb = wandb.init(
+                    project=project,
+                    dir=run_dir,
+                    mode=wanted,
+                    name=run_dir.name,
+                    id=run_dir.name,
+                    resume="allow",
+                    config=config,
+                    settings=wandb.Settings(silent=True, init_timeout=WANDB_SECONDS),
+                )
+                return
+            except Exception as error:  # a vanished server or a full disk must not end a run of days
+                self.say(f"wandb is not {wanted}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
 
     def row(self, row: Row) -> None:
         """Append one row to ``metrics.jsonl`` and to wandb; flushed, so that a killed run has its rows."""

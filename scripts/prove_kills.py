@@ -119,12 +119,13 @@ def prove(kind: str, blows: int, seed: int, work: Path) -> tuple[list[dict[str, 
     assert start(disturbed, data, steps).wait() == 0, Path(f"{disturbed}.log").read_text()[-3000:]
     final = f"checkpoints/step_{steps:08d}"
     expected, got = (load_file(path / final / "model/model.safetensors") for path in (undisturbed, disturbed))
+    whole = find_fault(disturbed / final) is None
     holds = {
         "all blows struck before the end": len(found) == blows and all(row["struck"] for row in found),
         "weights bitwise": all(bool((expected[name] == got[name]).all()) for name in expected),
         "rows equal": rows(undisturbed) == rows(disturbed),
         "no valid checkpoint lost": all(row["whole_after"] >= row["whole_before"] for row in found),
-        "none damaged": not list((disturbed / "checkpoints").glob("*damaged*")) and find_fault(disturbed / final) is None,
+        "none damaged": whole and not list((disturbed / "checkpoints").glob("*damaged*")),
     }
     if kind == "stop":
         said = Path(f"{disturbed}.log").read_text().count("stopped as asked after step")
