@@ -26,6 +26,7 @@ from bert_pretrain.structured import print_error
 _COMPARED = ("torch", "transformers", "numpy", "h5py")
 _FAULTS = "faults"
 Result = TypeVar("Result")
+Said = TypeVar("Said")
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,17 @@ class World:
             fault = str(error)
             if self.size == 1:
                 raise
-        faults: list[str] = [fault] * self.size
-        if self.size > 1:
-            dist.all_gather_object(faults, fault and f"{fault}{_whose(self.rank)}")
-        for found in faults:
+        for found in self.gather(fault and f"{fault}{_whose(self.rank)}"):
             if found:
                 raise ConfigError(found)
         return result  # type: ignore[return-value]
+
+    def gather(self, said: Said) -> list[Said]:
+        """What every rank says, in their order, on every rank."""
+        heard = [said] * self.size
+        if self.size > 1:
+            dist.all_gather_object(heard, said)
+        return heard
 
     def wait_for_all(self) -> None:
         """Return when every rank has arrived here."""

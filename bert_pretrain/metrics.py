@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -87,7 +87,8 @@ class MetricsLog:
         """Log to wandb as well. Whatever wandb does, the run goes on."""
         if self.path is None or mode == "disabled":
             return
-        for wanted in ("offline",) if mode == "offline" or not key_present else ("online", "offline"):
+        attempts: list[Literal["online", "offline"]] = ["online", "offline"]
+        for wanted in attempts if mode != "offline" and key_present else attempts[1:]:
             try:
                 import wandb  # half a second that only its users pay
 

@@ -20,7 +20,7 @@ FLOORS = [
     {"evaluation", "train", "config", "scaling"},
     {"plan", "report"},
     {"pretrain", "launch", "export", "fill_mask", "bench_step", "bench_optimizer"},
-    {"bench"},
+    {"bench", "doctor"},
 ]
 FOR_DATA_PREP = {"bert_pretrain.errors", "bert_pretrain.structured", "bert_pretrain.shards", "bert_pretrain.masking"}
 PRODUCT = sorted([*ROOT.glob("bert_pretrain/**/*.py"), *ROOT.glob("data_prep/*.py"), *ROOT.glob("scripts/*.py")])
