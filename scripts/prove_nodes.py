@@ -11,7 +11,6 @@ named here are made, and they are removed.
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,8 @@ import tempfile
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+from results_file import write_result
 
 from bert_pretrain.communication import CommunicationConfig
 from bert_pretrain.flops import parameter_count
@@ -206,16 +207,8 @@ def measure_seconds(work: Path) -> list[Row]:
 
 def store(name: str, what: str, rows: list[Row]) -> None:
     """A result as ``write_results.py`` reads it."""
-    result = {
-        "what": what,
-        "date": str(date.today()),
-        "device": f"{os.cpu_count()}-core {platform.machine()} CPU, two network namespaces",
-        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip(),
-        "command": "python scripts/prove_nodes.py",
-        "rows": rows,
-    }
     path = ROOT / f"scripts/results/cpu_{date.today()}_nodes_{name}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_result(path, what, rows, "Two network namespaces on one machine, joined by a virtual cable.")
 
 
 def main() -> None:
