@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from bert_pretrain.batch_plan import BatchPlan
-from bert_pretrain.batches import Counts, StepBatch
+from bert_pretrain.batches import Counts, Crossing, StepBatch
 from bert_pretrain.checkpoint import CheckpointStore, Progress
 from bert_pretrain.communication import CommunicationConfig, data_parallel, gradients_travel
 from bert_pretrain.data import ShardSet
@@ -83,6 +83,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.network = data_parallel(self.model, self.world, self.communication, self.precision.scaled)
         self.applied = torch.tensor([self.progress.step], device=self.world.device)
+        self._crossing = Crossing(self.world.device)
         self._pending: StepResult | None = None
         self._skipped_in_a_row = 0
         self._unhealthy = self._stopping = False
@@ -119,7 +120,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         skipped = self.precision.step(self.optimizer)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self.model.speed.cuda_graphs)
         self.applied += 1 - skipped.long()
         norm: torch.Tensor = self.optimizer.grad_norm  # type: ignore[attr-defined]
         unhealthy: torch.Tensor = getattr(self.optimizer, "nonfinite_state", torch.zeros_like(skipped))
@@ -139,7 +140,7 @@ class Trainer:
         with self.precision.autocast():  # open over all micro-batches: weights are cast once a step
             for index, micro_batch in enumerate(self._timed(batch.micro_batches)):
                 with gradients_travel(self.network, index == last):
-                    out = self.network(*micro_batch.to(self.world.device).tensors())
+                    out = self.network(*self._crossing.over(micro_batch).tensors())
                     with self.precision.autocast(enabled=False):
                         loss = (out.mlm_loss / masked + out.nsp_loss / samples) * factor
                         loss.backward()

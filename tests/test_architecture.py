@@ -11,13 +11,24 @@ from tests.conftest import ROOT
 
 # A module imports from its own floor or from floors below it.
 FLOORS = [
-    {"errors", "preemption", "step_result"},
+    {"errors", "preemption", "step_result", "threads"},
     {"structured", "shards", "sample_order", "masking"},
-    {"dropout", "encoder", "batch_plan", "batches", "distributed", "model", "flops", "machine", "precision"},
-    {"data", "communication"},
+    {
+        "dropout",
+        "vocabulary_loss",
+        "encoder",
+        "batch_plan",
+        "batches",
+        "distributed",
+        "model",
+        "flops",
+        "machine",
+        "precision",
+    },
+    {"data", "communication", "compiling", "micro_batch_size"},
     {"loader", "optim", "checkpoint", "metrics", "remask", "plots"},
     {"train", "config", "scaling"},
-    {"plan", "report"},
+    {"plan", "report", "bench_baselines", "bench_split"},
     {"pretrain", "launch", "export", "fill_mask", "bench_step", "bench_optimizer"},
     {"bench"},
 ]
