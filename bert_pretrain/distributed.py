@@ -49,6 +49,14 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def smallest(self, number: int) -> int:
+        """The smallest of all ranks' numbers."""
+        if self.size == 1:
+            return number
+        found = torch.tensor(number, device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MIN)
+        return int(found)
+
     def broadcast(self, text: str) -> str:
         """What rank 0 says, on every rank."""
         said = [text]

@@ -94,7 +94,7 @@ def scaling_of(config: PlanConfig, gpu: GpuConfig) -> Scaling:
         model=config.model,
         sequence_length=config.data.sequence_length,
         mean_length=config.mean_length or config.data.sequence_length,
-        micro_batch_size=config.batch.micro_batch_size,
+        micro_batch_size=config.batch.samples_at_once(config.data.sequence_length),
         communication=config.communication,
         gpu=gpu,
         network=config.network,
@@ -167,7 +167,7 @@ def describe(
 
 
 def _batch_rows(config: PretrainConfig, devices: int) -> list[tuple[str, str]]:
-    plan = BatchPlan(config.batch.global_batch_size, config.batch.micro_batch_size, devices)
+    plan = BatchPlan(config.batch.global_batch_size, config.batch.samples_at_once(config.data.sequence_length), devices)
     cuts = [plan.micro_batches(rank) for rank in (0, devices - 1)]
     samples = [cut[-1][1] - cut[0][0] for cut in cuts]
     per_rank = f"{samples[0]}" if samples[0] == samples[1] else f"{samples[0]} or {samples[1]}"
@@ -201,7 +201,7 @@ def _memory_rows(config: PretrainConfig, devices: int, dtype: torch.dtype) -> li
     state = 4 * parameters * (2 + moments / shares)  # float32: weight, gradient, moments
     model, length = config.model, config.data.sequence_length
     size = torch.empty((), dtype=dtype).element_size()
-    tokens = config.batch.micro_batch_size * length
+    tokens = config.batch.samples_at_once(length) * length
     per_layer = _ACTIVATION_WIDTHS * model.hidden_size + _ATTENTION_COPIES * model.num_attention_heads * length
     logits = 3 * _MASKED_SHARE * model.vocab_size * 4
     activations = tokens * (model.num_hidden_layers * per_layer * size + logits)
