@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from contextlib import redirect_stdout
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import transformers
@@ -59,7 +59,8 @@ class Study:
     def _run_config(self, arm: str, seed: int, rate: float | None = None) -> PretrainConfig:
         """The options of one run; ``rate`` None: what the options say."""
         given = [*self.scale.options, *self.config.arms[arm], *self.config.run_options]
-        options = [f"recipe={self.scale.recipe}", *(option.replace("{seed}", str(seed)) for option in given)]
+        options = [f"recipe={self.scale.recipe}", f"device={self.config.device}"]
+        options += [option.replace("{seed}", str(seed)) for option in given]
         try:
             base = to_dataclass(compose("pretrain", options), PretrainConfig)
         except (HydraException, OmegaConfBaseException) as error:
@@ -164,7 +165,7 @@ def write_study(config: StudyConfig, curves: dict[str, list[Curve]], device: str
 
 
 def main() -> None:
-    """Take the study's name from the first word of the command line."""
+    """Take the study's name from the first word of the command line, and the options of its runs from the others."""
     names = sorted(path.stem for path in (CONFIG_DIR / "study").glob("*.yaml"))
     if len(sys.argv) < 2 or sys.argv[1] not in names:
         found = sys.argv[1] if len(sys.argv) > 1 else "nothing"
@@ -172,8 +173,16 @@ def main() -> None:
             f"error: study was asked for {found!r}; allowed: {', '.join(names)}; "
             f"python -m bert_pretrain.study {names[0]} scale=toy"
         )
-    sys.argv[1] = f"study={sys.argv[1]}"
+    sys.argv[1:] = [f"study={sys.argv[1]}", *command_line(sys.argv[2:])]
     run_study()
+
+
+def command_line(words: list[str]) -> list[str]:
+    """``words`` with all that is no option of the study itself gathered in ``run_options``."""
+    own = {field.name for field in fields(StudyConfig)} | {"hydra"}
+    ours = [word for word in words if "=" not in word or re.split(r"[.=@]", word.lstrip("-+~"))[0] in own]
+    quoted = [json.dumps(word) for word in words if word not in ours]
+    return [*ours, f"run_options=[{','.join(quoted)}]"] if quoted else ours
 
 
 if __name__ == "__main__":

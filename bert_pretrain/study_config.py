@@ -45,7 +45,7 @@ class StudyConfig:
     device: str
     """``auto``, ``cpu`` or ``cuda``."""
     run_options: list[str]
-    """Options of ``pretrain`` for every run, over all others: ``run_options=[data.dir=data/mine]``."""
+    """Options of ``pretrain`` for every run, over all others; on the command line, all that are not the study's own."""
     question: str
     article: str
     """What the article found, in words."""
