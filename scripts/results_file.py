@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 
-def write_result(path: Path, what: str, rows: list[dict[str, Any]], note: str) -> None:
-    """Write flat ``rows`` with the date, the machine, the commit and the command; print them."""
+def write_result(path: Path, what: str, rows: list[dict[str, Any]], note: str, **more: Any) -> None:
+    """Write flat ``rows`` with the date, the machine, the commit and the command, or those of ``more``; print them."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     result = {
         "what": what,
@@ -22,6 +22,7 @@ def write_result(path: Path, what: str, rows: list[dict[str, Any]], note: str) -
         "command": f"python scripts/{Path(sys.argv[0]).name} {shlex.join(Path(a).name for a in sys.argv[1:])}",
         "rows": rows,
         "note": note,
+        **more,
     }
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
