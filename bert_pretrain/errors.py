@@ -1,4 +1,4 @@
-"""The one exception that a user can cause."""
+"""What a user can cause, or has to hear of in one line."""
 
 
 class ConfigError(ValueError):
@@ -11,6 +11,10 @@ class ConfigError(ValueError):
 
 class DivergedError(ConfigError):
     """A run that cannot go on, because its gradients are not finite any more."""
+
+
+class RankError(ConfigError):
+    """Trouble that one rank alone meets in mid-run, such as a shard that its node can no longer read."""
 
 
 def require(condition: bool, option: str, found: object, allowed: str) -> None:

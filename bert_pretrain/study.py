@@ -49,12 +49,16 @@ class Study:
             self._run_config(arm, self.scale.seeds[0])
         curves: dict[str, list[Curve]] = {}
         for arm in self.config.chosen_arms:
-            rates, rate = self.scale.learning_rates.get(arm), None
-            if rates is not None:
-                tried = [self._curve(arm, self.scale.tuning_seed, rate) for rate in rates] if len(rates) > 1 else []
-                rate = best_rate(tried) if tried else rates[0]
+            rate = self._rate(arm)
             curves[arm] = [self._curve(arm, seed, rate) for seed in self.scale.seeds]
         return curves
+
+    def _rate(self, arm: str) -> float | None:
+        """The best of those to try for the arm; None: what its options say."""
+        rates = self.scale.learning_rates.get(arm, [])
+        if len(rates) > 1:
+            return best_rate([self._curve(arm, self.scale.tuning_seed, rate) for rate in rates])
+        return rates[0] if rates else None
 
     def _run_config(self, arm: str, seed: int, rate: float | None = None) -> PretrainConfig:
         """The options of one run; ``rate`` None: what the options say."""
@@ -95,7 +99,6 @@ class Study:
 
     def _train(self, config: PretrainConfig, path: Path) -> None:
         """Run ``pretrain`` to its end, what it says in ``log.txt``, and write the curve to ``path``."""
-        started = time.perf_counter()
         run_dir, diverged = path.parent, False
         run_dir.mkdir(parents=True, exist_ok=True)
         try:
@@ -110,7 +113,6 @@ class Study:
             "samples": [row["step"] * batch for row in rows],
             "losses": [row["eval_mlm_loss"] for row in rows],
             "diverged": diverged,
-            "seconds": round(time.perf_counter() - started, 1),
         }
         temporary = path.with_name(f".{path.name}.partial")
         temporary.write_text(json.dumps(curve), encoding="utf-8")

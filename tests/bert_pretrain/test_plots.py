@@ -61,7 +61,7 @@ def test_runs_without_reports_have_no_such_picture(tmp_path: Path) -> None:
 
 def test_a_study_in_bands_with_the_runs_that_diverged_named(tmp_path: Path, kept: list) -> None:
     def curve(arm: str, seed: int, losses: list[float], diverged: bool = False) -> Curve:
-        return Curve(arm, 0.1, seed, [10, 20, 30][: len(losses)], losses, diverged, 1.0)
+        return Curve(arm, 0.1, seed, [10, 20, 30][: len(losses)], losses, diverged)
 
     curves = {
         "on": [curve("on", 1, [4.0, 3.0, 2.0]), curve("on", 2, [4.0, 3.5, 2.5])],
