@@ -11,14 +11,18 @@ import re
 import shutil
 import sys
 import time
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 import transformers
 from hydra import compose
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from bert_pretrain.config import PretrainConfig, check_run_dir
 from bert_pretrain.distributed import World, open_world
@@ -30,7 +34,7 @@ from bert_pretrain.plots import draw_study
 from bert_pretrain.preemption import STOPPED, StopRequest
 from bert_pretrain.pretrain import pretrain
 from bert_pretrain.structured import CONFIG_DIR, entry_point, to_dataclass
-from bert_pretrain.study_config import StudyConfig
+from bert_pretrain.study_config import SpikeConfig, StudyConfig
 from bert_pretrain.verdict import Curve, best_rate, judge, page, table
 
 _EVALUATIONS = 25  # of a run, about
@@ -47,6 +51,8 @@ class Study:
         """The curves of every arm, one for each seed; raises ``_StopError`` where it was asked to stop."""
         for arm in self.config.chosen_arms:  # all of them first: a mistake in the last must not cost the others' hours
             self._run_config(arm, self.scale.seeds[0])
+        if self.scale.corpus is not None:
+            write_corpus(self.out_dir / "corpus", self.scale.corpus)
         curves: dict[str, list[Curve]] = {}
         for arm in self.config.chosen_arms:
             rate = self._rate(arm)
@@ -62,9 +68,8 @@ class Study:
 
     def _run_config(self, arm: str, seed: int, rate: float | None = None) -> PretrainConfig:
         """The options of one run; ``rate`` None: what the options say."""
-        given = [*self.scale.options, *self.config.arms[arm], *self.config.run_options]
-        options = [f"recipe={self.scale.recipe}", f"device={self.config.device}"]
-        options += [option.replace("{seed}", str(seed)) for option in given]
+        options = [f"recipe={self.scale.recipe}", f"device={self.config.device}", *self.scale.options]
+        options += [*self.config.arms[arm], *self.config.run_options]
         try:
             base = to_dataclass(compose("pretrain", options), PretrainConfig)
         except (HydraException, OmegaConfBaseException) as error:
@@ -87,15 +92,11 @@ class Study:
         check_run_dir(config)
         path = Path(config.run_dir) / "result.json"
         if not path.exists():
-            self._make_corpora(seed)
-            self._train(config, path)
+            with spiked(self.scale.spikes.get(arm)):
+                self._train(config, path)
         curve = Curve(arm, config.optimizer.lr, seed, **json.loads(path.read_text(encoding="utf-8")))
         print(f"{arm:<30}lr {curve.rate:<10g}seed {seed:<6}held-out masked-word loss {curve.final:.4f}", flush=True)
         return curve
-
-    def _make_corpora(self, seed: int) -> None:
-        for name, language in self.scale.corpora.items():
-            write_corpus(self.out_dir / "corpus" / name.replace("{seed}", str(seed)), language, seed)
 
     def _train(self, config: PretrainConfig, path: Path) -> None:
         """Run ``pretrain`` to its end, what it says in ``log.txt``, and write the curve to ``path``."""
@@ -118,6 +119,29 @@ class Study:
         temporary.write_text(json.dumps(curve), encoding="utf-8")
         temporary.rename(path)
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+
+
+@contextmanager
+def spiked(spike: SpikeConfig | None) -> Iterator[None]:
+    """Multiply the gradient of one update of whatever optimizer runs here meanwhile, through torch's own hook.
+
+    The count is read from the optimizer's state, so that a run that goes on spikes where it would have. For
+    optimizers that count their updates.
+    """
+    if spike is None:
+        yield
+        return
+
+    def multiply(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        params = [param for group in optimizer.param_groups for param in group["params"] if param.grad is not None]
+        if int(optimizer.state[params[0]].get("step", 0)) == spike.step:
+            torch._foreach_mul_([param.grad for param in params], spike.factor)
+
+    hook = register_optimizer_step_pre_hook(multiply)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class _StopError(Exception):

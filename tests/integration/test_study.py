@@ -11,10 +11,11 @@ from hydra import compose, initialize_config_dir
 import bert_pretrain.study as study_module
 from bert_pretrain.distributed import World
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.optim import Adam, NVLamb
 from bert_pretrain.preemption import StopRequest
 from bert_pretrain.structured import CONFIG_DIR, to_dataclass
 from bert_pretrain.study import Study, write_study
-from bert_pretrain.study_config import StudyConfig
+from bert_pretrain.study_config import SpikeConfig, StudyConfig
 from tests.conftest import run_module
 
 NAMES = sorted(path.stem for path in (CONFIG_DIR / "study").glob("*.yaml"))
@@ -22,7 +23,7 @@ SMALL = (
     "scales.toy.seeds=[1]",
     'scales.toy.arms=["degree 0.5","degree 1"]',
     "scales.toy.samples=512",
-    "scales.toy.corpora.clean.heldout_samples=32",
+    "scales.toy.corpus.heldout_samples=32",
     "device=cpu",
 )
 RUN = ("batch.global_batch_size=64", "batch.micro_batch_size=32", "data.block_size=64")
@@ -107,6 +108,22 @@ def test_rates_are_tried_on_a_seed_of_their_own_and_a_run_that_diverges_is_a_res
     assert json.loads((tmp_path / "sgd" / "study.json").read_text())["rows"][0]["diverged"] == 1
 
 
+@pytest.mark.parametrize("make", [NVLamb, Adam])
+def test_a_spike_is_one_gradient_of_the_run_and_no_other(make) -> None:
+    layer = torch.nn.Parameter(torch.ones(3))
+    optimizer = make([layer], lr=0.1)
+    seen = []
+    for number in range(4):
+        layer.grad = torch.full((3,), 2.0)
+        if number < 3:
+            with study_module.spiked(SpikeConfig(2, 1000.0)):
+                optimizer.step()
+        else:
+            optimizer.step()
+        seen.append(float(optimizer.grad_norm) / 12**0.5)
+    assert seen == pytest.approx([1.0, 1.0, 1000.0, 1.0])
+
+
 @pytest.mark.parametrize("scale", ["toy", "base"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_study_is_sound_at_every_scale(name: str, scale: str, tmp_path: Path) -> None:
@@ -140,6 +157,7 @@ def test_the_article_is_what_the_base_scale_runs(tmp_path: Path) -> None:
         (('scales.toy.arms=["degree 3"]',), r"scales.toy is 'degree 3'; allowed: the arms degree 0.5, degree 1"),
         (("claims=[{arm:degree 3,against:degree 1,article:worse}]",), "claims is 'degree 3'"),
         (("scales.toy.samples=100",), "scales.toy.samples is 100; allowed: two batches or more"),
+        (("+scales.toy.spikes={degree 0.5:{step:0,factor:10}}",), "spike.step is 0; allowed: 1 or more"),
         (("optimzer.lr=1",), "arm degree 0.5 of the study.*optimzer"),
         (("optimizer.lr=-1",), "optimizer.lr is -1.0; allowed: a number above 0"),
         (("+scales.toy.speed=1",), "speed"),
