@@ -14,6 +14,7 @@ from bert_pretrain.encoder import SpeedConfig
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.metrics import LoggingConfig
 from bert_pretrain.model import ModelConfig
+from bert_pretrain.numerics import NumericsConfig
 from bert_pretrain.optim import OptimizerConfig
 from bert_pretrain.optim.schedule import ScheduleConfig
 from bert_pretrain.precision import PrecisionConfig
@@ -42,6 +43,7 @@ _FREE_ON_RESUME = (
     "optimizer.sharded",
     "logging",
     "training",
+    "numerics",
     "checkpoint",
 )
 
@@ -68,6 +70,7 @@ class PretrainConfig:
     schedule: ScheduleConfig
     precision: PrecisionConfig
     communication: CommunicationConfig
+    numerics: NumericsConfig
     training: TrainingConfig
     checkpoint: CheckpointConfig
     logging: LoggingConfig

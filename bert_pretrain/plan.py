@@ -17,7 +17,7 @@ from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.flops import parameter_count, training_flops
 from bert_pretrain.metrics import duration
 from bert_pretrain.optim.schedule import learning_rate
-from bert_pretrain.plots import Curve, draw_scaling
+from bert_pretrain.plots import ScalingCurve, draw_scaling
 from bert_pretrain.precision import compute_dtype
 from bert_pretrain.scaling import GpuConfig, NetworkConfig, Scaling, powers_of_two
 from bert_pretrain.structured import entry_point
@@ -123,7 +123,7 @@ def describe_scaling(config: PlanConfig, scaling: Scaling) -> str:
     )
 
 
-def scaling_curves(config: PlanConfig, scaling: Scaling) -> list[Curve]:
+def scaling_curves(config: PlanConfig, scaling: Scaling) -> list[ScalingCurve]:
     """Hours and efficiency from 1 to 4,096 devices, for the recipe's batch and parts of it over the same samples."""
     curves = []
     for part in _SMALLER:
@@ -133,7 +133,7 @@ def scaling_curves(config: PlanConfig, scaling: Scaling) -> list[Curve]:
         devices = powers_of_two(min(_MOST_DEVICES, batch))
         seen = config.schedule.total_steps * config.batch.global_batch_size
         curves.append(
-            Curve(
+            ScalingCurve(
                 label=f"{batch:,} samples a step",
                 devices=devices,
                 hours=[scaling.step(batch, n).total * seen / batch / 3600 for n in devices],

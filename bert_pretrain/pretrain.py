@@ -20,6 +20,7 @@ from bert_pretrain.checkpoint import (
     load_optimizer_state,
     load_progress,
     resolve_init,
+    restore,
 )
 from bert_pretrain.compiling import compile_model
 from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml
@@ -51,14 +52,18 @@ def main(config: PretrainConfig) -> None:
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     stop = StopRequest().listen()
+    stop.stop_after(config.training.stop_after_minutes)
     with open_world(config.device, resolved_yaml(config)) as world:
         finished = pretrain(config, world, stop)
+        if finished and world.is_first:
+            checkpoints = Path(config.run_dir) / "checkpoints"
+            print(f"finished: checkpoints in {checkpoints}, report with plots in {write_report(Path(config.run_dir))}")
     if not finished:
         sys.exit(STOPPED)
 
 
 def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
-    """Build every part, train to the end, write the report; False where the run was asked to stop before."""
+    """Build every part and train to the end; False where the run was asked to stop before."""
     run_dir, tokenizer = Path(config.run_dir), Path(config.data.tokenizer)
     check_run_dir(config)
     fault = writable_directory(run_dir) if world.is_first else None
@@ -67,7 +72,10 @@ def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     config_yaml = resolved_yaml(config)
     log = MetricsLog(run_dir / "metrics.jsonl" if world.is_first else None, config.schedule.total_steps)
     store = CheckpointStore(
-        run_dir / "checkpoints", config.checkpoint.keep_last, tokenizer if tokenizer.is_dir() else None
+        run_dir / "checkpoints",
+        config.checkpoint.keep_last,
+        tokenizer if tokenizer.is_dir() else None,
+        config.checkpoint.keep_every_steps,
     )
     trainer = build_trainer(config, world, log, store, config_yaml)
     store_config(run_dir, config_yaml, world)
@@ -78,8 +86,6 @@ def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     log.close()
     if not finished:
         log.say(f"stopped as asked after step {trainer.progress.step}, which is saved; the same command goes on")
-    elif world.is_first:
-        log.say(f"finished: checkpoints in {store.directory}, report with plots in {write_report(run_dir)}")
     return finished
 
 
@@ -127,6 +133,7 @@ def build_trainer(
         checkpoint_every=config.checkpoint.every_steps,
         peak_rate=measured_matrix_rate(world.device, precision.dtype),
         communication=config.communication,
+        numerics=config.numerics,
     )
 
 
@@ -193,15 +200,12 @@ def resume(
     found = world.broadcast(str(store.newest_valid(log.say) or "") if world.is_first else "")
     if not found:
         return None
-    progress = load_progress(Path(found))
-    if progress.data_fingerprint != shards.fingerprint:
+    if load_progress(Path(found)).data_fingerprint != shards.fingerprint:
         raise ConfigError(
             f"{found} was trained on other shards than those in data.dir now; restore them, or give another run_dir "
             f"with init_from={found}"
         )
-    load_weights(model, Path(found) / "model")
-    optimizer.load_state_dict(load_optimizer_state(Path(found), world.device))
-    precision.load_state_dict(progress.precision)
+    progress = restore(Path(found), model, optimizer, precision, world.device)
     log.say(f"going on from {found}, step {progress.step}")
     return progress
 

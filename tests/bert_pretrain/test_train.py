@@ -190,7 +190,7 @@ def ask_during(trainer: Trainer, attempt: int) -> None:
 
     def hook(*_: object) -> None:
         if next(seen) == attempt:
-            trainer.stop.asked = True
+            trainer.stop.ask()
 
     trainer.optimizer.register_step_pre_hook(hook)
 
