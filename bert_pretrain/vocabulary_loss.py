@@ -6,7 +6,6 @@ which stays in the cache, leaves the gradient of its loss in the place of the lo
 """
 
 import math
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ def vocabulary_loss(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> 
     ``x`` (M, H), ``weight`` (V, H), ``bias`` (V,), all float32 on CPU; ``labels`` (M,) int64, negative where nothing is
     to be predicted. Gradients flow to the first three.
     """
-    loss, correct = _VocabularyLoss.apply(x, weight, bias, labels)  # type: ignore[no-untyped-call]
+    loss, correct = _VocabularyLoss.apply(x, weight, bias, labels)
     return loss, correct
 
 
@@ -47,8 +46,8 @@ class _VocabularyLoss(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = x @ weight.T
         losses, right = torch.empty(len(x), dtype=torch.float64), torch.empty(len(x), dtype=torch.int64)
-        arrays = [tensor.detach().numpy() for tensor in (logits, bias, labels, losses, right)]
-        in_parts(partial(_loss_rows, *arrays), len(x), _ROWS)
+        z, b, of_row = logits.numpy(), bias.detach().numpy(), (labels.numpy(), losses.numpy(), right.numpy())
+        in_parts(lambda start, stop: _loss_rows(z, b, *of_row, start, stop), len(x), _ROWS)
         correct = right.sum()
         ctx.save_for_backward(x, weight, logits)  # which are the gradient by now
         ctx.mark_non_differentiable(correct)
