@@ -78,7 +78,8 @@ def _loss_rows(
             continue
         largest = _add(row, bias)
         at_label = row[label]
-        total = _exponentials(row, largest)
+        _exponentials(row, largest)
+        total = _sum(row)
         share = np.float32(1 / total)
         for j in range(len(row)):
             row[j] *= share
@@ -96,10 +97,9 @@ def _add(row: np.ndarray, bias: np.ndarray) -> np.float32:
     return largest
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-def _exponentials(row: np.ndarray, largest: np.float32) -> np.float32:
-    """Put e^(value - largest), good to 2e-7 of itself, in the place of each value; their sum."""
-    total = np.float32(0)
+@njit(nogil=True, cache=True, fastmath={"contract"})
+def _exponentials(row: np.ndarray, largest: np.float32) -> None:
+    """Put e^(value - largest), good to 2e-7 of itself, in the place of each value. Nothing may be reordered here."""
     for j in range(len(row)):
         x = row[j] - largest
         x = _SMALLEST if x < _SMALLEST else x
@@ -111,7 +111,13 @@ def _exponentials(row: np.ndarray, largest: np.float32) -> np.float32:
         s = s * r + _TAYLOR[2]
         s = s * r + _TAYLOR[1]
         s = s * r + _TAYLOR[0]
-        e = (s * r * r + r + np.float32(1)) * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
-        row[j] = e
-        total += e
+        power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)  # 2^n
+        row[j] = (s * r * r + r + np.float32(1)) * power
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc"})
+def _sum(row: np.ndarray) -> np.float32:
+    total = np.float32(0)
+    for j in range(len(row)):
+        total += row[j]
     return total
