@@ -158,6 +158,26 @@ def test_a_run_compiles_nothing_after_it_has_begun(tmp_path: Path, shard_dir: Pa
         assert one.get(name) == pytest.approx(two.get(name), rel=1e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, where inductor writes other code")
+def test_on_a_gpu_neither_neighbours_nor_layers_share_a_mask() -> None:
+    """What pytorch issue 198333 describes: fourfold repetition within a mask."""
+    device, shape = torch.device("cuda"), Shape(8, LENGTH, 8 * PREDICTIONS, has_mask=False)
+    model = build(COMPILED, hidden_size=256, num_attention_heads=4, hidden_dropout_prob=0.5).to(device)
+    compile_model(model, MixedPrecision(PrecisionConfig("bf16", 1.0, 1, tf32=True), device), [shape], lambda _: None)
+    drawn = []
+    for _ in range(2):
+        ids = torch.zeros(8, LENGTH, dtype=torch.long, device=device)
+        out = model.pieces.embed(model.bert.bert.embeddings, ids, ids, model.speed)
+        drawn.append((out == 0).double())
+    for distance in (1, 2, 3, 4, 64):
+        for dim in (0, 1, 2):
+            if distance < drawn[0].shape[dim]:
+                both = drawn[0] * drawn[0].roll(distance, dim)
+                assert both.mean().item() == pytest.approx(0.25, abs=0.02), (distance, dim)
+    assert (drawn[0] * drawn[1]).mean().item() == pytest.approx(0.25, abs=0.02)
+
+
 def test_fixed_shapes_hold_the_same_samples() -> None:
     shapes = fixed_shapes(8, LENGTH, PREDICTIONS, trim=True)
     assert [shape.length for shape in shapes] == [4, 8, 12, 16, 16]
