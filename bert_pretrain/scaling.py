@@ -1,7 +1,8 @@
 """What a step takes on N devices: arithmetic, from a machine's data sheet or a measured rate.
 
     step       = compute + exposed communication + optimizer
-    compute    = the busiest rank's micro-batches, each its FLOPs / (peak * share), or the launching of its kernels
+    compute    = the busiest rank's micro-batches, each its FLOPs / (peak * share), or the launching of its kernels;
+                 with model.attention=eager also the attention scores' passes over memory
     reduction  = 2 (N-1)/N * gradient bytes / slowest cable + 2 log2(N) hops for each bucket           (a ring's bytes)
     exposed    = what the last micro-batch's backward, two thirds of it, does not cover; at least the last bucket, with
                  the word embeddings, whose gradient is complete last: the decoder is tied to them
@@ -23,6 +24,9 @@ _MASKED_SHARE = 0.15  # BERT's
 _KERNELS_PER_LAYER = 75  # forward and backward of one layer, in eager mode
 _NORM_BYTES, _UPDATE_BYTES = 4, 44  # a parameter: its gradient for ||G||; then gradient, weight, moments, in and out
 _WEIGHT_BYTES = 4
+# An attention score that is kept, 16 bit, 20 passes over memory: forward the product writes it, scale with mask, softmax
+# and dropout each read and write, the product reads, and half a pass is the dropout's mask (8.5); backward 11.5 likewise.
+_SCORE_BYTES = 40
 _BACKWARD = 2 / 3  # of a micro-batch
 
 
@@ -100,16 +104,24 @@ class Scaling:
     device_tokens_per_second: float | None
 
     def sample_flops(self) -> float:
-        """Model FLOPs of an average sample; its squared length is bounded by mean times greatest."""
+        """Model FLOPs of an average sample."""
         mean = self.mean_length
-        return training_flops(self.model, 1, mean, mean * self.sequence_length, _MASKED_SHARE * mean)
+        return training_flops(self.model, 1, mean, self.squared_length(), _MASKED_SHARE * mean)
+
+    def squared_length(self) -> float:
+        """Its mean, for lengths spread evenly about ``mean_length`` up to the greatest; at most mean times greatest."""
+        mean, greatest = self.mean_length, self.sequence_length
+        return min(mean**2 + (greatest - mean) ** 2 / 3, mean * greatest)
 
     def _micro_batch(self, samples: int) -> float:
-        rate = self.gpu.matrix_tflops * 1e12 * self.gpu.matrix_share / self.sample_flops()
+        sample = self.sample_flops() / (self.gpu.matrix_tflops * 1e12 * self.gpu.matrix_share)
+        if self.model.attention == "eager":
+            scores = self.model.num_hidden_layers * self.model.num_attention_heads * self.squared_length()
+            sample += _SCORE_BYTES * scores / (self.gpu.memory_gb_per_s * 1e9)
         if self.device_tokens_per_second is not None:
-            rate = self.device_tokens_per_second / self.mean_length
+            sample = self.mean_length / self.device_tokens_per_second
         launches = self.model.num_hidden_layers * _KERNELS_PER_LAYER * self.gpu.launch_us * 1e-6
-        return max(samples / rate, launches)
+        return max(samples * sample, launches)
 
     def _cable(self, devices: int) -> float:
         inside, between = self.gpu.node_gb_per_s * 1e9, self.network.gb_per_s * 1e9

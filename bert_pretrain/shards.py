@@ -251,7 +251,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         for row in manifest["shards"]:
             if not isinstance(row["name"], str) or row["split"] not in SPLITS or int(row["samples"]) < 0:
                 raise ValueError(row)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as a manifest ({error!r}); write the shards again") from None
     return manifest
 

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 FROM_LOCK = {"transformers", "tokenizers", "huggingface-hub", "datasets", "hydra-core", "omegaconf", "safetensors"}
-NOT_HERE = re.compile(r"torch$|triton$|nvidia-|cuda-|mypy|ruff$|pytest")
+NOT_HERE = re.compile(r"torch$|triton$|nvidia-|cuda-|mypy|ruff$|pytest|shellcheck|hadolint")
 
 
 def wanted(line: str) -> bool:

@@ -1,24 +1,27 @@
-"""Two network namespaces as two nodes, joined by one virtual cable: ``sudo .venv/bin/python scripts/prove_nodes.py``.
+"""Two network namespaces as two nodes, joined by one virtual cable: ``sudo PYTHONPATH=. .venv/bin/python scripts/prove_nodes.py``.
 
 Runs ``pretrain_nodes.sh`` on both, and measures on the cable
 - the bytes of a step, for several accumulations and for 16-bit gradients, against the ring's minimum,
 - the time of a step with the cable slowed by tc, for several bucket sizes, against the plan's prediction from the
   compute rate of one node alone and the rate of a bare all-reduce over that cable.
-With ``seconds`` as its argument it measures only the latter.
+With ``bytes`` or ``seconds`` as its argument it does only that.
 Writes ``scripts/results/cpu_DATE_nodes_*.json``. Needs root and iproute2; ten minutes on two cores. Only the namespaces
 named here are made, and they are removed.
 """
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from results_file import write_result
+from two_nodes import ADDRESSES, CABLE, build_cable, on_node, remove_cable, sent, slow_down
 
 from bert_pretrain.communication import CommunicationConfig
 from bert_pretrain.flops import parameter_count
@@ -27,7 +30,6 @@ from bert_pretrain.scaling import GpuConfig, NetworkConfig, Scaling
 from tests.conftest import make_shards
 
 ROOT = Path(__file__).resolve().parent.parent
-SPACES, ADDRESSES, CABLE = ("bert-node-0", "bert-node-1"), ("10.97.0.1", "10.97.0.2"), "veth-bert"
 WIDTH, LAYERS, LENGTH, BATCH, LOGGED = 256, 2, 16, 128, 5
 _ALL_REDUCE = """if True:
     import statistics, sys, time, torch, torch.distributed as dist
@@ -50,73 +52,50 @@ OPTIONS = [
 Row = dict[str, Any]
 
 
-def shell(*command: str) -> None:
-    """Run a command that has to succeed."""
-    subprocess.run(command, check=True)
+class Node(NamedTuple):
+    """What runs on a node."""
+
+    process: subprocess.Popen[bytes]
+    run_dir: Path
+    log: Path
 
 
-def build_cable() -> None:
-    """Two namespaces, a cable between them."""
-    remove_cable()
-    for space in SPACES:
-        shell("ip", "netns", "add", space)
-    ends = [CABLE + str(number) for number in (0, 1)]
-    shell("ip", "link", "add", ends[0], "netns", SPACES[0], "type", "veth", "peer", ends[1], "netns", SPACES[1])
-    for space, end, address in zip(SPACES, ends, ADDRESSES, strict=True):
-        shell("ip", "-n", space, "link", "set", "lo", "up")
-        shell("ip", "-n", space, "address", "add", f"{address}/24", "dev", end)
-        shell("ip", "-n", space, "link", "set", end, "up")
-
-
-def remove_cable() -> None:
-    """Remove the namespaces, and the cable with them."""
-    for space in SPACES:
-        subprocess.run(["ip", "netns", "delete", space], check=False, stderr=subprocess.DEVNULL)
-
-
-def slow_down(megabits: float) -> None:
-    """Let through so many Mbit/s each way."""
-    for number, space in enumerate(SPACES):
-        shaping = ["tbf", "rate", f"{megabits}mbit", "burst", "16kb", "limit", "32mb"]
-        shell("tc", "-n", space, "qdisc", "replace", "dev", CABLE + str(number), "root", *shaping)
-
-
-def sent(number: int) -> int:
-    """Bytes that node ``number`` has put on the cable."""
-    shown = subprocess.check_output(["ip", "-n", SPACES[number], "-j", "-s", "link", "show", CABLE + str(number)])
-    return int(json.loads(shown)[0]["stats64"]["tx"]["bytes"])
-
-
-def run(work: Path, name: str, *options: str, alone: bool = False) -> list[Path]:
-    """A run over both nodes to its end, or one on each, ``alone``; the run directories."""
-    cores, started, dirs = sorted(os.sched_getaffinity(0)), [], []
-    for number, space in enumerate(SPACES):
-        dirs.append(work / (f"{name}-{number}" if alone else name))
-        inside = ["ip", "netns", "exec", space, "taskset", "-c", str(cores[number % len(cores)])]
+def start(work: Path, name: str, *options: str, alone: bool = False) -> list[Node]:
+    """A run over both nodes, or one on each, ``alone``."""
+    cores, started = sorted(os.sched_getaffinity(0)), []
+    for number in (0, 1):
+        run_dir = work / (f"{name}-{number}" if alone else name)
         script = ["scripts/pretrain_nodes.sh", "2", str(number), f"{ADDRESSES[0]}:29600"]
         if alone:
             script = ["scripts/pretrain_node.sh"]
         variables = ["env", f"PYTHON={sys.executable}", f"INTERFACE={CABLE}{number}", "PROCESSES=1"]
-        log = open(f"{dirs[-1]}.{number}.log", "w")  # noqa: SIM115  # the process writes to it
-        started.append(
-            subprocess.Popen(
-                [*inside, *variables, *script, *OPTIONS, f"data.dir={work / 'data'}", f"run_dir={dirs[-1]}", *options],
-                cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
-            )
-        )  # fmt: skip
-    for number, process in enumerate(started):
-        if process.wait(timeout=900) != 0:
-            sys.exit(f"FAILED: node {number} of {name}:\n" + Path(f"{dirs[number]}.{number}.log").read_text())
-    return dirs
+        command = [*on_node(number), "taskset", "-c", str(cores[number % len(cores)]), *variables, *script, *OPTIONS]
+        log = Path(f"{run_dir}.{number}.log")
+        with log.open("a") as out:
+            process = subprocess.Popen(
+                [*command, f"data.dir={work / 'data'}", f"run_dir={run_dir}", *options],
+                cwd=ROOT, stdout=out, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        started.append(Node(process, run_dir, log))
+    return started
+
+
+def run(work: Path, name: str, *options: str, alone: bool = False) -> list[Path]:
+    """The same to its end; the run directories."""
+    nodes = start(work, name, *options, alone=alone)
+    for number, node in enumerate(nodes):
+        if node.process.wait(timeout=900) != 0:
+            sys.exit(f"FAILED: node {number} of {name}:\n{node.log.read_text()}")
+    return [node.run_dir for node in nodes]
 
 
 def all_reduce_rate() -> float:
     """Bytes a second, each way, of bare all-reduces of the gradient's size over the cable as it is."""
     started = []
-    for number, space in enumerate(SPACES):
+    for number in (0, 1):
         variables = ["env", f"MASTER_ADDR={ADDRESSES[0]}", "MASTER_PORT=29700", "WORLD_SIZE=2", f"RANK={number}"]
         command = [sys.executable, "-c", _ALL_REDUCE, str(parameter_count(model_config()))]
-        inside = ["ip", "netns", "exec", space, *variables, f"GLOO_SOCKET_IFNAME={CABLE}{number}"]
+        inside = [*on_node(number), *variables, f"GLOO_SOCKET_IFNAME={CABLE}{number}"]
         started.append(subprocess.Popen([*inside, *command], stdout=subprocess.PIPE, text=True))
     said = [process.communicate(timeout=300)[0] for process in started]
     return float(said[0])
@@ -201,42 +180,37 @@ def measure_seconds(work: Path) -> list[Row]:
              "error": f"{plan / found - 1:+.1%}"}
         )  # fmt: skip
         print(rows[-1], flush=True)
+    assert all(abs(row["plan, s a step"] / row["measured, s a step"] - 1) < 0.15 for row in rows), "off by over 15 %"
     return rows
 
 
-def store(name: str, what: str, rows: list[Row]) -> None:
-    """A result as ``write_results.py`` reads it."""
-    result = {
-        "what": what,
-        "date": str(date.today()),
-        "device": f"{os.cpu_count()}-core {platform.machine()} CPU, two network namespaces",
-        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip(),
-        "command": "python scripts/prove_nodes.py",
-        "rows": rows,
-    }
-    path = ROOT / f"scripts/results/cpu_{date.today()}_nodes_{name}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-
-
 def main() -> None:
-    """Bytes first, then seconds."""
+    """The parts that were asked for, or all."""
     if os.geteuid() != 0:
         sys.exit("error: network namespaces want root")
+    asked = sys.argv[1:] or list(PARTS)
+    for name in asked:
+        if name not in PARTS:
+            sys.exit(f"error: no part {name!r}; there are: {', '.join(PARTS)}")
     with tempfile.TemporaryDirectory(prefix="prove_nodes.") as folder:
-        work = Path(folder)
-        make_shards(work / "data", train=(3000, 2000))
-        build_cable()
-        try:
-            if "seconds" not in sys.argv[1:]:
-                store("bytes", "Bytes on the cable between two nodes, a step", measure_bytes(work))
-            rows = measure_seconds(work)
-            store("seconds", "A step over a slowed cable against the plan", rows)
-        finally:
-            remove_cable()
-    worst = max(abs(row["plan, s a step"] / row["measured, s a step"] - 1) for row in rows)
-    if worst > 0.15:
-        sys.exit(f"FAILED: the plan is off by {worst:.1%}")
-    print(f"ok: bytes within 5 % of the ring's minimum, seconds within {worst:.1%} of the plan")
+        make_shards(Path(folder) / "data", train=(3000, 2000))
+        for name in asked:
+            what, measure = PARTS[name]
+            build_cable()
+            try:
+                rows = measure(Path(folder))
+            finally:
+                remove_cable()
+            path = ROOT / f"scripts/results/cpu_{date.today()}_nodes_{name}.json"
+            write_result(path, what, rows, NOTE, f"PYTHONPATH=. python scripts/prove_nodes.py {name}")
+    print("ok")
+
+
+PARTS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
+    "bytes": ("Bytes on the cable between two nodes, a step", measure_bytes),
+    "seconds": ("A step over a slowed cable against the plan", measure_seconds),
+}
+NOTE = "Two network namespaces on one machine, joined by a virtual cable."
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 # by its own signal, queued again, resumed, to the end, with the weights of a run that nobody stopped; scancel leaves a
 # valid checkpoint; two phases run in one chain. As root on Debian, after make setup and
 #   apt-get install --no-install-recommends slurm-wlm munge
-# Ten minutes on two cores; PARTS="two_phases preparation" runs some of it. Nothing outside a temporary folder is touched; every daemon started here is ended.
+# Ten minutes on two cores. Writes scripts/results/cpu_DATE_slurm.json; PARTS="two_phases preparation" runs some of it
+# and writes nothing. Nothing else outside a temporary folder is touched; every daemon started here is ended.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD work=$(mktemp -d /tmp/prove_slurm.XXXXXX)
 chmod 755 "$work"
 fail() { echo "FAILED: $*; see $work" >&2; trap stop EXIT; exit 1; }
-passed() { echo "ok: $*"; }
+passed() { echo "ok: $*" | tee -a "$work/passed"; }
 [ "$(id -u)" = 0 ] || { echo "error: SLURM's daemons want root" >&2; exit 2; }
 for program in munged slurmctld slurmd sbatch; do
     command -v "$program" > /dev/null || { echo "error: no $program; apt-get install slurm-wlm munge" >&2; exit 2; }
@@ -122,7 +123,7 @@ sys.exit(not all(torch.equal(one[name], other[name]) for name in one))" "$work/r
 }
 
 # scancel
-scancel() {
+cancelled() {
     job=$(sbatch --parsable --nodes=2 --time=9 --output="$work/cancelled.out" scripts/slurm_pretrain.sbatch \
         "${options[@]}" "run_dir=$work/cancelled" schedule.total_steps=100000)
     for _ in $(seq 120); do grep -q '"step": 20,' "$work/cancelled/metrics.jsonl" 2> /dev/null && break; sleep 1; done
@@ -168,4 +169,11 @@ preparation() {
     passed "shards made on both nodes through Dask are those of one machine, byte for byte"
 }
 
-for part in ${PARTS:-requeue scancel two_phases preparation}; do "$part"; done
+for part in ${PARTS:-requeue cancelled two_phases preparation}; do "$part"; done
+if [ -z "${PARTS:-}" ]; then
+    PYTHONPATH=$root/scripts "$PYTHON" -c "import sys, time; from pathlib import Path; from results_file import write_result
+shown = [{'shown': line.removeprefix('ok: ')} for line in Path(sys.argv[1]).read_text().splitlines()]
+write_result(Path(f'scripts/results/cpu_{time.strftime(\"%Y-%m-%d\")}_slurm.json'),
+             'slurm_pretrain.sbatch, slurm_two_phases.sh and slurm_prepare.sbatch on a real SLURM', shown,
+             'A controller and two node daemons on one machine.', 'scripts/prove_slurm.sh')" "$work/passed"
+fi

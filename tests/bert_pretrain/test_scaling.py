@@ -22,7 +22,7 @@ from tests.conftest import ROOT
 LARGE = ModelConfig(1024, 24, 16, 4096, 512, 30_522, "gelu", 0.1, 0.1, 0.02, "sdpa")
 GPU = GpuConfig(matrix_tflops=300, matrix_share=0.5, memory_gb_per_s=2000, launch_us=0, per_node=8, node_gb_per_s=300)
 PLAIN = Scaling(
-    LARGE, 128, 128, 64, CommunicationConfig("fp32", 1e6), GPU, NetworkConfig(100, 0.8, 0.0), False, False, None
+    LARGE, 128, 128, 64, CommunicationConfig("fp32", 1e6, 600), GPU, NetworkConfig(100, 0.8, 0.0), False, False, None
 )
 
 
@@ -43,28 +43,43 @@ def test_a_step_by_hand() -> None:
 
 def test_what_backward_covers_and_what_it_cannot() -> None:
     """Two thirds of the last micro-batch hide the reduction, but for the word embeddings, which are complete last."""
-    plain = replace(PLAIN, overlap=True, communication=CommunicationConfig("fp32", 25))
+    plain = replace(PLAIN, overlap=True, communication=CommunicationConfig("fp32", 25, 600))
     words = 2 * 255 / 256 * 4 * 30_522 * 1024 / 80e9
     assert plain.step(65_536, 256).exposed == pytest.approx(words, rel=1e-4)
     small = replace(plain, micro_batch_size=1).step(65_536, 256)
     behind = 2 / 3 * 240.5e9 / 150e12
     assert small.exposed == pytest.approx(small.reduction - behind, rel=1e-3)
-    one_bucket = replace(plain, communication=CommunicationConfig("fp32", 1e6)).step(65_536, 256)
+    one_bucket = replace(plain, communication=CommunicationConfig("fp32", 1e6, 600)).step(65_536, 256)
     assert one_bucket.exposed == pytest.approx(one_bucket.reduction)  # it is complete when the backward is
 
 
 def test_options_change_what_they_should() -> None:
-    half = replace(PLAIN, communication=CommunicationConfig("bf16", 1e6)).step(65_536, 256)
+    half = replace(PLAIN, communication=CommunicationConfig("bf16", 1e6, 600)).step(65_536, 256)
     assert half.reduction == pytest.approx(PLAIN.step(65_536, 256).reduction / 2)
     sharded = replace(PLAIN, sharded=True).step(65_536, 256)
     own, weights = (4 + 44 / 256) * 336.226e6 / 2e12, 255 / 256 * 4 * 336.226e6 / 80e9
     assert sharded.optimizer == pytest.approx(own + weights, rel=1e-4)
     measured = replace(PLAIN, device_tokens_per_second=128e3).step(65_536, 256)
     assert measured.compute == pytest.approx(0.256)
-    late = replace(PLAIN, network=NetworkConfig(100, 0.8, 10.0), communication=CommunicationConfig("fp32", 25))
+    late = replace(PLAIN, network=NetworkConfig(100, 0.8, 10.0), communication=CommunicationConfig("fp32", 25, 600))
     buckets = 52  # 1,283 MiB in 25s
     added = late.step(65_536, 256).reduction - PLAIN.step(65_536, 256).reduction
     assert added == pytest.approx(buckets * 2 * 8 * 10e-6)
+
+
+def test_attention_scores_that_are_kept_pass_over_memory() -> None:
+    """24 layers of 16 heads, each 128 x 128 scores at 40 bytes, at 2 TB/s: 125.8 us a sample."""
+    eager = replace(PLAIN, model=replace(LARGE, attention="eager"))
+    added = eager.step(65_536, 256).compute - PLAIN.step(65_536, 256).compute
+    assert added == pytest.approx(256 * 24 * 16 * 128**2 * 40 / 2e12)
+
+
+def test_squared_lengths() -> None:
+    """Evenly from 80 to 512: the mean of squares is (512^3 - 80^3) / 3 / 432; never above mean times greatest."""
+    assert PLAIN.squared_length() == 128**2
+    long = replace(PLAIN, sequence_length=512, mean_length=296)
+    assert long.squared_length() == pytest.approx((512**3 - 80**3) / 3 / 432)
+    assert replace(long, mean_length=16).squared_length() == 16 * 512
 
 
 def test_the_busiest_rank_decides() -> None:
@@ -131,7 +146,7 @@ def test_what_the_plan_refuses(option: str, message: str) -> None:
 
 
 # Largest error of the plan that is calibrated on the first row alone, as stated in the README.
-TOLERANCES = {"phase 1": 0.03, "phase 2": 0.18, "A100 (2022)": 0.05, "DGX-2H": 0.25}
+TOLERANCES = {"phase 1": 0.03, "phase 2": 0.09, "A100 (2022)": 0.04, "DGX-2H": 0.22}
 
 
 def test_published_runs_within_the_stated_errors() -> None:
