@@ -34,6 +34,7 @@ _FREE_ON_RESUME = (
     "model.attention",
     "optimizer.kernel",
     "communication.bucket_mb",
+    "communication.timeout_seconds",
     "optimizer.sharded",
     "logging",
     "training",

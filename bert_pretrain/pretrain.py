@@ -48,7 +48,7 @@ def main(config: PretrainConfig) -> None:
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     stop = StopRequest().listen()
-    with open_world(config.device, resolved_yaml(config)) as world:
+    with open_world(config.device, resolved_yaml(config), config.communication.timeout_seconds, stop) as world:
         finished = pretrain(config, world, stop)
     if not finished:
         sys.exit(STOPPED)

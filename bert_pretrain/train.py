@@ -111,6 +111,7 @@ class Trainer:
     def train_step(self, batch: StepBatch) -> StepResult:
         """One global batch, one update. Returns without waiting for the device."""
         attempt = self.progress.attempts + (self._pending is not None)
+        self.world.moved(attempt + 1)
         torch.manual_seed(mixed(self.seed, self.world.rank, attempt))  # resuming needs no saved random state
         counts = self._global_counts(batch.counts)
         scale = self.precision.scale.clone()
@@ -161,6 +162,7 @@ class Trainer:
         totals = torch.zeros(6, dtype=torch.float64, device=self.world.device)
         batches = heldout_batches(self.heldout, self.plan.micro_batch_size, self.world.rank, self.world.size)
         for micro_batch in batches:
+            self.world.moved(self.progress.attempts)
             out = self.model(*micro_batch.to(self.world.device).tensors())
             totals[:4] += torch.stack([part.double() for part in out])
             totals[4] += (micro_batch.masked_labels >= 0).sum()

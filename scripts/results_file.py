@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 
-def write_result(path: Path, what: str, rows: list[dict[str, Any]], note: str, command: str | None = None) -> None:
+def write_result(path: Path, what: str, rows: list[dict[str, Any]], note: str = "", command: str | None = None) -> None:
     """Write flat ``rows`` with the date, the machine, the commit and the command (this one); print them."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     python = f"python scripts/{Path(sys.argv[0]).name} {shlex.join(Path(a).name for a in sys.argv[1:])}"
@@ -22,7 +22,7 @@ def write_result(path: Path, what: str, rows: list[dict[str, Any]], note: str, c
         "commit": commit.strip(),
         "command": command or python.strip(),
         "rows": rows,
-        "note": note,
+        **({"note": note} if note else {}),
     }
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))

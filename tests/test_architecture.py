@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 # A module imports from its own floor or from floors below it.
 FLOORS = [
     {"errors", "preemption", "step_result"},
-    {"structured", "shards", "sample_order", "masking"},
+    {"structured", "shards", "sample_order", "masking", "pulse"},
     {"dropout", "encoder", "batch_plan", "batches", "distributed", "model", "flops", "machine", "precision"},
     {"data", "communication"},
     {"loader", "optim", "checkpoint", "metrics", "remask", "plots"},
