@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from safetensors import SafetensorError
 from transformers import BertForPreTraining
 
 from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.model import PretrainingModel, load_weights
+from bert_pretrain.precision import MixedPrecision
 
 CHECKSUMS = "checksums.json"
 TOKENIZER_FILES = (
@@ -35,6 +37,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+_ESSENTIAL = {"model/config.json", "model/model.safetensors", "optimizer.pt", "progress.json", "config.yaml"}
 _NAME = re.compile(r"step_(\d{8})")
 
 
@@ -46,10 +49,15 @@ class CheckpointConfig:
     """Applied steps between two checkpoints; the last step always gets one."""
     keep_last: int
     """Checkpoints kept; older ones are removed once a newer one is on disk."""
+    keep_every_steps: int
+    """Milestones: checkpoints of multiples of this step are never removed; 0: none."""
 
     def __post_init__(self) -> None:
         require(self.every_steps >= 1, "checkpoint.every_steps", self.every_steps, "1 or more")
         require(self.keep_last >= 1, "checkpoint.keep_last", self.keep_last, "1 or more")
+        every = self.keep_every_steps
+        allowed = f"0 for none, or a multiple of checkpoint.every_steps ({self.every_steps})"
+        require(every >= 0 and every % self.every_steps == 0, "checkpoint.keep_every_steps", every, allowed)
 
 
 @dataclass(frozen=True)
@@ -59,12 +67,16 @@ class Progress:
     step: int = 0
     """Applied steps: the position in the schedule."""
     attempts: int = 0
-    """Global batches consumed, skipped ones too: the position in the data."""
+    """Global batches consumed, skipped and passed over ones too: the position in the data."""
+    passed_over: int = 0
+    """Global batches left behind by going back to a checkpoint."""
     samples_seen: int = 0
     tokens_seen: int = 0
     """Real tokens."""
     data_fingerprint: str = ""
     precision: dict[str, float] | None = None
+    watch: dict[str, Any] = field(default_factory=dict)
+    """State of ``numerics.Watch``."""
 
     def after(self, applied: bool, samples: int, tokens: int) -> "Progress":
         """This progress after one more attempt."""
@@ -79,44 +91,57 @@ class Progress:
     @property
     def skipped(self) -> int:
         """Steps whose gradient was not finite."""
-        return self.attempts - self.step
+        return self.attempts - self.passed_over - self.step
 
 
 class CheckpointStore:
     """The checkpoints of one run. One process writes; every process may read."""
 
-    def __init__(self, directory: Path, keep_last: int, tokenizer: Path | None) -> None:
+    def __init__(self, directory: Path, keep_last: int, tokenizer: Path | None, keep_every_steps: int = 0) -> None:
         self.directory, self.keep_last, self.tokenizer = directory, keep_last, tokenizer
+        self.keep_every_steps = keep_every_steps
 
     def save(
         self, model: BertForPreTraining, optimizer_state: dict[str, Any], progress: Progress, config_yaml: str
     ) -> Path:
-        """Write a checkpoint named after ``progress.step``, then remove those beyond ``keep_last``.
+        """Write a checkpoint named after ``progress.step``, then remove those that need not be kept.
 
-        Errors of the file system (a full disk) are raised as OSError; the earlier checkpoints stay.
+        Errors of the file system (a full disk) are raised as OSError; nothing is left behind, earlier checkpoints stay.
         """
         final = self.directory / f"step_{progress.step:08d}"
+        for left in self.directory.glob(".step_*.partial"):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         temporary = self.directory / f".{final.name}.partial"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
         try:
-            model.save_pretrained(temporary / "model")
-            torch.save(optimizer_state, temporary / "optimizer.pt")
-        except (RuntimeError, SafetensorError) as error:  # how these libraries report a full disk
+            self._write(temporary, model, optimizer_state, progress, config_yaml)
+        except (OSError, RuntimeError, SafetensorError) as error:  # the latter two: a full disk, as libraries report it
+            shutil.rmtree(temporary, ignore_errors=True)
             raise OSError(str(error)) from error
-        for name in TOKENIZER_FILES:
-            if self.tokenizer is not None and (self.tokenizer / name).is_file():
-                shutil.copyfile(self.tokenizer / name, temporary / "model" / name)
-        (temporary / "progress.json").write_text(json.dumps(asdict(progress), indent=2), encoding="utf-8")
-        (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
-        _write_checksums(temporary)
-        _flush(temporary)
         if final.exists():  # a damaged one: a valid one would have been resumed from, and no step is saved twice
             final.rename(_free_name(final))
         temporary.rename(final)
         _flush_directory(self.directory)
         self._remove_old()
         return final
+
+    def _write(
+        self,
+        path: Path,
+        model: BertForPreTraining,
+        optimizer_state: dict[str, Any],
+        progress: Progress,
+        config_yaml: str,
+    ) -> None:
+        path.mkdir(parents=True)
+        model.save_pretrained(path / "model")
+        torch.save(optimizer_state, path / "optimizer.pt")
+        for name in TOKENIZER_FILES:
+            if self.tokenizer is not None and (self.tokenizer / name).is_file():
+                shutil.copyfile(self.tokenizer / name, path / "model" / name)
+        (path / "progress.json").write_text(json.dumps(asdict(progress), indent=2), encoding="utf-8")
+        (path / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        _write_checksums(path)
+        _flush(path)
 
     def newest_valid(self, report: Callable[[str], None]) -> Path | None:
         """The newest checkpoint whose every file is as it was written; ``report`` hears of those passed over."""
@@ -135,18 +160,22 @@ class CheckpointStore:
 
     def _remove_old(self) -> None:
         for path in self.all()[: -self.keep_last]:
-            if find_fault(path) is None:  # a damaged one is evidence, and not ours to delete
+            milestone = self.keep_every_steps and int(path.name[5:]) % self.keep_every_steps == 0
+            if not milestone and find_fault(path) is None:  # a damaged one is evidence, and not ours to delete
                 shutil.rmtree(path)
 
 
 def find_fault(path: Path) -> str | None:
     """What is wrong with a checkpoint directory, or None."""
     try:
-        expected = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
+        text = (path / CHECKSUMS).read_text(encoding="utf-8")
+        expected = json.loads(text)
+        if text != _as_json(expected) or not expected.keys() >= _ESSENTIAL:
+            return f"{CHECKSUMS} is not as it was written"
         for name, digest in expected.items():
             if _sha256(path / name) != digest:
                 return f"{name} is not as it was written"
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         return f"it is incomplete ({error})"
     return None
 
@@ -160,6 +189,21 @@ def load_optimizer_state(path: Path, device: torch.device) -> dict[str, Any]:
     """The optimizer's state of a valid checkpoint, without executing code."""
     state: dict[str, Any] = torch.load(path / "optimizer.pt", map_location=device, weights_only=True)
     return state
+
+
+def restore(
+    path: Path,
+    model: PretrainingModel,
+    optimizer: torch.optim.Optimizer,
+    precision: MixedPrecision,
+    device: torch.device,
+) -> Progress:
+    """Put everything where a valid checkpoint left it."""
+    progress = load_progress(path)
+    load_weights(model, path / "model")
+    optimizer.load_state_dict(load_optimizer_state(path, device))
+    precision.load_state_dict(progress.precision)
+    return progress
 
 
 def resolve_init(path: Path) -> Path:
@@ -182,7 +226,11 @@ def resolve_init(path: Path) -> Path:
 def _write_checksums(path: Path) -> None:
     files = sorted(file for file in path.rglob("*") if file.is_file())
     digests = {str(file.relative_to(path)): _sha256(file) for file in files}
-    (path / CHECKSUMS).write_text(json.dumps(digests, indent=2), encoding="utf-8")
+    (path / CHECKSUMS).write_text(_as_json(digests), encoding="utf-8")
+
+
+def _as_json(digests: dict[str, str]) -> str:
+    return json.dumps(digests, indent=2)
 
 
 def _sha256(path: Path) -> str:

@@ -84,9 +84,11 @@ def data_parallel(
     if config.gradients in HOOKS:
         network.register_comm_hook(None, HOOKS[config.gradients])
     tokens = torch.zeros((1, 2), dtype=torch.long, device=world.device)
+    network.eval()  # in a shape that nothing is compiled for
     out = network(tokens, None, tokens, tokens[0, :1], tokens[0, :1], tokens[0, :1])
     ((out.mlm_loss + out.nsp_loss) * 0).backward()
-    network.zero_grad(set_to_none=True)
+    network.train()
+    network.zero_grad(set_to_none=not model.speed.cuda_graphs)
     return network
 
 

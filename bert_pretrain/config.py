@@ -14,6 +14,7 @@ from bert_pretrain.encoder import SpeedConfig
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.metrics import LoggingConfig
 from bert_pretrain.model import ModelConfig
+from bert_pretrain.numerics import NumericsConfig
 from bert_pretrain.optim import OptimizerConfig
 from bert_pretrain.optim.schedule import ScheduleConfig
 from bert_pretrain.precision import PrecisionConfig
@@ -32,12 +33,18 @@ _FREE_ON_RESUME = (
     "data.check",
     "data.prefetch",
     "model.attention",
+    "speed.compile",
+    "speed.cuda_graphs",
+    "speed.fused_loss",
+    "speed.pad_vocabulary",
+    "precision.tf32",
     "optimizer.kernel",
     "communication.bucket_mb",
     "communication.timeout_seconds",
     "optimizer.sharded",
     "logging",
     "training",
+    "numerics",
     "checkpoint",
 )
 
@@ -64,6 +71,7 @@ class PretrainConfig:
     schedule: ScheduleConfig
     precision: PrecisionConfig
     communication: CommunicationConfig
+    numerics: NumericsConfig
     training: TrainingConfig
     checkpoint: CheckpointConfig
     logging: LoggingConfig

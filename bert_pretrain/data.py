@@ -1,6 +1,7 @@
 """The shards of a split as one sequence of samples, checked against the options and the vocabulary of the run."""
 
 import hashlib
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.errors import ConfigError, RankError, require
 from bert_pretrain.shards import SHARD_FIELDS, Arrays, ShardReader, check_ids, data_fingerprint, shard_paths
 
 _OPEN_SHARDS = 64  # bounds the open files
+_PAUSES = (1.0, 10.0)  # seconds before a shard is opened and read again: network file systems come back
 
 
 @dataclass
@@ -67,24 +69,43 @@ class ShardSet:
         self._open: OrderedDict[int, ShardReader] = OrderedDict()
 
     def read(self, start: int, stop: int) -> Arrays:
-        """Samples ``start`` to ``stop``, past the end going on at the beginning."""
+        """Samples ``start`` to ``stop``, past the end going on at the beginning.
+
+        Raises ``RankError`` where a shard cannot be read, at the third attempt, or holds what it should not.
+        """
         parts = []
         while start < stop:
             at = start % self.samples
             shard = int(np.searchsorted(self.ends, at, side="right"))
             first = int(self.ends[shard - 1]) if shard else 0
             take = min(stop - start, int(self.ends[shard]) - at)
-            parts.append(self._reader(shard).read(at - first, at - first + take))
+            parts.append(self._read(shard, at - first, at - first + take))
             start += take
-        arrays = joined(parts)
-        check_ids(arrays, self.vocab_size, self.paths[shard])
-        return arrays
+        return joined(parts)
+
+    def _read(self, shard: int, start: int, stop: int) -> Arrays:
+        for pause in (*_PAUSES, None):
+            try:
+                arrays = self._reader(shard).read(start, stop)
+                check_ids(arrays, self.vocab_size, self.paths[shard])
+                return arrays
+            except ConfigError as error:
+                if pause is None:
+                    raise RankError(f"{error}; the same command goes on from the newest checkpoint") from None
+                if shard in self._open:
+                    self._open.pop(shard).close()
+                time.sleep(pause)
+        raise AssertionError
 
     def _reader(self, shard: int) -> ShardReader:
         if shard not in self._open:
             if len(self._open) >= _OPEN_SHARDS:
                 self._open.popitem(last=False)[1].close()
-            self._open[shard] = ShardReader(self.paths[shard])
+            reader = ShardReader(self.paths[shard])
+            before = int(self.ends[shard] - (self.ends[shard - 1] if shard else 0))
+            if reader.samples != before:
+                raise ConfigError(f"shard {reader.path} has {reader.samples} samples and had {before} as the run began")
+            self._open[shard] = reader
         self._open.move_to_end(shard)
         return self._open[shard]
 

@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.errors import ConfigError, RankError, require
 from bert_pretrain.preemption import StopRequest
 from bert_pretrain.pulse import Pulse
 from bert_pretrain.structured import print_error
@@ -28,6 +28,7 @@ from bert_pretrain.structured import print_error
 _COMPARED = ("torch", "transformers", "numpy", "h5py")
 _FAULTS = "faults"
 Result = TypeVar("Result")
+Said = TypeVar("Said")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,14 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def smallest(self, number: int) -> int:
+        """The smallest of all ranks' numbers."""
+        if self.size == 1:
+            return number
+        found = torch.tensor(number, device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MIN)
+        return int(found)
+
     def broadcast(self, text: str) -> str:
         """What rank 0 says, on every rank."""
         said = [text]
@@ -70,18 +79,22 @@ class World:
             fault = str(error)
             if self.size == 1:
                 raise
-        faults: list[str] = [fault] * self.size
-        if self.size > 1:
-            dist.all_gather_object(faults, fault and f"{fault}{_whose(self.rank)}")
-        for found in faults:
+        for found in self.gather(fault and f"{fault}{_whose(self.rank)}"):
             if found:
                 raise ConfigError(found)
         return result  # type: ignore[return-value]
 
-    def moved(self, step: int) -> None:
-        """Work of ``step`` was done here: the others need not take this rank for hung. Costs nothing."""
+    def moved(self, step: int | None = None) -> None:
+        """This rank gets on, in ``step`` where one begins: the others need not take it for hung. Costs nothing."""
         if self.pulse is not None:
             self.pulse.moved(step)
+
+    def gather(self, said: Said) -> list[Said]:
+        """What every rank says, in their order, on every rank."""
+        heard = [said] * self.size
+        if self.size > 1:
+            dist.all_gather_object(heard, said)
+        return heard
 
     def wait_for_all(self) -> None:
         """Return when every rank has arrived here."""
@@ -162,8 +175,10 @@ def open_world(
         if pulse is None or not is_torn(error):
             raise
         pulse.torn(str(error).strip().splitlines()[0])
-    if pulse is not None:
-        pulse.end()
+    finally:
+        if pulse is not None:
+            pulse.end()
+    if world.size > 1:
         dist.destroy_process_group()
 
 
@@ -217,8 +232,11 @@ def roll_call(store: dist.Store, rank: int, size: int, fault: str, facts: dict[s
 
 
 def report_once(error: ConfigError) -> None:
-    """Print a user's error on rank 0 only: every rank finds the same mistake in the same configuration."""
-    if _environment("RANK", 0) == 0:
+    """Print a user's error: on rank 0 where all ranks find the same mistake, else on the rank that is alone in it."""
+    rank = _environment("RANK", 0)
+    if isinstance(error, RankError):
+        print_error(ConfigError(f"{error}{_whose(rank)}"))
+    elif rank == 0:
         print_error(error)
     sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""The one exception that a user can cause."""
+"""What a user can cause, or has to hear of in one line."""
 
 
 class ConfigError(ValueError):
@@ -7,6 +7,14 @@ class ConfigError(ValueError):
     The message names the option or file, what was found, what is allowed and what to do. Entry points
     print it on one line, without a traceback, and end with status 2.
     """
+
+
+class DivergedError(ConfigError):
+    """A run that cannot go on, because its gradients are not finite any more."""
+
+
+class RankError(ConfigError):
+    """Trouble that one rank alone meets in mid-run, such as a shard that its node can no longer read."""
 
 
 def require(condition: bool, option: str, found: object, allowed: str) -> None:

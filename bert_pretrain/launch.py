@@ -1,9 +1,10 @@
 """Entry: ``python -m bert_pretrain.launch [torchrun's options] -m bert_pretrain.pretrain recipe=NAME ...``.
 
-torchrun itself, told of three things. SIGTERM and SIGUSR1 go to the ranks, which save and leave in their own time
-(torchrun would kill them after 30 seconds, and would itself die of SIGUSR1). A run that stopped as asked ends with
-status 75, one that lost a rank with 76, a mistake of the user with 2 (torchrun ends with 1 whatever the reason). And a
-meeting place that is not reached, or where nodes are missing, is said in one line.
+torchrun itself, told of four things. SIGTERM, SIGUSR1 and SIGINT go to the ranks, which save and leave in their own
+time (torchrun would kill them after 30 seconds, and would itself die of SIGUSR1). A run that stopped as asked ends with
+status 75, one that lost a rank with 76, a mistake of the user with 2 (torchrun ends with 1 whatever the reason); after
+75 and 2 nothing is started again under ``--max-restarts``. And a meeting place that is not reached, or where nodes are
+missing, is said in one line.
 """
 
 import logging
@@ -11,11 +12,14 @@ import os
 import signal
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
 from torch.distributed import DistNetworkError, DistStoreError
 from torch.distributed import run as torchrun
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 
@@ -25,7 +29,8 @@ from bert_pretrain.pulse import LOST
 from bert_pretrain.structured import print_error
 
 _MISTAKE = 2
-_LEFT_TO_TORCHRUN = "SIGINT,SIGHUP,SIGQUIT"
+Monitor = Callable[[LocalElasticAgent, WorkerGroup], RunResult]
+_LEFT_TO_TORCHRUN = "SIGHUP,SIGQUIT"
 
 
 def forward(number: int, frame: FrameType | None) -> None:
@@ -52,12 +57,25 @@ def status(error: ChildFailedError) -> int:
     return code if code in (STOPPED, LOST, _MISTAKE) else 1
 
 
+def without_restart(monitor: Monitor) -> Monitor:
+    """torchrun's look at the ranks, after which those that stopped as asked, or for a mistake, are not restarted."""
+
+    def look(agent: LocalElasticAgent, group: WorkerGroup) -> RunResult:
+        result = monitor(agent, group)
+        if any(failure.exitcode in (STOPPED, _MISTAKE) for failure in result.failures.values()):
+            agent._remaining_restarts = 0
+        return result
+
+    return look
+
+
 def main() -> None:
     """Run torchrun; end with a status that says why."""
     arguments = torchrun.get_args_parser().parse_args(["--signals-to-handle", _LEFT_TO_TORCHRUN, *sys.argv[1:]])
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks have said it themselves
     for number in STOP_SIGNALS:
         signal.signal(number, forward)
+    LocalElasticAgent._monitor_workers = without_restart(LocalElasticAgent._monitor_workers)  # type: ignore[method-assign]
     try:
         torchrun.run(arguments)
     except ChildFailedError as error:

@@ -8,16 +8,23 @@ import json
 import math
 import os
 import sys
+import threading
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
 from bert_pretrain.errors import require
+from bert_pretrain.flops import training_flops
+from bert_pretrain.model import ModelConfig
+from bert_pretrain.step_result import StepNumbers
 
 Row = dict[str, Any]
+WANDB_SECONDS = 60.0
+"""How long the end of a run waits for wandb."""
 LAYER_KINDS = ("trust_ratio", "weight_norm", "update_norm")
 
 
@@ -54,6 +61,7 @@ class MetricsLog:
             smoothing=0.05,
         )
         self._wandb: Any = None
+        self._unwritten = ""
         self._started = time.perf_counter()
         self._first_step = 0
 
@@ -79,35 +87,51 @@ class MetricsLog:
         """Log to wandb as well. Whatever wandb does, the run goes on."""
         if self.path is None or mode == "disabled":
             return
-        mode = mode if mode == "offline" or key_present else "offline"
-        try:
-            import wandb  # half a second that only its users pay
+        attempts: list[Literal["online", "offline"]] = ["online", "offline"]
+        for wanted in attempts if mode != "offline" and key_present else attempts[1:]:
+            try:
+                import wandb  # half a second that only its users pay
 
-            self._wandb = wandb.init(
-                project=project,
-                dir=run_dir,
-                mode="online" if mode in ("online", "auto") else "offline",
-                name=run_dir.name,
-                id=run_dir.name,
-                resume="allow",
-                config=config,
-                settings=wandb.Settings(silent=True),
-            )
-        except Exception as error:  # a vanished server or a full disk must not end a run of days
-            self.say(f"wandb is off: {error}")
+                self._wandb = wandb.init(
+                    project=project,
+                    dir=run_dir,
+                    mode=wanted,
+                    name=run_dir.name,
+                    id=run_dir.name,
+                    resume="allow",
+                    config=config,
+                    settings=wandb.Settings(silent=True, init_timeout=WANDB_SECONDS),
+                )
+                return
+            except Exception as error:  # a vanished server or a full disk must not end a run of days
+                self.say(f"wandb is not {wanted}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
 
     def row(self, row: Row) -> None:
         """Append one row to ``metrics.jsonl`` and to wandb; flushed, so that a killed run has its rows."""
         if self.path is None:
             return
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        self._append(json.dumps(row) + "\n")
         if self._wandb is not None:
             try:
                 self._wandb.log(row, step=row["step"])
             except Exception as error:
                 self._wandb = None
                 self.say(f"wandb is off from here: {error}")
+
+    def _append(self, line: str) -> None:
+        """Where the disk takes no rows they wait here, and go with the next one that it takes."""
+        assert self.path is not None
+        waiting, self._unwritten = self._unwritten, self._unwritten + line
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(self._unwritten)
+            self._unwritten = ""
+        except OSError as error:
+            with suppress(OSError):
+                os.truncate(self.path, size)  # half a row would hide those after it
+            if not waiting:
+                self.say(f"{self.path} cannot be written ({error}); training goes on, its rows are kept in memory")
 
     def advance(self, step: int) -> None:
         """Move the bar."""
@@ -125,11 +149,21 @@ class MetricsLog:
     def close(self) -> None:
         """End the bar and the wandb run."""
         self._bar.close()
-        if self._wandb is not None:
-            try:
-                self._wandb.finish()
-            except Exception as error:
-                self.say(f"wandb did not finish: {error}")
+        if self._unwritten:
+            self.say(f"{self._unwritten.count(chr(10))} rows could not be written to {self.path}")
+        if self._wandb is None:
+            return
+        done = threading.Thread(target=self._finish_wandb, daemon=True)  # without its server, wandb tries for hours
+        done.start()
+        done.join(WANDB_SECONDS)
+        if done.is_alive():
+            self.say(f"wandb does not answer; the run's data are in {self._wandb.dir}: wandb sync")
+
+    def _finish_wandb(self) -> None:
+        try:
+            self._wandb.finish()
+        except Exception as error:
+            self.say(f"wandb did not finish: {error}")
 
 
 @dataclass(frozen=True)
@@ -156,6 +190,35 @@ class LayerRows:
         for i, kind in enumerate(LAYER_KINDS):
             pairs = zip(self.names, values[i * count : (i + 1) * count], strict=True)
             row[kind] = {name: float(f"{value:.6g}") for name, value in pairs if not math.isnan(value)}
+        return row
+
+
+@dataclass
+class Meter:
+    """Work done since the last row."""
+
+    tokens: float = 0.0
+    flops: float = 0.0
+    waited: float = 0.0
+    """Seconds spent waiting for data."""
+    since: float = field(default_factory=time.perf_counter)
+
+    def add(self, model: ModelConfig, step: StepNumbers) -> None:
+        """Count a step of all ranks."""
+        self.tokens += step.tokens
+        self.flops += training_flops(model, step.samples, step.tokens, step.squared, step.masked)
+
+    def rates(self, peak: float) -> Row:
+        """What a row says of the time, and begin anew; ``peak``: FLOP/s of all devices together."""
+        now = time.perf_counter()
+        seconds = now - self.since
+        row = {
+            "tokens_per_second": self.tokens / seconds,
+            "matrix_peak_share": self.flops / seconds / peak,
+            "data_wait_share": self.waited / seconds,
+        }
+        self.tokens = self.flops = self.waited = 0.0
+        self.since = now
         return row
 
 

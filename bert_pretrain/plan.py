@@ -17,7 +17,7 @@ from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.flops import parameter_count, training_flops
 from bert_pretrain.metrics import duration
 from bert_pretrain.optim.schedule import learning_rate
-from bert_pretrain.plots import Curve, draw_scaling
+from bert_pretrain.plots import ScalingCurve, draw_scaling
 from bert_pretrain.precision import compute_dtype
 from bert_pretrain.scaling import GpuConfig, NetworkConfig, Scaling, powers_of_two
 from bert_pretrain.structured import entry_point
@@ -99,7 +99,7 @@ def scaling_of(config: PlanConfig, gpu: GpuConfig) -> Scaling:
         model=config.model,
         sequence_length=config.data.sequence_length,
         mean_length=config.mean_length or config.data.sequence_length,
-        micro_batch_size=config.batch.micro_batch_size,
+        micro_batch_size=config.batch.samples_at_once(config.data.sequence_length),
         communication=config.communication,
         gpu=gpu,
         network=config.network,
@@ -128,7 +128,7 @@ def describe_scaling(config: PlanConfig, scaling: Scaling) -> str:
     )
 
 
-def scaling_curves(config: PlanConfig, scaling: Scaling) -> list[Curve]:
+def scaling_curves(config: PlanConfig, scaling: Scaling) -> list[ScalingCurve]:
     """Hours and efficiency from 1 to 4,096 devices, for the recipe's batch and parts of it over the same samples."""
     curves = []
     for part in _SMALLER:
@@ -138,7 +138,7 @@ def scaling_curves(config: PlanConfig, scaling: Scaling) -> list[Curve]:
         devices = powers_of_two(min(_MOST_DEVICES, batch))
         seen = config.schedule.total_steps * config.batch.global_batch_size
         curves.append(
-            Curve(
+            ScalingCurve(
                 label=f"{batch:,} samples a step",
                 devices=devices,
                 hours=[scaling.step(batch, n).total * seen / batch / 3600 for n in devices],
@@ -172,7 +172,7 @@ def describe(
 
 
 def _batch_rows(config: PretrainConfig, devices: int) -> list[tuple[str, str]]:
-    plan = BatchPlan(config.batch.global_batch_size, config.batch.micro_batch_size, devices)
+    plan = BatchPlan(config.batch.global_batch_size, config.batch.samples_at_once(config.data.sequence_length), devices)
     cuts = [plan.micro_batches(rank) for rank in (0, devices - 1)]
     samples = [cut[-1][1] - cut[0][0] for cut in cuts]
     per_rank = f"{samples[0]}" if samples[0] == samples[1] else f"{samples[0]} or {samples[1]}"
@@ -207,7 +207,7 @@ def _memory_rows(config: PretrainConfig, devices: int, dtype: torch.dtype) -> li
     state = 4 * parameters * (2 + moments / shares)  # float32: weight, gradient, moments
     model, length = config.model, config.data.sequence_length
     size = torch.empty((), dtype=dtype).element_size()
-    samples = min(config.batch.micro_batch_size, -(-config.batch.global_batch_size // devices))
+    samples = min(config.batch.samples_at_once(length), -(-config.batch.global_batch_size // devices))
     tokens = samples * length
     per_layer = _ACTIVATION_WIDTHS * model.hidden_size + _ATTENTION_COPIES * model.num_attention_heads * length
     logits = 3 * _MASKED_SHARE * model.vocab_size * 4

@@ -10,17 +10,20 @@ import numpy as np
 
 matplotlib.use("Agg")  # a run has no screen
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from bert_pretrain.metrics import LAYER_KINDS, Row, read_rows
+from bert_pretrain.verdict import Curve
 
 _TRAIN, _HELDOUT = "#4477aa", "#cc3311"
+_ARMS = ("#4477aa", "#cc3311", "#228833", "#ee7733", "#aa3377", "#009988", "#555555", "#ccaa00")
 _SERIES = ("#4477aa", "#ee7733", "#228833")
 
 
 @dataclass(frozen=True)
-class Curve:
+class ScalingCurve:
     """One global batch on more and more devices."""
 
     label: str
@@ -136,7 +139,29 @@ def _smoothed(values: list[float]) -> list[float]:
     ]
 
 
-def draw_scaling(path: Path, machine: str, curves: list[Curve]) -> None:
+def draw_step(path: Path, rows: list[Row], phases: tuple[str, ...]) -> None:
+    """A bar for each variant of a step, made of its phases; what the data takes runs beside it, and is not in it."""
+    figure, axes = plt.subplots(figsize=(9, 1.4 + 0.4 * len(rows)), layout="constrained")
+    parts = [phase for phase in phases if phase != "data"]
+    names = [row["variant"] for row in rows]
+    left = np.zeros(len(rows))
+    for phase, color in zip(parts, ("#4477aa", "#88bbdd", "#ee7733", "#228833"), strict=True):
+        width = np.array([row[f"{phase}_ms"] or 0.0 for row in rows])
+        axes.barh(names, width, left=left, color=color, label=phase)
+        left += width
+    axes.plot([row["milliseconds"] for row in rows], names, "k|", markersize=14, label="step, not taken apart")
+    for row, end in zip(rows, left, strict=True):
+        text = f"  {row['speedup_over_baseline']:.2f}x, {row['matrix_peak_share']:.0%} of peak"
+        axes.text(max(end, row["milliseconds"]), row["variant"], text, va="center", fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.3 * max(row["milliseconds"] for row in rows))
+    axes.set_xlabel(f"milliseconds a step: {rows[0]['model']}, {rows[0]['device']}")
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_scaling(path: Path, machine: str, curves: list[ScalingCurve]) -> None:
     """On ``machine``: hours and efficiency against devices; a dot where each batch pays last."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     for curve, color in zip(curves, _SERIES, strict=False):
@@ -166,3 +191,42 @@ def draw_scaling(path: Path, machine: str, curves: list[Curve]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def draw_study(path: Path, title: str, curves: dict[str, list[Curve]]) -> None:
+    """Left: each arm's mean loss over samples, the band from its lowest to its highest seed. Right: the last losses."""
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(12, 4.6), layout="constrained", width_ratios=(3, 2), sharey=False
+    )
+    for place, (arm, runs) in enumerate(curves.items()):
+        color = _ARMS[place % len(_ARMS)]
+        _draw_band(left, arm, runs, color)
+        finals = [run.final for run in runs if np.isfinite(run.final)]
+        right.plot(finals, [place] * len(finals), "o", color=color, alpha=0.6)
+        if finals:
+            right.plot(np.mean(finals), place, "|", color=color, markersize=18, markeredgewidth=2)
+        lost = len(runs) - len(finals)
+        if lost:
+            right.annotate(f"{lost} of {len(runs)} diverged", (1, place), (-4, 0), xycoords=("axes fraction", "data"),
+                           textcoords="offset points", ha="right", va="center", color=color)  # fmt: skip
+    left.set_xlabel("samples")
+    left.set_ylabel("held-out masked-word loss (nats)")
+    left.legend(frameon=False, fontsize=8)
+    right.set_yticks(range(len(curves)), [f"{arm}\nlr {runs[0].rate:g}" for arm, runs in curves.items()], fontsize=8)
+    right.set_ylim(len(curves) - 0.5, -0.5)
+    right.set_xlabel("loss after the last step: each seed, and their mean")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _draw_band(axes: Axes, arm: str, runs: list[Curve], color: str) -> None:
+    """Mean and band over the samples that all of the runs reached."""
+    common = min(len(run.losses) for run in runs)
+    if common:
+        losses = np.array([run.losses[:common] for run in runs])
+        samples = runs[0].samples[:common]
+        axes.plot(samples, losses.mean(0), color=color, label=arm, linewidth=1.4)
+        axes.fill_between(samples, losses.min(0), losses.max(0), color=color, alpha=0.18, linewidth=0)

@@ -5,21 +5,24 @@ Configuration -> parts -> ``Trainer.run()``. Every part is built here, by name, 
 
 import logging
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 import transformers
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from bert_pretrain.batch_plan import BatchPlan
+from bert_pretrain.batch_plan import AUTO, BatchConfig, BatchPlan
+from bert_pretrain.batches import Shape, fixed_shapes
 from bert_pretrain.checkpoint import (
     CheckpointStore,
     Progress,
     load_optimizer_state,
     load_progress,
     resolve_init,
+    restore,
 )
+from bert_pretrain.compiling import compile_model
 from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml
 from bert_pretrain.data import ShardSet, check_vocabulary, open_split
 from bert_pretrain.distributed import World, open_world, report_once, wandb_key_present
@@ -27,6 +30,7 @@ from bert_pretrain.errors import ConfigError
 from bert_pretrain.loader import TrainingData
 from bert_pretrain.machine import measured_matrix_rate
 from bert_pretrain.metrics import LayerRows, MetricsLog, writable_directory
+from bert_pretrain.micro_batch_size import micro_batch_that_fits
 from bert_pretrain.model import PretrainingModel, build_model, load_weights
 from bert_pretrain.optim import build_optimizer, describe_optimizer, layer_names
 from bert_pretrain.optim.schedule import learning_rate_table
@@ -48,14 +52,18 @@ def main(config: PretrainConfig) -> None:
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     stop = StopRequest().listen()
+    stop.stop_after(config.training.stop_after_minutes)
     with open_world(config.device, resolved_yaml(config), config.communication.timeout_seconds, stop) as world:
         finished = pretrain(config, world, stop)
+        if finished and world.is_first:
+            checkpoints = Path(config.run_dir) / "checkpoints"
+            print(f"finished: checkpoints in {checkpoints}, report with plots in {write_report(Path(config.run_dir))}")
     if not finished:
         sys.exit(STOPPED)
 
 
 def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
-    """Build every part, train to the end, write the report; False where the run was asked to stop before."""
+    """Build every part and train to the end; False where the run was asked to stop before."""
     run_dir, tokenizer = Path(config.run_dir), Path(config.data.tokenizer)
     check_run_dir(config)
     fault = writable_directory(run_dir) if world.is_first else None
@@ -64,7 +72,10 @@ def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     config_yaml = resolved_yaml(config)
     log = MetricsLog(run_dir / "metrics.jsonl" if world.is_first else None, config.schedule.total_steps)
     store = CheckpointStore(
-        run_dir / "checkpoints", config.checkpoint.keep_last, tokenizer if tokenizer.is_dir() else None
+        run_dir / "checkpoints",
+        config.checkpoint.keep_last,
+        tokenizer if tokenizer.is_dir() else None,
+        config.checkpoint.keep_every_steps,
     )
     trainer = build_trainer(config, world, log, store, config_yaml)
     store_config(run_dir, config_yaml, world)
@@ -75,8 +86,6 @@ def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     log.close()
     if not finished:
         log.say(f"stopped as asked after step {trainer.progress.step}, which is saved; the same command goes on")
-    elif world.is_first:
-        log.say(f"finished: checkpoints in {store.directory}, report with plots in {write_report(run_dir)}")
     return finished
 
 
@@ -85,12 +94,16 @@ def build_trainer(
 ) -> Trainer:
     """Every part of a run, going on from ``store``'s newest checkpoint where there is one."""
     shards, heldout = world.together(lambda: open_data(config, log))
-    plan = BatchPlan(config.batch.global_batch_size, config.batch.micro_batch_size, world.size)
     order = SampleOrder(config.seed, shards.samples, config.data.block_size)
     remask = remasking(config.data, shards, config.seed)
     model = build_model(config.model, config.speed, config.seed, world.device)
-    optimizer = build_optimizer(model, config.optimizer)
     precision = MixedPrecision(config.precision, world.device)
+    config = replace(config, batch=settle_batch(config, model, precision, shards, world))
+    plan = BatchPlan(
+        config.batch.global_batch_size, config.batch.samples_at_once(config.data.sequence_length), world.size
+    )
+    shapes = compile_for(config, model, precision, shards, plan, log)
+    optimizer = build_optimizer(model, config.optimizer)
     progress = resume(store, model, optimizer, precision, shards, world, log)
     if progress is None:
         progress = start(config, model, optimizer, shards, world, log)
@@ -104,7 +117,9 @@ def build_trainer(
         learning_rates=learning_rate_table(config.optimizer.lr, config.schedule).to(world.device),
         precision=precision,
         plan=plan,
-        data=TrainingData(shards, order, plan, world.rank, remask, config.data.prefetch, config.speed.group_by_length),
+        data=TrainingData(
+            shards, order, plan, world.rank, remask, config.data.prefetch, config.speed.group_by_length, shapes
+        ),
         heldout=heldout,
         store=store,
         log=log,
@@ -118,7 +133,38 @@ def build_trainer(
         checkpoint_every=config.checkpoint.every_steps,
         peak_rate=measured_matrix_rate(world.device, precision.dtype),
         communication=config.communication,
+        numerics=config.numerics,
     )
+
+
+def settle_batch(
+    config: PretrainConfig, model: PretrainingModel, precision: MixedPrecision, shards: ShardSet, world: World
+) -> BatchConfig:
+    """The batch with its micro-batch size as a number, the same on all ranks."""
+    batch, length = config.batch, config.data.sequence_length
+    size = batch.samples_at_once(length)
+    if batch.micro_batch_size == AUTO and world.device.type == "cuda":
+        limit = -(-batch.global_batch_size // world.size)
+        size = micro_batch_that_fits(model, precision, world, limit, length, shards.max_predictions)
+    return replace(batch, micro_batch_size=size)
+
+
+def compile_for(
+    config: PretrainConfig,
+    model: PretrainingModel,
+    precision: MixedPrecision,
+    shards: ShardSet,
+    plan: BatchPlan,
+    log: MetricsLog,
+) -> list[Shape] | None:
+    """Compile ``model`` where ``speed.compile`` asks for it; the shapes that its micro-batches then have."""
+    if not model.speed.compile:
+        return None
+    samples = min(plan.micro_batch_size, -(-plan.global_batch_size // plan.world_size))
+    trim = config.speed.group_by_length
+    shapes = fixed_shapes(samples, config.data.sequence_length, shards.max_predictions, trim)
+    compile_model(model, precision, shapes, log.say)
+    return shapes
 
 
 def store_config(run_dir: Path, config_yaml: str, world: World) -> None:
@@ -154,15 +200,12 @@ def resume(
     found = world.broadcast(str(store.newest_valid(log.say) or "") if world.is_first else "")
     if not found:
         return None
-    progress = load_progress(Path(found))
-    if progress.data_fingerprint != shards.fingerprint:
+    if load_progress(Path(found)).data_fingerprint != shards.fingerprint:
         raise ConfigError(
             f"{found} was trained on other shards than those in data.dir now; restore them, or give another run_dir "
             f"with init_from={found}"
         )
-    load_weights(model, Path(found) / "model")
-    optimizer.load_state_dict(load_optimizer_state(Path(found), world.device))
-    precision.load_state_dict(progress.precision)
+    progress = restore(Path(found), model, optimizer, precision, world.device)
     log.say(f"going on from {found}, step {progress.step}")
     return progress
 

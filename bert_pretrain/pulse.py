@@ -61,6 +61,7 @@ class Pulse:
         self._signs = {other: Sign() for other in (range(1, size) if rank == 0 else range(1))}
         self._verdict = ""
         self._ended, self._leaving = threading.Event(), threading.Lock()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._talk, self._judge)]
         self._beat()
         if rank == 0:
             self._store.set(_VERDICT, "")
@@ -69,16 +70,20 @@ class Pulse:
         """Begin; once all ranks are there."""
         for sign in self._signs.values():
             sign.heard = time.monotonic()
-        for work in (self._talk, self._judge):
-            threading.Thread(target=work, daemon=True).start()
+        for thread in self._threads:
+            thread.start()
 
     def end(self) -> None:
-        """Watch no longer."""
+        """Watch no longer; no thread is in torch's code when the interpreter ends, which would abort it."""
         self._ended.set()
+        for thread in self._threads:
+            thread.join(timeout=self.interval)
 
-    def moved(self, step: int) -> None:
-        """The main thread gets on, and is in ``step``."""
-        self._step, self._moved = step, time.monotonic()
+    def moved(self, step: int | None = None) -> None:
+        """The main thread gets on, in ``step`` where one begins."""
+        self._moved = time.monotonic()
+        if step is not None:
+            self._step = step
 
     def torn(self, reason: str) -> None:
         """A collective has failed in the main thread: find out whose fault it is, say it, and end the process.

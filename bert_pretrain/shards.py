@@ -39,6 +39,7 @@ SHARD_FIELDS = (
 )
 SPLITS = ("train", "heldout")
 _HELDOUT_NAME = re.compile(r"(^|[^a-z])(heldout|test)([^a-z]|$)")
+_ROWS_PER_HASH = 1024  # what is converted stays in the processor's cache
 _ROWS_PER_READ = 16_384  # bounds the memory of a pass over a whole shard
 
 Arrays = dict[str, np.ndarray]
@@ -73,7 +74,9 @@ def content_checksum(arrays: Arrays) -> str:
 
 def _update_digests(digests: dict[str, Any], arrays: Arrays) -> None:
     for name, digest in digests.items():
-        digest.update(np.ascontiguousarray(arrays[name], dtype="<i4").data)
+        for start in range(0, len(arrays[name]), _ROWS_PER_HASH):
+            rows = arrays[name][start : start + _ROWS_PER_HASH]
+            digest.update(np.ascontiguousarray(rows, dtype="<i4").data)
 
 
 def _combine(digests: dict[str, Any]) -> str:
@@ -96,7 +99,7 @@ def write_shard(path: Path, arrays: Arrays, header: ShardHeader) -> dict[str, An
     temporary = path.with_name(f".{path.name}.partial")
     with h5py.File(temporary, "w") as file:
         for name, dtype in zip(SHARD_FIELDS, dtypes, strict=True):
-            file.create_dataset(name, data=arrays[name].astype(dtype))
+            file.create_dataset(name, data=np.asarray(arrays[name], dtype=dtype))
         file.attrs["format_version"] = FORMAT_VERSION
         file.attrs["samples"] = samples
         file.attrs["checksum"] = checksum
@@ -248,7 +251,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         for row in manifest["shards"]:
             if not isinstance(row["name"], str) or row["split"] not in SPLITS or int(row["samples"]) < 0:
                 raise ValueError(row)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as a manifest ({error!r}); write the shards again") from None
     return manifest
 

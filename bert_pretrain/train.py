@@ -8,26 +8,27 @@ are fetched while the next step runs.
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
 from bert_pretrain.batch_plan import BatchPlan
-from bert_pretrain.batches import Counts, StepBatch
-from bert_pretrain.checkpoint import CheckpointStore, Progress
+from bert_pretrain.batches import Counts, Crossing, StepBatch
+from bert_pretrain.checkpoint import CheckpointStore, Progress, restore
+from bert_pretrain.checkpoint_writer import CheckpointWriter
 from bert_pretrain.communication import CommunicationConfig, data_parallel, gradients_travel
 from bert_pretrain.data import ShardSet
 from bert_pretrain.distributed import World
-from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.flops import training_flops
-from bert_pretrain.loader import TrainingData, heldout_batches
-from bert_pretrain.metrics import LayerRows, MetricsLog, Row, evaluation_line, training_line
+from bert_pretrain.errors import ConfigError, DivergedError, require
+from bert_pretrain.evaluation import evaluate
+from bert_pretrain.loader import TrainingData
+from bert_pretrain.metrics import LayerRows, Meter, MetricsLog, Row, evaluation_line, training_line
 from bert_pretrain.model import ModelConfig, PretrainingModel
+from bert_pretrain.numerics import NumericsConfig, Watch
 from bert_pretrain.precision import MixedPrecision
 from bert_pretrain.preemption import StopRequest
 from bert_pretrain.sample_order import mixed
-from bert_pretrain.step_result import StepResult, fetch
-
-MAX_SKIPPED_IN_A_ROW = 100
+from bert_pretrain.step_result import StepNumbers, StepResult, fetch
 
 
 @dataclass
@@ -36,19 +37,13 @@ class TrainingConfig:
 
     evaluate_every_steps: int
     """Applied steps between two evaluations on the held-out shards; the last step always gets one."""
+    stop_after_minutes: float | None
+    """Counted from the start of the process: then the run saves and ends, asking to be started again; null: never."""
 
     def __post_init__(self) -> None:
         require(self.evaluate_every_steps >= 1, "training.evaluate_every_steps", self.evaluate_every_steps, "1 or more")
-
-
-@dataclass
-class Meter:
-    """Work done since the last row."""
-
-    tokens: float = 0.0
-    flops: float = 0.0
-    waited: float = 0.0
-    since: float = field(default_factory=time.perf_counter)
+        minutes = self.stop_after_minutes
+        require(minutes is None or minutes > 0, "training.stop_after_minutes", minutes, "a number above 0, or null")
 
 
 @dataclass
@@ -78,35 +73,46 @@ class Trainer:
     peak_rate: float
     """Measured FLOP/s of one rank's device."""
     communication: CommunicationConfig
+    numerics: NumericsConfig
     stop: StopRequest = field(default_factory=StopRequest)
 
     def __post_init__(self) -> None:
         self.network = data_parallel(self.model, self.world, self.communication, self.precision.scaled)
         self.applied = torch.tensor([self.progress.step], device=self.world.device)
+        self._writer = CheckpointWriter(self.store, self.log.say)
+        self._watch = Watch(**self.progress.watch)
+        self._crossing = Crossing(self.world.device)
         self._pending: StepResult | None = None
-        self._skipped_in_a_row = 0
-        self._unhealthy = self._stopping = False
-        self._saved_step = self.progress.step
+        self._trouble = ""
+        self._stopping = False
+        self._saved_step, self._rewinds = self.progress.step, 0
         self._meter = Meter()
 
     def run(self) -> bool:
         """Train to ``total_steps``, evaluating and saving on the way; False where it stopped before, as asked."""
-        steps = self.data.steps(self.progress.attempts, pin=self.world.device.type == "cuda")
         self.log.start_clock()
+        while self.progress.step < self.total_steps and not self._stopping:
+            self._train()
+            if self._trouble:
+                self._rewind()
+        if self.progress.step > self._saved_step:
+            self._save()
+        self.world.together(self._writer.finish)
+        return self.progress.step == self.total_steps
+
+    def _train(self) -> None:
+        """Steps from here to the end, to a stop, or to trouble that asks for a rewind."""
+        steps = self.data.steps(self.progress.attempts, pin=self.world.device.type == "cuda")
         try:
-            while self.progress.step < self.total_steps and not self._stopping:
+            while self.progress.step < self.total_steps and not self._stopping and not self._trouble:
                 result = self.train_step(self._next(steps))
                 self._settle()  # the step before this one: done by now, so that nothing waits
-                self._pending = result
+                self._pending = None if self._trouble else result
                 if self._is_boundary(self.progress.step + 1) and self._settle():
                     self._look_up()
         finally:
             steps.close()  # type: ignore[attr-defined]
         self._settle()  # after a stop one more step may be on its way, on every rank
-        if self.progress.step > self._saved_step:
-            self._save(self.optimizer.state_dict())
-            self.world.wait_for_all()
-        return self.progress.step == self.total_steps
 
     def train_step(self, batch: StepBatch) -> StepResult:
         """One global batch, one update. Returns without waiting for the device."""
@@ -120,7 +126,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         skipped = self.precision.step(self.optimizer)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self.model.speed.cuda_graphs)
         self.applied += 1 - skipped.long()
         norm: torch.Tensor = self.optimizer.grad_norm  # type: ignore[attr-defined]
         unhealthy: torch.Tensor = getattr(self.optimizer, "nonfinite_state", torch.zeros_like(skipped))
@@ -140,7 +146,7 @@ class Trainer:
         with self.precision.autocast():  # open over all micro-batches: weights are cast once a step
             for index, micro_batch in enumerate(self._timed(batch.micro_batches)):
                 with gradients_travel(self.network, index == last):
-                    out = self.network(*micro_batch.to(self.world.device).tensors())
+                    out = self.network(*self._crossing.over(micro_batch).tensors())
                     with self.precision.autocast(enabled=False):
                         loss = (out.mlm_loss / masked + out.nsp_loss / samples) * factor
                         loss.backward()
@@ -153,31 +159,12 @@ class Trainer:
         values = [own.samples, own.masked_tokens, own.tokens, own.squared_lengths, self.stop.asked]
         return self.world.sum(torch.tensor(values, dtype=torch.float64).to(self.world.device, non_blocking=True))
 
-    @torch.no_grad()
     def evaluate(self) -> Row | None:
-        """Losses and accuracies over the whole held-out split, in float32, as plain ``transformers`` gives them."""
+        """The row of an evaluation on the held-out split, where there is one."""
         if self.heldout is None:
             return None
-        self.model.eval()
-        totals = torch.zeros(6, dtype=torch.float64, device=self.world.device)
-        batches = heldout_batches(self.heldout, self.plan.micro_batch_size, self.world.rank, self.world.size)
-        for micro_batch in batches:
-            self.world.moved(self.progress.attempts)
-            out = self.model(*micro_batch.to(self.world.device).tensors())
-            totals[:4] += torch.stack([part.double() for part in out])
-            totals[4] += (micro_batch.masked_labels >= 0).sum()
-            totals[5] += len(micro_batch.input_ids)
-        self.model.train()
-        mlm, nsp, mlm_correct, nsp_correct, masked, samples = self.world.sum(totals).tolist()
-        masked = max(masked, 1.0)
-        return {
-            "step": self.progress.step,
-            "eval_loss": mlm / masked + nsp / samples,
-            "eval_mlm_loss": mlm / masked,
-            "eval_nsp_loss": nsp / samples,
-            "eval_mlm_accuracy": mlm_correct / masked,
-            "eval_nsp_accuracy": nsp_correct / samples,
-        }
+        found = evaluate(self.model, self.heldout, self.plan.micro_batch_size, self.world)
+        return {"step": self.progress.step, **found}
 
     def _is_boundary(self, step: int) -> bool:
         return step == self.total_steps or step % self.evaluate_every == 0 or step % self.checkpoint_every == 0
@@ -193,80 +180,99 @@ class Trainer:
                 self.log.row(row)
                 self.log.say(evaluation_line(row))
         if done or step % self.checkpoint_every == 0:
-            self._save(self.optimizer.state_dict())  # on every rank: the state may be divided over them
+            self._save()
         self.world.wait_for_all()
         self._meter.since += time.perf_counter() - started
 
-    def _save(self, optimizer_state: dict) -> None:
-        self._saved_step = self.progress.step
-        if not self.world.is_first:
-            return
-        saved = replace(self.progress, precision=self.precision.state_dict())
-        try:
-            self.store.save(self.model.bert, optimizer_state, saved, self.config_yaml)
-        except OSError as error:
+    def _save(self) -> None:
+        state = self.optimizer.state_dict()  # on every rank: the state may be divided over them
+        self._saved_step, self._rewinds = self.progress.step, 0
+        if self.world.is_first:
+            saved = replace(self.progress, precision=self.precision.state_dict(), watch=self._watch.state_dict())
+            self._writer.save(self.model.bert, state, saved, self.config_yaml)
+
+    def _rewind(self) -> None:
+        """Go back to the newest checkpoint, and on with the samples behind those that led to ``_trouble``.
+
+        Nothing of it needs to be saved: a run that is resumed from that checkpoint meets the same trouble again.
+        """
+        behind, trouble, self._trouble = self.progress.attempts, self._trouble, ""
+        self._rewinds += 1
+        if self._rewinds > self.numerics.max_rewinds:
             raise ConfigError(
-                f"the checkpoint of step {saved.step} could not be written under {self.store.directory} ({error}); "
-                "earlier ones are untouched: make room, and start again with the same command"
-            ) from None
+                f"after step {self.progress.step}: {trouble}; the run went back {self.numerics.max_rewinds} times "
+                "(numerics.max_rewinds) and always met trouble again: lower optimizer.lr, or look at the samples"
+            )
+        self._writer.wait()
+        found = self.world.broadcast(str(self.store.newest_valid(self.log.say) or "") if self.world.is_first else "")
+        if not found:
+            self.log.say(f"after step {self.progress.step}: {trouble}; there is no checkpoint to go back to")
+            return
+        self.progress = restore(Path(found), self.model, self.optimizer, self.precision, self.world.device)
+        passed = behind - self.progress.attempts
+        self.log.say(f"{trouble}; back to step {self.progress.step}, passing over {passed} global batches")
+        self.progress = replace(self.progress, attempts=behind, passed_over=self.progress.passed_over + passed)
+        self._watch = Watch(**self.progress.watch)
+        self.applied.fill_(self.progress.step)
+        self.log.resume(self.progress.step)
+        self._meter = Meter()
 
     def _settle(self) -> bool:
         """Read the numbers of the pending step, count it, log it; True where there was one and it was applied."""
         if self._pending is None:
             return False
-        result, self._pending = self._pending, None
-        if result.arrived is not None:
-            result.arrived.synchronize()
-        skipped, rate, norm, scale, unhealthy, samples, masked, tokens, squared, asked, *rest = result.numbers.tolist()
-        self._stopping = self._stopping or asked > 0
-        self.progress = self.progress.after(applied=skipped == 0.0, samples=int(samples), tokens=int(tokens))
-        self._meter.tokens += tokens
-        self._meter.flops += training_flops(self.model_config, samples, tokens, squared, masked)
-        if unhealthy and not self._unhealthy:
-            self.log.say(f"after step {self.progress.step}: a weight or moment is not finite; the run cannot recover")
-        self._unhealthy = bool(unhealthy)
+        numbers, self._pending = self._pending.read(), None
+        self._stopping = self._stopping or numbers.asked > 0
+        skipped = numbers.skipped > 0
+        self.progress = self.progress.after(not skipped, int(numbers.samples), int(numbers.tokens))
+        self._meter.add(self.model_config, numbers)
+        step = self.progress.step
         if skipped:
-            self._note_skipped(norm)
+            self.log.say(f"after step {step}: gradient norm {numbers.norm}, the update is skipped")
+            self._watch.note_skipped(step, numbers.scale, self.precision.scaled, self.numerics.max_skipped_in_a_row)
             return False
-        self._skipped_in_a_row = 0
-        self.log.advance(self.progress.step)
-        if self.progress.step % self.log_every == 0 or self.progress.step == self.total_steps:
-            self._log_step(rate, norm, scale, samples, masked, rest[:4])
-        if self.layers.may_fall_in(self.progress.step, 1):
-            self.log.row(self.layers.row(self.progress.step, rest[4:]))
+        spike = self._watch.note_applied(numbers.loss, self.numerics.spike_deviations)
+        if self._is_trouble(numbers, spike):
+            return False
+        self.log.advance(step)
+        if step % self.log_every == 0 or step == self.total_steps:
+            self._log_step(numbers)
+        if self.layers.may_fall_in(step, 1):
+            self.log.row(self.layers.row(step, numbers.layers))
         return True
 
-    def _note_skipped(self, norm: float) -> None:
-        self._skipped_in_a_row += 1
-        self.log.say(f"after step {self.progress.step}: gradient norm {norm}, the update is skipped")
-        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise ConfigError(
-                f"{MAX_SKIPPED_IN_A_ROW} steps in a row had a gradient that is not finite, after step "
-                f"{self.progress.step}; lower optimizer.lr or use precision.compute=bf16, and go on from a checkpoint"
+    def _is_trouble(self, numbers: StepNumbers, spike: str | None) -> bool:
+        """Say what is wrong with a step that was applied; True where the run goes back for it."""
+        step, rewinding = self.progress.step, self.numerics.on_spike == "rewind" and self._saved_step > 0
+        if numbers.unhealthy and not rewinding:
+            raise DivergedError(
+                f"after step {step} a weight or moment is not finite, and the run cannot recover; lower optimizer.lr "
+                "and go on from a checkpoint, or let numerics.on_spike=rewind do it"
             )
+        said = "a weight or moment is not finite" if numbers.unhealthy else spike
+        if said:
+            self.log.say(f"step {step}: {said}")
+        if said and rewinding:
+            self._trouble = f"step {step}: {said}"
+        return bool(self._trouble)
 
-    def _log_step(self, rate: float, norm: float, scale: float, samples: float, masked: float, sums: list) -> None:
-        now = time.perf_counter()
-        seconds, meter = now - self._meter.since, self._meter
-        self._meter = Meter(since=now)
-        mlm, nsp, mlm_correct, nsp_correct = sums
+    def _log_step(self, numbers: StepNumbers) -> None:
         row = {
             "step": self.progress.step,
-            "loss": mlm / max(masked, 1) + nsp / samples,
-            "mlm_loss": mlm / max(masked, 1),
-            "nsp_loss": nsp / samples,
-            "mlm_accuracy": mlm_correct / max(masked, 1),
-            "nsp_accuracy": nsp_correct / samples,
-            "lr": rate,
-            "grad_norm": norm,
+            "loss": numbers.loss,
+            "mlm_loss": numbers.mlm_loss,
+            "nsp_loss": numbers.nsp_loss,
+            "mlm_accuracy": numbers.mlm_correct / max(numbers.masked, 1),
+            "nsp_accuracy": numbers.nsp_correct / numbers.samples,
+            "lr": numbers.rate,
+            "grad_norm": numbers.norm,
             "samples_seen": self.progress.samples_seen,
             "skipped_steps": self.progress.skipped,
-            "tokens_per_second": meter.tokens / seconds,
-            "matrix_peak_share": meter.flops / seconds / (self.peak_rate * self.world.size),
-            "data_wait_share": meter.waited / seconds,
+            "loss_spikes": self._watch.spikes,
+            **self._meter.rates(self.peak_rate * self.world.size),
         }
         if self.precision.scaled:
-            row["loss_scale"] = scale
+            row["loss_scale"] = numbers.scale
         self.log.row(row)
         self.log.say(training_line(row, self.total_steps, self.log.seconds_left(self.progress.step)))
 

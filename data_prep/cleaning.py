@@ -10,10 +10,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-import py3langid
-
 from data_prep.corpus import CleaningConfig
 
+HOLE = "\ufffc"  # stands where a reader left out a formula; a sentence with it is dropped
 SAMPLES_PER_RULE = 5
 _SAMPLE_LENGTH = 200
 _LANGUAGE_CHARACTERS = 2000  # of a document are enough to tell its language
@@ -72,6 +71,8 @@ def clean_paragraphs(paragraphs: list[str], rules: CleaningConfig, language: str
         dropped.add("short_document", whole)
         return []
     if rules.language_filter:
+        import py3langid  # here, because it takes long to load
+
         found = py3langid.classify(whole[:_LANGUAGE_CHARACTERS])[0]
         if found != language:
             dropped.add("other_language", f"({found}) {whole[:_SAMPLE_LENGTH]}")
@@ -81,6 +82,8 @@ def clean_paragraphs(paragraphs: list[str], rules: CleaningConfig, language: str
 
 def normalise(paragraph: str, form: str) -> str:
     """Unicode in one form, without invisible characters, white space as single spaces."""
+    if paragraph.isascii() and paragraph.isprintable() and "  " not in paragraph:
+        return paragraph.strip()
     if form != "none":
         if not paragraph.isascii():
             paragraph = unicodedata.normalize("NFC" if form == "NFC" else "NFKC", paragraph)

@@ -9,16 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
-
 from bert_pretrain.errors import ConfigError
 from data_prep.cleaning import Dropped
-from data_prep.corpus import CorpusConfig
 from data_prep.embedded import module_paragraphs
 from data_prep.pieces import Piece, Span
 from data_prep.streams import blocks, decode, lines
-from data_prep.wikipedia import is_left_over, read_pages, why_no_article, wikitext_paragraphs
+from data_prep.wikipedia import read_pages, why_no_article
 
 LONGEST_DOCUMENT = 8_000_000  # characters; a longer one (War and Peace has 3 million) goes on as the next document
 
@@ -128,7 +124,7 @@ def _text_documents(span: Span, piece: Piece, dropped: Dropped) -> Iterator[Docu
 
     position = 0
     for _, position, line in _decoded_lines(span, not per_file, dropped):
-        for part in line.split("\r"):  # the line ends of old Macs
+        for part in line.split("\r") if "\r" in line else (line,):  # the line ends of old Macs
             text = " ".join(part.split())
             size += len(text)
             if text and corpus.lines == "wrapped":
@@ -171,46 +167,17 @@ def _json_documents(span: Span, piece: Piece, dropped: Dropped) -> Iterator[Docu
             raise ConfigError(f"corpus file {path}, {where}: JSON nested too deep") from None
         if not isinstance(text, str):
             raise ConfigError(f"corpus file {path}, {where}: field {field!r} is no string")
+        text = text.encode("utf-8", "replace").decode()  # JSON can escape half a surrogate pair, which is no character
         yield Document(f"{path.name}#{position}", piece.corpus, _paragraphs(text))
 
 
 def _rows(span: Span, piece: Piece) -> Iterator[Document]:
     """One document a row of a parquet or arrow file; null is an empty document."""
-    row = 0
-    for texts in _text_columns(span, piece.config):
-        for text in texts:
-            row += 1
-            if text is not None:
-                yield Document(f"{span.path.name}#{span.start}.{row}", piece.corpus, _paragraphs(text))
+    from data_prep.tables import texts  # here, because it takes long to load
 
-
-def _text_columns(span: Span, corpus: CorpusConfig) -> Iterator[list[str | None]]:
-    field = corpus.text_field
-    assert span.stop is not None
-    try:
-        if corpus.kind == "dataset":
-            with pyarrow.memory_map(str(span.path)) as source, pyarrow.ipc.open_stream(source) as reader:
-                for number, batch in enumerate(reader):
-                    if span.start <= number < span.stop:
-                        yield _strings(batch.column(field), span.path, field)
-            return
-        with pyarrow.parquet.ParquetFile(span.path) as file:
-            if field not in file.schema_arrow.names:
-                names = ", ".join(file.schema_arrow.names)
-                raise ConfigError(f"corpus file {span.path}: no field {field!r} (corpus.text_field); it has {names}")
-            for batch in file.iter_batches(1024, range(span.start, span.stop), [field]):
-                yield _strings(batch.column(0), span.path, field)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise ConfigError(
-            f"corpus file {span.path} is damaged in row groups {span.start} to {span.stop - 1} ({error}); get it anew"
-        ) from None
-
-
-def _strings(column: pyarrow.Array, path: Path, field: str) -> list[str | None]:
-    if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
-        raise ConfigError(f"corpus file {path}: field {field!r} holds {column.type}, no text (corpus.text_field)")
-    values: list[str | None] = column.to_pylist()
-    return values
+    for row, text in enumerate(texts(span, piece.config.kind, piece.config.text_field), start=1):
+        if text is not None:
+            yield Document(f"{span.path.name}#{span.start}.{row}", piece.corpus, _paragraphs(text))
 
 
 def _articles(span: Span, corpus: str, dropped: Dropped) -> Iterator[Document]:
@@ -224,10 +191,13 @@ def _articles(span: Span, corpus: str, dropped: Dropped) -> Iterator[Document]:
 
 
 def _without_markup(article: Document, dropped: Dropped) -> Document:
+    from data_prep.wikitext import why_no_text, wikitext_paragraphs  # here, because it takes long to load
+
     kept = []
     for paragraph in wikitext_paragraphs(article.paragraphs[0]):
-        if is_left_over(paragraph):
-            dropped.add("markup_left_over", paragraph)
-        else:
+        rule = why_no_text(paragraph)
+        if rule is None:
             kept.append(paragraph)
+        else:
+            dropped.add(rule, paragraph)
     return replace(article, paragraphs=kept, is_wikitext=False)

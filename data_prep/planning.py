@@ -11,8 +11,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import pyarrow.parquet
-
 from bert_pretrain.errors import ConfigError
 from data_prep.corpus import CorpusConfig, corpus_files
 from data_prep.embedded import source_files
@@ -58,15 +56,16 @@ def _spans(corpus: CorpusConfig, piece_bytes: int) -> Iterator[tuple[Span, int]]
         for path, title, source in source_files():
             yield Span(path, source=source, title=title), path.stat().st_size if path.exists() else 0
         return
-    if corpus.kind == "dataset":
-        for path in _arrow_files(corpus):
-            yield from _batches(path, piece_bytes)
+    if corpus.kind in ("parquet", "dataset"):
+        from data_prep.tables import record_batches, row_groups  # here, because it takes long to load
+
+        is_parquet = corpus.kind == "parquet"
+        for path in corpus_files(corpus) if is_parquet else _arrow_files(corpus):
+            yield from _runs(path, row_groups(path) if is_parquet else record_batches(path), piece_bytes)
         return
     for path in corpus_files(corpus):
         size = path.stat().st_size
-        if corpus.kind == "parquet":
-            yield from _row_groups(path, piece_bytes)
-        elif corpus.kind == "wikipedia" and path.suffix == ".bz2":
+        if corpus.kind == "wikipedia" and path.suffix == ".bz2":
             yield from _streams(path, size, piece_bytes // _PACKED)
         elif size <= piece_bytes or is_packed(path) or corpus.kind == "wikipedia" or corpus.documents == "file":
             yield Span(path), size
@@ -99,21 +98,6 @@ def _streams(path: Path, size: int, packed_bytes: int) -> Iterator[tuple[Span, i
             yield Span(path, first, start), _PACKED * (start - first)
             first = start
     yield Span(path, first, size if first else None), _PACKED * (size - first)
-
-
-def _row_groups(path: Path, piece_bytes: int) -> Iterator[tuple[Span, int]]:
-    try:
-        metadata = pyarrow.parquet.read_metadata(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise ConfigError(f"corpus file {path} cannot be read as parquet ({error}); get it anew") from None
-    sizes = [metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)]
-    yield from _runs(path, sizes, piece_bytes)
-
-
-def _batches(path: Path, piece_bytes: int) -> Iterator[tuple[Span, int]]:
-    with pyarrow.memory_map(str(path)) as source, pyarrow.ipc.open_stream(source) as reader:
-        sizes = [batch.nbytes for batch in reader]
-    yield from _runs(path, sizes, piece_bytes)
 
 
 def _runs(path: Path, sizes: list[int], piece_bytes: int) -> Iterator[tuple[Span, int]]:

@@ -104,7 +104,7 @@ class Preparation:
         text = self._text(pieces)
         self._stage("repeats", lambda: self._repeats(text))
         self._stage("tokenizer", lambda: self._tokenizer(text, given))
-        vocabulary = load_vocabulary(self.tokenizer, self.config.lowercase)
+        vocabulary = given or load_vocabulary(self.tokenizer, self.config.lowercase)
         documents = sum(record["documents"] for record in text.records)
         buckets = bucket_counts(self.config, documents, text.characters)
         self._stage("token ids", lambda: self._token_ids(text, vocabulary, buckets))

@@ -1,25 +1,70 @@
-"""Paragraphs -> sentences, by Wikimedia's ``sentencex``.
+"""Paragraphs -> sentences, by Wikimedia's ``sentencex``, and a rule for quoted speech.
 
-Chosen by trying four libraries on Wikipedia articles and novels, one core: sentencex 40 to 70 MB/s, blingfire 10
-to 15 (its wheels are not kept up), syntok 0.6 to 0.9, pysbd 0.2 and minutes for one paragraph of 460 KB. All keep
-every character. sentencex and blingfire differ in 1 of 8 paragraphs of Wikipedia, mostly over what follows a quote;
-sentencex leaves quoted speech of several sentences whole, and sets "[citation needed]" apart.
+Chosen by measuring on Wikipedia articles and novels (``scripts/bench_sentences.py``): blingfire is slower and its
+wheels are not kept up, syntok and pysbd take 30 and 200 times as long. All keep every character. Alone, sentencex
+leaves quoted speech of several sentences whole; such a sentence is split once more with its quotes out of sight.
 """
 
+import re
 from collections.abc import Iterator
 
 import sentencex
 
 _LONGEST_PARAGRAPH = 100_000  # characters: splitting is linear, but keeps several copies of a paragraph
+_MARGIN = 20  # characters: as many quotes and spaces may stand between two sentences
+_QUOTE = re.compile(r"""["“”„«»‘]|['’](?!\w)|(?<!\w)'""")  # apostrophes within words are none
+_SPEECH = re.compile(r"""[.!?…]["”’'»)]*\s+["“„«‘'(]*[^\W\d_a-z]""")  # an end, and a capital
+_OPENING = re.compile(r"""(?:(?<=\s)["“„«‘'(]+|\s)+$""")
+_CLOSED = re.compile(r"""["”’'»]\s*$""")
 
 
 def split_sentences(paragraph: str, language: str) -> Iterator[str]:
     """The sentences of one paragraph, in order, nothing but white space left out."""
+    waiting = ""
     for piece in _bounded(" ".join(paragraph.split())):
-        for sentence in _segment(piece, language):
-            text = " ".join(sentence.split())
-            if text:
-                yield text
+        for part in _parts(piece, language):
+            if waiting and _begins_a_sentence(part, waiting):
+                yield " ".join(waiting.split())
+                waiting = ""
+            waiting += part
+        if len(waiting) > _LONGEST_PARAGRAPH:
+            yield " ".join(waiting.split())
+            waiting = ""
+    if waiting.strip():
+        yield " ".join(waiting.split())
+
+
+def _begins_a_sentence(part: str, before: str) -> bool:
+    """Not a sign alone, and not what follows speech: “Why?” he asked."""
+    if not _has_words(part) or not _has_words(before):
+        return False
+    return not (part[0].islower() and _CLOSED.search(before[-_MARGIN:]))
+
+
+def _has_words(text: str) -> bool:
+    return any(map(str.isalnum, text))
+
+
+def _parts(piece: str, language: str) -> Iterator[str]:
+    for sentence in _segment(piece, language):
+        if _SPEECH.search(sentence) and _QUOTE.search(sentence):
+            yield from _speech(sentence, language)
+        else:
+            yield sentence
+
+
+def _speech(sentence: str, language: str) -> Iterator[str]:
+    """The sentences of quoted speech. An opening quote goes to the sentence that it opens."""
+    start = stop = 0
+    for part in _segment(_QUOTE.sub(" ", sentence), language):
+        stop += len(part)
+        tail = sentence[max(start, stop - _MARGIN) : stop]
+        end = stop - len(tail) + len(_OPENING.sub("", tail))
+        following = sentence[end : end + _MARGIN].lstrip(" \"“„«‘'(")
+        if _has_words(sentence[start:end]) and following and not following[0].islower():
+            yield sentence[start:end] + " "
+            start = end
+    yield sentence[start:]
 
 
 def _segment(piece: str, language: str) -> list[str]:

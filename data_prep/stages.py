@@ -109,9 +109,9 @@ def training_text(text: Text, most_characters: float, seed: int) -> Iterator[str
     share = most_characters / max(1, text.characters)
     with tqdm(total=len(text.parts), unit=" parts", desc="train", disable=None, leave=False) as progress:
         for part in text.parts:
-            for number, sentences in kept_documents(part, Counter()):
+            for number, document in kept_documents(part, Counter()):
                 if share >= 1 or document_hash(b"vocab", seed, number) < share * 2.0**64:
-                    yield from sentences
+                    yield from document.decode().split("\n")
             progress.update()
 
 

@@ -6,7 +6,7 @@ the arrays of :func:`data_prep.duplicates.part_keys`. Large packed files are cut
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import zstandard
 
-from data_prep.cleaning import Dropped, clean_paragraphs
+from data_prep.cleaning import HOLE, Dropped, clean_paragraphs
 from data_prep.documents import Document, read_piece, read_raw, write_chunk
 from data_prep.duplicates import DuplicateConfig, part_keys
 from data_prep.pieces import Piece, Span
 from data_prep.sentences import split_sentences
-from data_prep.wikipedia import HOLE
 
 
 @dataclass(frozen=True)
@@ -152,16 +151,3 @@ def document_sentences(document: Document, piece: Piece, dropped: Dropped, count
             else:
                 kept.append(sentence)
     return kept
-
-
-def read_text_part(path: Path) -> Iterator[list[str]]:
-    """The documents of a text part, each a list of sentences."""
-    sentences: list[str] = []
-    with open(path, encoding="utf-8", newline="\n") as file:
-        for line in file:
-            text = line.rstrip("\n")
-            if text:
-                sentences.append(text)
-            elif sentences:
-                yield sentences
-                sentences = []

@@ -24,11 +24,11 @@ import numpy as np
 
 from bert_pretrain.shards import SPLITS
 from data_prep.duplicates import repeated_documents, repeated_sentences
-from data_prep.text_parts import read_text_part, write_whole
+from data_prep.text_parts import write_whole
 from data_prep.tokenizer import load_vocabulary
 from data_prep.words import WordEncoder
 
-_CHARACTERS_PER_BATCH = 4_000_000
+_BYTES_PER_BATCH = 4_000_000
 LENGTH_BIN = 8  # tokens, of the histogram of sentence lengths
 
 
@@ -80,9 +80,9 @@ def document_hash(purpose: bytes, seed: int, number: int) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def is_heldout(sentences: list[str], seed: int, fraction: float) -> bool:
+def is_heldout(document: bytes, seed: int, fraction: float) -> bool:
     """Whether a document is held out: a pure function of its sentences and the seed; equal documents stay together."""
-    digest = hashlib.blake2b("\n".join(sentences).encode(), digest_size=8, key=seed.to_bytes(8, "little"))
+    digest = hashlib.blake2b(document, digest_size=8, key=seed.to_bytes(8, "little"))
     return int.from_bytes(digest.digest(), "little") < fraction * 2.0**64
 
 
@@ -106,24 +106,28 @@ def encode_part(job: EncodeJob) -> dict[str, Any]:
     sizes: list[int] = []
     numbers: list[int] = []
     copies: list[int] = []
-    texts: list[str] = []
+    waiting: list[bytes] = []
     ids, lengths = [np.zeros(0, dtype=encoder.dtype)], [np.zeros(0, dtype=np.int64)]
-    waiting = 0
-    for number, sentences in kept_documents(job.text, counts):
-        texts += sentences
-        waiting += sum(map(len, sentences))
-        heldout = is_heldout(sentences, job.seed, job.heldout_fraction)
+
+    def flush() -> None:
+        for values, more in zip((ids, lengths), encoder.encode(b"".join(waiting)), strict=True):
+            values.append(more)
+        waiting.clear()
+
+    size = 0
+    for number, document in kept_documents(job.text, counts):
+        heldout = is_heldout(document, job.seed, job.heldout_fraction)
         bucket = document_hash(b"bucket", job.seed, number) % job.buckets[heldout]
         slots.append(bucket + heldout * job.buckets[0])
-        sizes.append(len(sentences))
+        sizes.append(document.count(b"\n") + 1)
         numbers.append(number)
         copies.append(1 if heldout else document_copies(job, number))
-        if waiting >= _CHARACTERS_PER_BATCH:
-            for values, more in zip((ids, lengths), encoder.encode(texts), strict=True):
-                values.append(more)
-            texts, waiting = [], 0
-    for values, more in zip((ids, lengths), encoder.encode(texts), strict=True):
-        values.append(more)
+        waiting += document, b"\n"
+        size += len(document)
+        if size >= _BYTES_PER_BATCH:
+            flush()
+            size = 0
+    flush()
     tokens, sizes_of_sentences = np.concatenate(ids), np.concatenate(lengths)
     kept = _without_empty(tokens, sizes_of_sentences, np.array(sizes, dtype=np.int64), counts)
     part = Encoded(*kept[:3], np.array(numbers, dtype=np.int64)[kept[3]], np.array(copies, dtype=np.int64)[kept[3]])
@@ -139,23 +143,27 @@ def encode_part(job: EncodeJob) -> dict[str, Any]:
     return {**counts, "tokens_a_sentence": histogram.tolist()}
 
 
-def kept_documents(part: TextPart, counts: Counter[str]) -> Iterator[tuple[int, list[str]]]:
-    """(number, sentences) of the documents of a text part, without those, and the sentences, that came before."""
+def kept_documents(part: TextPart, counts: Counter[str]) -> Iterator[tuple[int, bytes]]:
+    """(number, sentences) of the documents of a text part, without those, and the sentences, that came before.
+
+    The sentences in UTF-8, with a line feed between them.
+    """
     dropped = set(repeated_documents(part.repeats).tolist())
     repeated = set(repeated_sentences(part.repeats, part.first_sentence, part.first_sentence + part.sentences))
     sentence = part.first_sentence
-    for number, sentences in enumerate(read_text_part(part.path), start=part.first_document):
-        first, sentence = sentence, sentence + len(sentences)
+    for number, document in enumerate(part.path.read_bytes().split(b"\n\n")[:-1], start=part.first_document):
+        first, sentence = sentence, sentence + document.count(b"\n") + 1
         if number in dropped:
             counts["documents_dropped_as_repeated"] += 1
             continue
         if repeated:
+            sentences = document.split(b"\n")
             fresh = [text for place, text in enumerate(sentences, start=first) if place not in repeated]
             counts["sentences_dropped_as_repeated"] += len(sentences) - len(fresh)
             counts["documents_dropped_as_all_repeated"] += not fresh
-            sentences = fresh
-        if sentences:
-            yield number, sentences
+            document = b"\n".join(fresh)
+        if document:
+            yield number, document
 
 
 def _without_empty(

@@ -4,6 +4,7 @@ Only ``tokenizers`` is used, the library that runs inside ``transformers``' BERT
 same ids (a test compares them) and torch is not loaded.
 """
 
+import functools
 import hashlib
 import json
 from collections import Counter
@@ -116,7 +117,7 @@ def load_vocabulary(path: Path, lowercase: bool) -> Vocabulary:
     if not file.is_file():
         raise ConfigError(f"vocab is {str(path)!r}; it takes a vocab.txt, or a folder with tokenizer.json or vocab.txt")
     if file.suffix == ".json":
-        return _load_tokenizer_json(file)
+        return _load_tokenizer_json(file, file.stat().st_mtime_ns)
     try:
         tokens = file.read_text(encoding="utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
@@ -128,7 +129,9 @@ def load_vocabulary(path: Path, lowercase: bool) -> Vocabulary:
     return _of_tokens(tokens, lowercase)
 
 
-def _load_tokenizer_json(file: Path) -> Vocabulary:
+@functools.lru_cache(maxsize=1)
+def _load_tokenizer_json(file: Path, changed: int) -> Vocabulary:
+    """Once for all stages; ``changed`` is the file's time."""
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises the bare class

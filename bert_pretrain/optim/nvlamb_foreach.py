@@ -24,8 +24,9 @@ from torch import Tensor
 from bert_pretrain.optim.layers import Decision, Layers, Outcome, Work, copy_masters
 from bert_pretrain.optim.norms import layer_norms
 
-CPU_RUN = 1 << 19
-"""Elements of a run of small layers, and of a piece of a large one: five float32 arrays of it fit a cache."""
+CPU_RUN = 1 << 20
+"""Elements of a run of small layers, and of a piece of a large one: five float32 arrays of it fit a last-level cache.
+Smaller ones would fit a nearer cache, but starting an operation on all threads costs more than that saves."""
 DEVICE_RUN = 1 << 25
 """The same elsewhere: few launches matter, and no layer is cut."""
 

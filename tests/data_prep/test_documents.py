@@ -111,6 +111,8 @@ def test_json_lines(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
     assert read(tmp_path, kind="jsonl") == [["One.", "Two words."], ["Three", "four."]]
     (tmp_path / "b.jsonl").write_text('{"body": "B."}')
+    (tmp_path / "c.jsonl").write_text('{"text": "Half \\ud83d, whole \\ud83d\\ude00."}')
+    assert read(tmp_path / "c.jsonl", kind="jsonl") == [["Half ?, whole \U0001f600."]]
     assert read(tmp_path / "b.jsonl", kind="jsonl", text_field="body") == [["B."]]
 
 

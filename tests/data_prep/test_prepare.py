@@ -13,7 +13,6 @@ from tokenizers import Tokenizer
 from bert_pretrain.masking import restore_ids
 from bert_pretrain.shards import SHARD_FIELDS, ShardReader, read_manifest, shard_paths
 from data_prep import prepare, report, verify
-from data_prep.text_parts import read_text_part
 from data_prep.tokenised import is_heldout
 from data_prep.tokenizer import load_vocabulary
 
@@ -78,6 +77,11 @@ def content(out_dir: Path) -> dict[str, bytes]:
     return files
 
 
+def read_text_part(path: Path) -> list[list[str]]:
+    """The documents of a text part, each a list of sentences."""
+    return [document.split("\n") for document in path.read_text().split("\n\n")[:-1]]
+
+
 def test_from_text_to_shards(tmp_path: Path, run: Run) -> None:
     texts, out_dir = write_texts(tmp_path / "texts"), tmp_path / "out"
     printed = run(prepare, *options(texts, out_dir, "dupe_factor=3", "corpus.licence=CC0"))
@@ -85,7 +89,7 @@ def test_from_text_to_shards(tmp_path: Path, run: Run) -> None:
     manifest = read_manifest(out_dir)
     assert manifest is not None
     vocabulary = load_vocabulary(out_dir / "tokenizer", True)
-    documents = list(read_text_part(out_dir / "corpus" / "text" / "000000.txt"))
+    documents = read_text_part(out_dir / "corpus" / "text" / "000000.txt")
     assert len(documents) == 60
     assert sum(map(len, documents)) == 720
     source_text = "".join((texts / f"{part}.txt").read_text() for part in range(2))
@@ -122,7 +126,11 @@ def check_against_corpus(arrays: dict, documents: list[list[str]], tokenizer: To
     """Every segment stands in a document of its own split, and true next ones in the same document."""
     encoded = [tokenizer.encode_batch(document, add_special_tokens=False) for document in documents]
     texts = [" ".join(str(token) for sentence in sentences for token in sentence.ids) for sentences in encoded]
-    mine = {d for d, text in enumerate(documents) if is_heldout(text, 12345, 0.2) == (split == "heldout")}
+    mine = {
+        d
+        for d, text in enumerate(documents)
+        if is_heldout("\n".join(text).encode(), 12345, 0.2) == (split == "heldout")
+    }
     original = restore_ids(arrays)
     for row in range(0, len(original), 7):
         length, b_tokens = int(arrays["input_mask"][row].sum()), int(arrays["segment_ids"][row].sum())

@@ -19,16 +19,35 @@ def test_splits() -> None:
     assert sentences[-1] == "It was late, e.g. at night."
 
 
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["“It is late.", "He went.” he said."],
+        ["He said “Go.", "Now.”", "Nobody came.", "“Why?", "I am Dr. Smith,” said he."],
+        ['"One.', 'Two."', "Three."],
+        ["I met him ‘Now.", "Then.’", "And I don’t.", "It’s Tom’s."],
+        ['"Why?" he asked.', '"No."', "She left."],
+        ["“What? no!” she cried."],
+        ["It is so (see there. )"],
+        ["Well ...", "So."],
+        ["„Ja.", "Nein!“", "Er ging."],
+    ],
+)
+def test_speech(sentences: list[str]) -> None:
+    """Quoted speech of several sentences is split; what follows it in small letters, and lone signs, belong to it."""
+    assert list(split_sentences(" ".join(sentences), "en")) == sentences
+
+
 def test_nothing_is_lost() -> None:
     rng = random.Random(0)
-    letters = "abc ABC.!?\"'()[]…。！ \u00a0\u2028éß中文\U0001f600\u0301-—123\t"
+    letters = "abc ABC.!?\"'“”‘’()[]…。！ \u00a0\u2028éß中文\U0001f600\u0301-—123\t"
     for _ in range(3000):
         text = "".join(rng.choices(letters, k=rng.randint(0, 120)))
         for language in ("en", "de", "zh"):
             assert without_space("".join(split_sentences(text, language))) == without_space(text)
 
 
-@pytest.mark.parametrize("unit", ["a b ", "word. ", '"a. b ', "x", "Mr. ", "(", "é"])
+@pytest.mark.parametrize("unit", ["a b ", "word. ", '"a. b ', '"A. B ', "“a. b. ", '. "', "x", "Mr. ", "(", "é"])
 def test_huge_paragraphs_in_bounded_time(unit: str) -> None:
     text = unit * (2_000_000 // len(unit))
     start = time.perf_counter()

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from bert_pretrain.errors import ConfigError
-from data_prep.cleaning import Dropped
+from data_prep.cleaning import HOLE, Dropped
 from data_prep.documents import Document, read_piece
 from data_prep.planning import plan_pieces
-from data_prep.wikipedia import HOLE, is_left_over, wikitext_paragraphs
+from data_prep.wikitext import why_no_text, wikitext_paragraphs
 from tests.conftest import ROOT
 from tests.data_prep.test_documents import corpus
 
@@ -37,7 +37,7 @@ def read_dump(path: Path, piece_bytes: int = 1 << 24) -> tuple[list[Document], D
 
 def test_markup_goes_and_words_stay() -> None:
     text = """{{Infobox person | name = A}}[[File:A.jpg|thumb|A '''picture''' of [[B]].]]
-'''Ada''' ({{IPA|a}}; born {{convert|3|km|mi}} away{{citation needed}}) was a [[mathematician|writer]]
+'''Ada''' ({{IPAc-en|a}}; born {{convert|3|km|mi}} away{{citation needed}}) was a [[mathematician|writer]]
 of [[Lon]]s.<ref>No.</ref>
 She went on.{{refn|Nor this.}}<!-- hidden -->
 
@@ -62,7 +62,7 @@ Kept.
 {{reflist}} Dropped.
 """
     assert wikitext_paragraphs(text) == [
-        "Ada (born 3 km away) was a writer of Lons. She went on.",
+        "Ada (born 3 kilometres away) was a writer of Lons. She went on.",
         "A first item.",
         "Second & last – item with a break.",
         "Text behind the list goes on here.",
@@ -74,8 +74,57 @@ Kept.
 
 @pytest.mark.parametrize("text", ["{{broken", "a ]] b", "| cell", "<div class=x>", "{| open"])
 def test_what_the_parser_leaves_is_seen(text: str) -> None:
-    assert is_left_over(text)
-    assert not is_left_over("A {plain} sentence [of] 3 < 4 | words.")
+    assert why_no_text(text) == "markup_left_over"
+    assert why_no_text("A {plain} sentence [of] 3 < 4 | words.") is None
+
+
+def test_pointers_to_other_articles() -> None:
+    assert why_no_text("See also: Software patents for a general overview.") == "pointer_to_another_article"
+    assert why_no_text("Main articles such as these see also to the rest.") is None
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "text"),
+    [
+        ("It is [[wikt:plausible|plausible]] and [[wikt:ambi-|ambi]].", "It is plausible and ambi."),
+        ("[[Alien: Covenant]] and [[Star Trek: Voyager|Voyager]].", "Alien: Covenant and Voyager."),
+        ("Text.[[de:Wort]][[zh-yue:字]][[Category:A]][[File:b.jpg|c]]", "Text."),
+        ("The [[:Category:Lists|lists]] of [[wikt:word]].", "The lists of word."),
+        ("10<sup>24</sup> km<sup>2</sup>, 10<sup>−3</sup>, H<sub>2</sub>O.", "10²⁴ km², 10⁻³, H₂O."),
+        ("The 1<sup>st</sup> of x<sup>n+1</sup>.", f"The 1st of x{HOLE}."),
+        ("15{{nbsp}}May{{mdashb}}{{HMS|Ajax|22|6}} in A{{music|flat}}.", "15 May — HMS Ajax in A-flat."),
+        ("The {{Nihongo|[[bayonet]]|銃剣|jūken}} at {{Coord|13|N|169|W}}.", f"The bayonet at {HOLE}."),
+        ("{{Coord|13|N|169|W|display=title}}It {{nowrap|1=is ''so''}}.", "It is so."),
+        ("Only {{unknown|a}} {{cite web|title=b}} this.", "Only this."),
+    ],
+)
+def test_what_stands_in_a_sentence(wikitext: str, text: str) -> None:
+    assert wikitext_paragraphs(wikitext) == [text]
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("convert|2381741|km2|sqmi|0", "2,381,741 square kilometres"),
+        ("convert|1|mi|km", "1 mile"),
+        ("Convert|60|and(-)|80|kg|lb", "60 and 80 kilograms"),
+        ("convert|25|by|36|by|4|cm|0|abbr=on", "25 by 36 by 4 centimetres"),
+        ("convert|5|mi|km|adj=on", "5-mile"),
+        ("convert|5|ft|8|in|cm", "5 feet 8 inches"),
+        ("cvt|100|km|mi|0", "100 kilometres"),
+        ("convert|44|e6acre|e6ha", "44 million acres"),
+        ("convert|1.4|Moilbbl/d", "1.4 million barrels per day"),
+        ("convert|340|m/s|ft/s", "340 metres per second"),
+        ("convert|84|PD/sqmi|PD/km2", "84 inhabitants per square mile"),
+        ("convert|-33|C-change|F", "-33 °C"),
+        ("convert|1,500|sqft", "1,500 square feet"),
+        ("convert|7|florin|", HOLE),
+        ("convert|many|km", HOLE),
+        ("convert|3", HOLE),
+    ],
+)
+def test_units_are_read_as_words(template: str, text: str) -> None:
+    assert wikitext_paragraphs(f"It is {{{{{template}}}}} here.") == [f"It is {text} here."]
 
 
 def test_pages_that_are_no_articles_are_counted(tmp_path: Path) -> None:

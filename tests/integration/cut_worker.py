@@ -56,6 +56,7 @@ def build_trainer(config: PretrainConfig, world: World, loss_is_scaled: bool = F
         checkpoint_every=10**9,
         peak_rate=1.0,
         communication=config.communication,
+        numerics=config.numerics,
     )
 
 

@@ -1,0 +1,262 @@
+"""Entry: ``[torchrun ... -m] python -m bert_pretrain.finetune task=NAME model_dir=FOLDER_OR_HUB_NAME``.
+
+Fine-tunes a pretrained model with several seeds on GLUE or SQuAD and writes the scores, their median and spread, and
+the predictions in the form in which they are submitted. ``transformers``' Trainer is the loop.
+"""
+
+import json
+import logging
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from bert_pretrain.distributed import World, open_world, report_once
+from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.metrics import writable_directory
+from bert_pretrain.pretrained import load_tokenizer, new_model
+from bert_pretrain.scores import Scores
+from bert_pretrain.structured import entry_point
+from bert_pretrain.task_data import InputSet, load_split
+from bert_pretrain.tasks import Say, SourceConfig, TaskConfig
+
+
+@dataclass
+class TrainingConfig:
+    """The hyper-parameters of fine-tuning: AdamW, the learning rate rising and falling linearly."""
+
+    batch_size: int
+    """Examples (for SQuAD: windows) a step, over all ranks."""
+    micro_batch_size: int | None
+    """Of these, what a rank takes at a time; null: all of its share."""
+    eval_batch_size: int
+    """Examples a rank predicts at a time."""
+    epochs: float
+    lr: float
+    warmup_proportion: float
+    """Share of all steps in which the learning rate rises to ``lr``."""
+    weight_decay: float
+    adam_eps: float
+    max_grad_norm: float
+    max_length: int
+    """Tokens of an input, at most."""
+    max_train_samples: int | None
+    """Train on this many examples, the same for all seeds; null: on all."""
+    precision: str
+    """auto (bf16 on GPUs that have it), fp32, bf16, fp16."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "micro_batch_size", "eval_batch_size", "max_train_samples"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"training.{name}", value, "1 or more")
+        require(self.epochs > 0, "training.epochs", self.epochs, "more than 0")
+        require(self.lr > 0, "training.lr", self.lr, "more than 0")
+        require(0 <= self.warmup_proportion < 1, "training.warmup_proportion", self.warmup_proportion, "0 to below 1")
+        require(self.max_length >= 8, "training.max_length", self.max_length, "8 or more")
+        allowed = ("auto", "fp32", "bf16", "fp16")
+        require(self.precision in allowed, "training.precision", self.precision, ", ".join(allowed))
+
+
+@dataclass
+class FinetuneConfig:
+    """Options of ``python -m bert_pretrain.finetune``."""
+
+    model_dir: str
+    """A folder that ``bert_pretrain.export`` wrote, any other that ``transformers`` loads, or a name on the hub."""
+    from_scratch: bool
+    """Random weights instead of the pretrained ones: what pretraining is worth is the difference."""
+    task: TaskConfig
+    data: SourceConfig
+    training: TrainingConfig
+    seeds: list[int]
+    """A run for each: it decides the new weights, the order of the examples, and dropout."""
+    out_dir: str
+    """Gets results.json and, for each seed, predictions."""
+    overwrite: bool
+    """Replace the results of an earlier run in ``out_dir``."""
+    predict_test: bool
+    """Predict the test sets, too."""
+    save_models: bool
+    """Keep the fine-tuned model of each seed."""
+    device: str
+
+    def __post_init__(self) -> None:
+        require(len(set(self.seeds)) == len(self.seeds) > 0, "seeds", self.seeds, "one or more, all different")
+
+
+@entry_point("finetune", FinetuneConfig, report=report_once)
+@record
+def main(config: FinetuneConfig) -> None:
+    """Fine-tune with every seed; print and write the scores."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    with open_world(config.device, str(config)) as world:
+        finetune(config, world)
+
+
+def finetune(config: FinetuneConfig, world: World) -> None:
+    """Read and check everything, then a run for each seed."""
+    say: Say = print if world.is_first else (lambda _: None)
+    out_dir = Path(config.out_dir)
+    micro_batch, accumulation = batch_cut(config.training, world.size)
+    world.together(lambda: check_out_dir(out_dir, config.overwrite) if world.is_first else None)
+    tokenizer = world.together(lambda: load_tokenizer(config.model_dir, config.training.max_length))
+    world.together(lambda: new_model(config.model_dir, config.task, config.from_scratch, 0, say))
+    train, evaluations = world.together(lambda: load_data(config, tokenizer, say))
+    runs: list[dict[str, Any]] = []
+    for seed in config.seeds:
+        started, folder = time.perf_counter(), out_dir / f"seed_{seed}"
+        trainer = transformers.Trainer(
+            model=new_model(config.model_dir, config.task, config.from_scratch, seed, say=lambda _: None),
+            args=training_arguments(config, seed, micro_batch, accumulation, world),
+            train_dataset=train.inputs,
+            data_collator=train.batch,
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        loss = trainer.train().training_loss
+        scores = evaluate(trainer, evaluations, folder if world.is_first else None)
+        if config.save_models and world.is_first:
+            trainer.save_model(str(folder / "model"))
+            tokenizer.save_pretrained(folder / "model")
+        runs.append({"seed": seed, **scores, "training_loss": loss, "seconds": time.perf_counter() - started})
+        say(table(runs[-1:], with_head=len(runs) == 1))
+    summary = summarise(runs)
+    say(table(summary, with_head=False))
+    if world.is_first:
+        write_results(out_dir, config, runs, summary)
+    say(f"results.json and predictions are in {out_dir}")
+
+
+def batch_cut(config: TrainingConfig, ranks: int) -> tuple[int, int]:
+    """A rank's micro-batch, and how many of them are its share of a step."""
+    share, rest = divmod(config.batch_size, ranks)
+    if rest:
+        raise ConfigError(f"training.batch_size is {config.batch_size}; allowed: multiples of the {ranks} ranks")
+    micro_batch = config.micro_batch_size or share
+    if share % micro_batch:
+        raise ConfigError(f"training.micro_batch_size is {micro_batch}; allowed: what divides {share}, a rank's share")
+    return micro_batch, share // micro_batch
+
+
+def check_out_dir(out_dir: Path, overwrite: bool) -> None:
+    """Raise ``ConfigError`` where results would be lost or cannot be written."""
+    if (out_dir / "results.json").exists() and not overwrite:
+        raise ConfigError(f"out_dir {out_dir} holds results; give another, or overwrite=true to replace them")
+    fault = writable_directory(out_dir)
+    if fault is not None:
+        raise ConfigError(f"out_dir {out_dir} cannot be written ({fault}); give another")
+
+
+def load_data(config: FinetuneConfig, tokenizer: Any, say: Say) -> tuple[InputSet, list[InputSet]]:
+    """The training set, and the sets to evaluate or to predict."""
+    task, training = config.task, config.training
+    sets = []
+    for split in task.splits:
+        if config.predict_test or not split.startswith("test"):
+            samples = training.max_train_samples if split == "train" else None
+            sets.append(load_split(task, config.data, split, tokenizer, training.max_length, samples, say))
+    found = {inputs.split: inputs for inputs in sets if inputs is not None}
+    say(f"{task.name}: " + ", ".join(f"{split} {len(inputs.inputs):,} inputs" for split, inputs in found.items()))
+    return found.pop("train"), list(found.values())
+
+
+def training_arguments(
+    config: FinetuneConfig, seed: int, micro_batch: int, accumulation: int, world: World
+) -> transformers.TrainingArguments:
+    """What the Trainer is told: no files, no reports, the hyper-parameters as they stand."""
+    training = config.training
+    on_gpu = world.device.type == "cuda"
+    auto = training.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()
+    arguments = transformers.TrainingArguments(
+        output_dir=str(Path(config.out_dir) / f"seed_{seed}"),
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=accumulation,
+        per_device_eval_batch_size=training.eval_batch_size,
+        num_train_epochs=training.epochs,
+        learning_rate=training.lr,
+        lr_scheduler_type="linear",
+        warmup_steps=training.warmup_proportion,  # below 1, it is a share
+        weight_decay=training.weight_decay,
+        adam_epsilon=training.adam_eps,
+        max_grad_norm=training.max_grad_norm,
+        seed=seed,
+        bf16=training.precision == "bf16" or auto,
+        fp16=training.precision == "fp16",
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        remove_unused_columns=False,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=not (world.is_first and sys.stderr.isatty()),
+    )
+    # With one process and several GPUs, the Trainer would multiply the batch by their number.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def evaluate(trainer: transformers.Trainer, evaluations: list[InputSet], folder: Path | None) -> Scores:
+    """Predict every set and score those with labels; write the predictions where there is a ``folder``."""
+    scores: Scores = {}
+    for inputs in evaluations:
+        trainer.data_collator = inputs.batch
+        found, files = inputs.read(trainer.predict(cast(Any, inputs.inputs)).predictions)
+        prefix = inputs.split.removeprefix("dev").lstrip("_")
+        scores |= {f"{prefix}_{name}".lstrip("_"): value for name, value in found.items()}
+        if folder is not None:
+            (folder / inputs.split).mkdir(parents=True, exist_ok=True)
+            for name, text in files.items():
+                (folder / inputs.split / name).write_text(text, encoding="utf-8")
+    return scores
+
+
+def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with the median, the standard deviation, the least and the greatest of every column."""
+    columns = {name: [run[name] for run in runs] for name in runs[0] if name != "seed"}
+    medians = {name: statistics.median(values) for name, values in columns.items()}
+    deviations = {name: statistics.stdev(v) if len(v) > 1 else 0.0 for name, v in columns.items()}
+    least, greatest = ({name: pick(values) for name, values in columns.items()} for pick in (min, max))
+    return [
+        {"seed": "median", **medians},
+        {"seed": "deviation", **deviations},
+        {"seed": "least", **least},
+        {"seed": "greatest", **greatest},
+    ]
+
+
+def table(rows: list[dict[str, Any]], with_head: bool) -> str:
+    """Rows as text, a column each for what they hold."""
+    widths = {name: max(9, len(name)) for name in rows[0]}
+    lines = ["  ".join(f"{name:>{width}}" for name, width in widths.items())] if with_head else []
+    for row in rows:
+        cells = [f"{row[n]:>{w}.2f}" if isinstance(row[n], float) else f"{row[n]:>{w}}" for n, w in widths.items()]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)
+
+
+def write_results(
+    out_dir: Path, config: FinetuneConfig, runs: list[dict[str, Any]], summary: list[dict[str, Any]]
+) -> None:
+    """``results.json`` (each seed, median and spread, all options), whole or not at all."""
+    result = {
+        "task": config.task.name,
+        "model": config.model_dir,
+        "from_scratch": config.from_scratch,
+        "runs": runs,
+        **{row["seed"]: {name: value for name, value in row.items() if name != "seed"} for row in summary},
+        "options": asdict(config),
+    }
+    temporary = out_dir / ".results.json.partial"
+    temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.rename(out_dir / "results.json")
+
+
+if __name__ == "__main__":
+    main()

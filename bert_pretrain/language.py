@@ -1,0 +1,166 @@
+"""A synthetic language that a tiny model learns in tens of steps, written as shards: what toy studies train on.
+
+A sample is two segments of words, each with a topic; the second has the topic of the first, or, with next-sentence
+label 1, another. A word is, with probability 0.8, the one successor of the word before it, or else drawn from the
+topic's words: a Zipf distribution (the k-th word with probability proportional to 1/k) over an order of the words
+that is the topic's own. So there is something to learn at three speeds: how often words are, which topic the
+neighbours tell of, and which words follow each other.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.masking import SPECIAL_TOKENS, MaskingRule, mask_samples
+from bert_pretrain.sample_order import SampleOrder
+from bert_pretrain.shards import Arrays, ShardHeader, read_manifest, write_manifest, write_shard
+
+_SUCCESSION = 0.8
+_MASKED_SHARE = 0.15
+_ROWS = 65_536  # of a shard: bounds the memory
+_CLS, _SEP = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
+
+
+@dataclass
+class LanguageConfig:
+    """A language and how many samples of it. None is padded: every sample has ``sequence_length`` tokens."""
+
+    samples: int
+    heldout_samples: int
+    sequence_length: int
+    vocab_size: int
+    """The five special tokens included."""
+    topics: int
+    seed: int
+    broken_steps: list[int] = field(default_factory=list)
+    """Steps of a run, from 0, whose whole batch is spoilt: all masked words are labelled as one and the same word, and
+    next-sentence labels are turned round. Of a run with ``data.block_size`` and batch ``broken_size``, in its first
+    epoch; which samples make up a step depends on the run's seed."""
+    broken_size: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "heldout_samples", "broken_size"):
+            require(getattr(self, name) >= 1, f"corpus.{name}", getattr(self, name), "1 or more")
+        require(self.sequence_length >= 8, "corpus.sequence_length", self.sequence_length, "8 or more")
+        least = len(SPECIAL_TOKENS) + 2
+        require(self.vocab_size >= least, "corpus.vocab_size", self.vocab_size, f"{least} or more")
+        require(self.topics >= 2, "corpus.topics", self.topics, "2 or more")
+        whole = self.samples % self.broken_size == 0
+        require(whole, "corpus.broken_size", self.broken_size, f"a divisor of corpus.samples ({self.samples})")
+        steps = self.samples // self.broken_size
+        found = self.broken_steps
+        require(all(0 <= step < steps for step in found), "corpus.broken_steps", found, f"numbers below {steps}")
+
+    def spoilt_samples(self, run_seed: int) -> np.ndarray:
+        """Numbers of the samples that the broken steps of a run with this seed take."""
+        order, size = SampleOrder(run_seed, self.samples, self.broken_size), self.broken_size
+        blocks = [run.block for step in self.broken_steps for run in order.slices(step * size, (step + 1) * size)]
+        starts = [order.block_start(0, block) for block in blocks]
+        return np.concatenate([np.arange(start, start + size) for start in starts] or [np.empty(0, np.int64)])
+
+
+class Language:
+    """The tables of the language that ``config.seed`` draws."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        rng = np.random.default_rng([config.seed, 0])
+        words = config.vocab_size - len(SPECIAL_TOKENS)
+        shares = 1.0 / np.arange(1, words + 1)
+        self.config = config
+        self.steps = np.cumsum(shares / shares.sum())  # (words,) of the ranks
+        self.ranked = np.stack([rng.permutation(words) for _ in range(config.topics)])  # (topics, words)
+        cycle = rng.permutation(words)
+        self.successor = np.empty(words, np.int64)  # one cycle through all words: no word follows itself
+        self.successor[cycle] = np.roll(cycle, -1)
+
+    def words(self, topics: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
+        """Words numbered from 0, (n, length), for the topics (n,)."""
+        ranks = np.searchsorted(self.steps, rng.random((len(topics), length)))
+        drawn = self.ranked[topics[:, None], np.minimum(ranks, len(self.steps) - 1)]
+        follows = rng.random((len(topics), length)) < _SUCCESSION
+        for place in range(1, length):
+            drawn[:, place] = np.where(follows[:, place], self.successor[drawn[:, place - 1]], drawn[:, place])
+        return drawn
+
+    def samples(self, number: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Token ids (number, L), segment ids (number, L) and next-sentence labels (number,)."""
+        length = self.config.sequence_length
+        first = (length - 3) // 2
+        label = rng.integers(0, 2, number)
+        topic = rng.integers(0, self.config.topics, number)
+        other = (topic + rng.integers(1, self.config.topics, number)) % self.config.topics
+        ids = np.full((number, length), _SEP)
+        ids[:, 0] = _CLS
+        ids[:, 1 : 1 + first] = len(SPECIAL_TOKENS) + self.words(topic, first, rng)
+        second = np.where(label == 1, other, topic)
+        ids[:, 2 + first : -1] = len(SPECIAL_TOKENS) + self.words(second, length - 3 - first, rng)
+        segments = np.broadcast_to(np.arange(length) >= 2 + first, ids.shape)
+        return ids, segments.astype(np.int64), label
+
+
+def write_corpus(directory: Path, config: LanguageConfig, run_seed: int = 0) -> None:
+    """Write the shards of both splits and their manifest; nothing where they are there already.
+
+    ``run_seed``: of the run whose steps ``config.broken_steps`` are.
+
+    Raises ``ConfigError`` where ``directory`` holds a corpus made with other options.
+    """
+    manifest, made_with = read_manifest(directory) if directory.is_dir() else None, asdict(config)
+    if manifest is not None:
+        if manifest.get("language") != made_with:
+            raise ConfigError(f"{directory} holds a corpus made with other options; give another out_dir")
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    language, spoilt, rows = Language(config), config.spoilt_samples(run_seed), []
+    for split, total in (("train", config.samples), ("heldout", config.heldout_samples)):
+        header = _header(config, split)
+        for number, start in enumerate(range(0, total, _ROWS)):
+            arrays = _arrays(language, header, start, min(_ROWS, total - start), spoilt)
+            rows.append(write_shard(directory / f"{split}_{number:05d}.hdf5", arrays, header))
+    write_manifest(directory, {"shards": rows, "language": made_with})
+
+
+def _header(config: LanguageConfig, split: str) -> ShardHeader:
+    """The vocabulary is the five special tokens and numbers; there is no tokenizer, as there is no text."""
+    name = hashlib.sha256(f"synthetic {config.vocab_size} {config.topics} {config.seed}".encode()).hexdigest()
+    return ShardHeader(
+        sequence_length=config.sequence_length,
+        max_predictions=max(1, round(_MASKED_SHARE * config.sequence_length)),
+        vocab_size=config.vocab_size,
+        vocab_hash=name,
+        tokenizer_hash=name,
+        masked_lm_prob=_MASKED_SHARE,
+        whole_word_masking=False,
+        short_seq_prob=0.0,
+        dupe_factor=1,
+        seed=config.seed,
+        split=split,
+    )
+
+
+def _arrays(language: Language, header: ShardHeader, start: int, number: int, spoilt: np.ndarray) -> Arrays:
+    """``number`` samples from place ``start`` of a split on, masked."""
+    config, is_train = language.config, header.split == "train"
+    rng = np.random.default_rng([config.seed, 1 if is_train else 2, start])
+    ids, segments, labels = language.samples(number, rng)
+    tokens = [*SPECIAL_TOKENS, *map(str, range(config.vocab_size - len(SPECIAL_TOKENS)))]
+    rule = MaskingRule.of_vocabulary(tokens, header.masked_lm_prob, header.max_predictions, False)
+    lengths = np.full(number, ids.shape[1])
+    masked, positions, words = mask_samples(
+        ids, lengths, rule, config.seed, int(not is_train), start + np.arange(number)
+    )
+    if is_train:
+        rows = np.isin(start + np.arange(number), spoilt)
+        words[rows] = np.where(positions[rows] > 0, config.vocab_size - 1, 0)
+        labels = np.where(rows, 1 - labels, labels)
+    return {
+        "input_ids": masked,
+        "input_mask": np.ones_like(ids),
+        "segment_ids": segments,
+        "masked_lm_positions": positions,
+        "masked_lm_ids": words,
+        "next_sentence_labels": labels,
+    }

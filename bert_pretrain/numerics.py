@@ -1,0 +1,83 @@
+"""Numerical trouble: gradients that are not finite, a loss scale that collapses, losses that spike.
+
+A spike is measured against a running scale: the mean of the losses and their mean distance from it, both forgetting
+exponentially. What lies further above the mean than ``spike_deviations`` such distances is a spike, and moves the
+scale only as far as the bound, so that one outlier does not hide the next and a lasting change is soon the new normal.
+All of it follows from the losses alone and is kept in the checkpoint: a resumed run judges as the undisturbed one.
+"""
+
+from dataclasses import asdict, dataclass
+
+from bert_pretrain.errors import DivergedError, require
+
+_MEMORY = 0.98  # of a step in the next: the scale looks back about 50 steps
+_LEARNING = 50  # losses before the scale is trusted
+_COLLAPSED = 2.0**-8  # a loss scale that has shrunk the gradients this far and still sees them overflow
+
+
+@dataclass
+class NumericsConfig:
+    """Options ``numerics.*``."""
+
+    max_skipped_in_a_row: int
+    """Steps in a row whose gradient is not finite, before the run ends with a diagnosis."""
+    spike_deviations: float
+    """A loss is a spike where it lies this many mean deviations above the running mean."""
+    on_spike: str
+    """``continue`` counts and reports spikes; ``rewind`` goes back to the newest checkpoint and passes over the samples
+    between it and the spike."""
+    max_rewinds: int
+    """Rewinds to one checkpoint before the run ends with a diagnosis."""
+
+    def __post_init__(self) -> None:
+        limit = self.max_skipped_in_a_row
+        require(limit >= 1, "numerics.max_skipped_in_a_row", limit, "1 or more")
+        require(self.spike_deviations > 0, "numerics.spike_deviations", self.spike_deviations, "a number above 0")
+        require(self.on_spike in ("continue", "rewind"), "numerics.on_spike", self.on_spike, "continue, rewind")
+        require(self.max_rewinds >= 1, "numerics.max_rewinds", self.max_rewinds, "1 or more")
+
+
+@dataclass
+class Watch:
+    """What the losses and norms of a run have been so far; a part of its progress."""
+
+    mean: float = 0.0
+    deviation: float = 0.0
+    seen: int = 0
+    """Losses in the scale."""
+    spikes: int = 0
+    skipped_in_a_row: int = 0
+
+    def state_dict(self) -> dict[str, float]:
+        """For the checkpoint."""
+        return asdict(self)
+
+    def note_applied(self, loss: float, spike_deviations: float) -> str | None:
+        """Take the loss of an applied step into the scale; what is to be said where it is a spike."""
+        self.skipped_in_a_row = 0
+        bound = self.mean + spike_deviations * self.deviation
+        spike = self.seen >= _LEARNING and loss > bound
+        said = f"loss {loss:.4f} is a spike: before it {self.mean:.4f} +- {self.deviation:.4f}" if spike else None
+        self.spikes += spike
+        value = bound if spike else loss
+        keep = min(_MEMORY, self.seen / (self.seen + 1))  # a plain mean until there is enough to forget
+        self.deviation = keep * self.deviation + (1 - keep) * abs(value - self.mean) * (self.seen > 0)
+        self.mean = keep * self.mean + (1 - keep) * value
+        self.seen += 1
+        return said
+
+    def note_skipped(self, step: int, scale: float, scaled: bool, limit: int) -> None:
+        """Count a step that was skipped after ``step``. Raises ``DivergedError`` where it is time to give up."""
+        self.skipped_in_a_row += 1
+        if scaled and scale < _COLLAPSED:
+            raise DivergedError(
+                f"the loss scale collapsed to {scale:.3g} after step {step}: {self.skipped_in_a_row} steps in a row "
+                "overflowed however small the loss was made, so the loss itself or a weight is not finite; use "
+                "precision.compute=bf16 or fp32, or a lower optimizer.lr, and go on from a checkpoint"
+            )
+        if self.skipped_in_a_row >= limit:
+            raise DivergedError(
+                f"{self.skipped_in_a_row} steps in a row had a gradient that is not finite, after step {step} "
+                "(numerics.max_skipped_in_a_row); lower optimizer.lr or use precision.compute=bf16, and go on from a "
+                "checkpoint"
+            )

@@ -1,0 +1,86 @@
+"""Tasks on one sentence or a pair (GLUE): rows -> examples -> batches, and predictions in the form of a submission."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.tasks import Row, TaskConfig
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a task."""
+
+    texts: tuple[str, ...]
+    """A sentence or two."""
+    label: float | None
+    """The label's number or, for a regression, its value; None in a test set."""
+
+
+def read_examples(task: TaskConfig, rows: list[Row], where: str, labelled: bool) -> list[Example]:
+    """``rows`` as examples. Raises ``ConfigError`` for missing columns and labels that the task does not have."""
+    if not rows:
+        raise ConfigError(f"{where} has no rows")
+    published = set(task.columns) <= set(rows[0])
+    columns = task.columns if published else task.hub_columns
+    label_column = task.label_column if published and task.label_column in rows[0] else "label"
+    examples = []
+    for number, row in enumerate(rows, 1):
+        missing = [name for name in (*columns, *([label_column] if labelled else [])) if row.get(name) is None]
+        if missing:
+            raise ConfigError(
+                f"{where}: row {number} has no {missing[0]!r}, only {', '.join(row)}; "
+                f"{task.name} needs {', '.join((*columns, label_column))}"
+            )
+        label = read_label(task, row[label_column], f"{where}: row {number}") if labelled else None
+        examples.append(Example(tuple(str(row[name]) for name in columns), label))
+    return examples
+
+
+def read_label(task: TaskConfig, value: Any, where: str) -> float:
+    """The number of a label that is a word of a file or a number of the hub; the value itself for a regression."""
+    if task.label_range is not None:
+        low, high = task.label_range
+        try:
+            number = float(value)
+        except ValueError:
+            number = np.nan
+        if not low <= number <= high:
+            raise ConfigError(f"{where} has the label {value!r}; {task.name} has numbers from {low:g} to {high:g}")
+        return number
+    if isinstance(value, int) and 0 <= value < len(task.labels):
+        return value
+    if value not in task.labels:
+        raise ConfigError(f"{where} has the label {value!r}; {task.name} has {', '.join(task.labels)}")
+    return task.labels.index(value)
+
+
+def batcher(task: TaskConfig, tokenizer: Any, max_length: int) -> Callable[[list[Example]], Batch]:
+    """From examples to a batch of (examples, longest of them) ids, cut at ``max_length`` tokens, longest text first."""
+    label_type = torch.float32 if task.kind == "regression" else torch.int64
+
+    def batch(examples: list[Example]) -> Batch:
+        texts = [list(column) for column in zip(*(example.texts for example in examples), strict=True)]
+        encoded = tokenizer(*texts, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
+        if examples[0].label is not None:
+            encoded["labels"] = torch.tensor([example.label for example in examples], dtype=label_type)
+        return dict(encoded)
+
+    return batch
+
+
+def predicted(task: TaskConfig, logits: np.ndarray) -> np.ndarray:
+    """Labels' numbers, or values of a regression, from logits (examples, labels)."""
+    return logits[:, 0].astype(np.float64) if task.kind == "regression" else logits.argmax(-1)
+
+
+def submission(task: TaskConfig, predictions: np.ndarray) -> str:
+    """GLUE's form: a tab-separated table of the row's number, from 0, and the label as the published files spell it."""
+    spelt = [f"{value:.3f}" if task.kind == "regression" else task.labels[value] for value in predictions]
+    return "index\tprediction\n" + "".join(f"{index}\t{label}\n" for index, label in enumerate(spelt))

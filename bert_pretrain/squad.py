@@ -1,0 +1,197 @@
+"""Questions on a context (SQuAD): windows over long contexts, and answers as spans of the original text.
+
+As Google's BERT (2018) does it: the windows of a context begin ``doc_stride`` tokens apart, the answer is the span with
+the largest sum of start and end scores over all windows. Unlike there, an answer is cut from the text by character
+offsets, never put together from word pieces; and it may come from any window, while Google's program lets a span begin
+only in the window that shows most around its first token, which loses answers that run on behind that window.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.tasks import AnswerConfig, Row
+
+NOTHING = -1e9  # the score of an answer where no span is possible: below any other, and finite for JSON
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, its context, and its gold answers: none where it cannot be answered."""
+
+    key: str
+    text: str
+    context: str
+    answers: tuple[str, ...]
+    answer_start: int
+    """Where the first answer begins in the context, in characters; -1 where there is none."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """One input of the model: a question and a part of its context."""
+
+    question: int
+    """Which of the questions."""
+    inputs: dict[str, np.ndarray]
+    """What the tokenizer gives, each (length,)."""
+    offsets: np.ndarray
+    """(length, 2): each token's first character in the context and the one behind its last; -1 outside of it."""
+
+
+def read_questions(rows: list[Row], where: str, unanswerable: bool, training: bool) -> list[Question]:
+    """``rows`` as questions. Raises ``ConfigError`` for missing fields and answers, and answers not in their place."""
+    if not rows:
+        raise ConfigError(f"{where} has no questions")
+    questions: dict[str, Question] = {}
+    for number, row in enumerate(rows, 1):
+        missing = [name for name in ("id", "question", "context", "answers") if name not in row]
+        if missing:
+            raise ConfigError(f"{where}: question {number} has no {missing[0]!r}, only {', '.join(row)}")
+        if row["id"] in questions:
+            raise ConfigError(f"{where} has two questions with the id {row['id']!r}; predictions are named by it")
+        questions[row["id"]] = _question(row, f"{where}: question {row['id']!r}", unanswerable, training)
+    return list(questions.values())
+
+
+def _question(row: Row, where: str, unanswerable: bool, training: bool) -> Question:
+    answers = row["answers"]
+    if isinstance(answers, dict):  # the hub's columns
+        answers = [
+            {"text": text, "answer_start": start}
+            for text, start in zip(answers["text"], answers["answer_start"], strict=True)
+        ]
+    if row.get("is_impossible"):
+        answers = []
+    if not answers and not (unanswerable and row.get("is_impossible", True)):
+        raise ConfigError(f"{where} has no answer; only task=squad_v2 has such questions, marked is_impossible")
+    if any(not isinstance(answer, dict) or not answer.get("text") for answer in answers):
+        raise ConfigError(f"{where} has an answer without text")
+    start = -1
+    if answers and training:
+        start, text = answers[0].get("answer_start", -1), answers[0]["text"]
+        if start < 0 or row["context"][start : start + len(text)] != text:
+            raise ConfigError(f"{where}: the answer {text!r} is not at answer_start {start} of its context")
+    texts = tuple(answer["text"] for answer in answers)
+    return Question(row["id"], row["question"].strip(), row["context"], texts, start)
+
+
+def windows(questions: list[Question], tokenizer: Any, config: AnswerConfig, max_length: int) -> list[Window]:
+    """All windows of all questions, in order, each at most ``max_length`` tokens."""
+    texts: list[str] = []
+    by_length = defaultdict(list)
+    asked = tokenizer([q.text for q in questions], add_special_tokens=False, return_offsets_mapping=True)
+    for number, offsets in enumerate(asked["offset_mapping"]):
+        kept = offsets[: config.max_query_length]
+        texts.append(questions[number].text[: kept[-1][1] if kept else 0])
+        by_length[len(kept)].append(number)
+    special = tokenizer.num_special_tokens_to_add(pair=True)
+    found: list[list[Window]] = [[] for _ in questions]
+    for length, numbers in by_length.items():  # the tokenizer wants the overlap, which depends on the question's length
+        room = max_length - length - special
+        if room < 2:
+            raise ConfigError(
+                f"training.max_length is {max_length}, which leaves a question of {length} tokens no context; "
+                "give more, or a smaller task.answers.max_query_length"
+            )
+        encoded = tokenizer(
+            [texts[number] for number in numbers],
+            [questions[number].context for number in numbers],
+            truncation="only_second",
+            max_length=max_length,
+            stride=max(0, room - config.doc_stride),
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        for row, sample in enumerate(encoded["overflow_to_sample_mapping"]):
+            found[numbers[sample]].append(_window(encoded, row, numbers[sample]))
+    return [window for of_one in found for window in of_one]
+
+
+def _window(encoded: Any, row: int, question: int) -> Window:
+    in_context = np.array([part == 1 for part in encoded.sequence_ids(row)])
+    offsets = np.where(in_context[:, None], np.array(encoded["offset_mapping"][row]), -1).astype(np.int32)
+    inputs = {
+        name: np.array(encoded[name][row], dtype=np.int32)
+        for name in ("input_ids", "token_type_ids", "attention_mask")
+        if name in encoded
+    }
+    return Window(question, inputs, offsets)
+
+
+def span(window: Window, question: Question) -> tuple[int, int]:
+    """First and last token of the answer in ``window``; (0, 0), the [CLS] token, where it does not hold it whole."""
+    start, end = question.answer_start, question.answer_start + len("".join(question.answers[:1]))
+    inside = np.flatnonzero((window.offsets[:, 1] > start) & (window.offsets[:, 0] < end) & (window.offsets[:, 0] >= 0))
+    if start < 0 or not len(inside):
+        return 0, 0
+    context = window.offsets[window.offsets[:, 0] >= 0]
+    if context[0, 0] > start or context[-1, 1] < end:
+        return 0, 0
+    return int(inside[0]), int(inside[-1])
+
+
+def batcher(tokenizer: Any, questions: list[Question], training: bool) -> Any:
+    """From windows to a batch of (windows, longest of them) ids, and the places of the answers where ``training``."""
+
+    def batch(chosen: list[Window]) -> Batch:
+        names = chosen[0].inputs
+        padded = tokenizer.pad({name: [w.inputs[name].tolist() for w in chosen] for name in names}, return_tensors="pt")
+        if training:
+            spans = [span(window, questions[window.question]) for window in chosen]
+            padded["start_positions"], padded["end_positions"] = torch.tensor(spans).T
+        return dict(padded)
+
+    return batch
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answers, by the question's id."""
+
+    predictions: dict[str, str]
+    """The answers to submit; empty where it finds none."""
+    spans: dict[str, str]
+    """The best span of each, whatever the score of having no answer."""
+    null_odds: dict[str, float]
+    """The score of no answer less that of the best span; larger where an answer is less likely."""
+
+
+def best_answers(
+    questions: list[Question], all_windows: list[Window], starts: np.ndarray, ends: np.ndarray, config: AnswerConfig
+) -> Answers:
+    """Answers, from the scores of starts and ends, each (windows, tokens); beyond a window's end they are unread."""
+    best = [(NOTHING, "") for _ in questions]
+    null = np.full(len(questions), np.inf)
+    for window, start, end in zip(all_windows, starts, ends, strict=True):
+        number = window.question
+        null[number] = min(null[number], float(start[0]) + float(end[0]))
+        score, first, last = _best_span(window, start, end, config)
+        if score > best[number][0]:
+            text = questions[number].context[window.offsets[first, 0] : window.offsets[last, 1]]
+            best[number] = (score, text)
+    keys = [question.key for question in questions]
+    spans = {key: text for key, (_, text) in zip(keys, best, strict=True)}
+    odds = {key: float(none - score) for key, none, (score, _) in zip(keys, null, best, strict=True)}
+    silent = {key for key in keys if config.unanswerable and odds[key] > config.null_threshold}
+    return Answers({key: "" if key in silent else spans[key] for key in keys}, spans, odds)
+
+
+def _best_span(window: Window, start: np.ndarray, end: np.ndarray, config: AnswerConfig) -> tuple[float, int, int]:
+    """The best span of a window among its ``n_best`` starts and ends; a score of -inf where none is possible."""
+    length = len(window.offsets)
+    context = window.offsets[:, 0] >= 0
+    firsts = np.where(context, start[:length], -np.inf)
+    lasts = np.where(context, end[:length], -np.inf)
+    firsts_at = np.argsort(-firsts, kind="stable")[: config.n_best]
+    lasts_at = np.argsort(-lasts, kind="stable")[: config.n_best]
+    tokens = lasts_at[None, :] - firsts_at[:, None] + 1
+    scores = firsts[firsts_at].astype(np.float64)[:, None] + lasts[lasts_at][None, :]
+    scores = np.where((tokens >= 1) & (tokens <= config.max_answer_length), scores, -np.inf)
+    row, column = np.unravel_index(scores.argmax(), scores.shape)
+    return float(scores[row, column]), int(firsts_at[row]), int(lasts_at[column])

@@ -1,0 +1,180 @@
+"""Entry: ``python -m bert_pretrain.study NAME scale=toy|base [option=value ...]``. A comparison of the article's.
+
+A study is one YAML, ``configs/study/NAME.yaml``: arms, each a few options of ``pretrain``; what the article says of
+them; and for each scale the numbers. Every run is an ordinary run of ``pretrain`` in a directory of its own under
+``out_dir/runs``, one after the other, all on one device. Stopped, the same command goes on with the run, and within
+it with the step, where it was. Of a finished run its curve stays (``result.json``, ``metrics.jsonl``), not its weights.
+"""
+
+import json
+import re
+import shutil
+import sys
+import time
+from contextlib import redirect_stdout
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import transformers
+from hydra import compose
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from bert_pretrain.config import PretrainConfig, check_run_dir
+from bert_pretrain.distributed import World, open_world
+from bert_pretrain.errors import ConfigError, DivergedError, require
+from bert_pretrain.language import write_corpus
+from bert_pretrain.machine import device_name
+from bert_pretrain.metrics import read_rows, writable_directory
+from bert_pretrain.plots import draw_study
+from bert_pretrain.preemption import STOPPED, StopRequest
+from bert_pretrain.pretrain import pretrain
+from bert_pretrain.structured import CONFIG_DIR, entry_point, to_dataclass
+from bert_pretrain.study_config import StudyConfig
+from bert_pretrain.verdict import Curve, best_rate, judge, page, table
+
+_EVALUATIONS = 25  # of a run, about
+
+
+class Study:
+    """The runs of one study, each done once."""
+
+    def __init__(self, config: StudyConfig, world: World, stop: StopRequest) -> None:
+        self.config, self.world, self.stop = config, world, stop
+        self.scale, self.out_dir = config.chosen, Path(config.out_dir)
+
+    def run(self) -> dict[str, list[Curve]]:
+        """The curves of every arm, one for each seed; raises ``_StopError`` where it was asked to stop."""
+        for arm in self.config.chosen_arms:  # all of them first: a mistake in the last must not cost the others' hours
+            self._run_config(arm, self.scale.seeds[0])
+        curves: dict[str, list[Curve]] = {}
+        for arm in self.config.chosen_arms:
+            rates, rate = self.scale.learning_rates.get(arm), None
+            if rates is not None:
+                tried = [self._curve(arm, self.scale.tuning_seed, rate) for rate in rates] if len(rates) > 1 else []
+                rate = best_rate(tried) if tried else rates[0]
+            curves[arm] = [self._curve(arm, seed, rate) for seed in self.scale.seeds]
+        return curves
+
+    def _run_config(self, arm: str, seed: int, rate: float | None = None) -> PretrainConfig:
+        """The options of one run; ``rate`` None: what the options say."""
+        given = [*self.scale.options, *self.config.arms[arm], *self.config.run_options]
+        options = [f"recipe={self.scale.recipe}", *(option.replace("{seed}", str(seed)) for option in given)]
+        try:
+            base = to_dataclass(compose("pretrain", options), PretrainConfig)
+        except (HydraException, OmegaConfBaseException) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"arm {arm} of the study, whose options are {' '.join(options)}: {reason}") from None
+        rate, steps = rate or base.optimizer.lr, self.scale.samples // base.batch.global_batch_size
+        require(steps >= 2, f"scales.{self.config.scale}.samples", self.scale.samples, f"two batches or more ({arm})")
+        return replace(
+            base,
+            seed=seed,
+            run_dir=str(self.out_dir / "runs" / re.sub(r"\W+", "_", arm) / f"lr_{rate:g}" / f"seed_{seed}"),
+            optimizer=replace(base.optimizer, lr=rate),
+            schedule=replace(base.schedule, total_steps=steps),
+            training=replace(base.training, evaluate_every_steps=max(1, steps // _EVALUATIONS)),
+        )
+
+    def _curve(self, arm: str, seed: int, rate: float | None) -> Curve:
+        """The curve of a run, which is done first where it is not yet."""
+        config = self._run_config(arm, seed, rate)
+        check_run_dir(config)
+        path = Path(config.run_dir) / "result.json"
+        if not path.exists():
+            self._make_corpora(seed)
+            self._train(config, path)
+        curve = Curve(arm, config.optimizer.lr, seed, **json.loads(path.read_text(encoding="utf-8")))
+        print(f"{arm:<30}lr {curve.rate:<10g}seed {seed:<6}held-out masked-word loss {curve.final:.4f}", flush=True)
+        return curve
+
+    def _make_corpora(self, seed: int) -> None:
+        for name, language in self.scale.corpora.items():
+            write_corpus(self.out_dir / "corpus" / name.replace("{seed}", str(seed)), language, seed)
+
+    def _train(self, config: PretrainConfig, path: Path) -> None:
+        """Run ``pretrain`` to its end, what it says in ``log.txt``, and write the curve to ``path``."""
+        started = time.perf_counter()
+        run_dir, diverged = path.parent, False
+        run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(run_dir / "log.txt", "a", encoding="utf-8") as log, redirect_stdout(log):
+                if not pretrain(config, self.world, self.stop):
+                    raise _StopError
+        except DivergedError:
+            diverged = True
+        batch = config.batch.global_batch_size
+        rows = [row for row in read_rows(run_dir / "metrics.jsonl") if "eval_mlm_loss" in row]
+        curve = {
+            "samples": [row["step"] * batch for row in rows],
+            "losses": [row["eval_mlm_loss"] for row in rows],
+            "diverged": diverged,
+            "seconds": round(time.perf_counter() - started, 1),
+        }
+        temporary = path.with_name(f".{path.name}.partial")
+        temporary.write_text(json.dumps(curve), encoding="utf-8")
+        temporary.rename(path)
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+
+
+class _StopError(Exception):
+    """The study was asked to stop; the run at hand has saved itself."""
+
+
+@entry_point("study", StudyConfig)
+def run_study(config: StudyConfig) -> None:
+    """Run what is missing, then judge and draw."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    fault = writable_directory(Path(config.out_dir))
+    require(fault is None, "out_dir", config.out_dir, f"a directory that can be written ({fault})")
+    stop = StopRequest().listen()
+    with open_world(config.device) as world:
+        require(world.size == 1, "processes", world.size, "1: the runs of a study come one after the other")
+        try:
+            curves = Study(config, world, stop).run()
+        except _StopError:
+            print("stopped as asked; the same command goes on")
+            sys.exit(STOPPED)
+        write_study(config, curves, device_name(world.device))
+
+
+def write_study(config: StudyConfig, curves: dict[str, list[Curve]], device: str) -> None:
+    """Write ``study.json``, ``study.png`` and ``study.md`` into ``out_dir``; print the last."""
+    out_dir, rows = Path(config.out_dir), table(curves, config.chosen.learning_rates)
+    verdicts = [judge(claim, curves) for claim in config.chosen_claims]
+    draw_study(out_dir / "study.png", config.question, curves)
+    text = page(config.question, config.article, rows, verdicts, config.chosen.note)
+    (out_dir / "study.md").write_text(text, encoding="utf-8")
+    result = {
+        "what": config.question,
+        "scale": config.scale,
+        "date": time.strftime("%Y-%m-%d"),
+        "device": device,
+        "command": f"python -m bert_pretrain.study {config.name} scale={config.scale}",
+        "article": config.article,
+        "verdicts": [verdict.sentence for verdict in verdicts],
+        "note": config.chosen.note,
+        "rows": rows,
+        "curves": [asdict(curve) for arm in curves.values() for curve in arm],
+        "options": asdict(config),
+    }
+    (out_dir / "study.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{text}\nfigure, page and data: {out_dir}/study.png, study.md, study.json")
+
+
+def main() -> None:
+    """Take the study's name from the first word of the command line."""
+    names = sorted(path.stem for path in (CONFIG_DIR / "study").glob("*.yaml"))
+    if len(sys.argv) < 2 or sys.argv[1] not in names:
+        found = sys.argv[1] if len(sys.argv) > 1 else "nothing"
+        sys.exit(
+            f"error: study was asked for {found!r}; allowed: {', '.join(names)}; "
+            f"python -m bert_pretrain.study {names[0]} scale=toy"
+        )
+    sys.argv[1] = f"study={sys.argv[1]}"
+    run_study()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The options of ``bert_pretrain.study``: what a YAML under ``configs/study`` says, and the command line."""
+
+from dataclasses import dataclass, field
+
+from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.language import LanguageConfig
+from bert_pretrain.verdict import Claim
+
+
+@dataclass
+class ScaleConfig:
+    """A study's numbers at one scale."""
+
+    recipe: str
+    """What every run starts from."""
+    seeds: list[int]
+    samples: int
+    """Of every run; its steps follow from its batch."""
+    note: str
+    """What this scale can show, and what not."""
+    options: list[str] = field(default_factory=list)
+    """Of every run, over the recipe; the arm's options come over these."""
+    arms: list[str] | None = None
+    """Those that run at this scale; null: all."""
+    learning_rates: dict[str, list[float]] = field(default_factory=dict)
+    """For an arm, the peak rates that are tried with ``tuning_seed``; the best is run with ``seeds``."""
+    tuning_seed: int = 0
+    corpora: dict[str, LanguageConfig] = field(default_factory=dict)
+    """Corpora that the study makes itself, in ``out_dir/corpus/NAME``; ``{seed}`` in names and options is the run's."""
+
+    def __post_init__(self) -> None:
+        distinct = len(self.seeds) == len(set(self.seeds)) >= 1 and self.tuning_seed not in self.seeds
+        require(distinct, "seeds", self.seeds, f"one or more, each once, without the tuning seed ({self.tuning_seed})")
+
+
+@dataclass
+class StudyConfig:
+    """Options of ``python -m bert_pretrain.study``."""
+
+    name: str
+    scale: str
+    """One of the study's ``scales``: ``toy`` | ``base``."""
+    out_dir: str
+    """Runs, corpora, figure, page and data; started again, the study goes on from there."""
+    device: str
+    """``auto``, ``cpu`` or ``cuda``."""
+    run_options: list[str]
+    """Options of ``pretrain`` for every run, over all others: ``run_options=[data.dir=data/mine]``."""
+    question: str
+    article: str
+    """What the article found, in words."""
+    arms: dict[str, list[str]]
+    """What is compared: the options of each, over the scale's."""
+    claims: list[Claim]
+    scales: dict[str, ScaleConfig]
+
+    def __post_init__(self) -> None:
+        require(self.scale in self.scales, "scale", self.scale, " | ".join(self.scales))
+        known = self.arms.keys()
+        for name, scale in self.scales.items():
+            for arm in (*(scale.arms or ()), *scale.learning_rates):
+                require(arm in known, f"scales.{name}", arm, f"the arms {', '.join(known)}")
+        for claim in self.claims:
+            for arm in (claim.arm, claim.against):
+                require(arm in known, "claims", arm, f"the arms {', '.join(known)}")
+        if not self.chosen_arms:
+            raise ConfigError(f"study {self.name} has no arms at scale {self.scale}")
+
+    @property
+    def chosen(self) -> ScaleConfig:
+        """The numbers of ``scale``."""
+        return self.scales[self.scale]
+
+    @property
+    def chosen_arms(self) -> list[str]:
+        """The arms that run at ``scale``."""
+        return list(self.arms) if self.chosen.arms is None else self.chosen.arms
+
+    @property
+    def chosen_claims(self) -> list[Claim]:
+        """The claims whose arms both run at ``scale``."""
+        return [claim for claim in self.claims if {claim.arm, claim.against} <= set(self.chosen_arms)]

@@ -1,0 +1,145 @@
+"""What the runs of a study show: a table, and a verdict for each of the article's claims.
+
+Plain statistics. The result of a run is its held-out masked-word loss after the last step. Of an arm: mean, and
+spread = largest minus smallest over the seeds. Two arms differ by the difference of their means; that counts as an
+effect only where it exceeds the larger of their two spreads. A run that diverged has an infinite loss: of two arms
+with unequal numbers of such runs, the one with more of them is worse.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from bert_pretrain.errors import require
+
+WORSE, BETTER, SAME = "worse", "better", "same"
+RULE = (
+    "Loss: held-out masked-word loss after the last step, in nats. Spread: largest minus smallest over the seeds. A "
+    "difference of two means is called an effect only where it exceeds the larger of the two spreads."
+)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run: held-out masked-word loss over samples."""
+
+    arm: str
+    rate: float
+    """Peak learning rate."""
+    seed: int
+    samples: list[int]
+    losses: list[float]
+    diverged: bool
+    seconds: float
+
+    @property
+    def final(self) -> float:
+        """The last loss; infinite where the run diverged."""
+        if self.diverged or not self.losses or math.isnan(self.losses[-1]):
+            return math.inf
+        return self.losses[-1]
+
+
+@dataclass
+class Claim:
+    """What the article says of two arms."""
+
+    arm: str
+    against: str
+    article: str
+    """``worse`` | ``better`` | ``same``: ``arm`` than ``against``."""
+
+    def __post_init__(self) -> None:
+        allowed = (WORSE, BETTER, SAME)
+        require(self.article in allowed, f"claim on {self.arm}: article", self.article, " | ".join(allowed))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim beside what was found."""
+
+    claim: Claim
+    difference: float
+    """Mean loss of ``claim.arm`` minus that of ``claim.against``, nats; infinite or NaN where runs diverged."""
+    spread: float
+    """The larger of the two arms' spreads."""
+    found: str
+    """``worse`` | ``better`` | ``same``."""
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words."""
+        claim = self.claim
+        seen = {WORSE: "is worse", BETTER: "is better", SAME: "shows no difference"}[self.found]
+        if self.found == claim.article:
+            beside = "as the article has it"
+        elif self.found == SAME:
+            beside = f"the article's effect ({claim.article}) does not show here"
+        else:
+            beside = f"against the article, which has it {'the same' if claim.article == SAME else claim.article}"
+        numbers = f"{self.difference:+.3f} nats, spread {self.spread:.3f}"
+        if not math.isfinite(self.difference):
+            numbers = "runs diverged"
+        return f"**{claim.arm}** against **{claim.against}**: {seen} ({numbers}); {beside}."
+
+
+def spread(values: list[float]) -> float:
+    """Largest minus smallest; 0 where all are the same infinity."""
+    low, high = min(values), max(values)
+    return 0.0 if low == high else high - low
+
+
+def judge(claim: Claim, curves: dict[str, list[Curve]]) -> Verdict:
+    """Compare two arms by the rule above."""
+    arm, against = ([curve.final for curve in curves[name]] for name in (claim.arm, claim.against))
+    difference = mean(arm) - mean(against)
+    larger = max(spread(arm), spread(against))
+    more = sum(map(math.isinf, arm)) - sum(map(math.isinf, against))
+    if more:
+        found = WORSE if more > 0 else BETTER
+    elif not abs(difference) > larger:
+        found = SAME
+    else:
+        found = WORSE if difference > 0 else BETTER
+    return Verdict(claim, difference, larger, found)
+
+
+def mean(values: list[float]) -> float:
+    """The arithmetic mean."""
+    return sum(values) / len(values)
+
+
+def best_rate(tried: list[Curve]) -> float:
+    """The learning rate of the run that ended lowest; of equals, the first."""
+    return min(tried, key=lambda curve: curve.final).rate
+
+
+def table(curves: dict[str, list[Curve]], rates: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """A row for each arm; ``rates``: those that were tried for it."""
+    rows = []
+    for arm, runs in curves.items():
+        finals = [curve.final for curve in runs]
+        rate, tried = runs[0].rate, rates.get(arm, [])
+        edge = len(tried) > 1 and rate in (min(tried), max(tried))
+        rows.append(
+            {
+                "arm": arm,
+                "peak learning rate": rate,
+                "tried": (", ".join(f"{value:g}" for value in tried) or "-") + (" (best at the edge)" if edge else ""),
+                "seeds": len(runs),
+                "mean loss": round(mean(finals), 4),
+                "lowest": round(min(finals), 4),
+                "highest": round(max(finals), 4),
+                "diverged": sum(map(math.isinf, finals)),
+            }
+        )
+    return rows
+
+
+def page(question: str, article: str, rows: list[dict[str, Any]], verdicts: list[Verdict], note: str) -> str:
+    """The study on one page of Markdown."""
+    columns = list(rows[0])
+    lines = [f"# {question}", "", f"The article: {article}", "", *(f"- {verdict.sentence}" for verdict in verdicts)]
+    lines += ["", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(str(row[column]) for column in columns) + " |" for row in rows]
+    return "\n".join([*lines, "", RULE, "", note, "", "![](study.png)", ""])

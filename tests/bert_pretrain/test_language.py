@@ -1,0 +1,111 @@
+"""The synthetic language: what it says is in it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bert_pretrain.batch_plan import BatchPlan
+from bert_pretrain.data import DataConfig, open_split
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.language import Language, LanguageConfig, write_corpus
+from bert_pretrain.loader import TrainingData
+from bert_pretrain.masking import restore_ids
+from bert_pretrain.sample_order import SampleOrder
+from bert_pretrain.shards import ShardReader
+
+WORDS = 59
+
+
+def options(**changes) -> LanguageConfig:
+    values = {"samples": 4096, "heldout_samples": 64, "sequence_length": 12, "vocab_size": 64, "topics": 4, "seed": 3}
+    return LanguageConfig(**{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("language")
+    write_corpus(folder, options())
+    return folder
+
+
+def rows(folder: Path, name: str = "train_00000.hdf5") -> dict:
+    reader = ShardReader(folder / name)
+    return reader.read(0, reader.samples)
+
+
+def test_words_follow_each_other_and_their_topic(corpus: Path) -> None:
+    """A successor with probability 0.8, and by chance else; one cycle through all words; Zipf within a topic."""
+    language = Language(options())
+    arrays = rows(corpus)
+    words = restore_ids(arrays).astype(int) - 5
+    for first, last in ((1, 4), (6, 10)):
+        follows = language.successor[words[:, first:last]] == words[:, first + 1 : last + 1]
+        assert follows.mean() == pytest.approx(0.8 + 0.2 / WORDS, abs=0.03)
+    word, seen = 0, set()
+    for _ in range(WORDS):
+        word = language.successor[word]
+        seen.add(int(word))
+    assert len(seen) == WORDS
+    top = language.ranked[:, 0]  # of each topic, the commonest: 1 / (1 + 1/2 + ... + 1/59) of the words drawn
+    share = np.isin(words[:, 1], top).mean()
+    harmonic = sum(1 / k for k in range(1, WORDS + 1))
+    ranks = np.stack([np.argsort(order) for order in language.ranked])  # (topics, words)
+    expected = (1 / (1 + ranks[:, top]) / harmonic).mean(0).sum()
+    assert share == pytest.approx(expected, abs=0.03)
+
+
+def test_the_next_sentence_label_is_the_change_of_topic(corpus: Path) -> None:
+    """By likelihood: the first words of both segments are drawn from their topics."""
+    language = Language(options())
+    arrays = rows(corpus)
+    words = restore_ids(arrays).astype(int) - 5
+    shares = np.empty((4, WORDS))
+    for topic in range(4):
+        shares[topic, language.ranked[topic]] = np.diff(language.steps, prepend=0.0)
+    same = (shares[:, words[:, 1]] * shares[:, words[:, 6]]).mean(0)
+    total = shares[:, words[:, 1]].mean(0) * shares[:, words[:, 6]].mean(0)
+    other = (total * 16 - same * 4) / 12
+    guess = other > same
+    assert (guess == arrays["next_sentence_labels"]).mean() > 0.6
+    assert arrays["next_sentence_labels"].mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_another_draw_for_the_held_out_split_the_same_for_the_same_seed(corpus: Path, tmp_path: Path) -> None:
+    write_corpus(tmp_path, options())
+    first, again = rows(corpus), rows(tmp_path)
+    assert all((first[name] == again[name]).all() for name in first)
+    assert not (rows(corpus, "heldout_00000.hdf5")["input_ids"] == first["input_ids"][:64]).all(1).any()
+    with pytest.raises(ConfigError, match="made with other options; give another out_dir"):
+        write_corpus(tmp_path, options(seed=4))
+
+
+def test_the_broken_step_of_a_run_is_broken_and_no_other(tmp_path: Path) -> None:
+    """Seen through the loader that the run itself reads with."""
+    run_seed, size = 11, 256
+    write_corpus(tmp_path, options(broken_steps=[5], broken_size=size), run_seed)
+    shards = open_split(DataConfig(str(tmp_path), "none", 12, "static", None, "auto", size, 2), "train", 64)
+    assert shards is not None
+    data = TrainingData(
+        shards, SampleOrder(run_seed, 4096, size), BatchPlan(size, size, 1), 0, None, 2, group_by_length=False
+    )
+    for step in range(4096 // size):
+        (batch,) = data.micro_batches(step)
+        labels = batch.masked_labels[batch.masked_labels >= 0]
+        assert bool((labels == 63).all()) == (step == 5), step
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"samples": 0}, "corpus.samples is 0; allowed: 1 or more"),
+        ({"vocab_size": 6}, "corpus.vocab_size is 6; allowed: 7 or more"),
+        ({"topics": 1}, "corpus.topics is 1"),
+        ({"sequence_length": 7}, "corpus.sequence_length is 7"),
+        ({"broken_size": 1000}, "corpus.broken_size is 1000; allowed: a divisor of corpus.samples"),
+        ({"broken_size": 1024, "broken_steps": [4]}, r"corpus.broken_steps is \[4\]; allowed: numbers below 4"),
+    ],
+)
+def test_options_out_of_range(changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        options(**changes)

@@ -1,0 +1,168 @@
+"""The published files of every task, and what is wrong with others."""
+
+import json
+import lzma
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.finetune import FinetuneConfig
+from bert_pretrain.sentences import Example, predicted, read_examples, submission
+from bert_pretrain.structured import CONFIG_DIR, to_dataclass
+from bert_pretrain.tasks import read_split
+
+TASKS = sorted(path.stem for path in (CONFIG_DIR / "task").glob("*.yaml"))
+
+
+def composed(task: str, *options: str) -> FinetuneConfig:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return to_dataclass(compose("finetune", [f"task={task}", "model_dir=m", *options]), FinetuneConfig)
+
+
+def read(task: str, folder: Path, split: str, *options: str) -> list[Example]:
+    config = composed(task, f"data.dir={folder}", *options)
+    found = read_split(config.task, config.data, split, said.append)
+    assert found is not None
+    return read_examples(config.task, *found, labelled=not split.startswith("test"))
+
+
+said: list[str] = []
+
+# As GLUE publishes them, with | for the tab: the file, its text, and the examples.
+MNLI_HEAD = (
+    "index|promptID|pairID|genre|sentence1_binary_parse|sentence2_binary_parse|sentence1_parse|sentence2_parse|"
+    "sentence1|sentence2|"
+)
+MNLI_CELLS = "0|1|1e|fiction|( a )|( b )|(ROOT a)|(ROOT b)|He slept.|He woke.|"
+PAIR = "index|sentence1|sentence2|label\n"
+STSB_HEAD = "index|genre|filename|year|old_index|source1|source2|sentence1|sentence2|score\n"
+PUBLISHED = [
+    (
+        "cola",
+        "train",
+        'gj04|1||The "sailors" rode.\ngj04|0|*|Rode sailors the.\n',
+        [('The "sailors" rode.', 1), ("Rode sailors the.", 0)],
+    ),
+    ("cola", "test", "index|sentence\n0|Bill slept.\n", [("Bill slept.", None)]),
+    ("sst2", "train", 'sentence|label\n"a charming |1\nbleak " |0\n', [('"a charming ', 1), ('bleak " ', 0)]),
+    ("sst2", "test", "index|sentence\n0|a film\n", [("a film", None)]),
+    (
+        "mrpc",
+        "dev",
+        '\ufeffQuality|#1 ID|#2 ID|#1 String|#2 String\n1|7|8|He said "no.|He said no.\r\n',
+        [('He said "no.', "He said no.", 1)],
+    ),
+    ("mrpc", "test", "\ufeffindex|#1 ID|#2 ID|#1 String|#2 String\n0|7|8|A.|B.\n", [("A.", "B.", None)]),
+    ("stsb", "dev", STSB_HEAD + "0|m|f|2012|1|n|n|A man.|A boy.|3.800\n", [("A man.", "A boy.", 3.8)]),
+    ("qqp", "dev", "id|qid1|qid2|question1|question2|is_duplicate\n9|1|2|Why?|How?|0\n", [("Why?", "How?", 0)]),
+    (
+        "mnli",
+        "train",
+        MNLI_HEAD + "label1|gold_label\n" + MNLI_CELLS + "contradiction|contradiction\n",
+        [("He slept.", "He woke.", 2)],
+    ),
+    (
+        "mnli",
+        "dev_mismatched",
+        MNLI_HEAD + "label1|label2|label3|label4|label5|gold_label\n" + MNLI_CELLS + "a|b|c|d|e|neutral\n",
+        [("He slept.", "He woke.", 1)],
+    ),
+    ("qnli", "train", "index|question|sentence|label\n0|Who?|He.|not_entailment\n", [("Who?", "He.", 1)]),
+    ("rte", "dev", PAIR + "0|A.|B.|entailment\n", [("A.", "B.", 0)]),
+    ("wnli", "train", PAIR + "0|It fell.|A cup fell.|1\n", [("It fell.", "A cup fell.", 1)]),
+]
+
+
+def tabbed(text: str) -> bytes:
+    return text.replace("|", "\t").encode("utf-8")
+
+
+@pytest.mark.parametrize(("task", "split", "text", "examples"), PUBLISHED, ids=[f"{t}-{s}" for t, s, *_ in PUBLISHED])
+def test_published_files(tmp_path: Path, task: str, split: str, text: str, examples: list[tuple]) -> None:
+    (tmp_path / composed(task).task.splits[split].file).write_bytes(tabbed(text))
+    assert read(task, tmp_path, split) == [Example(tuple(texts), label) for *texts, label in examples]
+
+
+def test_every_task_has_published_files_tested() -> None:
+    assert {task for task, *_ in PUBLISHED} | {"squad_v1", "squad_v2"} == set(TASKS)
+
+
+def test_packed_files_json_lines_and_single_files(tmp_path: Path) -> None:
+    (tmp_path / "train.tsv.xz").write_bytes(lzma.compress(b"sentence\tlabel\nfine\t1\n"))
+    assert read("sst2", tmp_path, "train") == [Example(("fine",), 1)]
+    lines = [
+        {"premise": "A.", "hypothesis": "B.", "label": 2},
+        {"premise": "C.", "hypothesis": "D.", "label": "neutral"},
+    ]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = read("mnli", tmp_path, "train", f"data.train_file={tmp_path / 'mine.jsonl'}")
+    assert found == [Example(("A.", "B."), 2), Example(("C.", "D."), 1)]
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "message"),
+    [
+        ("rte", "index|sentence1|label\n0|A.|entailment\n", r"has the columns index, sentence1, label; rte needs"),
+        ("rte", PAIR + "0|A.|B.|maybe\n", r"row 1 has the label 'maybe'; rte has entailment, not_entailment"),
+        ("rte", PAIR + "0|A.|B.|1\n", r"row 1 has the label '1'"),
+        ("rte", PAIR + "0|A. B.|entailment\n", r"line 2 has 3 columns; allowed: 4"),
+        ("rte", PAIR, r"has no rows"),
+        ("rte", "", r"is empty"),
+        ("stsb", "sentence1|sentence2|score\nA.|B.|5.1\n", r"label '5.1'; stsb has numbers from 0 to 5"),
+        ("stsb", "sentence1|sentence2|score\nA.|B.|nan\n", r"label 'nan'"),
+        ("stsb", "sentence1|sentence2|score\nA.|B.|good\n", r"label 'good'"),
+        ("cola", "a|b\n", r"has the columns a, b; cola needs"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, task: str, text: str, message: str) -> None:
+    (tmp_path / "train.tsv").write_bytes(tabbed(text))
+    with pytest.raises(ConfigError, match=message):
+        read(task, tmp_path, "train")
+
+
+def test_few_short_rows_of_a_training_set_are_left_out_aloud(tmp_path: Path) -> None:
+    head = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+    text = head + "9\t1\t2\tWhy?\tHow?\t0\n" * 150 + "9\t1\t2\tWhy?\n" + "9\t1\t2\tWho?\tHow?\t1\n"
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / name).write_text(text)
+    said.clear()
+    assert len(read("qqp", tmp_path, "train")) == 151
+    assert "1 rows with too few columns are left out, the first in line 152" in said[0]
+    with pytest.raises(ConfigError, match="line 152 has 4 columns"):  # a prediction is due for every row
+        read("qqp", tmp_path, "dev")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data.dir is .* holds no train.tsv .* or data.train_file"):
+        read("rte", tmp_path, "train")
+    with pytest.raises(ConfigError, match=r"data.dev_file is 'nowhere.tsv', which is no file"):
+        read("rte", tmp_path, "dev", "data.dev_file=nowhere.tsv")
+    (tmp_path / "train.tsv").write_bytes(b"index\tsentence1\xff")
+    with pytest.raises(ConfigError, match=r"train.tsv cannot be read \(UnicodeDecodeError"):
+        read("rte", tmp_path, "train")
+
+
+def test_submissions_are_glues() -> None:
+    mnli, stsb = composed("mnli").task, composed("stsb").task
+    logits = np.array([[0.1, 0.2, 0.3], [0.5, 0.2, 0.3]])
+    assert submission(mnli, predicted(mnli, logits)) == "index\tprediction\n0\tcontradiction\n1\tentailment\n"
+    assert submission(stsb, predicted(stsb, np.array([[3.25]]))) == "index\tprediction\n0\t3.250\n"
+    names = {split: value.predictions for split, value in mnli.splits.items() if split != "train"}
+    assert names == {
+        "dev": "MNLI-m.tsv",
+        "dev_mismatched": "MNLI-mm.tsv",
+        "test": "MNLI-m.tsv",
+        "test_mismatched": "MNLI-mm.tsv",
+    }
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_recipes_are_the_published_ones(task: str) -> None:
+    config = composed(task)
+    training = config.training
+    expected = {"squad_v1": (32, 3, 5e-5, 384), "squad_v2": (48, 2, 5e-5, 384)}.get(task, (32, 3, 2e-5, 128))
+    assert (training.batch_size, training.epochs, training.lr, training.max_length) == expected
+    assert config.task.name == task
