@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -174,7 +175,8 @@ def open_world(
     except RuntimeError as error:
         if pulse is None or not is_torn(error):
             raise
-        pulse.torn(str(error).strip().splitlines()[0])
+        first = str(error).strip().partition("\n")[0].partition(". ")[0]
+        pulse.torn(re.sub(r"^\[\S+\] ", "", first))  # without the place in gloo's source
     finally:
         if pulse is not None:
             pulse.end()
