@@ -62,7 +62,9 @@ class PlanConfig(PretrainConfig):
         longest = self.data.sequence_length
         require((self.mean_length or 0) <= longest, "mean_length", self.mean_length, f"up to {longest}")
         require(0 < self.efficiency_floor < 1, "efficiency_floor", self.efficiency_floor, "between 0 and 1")
-        require(self.plot is None or self.gpu is not None, "plot", self.plot, "null, unless gpu names a kind")
+        for name in ("plot", "device_tokens_per_second", "mean_length"):  # of no effect without
+            value = getattr(self, name)
+            require(value is None or self.gpu is not None, name, value, "null, unless gpu names a kind")
         require(self.devices >= 1, "devices", self.devices, "1 or more")
         rate = self.tokens_per_second
         require(rate is None or rate > 0, "tokens_per_second", rate, "a number above 0")

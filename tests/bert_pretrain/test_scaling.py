@@ -134,6 +134,7 @@ def test_the_plan_is_said_and_drawn(tmp_path: Path) -> None:
     ("option", "message"),
     [
         ("plot=x.png", "plot is 'x.png'; allowed: null, unless gpu names a kind"),
+        ("device_tokens_per_second=9", "device_tokens_per_second is 9.0; allowed: null, unless gpu names a kind"),
         ("mean_length=129", "mean_length is 129.0; allowed: up to 128"),
         ("efficiency_floor=1", "efficiency_floor is 1.0"),
         ("device_tokens_per_second=0", "device_tokens_per_second is 0.0"),
