@@ -102,15 +102,17 @@ def measure(config: BenchStepConfig, world: World) -> list[dict[str, Any]]:
     runs = {"baseline": plain_script(config, world)}
     runs |= {name: Measured(t.train_step, t.network, t.optimizer) for name, t in trainers.items()}
     found = {name: Figures() for name in runs}
-    streams = {name: trainer.data.steps(0, pin=world.device.type == "cuda") for name, trainer in sources.items()}
-    waited, total = 0.0, Counts(0, 0, 0, 0)
+    streams = {id(t): t.data.steps(0, pin=world.device.type == "cuda") for t in trainers.values()}
+    waited, total, source = 0.0, Counts(0, 0, 0, 0), None
     for round_number in tqdm(range(_WARM_UP + config.rounds), desc="rounds", leave=False, disable=not world.is_first):
         for name, measured in runs.items():
             started = time.perf_counter()
-            batch = next(streams[name])
-            ready = StepBatch(batch.counts, iter(list(batch.micro_batches)))
+            if source is not sources[name]:  # the baseline and the first variant run on one cut
+                source = sources[name]
+                batch = next(streams[id(source)])
+                micro_batches = list(batch.micro_batches)
             wait = time.perf_counter() - started
-            seconds = timed(partial(measured.run, ready), world.device)
+            seconds = timed(partial(measured.run, StepBatch(batch.counts, iter(micro_batches))), world.device)
             if round_number >= _WARM_UP:
                 found[name].steps.append(seconds)
                 if name == "all":

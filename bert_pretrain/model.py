@@ -151,6 +151,8 @@ class PretrainingModel(nn.Module):
         to be predicted; M may be 0;
         ``next_sentence_labels`` is (B,), -100 where a sample is only filled up. All int64.
         """
+        if self.speed.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last micro-batch left may be overwritten
         samples, length = input_ids.shape
         attention: str = self.bert.config._attn_implementation
         mask = None if attention_mask is None else _key_mask(attention_mask, attention)

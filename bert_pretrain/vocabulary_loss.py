@@ -6,7 +6,6 @@ which stays in the cache, leaves the gradient of its loss in the place of the lo
 """
 
 import math
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ def vocabulary_loss(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> 
     ``x`` (M, H), ``weight`` (V, H), ``bias`` (V,), all float32 on CPU; ``labels`` (M,) int64, negative where nothing is
     to be predicted. Gradients flow to the first three.
     """
-    loss, correct = _VocabularyLoss.apply(x, weight, bias, labels)  # type: ignore[no-untyped-call]
+    loss, correct = _VocabularyLoss.apply(x, weight, bias, labels)
     return loss, correct
 
 
@@ -47,8 +46,8 @@ class _VocabularyLoss(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = x @ weight.T
         losses, right = torch.empty(len(x), dtype=torch.float64), torch.empty(len(x), dtype=torch.int64)
-        arrays = [tensor.detach().numpy() for tensor in (logits, bias, labels, losses, right)]
-        in_parts(partial(_loss_rows, *arrays), len(x), _ROWS)
+        z, b, of_row = logits.numpy(), bias.detach().numpy(), (labels.numpy(), losses.numpy(), right.numpy())
+        in_parts(lambda start, stop: _loss_rows(z, b, *of_row, start, stop), len(x), _ROWS)
         correct = right.sum()
         ctx.save_for_backward(x, weight, logits)  # which are the gradient by now
         ctx.mark_non_differentiable(correct)
@@ -79,7 +78,8 @@ def _loss_rows(
             continue
         largest = _add(row, bias)
         at_label = row[label]
-        total = _exponentials(row, largest)
+        _exponentials(row, largest)
+        total = _sum(row)
         share = np.float32(1 / total)
         for j in range(len(row)):
             row[j] *= share
@@ -97,10 +97,9 @@ def _add(row: np.ndarray, bias: np.ndarray) -> np.float32:
     return largest
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-def _exponentials(row: np.ndarray, largest: np.float32) -> np.float32:
-    """Put e^(value - largest), good to 2e-7 of itself, in the place of each value; their sum."""
-    total = np.float32(0)
+@njit(nogil=True, cache=True, fastmath={"contract"})
+def _exponentials(row: np.ndarray, largest: np.float32) -> None:
+    """Put e^(value - largest), good to 2e-7 of itself, in the place of each value. Nothing may be reordered here."""
     for j in range(len(row)):
         x = row[j] - largest
         x = _SMALLEST if x < _SMALLEST else x
@@ -112,7 +111,13 @@ def _exponentials(row: np.ndarray, largest: np.float32) -> np.float32:
         s = s * r + _TAYLOR[2]
         s = s * r + _TAYLOR[1]
         s = s * r + _TAYLOR[0]
-        e = (s * r * r + r + np.float32(1)) * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
-        row[j] = e
-        total += e
+        power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)  # 2^n
+        row[j] = (s * r * r + r + np.float32(1)) * power
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc"})
+def _sum(row: np.ndarray) -> np.float32:
+    total = np.float32(0)
+    for j in range(len(row)):
+        total += row[j]
     return total

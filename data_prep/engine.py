@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from bert_pretrain.errors import require
+from bert_pretrain.errors import ConfigError, require
 from data_prep.out_dir import read_json, write_json
 
 Record = dict[str, Any]
@@ -38,6 +38,10 @@ class EngineConfig:
         require(self.worker_memory_gb >= 0.5, "engine.worker_memory_gb", self.worker_memory_gb, "0.5 or more")
         known = self.scheduler is None or "://" in self.scheduler
         require(known, "engine.scheduler", self.scheduler, "null, or an address such as tcp://host:8786")
+
+
+class PartsLostError(ConfigError):
+    """The workers were at fault, not the corpus or its options: what was finished serves the next run."""
 
 
 class Job(Protocol):

@@ -17,7 +17,7 @@ from bert_pretrain.masking import SPECIAL_TOKENS
 from bert_pretrain.shards import ShardHeader, read_manifest, write_manifest
 from bert_pretrain.structured import entry_point
 from data_prep.corpus import CorpusConfig, corpora_fingerprint, corpus_sources
-from data_prep.engine import Engine, open_engine
+from data_prep.engine import Engine, PartsLostError, open_engine
 from data_prep.options import PrepareConfig, bucket_counts, sample_options
 from data_prep.out_dir import (
     CORPUS,
@@ -31,9 +31,9 @@ from data_prep.out_dir import (
 )
 from data_prep.pieces import Piece
 from data_prep.planning import count_parts, plan_pieces
+from data_prep.samples import SampleOptions
 from data_prep.stages import (
     Record,
-    SampleOptions,
     Text,
     cut_large_files,
     encode,
@@ -73,8 +73,10 @@ def main(config: PrepareConfig) -> None:
         raise ConfigError(
             f"out_dir {out_dir}: writing failed ({' '.join(str(error).split())}); what was finished is kept: run again"
         ) from None
-    except ConfigError:
-        if is_new:  # the options or the corpus are at fault: leave nothing that would bind the next try to them
+    except ConfigError as error:
+        if is_new and not isinstance(
+            error, PartsLostError
+        ):  # the options or the corpus are at fault: leave nothing that would bind the next try to them
             release_out_dir(out_dir)
         raise
 

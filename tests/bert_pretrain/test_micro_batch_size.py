@@ -4,10 +4,15 @@ import threading
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 
 from bert_pretrain.batch_plan import BatchConfig
+from bert_pretrain.distributed import World
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.micro_batch_size import most_that_fit
+from bert_pretrain.micro_batch_size import micro_batch_that_fits, most_that_fit
+from bert_pretrain.precision import MixedPrecision, PrecisionConfig
+from tests.bert_pretrain.test_model import build
+from tests.conftest import LENGTH, PREDICTIONS
 
 
 @dataclass
@@ -57,6 +62,25 @@ def test_ranks_with_unlike_room_agree(limit: int, room: tuple[int, ...], expecte
     assert found == dict.fromkeys(range(3), expected)
     assert ranks[0].asked == ranks[1].asked == ranks[2].asked
     assert max(ranks[0].asked) <= limit
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, whose memory sets the size")
+def test_on_a_gpu_more_fits_than_one_and_nothing_is_left_behind() -> None:
+    device = torch.device("cuda")
+    model = build().to(device)
+    precision = MixedPrecision(PrecisionConfig("bf16", 1.0, 1, tf32=True), device)
+    assert micro_batch_that_fits(model, precision, World(0, 0, 1, device), 64, LENGTH, PREDICTIONS) == 64
+    assert all(parameter.grad is None for parameter in model.parameters())
+    free, total = torch.cuda.mem_get_info(device)
+    with torch.cuda.device(device):
+        torch.cuda.set_per_process_memory_fraction(min(1.0, 200e6 / total))
+        try:
+            size = micro_batch_that_fits(model, precision, World(0, 0, 1, device), 10**7, LENGTH, PREDICTIONS)
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+    assert 1 < size < 10**6
+    assert free > 200e6
 
 
 def test_on_a_cpu_it_follows_from_the_length() -> None:
