@@ -86,6 +86,33 @@ def test_nodes_that_differ_are_told_apart(tmp_path: Path, shard_dir: Path, diffe
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dead_node_is_named_by_the_other(tmp_path: Path, shard_dir: Path) -> None:
+    """Two nodes on this machine, of which one dies: launcher first, so that nobody tidies up."""
+    nodes = [
+        started(
+            "scripts/pretrain_nodes.sh", "2", str(rank), "127.0.0.1:29718", *options(tmp_path, shard_dir),
+            "schedule.total_steps=100000", "communication.timeout_seconds=10", PROCESSES="1",
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    metrics = tmp_path / "run/metrics.jsonl"
+    while nodes[0].poll() is None and not (metrics.exists() and '"step": 5,' in metrics.read_text()):
+        time.sleep(0.05)
+    ranks = workers(nodes[1])
+    nodes[1].kill()
+    for rank in ranks:
+        os.kill(rank, signal.SIGKILL)
+    out = nodes[0].communicate(timeout=60)[0]
+    assert nodes[0].returncode == 76, out
+    messages = [line for line in out.splitlines() if "error: " in line]
+    assert len(messages) == 1, out
+    assert messages[0].startswith("error: rank 1 on ")
+    assert "fell silent in step " in messages[0]
+    assert "the same command goes on from the newest checkpoint" in messages[0]
+    assert "Traceback" not in out
+    nodes[1].communicate(timeout=10)
+
+
 @pytest.mark.parametrize(
     ("command", "environment", "mentions"),
     [
