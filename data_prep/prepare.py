@@ -73,10 +73,10 @@ def main(config: PrepareConfig) -> None:
         raise ConfigError(
             f"out_dir {out_dir}: writing failed ({' '.join(str(error).split())}); what was finished is kept: run again"
         ) from None
-    except ConfigError as error:
-        if is_new and not isinstance(
-            error, PartsLostError
-        ):  # the options or the corpus are at fault: leave nothing that would bind the next try to them
+    except PartsLostError:
+        raise
+    except ConfigError:
+        if is_new:  # the options or the corpus are at fault: leave nothing that would bind the next try to them
             release_out_dir(out_dir)
         raise
 
