@@ -145,6 +145,7 @@ class Trainer:
         factor = self.precision.scale * self.world.size  # DDP takes the mean over ranks, the loss is a sum over them
         with self.precision.autocast():  # open over all micro-batches: weights are cast once a step
             for index, micro_batch in enumerate(self._timed(batch.micro_batches)):
+                self.world.moved()
                 with gradients_travel(self.network, index == last):
                     out = self.network(*self._crossing.over(micro_batch).tensors())
                     with self.precision.autocast(enabled=False):
