@@ -53,7 +53,7 @@ def main(config: PretrainConfig) -> None:
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     stop = StopRequest().listen()
     stop.stop_after(config.training.stop_after_minutes)
-    with open_world(config.device, resolved_yaml(config)) as world:
+    with open_world(config.device, resolved_yaml(config), config.communication.timeout_seconds, stop) as world:
         finished = pretrain(config, world, stop)
         if finished and world.is_first:
             checkpoints = Path(config.run_dir) / "checkpoints"
