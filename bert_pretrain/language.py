@@ -8,14 +8,13 @@ neighbours tell of, and which words follow each other.
 """
 
 import hashlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.masking import SPECIAL_TOKENS, MaskingRule, mask_samples
-from bert_pretrain.sample_order import SampleOrder
 from bert_pretrain.shards import Arrays, ShardHeader, read_manifest, write_manifest, write_shard
 
 _SUCCESSION = 0.8
@@ -35,31 +34,14 @@ class LanguageConfig:
     """The five special tokens included."""
     topics: int
     seed: int
-    broken_steps: list[int] = field(default_factory=list)
-    """Steps of a run, from 0, whose whole batch is spoilt: all masked words are labelled as one and the same word, and
-    next-sentence labels are turned round. Of a run with ``data.block_size`` and batch ``broken_size``, in its first
-    epoch; which samples make up a step depends on the run's seed."""
-    broken_size: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("samples", "heldout_samples", "broken_size"):
+        for name in ("samples", "heldout_samples"):
             require(getattr(self, name) >= 1, f"corpus.{name}", getattr(self, name), "1 or more")
         require(self.sequence_length >= 8, "corpus.sequence_length", self.sequence_length, "8 or more")
         least = len(SPECIAL_TOKENS) + 2
         require(self.vocab_size >= least, "corpus.vocab_size", self.vocab_size, f"{least} or more")
         require(self.topics >= 2, "corpus.topics", self.topics, "2 or more")
-        whole = self.samples % self.broken_size == 0
-        require(whole, "corpus.broken_size", self.broken_size, f"a divisor of corpus.samples ({self.samples})")
-        steps = self.samples // self.broken_size
-        found = self.broken_steps
-        require(all(0 <= step < steps for step in found), "corpus.broken_steps", found, f"numbers below {steps}")
-
-    def spoilt_samples(self, run_seed: int) -> np.ndarray:
-        """Numbers of the samples that the broken steps of a run with this seed take."""
-        order, size = SampleOrder(run_seed, self.samples, self.broken_size), self.broken_size
-        blocks = [run.block for step in self.broken_steps for run in order.slices(step * size, (step + 1) * size)]
-        starts = [order.block_start(0, block) for block in blocks]
-        return np.concatenate([np.arange(start, start + size) for start in starts] or [np.empty(0, np.int64)])
 
 
 class Language:
@@ -101,10 +83,8 @@ class Language:
         return ids, segments.astype(np.int64), label
 
 
-def write_corpus(directory: Path, config: LanguageConfig, run_seed: int = 0) -> None:
+def write_corpus(directory: Path, config: LanguageConfig) -> None:
     """Write the shards of both splits and their manifest; nothing where they are there already.
-
-    ``run_seed``: of the run whose steps ``config.broken_steps`` are.
 
     Raises ``ConfigError`` where ``directory`` holds a corpus made with other options.
     """
@@ -114,11 +94,11 @@ def write_corpus(directory: Path, config: LanguageConfig, run_seed: int = 0) -> 
             raise ConfigError(f"{directory} holds a corpus made with other options; give another out_dir")
         return
     directory.mkdir(parents=True, exist_ok=True)
-    language, spoilt, rows = Language(config), config.spoilt_samples(run_seed), []
+    language, rows = Language(config), []
     for split, total in (("train", config.samples), ("heldout", config.heldout_samples)):
         header = _header(config, split)
         for number, start in enumerate(range(0, total, _ROWS)):
-            arrays = _arrays(language, header, start, min(_ROWS, total - start), spoilt)
+            arrays = _arrays(language, header, start, min(_ROWS, total - start))
             rows.append(write_shard(directory / f"{split}_{number:05d}.hdf5", arrays, header))
     write_manifest(directory, {"shards": rows, "language": made_with})
 
@@ -141,7 +121,7 @@ def _header(config: LanguageConfig, split: str) -> ShardHeader:
     )
 
 
-def _arrays(language: Language, header: ShardHeader, start: int, number: int, spoilt: np.ndarray) -> Arrays:
+def _arrays(language: Language, header: ShardHeader, start: int, number: int) -> Arrays:
     """``number`` samples from place ``start`` of a split on, masked."""
     config, is_train = language.config, header.split == "train"
     rng = np.random.default_rng([config.seed, 1 if is_train else 2, start])
@@ -152,10 +132,6 @@ def _arrays(language: Language, header: ShardHeader, start: int, number: int, sp
     masked, positions, words = mask_samples(
         ids, lengths, rule, config.seed, int(not is_train), start + np.arange(number)
     )
-    if is_train:
-        rows = np.isin(start + np.arange(number), spoilt)
-        words[rows] = np.where(positions[rows] > 0, config.vocab_size - 1, 0)
-        labels = np.where(rows, 1 - labels, labels)
     return {
         "input_ids": masked,
         "input_mask": np.ones_like(ids),

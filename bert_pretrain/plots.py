@@ -191,9 +191,7 @@ def draw_scaling(path: Path, curves: list[ScalingCurve]) -> None:
 
 def draw_study(path: Path, title: str, curves: dict[str, list[Curve]]) -> None:
     """Left: each arm's mean loss over samples, the band from its lowest to its highest seed. Right: the last losses."""
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(12, 4.6), layout="constrained", width_ratios=(3, 2), sharey=False
-    )
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained", width_ratios=(3, 2))
     for place, (arm, runs) in enumerate(curves.items()):
         color = _ARMS[place % len(_ARMS)]
         _draw_band(left, arm, runs, color)
@@ -206,6 +204,7 @@ def draw_study(path: Path, title: str, curves: dict[str, list[Curve]]) -> None:
             right.annotate(f"{lost} of {len(runs)} diverged", (1, place), (-4, 0), xycoords=("axes fraction", "data"),
                            textcoords="offset points", ha="right", va="center", color=color)  # fmt: skip
     left.set_xlabel("samples")
+    left.xaxis.set_major_formatter("{x:,.0f}")
     left.set_ylabel("held-out masked-word loss (nats)")
     left.legend(frameon=False, fontsize=8)
     right.set_yticks(range(len(curves)), [f"{arm}\nlr {runs[0].rate:g}" for arm, runs in curves.items()], fontsize=8)

@@ -11,14 +11,18 @@ import re
 import shutil
 import sys
 import time
-from contextlib import redirect_stdout
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 import transformers
 from hydra import compose
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from bert_pretrain.config import PretrainConfig, check_run_dir
 from bert_pretrain.distributed import World, open_world
@@ -30,7 +34,7 @@ from bert_pretrain.plots import draw_study
 from bert_pretrain.preemption import STOPPED, StopRequest
 from bert_pretrain.pretrain import pretrain
 from bert_pretrain.structured import CONFIG_DIR, entry_point, to_dataclass
-from bert_pretrain.study_config import StudyConfig
+from bert_pretrain.study_config import SpikeConfig, StudyConfig
 from bert_pretrain.verdict import Curve, best_rate, judge, page, table
 
 _EVALUATIONS = 25  # of a run, about
@@ -47,19 +51,25 @@ class Study:
         """The curves of every arm, one for each seed; raises ``_StopError`` where it was asked to stop."""
         for arm in self.config.chosen_arms:  # all of them first: a mistake in the last must not cost the others' hours
             self._run_config(arm, self.scale.seeds[0])
+        if self.scale.corpus is not None:
+            write_corpus(self.out_dir / "corpus", self.scale.corpus)
         curves: dict[str, list[Curve]] = {}
         for arm in self.config.chosen_arms:
-            rates, rate = self.scale.learning_rates.get(arm), None
-            if rates is not None:
-                tried = [self._curve(arm, self.scale.tuning_seed, rate) for rate in rates] if len(rates) > 1 else []
-                rate = best_rate(tried) if tried else rates[0]
+            rate = self._rate(arm)
             curves[arm] = [self._curve(arm, seed, rate) for seed in self.scale.seeds]
         return curves
 
+    def _rate(self, arm: str) -> float | None:
+        """The best of those to try for the arm; None: what its options say."""
+        rates = self.scale.learning_rates.get(arm, [])
+        if len(rates) > 1:
+            return best_rate([self._curve(arm, self.scale.tuning_seed, rate) for rate in rates])
+        return rates[0] if rates else None
+
     def _run_config(self, arm: str, seed: int, rate: float | None = None) -> PretrainConfig:
         """The options of one run; ``rate`` None: what the options say."""
-        given = [*self.scale.options, *self.config.arms[arm], *self.config.run_options]
-        options = [f"recipe={self.scale.recipe}", *(option.replace("{seed}", str(seed)) for option in given)]
+        options = [f"recipe={self.scale.recipe}", f"device={self.config.device}", *self.scale.options]
+        options += [*self.config.arms[arm], *self.config.run_options]
         try:
             base = to_dataclass(compose("pretrain", options), PretrainConfig)
         except (HydraException, OmegaConfBaseException) as error:
@@ -82,19 +92,14 @@ class Study:
         check_run_dir(config)
         path = Path(config.run_dir) / "result.json"
         if not path.exists():
-            self._make_corpora(seed)
-            self._train(config, path)
+            with spiked(self.scale.spikes.get(arm)):
+                self._train(config, path)
         curve = Curve(arm, config.optimizer.lr, seed, **json.loads(path.read_text(encoding="utf-8")))
         print(f"{arm:<30}lr {curve.rate:<10g}seed {seed:<6}held-out masked-word loss {curve.final:.4f}", flush=True)
         return curve
 
-    def _make_corpora(self, seed: int) -> None:
-        for name, language in self.scale.corpora.items():
-            write_corpus(self.out_dir / "corpus" / name.replace("{seed}", str(seed)), language, seed)
-
     def _train(self, config: PretrainConfig, path: Path) -> None:
         """Run ``pretrain`` to its end, what it says in ``log.txt``, and write the curve to ``path``."""
-        started = time.perf_counter()
         run_dir, diverged = path.parent, False
         run_dir.mkdir(parents=True, exist_ok=True)
         try:
@@ -109,12 +114,34 @@ class Study:
             "samples": [row["step"] * batch for row in rows],
             "losses": [row["eval_mlm_loss"] for row in rows],
             "diverged": diverged,
-            "seconds": round(time.perf_counter() - started, 1),
         }
         temporary = path.with_name(f".{path.name}.partial")
         temporary.write_text(json.dumps(curve), encoding="utf-8")
         temporary.rename(path)
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+
+
+@contextmanager
+def spiked(spike: SpikeConfig | None) -> Iterator[None]:
+    """Multiply the gradient of one update of whatever optimizer runs here meanwhile, through torch's own hook.
+
+    The count is read from the optimizer's state, so that a run that goes on spikes where it would have. For
+    optimizers that count their updates.
+    """
+    if spike is None:
+        yield
+        return
+
+    def multiply(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        params = [param for group in optimizer.param_groups for param in group["params"] if param.grad is not None]
+        if int(optimizer.state[params[0]].get("step", 0)) == spike.step:
+            torch._foreach_mul_([param.grad for param in params], spike.factor)
+
+    hook = register_optimizer_step_pre_hook(multiply)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class _StopError(Exception):
@@ -164,7 +191,7 @@ def write_study(config: StudyConfig, curves: dict[str, list[Curve]], device: str
 
 
 def main() -> None:
-    """Take the study's name from the first word of the command line."""
+    """Take the study's name from the first word of the command line, and the options of its runs from the others."""
     names = sorted(path.stem for path in (CONFIG_DIR / "study").glob("*.yaml"))
     if len(sys.argv) < 2 or sys.argv[1] not in names:
         found = sys.argv[1] if len(sys.argv) > 1 else "nothing"
@@ -172,8 +199,16 @@ def main() -> None:
             f"error: study was asked for {found!r}; allowed: {', '.join(names)}; "
             f"python -m bert_pretrain.study {names[0]} scale=toy"
         )
-    sys.argv[1] = f"study={sys.argv[1]}"
+    sys.argv[1:] = [f"study={sys.argv[1]}", *command_line(sys.argv[2:])]
     run_study()
+
+
+def command_line(words: list[str]) -> list[str]:
+    """``words`` with all that is no option of the study itself gathered in ``run_options``."""
+    own = {field.name for field in fields(StudyConfig)} | {"hydra"}
+    ours = [word for word in words if "=" not in word or re.split(r"[.=@]", word.lstrip("-+~"))[0] in own]
+    quoted = [json.dumps(word) for word in words if word not in ours]
+    return [*ours, f"run_options=[{','.join(quoted)}]"] if quoted else ours
 
 
 if __name__ == "__main__":

@@ -1,10 +1,24 @@
 """The options of ``bert_pretrain.study``: what a YAML under ``configs/study`` says, and the command line."""
 
+import math
 from dataclasses import dataclass, field
 
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.language import LanguageConfig
 from bert_pretrain.verdict import Claim
+
+
+@dataclass
+class SpikeConfig:
+    """A gradient out of scale: that of one update is multiplied by ``factor``."""
+
+    step: int
+    """Updates applied before it."""
+    factor: float
+
+    def __post_init__(self) -> None:
+        require(self.step >= 1, "spike.step", self.step, "1 or more")
+        require(0 < self.factor < math.inf, "spike.factor", self.factor, "a finite number above 0")
 
 
 @dataclass
@@ -25,8 +39,10 @@ class ScaleConfig:
     learning_rates: dict[str, list[float]] = field(default_factory=dict)
     """For an arm, the peak rates that are tried with ``tuning_seed``; the best is run with ``seeds``."""
     tuning_seed: int = 0
-    corpora: dict[str, LanguageConfig] = field(default_factory=dict)
-    """Corpora that the study makes itself, in ``out_dir/corpus/NAME``; ``{seed}`` in names and options is the run's."""
+    spikes: dict[str, SpikeConfig] = field(default_factory=dict)
+    """The arms whose runs get one."""
+    corpus: LanguageConfig | None = None
+    """A corpus that the study makes itself, in ``out_dir/corpus``."""
 
     def __post_init__(self) -> None:
         distinct = len(self.seeds) == len(set(self.seeds)) >= 1 and self.tuning_seed not in self.seeds
@@ -45,7 +61,7 @@ class StudyConfig:
     device: str
     """``auto``, ``cpu`` or ``cuda``."""
     run_options: list[str]
-    """Options of ``pretrain`` for every run, over all others: ``run_options=[data.dir=data/mine]``."""
+    """Options of ``pretrain`` for every run, over all others; on the command line, all that are not the study's own."""
     question: str
     article: str
     """What the article found, in words."""
@@ -58,7 +74,7 @@ class StudyConfig:
         require(self.scale in self.scales, "scale", self.scale, " | ".join(self.scales))
         known = self.arms.keys()
         for name, scale in self.scales.items():
-            for arm in (*(scale.arms or ()), *scale.learning_rates):
+            for arm in (*(scale.arms or ()), *scale.learning_rates, *scale.spikes):
                 require(arm in known, f"scales.{name}", arm, f"the arms {', '.join(known)}")
         for claim in self.claims:
             for arm in (claim.arm, claim.against):

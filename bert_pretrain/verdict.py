@@ -30,7 +30,6 @@ class Curve:
     samples: list[int]
     losses: list[float]
     diverged: bool
-    seconds: float
 
     @property
     def final(self) -> float:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 
-def write_result(path: Path, what: str, rows: list[dict[str, Any]], note: str, command: str | None = None) -> None:
-    """Write flat ``rows`` with the date, the machine, the commit and the command (this one); print them."""
+def write_result(
+    path: Path, what: str, rows: list[dict[str, Any]], note: str, command: str | None = None, **more: Any
+) -> None:
+    """Write flat ``rows`` with the date, the machine, the commit and the command, or those given; print them."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     python = f"python scripts/{Path(sys.argv[0]).name} {shlex.join(Path(a).name for a in sys.argv[1:])}"
     result = {
@@ -23,6 +25,7 @@ def write_result(path: Path, what: str, rows: list[dict[str, Any]], note: str, c
         "command": command or python.strip(),
         "rows": rows,
         "note": note,
+        **more,
     }
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))

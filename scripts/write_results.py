@@ -1,7 +1,7 @@
 """RESULTS.md from the JSON under scripts/results: ``python scripts/write_results.py``.
 
 A file holds ``what``, ``date``, ``device``, ``commit``, ``command``, ``rows`` (a list of flat objects) and optionally
-``note``. A table for each file, newest first.
+``note``. A table for each file, newest first; a PNG of the same name is shown beneath it.
 """
 
 import json
@@ -23,21 +23,22 @@ def cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def section(result: dict[str, Any]) -> str:
+def section(path: Path) -> str:
     """One file as Markdown."""
+    result = json.loads(path.read_text(encoding="utf-8"))
     columns = list(result["rows"][0])
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     lines += ["| " + " | ".join(cell(row[column]) for column in columns) + " |" for row in result["rows"]]
     note = f"\n{result['note']}\n" if "note" in result else ""
     origin = f"{result['date']}, {result['device']}, commit {result['commit']}: `{result['command']}`"
-    return f"\n## {result['what']}\n\n{origin}\n{note}\n" + "\n".join(lines) + "\n"
+    picture = f"\n![](scripts/results/{path.stem}.png)\n" if path.with_suffix(".png").exists() else ""
+    return f"\n## {result['what']}\n\n{origin}\n{note}\n" + "\n".join(lines) + "\n" + picture
 
 
 def main() -> None:
     """Write the page."""
     files = sorted((ROOT / "scripts/results").glob("*.json"), reverse=True)
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in files]
-    (ROOT / "RESULTS.md").write_text(HEAD + "".join(map(section, results)), encoding="utf-8")
+    (ROOT / "RESULTS.md").write_text(HEAD + "".join(map(section, files)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,13 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bert_pretrain.batch_plan import BatchPlan
-from bert_pretrain.data import DataConfig, open_split
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.language import Language, LanguageConfig, write_corpus
-from bert_pretrain.loader import TrainingData
 from bert_pretrain.masking import restore_ids
-from bert_pretrain.sample_order import SampleOrder
 from bert_pretrain.shards import ShardReader
 
 WORDS = 59
@@ -80,21 +76,6 @@ def test_another_draw_for_the_held_out_split_the_same_for_the_same_seed(corpus: 
         write_corpus(tmp_path, options(seed=4))
 
 
-def test_the_broken_step_of_a_run_is_broken_and_no_other(tmp_path: Path) -> None:
-    """Seen through the loader that the run itself reads with."""
-    run_seed, size = 11, 256
-    write_corpus(tmp_path, options(broken_steps=[5], broken_size=size), run_seed)
-    shards = open_split(DataConfig(str(tmp_path), "none", 12, "static", None, "auto", size, 2), "train", 64)
-    assert shards is not None
-    data = TrainingData(
-        shards, SampleOrder(run_seed, 4096, size), BatchPlan(size, size, 1), 0, None, 2, group_by_length=False
-    )
-    for step in range(4096 // size):
-        (batch,) = data.micro_batches(step)
-        labels = batch.masked_labels[batch.masked_labels >= 0]
-        assert bool((labels == 63).all()) == (step == 5), step
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -102,8 +83,6 @@ def test_the_broken_step_of_a_run_is_broken_and_no_other(tmp_path: Path) -> None
         ({"vocab_size": 6}, "corpus.vocab_size is 6; allowed: 7 or more"),
         ({"topics": 1}, "corpus.topics is 1"),
         ({"sequence_length": 7}, "corpus.sequence_length is 7"),
-        ({"broken_size": 1000}, "corpus.broken_size is 1000; allowed: a divisor of corpus.samples"),
-        ({"broken_size": 1024, "broken_steps": [4]}, r"corpus.broken_steps is \[4\]; allowed: numbers below 4"),
     ],
 )
 def test_options_out_of_range(changes: dict, message: str) -> None:

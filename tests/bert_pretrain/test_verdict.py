@@ -9,7 +9,7 @@ from bert_pretrain.verdict import Claim, Curve, best_rate, judge, page, table
 
 
 def curve(arm: str, final: float, seed: int = 1, rate: float = 0.1, diverged: bool = False) -> Curve:
-    return Curve(arm, rate, seed, [10, 20], [5.0, final], diverged, 1.0)
+    return Curve(arm, rate, seed, [10, 20], [5.0, final], diverged)
 
 
 def arms(**finals: list[float]) -> dict[str, list[Curve]]:

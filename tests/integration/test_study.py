@@ -1,0 +1,175 @@
+"""A study from end to end: runs, interruption, a run that diverges, mistakes; and every study that is shipped."""
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+import bert_pretrain.study as study_module
+from bert_pretrain.distributed import World
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.optim import Adam, NVLamb
+from bert_pretrain.preemption import StopRequest
+from bert_pretrain.structured import CONFIG_DIR, to_dataclass
+from bert_pretrain.study import Study, write_study
+from bert_pretrain.study_config import SpikeConfig, StudyConfig
+from tests.conftest import run_module
+
+NAMES = sorted(path.stem for path in (CONFIG_DIR / "study").glob("*.yaml"))
+SMALL = (
+    "scales.toy.seeds=[1]",
+    'scales.toy.arms=["degree 0.5","degree 1"]',
+    "scales.toy.samples=512",
+    "scales.toy.corpus.heldout_samples=32",
+    "device=cpu",
+)
+RUN = ("batch.global_batch_size=64", "batch.micro_batch_size=32", "data.block_size=64")
+
+
+@contextmanager
+def small_study(out_dir: Path, *options: str, name: str = "decay_degree", scale: str = "toy"):
+    """The study as the entry point builds it; its runs compose their options within."""
+    given = [f"study={name}", f"name={name}", f"scale={scale}", f"out_dir={out_dir}"]
+    given += study_module.command_line(list(options))
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        config = to_dataclass(compose("study", given), StudyConfig)
+        yield Study(config, World(0, 0, 1, torch.device("cpu")), StopRequest())
+
+
+def files(folder: Path, name: str) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in sorted(folder.rglob(name))}
+
+
+def test_two_runs_and_their_page(tmp_path: Path) -> None:
+    """As a user starts it. 512 samples in steps of 64: 8 steps, each evaluated."""
+    done = run_module("bert_pretrain.study", "decay_degree", "scale=toy", f"out_dir={tmp_path}", *SMALL, *RUN)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "study.json").read_text())
+    assert [row["arm"] for row in result["rows"]] == ["degree 0.5", "degree 1"]
+    for curve, degree in zip(result["curves"], ("0_5", "1"), strict=True):
+        run_dir = tmp_path / f"runs/degree_{degree}/lr_0.06/seed_1"
+        rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        assert curve["losses"] == [row["eval_mlm_loss"] for row in rows if "eval_mlm_loss" in row]
+        assert curve["samples"] == list(range(64, 513, 64))
+        assert not (run_dir / "checkpoints").exists()
+        assert "step       8/8" in (run_dir / "log.txt").read_text()
+    assert result["curves"][0]["losses"] != result["curves"][1]["losses"]
+    page = (tmp_path / "study.md").read_text()
+    assert page in done.stdout
+    assert result["verdicts"][0] in page
+    assert (tmp_path / "study.png").stat().st_size > 10_000
+
+
+def test_stopped_and_started_again_it_is_the_study_that_was_never_stopped(tmp_path: Path) -> None:
+    with small_study(tmp_path / "whole", *SMALL, *RUN) as study:
+        whole = study.run()
+    with small_study(tmp_path / "cut", *SMALL, *RUN) as study:
+        study.stop.asked = True
+        with pytest.raises(study_module._StopError):
+            study.run()
+    (saved,) = files(tmp_path / "cut", "progress.json")
+    assert 0 < json.loads((tmp_path / "cut" / saved).read_text())["step"] < 8
+    assert not files(tmp_path / "cut", "result.json")
+    with small_study(tmp_path / "cut", *SMALL, *RUN) as study:
+        again = study.run()
+    for arm, (curve,) in whole.items():
+        assert (again[arm][0].samples, again[arm][0].losses) == (curve.samples, curve.losses)
+    done = files(tmp_path / "cut", "metrics.jsonl")
+    with small_study(tmp_path / "cut", *SMALL, *RUN) as study:
+        assert study.run() == again
+    assert files(tmp_path / "cut", "metrics.jsonl") == done, "a finished run is not run again"
+    with (
+        small_study(tmp_path / "cut", *SMALL, *RUN, "batch.global_batch_size=32") as study,
+        pytest.raises(ConfigError, match=r"belongs to another run: batch.global_batch_size was 64 and is 32"),
+    ):
+        study.run()
+
+
+def test_rates_are_tried_on_a_seed_of_their_own_and_a_run_that_diverges_is_a_result(tmp_path: Path) -> None:
+    rates = ("scales.toy.arms=[NVLAMB,SGD]", "scales.toy.learning_rates={NVLAMB:[0.06],SGD:[1e-3,1.0]}")
+    small = (SMALL[0], *SMALL[2:], *RUN)
+    with small_study(tmp_path / "rates", *small, *rates, name="optimizers") as study:
+        curves = study.run()
+    assert list(files(tmp_path / "rates", "result.json")) == [
+        "runs/NVLAMB/lr_0.06/seed_1/result.json",
+        "runs/SGD/lr_0.001/seed_0/result.json",
+        "runs/SGD/lr_1/seed_0/result.json",
+        "runs/SGD/lr_1/seed_1/result.json",
+    ]
+    assert curves["SGD"][0].rate == 1.0  # 1e-3 learns nothing in 8 steps
+    sgd = ("optimizer=sgd", "optimizer.lr=1e25", 'scales.toy.arms=["degree 1"]')
+    with small_study(tmp_path / "sgd", *SMALL, *RUN, *sgd) as study:
+        curves = study.run()
+        write_study(study.config, curves, "here")
+    assert curves["degree 1"][0].diverged
+    assert json.loads((tmp_path / "sgd" / "study.json").read_text())["rows"][0]["diverged"] == 1
+
+
+@pytest.mark.parametrize("make", [NVLamb, Adam])
+def test_a_spike_is_one_gradient_of_the_run_and_no_other(make) -> None:
+    layer = torch.nn.Parameter(torch.ones(3))
+    optimizer = make([layer], lr=0.1)
+    seen = []
+    for number in range(4):
+        layer.grad = torch.full((3,), 2.0)
+        if number < 3:
+            with study_module.spiked(SpikeConfig(2, 1000.0)):
+                optimizer.step()
+        else:
+            optimizer.step()
+        seen.append(float(optimizer.grad_norm) / 12**0.5)
+    assert seen == pytest.approx([1.0, 1.0, 1000.0, 1.0])
+
+
+@pytest.mark.parametrize("scale", ["toy", "base"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_study_is_sound_at_every_scale(name: str, scale: str, tmp_path: Path) -> None:
+    with small_study(tmp_path, name=name, scale=scale) as study:
+        config = study.config
+        assert len(config.chosen.seeds) >= 3
+        assert config.chosen_claims
+        assert len(config.chosen.note) > 20
+        runs = [study._run_config(arm, 1) for arm in config.chosen_arms]
+    assert len({run.run_dir for run in runs}) == len(runs)
+    for run in runs:
+        assert run.schedule.total_steps * run.batch.global_batch_size == config.chosen.samples, "no remainder"
+
+
+def test_the_article_is_what_the_base_scale_runs(tmp_path: Path) -> None:
+    with small_study(tmp_path, name="batch_size", scale="base") as study:
+        runs = [study._run_config(arm, 1, study.scale.learning_rates[arm][0]) for arm in study.config.chosen_arms]
+    assert [run.batch.global_batch_size for run in runs] == [256, 1024, 4096, 16_384, 65_536]
+    for run in runs:
+        assert run.optimizer.lr == pytest.approx(6e-3 * (run.batch.global_batch_size / 65_536) ** 0.5)
+        assert (run.schedule.warmup_proportion, run.schedule.degree) == (0.2843, 0.5)
+        assert (run.optimizer.pre_normalization, run.optimizer.trust_ratio) == ("unit", "all")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("scale=huge",), "scale is 'huge'; allowed: toy | base"),
+        (("scales.toy.seeds=[1,1]",), r"seeds is \[1, 1\]; allowed: one or more, each once"),
+        (("scales.toy.seeds=[0,1]",), "without the tuning seed"),
+        (('scales.toy.arms=["degree 3"]',), r"scales.toy is 'degree 3'; allowed: the arms degree 0.5, degree 1"),
+        (("claims=[{arm:degree 3,against:degree 1,article:worse}]",), "claims is 'degree 3'"),
+        (("scales.toy.samples=100",), "scales.toy.samples is 100; allowed: two batches or more"),
+        (("+scales.toy.spikes={degree 0.5:{step:0,factor:10}}",), "spike.step is 0; allowed: 1 or more"),
+        (("optimzer.lr=1",), "arm degree 0.5 of the study.*optimzer"),
+        (("optimizer.lr=-1",), "optimizer.lr is -1.0; allowed: a number above 0"),
+        (("+scales.toy.speed=1",), "speed"),
+    ],
+)
+def test_a_mistake_ends_in_one_message_before_anything_runs(options: tuple, message: str, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=message), small_study(tmp_path / "out", *options) as study:
+        study.run()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistyped_name(monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["study", "prenormalization", "scale=toy"])
+    with pytest.raises(SystemExit, match="error: study was asked for 'prenormalization'; allowed: batch_size, bias"):
+        study_module.main()
