@@ -102,13 +102,13 @@ def build_trainer(
     plan = BatchPlan(
         config.batch.global_batch_size, config.batch.samples_at_once(config.data.sequence_length), world.size
     )
-    shapes = compile_for(config, model, precision, shards, plan, log)
     optimizer = build_optimizer(model, config.optimizer)
     progress = resume(store, model, optimizer, precision, shards, world, log)
     if progress is None:
         progress = start(config, model, optimizer, shards, world, log)
     log.say(describe(config, world.size, world.device.type, precision.dtype, shards.samples))
     log.say(describe_optimizer(optimizer, config.optimizer))
+    shapes = compile_for(config, model, precision, shards, plan, log)  # takes a while: nothing refuses the run any more
     return Trainer(
         world=world,
         model=model,
