@@ -69,9 +69,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     rows = [row(task, lr, model, data, work) for task in TASKS for lr in LEARNING_RATES]
     note = "In percent, over five seeds. " + "; ".join(f"{task}: {' '.join(TASKS[task][1])}" for task in TASKS)
-    write_result(
-        result, "What pretraining is worth: the same model from pretrained and from random weights", rows, note
-    )
+    write_result(result, "What pretraining is worth: one model from pretrained and from random weights", rows, note)
 
 
 if __name__ == "__main__":
