@@ -10,7 +10,7 @@ from typing import Any
 from bert_pretrain.errors import ConfigError, require
 
 AUTO = "auto"
-_CPU_TOKENS = 1024  # by measurement: more gain nothing, and no longer fit the caches
+_CPU_TOKENS = 2048  # the demonstration on one core: 16,300 tokens/s at 1,024, 18,200 at 2,048, 17,500 at 4,096
 
 
 @dataclass
@@ -20,7 +20,7 @@ class BatchConfig:
     global_batch_size: int
     """Samples in one optimizer step, over all ranks."""
     micro_batch_size: Any  # int or "auto"; OmegaConf 2.3 fails on a nested union
-    """Samples that one rank runs forward at once; ``auto``: on GPUs the most that fit, on CPUs 1,024 tokens of them."""
+    """Samples that one rank runs forward at once; ``auto``: on GPUs the most that fit, on CPUs 2,048 tokens of them."""
 
     def __post_init__(self) -> None:
         require(self.global_batch_size >= 1, "batch.global_batch_size", self.global_batch_size, "1 or more")

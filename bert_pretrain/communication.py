@@ -43,11 +43,14 @@ class CommunicationConfig:
     bucket_mb: float
     """Gradients of this many MiB (in float32) travel together. Small buckets set out earlier and overlap more of the
     backward pass, large ones pay the latency less often."""
+    timeout_seconds: float
+    """A rank that is not heard of for so long, or for which the others wait so long, is named, and the run ends."""
 
     def __post_init__(self) -> None:
         allowed = ("fp32", *HOOKS)
         require(self.gradients in allowed, "communication.gradients", self.gradients, ", ".join(allowed))
         require(self.bucket_mb > 0, "communication.bucket_mb", self.bucket_mb, "a number above 0")
+        require(self.timeout_seconds >= 5, "communication.timeout_seconds", self.timeout_seconds, "5 or more")
 
     @property
     def gradient_bytes(self) -> int:

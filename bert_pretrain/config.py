@@ -40,6 +40,7 @@ _FREE_ON_RESUME = (
     "precision.tf32",
     "optimizer.kernel",
     "communication.bucket_mb",
+    "communication.timeout_seconds",
     "optimizer.sharded",
     "logging",
     "training",

@@ -12,6 +12,7 @@ matplotlib.use("Agg")  # a run has no screen
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from bert_pretrain.metrics import LAYER_KINDS, Row, read_rows
 from bert_pretrain.verdict import Curve
@@ -160,8 +161,8 @@ def draw_step(path: Path, rows: list[Row], phases: tuple[str, ...]) -> None:
     plt.close(figure)
 
 
-def draw_scaling(path: Path, curves: list[ScalingCurve]) -> None:
-    """Hours and efficiency against devices; a dot where each batch pays last."""
+def draw_scaling(path: Path, machine: str, curves: list[ScalingCurve]) -> None:
+    """On ``machine``: hours and efficiency against devices; a dot where each batch pays last."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     for curve, color in zip(curves, _SERIES, strict=False):
         last = curve.devices.index(curve.last_paying)
@@ -183,7 +184,10 @@ def draw_scaling(path: Path, curves: list[ScalingCurve]) -> None:
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     left.set_yscale("log")
+    left.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    right.yaxis.set_major_formatter(PercentFormatter(1))
     right.set_ylim(0, 1.05)
+    figure.suptitle(machine)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)

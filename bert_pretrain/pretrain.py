@@ -53,7 +53,7 @@ def main(config: PretrainConfig) -> None:
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     stop = StopRequest().listen()
     stop.stop_after(config.training.stop_after_minutes)
-    with open_world(config.device, resolved_yaml(config)) as world:
+    with open_world(config.device, resolved_yaml(config), config.communication.timeout_seconds, stop) as world:
         finished = pretrain(config, world, stop)
         if finished and world.is_first:
             checkpoints = Path(config.run_dir) / "checkpoints"
@@ -102,13 +102,13 @@ def build_trainer(
     plan = BatchPlan(
         config.batch.global_batch_size, config.batch.samples_at_once(config.data.sequence_length), world.size
     )
-    shapes = compile_for(config, model, precision, shards, plan, log)
     optimizer = build_optimizer(model, config.optimizer)
     progress = resume(store, model, optimizer, precision, shards, world, log)
     if progress is None:
         progress = start(config, model, optimizer, shards, world, log)
     log.say(describe(config, world.size, world.device.type, precision.dtype, shards.samples))
     log.say(describe_optimizer(optimizer, config.optimizer))
+    shapes = compile_for(config, model, precision, shards, plan, log)  # takes a while: nothing refuses the run any more
     return Trainer(
         world=world,
         model=model,

@@ -117,6 +117,7 @@ class Trainer:
     def train_step(self, batch: StepBatch) -> StepResult:
         """One global batch, one update. Returns without waiting for the device."""
         attempt = self.progress.attempts + (self._pending is not None)
+        self.world.moved(attempt + 1)
         torch.manual_seed(mixed(self.seed, self.world.rank, attempt))  # resuming needs no saved random state
         counts = self._global_counts(batch.counts)
         scale = self.precision.scale.clone()
@@ -144,6 +145,7 @@ class Trainer:
         factor = self.precision.scale * self.world.size  # DDP takes the mean over ranks, the loss is a sum over them
         with self.precision.autocast():  # open over all micro-batches: weights are cast once a step
             for index, micro_batch in enumerate(self._timed(batch.micro_batches)):
+                self.world.moved()
                 with gradients_travel(self.network, index == last):
                     out = self.network(*self._crossing.over(micro_batch).tensors())
                     with self.precision.autocast(enabled=False):

@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 # A module imports from its own floor or from floors below it.
 FLOORS = [
     {"errors", "preemption", "step_result", "threads"},
-    {"structured", "shards", "sample_order", "masking", "language", "verdict"},
+    {"structured", "shards", "sample_order", "masking", "language", "verdict", "pulse"},
     {"dropout", "vocabulary_loss", "encoder", "batch_plan", "batches", "distributed", "model", "flops", "machine"},
     {"numerics", "precision"},
     {"data", "communication", "compiling", "micro_batch_size", "tasks", "scores"},

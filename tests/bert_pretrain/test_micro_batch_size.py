@@ -84,7 +84,7 @@ def test_on_a_gpu_more_fits_than_one_and_nothing_is_left_behind() -> None:
 
 
 def test_on_a_cpu_it_follows_from_the_length() -> None:
-    assert [BatchConfig(64, "auto").samples_at_once(length) for length in (64, 128, 512, 4096)] == [16, 8, 2, 1]
+    assert [BatchConfig(64, "auto").samples_at_once(length) for length in (64, 128, 512, 4096)] == [32, 16, 4, 1]
     assert BatchConfig(64, 5).samples_at_once(64) == 5
 
 
