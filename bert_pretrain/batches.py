@@ -1,7 +1,7 @@
 """What the model runs at once, and what it counts."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ IGNORED = -100
 """The label of a position that is not predicted, as in torch and transformers."""
 _MASKED_SIZES = 16
 _LENGTHS = 8
+_FIXED_LENGTHS = 4  # each is compiled by itself
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class MicroBatch:
     """What the model runs at once: B samples of L tokens, M of them masked. All int64.
 
     M is filled up to one of about sixteen sizes: with as many shapes as micro-batches the caches of the matrix
-    libraries grow without end on CPU, and a compiled model would compile again and again.
+    libraries grow without end on CPU. A compiled model gets a few shapes that are known before (``fixed_shapes``).
     """
 
     input_ids: torch.Tensor  # (B, L)
@@ -79,12 +80,89 @@ class MicroBatch:
         )
 
 
+class Crossing:
+    """Micro-batches on their way to ``device``, on a stream of their own: they cross while the device computes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def over(self, micro_batch: MicroBatch) -> MicroBatch:
+        """On the device, for what the current stream does next. Nobody waits on the host, if it is pinned."""
+        if self._stream is None:
+            return micro_batch.to(self.device)
+        with torch.cuda.stream(self._stream):
+            there = micro_batch.to(self.device)
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self._stream)
+        for tensor in there.tensors():
+            if tensor is not None:
+                tensor.record_stream(current)  # its memory is the other stream's, and must outlive the use in this one
+        return there
+
+
 @dataclass(frozen=True)
 class StepBatch:
     """This rank's part of one global batch: its counts first, then its micro-batches, each once."""
 
     counts: Counts
     micro_batches: Iterator[MicroBatch]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a micro-batch whose shape does not follow from what is in it."""
+
+    samples: int
+    length: int
+    masked: int
+    has_mask: bool
+
+    def text(self) -> str:
+        """In words."""
+        return f"{self.samples} x {self.length} tokens, {'padded' if self.has_mask else 'all real'}"
+
+
+def fixed_shapes(samples: int, length: int, predictions: int, trim: bool) -> list[Shape]:
+    """The shapes in which ``to_fixed_micro_batch`` gives up to ``samples`` of ``length``, the shortest first.
+
+    A shorter length has room for its share of the masked tokens.
+    """
+    lengths = [-(-length * part // _FIXED_LENGTHS) for part in range(1, _FIXED_LENGTHS + 1)] if trim else [length]
+    padded = [Shape(samples, cut, -(-samples * predictions * cut // length), True) for cut in sorted(set(lengths))]
+    return [*padded, replace(padded[-1], has_mask=False)]
+
+
+def filler(shape: Shape) -> MicroBatch:
+    """A micro-batch of that shape that holds nothing but [CLS], and adds nothing to the losses."""
+    ids = torch.zeros((shape.samples, shape.length), dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    mask[:, 0] = 1  # a row without any key to see is not a number in some attentions
+    positions = torch.zeros(shape.masked, dtype=torch.int64)
+    labels = torch.full_like(ids[:, 0], IGNORED)
+    return MicroBatch(
+        ids, mask if shape.has_mask else None, ids.clone(), positions, torch.full_like(positions, IGNORED), labels
+    )
+
+
+def to_fixed_micro_batch(arrays: Arrays, shapes: list[Shape]) -> MicroBatch:
+    """Rows of a shard in the first of ``shapes`` that holds them, filled up with samples of nothing."""
+    rows, columns = np.nonzero(arrays["masked_lm_positions"])
+    samples, longest = len(arrays["input_ids"]), int(sample_lengths(arrays).max())
+    if samples == shapes[-1].samples and arrays["input_mask"].all():
+        shape = shapes[-1]
+    else:
+        shape = next(shape for shape in shapes if shape.length >= longest and shape.masked >= len(rows))
+    batch = filler(shape)
+    batch.input_ids[:samples] = _int64(arrays["input_ids"][:, : shape.length])
+    batch.segment_ids[:samples] = _int64(arrays["segment_ids"][:, : shape.length])
+    if batch.attention_mask is not None:
+        batch.attention_mask[:samples] = _int64(arrays["input_mask"][:, : shape.length])
+    positions = rows * shape.length + arrays["masked_lm_positions"][rows, columns].astype(np.int64)
+    batch.masked_positions[: len(rows)] = _int64(positions)
+    batch.masked_labels[: len(rows)] = _int64(arrays["masked_lm_ids"][rows, columns])
+    batch.next_sentence_labels[:samples] = _int64(arrays["next_sentence_labels"])
+    return batch
 
 
 def to_micro_batch(arrays: Arrays, trim: bool = False) -> MicroBatch:

@@ -1,38 +1,44 @@
-"""``bench step``: this program's step against the script that one would otherwise write.
+"""``bench step``: this program's step against what one would otherwise write, on the same samples, in turns in one run.
 
-On the same samples, with the same dropout, in turns in one run. The script: ``BertForPreTraining`` with
-``transformers``' defaults, labels on all positions, float32, ``torch.optim.AdamW``. Between the two, a row for each
-technique, added to those before it. Shares are of the matrix rate measured on the device in the same run.
+The baseline is the obvious script: ``BertForPreTraining`` with ``transformers``' defaults, labels on all positions,
+float32, ``torch.optim.AdamW``; on GPUs also ``transformers.Trainer`` in bf16. Then a row for each technique, added to
+those before it. Shares are of the matrix rate measured on the device in the same run. Under torchrun every process is
+measured, and the gradients' way between them.
 """
 
 import json
-import resource
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import BertConfig, BertForPreTraining
 
 from bert_pretrain.batches import Counts, StepBatch
+from bert_pretrain.bench_baselines import Measured, plain_script, transformers_trainer
+from bert_pretrain.bench_split import PHASES, Stopwatch, kept_bytes, peak_memory
 from bert_pretrain.checkpoint import CheckpointStore
+from bert_pretrain.communication import gradients_travel
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.distributed import World, open_world
 from bert_pretrain.encoder import SpeedConfig
 from bert_pretrain.errors import require
 from bert_pretrain.flops import training_flops
-from bert_pretrain.machine import device_name, timed
+from bert_pretrain.machine import device_name, measured_copy_bandwidth, timed
 from bert_pretrain.metrics import MetricsLog, writable_directory
-from bert_pretrain.model import bert_config
+from bert_pretrain.plots import draw_step
 from bert_pretrain.precision import compute_dtype
 from bert_pretrain.pretrain import build_trainer
 from bert_pretrain.structured import entry_point
 from bert_pretrain.train import Trainer
+
+_WARM_UP = 2  # rounds
+_SPLIT_ROUNDS = 3
+_COLUMNS = ("data", *PHASES, "communication")
 
 
 @dataclass
@@ -41,8 +47,10 @@ class BenchStepConfig(PretrainConfig):
 
     rounds: int
     """Steps of each variant, taken in turns; the median counts."""
+    transformers_trainer: bool | None
+    """Measure ``transformers.Trainer``, too, in a run of its own; null: on one GPU, where accelerate is installed."""
     out_dir: str
-    """Where ``step.json`` goes."""
+    """Where ``step.json`` and ``step.png`` go."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,62 +59,124 @@ class BenchStepConfig(PretrainConfig):
 
 @entry_point("bench_step", BenchStepConfig)
 def main(config: BenchStepConfig) -> None:
-    """Measure the step, print the table and write the rows."""
+    """Measure the step, print the table, write the rows and draw them."""
     with open_world(config.device) as world:
-        require(world.size == 1, "processes", world.size, "1: the benchmark measures one device")
         fault = writable_directory(Path(config.out_dir))
         require(fault is None, "out_dir", config.out_dir, f"a directory that can be written ({fault})")
         rows = measure(config, world)
-    print(f"{'variant':<20}{'ms a step':>12}{'tokens/s':>12}{'speed-up':>10}{'of peak':>9}{'data wait':>11}")
+        bandwidth = measured_copy_bandwidth(world.device)
+    if not world.is_first:
+        return
+    print(f"{'variant':<20}{'ms a step':>11}{'tokens/s':>11}{'speed-up':>10}{'of peak':>9}{'memory':>9}", end="")
+    print("".join(f"{name:>{len(name) + 2}}" for name in _COLUMNS))
     for row in rows:
+        parts = (f"{row[f'{name}_ms']:>{len(name) + 2}.1f}" for name in _COLUMNS if row[f"{name}_ms"] is not None)
+        memory = row["peak_memory_bytes"]
         print(
-            f"{row['variant']:<20}{row['milliseconds']:>12.1f}{row['real_tokens_per_second']:>12,.0f}"
-            f"{row['speedup_over_baseline']:>9.2f}x{row['matrix_peak_share']:>9.0%}{row['data_wait_share']:>11.2%}"
+            f"{row['variant']:<20}{row['milliseconds']:>11.1f}{row['real_tokens_per_second']:>11,.0f}"
+            f"{row['speedup_over_baseline']:>9.2f}x{row['matrix_peak_share']:>9.1%}"
+            f"{'-' if memory is None else f'{memory / 2**20:,.0f} MB':>9}{''.join(parts)}"
         )
+    rate = rows[-1]["matrix_rate"]
+    print(f"measured here: {rate / 1e12:.3g} TFLOP/s of matrix products, {bandwidth / 1e9:.3g} GB/s copied")
     out = Path(config.out_dir) / "step.json"
-    out.write_text(json.dumps({"rows": rows, "options": asdict(config)}, indent=2), encoding="utf-8")
-    print(f"written to {out}")
+    content = {"rows": rows, "copy_bandwidth": bandwidth, "options": asdict(config)}
+    out.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    draw_step(out.with_suffix(".png"), rows, _COLUMNS)
+    print(f"written to {out}, drawn in {out.with_suffix('.png')}")
+
+
+@dataclass
+class Figures:
+    """What was measured of one variant, in seconds and bytes."""
+
+    steps: list[float] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=dict)
+    memory: int | None = None
 
 
 def measure(config: BenchStepConfig, world: World) -> list[dict[str, Any]]:
     """The rows of all variants, each step timed in turn. Every variant sees the same samples in its own cut."""
     trainers = {name: _trainer(variant, world) for name, variant in variants(config, world.device).items()}
-    runs: dict[str, Callable[[StepBatch], object]] = {"baseline": plain_script(config, world.device)}
-    runs |= {name: trainer.train_step for name, trainer in trainers.items()}
-    batches = {name: trainer.data.steps(0) for name, trainer in trainers.items()}
-    batches["baseline"] = trainers["masked positions"].data.steps(0)
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    waits: list[float] = []
-    total = Counts(0, 0, 0, 0)
-    for round_number in tqdm(range(config.rounds + 2), desc="rounds", leave=False):  # two to warm up
-        for name, run in runs.items():
+    sources = {"baseline": trainers["masked positions"]} | trainers
+    runs = {"baseline": plain_script(config, world)}
+    runs |= {name: Measured(t.train_step, t.network, t.optimizer) for name, t in trainers.items()}
+    found = {name: Figures() for name in runs}
+    streams = {id(t): t.data.steps(0, pin=world.device.type == "cuda") for t in trainers.values()}
+    waited, total, source = 0.0, Counts(0, 0, 0, 0), None
+    for round_number in tqdm(range(_WARM_UP + config.rounds), desc="rounds", leave=False, disable=not world.is_first):
+        for name, measured in runs.items():
             started = time.perf_counter()
-            batch = next(batches[name])
-            ready = StepBatch(batch.counts, iter(list(batch.micro_batches)))
+            if source is not sources[name]:  # the baseline and the first variant run on one cut
+                source = sources[name]
+                batch = next(streams[id(source)])
+                micro_batches = list(batch.micro_batches)
             wait = time.perf_counter() - started
-            seconds = timed(partial(run, ready), world.device)
-            if round_number >= 2:
-                times[name].append(seconds)
+            seconds = timed(partial(measured.run, StepBatch(batch.counts, iter(micro_batches))), world.device)
+            if round_number >= _WARM_UP:
+                found[name].steps.append(seconds)
                 if name == "all":
-                    waits.append(wait)
+                    waited += wait
                     total += batch.counts
-    for stream in batches.values():
+    for stream in streams.values():
         stream.close()  # type: ignore[attr-defined]
-    return _rows(config, world, times, total, sum(waits), trainers["all"].peak_rate)
+    for name, measured in runs.items():
+        take_apart(measured, sources[name], found[name])
+    _add_transformers_trainer(config, trainers["masked positions"], found)
+    sums = world.sum(torch.tensor(list(asdict(total).values()), dtype=torch.float64, device=world.device)).tolist()
+    peak = trainers["all"].peak_rate
+    return [_row(config, world, name, found, Counts(*map(int, sums)), waited, peak) for name in found]
+
+
+def take_apart(measured: Measured, source: Trainer, found: Figures) -> None:
+    """A few more steps: phases, the time to prepare the samples (on a thread beside the step), and memory."""
+    device = source.world.device
+    prepared, alone = 0.0, list[float]()
+    stopwatch = Stopwatch(measured.network, measured.optimizer, device)
+    for step in range(_SPLIT_ROUNDS):
+        started = time.perf_counter()
+        counts, micro_batches = source.data.counts(step), list(source.data.micro_batches(step))
+        prepared += time.perf_counter() - started
+        stopwatch.measure(partial(measured.run, StepBatch(counts, iter(micro_batches))))
+    stopwatch.remove()
+    found.phases = {name: stopwatch.seconds[name] / _SPLIT_ROUNDS for name in PHASES}
+    found.phases |= {"data": prepared / _SPLIT_ROUNDS, "communication": 0.0}
+    if source.world.size > 1:  # what a step takes less when no gradient travels
+        for _ in range(_SPLIT_ROUNDS):
+            with gradients_travel(measured.network, now=False):
+                alone.append(timed(lambda: measured.run(StepBatch(counts, iter(micro_batches))), device))
+        found.phases["communication"] = max(0.0, statistics.median(found.steps) - statistics.median(alone))
+        found.phases["backward"] -= found.phases["communication"]
+    beyond = peak_memory(lambda: measured.run(StepBatch(counts, iter(micro_batches))), device)
+    found.memory = kept_bytes(measured.network, measured.optimizer) + beyond
+
+
+def _add_transformers_trainer(config: BenchStepConfig, source: Trainer, found: dict[str, Figures]) -> None:
+    world, wanted = source.world, config.transformers_trainer
+    if wanted is None:
+        wanted = world.device.type == "cuda" and world.size == 1
+    if wanted and find_spec("accelerate") is None:
+        print("transformers.Trainer left out: it needs accelerate (pip install --no-deps accelerate)")
+    elif wanted:
+        steps = [list(source.data.micro_batches(step)) for step in range(_WARM_UP + config.rounds)]
+        found["transformers.Trainer"] = Figures([transformers_trainer(config, world.device, steps)])
 
 
 def variants(config: BenchStepConfig, device: torch.device) -> dict[str, BenchStepConfig]:
-    """Each technique of the run added to the ones before it, in float32; the last, ``all``, is the run itself."""
-    wanted = {field.name: getattr(config.speed, field.name) for field in fields(SpeedConfig)}
+    """Each technique of the run added to the ones before it, beginning in float32; the last, ``all``, is the run."""
+    wanted = asdict(config.speed.on(device))
     speed = SpeedConfig(**dict.fromkeys(wanted, False))
     plain = replace(config, speed=speed, precision=replace(config.precision, compute="fp32"))
     found = {"masked positions": plain}
-    for name, value in wanted.items():
-        if value:
-            speed = replace(speed, **{name: True})
-            found["+ " + name.replace("_", " ")] = replace(plain, speed=speed)
-    if compute_dtype(config.precision.compute, device) == torch.float32:
-        found.popitem()  # nothing is left to add: it is the run itself
+    dtype = compute_dtype(config.precision.compute, device)
+    if dtype != torch.float32:
+        plain = replace(plain, precision=config.precision)
+        found["+ " + str(dtype).removeprefix("torch.")] = plain
+    for name in (option.name for option in fields(SpeedConfig) if wanted[option.name]):
+        speed = replace(speed, **{name: True})
+        found["+ " + name.replace("_", " ")] = replace(plain, speed=speed)
+    if len(found) > 1:
+        found.popitem()  # with the last technique added it is the run itself
     return found | {"all": config}
 
 
@@ -116,61 +186,32 @@ def _trainer(config: BenchStepConfig, world: World) -> Trainer:
     return build_trainer(config, world, log, store, config_yaml="")
 
 
-def _rows(
-    config: BenchStepConfig, world: World, times: dict[str, list[float]], total: Counts, waited: float, peak: float
-) -> list[dict[str, Any]]:
-    rounds = len(times["all"])
+def _row(
+    config: BenchStepConfig,
+    world: World,
+    name: str,
+    found: dict[str, Figures],
+    total: Counts,
+    waited: float,
+    peak: float,
+) -> dict[str, Any]:
+    rounds = len(found["all"].steps)
     flops = training_flops(config.model, total.samples, total.tokens, total.squared_lengths, total.masked_tokens)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    return [
-        {
-            "model": f"{config.model.num_hidden_layers}x{config.model.hidden_size}",
-            "sequence_length": config.data.sequence_length,
-            "variant": name,
-            "milliseconds": 1e3 * median,
-            "real_tokens_per_second": total.tokens / rounds / median,
-            "speedup_over_baseline": medians["baseline"] / median,
-            "matrix_peak_share": flops / rounds / median / peak,
-            "data_wait_share": waited / rounds / (median + waited / rounds) if name == "all" else 0.0,
-            "peak_memory_bytes": _peak_memory(world.device),
-            "dropout": config.model.hidden_dropout_prob,
-            "device": device_name(world.device),
-        }
-        for name, median in medians.items()
-    ]
-
-
-def plain_script(config: BenchStepConfig, device: torch.device) -> Callable[[StepBatch], None]:
-    """One step of the obvious script: transformers' model and loss, labels on all positions, torch's AdamW."""
-    shape = bert_config(config.model).to_dict()
-    shape.pop("_attn_implementation", None)
-    model: torch.nn.Module = BertForPreTraining(BertConfig(**shape)).train()
-    model.to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.lr)
-
-    def run(step: StepBatch) -> None:
-        micro_batches = list(step.micro_batches)
-        for cpu_batch in micro_batches:
-            batch = cpu_batch.to(device)
-            labels = torch.full_like(batch.input_ids, -100).flatten()
-            predicted = batch.masked_labels >= 0
-            labels[batch.masked_positions[predicted]] = batch.masked_labels[predicted]
-            mask = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
-            out = model(
-                input_ids=batch.input_ids,
-                attention_mask=mask,
-                token_type_ids=batch.segment_ids,
-                labels=labels.view_as(batch.input_ids),
-                next_sentence_label=batch.next_sentence_labels,
-            )
-            (out.loss / len(micro_batches)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return run
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    seconds = statistics.median(found[name].steps)
+    phases = found[name].phases
+    return {
+        "model": f"{config.model.num_hidden_layers}x{config.model.hidden_size}",
+        "sequence_length": config.data.sequence_length,
+        "variant": name,
+        "milliseconds": 1e3 * seconds,
+        "real_tokens_per_second": total.tokens / rounds / seconds,
+        "speedup_over_baseline": statistics.median(found["baseline"].steps) / seconds,
+        "matrix_peak_share": flops / rounds / seconds / (peak * world.size),
+        **{f"{phase}_ms": 1e3 * phases[phase] if phases else None for phase in _COLUMNS},
+        "data_wait_share": waited / rounds / (seconds + waited / rounds) if name == "all" else 0.0,
+        "peak_memory_bytes": found[name].memory,
+        "matrix_rate": peak,
+        "dropout": config.model.hidden_dropout_prob,
+        "processes": world.size,
+        "device": device_name(world.device),
+    }

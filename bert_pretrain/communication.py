@@ -43,11 +43,14 @@ class CommunicationConfig:
     bucket_mb: float
     """Gradients of this many MiB (in float32) travel together. Small buckets set out earlier and overlap more of the
     backward pass, large ones pay the latency less often."""
+    timeout_seconds: float
+    """A rank that is not heard of for so long, or for which the others wait so long, is named, and the run ends."""
 
     def __post_init__(self) -> None:
         allowed = ("fp32", *HOOKS)
         require(self.gradients in allowed, "communication.gradients", self.gradients, ", ".join(allowed))
         require(self.bucket_mb > 0, "communication.bucket_mb", self.bucket_mb, "a number above 0")
+        require(self.timeout_seconds >= 5, "communication.timeout_seconds", self.timeout_seconds, "5 or more")
 
     @property
     def gradient_bytes(self) -> int:
@@ -81,9 +84,11 @@ def data_parallel(
     if config.gradients in HOOKS:
         network.register_comm_hook(None, HOOKS[config.gradients])
     tokens = torch.zeros((1, 2), dtype=torch.long, device=world.device)
+    network.eval()  # in a shape that nothing is compiled for
     out = network(tokens, None, tokens, tokens[0, :1], tokens[0, :1], tokens[0, :1])
     ((out.mlm_loss + out.nsp_loss) * 0).backward()
-    network.zero_grad(set_to_none=True)
+    network.train()
+    network.zero_grad(set_to_none=not model.speed.cuda_graphs)
     return network
 
 

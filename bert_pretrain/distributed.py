@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ import torch
 import torch.distributed as dist
 
 from bert_pretrain.errors import ConfigError, RankError, require
+from bert_pretrain.preemption import StopRequest
+from bert_pretrain.pulse import Pulse
 from bert_pretrain.structured import print_error
 
 _COMPARED = ("torch", "transformers", "numpy", "h5py")
@@ -37,6 +40,7 @@ class World:
     local_rank: int
     size: int
     device: torch.device
+    pulse: Pulse | None = None
 
     @property
     def is_first(self) -> bool:
@@ -48,6 +52,14 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def smallest(self, number: int) -> int:
+        """The smallest of all ranks' numbers."""
+        if self.size == 1:
+            return number
+        found = torch.tensor(number, device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MIN)
+        return int(found)
 
     def broadcast(self, text: str) -> str:
         """What rank 0 says, on every rank."""
@@ -72,6 +84,11 @@ class World:
             if found:
                 raise ConfigError(found)
         return result  # type: ignore[return-value]
+
+    def moved(self, step: int | None = None) -> None:
+        """This rank gets on, in ``step`` where one begins: the others need not take it for hung. Costs nothing."""
+        if self.pulse is not None:
+            self.pulse.moved(step)
 
     def gather(self, said: Said) -> list[Said]:
         """What every rank says, in their order, on every rank."""
@@ -111,11 +128,14 @@ def cores_per_rank(local_size: int) -> int:
 
 
 @contextmanager
-def open_world(device: str = "auto", options: str = "", timeout_seconds: float = 1800.0) -> Iterator[World]:
+def open_world(
+    device: str = "auto", options: str = "", timeout_seconds: float = 1800.0, stop: StopRequest | None = None
+) -> Iterator[World]:
     """Join the process group that torchrun describes (gloo on CPU, NCCL on GPUs) and leave it at the end.
 
     ``options`` has to be the same text on all ranks. Raises ``ConfigError``, the same on every rank, where it is not,
-    where versions or sources differ, where a rank finds no device for itself, or where one does not come.
+    where versions or sources differ, where a rank finds no device for itself, or where one does not come. A rank
+    that is lost or hung later ends the process with a message and ``pulse.LOST``.
     """
     local_rank, local_size = _environment("LOCAL_RANK", 0), _environment("LOCAL_WORLD_SIZE", 1)
     rank, size = _environment("RANK", 0), _environment("WORLD_SIZE", 1)
@@ -130,7 +150,8 @@ def open_world(device: str = "auto", options: str = "", timeout_seconds: float =
         fault = roll_call(store, rank, size, fault, _facts(here, options))
     if fault:
         raise ConfigError(fault)
-    world = World(rank, local_rank, size, here)
+    pulse = Pulse(store, rank, size, timeout_seconds, local_rank == 0, stop) if store is not None else None
+    world = World(rank, local_rank, size, here, pulse)
     if here.type == "cuda":
         torch.cuda.set_device(here)
     elif "OMP_NUM_THREADS" not in os.environ or world.size > 1:
@@ -139,17 +160,33 @@ def open_world(device: str = "auto", options: str = "", timeout_seconds: float =
     if world.size > 1:
         dist.init_process_group(
             "nccl" if here.type == "cuda" else "gloo",
-            timeout=timeout,
+            timeout=2 * timeout,  # the pulse speaks first
             device_id=here if here.type == "cuda" else None,
             store=store,
             rank=rank,
             world_size=size,
         )
-    yield world
-    # Not in a finally: a rank that fails while its peers wait in a collective must die, not wait for them.
-    world.wait_for_all()
+    if pulse is not None:
+        pulse.watch()
+    try:
+        yield world
+        # Not in a finally: a rank that fails while its peers wait in a collective must die, not wait for them.
+        world.wait_for_all()
+    except RuntimeError as error:
+        if pulse is None or not is_torn(error):
+            raise
+        first = str(error).strip().partition("\n")[0].partition(". ")[0]
+        pulse.torn(re.sub(r"^\[\S+\] ", "", first))  # without the place in gloo's source
+    finally:
+        if pulse is not None:
+            pulse.end()
     if world.size > 1:
         dist.destroy_process_group()
+
+
+def is_torn(error: RuntimeError) -> bool:
+    """Whether a collective failed for want of a peer."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 def _facts(device: torch.device, options: str) -> dict[str, str]:
@@ -161,7 +198,7 @@ def _facts(device: torch.device, options: str) -> dict[str, str]:
     if device.type == "cuda":
         facts["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
     facts |= {"the device": device.type, "bert_pretrain's source": sources.hexdigest()[:12]}
-    return facts | {"the options": hashlib.sha256(options.encode()).hexdigest()[:12]}
+    return facts | {"the set of options": hashlib.sha256(options.encode()).hexdigest()[:12]}
 
 
 def _whose(rank: int) -> str:
@@ -175,7 +212,10 @@ def roll_call(store: dist.Store, rank: int, size: int, fault: str, facts: dict[s
     """
     store.set(f"here/{rank}", json.dumps([fault and fault + _whose(rank), _whose(rank), facts]))
     if rank > 0:
-        return store.get(_FAULTS).decode()
+        try:
+            return store.get(_FAULTS).decode()
+        except dist.DistStoreError:
+            return f"rank 0 of {size} did not come; see the output of its node"
     verdict = ""
     for other in range(size):
         try:

@@ -3,7 +3,7 @@
 torch draws one Bernoulli variable an element from a serial generator there: 6 ns each, a tenth of a small model's
 step and more. Here every element's decision is a hash of its place and of one 64-bit draw from torch's generator: the
 loop vectorises, and ``torch.manual_seed`` decides the outcome as ever. Elsewhere torch's own dropout runs, which
-works the same way. The hash is the 32-bit finalizer of Wellons' prospector ("lowbias32").
+works the same way, and so does the compiler's. The hash is the 32-bit finalizer of Wellons' prospector ("lowbias32").
 """
 
 import functools
@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from numba import njit
 from torch import Tensor
 
+from bert_pretrain.threads import in_parts
+
+_LEAST = 1 << 17  # elements that are worth a thread
 _INTEGERS = {
     torch.float64: torch.int64,
     torch.float32: torch.int32,
@@ -29,7 +32,7 @@ def dropout(x: Tensor, p: float, residual: Tensor | None = None) -> Tensor:
     """
     if p == 0.0:
         return x if residual is None else x + residual
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         dropped = F.dropout(x, p)
         return dropped if residual is None else dropped + residual
     kept = noise(x.shape, p, x.dtype)
@@ -42,7 +45,9 @@ def noise(shape: torch.Size, p: float, dtype: torch.dtype) -> Tensor:
     key = int(torch.empty((), dtype=torch.int64).random_(-(2**63), None))
     threshold = np.uint32(min(round(p * 2**32), 2**32 - 1))
     low, high = np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32 & 0xFFFFFFFF)
-    _fill(out.view(-1).view(_INTEGERS[dtype]).numpy(), threshold, low, high, _bits(1.0 / (1.0 - p), dtype))
+    flat = out.view(-1).view(_INTEGERS[dtype]).numpy()
+    kept = _bits(1.0 / (1.0 - p), dtype)
+    in_parts(lambda start, stop: _fill(flat, threshold, low, high, kept, start, stop), flat.size, _LEAST)
     return out
 
 
@@ -53,10 +58,12 @@ def _bits(value: float, dtype: torch.dtype) -> np.integer:
 
 
 @njit(nogil=True, cache=True)
-def _fill(out: np.ndarray, threshold: np.uint32, low: np.uint32, high: np.uint32, kept: np.integer) -> None:
-    """Write ``kept`` or 0 to each element, both as bit patterns."""
+def _fill(
+    out: np.ndarray, threshold: np.uint32, low: np.uint32, high: np.uint32, kept: np.integer, start: int, stop: int
+) -> None:
+    """Write ``kept`` or 0 to the elements from ``start`` to ``stop``, both as bit patterns."""
     zero = kept ^ kept
-    for i in range(out.size):
+    for i in range(start, stop):
         # Numba widens to 64 bits at every operation; cut back at each, the loop stays in 32.
         h = np.uint32(np.uint32(i * 0x9E3779B9) + low)
         h = np.uint32(np.uint32(h ^ np.uint32(h >> 16)) * np.uint32(0x7FEB352D)) ^ high

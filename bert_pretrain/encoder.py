@@ -7,11 +7,17 @@ What pretraining lets one leave out or join, each an option so that it can be me
   runs on those rows: half of that layer's work is never asked for.
 - ``fused_qkv``: query, key and value as one matrix product. The three weights stay three parameters.
 - ``fast_dropout``: on CPU, random numbers that cost next to nothing (``dropout``).
+- ``fused_loss``: on CPU, one pass of exponentials over the logits (``vocabulary_loss``).
+- ``pad_vocabulary``: the vocabulary product in a width that matrix units like (``model`` does this).
+- ``compile``, ``cuda_graphs``: what lies between the matrix products as few kernels (``compiling`` does this).
 
-With the last three off, ``transformers``' own forward runs. Parity with it is a test, for each option and for all.
+With all but the first off, ``transformers``' own forward runs. Parity with it is a test, for each option and for all.
+
+The functions that take a module of ``transformers`` are what ``compiling`` compiles, each by itself: twelve layers are
+one piece of compiled code, and gradients set out on their way between ranks layer by layer.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,17 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bert_pretrain.dropout import dropout
-
-
-@dataclass(frozen=True)
-class _Attended:
-    """How rows of a micro-batch see each other."""
-
-    samples: int
-    length: int
-    mask: Tensor | None
-    """(B, 1, 1, L): added to the scores (eager), or True where a key may be seen (sdpa)."""
-    implementation: str
+from bert_pretrain.errors import require
 
 
 @dataclass
@@ -44,69 +40,77 @@ class SpeedConfig:
     """Query, key and value of a layer as one matrix product."""
     fast_dropout: bool
     """CPU: dropout by vectorised random numbers; another draw than torch's, of the same distribution."""
+    fused_loss: bool
+    """CPU, in float32: vocabulary product and cross entropy in one piece."""
+    pad_vocabulary: bool | None
+    """Fill the vocabulary up to a multiple of 64 for its product; weights, gradients and files keep their size.
+    null: on GPUs."""
+    compile: bool | None
+    """torch.compile, a layer at a time, in a few fixed shapes that are compiled before the first step.
+    null: on GPUs; on CPUs it gains nothing."""
+    cuda_graphs: bool
+    """With ``compile``: replay kernels instead of launching them. Pays below some 8,192 tokens a micro-batch."""
 
     def own_layers(self) -> bool:
         """Whether the layers run here; otherwise ``transformers``' own forward does."""
-        return self.last_layer_rows or self.fused_qkv or self.fast_dropout
+        return any((self.last_layer_rows, self.fused_qkv, self.fast_dropout, self.pad_vocabulary, self.compile))
+
+    def on(self, device: torch.device) -> "SpeedConfig":
+        """These options with null settled for ``device``. Raises ``ConfigError`` for graphs that cannot be."""
+        gpu = device.type == "cuda"
+        compiled = gpu if self.compile is None else self.compile
+        allowed = not self.cuda_graphs or (gpu and compiled)
+        require(allowed, "speed.cuda_graphs", True, "false, unless the device is a GPU and speed.compile is on")
+        padded = gpu if self.pad_vocabulary is None else self.pad_vocabulary
+        return replace(self, compile=compiled, pad_vocabulary=padded)
 
 
-def encode(
-    bert: Any, input_ids: Tensor, mask: Tensor | None, segment_ids: Tensor, positions: Tensor, speed: SpeedConfig
-) -> tuple[Tensor, Tensor]:
-    """Run a ``transformers`` ``BertModel`` (any of its float dtypes) on B samples of L tokens.
-
-    ``input_ids`` and ``segment_ids`` (B, L) int64; ``mask`` (B, 1, 1, L) as the attention takes it, or None;
-    ``positions`` (M,) into the flattened (B * L,). Returns the last hidden states of [CLS], (B, H), and of the
-    positions, (M, H).
-    """
-    config: Any = bert.config
-    samples, length = input_ids.shape
-    seen = _Attended(samples, length, mask, config._attn_implementation)
-    rows = torch.cat([torch.arange(0, samples * length, length, device=positions.device), positions])
-    x = _embed(bert.embeddings, input_ids, segment_ids, speed).flatten(0, 1)  # (B * L, H)
-    layers = bert.encoder.layer
-    for index, layer in enumerate(layers):
-        attended = _attend(layer.attention.self, x, seen, speed)
-        if speed.last_layer_rows and index == len(layers) - 1:
-            attended, x = attended.index_select(0, rows), x.index_select(0, rows)
-        x = _block(layer.attention.output, attended, x, speed)
-        inner = layer.intermediate.intermediate_act_fn(layer.intermediate.dense(x))
-        x = _block(layer.output, inner, x, speed)
-    if not speed.last_layer_rows:
-        x = x.index_select(0, rows)
-    return x[:samples], x[samples:]
-
-
-def _embed(embeddings: Any, input_ids: Tensor, segment_ids: Tensor, speed: SpeedConfig) -> Tensor:
-    """(B, L, H): words, segments and places, normalised."""
+def embed(embeddings: Any, input_ids: Tensor, segment_ids: Tensor, speed: SpeedConfig) -> Tensor:
+    """Words, segments and places of (B, L) int64, normalised: (B, L, H)."""
     places = embeddings.position_embeddings.weight[: input_ids.shape[1]]
     x = embeddings.word_embeddings(input_ids) + embeddings.token_type_embeddings(segment_ids) + places
     x = embeddings.LayerNorm(x)
     return _dropout(x, _probability(embeddings.dropout), speed)
 
 
-def _attend(attention: Any, x: Tensor, seen: _Attended, speed: SpeedConfig) -> Tensor:
-    """Multi-head attention of (B * L, H) rows, before its output projection: (B * L, H)."""
+def run_layer(
+    layer: Any, x: Tensor, mask: Tensor | None, rows: Tensor | None, attention: str, speed: SpeedConfig
+) -> Tensor:
+    """One encoder layer on (B, L, H); behind its attention only the ``rows`` (R,) of the flattened (B * L,), if given.
+
+    ``mask`` (B, 1, 1, L) is added to the scores where ``attention`` is eager, and True where a key may be seen where
+    it is sdpa. Returns (B, L, H), or (R, H).
+    """
+    attended = _attend(layer.attention.self, x, mask, attention, speed)
+    if rows is not None:
+        attended, x = attended.flatten(0, 1).index_select(0, rows), x.flatten(0, 1).index_select(0, rows)
+    x = _block(layer.attention.output, attended, x, speed)
+    inner = layer.intermediate.intermediate_act_fn(layer.intermediate.dense(x))
+    return _block(layer.output, inner, x, speed)
+
+
+def _attend(attention: Any, x: Tensor, mask: Tensor | None, implementation: str, speed: SpeedConfig) -> Tensor:
+    """Multi-head attention of (B, L, H), before its output projection: (B, L, H)."""
     query, key, value = attention.query, attention.key, attention.value
+    samples, length, _ = x.shape
     if speed.fused_qkv:
         weight = torch.cat([query.weight, key.weight, value.weight])
         joined = F.linear(x, weight, torch.cat([query.bias, key.bias, value.bias]))
-        parts = joined.view(seen.samples, seen.length, 3, attention.num_attention_heads, -1).unbind(2)
+        parts = joined.view(samples, length, 3, attention.num_attention_heads, -1).unbind(2)
     else:
         parts = tuple(
-            linear(x).view(seen.samples, seen.length, attention.num_attention_heads, -1)
-            for linear in (query, key, value)
+            linear(x).view(samples, length, attention.num_attention_heads, -1) for linear in (query, key, value)
         )
     q, k, v = (part.transpose(1, 2) for part in parts)  # (B, heads, L, H / heads)
     p = _probability(attention.dropout)
-    if seen.implementation == "sdpa":
-        context = F.scaled_dot_product_attention(q, k, v, attn_mask=seen.mask, dropout_p=p)
+    if implementation == "sdpa":
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
     else:
         scores = (q * attention.scaling) @ k.transpose(2, 3)  # (B, heads, L, L)
-        if seen.mask is not None:
-            scores = scores + seen.mask
+        if mask is not None:
+            scores = scores + mask
         context = _dropout(scores.softmax(-1), p, speed).to(v.dtype) @ v
-    return context.transpose(1, 2).reshape(len(x), -1)
+    return context.transpose(1, 2).reshape(samples, length, -1)
 
 
 def _block(output: Any, x: Tensor, residual: Tensor, speed: SpeedConfig) -> Tensor:

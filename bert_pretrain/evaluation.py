@@ -15,6 +15,7 @@ def evaluate(model: PretrainingModel, heldout: ShardSet, micro_batch_size: int, 
     model.eval()
     totals = torch.zeros(6, dtype=torch.float64, device=world.device)
     for micro_batch in heldout_batches(heldout, micro_batch_size, world.rank, world.size):
+        world.moved()
         out = model(*micro_batch.to(world.device).tensors())
         totals[:4] += torch.stack([part.double() for part in out])
         totals[4] += (micro_batch.masked_labels >= 0).sum()

@@ -120,7 +120,10 @@ def finetune(config: FinetuneConfig, world: World) -> None:
             data_collator=train.batch,
         )
         trainer.remove_callback(transformers.PrinterCallback)
-        loss = trainer.train().training_loss
+        # Trainer takes it that these models divide their loss by the number of micro-batches of a step, as language
+        # models do. They do not, so the gradient would grow with that number.
+        trainer.model_accepts_loss_kwargs = False
+        loss = float(world.sum(torch.tensor(trainer.train().training_loss, device=world.device))) / world.size
         scores = evaluate(trainer, evaluations, folder if world.is_first else None)
         if config.save_models and world.is_first:
             trainer.save_model(str(folder / "model"))

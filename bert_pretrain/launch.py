@@ -2,8 +2,9 @@
 
 torchrun itself, told of four things. SIGTERM, SIGUSR1 and SIGINT go to the ranks, which save and leave in their own
 time (torchrun would kill them after 30 seconds, and would itself die of SIGUSR1). A run that stopped as asked ends with
-status 75, a mistake of the user with 2 (torchrun ends with 1 whatever the reason), and neither is started again under
-``--max-restarts``. And a meeting place that is not reached, or where nodes are missing, is said in one line.
+status 75, one that lost a rank with 76, a mistake of the user with 2 (torchrun ends with 1 whatever the reason); after
+75 and 2 nothing is started again under ``--max-restarts``. And a meeting place that is not reached, or where nodes are
+missing, is said in one line.
 """
 
 import logging
@@ -24,6 +25,7 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.preemption import STOP_SIGNALS, STOPPED
+from bert_pretrain.pulse import LOST
 from bert_pretrain.structured import print_error
 
 _MISTAKE = 2
@@ -52,7 +54,7 @@ def _children() -> list[int]:
 def status(error: ChildFailedError) -> int:
     """The exit status that the ranks' failure stands for; torchrun's is 1 for all of them."""
     code: int = error.get_first_failure()[1].exitcode
-    return code if code in (STOPPED, _MISTAKE) else 1
+    return code if code in (STOPPED, LOST, _MISTAKE) else 1
 
 
 def without_restart(monitor: Monitor) -> Monitor:

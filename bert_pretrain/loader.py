@@ -18,7 +18,16 @@ from contextlib import suppress
 import numpy as np
 
 from bert_pretrain.batch_plan import BatchPlan
-from bert_pretrain.batches import Counts, MicroBatch, StepBatch, count, sample_lengths, to_micro_batch
+from bert_pretrain.batches import (
+    Counts,
+    MicroBatch,
+    Shape,
+    StepBatch,
+    count,
+    sample_lengths,
+    to_fixed_micro_batch,
+    to_micro_batch,
+)
 from bert_pretrain.data import ShardSet, joined
 from bert_pretrain.sample_order import SampleOrder
 from bert_pretrain.shards import SHARD_FIELDS, Arrays
@@ -73,8 +82,11 @@ class TrainingData:
         remask: Remask | None,
         prefetch: int,
         group_by_length: bool,
+        shapes: list[Shape] | None = None,
     ) -> None:
+        """``shapes``: all shapes that micro-batches may have, for a model that is compiled for them."""
         self.plan, self.rank, self.prefetch, self.group_by_length = plan, rank, prefetch, group_by_length
+        self.shapes = shapes
         self._blocks = BlockReader(shards, order, remask)
 
     def counts(self, step: int) -> Counts:
@@ -104,7 +116,10 @@ class TrainingData:
                 arrays = {name: arrays[name][order] for name in SHARD_FIELDS}
             for begin, end in window:
                 part = {name: arrays[name][begin - start : end - start] for name in SHARD_FIELDS}
-                yield to_micro_batch(part, trim=self.group_by_length)
+                if self.shapes is None:
+                    yield to_micro_batch(part, trim=self.group_by_length)
+                else:
+                    yield to_fixed_micro_batch(part, self.shapes)
 
     def steps(self, first_step: int, pin: bool = False) -> Iterator[StepBatch]:
         """Steps from ``first_step`` on, without end. Close the iterator to end the thread behind it."""

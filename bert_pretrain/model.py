@@ -7,6 +7,7 @@ The weights are those of ``BertForPreTraining``, to the name; only the way throu
   weigh masked tokens by the micro-batch they happen to be in).
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import BertConfig, BertForPreTraining
 
-from bert_pretrain.encoder import SpeedConfig, encode
+from bert_pretrain.encoder import SpeedConfig, embed, run_layer
 from bert_pretrain.errors import require
+from bert_pretrain.vocabulary_loss import expressible, vocabulary_loss
+
+_VOCABULARY_MULTIPLE = 64  # rows of 128 bytes in bf16: what tensor cores and their loads are laid out for
+_UNLIKELY = -65504.0  # the lowest number of fp16: its exponential is 0 in every type
 
 
 @dataclass
@@ -73,6 +78,53 @@ class PretrainingSums(NamedTuple):
     """Samples whose next-sentence label is predicted."""
 
 
+def run_heads(
+    cls: Any,
+    pooler: Any,
+    x: torch.Tensor,
+    masked_labels: torch.Tensor,
+    next_sentence_labels: torch.Tensor,
+    speed: SpeedConfig,
+) -> PretrainingSums:
+    """Both heads and their losses on the last hidden states of the B [CLS] and the M masked positions: (B + M, H)."""
+    samples = len(next_sentence_labels)
+    mlm_loss, mlm_correct = _masked_words(cls.predictions, x[samples:], masked_labels, speed)
+    nsp_logits = cls.seq_relationship(pooler(x[:samples, None]))  # (B, 2); the pooler reads the first of its positions
+    nsp_loss, nsp_correct = _sums(nsp_logits, next_sentence_labels)
+    return PretrainingSums(mlm_loss, nsp_loss, mlm_correct, nsp_correct)
+
+
+def _masked_words(
+    predictions: Any, x: torch.Tensor, labels: torch.Tensor, speed: SpeedConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The masked words' summed loss and how many are right, from (M, H)."""
+    x, weight, bias = predictions.transform(x), predictions.decoder.weight, predictions.decoder.bias
+    if speed.fused_loss and expressible(x, weight):
+        return vocabulary_loss(x, weight, bias, labels)
+    missing = -len(weight) % _VOCABULARY_MULTIPLE if speed.pad_vocabulary else 0
+    if missing:  # the padding is made anew in each use: neither gradients nor trust ratios ever see it
+        weight, bias = F.pad(weight, (0, 0, 0, missing)), F.pad(bias, (0, missing), value=_UNLIKELY)
+    return _sums(F.linear(x, weight, bias), labels)  # (M, V)
+
+
+def _sums(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    with torch.no_grad():
+        # amax vectorises on CPU where argmax does not; equal to the largest is the most likely word.
+        right = logits.gather(1, labels.clamp(min=0)[:, None]).squeeze(1) == logits.amax(1)
+    return loss, (right & (labels >= 0)).sum()
+
+
+class Pieces(NamedTuple):
+    """What the model runs one after the other, and ``compiling`` compiles one by one."""
+
+    embed: Callable[..., torch.Tensor] = embed
+    layer: Callable[..., torch.Tensor] = run_layer
+    heads: Callable[..., PretrainingSums] = run_heads
+
+
 class PretrainingModel(nn.Module):
     """``BertForPreTraining`` under the attribute ``bert``, run on masked positions only."""
 
@@ -80,6 +132,8 @@ class PretrainingModel(nn.Module):
         super().__init__()
         self.bert = bert
         self.speed = speed
+        self.pieces = Pieces()
+        """What runs while training; evaluation, in its own shapes and types, is never compiled."""
 
     def forward(
         self,
@@ -95,21 +149,40 @@ class PretrainingModel(nn.Module):
         ``input_ids`` and ``segment_ids`` are (B, L); ``attention_mask`` is (B, L) or None where nothing is padded;
         ``masked_positions`` (M,) index the flattened (B * L,) tokens; ``masked_labels`` (M,) are -100 where nothing is
         to be predicted; M may be 0;
-        ``next_sentence_labels`` is (B,). All int64.
+        ``next_sentence_labels`` is (B,), -100 where a sample is only filled up. All int64.
         """
-        mask = None if attention_mask is None else _key_mask(attention_mask, self.bert.config._attn_implementation)
+        if self.speed.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last micro-batch left may be overwritten
+        samples, length = input_ids.shape
+        attention: str = self.bert.config._attn_implementation
+        mask = None if attention_mask is None else _key_mask(attention_mask, attention)
+        first = torch.arange(0, samples * length, length, device=masked_positions.device)
+        rows = torch.cat([first, masked_positions])
+        pieces = self.pieces if self.training else Pieces()
         if self.speed.own_layers():
-            first, masked = encode(self.bert.bert, input_ids, mask, segment_ids, masked_positions, self.speed)
+            x = self._encode(pieces, input_ids, segment_ids, mask, rows, attention)
         else:
             encoded = self.bert.bert(input_ids=input_ids, attention_mask=mask, token_type_ids=segment_ids)
-            first = encoded.last_hidden_state[:, 0]
-            masked = encoded.last_hidden_state.flatten(0, 1).index_select(0, masked_positions)
-        mlm_loss, mlm_correct = _sums(self.bert.cls.predictions(masked), masked_labels)  # (M, H) to (M, V)
-        pooler: Any = self.bert.bert.pooler
-        pooled = pooler(first[:, None])  # reads the first of its positions
-        nsp_logits = self.bert.cls.seq_relationship(pooled)  # (B, 2)
-        nsp_loss, nsp_correct = _sums(nsp_logits, next_sentence_labels)
-        return PretrainingSums(mlm_loss, nsp_loss, mlm_correct, nsp_correct)
+            x = encoded.last_hidden_state.flatten(0, 1).index_select(0, rows)
+        return pieces.heads(self.bert.cls, self.bert.bert.pooler, x, masked_labels, next_sentence_labels, self.speed)
+
+    def _encode(
+        self,
+        pieces: Pieces,
+        input_ids: torch.Tensor,
+        segment_ids: torch.Tensor,
+        mask: torch.Tensor | None,
+        rows: torch.Tensor,
+        attention: str,
+    ) -> torch.Tensor:
+        """The last hidden states of ``rows`` (R,) of the flattened (B * L,): (R, H)."""
+        bert: Any = self.bert.bert
+        x = pieces.embed(bert.embeddings, input_ids, segment_ids, self.speed)
+        *layers, last = bert.encoder.layer
+        for layer in layers:
+            x = pieces.layer(layer, x, mask, None, attention, self.speed)
+        x = pieces.layer(last, x, mask, rows if self.speed.last_layer_rows else None, attention, self.speed)
+        return x if self.speed.last_layer_rows else x.flatten(0, 1).index_select(0, rows)
 
 
 def _key_mask(attention_mask: torch.Tensor, attention: str) -> torch.Tensor:
@@ -121,16 +194,6 @@ def _key_mask(attention_mask: torch.Tensor, attention: str) -> torch.Tensor:
     if attention == "sdpa":
         return allowed
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, torch.finfo(torch.float32).min)
-
-
-def _sums(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
-    loss = F.cross_entropy(logits, labels, reduction="sum")
-    with torch.no_grad():
-        # amax vectorises on CPU where argmax does not; equal to the largest is the most likely word.
-        right = logits.gather(1, labels.clamp(min=0)[:, None]).squeeze(1) == logits.amax(1)
-    return loss, (right & (labels >= 0)).sum()
 
 
 def bert_config(config: ModelConfig, device: torch.device | None = None) -> BertConfig:
@@ -145,7 +208,7 @@ def bert_config(config: ModelConfig, device: torch.device | None = None) -> Bert
 def build_model(config: ModelConfig, speed: SpeedConfig, seed: int, device: torch.device) -> PretrainingModel:
     """A freshly initialised model on ``device``: the same weights for the same seed on every rank."""
     torch.manual_seed(seed)
-    return PretrainingModel(BertForPreTraining(bert_config(config, device)), speed).to(device)
+    return PretrainingModel(BertForPreTraining(bert_config(config, device)), speed.on(device)).to(device)
 
 
 def load_weights(model: PretrainingModel, folder: Path) -> None:

@@ -62,7 +62,9 @@ class PlanConfig(PretrainConfig):
         longest = self.data.sequence_length
         require((self.mean_length or 0) <= longest, "mean_length", self.mean_length, f"up to {longest}")
         require(0 < self.efficiency_floor < 1, "efficiency_floor", self.efficiency_floor, "between 0 and 1")
-        require(self.plot is None or self.gpu is not None, "plot", self.plot, "null, unless gpu names a kind")
+        for name in ("plot", "device_tokens_per_second", "mean_length"):  # of no effect without
+            value = getattr(self, name)
+            require(value is None or self.gpu is not None, name, value, "null, unless gpu names a kind")
         require(self.devices >= 1, "devices", self.devices, "1 or more")
         rate = self.tokens_per_second
         require(rate is None or rate > 0, "tokens_per_second", rate, "a number above 0")
@@ -73,18 +75,23 @@ def main(config: PlanConfig) -> None:
     """Print the plan."""
     check_run_dir(config)
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-    dtype = compute_dtype(config.precision.compute, device)
+    dtype, kind = compute_dtype(config.precision.compute, device), device.type
+    if config.gpu is not None:  # another machine than this one
+        auto = config.precision.compute == "auto"
+        dtype = compute_dtype(config.gpu.compute if auto else config.precision.compute, device)
+        kind = config.gpu.name
     samples = config.samples
     if samples is None and Path(config.data.dir).is_dir():
         shards = open_split(config.data, "train", config.model.vocab_size)
         if shards is None:
             raise ConfigError(f"data.dir {config.data.dir} holds no training samples")
         samples = shards.samples
-    print(describe(config, config.devices, device.type, dtype, samples, config.tokens_per_second))
+    print(describe(config, config.devices, kind, dtype, samples, config.tokens_per_second))
     if config.gpu is not None:
         print(describe_scaling(config, scaling_of(config, config.gpu)))
     if config.plot is not None and config.gpu is not None:
-        draw_scaling(Path(config.plot), scaling_curves(config, scaling_of(config, config.gpu)))
+        machine = f"{config.gpu.name}, {config.gpu.per_node} a node, {config.network.gb_per_s:g} GB/s between nodes"
+        draw_scaling(Path(config.plot), machine, scaling_curves(config, scaling_of(config, config.gpu)))
         print(f"  drawn in {config.plot}")
 
 
@@ -94,7 +101,7 @@ def scaling_of(config: PlanConfig, gpu: GpuConfig) -> Scaling:
         model=config.model,
         sequence_length=config.data.sequence_length,
         mean_length=config.mean_length or config.data.sequence_length,
-        micro_batch_size=config.batch.micro_batch_size,
+        micro_batch_size=config.batch.samples_at_once(config.data.sequence_length),
         communication=config.communication,
         gpu=gpu,
         network=config.network,
@@ -162,19 +169,20 @@ def describe(
     if tokens_per_second is not None:
         tokens = config.schedule.total_steps * config.batch.global_batch_size * config.data.sequence_length
         rows.append(("time", f"at most {duration(tokens / tokens_per_second)} at {tokens_per_second:,.0f} tokens/s"))
-    title = f"plan for {devices} x {device}, {str(dtype).removeprefix('torch.')} products"
+    title = f"plan for {devices:,} x {device}, {str(dtype).removeprefix('torch.')} products"
     return "\n".join([title, *(f"  {name:<14}{text}" for name, text in rows)])
 
 
 def _batch_rows(config: PretrainConfig, devices: int) -> list[tuple[str, str]]:
-    plan = BatchPlan(config.batch.global_batch_size, config.batch.micro_batch_size, devices)
+    plan = BatchPlan(config.batch.global_batch_size, config.batch.samples_at_once(config.data.sequence_length), devices)
     cuts = [plan.micro_batches(rank) for rank in (0, devices - 1)]
     samples = [cut[-1][1] - cut[0][0] for cut in cuts]
     per_rank = f"{samples[0]}" if samples[0] == samples[1] else f"{samples[0]} or {samples[1]}"
-    cut = f"{plan.global_batch_size:,} samples = {devices} ranks x {per_rank}"
+    cut = f"{plan.global_batch_size:,} samples = {devices:,} ranks x {per_rank}"
     fewest, most = plan.accumulation(0), plan.accumulation(devices - 1)
     count = f"{most}" if fewest == most else f"{fewest} or {most}"
-    micro = f"{count} micro-batches of up to {plan.micro_batch_size} on each rank"
+    size = min(plan.micro_batch_size, samples[1])
+    micro = f"{count} micro-batch{'es' if most > 1 else ''} of up to {size} on each rank"
     return [("global batch", cut), ("", micro)]
 
 
@@ -201,7 +209,8 @@ def _memory_rows(config: PretrainConfig, devices: int, dtype: torch.dtype) -> li
     state = 4 * parameters * (2 + moments / shares)  # float32: weight, gradient, moments
     model, length = config.model, config.data.sequence_length
     size = torch.empty((), dtype=dtype).element_size()
-    tokens = config.batch.micro_batch_size * length
+    samples = min(config.batch.samples_at_once(length), -(-config.batch.global_batch_size // devices))
+    tokens = samples * length
     per_layer = _ACTIVATION_WIDTHS * model.hidden_size + _ATTENTION_COPIES * model.num_attention_heads * length
     logits = 3 * _MASKED_SHARE * model.vocab_size * 4
     activations = tokens * (model.num_hidden_layers * per_layer * size + logits)

@@ -12,6 +12,7 @@ matplotlib.use("Agg")  # a run has no screen
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from bert_pretrain.metrics import LAYER_KINDS, Row, read_rows
 from bert_pretrain.verdict import Curve
@@ -138,8 +139,30 @@ def _smoothed(values: list[float]) -> list[float]:
     ]
 
 
-def draw_scaling(path: Path, curves: list[ScalingCurve]) -> None:
-    """Hours and efficiency against devices; a dot where each batch pays last."""
+def draw_step(path: Path, rows: list[Row], phases: tuple[str, ...]) -> None:
+    """A bar for each variant of a step, made of its phases; what the data takes runs beside it, and is not in it."""
+    figure, axes = plt.subplots(figsize=(9, 1.4 + 0.4 * len(rows)), layout="constrained")
+    parts = [phase for phase in phases if phase != "data"]
+    names = [row["variant"] for row in rows]
+    left = np.zeros(len(rows))
+    for phase, color in zip(parts, ("#4477aa", "#88bbdd", "#ee7733", "#228833"), strict=True):
+        width = np.array([row[f"{phase}_ms"] or 0.0 for row in rows])
+        axes.barh(names, width, left=left, color=color, label=phase)
+        left += width
+    axes.plot([row["milliseconds"] for row in rows], names, "k|", markersize=14, label="step, not taken apart")
+    for row, end in zip(rows, left, strict=True):
+        text = f"  {row['speedup_over_baseline']:.2f}x, {row['matrix_peak_share']:.0%} of peak"
+        axes.text(max(end, row["milliseconds"]), row["variant"], text, va="center", fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.3 * max(row["milliseconds"] for row in rows))
+    axes.set_xlabel(f"milliseconds a step: {rows[0]['model']}, {rows[0]['device']}")
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_scaling(path: Path, machine: str, curves: list[ScalingCurve]) -> None:
+    """On ``machine``: hours and efficiency against devices; a dot where each batch pays last."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     for curve, color in zip(curves, _SERIES, strict=False):
         last = curve.devices.index(curve.last_paying)
@@ -161,7 +184,10 @@ def draw_scaling(path: Path, curves: list[ScalingCurve]) -> None:
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     left.set_yscale("log")
+    left.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    right.yaxis.set_major_formatter(PercentFormatter(1))
     right.set_ylim(0, 1.05)
+    figure.suptitle(machine)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)

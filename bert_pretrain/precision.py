@@ -25,6 +25,8 @@ class PrecisionConfig:
     """fp16 only: where the loss scale starts."""
     growth_interval: int
     """fp16 only: applied steps in a row before the loss scale doubles."""
+    tf32: bool
+    """GPUs: products that remain in float32 round their factors to TF32's 10 bits."""
 
     def __post_init__(self) -> None:
         allowed = ("auto", "bf16", "fp16", "fp32")
@@ -54,6 +56,7 @@ class MixedPrecision:
         self.device = device
         self.dtype = compute_dtype(config.compute, device)
         self.scaled = self.dtype == torch.float16
+        torch.backends.cuda.matmul.allow_tf32 = config.tf32
         self.growth_interval = config.growth_interval
         start = config.initial_loss_scale if self.scaled else 1.0
         self.scale = torch.tensor(start, dtype=torch.float32, device=device)

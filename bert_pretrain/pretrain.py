@@ -5,14 +5,15 @@ Configuration -> parts -> ``Trainer.run()``. Every part is built here, by name, 
 
 import logging
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 import transformers
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from bert_pretrain.batch_plan import BatchPlan
+from bert_pretrain.batch_plan import AUTO, BatchConfig, BatchPlan
+from bert_pretrain.batches import Shape, fixed_shapes
 from bert_pretrain.checkpoint import (
     CheckpointStore,
     Progress,
@@ -21,6 +22,7 @@ from bert_pretrain.checkpoint import (
     resolve_init,
     restore,
 )
+from bert_pretrain.compiling import compile_model
 from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml
 from bert_pretrain.data import ShardSet, check_vocabulary, open_split
 from bert_pretrain.distributed import World, open_world, report_once, wandb_key_present
@@ -28,6 +30,7 @@ from bert_pretrain.errors import ConfigError
 from bert_pretrain.loader import TrainingData
 from bert_pretrain.machine import measured_matrix_rate
 from bert_pretrain.metrics import LayerRows, MetricsLog, writable_directory
+from bert_pretrain.micro_batch_size import micro_batch_that_fits
 from bert_pretrain.model import PretrainingModel, build_model, load_weights
 from bert_pretrain.optim import build_optimizer, describe_optimizer, layer_names
 from bert_pretrain.optim.schedule import learning_rate_table
@@ -50,7 +53,7 @@ def main(config: PretrainConfig) -> None:
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     stop = StopRequest().listen()
     stop.stop_after(config.training.stop_after_minutes)
-    with open_world(config.device, resolved_yaml(config)) as world:
+    with open_world(config.device, resolved_yaml(config), config.communication.timeout_seconds, stop) as world:
         finished = pretrain(config, world, stop)
         if finished and world.is_first:
             checkpoints = Path(config.run_dir) / "checkpoints"
@@ -91,17 +94,21 @@ def build_trainer(
 ) -> Trainer:
     """Every part of a run, going on from ``store``'s newest checkpoint where there is one."""
     shards, heldout = world.together(lambda: open_data(config, log))
-    plan = BatchPlan(config.batch.global_batch_size, config.batch.micro_batch_size, world.size)
     order = SampleOrder(config.seed, shards.samples, config.data.block_size)
     remask = remasking(config.data, shards, config.seed)
     model = build_model(config.model, config.speed, config.seed, world.device)
-    optimizer = build_optimizer(model, config.optimizer)
     precision = MixedPrecision(config.precision, world.device)
+    config = replace(config, batch=settle_batch(config, model, precision, shards, world))
+    plan = BatchPlan(
+        config.batch.global_batch_size, config.batch.samples_at_once(config.data.sequence_length), world.size
+    )
+    optimizer = build_optimizer(model, config.optimizer)
     progress = resume(store, model, optimizer, precision, shards, world, log)
     if progress is None:
         progress = start(config, model, optimizer, shards, world, log)
     log.say(describe(config, world.size, world.device.type, precision.dtype, shards.samples))
     log.say(describe_optimizer(optimizer, config.optimizer))
+    shapes = compile_for(config, model, precision, shards, plan, log)  # takes a while: nothing refuses the run any more
     return Trainer(
         world=world,
         model=model,
@@ -110,7 +117,9 @@ def build_trainer(
         learning_rates=learning_rate_table(config.optimizer.lr, config.schedule).to(world.device),
         precision=precision,
         plan=plan,
-        data=TrainingData(shards, order, plan, world.rank, remask, config.data.prefetch, config.speed.group_by_length),
+        data=TrainingData(
+            shards, order, plan, world.rank, remask, config.data.prefetch, config.speed.group_by_length, shapes
+        ),
         heldout=heldout,
         store=store,
         log=log,
@@ -126,6 +135,36 @@ def build_trainer(
         communication=config.communication,
         numerics=config.numerics,
     )
+
+
+def settle_batch(
+    config: PretrainConfig, model: PretrainingModel, precision: MixedPrecision, shards: ShardSet, world: World
+) -> BatchConfig:
+    """The batch with its micro-batch size as a number, the same on all ranks."""
+    batch, length = config.batch, config.data.sequence_length
+    size = batch.samples_at_once(length)
+    if batch.micro_batch_size == AUTO and world.device.type == "cuda":
+        limit = -(-batch.global_batch_size // world.size)
+        size = micro_batch_that_fits(model, precision, world, limit, length, shards.max_predictions)
+    return replace(batch, micro_batch_size=size)
+
+
+def compile_for(
+    config: PretrainConfig,
+    model: PretrainingModel,
+    precision: MixedPrecision,
+    shards: ShardSet,
+    plan: BatchPlan,
+    log: MetricsLog,
+) -> list[Shape] | None:
+    """Compile ``model`` where ``speed.compile`` asks for it; the shapes that its micro-batches then have."""
+    if not model.speed.compile:
+        return None
+    samples = min(plan.micro_batch_size, -(-plan.global_batch_size // plan.world_size))
+    trim = config.speed.group_by_length
+    shapes = fixed_shapes(samples, config.data.sequence_length, shards.max_predictions, trim)
+    compile_model(model, precision, shapes, log.say)
+    return shapes
 
 
 def store_config(run_dir: Path, config_yaml: str, world: World) -> None:

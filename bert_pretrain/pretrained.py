@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from bert_pretrain.errors import ConfigError
@@ -40,9 +41,8 @@ def load_config(model_dir: str) -> Any:
     """The model's configuration. Raises ``ConfigError`` where ``model_dir`` is no model."""
     folder = Path(model_dir)
     if folder.exists() and not (folder / "config.json").exists():
-        hint = (
-            f"; it is a run: export it with bert_pretrain.export run_dir={folder}" * (folder / "checkpoints").is_dir()
-        )
+        is_run = (folder / "checkpoints").is_dir()
+        hint = f"; it is a run: bert_pretrain.export run_dir={folder} makes a folder of it" if is_run else ""
         raise ConfigError(f"model_dir is {model_dir!r}, which is no exported folder (no config.json){hint}")
     try:
         return AutoConfig.from_pretrained(model_dir)
@@ -62,6 +62,7 @@ def new_model(model_dir: str, task: TaskConfig, from_scratch: bool, seed: int, s
     auto: Any = transformers.AutoModelForSequenceClassification
     if task.kind == "squad":
         auto = transformers.AutoModelForQuestionAnswering
+        config.num_labels = 2  # a start and an end, whatever head was trained before
     else:
         config.num_labels = max(1, len(task.labels))
         config.id2label = dict(enumerate(task.labels or ["score"]))
@@ -74,7 +75,7 @@ def new_model(model_dir: str, task: TaskConfig, from_scratch: bool, seed: int, s
         model, report = auto.from_pretrained(
             model_dir, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"model_dir {model_dir} does not load ({_first_line(error)})") from None
     absent = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
     absent = {name for name in absent if not name.startswith(("classifier.", "qa_outputs."))}

@@ -24,8 +24,8 @@ _MASKED_SHARE = 0.15  # BERT's
 _KERNELS_PER_LAYER = 75  # forward and backward of one layer, in eager mode
 _NORM_BYTES, _UPDATE_BYTES = 4, 44  # a parameter: its gradient for ||G||; then gradient, weight, moments, in and out
 _WEIGHT_BYTES = 4
-# An attention score that is kept, 16 bit, 20 passes over memory: forward the product writes it, scale with mask, softmax
-# and dropout each read and write, the product reads, and half a pass is the dropout's mask (8.5); backward 11.5 likewise.
+# An attention score that is kept, 16 bit, 20 passes over memory: forward the product writes it, scale with mask,
+# softmax and dropout each read and write, the product reads, and the dropout mask is half a pass (8.5); backward 11.5
 _SCORE_BYTES = 40
 _BACKWARD = 2 / 3  # of a micro-batch
 
@@ -34,6 +34,9 @@ _BACKWARD = 2 / 3  # of a micro-batch
 class GpuConfig:
     """Options ``gpu.*`` of the plan: a device and the node it is in."""
 
+    name: str
+    compute: str
+    """What ``precision.compute=auto`` is on it."""
     matrix_tflops: float
     """Peak of dense matrix products in the compute type."""
     matrix_share: float
@@ -46,6 +49,7 @@ class GpuConfig:
     """Of one device to the others of its node, one way."""
 
     def __post_init__(self) -> None:
+        require(self.compute in ("bf16", "fp16", "fp32"), "gpu.compute", self.compute, "bf16, fp16, fp32")
         for name in ("matrix_tflops", "memory_gb_per_s", "node_gb_per_s"):
             require(getattr(self, name) > 0, f"gpu.{name}", getattr(self, name), "a number above 0")
         require(0 < self.matrix_share <= 1, "gpu.matrix_share", self.matrix_share, "above 0, up to 1")

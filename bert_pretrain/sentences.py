@@ -49,7 +49,7 @@ def read_label(task: TaskConfig, value: Any, where: str) -> float:
         low, high = task.label_range
         try:
             number = float(value)
-        except ValueError:
+        except (ValueError, TypeError):
             number = np.nan
         if not low <= number <= high:
             raise ConfigError(f"{where} has the label {value!r}; {task.name} has numbers from {low:g} to {high:g}")

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from bert_pretrain.batch_plan import BatchPlan
-from bert_pretrain.batches import Counts, StepBatch
+from bert_pretrain.batches import Counts, Crossing, StepBatch
 from bert_pretrain.checkpoint import CheckpointStore, Progress, restore
 from bert_pretrain.checkpoint_writer import CheckpointWriter
 from bert_pretrain.communication import CommunicationConfig, data_parallel, gradients_travel
@@ -81,6 +81,7 @@ class Trainer:
         self.applied = torch.tensor([self.progress.step], device=self.world.device)
         self._writer = CheckpointWriter(self.store, self.log.say)
         self._watch = Watch(**self.progress.watch)
+        self._crossing = Crossing(self.world.device)
         self._pending: StepResult | None = None
         self._trouble = ""
         self._stopping = False
@@ -116,6 +117,7 @@ class Trainer:
     def train_step(self, batch: StepBatch) -> StepResult:
         """One global batch, one update. Returns without waiting for the device."""
         attempt = self.progress.attempts + (self._pending is not None)
+        self.world.moved(attempt + 1)
         torch.manual_seed(mixed(self.seed, self.world.rank, attempt))  # resuming needs no saved random state
         counts = self._global_counts(batch.counts)
         scale = self.precision.scale.clone()
@@ -124,7 +126,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         skipped = self.precision.step(self.optimizer)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self.model.speed.cuda_graphs)
         self.applied += 1 - skipped.long()
         norm: torch.Tensor = self.optimizer.grad_norm  # type: ignore[attr-defined]
         unhealthy: torch.Tensor = getattr(self.optimizer, "nonfinite_state", torch.zeros_like(skipped))
@@ -143,8 +145,9 @@ class Trainer:
         factor = self.precision.scale * self.world.size  # DDP takes the mean over ranks, the loss is a sum over them
         with self.precision.autocast():  # open over all micro-batches: weights are cast once a step
             for index, micro_batch in enumerate(self._timed(batch.micro_batches)):
+                self.world.moved()
                 with gradients_travel(self.network, index == last):
-                    out = self.network(*micro_batch.to(self.world.device).tensors())
+                    out = self.network(*self._crossing.over(micro_batch).tensors())
                     with self.precision.autocast(enabled=False):
                         loss = (out.mlm_loss / masked + out.nsp_loss / samples) * factor
                         loss.backward()

@@ -17,7 +17,7 @@ from distributed import Client, LocalCluster, as_completed
 from distributed.scheduler import KilledWorker
 
 from bert_pretrain.errors import ConfigError
-from data_prep.engine import Engine, Record, run_part
+from data_prep.engine import Engine, PartsLostError, Record, run_part
 
 _SECONDS_TO_CONNECT = 5
 _IN_FLIGHT = 3  # jobs a worker: one runs, the others wait at its door
@@ -61,7 +61,7 @@ class Cluster(Engine):
             try:
                 record = future.result()
             except KilledWorker:
-                raise ConfigError(
+                raise PartsLostError(
                     f"part {jobs[number].name} of {folder.name} ended {future.key!r}'s workers again and again, most "
                     "likely for want of memory; the parts that were finished are kept: run again with a larger "
                     "engine.worker_memory_gb or a smaller piece_mb"

@@ -6,8 +6,7 @@ from bert_pretrain.errors import require
 from data_prep.corpus import CorpusConfig
 from data_prep.duplicates import DuplicateConfig
 from data_prep.engine import EngineConfig
-from data_prep.samples import KINDS
-from data_prep.stages import SampleOptions
+from data_prep.samples import KINDS, SampleOptions
 from data_prep.tokenizer import SMALLEST_VOCAB
 
 SHORTEST_SEQUENCE = 16

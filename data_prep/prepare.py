@@ -6,8 +6,10 @@ The options and their meaning stand in ``configs/prepare.yaml``. Everything that
 the corpora and the options: the same bytes on any number of workers, and however often it was stopped on the way.
 """
 
+import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from bert_pretrain.masking import SPECIAL_TOKENS
 from bert_pretrain.shards import ShardHeader, read_manifest, write_manifest
 from bert_pretrain.structured import entry_point
 from data_prep.corpus import CorpusConfig, corpora_fingerprint, corpus_sources
-from data_prep.engine import Engine, open_engine
+from data_prep.engine import Engine, EngineConfig, PartsLostError
 from data_prep.options import PrepareConfig, bucket_counts, sample_options
 from data_prep.out_dir import (
     CORPUS,
@@ -31,9 +33,9 @@ from data_prep.out_dir import (
 )
 from data_prep.pieces import Piece
 from data_prep.planning import count_parts, plan_pieces
+from data_prep.samples import SampleOptions
 from data_prep.stages import (
     Record,
-    SampleOptions,
     Text,
     cut_large_files,
     encode,
@@ -65,7 +67,7 @@ def main(config: PrepareConfig) -> None:
     is_new = claim_out_dir(out_dir, options)
     try:
         most_parts = count_parts(pieces, config.piece_bytes)
-        with open_engine(config.engine, most_parts) as engine:
+        with _open_engine(config.engine, most_parts) as engine:
             engine.check_folder(out_dir)
             Preparation(config, out_dir, options, engine).run(pieces, given)
         remove_intermediate(out_dir)
@@ -73,10 +75,25 @@ def main(config: PrepareConfig) -> None:
         raise ConfigError(
             f"out_dir {out_dir}: writing failed ({' '.join(str(error).split())}); what was finished is kept: run again"
         ) from None
+    except PartsLostError:
+        raise
     except ConfigError:
         if is_new:  # the options or the corpus are at fault: leave nothing that would bind the next try to them
             release_out_dir(out_dir)
         raise
+
+
+def _open_engine(config: EngineConfig, most_parts: int) -> AbstractContextManager[Engine]:
+    """This process where one worker is asked for or there is one part only; else the user's cluster, or one of this
+    machine's cores."""
+    workers = max(1, min(config.workers or len(os.sched_getaffinity(0)), most_parts))
+    if config.scheduler is None and workers == 1:
+        return nullcontext(Engine())
+    from data_prep import cluster  # loading dask takes longer than preparing a small corpus
+
+    if config.scheduler is not None:
+        return cluster.open_cluster(config.scheduler)
+    return cluster.open_local_cluster(workers, config.worker_memory_gb, config.dashboard)
 
 
 def _options(config: PrepareConfig, given: Vocabulary | None) -> dict[str, Any]:

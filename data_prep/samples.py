@@ -18,6 +18,8 @@ Single-segment samples, [CLS] A [SEP], are runs of whole sentences of one docume
 fit; nothing is truncated. Their b_length is 0.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from numba import njit
 
@@ -26,6 +28,22 @@ from bert_pretrain.masking import draw_below, draw_unit, set_key
 COLUMNS = ("a_start", "a_length", "b_start", "b_length", "is_random_next")
 KINDS = ("pair", "single")
 SPECIALS = {"pair": 3, "single": 2}  # [CLS] A [SEP] B [SEP], [CLS] A [SEP]
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What the samples depend on, apart from the text."""
+
+    kind: str
+    sequence_lengths: tuple[int, ...]
+    max_predictions: tuple[int, ...]
+    masked_lm_prob: float
+    short_seq_prob: float
+    dupe_factor: int
+    whole_word_masking: bool
+    samples_per_shard: int
+    heldout_fraction: float
+    seed: int
 
 
 def cut_long_sentences(sentences: np.ndarray, documents: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, int]:

@@ -1,8 +1,9 @@
 """Paragraphs -> sentences, by Wikimedia's ``sentencex``, and a rule for quoted speech.
 
-Chosen by measuring on Wikipedia articles and novels (``scripts/bench_sentences.py``): blingfire is slower and its
-wheels are not kept up, syntok and pysbd take 30 and 200 times as long. All keep every character. Alone, sentencex
-leaves quoted speech of several sentences whole; such a sentence is split once more with its quotes out of sight.
+Chosen by measuring on Wikipedia articles and novels (``scripts/bench_sentences.py``): blingfire is slower, cuts more
+often within a sentence, and its wheels are not kept up; syntok and pysbd take 15 and 50 times as long. All keep every
+character. Alone, sentencex leaves quoted speech of several sentences whole; such a sentence is split once more with its
+quotes out of sight.
 """
 
 import re

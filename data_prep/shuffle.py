@@ -17,7 +17,7 @@ from numba import njit
 
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.masking import next_random, set_key
-from data_prep.samples import COLUMNS, SPECIALS, build_samples, count_unused, cut_long_sentences
+from data_prep.samples import COLUMNS, SPECIALS, SampleOptions, build_samples, count_unused, cut_long_sentences
 from data_prep.text_parts import write_whole
 from data_prep.tokenised import read_bucket
 
@@ -36,11 +36,7 @@ class SampleJob:
     size: int
     parts: tuple[Path, ...] = field(repr=False)
     folder: Path
-    kind: str
-    sequence_lengths: tuple[int, ...]
-    short_seq_prob: float
-    dupe_factor: int
-    seed: int
+    options: SampleOptions
 
     @property
     def name(self) -> str:
@@ -72,15 +68,15 @@ class ScatterJob:
 def make_samples(job: SampleJob) -> dict[str, Any]:
     """Write ``<name>.h5``: ids, and for each length its samples (n, 5); returns what was counted for each length."""
     corpus = read_bucket(list(job.parts), job.split, job.bucket, job.buckets)
-    if job.kind == "pair" and len(corpus.numbers) < 2:
+    if job.options.kind == "pair" and len(corpus.numbers) < 2:
         raise ConfigError(
             f"bucket {job.name} got {len(corpus.numbers)} documents, and a random next segment comes from another one: "
             "give another seed, or a larger piece_mb"
         )
     counts: dict[str, Any] = {}
     tables: dict[str, np.ndarray] = {}
-    for length in job.sequence_lengths:
-        limit = length - SPECIALS[job.kind]
+    for length in job.options.sequence_lengths:
+        limit = length - SPECIALS[job.options.kind]
         sentences, documents, cut = cut_long_sentences(corpus.sentences, corpus.documents, limit)
         made = [np.zeros((0, len(COLUMNS)), dtype=np.int64)]
         popped = 0
@@ -90,17 +86,17 @@ def make_samples(job: SampleJob) -> dict[str, Any]:
                 documents,
                 corpus.numbers,
                 corpus.copies,
-                kind=job.kind,
+                kind=job.options.kind,
                 sequence_length=length,
-                short_seq_prob=job.short_seq_prob,
-                seed=job.seed,
+                short_seq_prob=job.options.short_seq_prob,
+                seed=job.options.seed,
                 duplicate=duplicate,
             )
             made.append(part)
             popped += lost
         samples = np.concatenate(made)
         tables[str(length)] = samples
-        lengths = samples[:, 1] + samples[:, 3] + SPECIALS[job.kind]
+        lengths = samples[:, 1] + samples[:, 3] + SPECIALS[job.options.kind]
         counts[str(length)] = {
             "samples": len(samples),
             "sentences_cut_in_pieces": cut,

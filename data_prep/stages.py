@@ -32,6 +32,7 @@ from data_prep.duplicates import (
 from data_prep.engine import Engine
 from data_prep.pieces import Piece
 from data_prep.planning import must_be_cut
+from data_prep.samples import SampleOptions
 from data_prep.shuffle import SampleJob, ScatterJob, make_samples, scatter
 from data_prep.text_parts import CutJob, TextJob, chunk_pieces, cut_file, write_text_part
 from data_prep.tokenised import EncodeJob, TextPart, document_hash, encode_part, kept_documents
@@ -115,22 +116,6 @@ def training_text(text: Text, most_characters: float, seed: int) -> Iterator[str
             progress.update()
 
 
-@dataclass(frozen=True)
-class SampleOptions:
-    """What the samples depend on, apart from the text."""
-
-    kind: str
-    sequence_lengths: tuple[int, ...]
-    max_predictions: tuple[int, ...]
-    masked_lm_prob: float
-    short_seq_prob: float
-    dupe_factor: int
-    whole_word_masking: bool
-    samples_per_shard: int
-    heldout_fraction: float
-    seed: int
-
-
 def encode(
     engine: Engine,
     text: Text,
@@ -142,20 +127,10 @@ def encode(
     folder: Path,
 ) -> list[Record]:
     """Token ids of all parts."""
+    key = (vocabulary.tokenizer_hash, vocabulary.lowercase)
     jobs = [
         EncodeJob(
-            name=part.path.stem,
-            size=record["characters"],
-            text=part,
-            folder=folder,
-            tokenizer=tokenizer,
-            tokenizer_hash=vocabulary.tokenizer_hash,
-            lowercase=vocabulary.lowercase,
-            weight=corpora[name].weight,
-            dupe_factor=options.dupe_factor,
-            heldout_fraction=options.heldout_fraction,
-            seed=options.seed,
-            buckets=buckets,
+            part.path.stem, record["characters"], part, folder, tokenizer, key, corpora[name].weight, options, buckets
         )
         for part, name, record in zip(text.parts, text.corpora, text.records, strict=True)
     ]
@@ -169,19 +144,7 @@ def make_all_samples(
     result = {}
     for split, count in zip(("train", "heldout"), buckets, strict=True):
         jobs = [
-            SampleJob(
-                split=split,
-                bucket=bucket,
-                buckets=buckets,
-                size=size // max(1, count),
-                parts=tuple(ids),
-                folder=folder,
-                kind=options.kind,
-                sequence_lengths=options.sequence_lengths,
-                short_seq_prob=options.short_seq_prob,
-                dupe_factor=options.dupe_factor,
-                seed=options.seed,
-            )
+            SampleJob(split, bucket, buckets, size // max(1, count), tuple(ids), folder, options)
             for bucket in range(count)
         ]
         if jobs:

@@ -24,6 +24,7 @@ import numpy as np
 
 from bert_pretrain.shards import SPLITS
 from data_prep.duplicates import repeated_documents, repeated_sentences
+from data_prep.samples import SampleOptions
 from data_prep.text_parts import write_whole
 from data_prep.tokenizer import load_vocabulary
 from data_prep.words import WordEncoder
@@ -52,12 +53,9 @@ class EncodeJob:
     text: TextPart
     folder: Path
     tokenizer: Path = field(repr=False)
-    tokenizer_hash: str = field(repr=False)
-    lowercase: bool
+    tokenizer_key: tuple[str, bool] = field(repr=False)  # its hash, and whether it lowercases
     weight: float
-    dupe_factor: int
-    heldout_fraction: float
-    seed: int
+    options: SampleOptions
     buckets: tuple[int, int]
 
 
@@ -88,8 +86,8 @@ def is_heldout(document: bytes, seed: int, fraction: float) -> bool:
 
 def document_copies(job: EncodeJob, number: int) -> int:
     """Duplication factor times weight; of a fraction, as many documents get one copy more."""
-    wanted = job.dupe_factor * job.weight
-    return int(wanted) + (document_hash(b"copies", job.seed, number) < (wanted - int(wanted)) * 2.0**64)
+    wanted = job.options.dupe_factor * job.weight
+    return int(wanted) + (document_hash(b"copies", job.options.seed, number) < (wanted - int(wanted)) * 2.0**64)
 
 
 @functools.lru_cache(maxsize=1)
@@ -100,7 +98,7 @@ def _encoder(tokenizer: Path, tokenizer_hash: str, lowercase: bool) -> WordEncod
 
 def encode_part(job: EncodeJob) -> dict[str, Any]:
     """Write ``<name>.h5``; returns what was counted. Documents and sentences that came before are left out."""
-    encoder = _encoder(job.tokenizer, job.tokenizer_hash, job.lowercase)
+    encoder = _encoder(job.tokenizer, *job.tokenizer_key)
     counts: Counter[str] = Counter()
     slots: list[int] = []
     sizes: list[int] = []
@@ -116,8 +114,8 @@ def encode_part(job: EncodeJob) -> dict[str, Any]:
 
     size = 0
     for number, document in kept_documents(job.text, counts):
-        heldout = is_heldout(document, job.seed, job.heldout_fraction)
-        bucket = document_hash(b"bucket", job.seed, number) % job.buckets[heldout]
+        heldout = is_heldout(document, job.options.seed, job.options.heldout_fraction)
+        bucket = document_hash(b"bucket", job.options.seed, number) % job.buckets[heldout]
         slots.append(bucket + heldout * job.buckets[0])
         sizes.append(document.count(b"\n") + 1)
         numbers.append(number)

@@ -12,7 +12,7 @@ from mwparserfromhell import nodes
 from mwparserfromhell.wikicode import Wikicode
 
 from data_prep.cleaning import HOLE
-from data_prep.wikitext_templates import template_text
+from data_prep.wikitext_templates import is_known, template_text
 
 _ITEM = "\x01"  # stands before the text of a list item
 _DROPPED_SECTIONS = {
@@ -28,9 +28,11 @@ _DROPPED_TAGS = {
 _HOLE_TAGS = {"math", "score", "chem", "ce"}
 _BREAKING_TAGS = {"p", "div", "blockquote", "ul", "ol", "dl", "hr", "center", "poem"}
 _NO_TEXT_LINK = re.compile(r"(?i:file|image|category|media)\s*:|[a-z]{2,3}(?:-[a-z-]+)?:\S")  # or to another language
-_PROJECT = re.compile(r":?(?:wikt|wiktionary|wikisource|commons|wikiquote|[swbqnvd]):(?:[a-z]{2,3}:)?", re.IGNORECASE)
+_PROJECT = re.compile(r"^:?(?:wikt|wiktionary|wikisource|wikiquote|[swbqnvd]):(?=\S)(?:[a-z]{2,3}:)?", re.IGNORECASE)
 _SUPERSCRIPTS = str.maketrans("0123456789+-−", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻")
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+# comments and references, a quarter of the text: without them the parser has less to do
+_UNREAD = re.compile(r"<!--.*?-->|<ref(?:\s[^<>]*)?/>|<ref(?:\s[^<>]*)?>.*?</ref\s*>", re.DOTALL | re.IGNORECASE)
 
 _TIDY = (
     (re.compile(r"'{2,}"), ""),  # bold and italic
@@ -51,7 +53,7 @@ _POINTER_LENGTH = 160  # characters: a longer paragraph has more to say
 
 def wikitext_paragraphs(text: str) -> list[str]:
     """The paragraphs of an article, list items too, without markup; sections of references and links are left out."""
-    wikicode = mwparserfromhell.parse(text, skip_style_tags=True)
+    wikicode = mwparserfromhell.parse(_UNREAD.sub("", text), skip_style_tags=True)
     pieces: list[str] = []
     skipped_level = 0  # within a dropped section: its level
     for node in wikicode.nodes:
@@ -122,7 +124,7 @@ def _link_text(node: nodes.Wikilink) -> str:
         return ""
     if node.text is not None:
         return _code_text(node.text)
-    return _PROJECT.sub("", _code_text(node.title), count=1).strip().lstrip(":").partition("#")[0]
+    return _PROJECT.sub("", _code_text(node.title).strip()).lstrip(":").partition("#")[0]
 
 
 def _tag_text(node: nodes.Tag) -> str:
@@ -152,6 +154,9 @@ def _superscript(text: str) -> str:
 
 
 def _template_text(node: nodes.Template) -> str:
+    template = str(node.name).strip().lower().replace("_", " ")
+    if not is_known(template):
+        return ""
     positional: dict[int, str] = {}
     named: dict[str, str] = {}
     for parameter in node.params:
@@ -161,4 +166,4 @@ def _template_text(node: nodes.Template) -> str:
         else:
             named[name.lower()] = value
     arguments = [positional.get(number, "") for number in range(1, max(positional, default=0) + 1)]
-    return template_text(str(node.name).strip().lower().replace("_", " "), arguments, named)
+    return template_text(template, arguments, named)

@@ -50,6 +50,16 @@ _LONG_NUMBER = re.compile(r"(?<![\d.,])\d{4,}(?![\d,])")
 _PARTS = {("ft", "in"), ("lb", "oz"), ("st", "lb"), ("mi", "yd"), ("mi", "ft"), ("yd", "ft")}
 
 
+_KNOWN = {
+    *_FIXED, *_HOLES, *_SHIPS, *_FIRST_ARGUMENT, "coord", "convert", "cvt", "lang", "script", "as of", "circa", "c.",
+}  # fmt: skip
+
+
+def is_known(name: str) -> bool:
+    """Whether :func:`template_text` would find words for a template at all. ``name`` in small letters."""
+    return name in _KNOWN or name.startswith("lang-")
+
+
 def template_text(name: str, arguments: list[str], named: dict[str, str]) -> str:
     """What a template says: words, nothing, or ``HOLE`` where no words can stand for it. ``name`` in small letters."""
     first = arguments[0] if arguments else ""

@@ -1,9 +1,11 @@
 """Peak memory of every process of a preparation, for corpora of several sizes made by repeating the same texts.
 
-    python scripts/bench_memory.py TEXT_DIR SCRATCH_DIR RESULT.json MEGABYTES...
+    python scripts/bench_memory.py TEXT_DIR DUMP SCRATCH_DIR RESULT.json MEGABYTES...
 
-Also says how fast each stage was, and what that makes for 20 GB of text (English Wikipedia's, cleaned): the seconds of
-a stage times workers, over the megabytes, is taken to be the same for every size and number of workers.
+Also says what that makes for English Wikipedia, 20 GB of clean text: the seconds of a stage times workers, over the
+megabytes of text, are taken to be the same for every size and number of workers. Wikitext takes far longer to read
+than plain text: that stage is measured on DUMP, a piece of a pages-articles dump. The tokenizer is trained in one
+process, on ``vocab_text_mb`` at most.
 """
 
 import json
@@ -71,9 +73,19 @@ def measure(texts: list[Path], scratch: Path, megabytes: int) -> dict[str, Any]:
     }
 
 
-def project(row: dict[str, Any]) -> dict[str, Any]:
-    """Hours and disk for Wikipedia's text by the rates of one row."""
+def wikitext_seconds(dump: Path, scratch: Path) -> float:
+    """Seconds of one core from a dump to a megabyte of clean text."""
+    command = [sys.executable, "-m", "data_prep.prepare", "corpus=wikipedia", f"corpus.path={dump}"]
+    command += [f"out_dir={scratch / 'wikipedia'}", "vocab_size=1000", "engine.workers=1"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    (stage, *_) = json.loads((scratch / "wikipedia" / "manifest.json").read_text())["stages"]
+    return stage["seconds"] / stage["characters"] * 1e6
+
+
+def project(row: dict[str, Any], text_seconds: float) -> dict[str, Any]:
+    """Hours and disk for Wikipedia's text by the rates of one row, and ``text_seconds`` a megabyte to read wikitext."""
     core_seconds = {name: seconds * WORKERS / row["megabytes"] for name, seconds in row["stage_seconds"].items()}
+    core_seconds["text"] = text_seconds
     alone = core_seconds.pop("tokenizer") * row["megabytes"] / WORKERS * 50  # 500 MB at most, on one machine
     hours = {cores: (sum(core_seconds.values()) * WIKIPEDIA_MEGABYTES / cores + alone) / 3600 for cores in CORES}
     return {
@@ -85,13 +97,14 @@ def project(row: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure every size and write the rows down."""
-    texts = sorted(Path(sys.argv[1]).rglob("*.txt"))
-    rows = [measure(texts, Path(sys.argv[2]) / size, int(size)) for size in sys.argv[4:]]
-    projected = project(rows[-1])
+    texts, dump = sorted(Path(sys.argv[1]).rglob("*.txt")), Path(sys.argv[2])
+    scratch, result = Path(sys.argv[3]), Path(sys.argv[4])
+    rows = [measure(texts, scratch / size, int(size)) for size in sys.argv[5:]]
+    projected = project(rows[-1], wikitext_seconds(dump, scratch))
     note = f"For {WIKIPEDIA_MEGABYTES:,} MB of text by the last row: hours by cores {projected['hours_by_cores']}, "
     note += f"{projected['gigabytes_on_disk']} GB on disk; core seconds a MB {projected['core_seconds_a_megabyte']}."
     flat = [{**row, "stage_seconds": str(row["stage_seconds"])} for row in rows]
-    write_result(Path(sys.argv[3]), "Peak memory by size of the corpus, 2 workers, 128 and 512, factor 5", flat, note)
+    write_result(result, "Peak memory by size of the corpus, 2 workers, 128 and 512, factor 5", flat, note)
 
 
 if __name__ == "__main__":

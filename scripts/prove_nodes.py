@@ -1,35 +1,44 @@
-"""Two network namespaces as two nodes, joined by one virtual cable: ``sudo PYTHONPATH=. .venv/bin/python scripts/prove_nodes.py``.
+"""Two network namespaces as two nodes, joined by one virtual cable.
 
-Runs ``pretrain_nodes.sh`` on both, and measures on the cable
+    sudo PYTHONPATH=. .venv/bin/python scripts/prove_nodes.py [bytes] [seconds] [cut]
+
+runs ``pretrain_nodes.sh`` on both, and measures on the cable
 - the bytes of a step, for several accumulations and for 16-bit gradients, against the ring's minimum,
 - the time of a step with the cable slowed by tc, for several bucket sizes, against the plan's prediction from the
-  compute rate of one node alone and the rate of a bare all-reduce over that cable.
-With ``bytes`` or ``seconds`` as its argument it does only that.
+  compute rate of one node alone and the rate of a bare all-reduce over that cable,
+- the weights of two nodes against those of two ranks on one; the cable cut in mid-step: both nodes name the other's
+  rank within ``communication.timeout_seconds``, and go on from there.
 Writes ``scripts/results/cpu_DATE_nodes_*.json``. Needs root and iproute2; ten minutes on two cores. Only the namespaces
 named here are made, and they are removed.
 """
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from results_file import write_result
-from two_nodes import ADDRESSES, CABLE, build_cable, on_node, remove_cable, sent, slow_down
+from safetensors.torch import load_file
+from two_nodes import ADDRESSES, CABLE, build_cable, cut_cable, on_node, remove_cable, sent, slow_down
 
 from bert_pretrain.communication import CommunicationConfig
 from bert_pretrain.flops import parameter_count
 from bert_pretrain.model import ModelConfig
+from bert_pretrain.pulse import LOST
 from bert_pretrain.scaling import GpuConfig, NetworkConfig, Scaling
 from tests.conftest import make_shards
 
 ROOT = Path(__file__).resolve().parent.parent
+CUT_TIMEOUT = 20
 WIDTH, LAYERS, LENGTH, BATCH, LOGGED = 256, 2, 16, 128, 5
 _ALL_REDUCE = """if True:
     import statistics, sys, time, torch, torch.distributed as dist
@@ -60,16 +69,17 @@ class Node(NamedTuple):
     log: Path
 
 
-def start(work: Path, name: str, *options: str, alone: bool = False) -> list[Node]:
-    """A run over both nodes, or one on each, ``alone``."""
+def start(work: Path, name: str, *options: str, kind: str = "both") -> list[Node]:
+    """A run over ``both`` nodes, or one on ``each``, or one of two ranks on the ``first``."""
     cores, started = sorted(os.sched_getaffinity(0)), []
-    for number in (0, 1):
-        run_dir = work / (f"{name}-{number}" if alone else name)
+    for number in (0,) if kind == "first" else (0, 1):
+        run_dir = work / (f"{name}-{number}" if kind == "each" else name)
         script = ["scripts/pretrain_nodes.sh", "2", str(number), f"{ADDRESSES[0]}:29600"]
-        if alone:
+        if kind != "both":
             script = ["scripts/pretrain_node.sh"]
-        variables = ["env", f"PYTHON={sys.executable}", f"INTERFACE={CABLE}{number}", "PROCESSES=1"]
-        command = [*on_node(number), "taskset", "-c", str(cores[number % len(cores)]), *variables, *script, *OPTIONS]
+        processes, core = (2, cores) if kind == "first" else (1, [cores[number % len(cores)]])
+        variables = ["env", f"PYTHON={sys.executable}", f"INTERFACE={CABLE}{number}", f"PROCESSES={processes}"]
+        command = [*on_node(number), "taskset", "-c", ",".join(map(str, core)), *variables, *script, *OPTIONS]
         log = Path(f"{run_dir}.{number}.log")
         with log.open("a") as out:
             process = subprocess.Popen(
@@ -80,9 +90,9 @@ def start(work: Path, name: str, *options: str, alone: bool = False) -> list[Nod
     return started
 
 
-def run(work: Path, name: str, *options: str, alone: bool = False) -> list[Path]:
+def run(work: Path, name: str, *options: str, kind: str = "both") -> list[Path]:
     """The same to its end; the run directories."""
-    nodes = start(work, name, *options, alone=alone)
+    nodes = start(work, name, *options, kind=kind)
     for number, node in enumerate(nodes):
         if node.process.wait(timeout=900) != 0:
             sys.exit(f"FAILED: node {number} of {name}:\n{node.log.read_text()}")
@@ -127,13 +137,13 @@ def model_config() -> ModelConfig:
     return ModelConfig(WIDTH, LAYERS, 2, 4 * WIDTH, LENGTH, 97, "gelu", 0.0, 0.0, 0.02, "eager")
 
 
-def predicted(rate: float, cable: float, micro: int, bucket_mb: float, gradients: str) -> float:
+def predicted(rate: float, cable: float, micro: int, bucket_mb: float, gradients: str, overlap: bool) -> float:
     """Seconds of a step by the plan, from the measured rates of one node and of the cable."""
     scaling = Scaling(
         model=model_config(), sequence_length=LENGTH, mean_length=MEAN_LENGTH, micro_batch_size=micro,
-        communication=CommunicationConfig(gradients, bucket_mb), device_tokens_per_second=rate,
-        gpu=GpuConfig(0.1, 0.5, 1e6, 0.0, 1, 1e6),  # the measured rate has the optimizer in it
-        network=NetworkConfig(cable / 1e9, 1.0, 50.0), overlap=True, sharded=False,
+        communication=CommunicationConfig(gradients, bucket_mb, 600.0), device_tokens_per_second=rate,
+        gpu=GpuConfig("processor", "fp32", 0.1, 0.5, 1e6, 0.0, 1, 1e6),  # the measured rate has the optimizer in it
+        network=NetworkConfig(cable / 1e9, 1.0, 50.0), overlap=overlap, sharded=False,
     )  # fmt: skip
     return scaling.step(BATCH, 2).total
 
@@ -157,30 +167,78 @@ def measure_bytes(work: Path) -> list[Row]:
     return rows
 
 
+def node_rate(work: Path, accumulation: int) -> float:
+    """Tokens a second of the slower node, both at work but neither waiting for the other."""
+    options = ["schedule.total_steps=25", f"batch.micro_batch_size={BATCH // 2 // accumulation}"]
+    options.append(f"batch.global_batch_size={BATCH // 2}")
+    dirs = run(work, f"alone-{accumulation}", *options, kind="each")
+    return BATCH // 2 * MEAN_LENGTH / max(seconds_per_step(path, BATCH // 2) for path in dirs)
+
+
 def measure_seconds(work: Path) -> list[Row]:
-    """Seconds of a step over a slow cable against the plan's."""
-    rows = []
+    """Seconds of a step over a slow cable against the plan's, with the reduction hidden and without."""
+    rows: list[Row] = []
+    rates = {accumulation: node_rate(work, accumulation) for accumulation in (1, 4)}
     for megabits, accumulation, bucket_mb, gradients in (
-        (50, 1, 25.0, "fp32"), (50, 1, 1.0, "fp32"), (100, 4, 1.0, "fp32"), (50, 1, 1.0, "bf16")
+        (100, 1, 25.0, "fp32"), (100, 1, 4.0, "fp32"), (100, 1, 1.0, "fp32"), (100, 1, 0.25, "fp32"),
+        (100, 1, 1.0, "bf16"), (50, 4, 1.0, "fp32"),
     ):  # fmt: skip
-        micro, name = BATCH // 2 // accumulation, f"{megabits}-{accumulation}-{bucket_mb}-{gradients}"
-        options = ["schedule.total_steps=35", f"batch.micro_batch_size={micro}"]
-        slow_down(10_000)
-        alone = run(work, f"alone-{name}", *options, f"batch.global_batch_size={BATCH // 2}", alone=True)
-        rate = BATCH // 2 * MEAN_LENGTH / max(seconds_per_step(path, BATCH // 2) for path in alone)
         slow_down(megabits)
-        cable = all_reduce_rate()
+        rate, cable, micro = rates[accumulation], all_reduce_rate(), BATCH // 2 // accumulation
+        options = ["schedule.total_steps=25", f"batch.micro_batch_size={micro}", f"batch.global_batch_size={BATCH}"]
         options += [f"communication.bucket_mb={bucket_mb}", f"communication.gradients={gradients}"]
-        both = run(work, f"slow-{name}", *options, f"batch.global_batch_size={BATCH}")
-        found, plan = seconds_per_step(both[0], BATCH), predicted(rate, cable, micro, bucket_mb, gradients)
+        both = run(work, f"slow-{megabits}-{accumulation}-{bucket_mb}-{gradients}", *options)
+        found = seconds_per_step(both[0], BATCH)
+        plan, behind = (predicted(rate, cable, micro, bucket_mb, gradients, overlap) for overlap in (True, False))
         rows.append(
             {"cable, Mbit/s": megabits, "accumulation": accumulation, "bucket, MiB": bucket_mb, "gradients": gradients,
-             "all-reduce, Mbit/s": 8e-6 * cable,
-            "compute alone, s": BATCH // 2 * MEAN_LENGTH / rate, "measured, s a step": found, "plan, s a step": plan,
+             "all-reduce, Mbit/s": 8e-6 * cable, "compute alone, s": BATCH // 2 * MEAN_LENGTH / rate,
+             "plan without overlap, s": behind, "plan, s": plan, "measured, s": found,
              "error": f"{plan / found - 1:+.1%}"}
         )  # fmt: skip
         print(rows[-1], flush=True)
-    assert all(abs(row["plan, s a step"] / row["measured, s a step"] - 1) < 0.15 for row in rows), "off by over 15 %"
+    assert all(abs(row["plan, s"] / row["measured, s"] - 1) < 0.15 for row in rows), "off by over 15 %"
+    return rows
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    """The last checkpoint's."""
+    return load_file(max((run_dir / "checkpoints").glob("step_*")) / "model/model.safetensors")
+
+
+def equal(one: Path, other: Path) -> str:
+    """How two runs compare, in words. Raises where the weights differ by more than rounding."""
+    pairs = [(first, weights(other)[name]) for name, first in weights(one).items()]
+    difference = max(float((first - second).abs().max() / first.abs().max()) for first, second in pairs)
+    assert difference < 1e-5, difference
+    return "bit for bit" if difference == 0 else f"to {difference:.1e}"
+
+
+def measure_cut(work: Path) -> list[Row]:
+    """The weights of two nodes and of one with two ranks; the cable cut in mid-step, and what comes after."""
+    options = ["schedule.total_steps=60", f"batch.global_batch_size={BATCH}", "model.hidden_dropout_prob=0.1"]
+    options += ["checkpoint.every_steps=10", f"communication.timeout_seconds={CUT_TIMEOUT}"]
+    (whole,), (one_node,) = set(run(work, "whole", *options)), run(work, "one-node", *options, kind="first")
+    rows = [{"shown": f"weights of two nodes and of two ranks on one after 60 steps: equal {equal(whole, one_node)}"}]
+    slow_down(50)  # a step is on the cable most of its time
+    nodes, metrics = start(work, "cut", *options), work / "cut/metrics.jsonl"
+    while not (metrics.exists() and '"step": 25,' in metrics.read_text()):
+        time.sleep(0.1)
+    cut_cable()
+    cut = time.monotonic()
+    for number, node in enumerate(nodes):
+        status = node.process.wait(timeout=10 * CUT_TIMEOUT)
+        seconds, errors = time.monotonic() - cut, re.findall(r"error: (.*)", node.log.read_text())
+        rows.append({"shown": f"cable cut: node {number} ended after {seconds:.0f} s with {status}: {errors}"})
+        print(rows[-1], node.log.read_text()[-1000:], flush=True)
+        assert status == LOST
+        assert seconds < CUT_TIMEOUT + 5, "and torchrun's own end"
+        assert len(errors) == 1
+        assert f"rank {1 - number} on " in errors[0], errors
+    build_cable()
+    run(work, "cut", *options)
+    resumed = re.findall(r"going on from \S+, step (\d+)", (work / "cut.0.log").read_text())
+    rows.append({"shown": f"the same command, from step {resumed[0]}: weights equal {equal(whole, work / 'cut')}"})
     return rows
 
 
@@ -209,6 +267,7 @@ def main() -> None:
 PARTS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
     "bytes": ("Bytes on the cable between two nodes, a step", measure_bytes),
     "seconds": ("A step over a slowed cable against the plan", measure_seconds),
+    "cut": ("The cable between two nodes cut in mid-step", measure_cut),
 }
 NOTE = "Two network namespaces on one machine, joined by a virtual cable."
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from results_file import write_result
 
-LEARNING_RATES = ("3e-4", "1e-3")
+LEARNING_RATES = ("3e-4", "1e-3", "3e-3")
 DEV_ARTICLES = 8  # the first of 48
 TASKS = {
     "sst2": ("accuracy", ("training.max_train_samples=2000", "training.epochs=4")),

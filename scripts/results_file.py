@@ -12,7 +12,7 @@ from typing import Any
 
 
 def write_result(
-    path: Path, what: str, rows: list[dict[str, Any]], note: str, command: str | None = None, **more: Any
+    path: Path, what: str, rows: list[dict[str, Any]], note: str = "", command: str | None = None, **more: Any
 ) -> None:
     """Write flat ``rows`` with the date, the machine, the commit and the command, or those given; print them."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
@@ -24,7 +24,7 @@ def write_result(
         "commit": commit.strip(),
         "command": command or python.strip(),
         "rows": rows,
-        "note": note,
+        **({"note": note} if note else {}),
         **more,
     }
     path.write_text(json.dumps(result, indent=2) + "\n")

@@ -11,15 +11,15 @@ from tests.conftest import ROOT
 
 # A module imports from its own floor or from floors below it.
 FLOORS = [
-    {"errors", "preemption", "step_result"},
-    {"structured", "shards", "sample_order", "masking", "language", "verdict"},
-    {"dropout", "encoder", "batch_plan", "batches", "distributed", "model", "flops", "machine"},
+    {"errors", "preemption", "step_result", "threads"},
+    {"structured", "shards", "sample_order", "masking", "language", "verdict", "pulse"},
+    {"dropout", "vocabulary_loss", "encoder", "batch_plan", "batches", "distributed", "model", "flops", "machine"},
     {"numerics", "precision"},
-    {"data", "communication", "tasks", "scores"},
+    {"data", "communication", "compiling", "micro_batch_size", "tasks", "scores"},
     {"loader", "optim", "checkpoint", "checkpoint_writer", "metrics", "remask", "plots"},
     {"sentences", "squad", "pretrained"},
     {"evaluation", "train", "config", "scaling", "task_data"},
-    {"plan", "report"},
+    {"plan", "report", "bench_baselines", "bench_split"},
     {"pretrain", "launch", "export", "fill_mask", "finetune", "bench_step", "bench_optimizer"},
     {"bench", "doctor", "study_config", "study"},
 ]

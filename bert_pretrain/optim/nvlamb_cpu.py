@@ -5,18 +5,14 @@ summing ||w||^2 and ||u||^2; 16 to apply (m, v, w read, w written), since u is c
 layer that fits the cache is applied right after it was advanced, from back to front, so that most of the 16 does
 not come from memory: 28 at best, 44 at worst. Clipping and fused AdamW of torch move 40 in their two calls.
 
-Why not OpenMP: when another process uses the cores, its barriers spin while the thread they wait for is not running,
-and a step takes ten times as long. Here each thread takes the next task from one list until none is left, and the
-only waiting is for the end of that list, asleep, two or three times a step. Layers above a share of the model are
-cut into tasks of all threads; the others are updated whole by one thread, the largest first.
+Threads wait for one another two or three times a step (``threads`` says why they are not OpenMP's). Layers above a
+share of the model are cut into tasks of all threads; the others are updated whole by one thread, the largest first.
 
 Numbers are those of the reference but for rounding (see ``nvlamb_cpu_loops``), and bitwise the same with any number
 of threads.
 """
 
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,37 +24,13 @@ from torch import Tensor
 import bert_pretrain.optim.nvlamb_cpu_loops as loops
 from bert_pretrain.errors import require
 from bert_pretrain.optim.layers import Decision, Layers, Outcome, Rules, Work, copy_masters, decide
+from bert_pretrain.threads import Threads
 
 PIECE = 1 << 18
 """Elements of a task, at most, where a layer is cut, and about that many where small layers are put together."""
 
 Task = tuple[int, int]
 """A range of pieces, first and one past the last."""
-
-
-@dataclass
-class Threads:
-    """As many threads as torch uses, this one counted; between steps they sleep."""
-
-    number: int
-    _others: ThreadPoolExecutor | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._others = ThreadPoolExecutor(self.number - 1, "nvlamb") if self.number > 1 else None
-
-    def run(self, jobs: Sequence[Callable[[], None]]) -> None:
-        """Call every job, in no particular order; each thread takes the next one until none is left."""
-        remaining = iter(jobs)  # taking from a list's iterator is atomic
-
-        def work() -> None:
-            for job in remaining:
-                job()
-
-        others = min(self.number, len(jobs)) - 1
-        waiting = [self._others.submit(work) for _ in range(others)] if self._others else []
-        work()
-        for future in waiting:
-            future.result()
 
 
 @dataclass

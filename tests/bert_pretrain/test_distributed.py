@@ -12,7 +12,7 @@ from bert_pretrain.distributed import World, pick_device, roll_call
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.launch import not_met, status
 
-FACTS = {"torch": "2.13.0", "the options": "abc"}
+FACTS = {"torch": "2.13.0", "the set of options": "abc"}
 
 
 def verdicts(*ranks: tuple[str, dict[str, str]]) -> set[str]:
@@ -42,7 +42,7 @@ def test_every_rank_hears_the_first_difference_by_name() -> None:
 
 
 def test_a_fault_of_one_rank_is_said_on_all() -> None:
-    (text,) = verdicts(("", FACTS), ("2 processes on a node with 1 GPUs", FACTS | {"the options": "xyz"}))
+    (text,) = verdicts(("", FACTS), ("2 processes on a node with 1 GPUs", FACTS | {"the set of options": "xyz"}))
     assert text.startswith("2 processes on a node with 1 GPUs (rank 1 on ")
 
 
@@ -53,7 +53,7 @@ def test_a_rank_that_does_not_come_is_named() -> None:
 
         def get(self, key: str) -> str:
             if key == "here/0":
-                return '["", "", {"torch": "2.13.0", "the options": "abc"}]'
+                return '["", "", {"torch": "2.13.0", "the set of options": "abc"}]'
             raise dist.DistStoreError("timed out")
 
     store = Empty()
@@ -65,7 +65,7 @@ def test_a_rank_that_does_not_come_is_named() -> None:
 def test_facts_know_a_changed_source_and_changed_options() -> None:
     cpu = torch.device("cpu")
     one, other = distributed._facts(cpu, "lr: 1"), distributed._facts(cpu, "lr: 2")
-    assert {name for name in one if one[name] != other[name]} == {"the options"}
+    assert {name for name in one if one[name] != other[name]} == {"the set of options"}
     assert {"Python", "torch", "transformers", "the device", "bert_pretrain's source"} <= one.keys()
 
 

@@ -9,7 +9,8 @@ import torch
 
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim import NVLamb, nvlamb_cpu
-from bert_pretrain.optim.nvlamb_cpu import Plan, Threads
+from bert_pretrain.optim.nvlamb_cpu import Plan
+from bert_pretrain.threads import Threads
 
 SIZES = [5, 3_000_000, 1, 700, 250_000, 262_144, 262_145, 40_000]
 

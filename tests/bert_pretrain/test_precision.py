@@ -11,7 +11,7 @@ CPU = torch.device("cpu")
 
 
 def precision(compute: str = "fp16", scale: float = 1024.0, interval: int = 2) -> MixedPrecision:
-    return MixedPrecision(PrecisionConfig(compute, scale, interval), CPU)
+    return MixedPrecision(PrecisionConfig(compute, scale, interval, tf32=False), CPU)
 
 
 def optimizer_with(gradient: float) -> tuple[NVLamb, torch.nn.Parameter]:
@@ -84,4 +84,4 @@ def test_auto_on_a_gpu() -> None:
 )
 def test_bad_options_are_named(values: tuple, option: str) -> None:
     with pytest.raises(ConfigError, match=f"precision.{option}"):
-        PrecisionConfig(*values)
+        PrecisionConfig(*values, tf32=False)

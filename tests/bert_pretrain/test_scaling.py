@@ -20,7 +20,7 @@ from bert_pretrain.structured import CONFIG_DIR, to_dataclass
 from tests.conftest import ROOT
 
 LARGE = ModelConfig(1024, 24, 16, 4096, 512, 30_522, "gelu", 0.1, 0.1, 0.02, "sdpa")
-GPU = GpuConfig(matrix_tflops=300, matrix_share=0.5, memory_gb_per_s=2000, launch_us=0, per_node=8, node_gb_per_s=300)
+GPU = GpuConfig("A300", "bf16", 300, 0.5, memory_gb_per_s=2000, launch_us=0, per_node=8, node_gb_per_s=300)
 PLAIN = Scaling(
     LARGE, 128, 128, 64, CommunicationConfig("fp32", 1e6, 600), GPU, NetworkConfig(100, 0.8, 0.0), False, False, None
 )
@@ -126,7 +126,7 @@ def test_the_plan_is_said_and_drawn(tmp_path: Path) -> None:
     assert curves[0].devices[-1] == 4096
     assert curves[0].hours[8] == pytest.approx(seconds * 7038 / 3600)
     assert curves[2].hours[0] > 0.9 * curves[0].hours[0]  # the same samples, in more steps
-    draw_scaling(tmp_path / "new/scaling.png", curves)
+    draw_scaling(tmp_path / "new/scaling.png", "A100", curves)
     assert (tmp_path / "new/scaling.png").stat().st_size > 10_000
 
 
@@ -134,6 +134,7 @@ def test_the_plan_is_said_and_drawn(tmp_path: Path) -> None:
     ("option", "message"),
     [
         ("plot=x.png", "plot is 'x.png'; allowed: null, unless gpu names a kind"),
+        ("device_tokens_per_second=9", "device_tokens_per_second is 9.0; allowed: null, unless gpu names a kind"),
         ("mean_length=129", "mean_length is 129.0; allowed: up to 128"),
         ("efficiency_floor=1", "efficiency_floor is 1.0"),
         ("device_tokens_per_second=0", "device_tokens_per_second is 0.0"),

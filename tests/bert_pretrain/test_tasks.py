@@ -1,5 +1,6 @@
 """The published files of every task, and what is wrong with others."""
 
+import functools
 import json
 import lzma
 from pathlib import Path
@@ -17,6 +18,7 @@ from bert_pretrain.tasks import read_split
 TASKS = sorted(path.stem for path in (CONFIG_DIR / "task").glob("*.yaml"))
 
 
+@functools.cache
 def composed(task: str, *options: str) -> FinetuneConfig:
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         return to_dataclass(compose("finetune", [f"task={task}", "model_dir=m", *options]), FinetuneConfig)

@@ -23,14 +23,14 @@ from bert_pretrain.train import Trainer
 from tests.conftest import TEST_RECIPE
 
 
-def trainer_for(tmp_path: Path, shard_dir: Path, *overrides: str) -> Trainer:
+def trainer_for(tmp_path: Path, shard_dir: Path, *overrides: str, device: str = "cpu") -> Trainer:
     options = [*TEST_RECIPE, f"data.dir={shard_dir}", f"run_dir={tmp_path}"]
     kept = [option for option in options if option.split("=")[0] not in {o.split("=")[0] for o in overrides}]
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config = to_dataclass(compose("pretrain", [*kept, *overrides]), PretrainConfig)
     tmp_path.mkdir(exist_ok=True)
     log = MetricsLog(tmp_path / "metrics.jsonl", config.schedule.total_steps)
-    with open_world("cpu") as world:
+    with open_world(device) as world:
         trainer = build_trainer(config, world, log, CheckpointStore(tmp_path / "checkpoints", 9, None), "seed: 1\n")
     log.resume(trainer.progress.step)
     return trainer
@@ -62,6 +62,54 @@ class Casts(TorchDispatchMode):
         if func is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") == torch.bfloat16:
             self.shapes[tuple(args[0].shape)] += 1
         return func(*args, **(kwargs or {}))
+
+
+class NothingIsReadBack(TorchDispatchMode):
+    """Fails where the host would wait for a device: at a value that it reads, or a shape that depends on values."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        reads = name in {"_local_scalar_dense", "equal", "is_nonzero"}
+        reads = reads or torch.Tag.dynamic_output_shape in func.tags
+        assert not reads, f"the host waits at {name}"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("option", ["model.attention=eager", "model.attention=sdpa", "speed.last_layer_rows=false"])
+def test_a_micro_step_reads_nothing_back(tmp_path: Path, shard_dir: Path, option: str) -> None:
+    """Forward, backward and sums; without fast_dropout, whose key is drawn on the host."""
+    options = ("speed.fast_dropout=false", "speed.pad_vocabulary=true", "model.hidden_dropout_prob=0.1", option)
+    trainer = trainer_for(tmp_path, shard_dir, *options)
+    steps = trainer.data.steps(0)
+    batch = next(steps)
+    counts = trainer._global_counts(batch.counts)
+    with NothingIsReadBack():
+        sums = trainer._accumulate(batch, counts)
+    steps.close()
+    assert sums[0] > 0
+    with pytest.raises(AssertionError, match="the host waits"), NothingIsReadBack():
+        bool(sums[0] > 0)
+    with pytest.raises(AssertionError, match="the host waits"), NothingIsReadBack():
+        sums[sums > 0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compiled", ["true", "false"])
+def test_a_step_on_the_gpu_waits_for_nothing(tmp_path: Path, shard_dir: Path, compiled: str) -> None:
+    """Two steps before it settle what is made once; CUDA itself reports a wait."""
+    trainer = trainer_for(tmp_path, shard_dir, f"speed.compile={compiled}", device="cuda")
+    steps = trainer.data.steps(0, pin=True)
+    for _ in range(2):
+        trainer.train_step(next(steps))
+    batch = next(steps)
+    ready = StepBatch(batch.counts, iter(list(batch.micro_batches)))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.train_step(ready)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        steps.close()
 
 
 def test_weights_are_cast_once_a_step(tmp_path: Path, shard_dir: Path) -> None:

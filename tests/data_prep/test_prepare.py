@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
@@ -120,6 +121,39 @@ def test_from_text_to_shards(tmp_path: Path, run: Run) -> None:
     counts = manifest["stages"][-2]["32"]
     assert {split: counts[split]["samples"] for split in sizes} == {split: sum(sizes[split]) for split in sizes}
     assert "is sound" in run(verify, f"dir={out_dir}", "samples=2")
+
+
+def read_as_published(path: Path, most: int) -> list[list[np.ndarray]]:
+    """By the description of the published loader: whole data sets in memory, every row to int64, labels -1 but where
+    the positions up to the first 0 say so. [input_ids, segment_ids, input_mask, labels, next_sentence_label]"""
+    names = ["input_ids", "input_mask", "segment_ids", "masked_lm_positions", "masked_lm_ids", "next_sentence_labels"]
+    with h5py.File(path, "r") as file:
+        inputs = [np.asarray(file[name][:]) for name in names]
+    samples = []
+    for index in range(len(inputs[0])):
+        ids, mask, segments, positions, masked, label = (
+            np.asarray(values[index]).astype(np.int64) for values in inputs
+        )
+        labels = np.full(ids.shape, -1, dtype=np.int64)
+        padded = np.flatnonzero(positions == 0)
+        count = int(padded[0]) if len(padded) else most
+        labels[positions[:count]] = masked[:count]
+        samples.append([ids, segments, mask, labels, label])
+    return samples
+
+
+def test_the_published_loader_reads_our_shards(tmp_path: Path, run: Run) -> None:
+    texts, out_dir = write_texts(tmp_path / "texts"), tmp_path / "out"
+    run(prepare, *options(texts, out_dir))
+    tokenizer = load_vocabulary(out_dir / "tokenizer", True).tokenizer
+    whole = " ".join("".join((texts / f"{part}.txt").read_text() for part in range(2)).lower().split())
+    (path, *_) = shard_paths(out_dir, "train")
+    for ids, segments, mask, labels, label in read_as_published(path, 5):
+        assert 1 <= (labels >= 0).sum() <= 5
+        assert label in (0, 1)
+        original = np.where(labels >= 0, labels, ids)[mask == 1]
+        segment = tokenizer.decode(original[segments[mask == 1] == 1][:-1].tolist())
+        assert "".join(segment.split()).removeprefix("##") in "".join(whole.split())
 
 
 def check_against_corpus(arrays: dict, documents: list[list[str]], tokenizer: Tokenizer, split: str) -> None:

@@ -50,7 +50,7 @@ def test_nothing_is_lost() -> None:
 @pytest.mark.parametrize("unit", ["a b ", "word. ", '"a. b ', '"A. B ', "“a. b. ", '. "', "x", "Mr. ", "(", "é"])
 def test_huge_paragraphs_in_bounded_time(unit: str) -> None:
     text = unit * (2_000_000 // len(unit))
-    start = time.perf_counter()
+    start = time.process_time()
     sentences = list(split_sentences(text, "en"))
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert sum(len(without_space(sentence)) for sentence in sentences) == len(without_space(text))

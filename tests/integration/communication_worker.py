@@ -38,7 +38,7 @@ def one_step(config: PretrainConfig, world: World, gradients: str, micro: int, b
     cut = replace(
         config,
         batch=replace(config.batch, micro_batch_size=micro),
-        communication=communication.CommunicationConfig(gradients, bucket_mb),
+        communication=communication.CommunicationConfig(gradients, bucket_mb, 600.0),
     )
     kept = dict(communication.HOOKS)
     communication.HOOKS[gradients] = counting

@@ -7,7 +7,7 @@ from tests.conftest import TEST_RECIPE, run_module
 
 STEP_KEYS = {
     "model", "sequence_length", "variant", "real_tokens_per_second", "speedup_over_baseline", "matrix_peak_share",
-    "peak_memory_bytes", "device",
+    "peak_memory_bytes", "device", "data_ms", "forward_ms", "backward_ms", "communication_ms", "optimizer_ms",
 }  # fmt: skip
 OPTIMIZER_KEYS = {
     "model", "implementation", "milliseconds", "bytes_per_parameter", "copy_bandwidth_share", "device",
@@ -16,14 +16,19 @@ OPTIMIZER_KEYS = {
 
 def test_step(tmp_path: Path, shard_dir: Path) -> None:
     options = [*TEST_RECIPE, f"data.dir={shard_dir}", f"out_dir={tmp_path}", "rounds=3", "precision.compute=fp32"]
-    done = run_module("bert_pretrain.bench", "step", *options)
+    done = run_module("bert_pretrain.bench", "step", *options, processes=2)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "step.json").read_text())["rows"]
-    names = ["baseline", "masked positions", "+ group by length", "+ last layer rows", "+ fused qkv", "all"]
+    names = ["baseline", "masked positions", "+ group by length", "+ last layer rows", "+ fused qkv"]
+    names += ["+ fast dropout", "all"]
     assert [row["variant"] for row in rows] == names
     assert all(row.keys() >= STEP_KEYS for row in rows)
     assert all(row["real_tokens_per_second"] > 0 for row in rows)
+    assert all(row["forward_ms"] > 0 and row["backward_ms"] > 0 and row["optimizer_ms"] > 0 for row in rows)
+    assert sum(row["communication_ms"] for row in rows) > 0
+    assert all(row["peak_memory_bytes"] > 12 * 4000 for row in rows)  # weights and moments of 4,000 parameters at least
     assert all(name in done.stdout for name in names)
+    assert (tmp_path / "step.png").stat().st_size > 10_000
 
 
 def test_optimizer(tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ def test_a_mistake_that_one_rank_finds_is_said_by_both(results: list[dict[str, A
 
 def test_options_are_checked() -> None:
     with pytest.raises(ConfigError, match=r"communication.gradients is 'int8'; allowed: fp32, bf16, fp16"):
-        CommunicationConfig("int8", 25.0)
+        CommunicationConfig("int8", 25.0, 600.0)
     with pytest.raises(ConfigError, match=r"communication.bucket_mb is 0"):
-        CommunicationConfig("fp32", 0)
+        CommunicationConfig("fp32", 0, 600.0)
+    with pytest.raises(ConfigError, match=r"communication.timeout_seconds is 1; allowed: 5 or more"):
+        CommunicationConfig("fp32", 25.0, 1)

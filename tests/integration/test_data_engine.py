@@ -8,11 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import dask
 import pytest
 from distributed import Client
 
+from data_prep import prepare
+from data_prep.cluster import open_local_cluster
+from data_prep.engine import PartsLostError
 from tests.conftest import ROOT
 from tests.data_prep.test_prepare import WORDS
 
@@ -160,16 +165,59 @@ def test_a_user_s_cluster_and_a_worker_that_dies(texts: Path, whole: Path, tmp_p
             process.wait()
 
 
-def test_a_full_disk(texts: Path, whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk(texts: Path, whole: Path, tmp_path: Path, workers: int) -> None:
     """One message; what was finished stays whole, and the next run goes on from there."""
     out_dir = tmp_path / "out"
-    full = run(*command(texts, out_dir), limit=14_000)
+    full = run(*command(texts, out_dir, f"engine.workers={workers}"), limit=14_000)
     assert full.returncode == 2, full.stderr
     assert full.stderr.strip().splitlines()[-1].startswith(f"error: out_dir {out_dir}: writing failed (")
     assert "what was finished is kept: run again" in full.stderr
     before = {path: path.stat().st_mtime_ns for path in out_dir.rglob("*.done.json")}
     assert len(before) > 5
-    done = run(*command(texts, out_dir))
+    done = run(*command(texts, out_dir, "engine.workers=1"))
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in before if path.parent.name == "text"}.items() <= before.items()
     assert shards(out_dir) == shards(whole)
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    folder: Path
+    size: int = 1
+
+
+def end_the_worker(part: Part) -> dict:
+    if part.name == "bad":
+        while not (part.folder / "good.done.json").exists():
+            time.sleep(0.01)
+        os._exit(1)
+    return {"name": part.name}
+
+
+def test_a_part_that_ends_every_worker(tmp_path: Path) -> None:
+    """One message names it, and the records of the others stay."""
+    folder = tmp_path / "parts"
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        open_local_cluster(2, 1.0, "127.0.0.1:0") as cluster,
+        pytest.raises(PartsLostError, match="part bad of parts ended"),
+    ):
+        cluster.run("stage", end_the_worker, [Part("bad", folder), Part("good", folder)], folder, " parts")
+    assert (folder / "good.done.json").exists()
+
+
+def test_lost_workers_cost_no_finished_part(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lost(*_: object) -> None:
+        raise PartsLostError("part 7 ended its workers again and again")
+
+    monkeypatch.setattr(prepare, "find_repeats", lost)
+    arguments = command(texts, tmp_path / "out", "engine.workers=1")
+    monkeypatch.setattr(sys, "argv", arguments[2:])
+    with pytest.raises(SystemExit):
+        prepare.main()
+    assert "again and again" in capsys.readouterr().err
+    assert len(list((tmp_path / "out" / "corpus" / "text").glob("*.done.json"))) > 5

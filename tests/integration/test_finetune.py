@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from hydra.errors import MissingConfigException
 from safetensors.torch import load_file, save_file
 from tokenizers import BertWordPieceTokenizer
@@ -21,6 +22,7 @@ from tests.bert_pretrain.test_squad import WORDS
 from tests.bert_pretrain.test_tasks import composed
 from tests.conftest import run_module
 
+transformers.utils.logging.set_verbosity_error()
 ALONE = World(0, 0, 1, torch.device("cpu"))
 FAST = ("training.lr=0.01", "training.batch_size=8", "training.max_length=32", "seeds=[1,2]", "device=cpu")
 
@@ -61,15 +63,15 @@ def sst2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def squad_file(path: Path, count: int, seed: int) -> None:
-    """The answer to every question is the word behind "the"; without that word there is none."""
+    """The answer to every question is f or g, whichever is there; some contexts have neither."""
     rng, paragraphs = np.random.default_rng(seed), []
     for number in range(count):
-        words = [str(word) for word in rng.permutation(list("abcdefg"))]
-        place, question = int(rng.integers(0, 6)), {"id": f"{seed}-{number}", "question": "Who is the?"}
+        words = [str(word) for word in rng.permutation(list("abcde"))]
+        place, question = int(rng.integers(0, 5)), {"id": f"{seed}-{number}", "question": "Who is the?"}
         if number % 4:
-            start = len(" ".join([*words[:place], ""])) + 4
+            words.insert(place, "fg"[number % 2])
+            start = len(" ".join([*words[:place], ""]))
             question |= {"answers": [{"text": words[place], "answer_start": start}], "is_impossible": False}
-            words.insert(place, "the")
         else:
             question |= {"answers": [], "is_impossible": True}
         paragraphs.append({"context": " ".join(words), "qas": [question]})
@@ -149,6 +151,17 @@ def test_any_cut_of_the_batch_is_the_same_batch(tmp_path: Path, model_dir: Path,
     assert submitted[0] == submitted[1] == submitted[2]
 
 
+def test_a_model_fine_tuned_before_gets_the_head_of_the_next_task(tmp_path: Path, model_dir: Path) -> None:
+    new_model(str(model_dir), composed("mnli").task, False, 1, print).save_pretrained(tmp_path)
+    squad = new_model(str(tmp_path), composed("squad_v1").task, False, 1, print)
+    assert squad.qa_outputs.weight.shape == (2, 32)
+    assert new_model(str(tmp_path), composed("sst2").task, False, 1, print).classifier.weight.shape == (2, 32)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    with pytest.raises(ConfigError, match=r"does not load"):
+        new_model(str(tmp_path), composed("sst2").task, False, 1, print)
+
+
 def test_weights_are_the_pretrained_ones_and_new_ones_follow_the_seed(model_dir: Path) -> None:
     task = composed("mnli").task
     stored = load_file(model_dir / "model.safetensors")
@@ -182,7 +195,7 @@ def test_a_model_without_some_weights_is_refused_and_one_without_pooler_said(tmp
     ("options", "message"),
     [
         (("model_dir=nowhere/at/all",), r"model_dir is 'nowhere/at/all', which is neither a folder"),
-        (("model_dir={run}",), r"no exported folder .* bert_pretrain.export run_dir="),
+        (("model_dir={run}",), r"no exported folder .*; it is a run: bert_pretrain.export run_dir="),
         (("model_dir={bare}",), r"has no tokenizer that loads \(no tokenizer.json\)"),
         (("training.max_length=64",), r"training.max_length is 64; allowed: up to 32"),
         (("training.lr=-1",), r"training.lr is -1"),

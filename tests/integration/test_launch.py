@@ -60,23 +60,57 @@ def test_the_launcher_hands_signals_on_to_its_children_only() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_nodes_with_other_options_are_told_apart(tmp_path: Path, shard_dir: Path) -> None:
+@pytest.mark.parametrize("differing", ["the set of options", "numpy"])
+def test_nodes_that_differ_are_told_apart(tmp_path: Path, shard_dir: Path, differing: str) -> None:
     """Two nodes on this machine; the message comes once, on node 0, before anything is trained or written."""
-    script = ["scripts/pretrain_nodes.sh", "2"]
+    metadata = tmp_path / "old/numpy-0.1.dist-info/METADATA"  # comes before the real one on node 1's path
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 0.1\n")
+    changes: list[tuple[str, dict[str, str]]] = [("0.01", {}), ("0.02", {})]
+    if differing == "numpy":
+        changes[1] = ("0.01", {"PYTHONPATH": str(metadata.parent.parent)})
     nodes = [
         started(
-            *script, str(rank), "127.0.0.1:29717", *options(tmp_path, shard_dir), f"optimizer.lr={rate}", PROCESSES="1"
+            "scripts/pretrain_nodes.sh", "2", str(rank), "127.0.0.1:29717", *options(tmp_path, shard_dir),
+            f"optimizer.lr={rate}", PROCESSES="1", **environment,
         )
-        for rank, rate in enumerate(("0.01", "0.02"))
-    ]
+        for rank, (rate, environment) in enumerate(changes)
+    ]  # fmt: skip
     outs = [node.communicate(timeout=120)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [2, 2], outs
     messages = [line for line in outs[0].splitlines() if "error: " in line]
     assert len(messages) == 1, outs[0]
-    assert "the options is not the same on all nodes" in messages[0]
+    assert f"{differing} is not the same on all nodes" in messages[0]
     assert "rank 1 on" in messages[0]
     assert "error: " not in outs[1]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dead_node_is_named_by_the_other(tmp_path: Path, shard_dir: Path) -> None:
+    """Two nodes on this machine, of which one dies: launcher first, so that nobody tidies up."""
+    nodes = [
+        started(
+            "scripts/pretrain_nodes.sh", "2", str(rank), "127.0.0.1:29718", *options(tmp_path, shard_dir),
+            "schedule.total_steps=100000", "communication.timeout_seconds=10", PROCESSES="1",
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    metrics = tmp_path / "run/metrics.jsonl"
+    while nodes[0].poll() is None and not (metrics.exists() and '"step": 5,' in metrics.read_text()):
+        time.sleep(0.05)
+    ranks = workers(nodes[1])
+    nodes[1].kill()
+    for rank in ranks:
+        os.kill(rank, signal.SIGKILL)
+    out = nodes[0].communicate(timeout=60)[0]
+    assert nodes[0].returncode == 76, out
+    messages = [line for line in out.splitlines() if "error: " in line]
+    assert len(messages) == 1, out
+    assert messages[0].startswith("error: rank 1 on ")
+    assert "fell silent in step " in messages[0]
+    assert "the same command goes on from the newest checkpoint" in messages[0]
+    assert "Traceback" not in out
+    nodes[1].communicate(timeout=10)
 
 
 @pytest.mark.parametrize(

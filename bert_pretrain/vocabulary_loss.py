@@ -1,0 +1,123 @@
+"""Vocabulary projection and cross entropy on CPU, in one piece: one pass of exponentials over the logits.
+
+torch adds the bias, takes the logarithm of the softmax, finds the largest logit, fills a gradient with zeros, scatters
+into it and takes all exponentials again: some ten passes over the largest tensor of the step. Here one loop over a row,
+which stays in the cache, leaves the gradient of its loss in the place of the logits: softmax less one at the label.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from bert_pretrain.threads import in_parts
+
+_ROWS = 16  # fewer are not worth a thread
+
+_LOG2_E = np.float32(1.4426950408889634)
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)  # ln 2 in two parts, the first exact
+_TO_INTEGER = np.float32(1.5 * 2**23)  # added and taken away again, it rounds to whole numbers
+_SMALLEST = np.float32(-87.0)  # e to this is still a normal number
+_TAYLOR = tuple(np.float32(1 / math.factorial(n)) for n in range(2, 8))
+
+
+def vocabulary_loss(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the cross entropies of ``x @ weight.T + bias`` against ``labels``, and how many labels are most likely.
+
+    ``x`` (M, H), ``weight`` (V, H), ``bias`` (V,), all float32 on CPU; ``labels`` (M,) int64, negative where nothing is
+    to be predicted. Gradients flow to the first three.
+    """
+    loss, correct = _VocabularyLoss.apply(x, weight, bias, labels)
+    return loss, correct
+
+
+def expressible(x: Tensor, weight: Tensor) -> bool:
+    """Whether ``vocabulary_loss`` takes these, here."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return False
+    return x.dtype == weight.dtype == torch.float32
+
+
+class _VocabularyLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = x @ weight.T
+        losses, right = torch.empty(len(x), dtype=torch.float64), torch.empty(len(x), dtype=torch.int64)
+        z, b, of_row = logits.numpy(), bias.detach().numpy(), (labels.numpy(), losses.numpy(), right.numpy())
+        in_parts(lambda start, stop: _loss_rows(z, b, *of_row, start, stop), len(x), _ROWS)
+        correct = right.sum()
+        ctx.save_for_backward(x, weight, logits)  # which are the gradient by now
+        ctx.mark_non_differentiable(correct)
+        return losses.sum().float(), correct
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, gradient = ctx.saved_tensors
+        return (gradient @ weight) * factor, gradient.T @ (x * factor), gradient.sum(0) * factor, None
+
+
+@njit(nogil=True, cache=True)
+def _loss_rows(
+    logits: np.ndarray,
+    bias: np.ndarray,
+    labels: np.ndarray,
+    losses: np.ndarray,
+    right: np.ndarray,
+    start: int,
+    stop: int,
+) -> None:
+    """Rows ``start`` to ``stop`` of ``logits`` (M, V), still without bias, become the gradients of their losses."""
+    for i in range(start, stop):
+        row, label = logits[i], labels[i]
+        if label < 0:
+            row[:] = 0
+            losses[i], right[i] = 0, 0
+            continue
+        largest = _add(row, bias)
+        at_label = row[label]
+        _exponentials(row, largest)
+        total = _sum(row)
+        share = np.float32(1 / total)
+        for j in range(len(row)):
+            row[j] *= share
+        row[label] -= np.float32(1)
+        losses[i], right[i] = np.log(total) + largest - at_label, at_label == largest
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "nnan", "nsz"})
+def _add(row: np.ndarray, bias: np.ndarray) -> np.float32:
+    """Add ``bias`` to ``row`` in place; the largest of it (not a number, too, if anything is: what comes after is)."""
+    largest = np.float32(-np.inf)
+    for j in range(len(row)):
+        row[j] += bias[j]
+        largest = max(largest, row[j])
+    return largest
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"})
+def _exponentials(row: np.ndarray, largest: np.float32) -> None:
+    """Put e^(value - largest), good to 2e-7 of itself, in the place of each value. Nothing may be reordered here."""
+    for j in range(len(row)):
+        x = row[j] - largest
+        x = _SMALLEST if x < _SMALLEST else x
+        n = (x * _LOG2_E + _TO_INTEGER) - _TO_INTEGER
+        r = x - n * _LN2_HIGH - n * _LN2_LOW  # within half of ln 2
+        s = _TAYLOR[5]
+        s = s * r + _TAYLOR[4]
+        s = s * r + _TAYLOR[3]
+        s = s * r + _TAYLOR[2]
+        s = s * r + _TAYLOR[1]
+        s = s * r + _TAYLOR[0]
+        power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)  # 2^n
+        row[j] = (s * r * r + r + np.float32(1)) * power
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc"})
+def _sum(row: np.ndarray) -> np.float32:
+    total = np.float32(0)
+    for j in range(len(row)):
+        total += row[j]
+    return total
