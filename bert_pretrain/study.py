@@ -37,7 +37,7 @@ from bert_pretrain.structured import CONFIG_DIR, entry_point, to_dataclass
 from bert_pretrain.study_config import SpikeConfig, StudyConfig
 from bert_pretrain.verdict import Curve, best_rate, judge, page, table
 
-_EVALUATIONS = 25  # of a run, about
+_EVALUATIONS, _CHECKPOINTS = 25, 5  # of a run, about
 
 
 class Study:
@@ -84,6 +84,7 @@ class Study:
             optimizer=replace(base.optimizer, lr=rate),
             schedule=replace(base.schedule, total_steps=steps),
             training=replace(base.training, evaluate_every_steps=max(1, steps // _EVALUATIONS)),
+            checkpoint=replace(base.checkpoint, every_steps=max(1, steps // _CHECKPOINTS)),
         )
 
     def _curve(self, arm: str, seed: int, rate: float | None) -> Curve:
