@@ -102,7 +102,7 @@ def test_a_dead_node_is_named_by_the_other(tmp_path: Path, shard_dir: Path) -> N
     nodes[1].kill()
     for rank in ranks:
         os.kill(rank, signal.SIGKILL)
-    out = nodes[0].communicate(timeout=60)[0]
+    out = nodes[0].communicate(timeout=120)[0]
     assert nodes[0].returncode == 76, out
     messages = [line for line in out.splitlines() if "error: " in line]
     assert len(messages) == 1, out
@@ -110,7 +110,7 @@ def test_a_dead_node_is_named_by_the_other(tmp_path: Path, shard_dir: Path) -> N
     assert "fell silent in step " in messages[0]
     assert "the same command goes on from the newest checkpoint" in messages[0]
     assert "Traceback" not in out
-    nodes[1].communicate(timeout=10)
+    nodes[1].communicate(timeout=60)
 
 
 @pytest.mark.parametrize(
