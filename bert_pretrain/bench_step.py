@@ -61,8 +61,7 @@ class BenchStepConfig(PretrainConfig):
 def main(config: BenchStepConfig) -> None:
     """Measure the step, print the table, write the rows and draw them."""
     with open_world(config.device) as world:
-        fault = writable_directory(Path(config.out_dir))
-        require(fault is None, "out_dir", config.out_dir, f"a directory that can be written ({fault})")
+        world.together(lambda: _check_out_dir(config.out_dir, world))
         rows = measure(config, world)
         bandwidth = measured_copy_bandwidth(world.device)
     if not world.is_first:
@@ -84,6 +83,11 @@ def main(config: BenchStepConfig) -> None:
     out.write_text(json.dumps(content, indent=2), encoding="utf-8")
     draw_step(out.with_suffix(".png"), rows, _COLUMNS)
     print(f"written to {out}, drawn in {out.with_suffix('.png')}")
+
+
+def _check_out_dir(out_dir: str, world: World) -> None:
+    fault = writable_directory(Path(out_dir)) if world.is_first else None
+    require(fault is None, "out_dir", out_dir, f"a directory that can be written ({fault})")
 
 
 @dataclass
