@@ -1,9 +1,10 @@
 """Numerical trouble: gradients that are not finite, a loss scale that collapses, losses that spike.
 
-A spike is measured against a running scale: the mean of the losses and their mean distance from it, both forgetting
-exponentially. What lies further above the mean than ``spike_deviations`` such distances is a spike, and moves the
-scale only as far as the bound, so that one outlier does not hide the next and a lasting change is soon the new normal.
-All of it follows from the losses alone and is kept in the checkpoint: a resumed run judges as the undisturbed one.
+A spike is measured against a running scale: the mean of the losses, and the mean distance between neighbouring losses,
+which a long descent leaves alone; both forget exponentially. What lies further above the mean than ``spike_deviations``
+such distances is a spike. It counts in the distance as that bound and in the mean as at most twice the mean, so that
+one outlier does not hide the next, while a lasting change becomes the new normal. All of it follows from the losses
+alone and is kept in the checkpoint: a resumed run judges as the undisturbed one.
 """
 
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ class NumericsConfig:
     max_skipped_in_a_row: int
     """Steps in a row whose gradient is not finite, before the run ends with a diagnosis."""
     spike_deviations: float
-    """A loss is a spike where it lies this many mean deviations above the running mean."""
+    """A loss is a spike where it lies this many mean distances of neighbouring losses above the running mean."""
     on_spike: str
     """``continue`` counts and reports spikes; ``rewind`` goes back to the newest checkpoint and passes over the samples
     between it and the spike."""
@@ -43,6 +44,8 @@ class Watch:
 
     mean: float = 0.0
     deviation: float = 0.0
+    """Mean distance between neighbouring losses."""
+    last: float = 0.0
     seen: int = 0
     """Losses in the scale."""
     spikes: int = 0
@@ -55,14 +58,17 @@ class Watch:
     def note_applied(self, loss: float, spike_deviations: float) -> str | None:
         """Take the loss of an applied step into the scale; what is to be said where it is a spike."""
         self.skipped_in_a_row = 0
-        bound = self.mean + spike_deviations * self.deviation
-        spike = self.seen >= _LEARNING and loss > bound
+        spike = self.seen >= _LEARNING and loss > self.mean + spike_deviations * self.deviation
         said = f"loss {loss:.4f} is a spike: before it {self.mean:.4f} +- {self.deviation:.4f}" if spike else None
         self.spikes += spike
-        value = bound if spike else loss
+        distance = abs(loss - self.last) if self.seen else 0.0
+        if self.seen >= _LEARNING:
+            distance = min(distance, spike_deviations * self.deviation)
+            loss = min(loss, 2.0 * self.mean)
         keep = min(_MEMORY, self.seen / (self.seen + 1))  # a plain mean until there is enough to forget
-        self.deviation = keep * self.deviation + (1 - keep) * abs(value - self.mean) * (self.seen > 0)
-        self.mean = keep * self.mean + (1 - keep) * value
+        self.deviation = keep * self.deviation + (1 - keep) * distance
+        self.mean = keep * self.mean + (1 - keep) * loss
+        self.last = loss
         self.seen += 1
         return said
 

@@ -34,7 +34,7 @@ from tests.conftest import TEST_RECIPE, make_shards
 TIMED = ("tokens_per_second", "matrix_peak_share", "data_wait_share")
 EVERY = 7
 """Steps between two checkpoints: so near that many blows fall into one being written."""
-LIFE = 1.5
+LIFE = 0.6
 """A blow falls at most so many seconds after the first new step, or while a checkpoint is written."""
 
 
@@ -149,7 +149,7 @@ def strike(ranks: list[int], run_dir: Path, number: signal.Signals, rng: random.
 def prove(kind: str, blows: int, seed: int, work: Path) -> tuple[list[dict[str, Any]], dict[str, bool]]:
     """Undisturbed and disturbed runs; a row a blow, and what holds."""
     rng = random.Random(seed)
-    steps = 60 * blows
+    steps = 25 * blows
     data = make_shards(work / "data")
     undisturbed, disturbed = work / "undisturbed", work / "disturbed"
     assert wait(start(undisturbed, data, steps)) == [0, 0], Path(f"{undisturbed}.log").read_text()[-3000:]
