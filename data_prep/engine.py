@@ -8,9 +8,7 @@ the part is whole and is not done again.
 workers of ``dask.distributed``, which is loaded only there, since that takes longer than preparing a small corpus.
 """
 
-import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,24 +100,3 @@ def run_part(function: Callable[[Any], Record], job: Any, folder: Path) -> Recor
 
 def _record_path(folder: Path, job: Job) -> Path:
     return folder / f"{job.name}.done.json"
-
-
-@contextlib.contextmanager
-def open_engine(config: EngineConfig, most_parts: int) -> Iterator[Engine]:
-    """This process where one worker is asked for or there is one part only; else a cluster, of this machine's cores
-    and of at most ``most_parts`` workers, or the user's.
-
-    Raises ``ConfigError`` where the user's cluster does not answer or has no workers.
-    """
-    workers = max(1, min(config.workers or len(os.sched_getaffinity(0)), most_parts))
-    if config.scheduler is None and workers == 1:
-        yield Engine()
-        return
-    from data_prep.cluster import open_cluster, open_local_cluster  # here: see above
-
-    with (
-        open_cluster(config.scheduler)
-        if config.scheduler is not None
-        else open_local_cluster(workers, config.worker_memory_gb, config.dashboard)
-    ) as cluster:
-        yield cluster

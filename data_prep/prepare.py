@@ -6,8 +6,10 @@ The options and their meaning stand in ``configs/prepare.yaml``. Everything that
 the corpora and the options: the same bytes on any number of workers, and however often it was stopped on the way.
 """
 
+import contextlib
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from bert_pretrain.masking import SPECIAL_TOKENS
 from bert_pretrain.shards import ShardHeader, read_manifest, write_manifest
 from bert_pretrain.structured import entry_point
 from data_prep.corpus import CorpusConfig, corpora_fingerprint, corpus_sources
-from data_prep.engine import Engine, PartsLostError, open_engine
+from data_prep.engine import Engine, EngineConfig, PartsLostError
 from data_prep.options import PrepareConfig, bucket_counts, sample_options
 from data_prep.out_dir import (
     CORPUS,
@@ -79,6 +81,21 @@ def main(config: PrepareConfig) -> None:
         if is_new:  # the options or the corpus are at fault: leave nothing that would bind the next try to them
             release_out_dir(out_dir)
         raise
+
+
+@contextlib.contextmanager
+def open_engine(config: EngineConfig, most_parts: int) -> Iterator[Engine]:
+    """This process where one worker is asked for or there is one part only; else a cluster, of this machine's cores
+    and of at most ``most_parts`` workers, or the user's. ``ConfigError`` where that one does not answer."""
+    workers = max(1, min(config.workers or len(os.sched_getaffinity(0)), most_parts))
+    if config.scheduler is None and workers == 1:
+        yield Engine()
+        return
+    from data_prep.cluster import open_cluster, open_local_cluster  # here, because dask takes long to load
+
+    local = (workers, config.worker_memory_gb, config.dashboard)
+    with open_cluster(config.scheduler) if config.scheduler is not None else open_local_cluster(*local) as cluster:
+        yield cluster
 
 
 def _options(config: PrepareConfig, given: Vocabulary | None) -> dict[str, Any]:
