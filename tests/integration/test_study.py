@@ -70,7 +70,7 @@ def test_stopped_and_started_again_it_is_the_study_that_was_never_stopped(tmp_pa
         study.stop.asked = True
         with pytest.raises(study_module._StopError):
             study.run()
-    (saved,) = files(tmp_path / "cut", "progress.json")
+    *_, saved = files(tmp_path / "cut", "progress.json")
     assert 0 < json.loads((tmp_path / "cut" / saved).read_text())["step"] < 8
     assert not files(tmp_path / "cut", "result.json")
     with small_study(tmp_path / "cut", *SMALL, *RUN) as study:
