@@ -141,7 +141,7 @@ class NVLamb(torch.optim.Optimizer):
 
     After each step: ``grad_norm`` (0-d float64, unscaled ||G|| before pre-normalisation), ``skipped`` (0-d float32,
     1.0 if ||G|| was not finite or ``found_inf`` set: then weights, moments and t are as before, bit for bit) and
-    ``nonfinite_state`` (0-d bool, stays True once a weight or moment was not finite).
+    ``nonfinite_state`` (0-d bool, stays True once a weight or moment was not finite, until a state is loaded).
 
     ``norm_params``: where this instance updates a part of the model only, the parameters of all of it; G is then
     taken over their gradients. None: over its own.
@@ -268,6 +268,7 @@ class NVLamb(torch.optim.Optimizer):
                 else:
                     own[key] = zeros_for(param, state_dtype(param)).copy_(divided_as(value, param))
             self.state[param] = own
+        self.nonfinite_state = torch.zeros_like(self.nonfinite_state)  # what was seen was seen in another state
 
     def _device(self) -> torch.device:
         return next(param.device for group in self.param_groups for param in group["params"])

@@ -35,7 +35,8 @@ def test_noise_and_descent_are_no_spikes_and_outliers_are(seed: int) -> None:
 
 
 def test_a_lasting_change_becomes_the_new_normal() -> None:
-    losses = noisy(1) + [9.0 + random.Random(2).gauss(0.0, 0.05) for _ in range(300)]
+    rng = random.Random(2)
+    losses = noisy(1) + [9.0 + rng.gauss(0.0, 0.05) for _ in range(300)]
     found = spikes(losses)
     assert found[0] == 400
     assert max(found) < 550
