@@ -60,14 +60,14 @@ def test_the_launcher_hands_signals_on_to_its_children_only() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("differing", ["the set of options", "numpy"])
+@pytest.mark.parametrize("differing", ["the set of options", "h5py"])
 def test_nodes_that_differ_are_told_apart(tmp_path: Path, shard_dir: Path, differing: str) -> None:
     """Two nodes on this machine; the message comes once, on node 0, before anything is trained or written."""
-    metadata = tmp_path / "old/numpy-0.1.dist-info/METADATA"  # comes before the real one on node 1's path
+    metadata = tmp_path / "old/h5py-0.1.dist-info/METADATA"  # comes before the real one on node 1's path
     metadata.parent.mkdir(parents=True)
-    metadata.write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 0.1\n")
+    metadata.write_text("Metadata-Version: 2.1\nName: h5py\nVersion: 0.1\n")
     changes: list[tuple[str, dict[str, str]]] = [("0.01", {}), ("0.02", {})]
-    if differing == "numpy":
+    if differing == "h5py":
         changes[1] = ("0.01", {"PYTHONPATH": str(metadata.parent.parent)})
     nodes = [
         started(
