@@ -68,7 +68,7 @@ KNOWN_FAULTS = (
         "torch", "2.13", "2.15",
         "compiled dropout (inductor's RAND4X) draws masks that repeat or differ between forward and backward "
         "(pytorch issue 198333)",
-        "harmless without torch.compile; with it use torch 2.15, or dropout 0",
+        "speed.compile turns RAND4X off by itself; scripts of your own need torch 2.15 for that, or dropout 0",
     ),
 )  # fmt: skip
 
