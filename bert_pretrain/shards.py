@@ -121,16 +121,18 @@ class ShardReader:
         self.path = path
         try:
             self._file = h5py.File(path, "r")
-        except OSError as error:
+            self._check_layout()
+            self.samples, self.sequence_length = self._file["input_ids"].shape
+            self.max_predictions = self._file["masked_lm_positions"].shape[1]
+            self.checksum: str | None = self._file.attrs.get("checksum")
+            self.header = self._read_header()
+        except ConfigError:
+            raise
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # as h5py tells of damage
             raise ConfigError(
-                f"shard {path} cannot be read ({error}); it is missing, truncated or no HDF5 file: "
+                f"shard {path} cannot be read ({error}); it is missing, damaged or no HDF5 file: "
                 "write it again with data_prep.prepare, or remove it"
             ) from None
-        self._check_layout()
-        self.samples, self.sequence_length = self._file["input_ids"].shape
-        self.max_predictions = self._file["masked_lm_positions"].shape[1]
-        self.checksum: str | None = self._file.attrs.get("checksum")
-        self.header = self._read_header()
 
     def _check_layout(self) -> None:
         for name in SHARD_FIELDS:
@@ -174,7 +176,7 @@ class ShardReader:
         """Rows ``start`` to ``stop`` of all six data sets, in the dtypes of the file."""
         try:
             return {name: self._file[name][start:stop] for name in SHARD_FIELDS}
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             raise ConfigError(f"shard {self.path}, samples {start} to {stop}, cannot be read ({error})") from None
 
     def check_content(self, vocab_size: int) -> None:

@@ -1,6 +1,7 @@
 """The shard contract: what is written is read, what is broken is named."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import h5py
@@ -186,3 +187,27 @@ def test_directories_without_shards(tmp_path: Path) -> None:
         shard_paths(tmp_path, "train")
     with pytest.raises(ConfigError, match="no directory"):
         shard_paths(tmp_path / "none", "train")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_flipped_byte_anywhere_is_found_or_harmless(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    path = tmp_path / "s.hdf5"
+    arrays = make_arrays()
+    write_shard(path, arrays, HEADER)
+    sound = path.read_bytes()
+    refused = harmless = 0
+    for place in rng.integers(0, len(sound), 40):
+        damaged = bytearray(sound)
+        damaged[place] ^= int(rng.integers(1, 256))
+        path.write_bytes(bytes(damaged))
+        try:
+            with closing(ShardReader(path)) as reader:
+                reader.check_content(100)
+                read = reader.read(0, reader.samples)
+        except ConfigError as error:
+            refused += str(path) in str(error)
+        else:  # bytes that nothing reads
+            harmless += all(np.array_equal(read[name], arrays[name]) for name in SHARD_FIELDS)
+    assert refused > 0
+    assert refused + harmless == 40
