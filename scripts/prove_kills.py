@@ -78,7 +78,7 @@ def rank_of_two(rank: int, place: dict[str, str], options: list[str], log: Path)
 def wait(ranks: list[int]) -> list[int]:
     """The statuses of the ranks; where one ends badly the other is sent SIGTERM, as torchrun does, and then killed."""
     statuses: dict[int, int] = {}
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + 3600
     while len(statuses) < len(ranks):
         for rank in set(ranks) - statuses.keys():
             done, status = os.waitpid(rank, os.WNOHANG)
