@@ -10,7 +10,7 @@ from pathlib import Path
 
 from results_file import write_result
 
-from bert_pretrain.verdict import RULE
+from bert_pretrain.study.verdict import RULE
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

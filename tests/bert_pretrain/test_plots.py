@@ -10,7 +10,6 @@ import pytest
 
 from bert_pretrain import plots
 from bert_pretrain.metrics import LayerRows
-from bert_pretrain.verdict import Curve
 
 KINDS = ("attention.self.query.weight", "output.dense.bias")
 NAMES = [
@@ -57,20 +56,3 @@ def test_runs_without_reports_have_no_such_picture(tmp_path: Path) -> None:
     row = {"step": 1, "mlm_loss": 1.0, "mlm_accuracy": 0.1, "nsp_loss": 1.0, "lr": 1.0, "grad_norm": 1.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row | {"tokens_per_second": 1.0}) + "\n")
     assert not list(plots.draw_run(tmp_path).glob("layers_*"))
-
-
-def test_a_study_in_bands_with_the_runs_that_diverged_named(tmp_path: Path, kept: list) -> None:
-    def curve(arm: str, seed: int, losses: list[float], diverged: bool = False) -> Curve:
-        return Curve(arm, 0.1, seed, [10, 20, 30][: len(losses)], losses, diverged)
-
-    curves = {
-        "on": [curve("on", 1, [4.0, 3.0, 2.0]), curve("on", 2, [4.0, 3.5, 2.5])],
-        "off": [curve("off", 1, [4.0, 3.0, 2.8]), curve("off", 2, [4.0, 9.0], diverged=True)],
-    }
-    plots.draw_study(tmp_path / "study.png", "A question", curves)
-    left, right = kept[-1].axes
-    assert [line.get_ydata().tolist() for line in left.lines] == [[4.0, 3.25, 2.25], [4.0, 6.0]]
-    band = left.collections[0].get_paths()[0].vertices
-    assert (band[:, 1].min(), band[:, 1].max()) == (2.0, 4.0)
-    assert [text.get_text() for text in right.texts] == ["1 of 2 diverged"]
-    assert right.lines[0].get_xdata().tolist() == [2.0, 2.5]

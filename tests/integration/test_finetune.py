@@ -15,11 +15,11 @@ from transformers import BertConfig, BertForPreTraining, BertTokenizerFast
 
 from bert_pretrain.distributed import World
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.finetune import finetune
-from bert_pretrain.pretrained import new_model
-from bert_pretrain.tasks import hub_rows
-from tests.bert_pretrain.test_squad import WORDS
-from tests.bert_pretrain.test_tasks import composed
+from bert_pretrain.finetune.pretrained import new_model
+from bert_pretrain.finetune.run import finetune
+from bert_pretrain.finetune.tasks import hub_rows
+from tests.bert_pretrain.finetune.test_squad import WORDS
+from tests.bert_pretrain.finetune.test_tasks import composed
 from tests.conftest import run_module
 
 transformers.utils.logging.set_verbosity_error()

@@ -1,6 +1,4 @@
-"""Entry: ``[torchrun ... -m] python -m bert_pretrain.finetune task=NAME model_dir=FOLDER_OR_HUB_NAME``.
-
-Fine-tunes a pretrained model with several seeds on GLUE or SQuAD and writes the scores, their median and spread, and
+"""Fine-tunes a pretrained model with several seeds on GLUE or SQuAD and writes the scores, their median and spread, and
 the predictions in the form in which they are submitted. ``transformers``' Trainer is the loop.
 """
 
@@ -19,12 +17,12 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from bert_pretrain.distributed import World, open_world, report_once
 from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.finetune.inputs import InputSet, load_split
+from bert_pretrain.finetune.pretrained import load_tokenizer, new_model
+from bert_pretrain.finetune.scores import Scores
+from bert_pretrain.finetune.tasks import Say, SourceConfig, TaskConfig
 from bert_pretrain.metrics import writable_directory
-from bert_pretrain.pretrained import load_tokenizer, new_model
-from bert_pretrain.scores import Scores
 from bert_pretrain.structured import entry_point
-from bert_pretrain.task_data import InputSet, load_split
-from bert_pretrain.tasks import Say, SourceConfig, TaskConfig
 
 
 @dataclass
@@ -259,7 +257,3 @@ def write_results(
     temporary = out_dir / ".results.json.partial"
     temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.rename(out_dir / "results.json")
-
-
-if __name__ == "__main__":
-    main()

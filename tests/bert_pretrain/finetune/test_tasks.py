@@ -10,10 +10,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.finetune import FinetuneConfig
-from bert_pretrain.sentences import Example, predicted, read_examples, submission
+from bert_pretrain.finetune.run import FinetuneConfig
+from bert_pretrain.finetune.sentences import Example, predicted, read_examples, submission
+from bert_pretrain.finetune.tasks import read_split
 from bert_pretrain.structured import CONFIG_DIR, to_dataclass
-from bert_pretrain.tasks import read_split
 
 TASKS = sorted(path.stem for path in (CONFIG_DIR / "task").glob("*.yaml"))
 

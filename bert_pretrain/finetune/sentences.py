@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.tasks import Row, TaskConfig
+from bert_pretrain.finetune.tasks import Row, TaskConfig
 
 Batch = dict[str, torch.Tensor]
 

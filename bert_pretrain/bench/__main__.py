@@ -2,12 +2,12 @@
 
 import sys
 
-from bert_pretrain import bench_optimizer, bench_step
+from bert_pretrain.bench import optimizer, step
 
 
 def main() -> None:
     """Dispatch on the first word of the command line."""
-    kinds = {"step": bench_step.main, "optimizer": bench_optimizer.main}
+    kinds = {"step": step.main, "optimizer": optimizer.main}
     if len(sys.argv) < 2 or sys.argv[1] not in kinds:
         found = sys.argv[1] if len(sys.argv) > 1 else "nothing"
         sys.exit(

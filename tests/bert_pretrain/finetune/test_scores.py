@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bert_pretrain.scores import best_threshold, normalised, sentence_scores, squad_scores
+from bert_pretrain.finetune.scores import best_threshold, normalised, sentence_scores, squad_scores
 
 
 @pytest.mark.parametrize(

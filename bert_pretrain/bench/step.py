@@ -19,8 +19,8 @@ import torch
 from tqdm import tqdm
 
 from bert_pretrain.batches import Counts, StepBatch
-from bert_pretrain.bench_baselines import Measured, plain_script, transformers_trainer
-from bert_pretrain.bench_split import PHASES, Stopwatch, kept_bytes, peak_memory
+from bert_pretrain.bench.baselines import Measured, plain_script, transformers_trainer
+from bert_pretrain.bench.split import PHASES, Stopwatch, kept_bytes, peak_memory
 from bert_pretrain.checkpoint import CheckpointStore
 from bert_pretrain.communication import gradients_travel
 from bert_pretrain.config import PretrainConfig

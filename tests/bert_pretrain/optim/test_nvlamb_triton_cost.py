@@ -29,7 +29,7 @@ def rows(tmp_path_factory):
     """What came out of the compiler, by kernel and kind."""
     cache = str(tmp_path_factory.mktemp("triton"))
     environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "tests/bert_pretrain/triton_compile_worker.py")]
+    command = [sys.executable, str(ROOT / "tests/bert_pretrain/optim/triton_compile_worker.py")]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return {(row["kernel"], row["kind"]): row for row in json.loads(done.stdout)}

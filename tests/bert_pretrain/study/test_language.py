@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.language import Language, LanguageConfig, write_corpus
 from bert_pretrain.masking import restore_ids
 from bert_pretrain.shards import ShardReader
+from bert_pretrain.study.language import Language, LanguageConfig, write_corpus
 
 WORDS = 59
 

@@ -9,9 +9,9 @@ from tokenizers import BertWordPieceTokenizer
 from transformers import BertTokenizerFast
 
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.squad import Question, Window, batcher, best_answers, read_questions, span, windows
-from bert_pretrain.tasks import AnswerConfig, read_file
-from tests.bert_pretrain.test_tasks import composed
+from bert_pretrain.finetune.squad import Question, Window, batcher, best_answers, read_questions, span, windows
+from bert_pretrain.finetune.tasks import AnswerConfig, read_file
+from tests.bert_pretrain.finetune.test_tasks import composed
 from tests.conftest import ROOT
 
 DATA = ROOT.parent / "shared" / "data"

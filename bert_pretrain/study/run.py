@@ -1,4 +1,4 @@
-"""Entry: ``python -m bert_pretrain.study NAME scale=toy|base [option=value ...]``. A comparison of the article's.
+"""A comparison of the article's, run by run.
 
 A study is one YAML, ``configs/study/NAME.yaml``: arms, each a few options of ``pretrain``; what the article says of
 them; and for each scale the numbers. Every run is an ordinary run of ``pretrain`` in a directory of its own under
@@ -27,15 +27,15 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from bert_pretrain.config import PretrainConfig, check_run_dir
 from bert_pretrain.distributed import World, open_world
 from bert_pretrain.errors import ConfigError, DivergedError, require
-from bert_pretrain.language import write_corpus
 from bert_pretrain.machine import device_name
 from bert_pretrain.metrics import read_rows, writable_directory
-from bert_pretrain.plots import draw_study
 from bert_pretrain.preemption import STOPPED, StopRequest
 from bert_pretrain.pretrain import pretrain
 from bert_pretrain.structured import CONFIG_DIR, entry_point, to_dataclass
-from bert_pretrain.study_config import SpikeConfig, StudyConfig
-from bert_pretrain.verdict import Curve, best_rate, judge, page, table
+from bert_pretrain.study.figure import draw_study
+from bert_pretrain.study.language import write_corpus
+from bert_pretrain.study.options import SpikeConfig, StudyConfig
+from bert_pretrain.study.verdict import Curve, best_rate, judge, page, table
 
 _EVALUATIONS, _CHECKPOINTS = 25, 5  # of a run, about
 
@@ -210,7 +210,3 @@ def command_line(words: list[str]) -> list[str]:
     ours = [word for word in words if "=" not in word or re.split(r"[.=@]", word.lstrip("-+~"))[0] in own]
     quoted = [json.dumps(word) for word in words if word not in ours]
     return [*ours, f"run_options=[{','.join(quoted)}]"] if quoted else ours
-
-
-if __name__ == "__main__":
-    main()

@@ -22,7 +22,7 @@ from bert_pretrain.optim import (
 )
 from bert_pretrain.optim.schedule import ScheduleConfig
 
-PRESETS = Path(__file__).resolve().parents[2] / "configs" / "optimizer"
+PRESETS = Path(__file__).resolve().parents[3] / "configs" / "optimizer"
 
 
 def load(name, **overrides):

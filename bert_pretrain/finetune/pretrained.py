@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.tasks import Say, TaskConfig
+from bert_pretrain.finetune.tasks import Say, TaskConfig
 
 
 def load_tokenizer(model_dir: str, max_length: int) -> Any:

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, field
 
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.language import LanguageConfig
-from bert_pretrain.verdict import Claim
+from bert_pretrain.study.language import LanguageConfig
+from bert_pretrain.study.verdict import Claim
 
 
 @dataclass

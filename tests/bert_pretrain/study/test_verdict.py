@@ -5,7 +5,7 @@ import math
 import pytest
 
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.verdict import Claim, Curve, best_rate, judge, page, table
+from bert_pretrain.study.verdict import Claim, Curve, best_rate, judge, page, table
 
 
 def curve(arm: str, final: float, seed: int = 1, rate: float = 0.1, diverged: bool = False) -> Curve:
