@@ -206,11 +206,14 @@ def restore(
     return progress
 
 
-def resolve_init(path: Path) -> Path:
-    """What ``init_from`` means: a checkpoint, or a run directory's newest one. Raises ``ConfigError``."""
+def resolve_init(path: Path, report: Callable[[str], None]) -> Path:
+    """What ``init_from`` means: a checkpoint, or a run directory's newest valid one; ``report`` as there.
+
+    Raises ``ConfigError`` where there is none.
+    """
     checkpoints = path / "checkpoints"
     if checkpoints.is_dir():
-        newest = CheckpointStore(checkpoints, 1, None).newest_valid(lambda _: None)
+        newest = CheckpointStore(checkpoints, 1, None).newest_valid(report)
         if newest is not None:
             return newest
     if not (path / "model").is_dir():

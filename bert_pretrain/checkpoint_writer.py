@@ -32,7 +32,7 @@ class Snapshot:
         """Copy. From a GPU the copy is only begun here, in the order of its stream: steps that follow wait for it."""
         weights = list(model.parameters())
         if self.model is None:
-            self.model = copy.deepcopy(model).cpu()
+            self.model = _on_host(model)
         for kept, weight in zip(self.model.parameters(), weights, strict=True):
             if weight.is_cuda and not kept.is_pinned():
                 kept.data = kept.data.pin_memory()
@@ -46,6 +46,15 @@ class Snapshot:
         """Return when the copy is complete."""
         if self._arrived is not None:
             self._arrived.synchronize()
+
+
+def _on_host(model: BertForPreTraining) -> BertForPreTraining:
+    """A model of the same form in host memory, its weights not yet filled. Takes no memory of the device."""
+    places: dict[int, Any] = {
+        id(weight): torch.nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype)) for weight in model.parameters()
+    }
+    places |= {id(buffer): buffer.cpu().clone() for buffer in model.buffers()}
+    return copy.deepcopy(model, places)
 
 
 def _copied(value: Any, kept: Any) -> Any:

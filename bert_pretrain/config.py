@@ -116,6 +116,21 @@ def check_same_run(now: str, before: str, run_dir: str) -> None:
         )
 
 
+def check_moments(config: PretrainConfig, source: Path) -> None:
+    """Raise ``ConfigError`` where the moments in the checkpoint ``source`` mean nothing to ``config``'s optimizer.
+
+    Another algorithm keeps others; another pre-normalization had gradients of another length.
+    """
+    before = OmegaConf.create((source / "config.yaml").read_text(encoding="utf-8"))
+    for name in ("algorithm", "pre_normalization"):
+        old, new = OmegaConf.select(before, f"optimizer.{name}"), getattr(config.optimizer, name)
+        if config.init_moments != "reset" and old != new:
+            raise ConfigError(
+                f"init_moments is {config.init_moments!r}, but {source} was trained with optimizer.{name}={old} and "
+                f"this run has {new}: its moments do not fit; give init_moments=reset"
+            )
+
+
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, dict):
         return {prefix[:-1]: node}

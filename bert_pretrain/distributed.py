@@ -158,6 +158,8 @@ def open_world(
         # torchrun sets OMP_NUM_THREADS=1 for every rank, whatever the number of cores.
         torch.set_num_threads(cores_per_rank(local_size))
     if world.size > 1:
+        # Else NCCL's own watchdog aborts the process at a lost peer, before the pulse has said who it was.
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         dist.init_process_group(
             "nccl" if here.type == "cuda" else "gloo",
             timeout=2 * timeout,  # the pulse speaks first

@@ -50,7 +50,7 @@ def main(config: ExportConfig) -> None:
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint that ``run_dir`` means."""
     try:
-        return resolve_init(path)
+        return resolve_init(path, print)
     except ConfigError as error:
         raise ConfigError(str(error).replace("init_from", "run_dir", 1)) from None
 

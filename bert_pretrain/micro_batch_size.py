@@ -10,7 +10,7 @@ from bert_pretrain.errors import ConfigError
 from bert_pretrain.model import PretrainingModel
 from bert_pretrain.precision import MixedPrecision
 
-_MEMORY_SHARE = 0.92  # the rest is for fragments, and for what other libraries take later
+MEMORY_SHARE = 0.92  # the rest is for fragments, and for what other libraries take later
 _STATE_BYTES = 8  # a parameter: two moments in float32, which do not exist before the first step
 
 
@@ -36,7 +36,7 @@ def micro_batch_that_fits(
     gradients behind. Raises ``ConfigError`` where not even one sample fits.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    budget = _MEMORY_SHARE * torch.cuda.get_device_properties(world.device).total_memory - _STATE_BYTES * parameters
+    budget = MEMORY_SHARE * torch.cuda.get_device_properties(world.device).total_memory - _STATE_BYTES * parameters
 
     def fits(samples: int) -> bool:
         torch.cuda.reset_peak_memory_stats(world.device)

@@ -5,17 +5,18 @@ devices of a named kind also where the time of a step goes, and how far more of 
 checks the configuration, the shards and the run directory, and touches nothing but ``plot``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from bert_pretrain.batch_plan import BatchPlan
+from bert_pretrain.batch_plan import AUTO, BatchPlan
 from bert_pretrain.config import PretrainConfig, check_run_dir
 from bert_pretrain.data import open_split
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.flops import parameter_count, training_flops
 from bert_pretrain.metrics import duration
+from bert_pretrain.micro_batch_size import MEMORY_SHARE
 from bert_pretrain.optim.schedule import learning_rate
 from bert_pretrain.plots import ScalingCurve, draw_scaling
 from bert_pretrain.precision import compute_dtype
@@ -80,6 +81,7 @@ def main(config: PlanConfig) -> None:
         auto = config.precision.compute == "auto"
         dtype = compute_dtype(config.gpu.compute if auto else config.precision.compute, device)
         kind = config.gpu.name
+        config = filled(config, config.gpu, dtype)
     samples = config.samples
     if samples is None and Path(config.data.dir).is_dir():
         shards = open_split(config.data, "train", config.model.vocab_size)
@@ -203,22 +205,41 @@ def _length_rows(config: PretrainConfig, samples: int | None) -> list[tuple[str,
 
 
 def _memory_rows(config: PretrainConfig, devices: int, dtype: torch.dtype) -> list[tuple[str, str]]:
-    parameters = parameter_count(config.model)
+    length = config.data.sequence_length
+    samples = min(config.batch.samples_at_once(length), -(-config.batch.global_batch_size // devices))
+    return [
+        ("parameters", f"{parameter_count(config.model):,}"),
+        ("memory", f"{_gib(_state_bytes(config, devices))} for weights, gradients and moments"),
+        ("", f"about {_gib(samples * _sample_bytes(config, dtype))} of activations for a micro-batch"),
+    ]
+
+
+def _state_bytes(config: PretrainConfig, devices: int) -> float:
+    """float32: weight, gradient, moments."""
     moments = 1 if config.optimizer.algorithm in ("lars", "sgd") else 2
-    shares = devices if config.optimizer.sharded else 1
-    state = 4 * parameters * (2 + moments / shares)  # float32: weight, gradient, moments
+    return 4 * parameter_count(config.model) * (2 + moments / (devices if config.optimizer.sharded else 1))
+
+
+def _sample_bytes(config: PretrainConfig, dtype: torch.dtype) -> float:
+    """Activations of one sample, about."""
     model, length = config.model, config.data.sequence_length
     size = torch.empty((), dtype=dtype).element_size()
-    samples = min(config.batch.samples_at_once(length), -(-config.batch.global_batch_size // devices))
-    tokens = samples * length
     per_layer = _ACTIVATION_WIDTHS * model.hidden_size + _ATTENTION_COPIES * model.num_attention_heads * length
     logits = 3 * _MASKED_SHARE * model.vocab_size * 4
-    activations = tokens * (model.num_hidden_layers * per_layer * size + logits)
-    return [
-        ("parameters", f"{parameters:,}"),
-        ("memory", f"{_gib(state)} for weights, gradients and moments"),
-        ("", f"about {_gib(activations)} of activations for a micro-batch"),
-    ]
+    return length * (model.num_hidden_layers * per_layer * size + logits)
+
+
+def filled(config: PlanConfig, gpu: GpuConfig, dtype: torch.dtype) -> PlanConfig:
+    """``config`` with ``batch.micro_batch_size=auto`` as the number of samples that fill a device of kind ``gpu``.
+
+    Raises ``ConfigError`` where not one sample fits.
+    """
+    if config.batch.micro_batch_size != AUTO:
+        return config
+    free = MEMORY_SHARE * 1e9 * gpu.memory_gb - _state_bytes(config, config.devices)
+    most = min(int(free / _sample_bytes(config, dtype)), -(-config.batch.global_batch_size // config.devices))
+    require(most >= 1, "batch.micro_batch_size", AUTO, f"a model of which a sample fits into {gpu.memory_gb:g} GB")
+    return replace(config, batch=replace(config.batch, micro_batch_size=most))
 
 
 def _gib(size: float) -> str:

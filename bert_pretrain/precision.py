@@ -49,6 +49,12 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
+def check_compute(config: PrecisionConfig, device: torch.device) -> None:
+    """Raise ``ConfigError`` for fp16 on a CPU, whose products in it are slower than in float32."""
+    on_cpu = device.type == "cpu"
+    require(not (on_cpu and config.compute == "fp16"), "precision.compute", "fp16", "auto, bf16, fp32 on a CPU")
+
+
 class MixedPrecision:
     """Autocast for the forward pass, and the loss scale of fp16 (1 and constant otherwise)."""
 

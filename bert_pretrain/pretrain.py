@@ -23,7 +23,7 @@ from bert_pretrain.checkpoint import (
     restore,
 )
 from bert_pretrain.compiling import compile_model
-from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml
+from bert_pretrain.config import PretrainConfig, check_moments, check_run_dir, resolved_yaml
 from bert_pretrain.data import ShardSet, check_vocabulary, open_split
 from bert_pretrain.distributed import World, open_world, report_once, wandb_key_present
 from bert_pretrain.errors import ConfigError
@@ -35,7 +35,7 @@ from bert_pretrain.model import PretrainingModel, build_model, load_weights
 from bert_pretrain.optim import build_optimizer, describe_optimizer, layer_names
 from bert_pretrain.optim.schedule import learning_rate_table
 from bert_pretrain.plan import describe
-from bert_pretrain.precision import MixedPrecision
+from bert_pretrain.precision import MixedPrecision, check_compute
 from bert_pretrain.preemption import STOPPED, StopRequest
 from bert_pretrain.remask import remasking
 from bert_pretrain.report import write_report
@@ -66,6 +66,7 @@ def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     """Build every part and train to the end; False where the run was asked to stop before."""
     run_dir, tokenizer = Path(config.run_dir), Path(config.data.tokenizer)
     check_run_dir(config)
+    check_compute(config.precision, world.device)
     fault = writable_directory(run_dir) if world.is_first else None
     if fault is not None:
         raise ConfigError(f"run_dir {run_dir} cannot be written ({fault}); give another run_dir")
@@ -222,7 +223,8 @@ def start(
     progress = Progress(data_fingerprint=shards.fingerprint)
     if config.init_from is None:
         return progress
-    source = resolve_init(Path(config.init_from))
+    source = resolve_init(Path(config.init_from), log.say)
+    check_moments(config, source)
     try:
         load_weights(model, source / "model")
     except RuntimeError as error:

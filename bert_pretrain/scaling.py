@@ -47,10 +47,12 @@ class GpuConfig:
     per_node: int
     node_gb_per_s: float
     """Of one device to the others of its node, one way."""
+    memory_gb: float
+    """What it holds; ``batch.micro_batch_size=auto`` fills it."""
 
     def __post_init__(self) -> None:
         require(self.compute in ("bf16", "fp16", "fp32"), "gpu.compute", self.compute, "bf16, fp16, fp32")
-        for name in ("matrix_tflops", "memory_gb_per_s", "node_gb_per_s"):
+        for name in ("matrix_tflops", "memory_gb_per_s", "node_gb_per_s", "memory_gb"):
             require(getattr(self, name) > 0, f"gpu.{name}", getattr(self, name), "a number above 0")
         require(0 < self.matrix_share <= 1, "gpu.matrix_share", self.matrix_share, "above 0, up to 1")
         require(self.launch_us >= 0, "gpu.launch_us", self.launch_us, "0 or more")

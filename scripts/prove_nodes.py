@@ -142,7 +142,7 @@ def predicted(rate: float, cable: float, micro: int, bucket_mb: float, gradients
     scaling = Scaling(
         model=model_config(), sequence_length=LENGTH, mean_length=MEAN_LENGTH, micro_batch_size=micro,
         communication=CommunicationConfig(gradients, bucket_mb, 600.0), device_tokens_per_second=rate,
-        gpu=GpuConfig("processor", "fp32", 0.1, 0.5, 1e6, 0.0, 1, 1e6),  # the measured rate has the optimizer in it
+        gpu=GpuConfig("processor", "fp32", 0.1, 0.5, 1e6, 0.0, 1, 1e6, 16.0),  # the rate has the optimizer in it
         network=NetworkConfig(cable / 1e9, 1.0, 50.0), overlap=overlap, sharded=False,
     )  # fmt: skip
     return scaling.step(BATCH, 2).total

@@ -1,17 +1,21 @@
 """Every recipe composes, and says the numbers it is known for."""
 
 import dataclasses
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
 import bert_pretrain.pretrain  # noqa: F401  # registers the schema
-from bert_pretrain.config import PretrainConfig, check_same_run
+from bert_pretrain.config import PretrainConfig, check_moments, check_same_run, resolved_yaml
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim.schedule import learning_rate
 from bert_pretrain.plan import describe
 from bert_pretrain.structured import CONFIG_DIR, to_dataclass
+from tests.conftest import ROOT
 
 RECIPES = sorted(path.stem for path in (CONFIG_DIR / "recipe").glob("*.yaml"))
 PRESETS = sorted(path.stem for path in (CONFIG_DIR / "optimizer").glob("*.yaml"))
@@ -62,6 +66,26 @@ def test_the_articles_numbers() -> None:
         )
     assert composed("recipe=bert_large_64k_phase2").init_moments == "keep"
     assert composed("recipe=bert_large_64k_phase2_published").init_moments == "restart"
+
+
+def test_the_recipe_in_the_readme_composes(tmp_path: Path) -> None:
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    configs = tmp_path / "configs"
+    shutil.copytree(CONFIG_DIR, configs)
+    (configs / "recipe" / "mine.yaml").write_text(recipe)
+    with initialize_config_dir(str(configs), version_base="1.3"):
+        config = to_dataclass(compose("pretrain", ["recipe=mine"]), PretrainConfig)
+    assert (config.run_dir, config.batch.global_batch_size) == ("runs/mine", 1024)
+
+
+def test_moments_of_another_optimizer_are_refused(tmp_path: Path) -> None:
+    before = composed("recipe=demo")
+    (tmp_path / "config.yaml").write_text(resolved_yaml(before))
+    check_moments(before, tmp_path)
+    check_moments(composed("recipe=demo", "optimizer=adamw", "init_moments=reset"), tmp_path)
+    for optimizer, option in (("adamw", "algorithm"), ("lamb", "pre_normalization")):
+        with pytest.raises(ConfigError, match=rf"optimizer\.{option}=.* give init_moments=reset"):
+            check_moments(composed("recipe=demo", f"optimizer={optimizer}"), tmp_path)
 
 
 def test_model_shapes_are_berts() -> None:

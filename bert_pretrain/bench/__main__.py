@@ -3,6 +3,8 @@
 import sys
 
 from bert_pretrain.bench import optimizer, step
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.structured import print_error
 
 
 def main() -> None:
@@ -10,9 +12,9 @@ def main() -> None:
     kinds = {"step": step.main, "optimizer": optimizer.main}
     if len(sys.argv) < 2 or sys.argv[1] not in kinds:
         found = sys.argv[1] if len(sys.argv) > 1 else "nothing"
-        sys.exit(
-            f"error: bench was asked for {found!r}; allowed: {', '.join(kinds)}; python -m bert_pretrain.bench step"
-        )
+        example = "python -m bert_pretrain.bench step recipe=demo"
+        print_error(ConfigError(f"bench was asked for {found!r}; allowed: {', '.join(kinds)}; {example}"))
+        sys.exit(2)
     kinds[sys.argv.pop(1)]()
 
 

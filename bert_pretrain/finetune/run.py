@@ -1,4 +1,6 @@
-"""Fine-tunes a pretrained model with several seeds on GLUE or SQuAD and writes the scores, their median and spread, and
+"""``python -m bert_pretrain.finetune task=NAME model_dir=FOLDER_OR_HUB_NAME``.
+
+Fine-tunes a pretrained model with several seeds on GLUE or SQuAD and writes the scores, their median and spread, and
 the predictions in the form in which they are submitted. ``transformers``' Trainer is the loop.
 """
 

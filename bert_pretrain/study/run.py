@@ -1,4 +1,4 @@
-"""A comparison of the article's, run by run.
+"""``python -m bert_pretrain.study NAME scale=toy|base [option=value ...]``: a comparison of the article's, run by run.
 
 A study is one YAML, ``configs/study/NAME.yaml``: arms, each a few options of ``pretrain``; what the article says of
 them; and for each scale the numbers. Every run is an ordinary run of ``pretrain`` in a directory of its own under
@@ -19,9 +19,6 @@ from typing import Any
 
 import torch
 import transformers
-from hydra import compose
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from bert_pretrain.config import PretrainConfig, check_run_dir
@@ -31,7 +28,7 @@ from bert_pretrain.machine import device_name
 from bert_pretrain.metrics import read_rows, writable_directory
 from bert_pretrain.preemption import STOPPED, StopRequest
 from bert_pretrain.pretrain import pretrain
-from bert_pretrain.structured import CONFIG_DIR, entry_point, to_dataclass
+from bert_pretrain.structured import CONFIG_DIR, composed, entry_point, print_error, to_dataclass
 from bert_pretrain.study.figure import draw_study
 from bert_pretrain.study.language import write_corpus
 from bert_pretrain.study.options import SpikeConfig, StudyConfig
@@ -71,10 +68,9 @@ class Study:
         options = [f"recipe={self.scale.recipe}", f"device={self.config.device}", *self.scale.options]
         options += [*self.config.arms[arm], *self.config.run_options]
         try:
-            base = to_dataclass(compose("pretrain", options), PretrainConfig)
-        except (HydraException, OmegaConfBaseException) as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"arm {arm} of the study, whose options are {' '.join(options)}: {reason}") from None
+            base = to_dataclass(composed("pretrain", options), PretrainConfig)
+        except ConfigError as error:
+            raise ConfigError(f"arm {arm} of the study, whose options are {' '.join(options)}: {error}") from None
         rate, steps = rate or base.optimizer.lr, self.scale.samples // base.batch.global_batch_size
         require(steps >= 2, f"scales.{self.config.scale}.samples", self.scale.samples, f"two batches or more ({arm})")
         return replace(
@@ -194,12 +190,13 @@ def write_study(config: StudyConfig, curves: dict[str, list[Curve]], device: str
 def main() -> None:
     """Take the study's name from the first word of the command line, and the options of its runs from the others."""
     names = sorted(path.stem for path in (CONFIG_DIR / "study").glob("*.yaml"))
+    if len(sys.argv) > 1 and sys.argv[1].startswith("-"):  # --help, --cfg job: of any study
+        sys.argv.insert(1, names[0])
     if len(sys.argv) < 2 or sys.argv[1] not in names:
         found = sys.argv[1] if len(sys.argv) > 1 else "nothing"
-        sys.exit(
-            f"error: study was asked for {found!r}; allowed: {', '.join(names)}; "
-            f"python -m bert_pretrain.study {names[0]} scale=toy"
-        )
+        example = f"python -m bert_pretrain.study {names[0]} scale=toy"
+        print_error(ConfigError(f"study was asked for {found!r}; allowed: {', '.join(names)}; {example}"))
+        sys.exit(2)
     sys.argv[1:] = [f"study={sys.argv[1]}", *command_line(sys.argv[2:])]
     run_study()
 

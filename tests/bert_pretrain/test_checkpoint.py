@@ -106,13 +106,22 @@ def test_a_partial_directory_is_no_checkpoint(tmp_path: Path) -> None:
 
 def test_init_from_takes_a_run_or_a_checkpoint(tmp_path: Path) -> None:
     store = store_with(tmp_path, (1, 2))
-    assert resolve_init(tmp_path) == store.all()[1]
-    assert resolve_init(store.all()[0]) == store.all()[0]
+    assert resolve_init(tmp_path, print) == store.all()[1]
+    assert resolve_init(store.all()[0], print) == store.all()[0]
     with pytest.raises(ConfigError, match=r"init_from is .*no checkpoint"):
-        resolve_init(tmp_path / "nowhere")
+        resolve_init(tmp_path / "nowhere", print)
     (store.all()[0] / "optimizer.pt").write_bytes(b"")
     with pytest.raises(ConfigError, match="damaged"):
-        resolve_init(store.all()[0])
+        resolve_init(store.all()[0], print)
+
+
+def test_init_from_names_the_damaged_checkpoint_that_it_passes_over(tmp_path: Path) -> None:
+    store = store_with(tmp_path, (1, 2))
+    (store.all()[1] / "optimizer.pt").write_bytes(b"")
+    said: list[str] = []
+    assert resolve_init(tmp_path, said.append) == store.all()[0]
+    assert len(said) == 1
+    assert "step_00000002 is passed over: optimizer.pt" in said[0]
 
 
 def test_find_fault_reports_an_unreadable_list(tmp_path: Path) -> None:

@@ -7,20 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 
 from bert_pretrain.communication import CommunicationConfig
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.flops import parameter_count, training_flops
 from bert_pretrain.model import ModelConfig
-from bert_pretrain.plan import PlanConfig, describe_scaling, scaling_curves, scaling_of
+from bert_pretrain.plan import PlanConfig, describe_scaling, filled, scaling_curves, scaling_of
 from bert_pretrain.plots import draw_scaling
 from bert_pretrain.scaling import GpuConfig, NetworkConfig, Scaling, powers_of_two
 from bert_pretrain.structured import CONFIG_DIR, to_dataclass
 from tests.conftest import ROOT
 
 LARGE = ModelConfig(1024, 24, 16, 4096, 512, 30_522, "gelu", 0.1, 0.1, 0.02, "sdpa")
-GPU = GpuConfig("A300", "bf16", 300, 0.5, memory_gb_per_s=2000, launch_us=0, per_node=8, node_gb_per_s=300)
+GPU = GpuConfig(
+    "A300", "bf16", 300, 0.5, memory_gb_per_s=2000, launch_us=0, per_node=8, node_gb_per_s=300, memory_gb=96
+)
 PLAIN = Scaling(
     LARGE, 128, 128, 64, CommunicationConfig("fp32", 1e6, 600), GPU, NetworkConfig(100, 0.8, 0.0), False, False, None
 )
@@ -148,6 +151,20 @@ def test_what_the_plan_refuses(option: str, message: str) -> None:
 
 # Largest error of the plan that is calibrated on the first row alone, as stated in the README.
 TOLERANCES = {"phase 1": 0.03, "phase 2": 0.09, "A100 (2022)": 0.04, "DGX-2H": 0.22}
+
+
+def test_auto_fills_the_memory_of_the_kind() -> None:
+    """BERT-base, one sample of 128 tokens: 128 (12 (18 x 768 + 2 x 12 x 128) x 2 + 3 x 0.15 x 30,522 x 4) bytes."""
+    options = ["recipe=bert_base_1gpu", "gpu=h100", "batch.micro_batch_size=auto"]
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        config = to_dataclass(compose("plan", options), PlanConfig)
+    assert config.gpu is not None
+    found = filled(config, config.gpu, torch.bfloat16).batch.micro_batch_size
+    sample = 128 * (12 * (18 * 768 + 2 * 12 * 128) * 2 + 3 * 0.15 * 30_522 * 4)
+    assert found == int((0.92 * 80e9 - 16 * 110_106_428) / sample)
+    tiny = replace(config.gpu, memory_gb=1.0)
+    with pytest.raises(ConfigError, match=r"micro_batch_size is 'auto'; allowed: .* fits into 1 GB"):
+        filled(config, tiny, torch.bfloat16)
 
 
 def test_published_runs_within_the_stated_errors() -> None:

@@ -1,9 +1,14 @@
 """What a user can get wrong: one message, no traceback, a non-zero status, nothing overwritten."""
 
+import importlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from bert_pretrain.preemption import STOP_SIGNALS
 from tests.bert_pretrain.test_data import damaged
 from tests.conftest import TEST_RECIPE, run_module
 
@@ -14,14 +19,38 @@ def tree(directory: Path) -> dict[str, bytes]:
 
 def refused(module: str, *options: str, mentions: str, processes: int = 0) -> str:
     done = run_module(module, *options, processes=processes)
-    assert done.returncode != 0, done.stdout
-    messages = [line for line in done.stderr.splitlines() if mentions in line]
-    assert messages, done.stderr
+    assert done.returncode == (1 if processes else 2), done.stdout  # torchrun's own is 1
     if not processes:
-        assert "Traceback" not in done.stderr
-        assert len(done.stderr.strip().splitlines()) <= 24, done.stderr  # Hydra lists what there is
-    assert "step       1/" not in done.stdout
+        check(done.stdout, done.stderr, mentions)
+    assert [line for line in done.stderr.splitlines() if mentions in line], done.stderr
     return done.stderr
+
+
+def check(out: str, error: str, mentions: str) -> None:
+    assert error.startswith("error: ")
+    assert mentions in error
+    assert len(error.strip().splitlines()) == 1, error
+    assert "step       1/" not in out
+
+
+@pytest.fixture
+def refused_here(monkeypatch, capsys) -> Iterator[Callable[..., str]]:
+    """``refused`` without a process of its own, which would take seconds to start."""
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+
+    def run(module: str, *options: str, mentions: str) -> str:
+        monkeypatch.setattr(sys, "argv", [module, *options])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            importlib.import_module(module).main()
+        said = capsys.readouterr()
+        assert end.value.code == 2
+        check(said.out, said.err, mentions)
+        return said.err
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +72,7 @@ def refused(module: str, *options: str, mentions: str, processes: int = 0) -> st
         (("model.vocab_size=96",), "model.vocab_size is 96"),
         (("data.dir=/nowhere",), "data.dir is '/nowhere'"),
         (("precision.compute=int8",), "precision.compute"),
+        (("precision.compute=fp16", "device=cpu"), "precision.compute is 'fp16'"),
         (("device=cuda:9",), "device is 'cuda:9'"),
         (("init_moments=forget",), "init_moments"),
         (("init_from=/nowhere",), "init_from is '/nowhere'"),
@@ -50,19 +80,21 @@ def refused(module: str, *options: str, mentions: str, processes: int = 0) -> st
         (("data.masking=dynamic",), "data.tokenizer"),
     ],
 )
-def test_pretrain_names_the_option(tmp_path: Path, shard_dir: Path, options: tuple[str, ...], mentions: str) -> None:
+def test_pretrain_names_the_option(
+    tmp_path: Path, shard_dir: Path, options: tuple[str, ...], mentions: str, refused_here: Callable[..., str]
+) -> None:
     base = [*TEST_RECIPE, f"data.dir={shard_dir}", f"run_dir={tmp_path / 'run'}"]
     names = {option.lstrip("+").partition("=")[0] for option in options}
     kept = [option for option in base if option.partition("=")[0] not in names]
-    refused("bert_pretrain.pretrain", *kept, *options, mentions=mentions)
+    refused_here("bert_pretrain.pretrain", *kept, *options, mentions=mentions)
     assert not tree(tmp_path), "a mistake must not claim the run directory"
 
 
 @pytest.mark.parametrize("kind", ["truncated", "ids", "empty"])
-def test_pretrain_names_the_shard(tmp_path: Path, kind: str) -> None:
+def test_pretrain_names_the_shard(tmp_path: Path, kind: str, refused_here: Callable[..., str]) -> None:
     damaged(tmp_path / "data", kind)
     options = [*TEST_RECIPE, f"data.dir={tmp_path / 'data'}", f"run_dir={tmp_path / 'run'}"]
-    refused("bert_pretrain.pretrain", *options, mentions="error: ")
+    refused_here("bert_pretrain.pretrain", *options, mentions="error: ")
 
 
 def test_a_run_directory_of_another_recipe_is_left_alone(tmp_path: Path, shard_dir: Path) -> None:
@@ -80,10 +112,14 @@ def test_the_plan_refuses_it_too_before_torchrun_starts(tmp_path: Path, shard_di
     refused("bert_pretrain.plan", *options, mentions="holds a run without a config.yaml")
 
 
-def test_under_torchrun_the_message_comes_once(tmp_path: Path, shard_dir: Path) -> None:
-    options = [*TEST_RECIPE, f"data.dir={shard_dir}", f"run_dir={tmp_path / 'run'}", "model.vocab_size=96"]
-    message = refused("bert_pretrain.pretrain", *options, mentions="error: model.vocab_size is 96", processes=2)
-    assert message.count("error: model.vocab_size is 96") == 1
+@pytest.mark.parametrize(
+    ("option", "mentions"),
+    [("model.vocab_size=96", "error: model.vocab_size is 96"), ("optimizer.lrr=1", "error: Could not override")],
+)
+def test_under_torchrun_the_message_comes_once(tmp_path: Path, shard_dir: Path, option: str, mentions: str) -> None:
+    options = [*TEST_RECIPE, f"data.dir={shard_dir}", f"run_dir={tmp_path / 'run'}", option]
+    message = refused("bert_pretrain.pretrain", *options, mentions=mentions, processes=2)
+    assert message.count(mentions) == 1
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path, shard_dir: Path) -> None:
@@ -101,6 +137,9 @@ def test_an_output_that_is_a_file_is_refused(tmp_path: Path, shard_dir: Path) ->
         ("bert_pretrain.report", ("run_dir=/nowhere",), "run_dir is '/nowhere'"),
         ("bert_pretrain.plan", ("recipe=demo", "devices=65"), "there are 65 ranks"),
         ("bert_pretrain.plan", ("recipe=demo", "tokens_per_second=-1"), "tokens_per_second is -1"),
+        ("bert_pretrain.bench", ("stop",), "bench was asked for 'stop'"),
+        ("bert_pretrain.study", ("decay",), "study was asked for 'decay'"),
+        ("bert_pretrain.finetune", ("task=mrcp",), "Could not find 'task/mrcp'"),
     ],
 )
 def test_other_entries_name_what_is_wrong(module: str, options: tuple[str, ...], mentions: str) -> None:
