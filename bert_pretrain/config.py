@@ -38,6 +38,7 @@ _FREE_ON_RESUME = (
     "speed.fused_loss",
     "speed.pad_vocabulary",
     "precision.tf32",
+    "precision.deterministic",
     "optimizer.kernel",
     "communication.bucket_mb",
     "communication.timeout_seconds",

@@ -153,6 +153,7 @@ def open_world(
     pulse = Pulse(store, rank, size, timeout_seconds, local_rank == 0, stop) if store is not None else None
     world = World(rank, local_rank, size, here, pulse)
     if here.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it precision.deterministic cannot hold
         torch.cuda.set_device(here)
     elif "OMP_NUM_THREADS" not in os.environ or world.size > 1:
         # torchrun sets OMP_NUM_THREADS=1 for every rank, whatever the number of cores.

@@ -56,13 +56,17 @@ class SpeedConfig:
         return any((self.last_layer_rows, self.fused_qkv, self.fast_dropout, self.pad_vocabulary, self.compile))
 
     def on(self, device: torch.device) -> "SpeedConfig":
-        """These options with null settled for ``device``. Raises ``ConfigError`` for graphs that cannot be."""
+        """These options with null settled for ``device``, and what it has no use for off.
+
+        Raises ``ConfigError`` for graphs that cannot be.
+        """
         gpu = device.type == "cuda"
         compiled = gpu if self.compile is None else self.compile
         allowed = not self.cuda_graphs or (gpu and compiled)
         require(allowed, "speed.cuda_graphs", True, "false, unless the device is a GPU and speed.compile is on")
         padded = gpu if self.pad_vocabulary is None else self.pad_vocabulary
-        return replace(self, compile=compiled, pad_vocabulary=padded)
+        kept = {name: getattr(self, name) and not gpu for name in ("fast_dropout", "fused_loss")}
+        return replace(self, compile=compiled, pad_vocabulary=padded, **kept)
 
 
 def embed(embeddings: Any, input_ids: Tensor, segment_ids: Tensor, speed: SpeedConfig) -> Tensor:

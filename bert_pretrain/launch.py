@@ -63,6 +63,7 @@ def without_restart(monitor: Monitor) -> Monitor:
     def look(agent: LocalElasticAgent, group: WorkerGroup) -> RunResult:
         result = monitor(agent, group)
         if any(failure.exitcode in (STOPPED, _MISTAKE) for failure in result.failures.values()):
+            assert hasattr(agent, "_remaining_restarts"), "private: another torch may call it otherwise"
             agent._remaining_restarts = 0
         return result
 

@@ -6,7 +6,8 @@
     TrainingData     this rank's slice of every step, cut into micro-batches by a background thread
 
 Before a step's first micro-batch the loader says the step's counts, so that losses can be divided by the counts of
-the global batch. Memory does not grow with the batch: blocks are read, counted, dropped and read again.
+the global batch. Memory does not grow with the batch: blocks are read, counted, and read again where the slice is
+too large to keep.
 """
 
 import queue
@@ -32,7 +33,7 @@ from bert_pretrain.data import ShardSet, joined
 from bert_pretrain.sample_order import SampleOrder
 from bert_pretrain.shards import SHARD_FIELDS, Arrays
 
-_KEPT_BLOCKS = 8  # bounds the memory: neighbouring steps share a block where batches are small
+_KEPT_BYTES = 64 << 20  # of decoded blocks: the slice of a step that fits is read and masked once
 _WINDOW = 1024  # samples sorted by length together: bounds the memory, whatever the batch
 
 Remask = Callable[[Arrays, int, np.ndarray], Arrays]
@@ -45,14 +46,17 @@ class BlockReader:
     def __init__(self, shards: ShardSet, order: SampleOrder, remask: Remask | None) -> None:
         self.shards, self.order, self.remask = shards, order, remask
         self._kept: OrderedDict[tuple[int, int], Arrays] = OrderedDict()
+        self._bytes = 0
 
     def block(self, epoch: int, block: int) -> Arrays:
         """All samples of a block in visiting order."""
         key = (epoch, block)
         if key not in self._kept:
-            if len(self._kept) >= _KEPT_BLOCKS:
-                self._kept.popitem(last=False)
-            self._kept[key] = self._read(epoch, block)
+            arrays = self._read(epoch, block)
+            self._bytes += _size(arrays)
+            while self._kept and self._bytes > _KEPT_BYTES:
+                self._bytes -= _size(self._kept.popitem(last=False)[1])
+            self._kept[key] = arrays
         self._kept.move_to_end(key)
         return self._kept[key]
 
@@ -68,6 +72,10 @@ class BlockReader:
         for run in self.order.slices(start, stop):
             block = self.block(run.epoch, run.block)
             yield {name: block[name][run.start : run.stop] for name in SHARD_FIELDS}
+
+
+def _size(arrays: Arrays) -> int:
+    return sum(array.nbytes for array in arrays.values())
 
 
 class TrainingData:

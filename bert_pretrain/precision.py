@@ -27,6 +27,8 @@ class PrecisionConfig:
     """fp16 only: applied steps in a row before the loss scale doubles."""
     tf32: bool
     """GPUs: products that remain in float32 round their factors to TF32's 10 bits."""
+    deterministic: bool
+    """GPUs: only kernels that give the same bits every time, which are slower. CPUs have no others."""
 
     def __post_init__(self) -> None:
         allowed = ("auto", "bf16", "fp16", "fp32")
@@ -63,13 +65,16 @@ class MixedPrecision:
         self.dtype = compute_dtype(config.compute, device)
         self.scaled = self.dtype == torch.float16
         torch.backends.cuda.matmul.allow_tf32 = config.tf32
+        torch.use_deterministic_algorithms(config.deterministic)
         self.growth_interval = config.growth_interval
         start = config.initial_loss_scale if self.scaled else 1.0
         self.scale = torch.tensor(start, dtype=torch.float32, device=device)
         self._good_steps = torch.zeros((), dtype=torch.int32, device=device)
 
     def autocast(self, enabled: bool = True) -> AbstractContextManager[object]:
-        """The context of forward passes; a weight is cast once in it. Not ``enabled``: an island in it without."""
+        """The context of forward passes; a weight that is used as it is (no part of a joined or padded one) is cast
+        once in it. Not ``enabled``: an island in it without.
+        """
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled)

@@ -99,16 +99,50 @@ class Figures:
     memory: int | None = None
 
 
+@dataclass
+class Outcome:
+    """What was measured of all variants, and of the run itself, which is the variant ``all``."""
+
+    variants: dict[str, Figures] = field(default_factory=dict)
+    total: Counts = field(default_factory=lambda: Counts(0, 0, 0, 0))
+    waited: float = 0.0
+    peak_rate: float = 0.0
+
+
 def measure(config: BenchStepConfig, world: World) -> list[dict[str, Any]]:
-    """The rows of all variants, each step timed in turn. Every variant sees the same samples in its own cut."""
-    trainers = {name: _trainer(variant, world) for name, variant in variants(config, world.device).items()}
-    sources = {"baseline": trainers["masked positions"]} | trainers
-    runs = {"baseline": plain_script(config, world)}
+    """The rows of all variants. Every variant sees the same samples in its own cut, of the first one's size.
+
+    On a CPU, which other work disturbs, the variants take turns. A GPU's memory holds one of them at a time.
+    """
+    configs, outcome = variants(config, world.device), Outcome()
+    names = list(configs)
+    for group in [[name] for name in names] if world.device.type == "cuda" else [names]:
+        size = measure_in_turns({name: configs[name] for name in group}, world, outcome)
+        configs = {name: with_size(variant, size) for name, variant in configs.items()}
+    _add_transformers_trainer(configs[names[0]], world, outcome.variants)
+    sums = world.sum(torch.tensor(list(asdict(outcome.total).values()), dtype=torch.float64, device=world.device))
+    total = Counts(*map(int, sums.tolist()))
+    return [_row(config, world, name, outcome, total) for name in outcome.variants]
+
+
+def with_size(config: BenchStepConfig, micro_batch_size: int) -> BenchStepConfig:
+    """``config`` with the micro-batch size as a number."""
+    return replace(config, batch=replace(config.batch, micro_batch_size=micro_batch_size))
+
+
+def measure_in_turns(configs: dict[str, BenchStepConfig], world: World, outcome: Outcome) -> int:
+    """Add the figures of these variants, with the first of all those of the baseline; returns the micro-batch size."""
+    trainers = {name: _trainer(variant, world) for name, variant in configs.items()}
+    sources, runs = dict(trainers), {}
+    (first, config), *_ = configs.items()
+    if not outcome.variants:
+        sources["baseline"], runs["baseline"] = trainers[first], plain_script(config, world)
     runs |= {name: Measured(t.train_step, t.network, t.optimizer) for name, t in trainers.items()}
     found = {name: Figures() for name in runs}
     streams = {id(t): t.data.steps(0, pin=world.device.type == "cuda") for t in trainers.values()}
-    waited, total, source = 0.0, Counts(0, 0, 0, 0), None
-    for round_number in tqdm(range(_WARM_UP + config.rounds), desc="rounds", leave=False, disable=not world.is_first):
+    title = "rounds" if len(configs) > 1 else first
+    for number in tqdm(range(_WARM_UP + config.rounds), desc=title, leave=False, disable=not world.is_first):
+        source = None
         for name, measured in runs.items():
             started = time.perf_counter()
             if source is not sources[name]:  # the baseline and the first variant run on one cut
@@ -117,19 +151,18 @@ def measure(config: BenchStepConfig, world: World) -> list[dict[str, Any]]:
                 micro_batches = list(batch.micro_batches)
             wait = time.perf_counter() - started
             seconds = timed(partial(measured.run, StepBatch(batch.counts, iter(micro_batches))), world.device)
-            if round_number >= _WARM_UP:
+            if number >= _WARM_UP:
                 found[name].steps.append(seconds)
                 if name == "all":
-                    waited += wait
-                    total += batch.counts
+                    outcome.waited += wait
+                    outcome.total += batch.counts
     for stream in streams.values():
         stream.close()  # type: ignore[attr-defined]
     for name, measured in runs.items():
         take_apart(measured, sources[name], found[name])
-    _add_transformers_trainer(config, trainers["masked positions"], found)
-    sums = world.sum(torch.tensor(list(asdict(total).values()), dtype=torch.float64, device=world.device)).tolist()
-    peak = trainers["all"].peak_rate
-    return [_row(config, world, name, found, Counts(*map(int, sums)), waited, peak) for name in found]
+    outcome.variants |= found
+    outcome.peak_rate = trainers[list(trainers)[-1]].peak_rate  # all comes last
+    return trainers[first].plan.micro_batch_size
 
 
 def take_apart(measured: Measured, source: Trainer, found: Figures) -> None:
@@ -155,14 +188,15 @@ def take_apart(measured: Measured, source: Trainer, found: Figures) -> None:
     found.memory = kept_bytes(measured.network, measured.optimizer) + beyond
 
 
-def _add_transformers_trainer(config: BenchStepConfig, source: Trainer, found: dict[str, Figures]) -> None:
-    world, wanted = source.world, config.transformers_trainer
+def _add_transformers_trainer(config: BenchStepConfig, world: World, found: dict[str, Figures]) -> None:
+    wanted = config.transformers_trainer
     if wanted is None:
         wanted = world.device.type == "cuda" and world.size == 1
     if wanted and find_spec("accelerate") is None:
         print("transformers.Trainer left out: it needs accelerate (pip install --no-deps accelerate)")
     elif wanted:
-        steps = [list(source.data.micro_batches(step)) for step in range(_WARM_UP + config.rounds)]
+        data = _trainer(config, world).data
+        steps = [list(data.micro_batches(step)) for step in range(_WARM_UP + config.rounds)]
         found["transformers.Trainer"] = Figures([transformers_trainer(config, world.device, steps)])
 
 
@@ -190,15 +224,8 @@ def _trainer(config: BenchStepConfig, world: World) -> Trainer:
     return build_trainer(config, world, log, store, config_yaml="")
 
 
-def _row(
-    config: BenchStepConfig,
-    world: World,
-    name: str,
-    found: dict[str, Figures],
-    total: Counts,
-    waited: float,
-    peak: float,
-) -> dict[str, Any]:
+def _row(config: BenchStepConfig, world: World, name: str, outcome: Outcome, total: Counts) -> dict[str, Any]:
+    found, waited = outcome.variants, outcome.waited
     rounds = len(found["all"].steps)
     flops = training_flops(config.model, total.samples, total.tokens, total.squared_lengths, total.masked_tokens)
     seconds = statistics.median(found[name].steps)
@@ -210,11 +237,11 @@ def _row(
         "milliseconds": 1e3 * seconds,
         "real_tokens_per_second": total.tokens / rounds / seconds,
         "speedup_over_baseline": statistics.median(found["baseline"].steps) / seconds,
-        "matrix_peak_share": flops / rounds / seconds / (peak * world.size),
+        "matrix_peak_share": flops / rounds / seconds / (outcome.peak_rate * world.size),
         **{f"{phase}_ms": 1e3 * phases[phase] if phases else None for phase in _COLUMNS},
         "data_wait_share": waited / rounds / (seconds + waited / rounds) if name == "all" else 0.0,
         "peak_memory_bytes": found[name].memory,
-        "matrix_rate": peak,
+        "matrix_rate": outcome.peak_rate,
         "dropout": config.model.hidden_dropout_prob,
         "processes": world.size,
         "device": device_name(world.device),

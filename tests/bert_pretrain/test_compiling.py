@@ -66,7 +66,7 @@ def _compile_by(monkeypatch: pytest.MonkeyPatch, inductor: tuple) -> None:
 def compiled(dtype: torch.dtype, **changes: object) -> PretrainingModel:
     model = build(COMPILED, **changes).to(dtype)
     said: list[str] = []
-    compile_model(model, MixedPrecision(PrecisionConfig("fp32", 1.0, 1, tf32=False), CPU), [SHAPE], said.append)
+    compile_model(model, MixedPrecision(PrecisionConfig("fp32", 1.0, 1, False, False), CPU), [SHAPE], said.append)
     assert len(said) == 3, "the user is told while it compiles"
     assert all(parameter.grad is None for parameter in model.parameters())
     return model
@@ -158,7 +158,7 @@ def test_on_a_gpu_neither_neighbours_nor_layers_share_a_mask() -> None:
     """What pytorch issue 198333 describes: fourfold repetition within a mask."""
     device, shape = torch.device("cuda"), Shape(8, LENGTH, 8 * PREDICTIONS, has_mask=False)
     model = build(COMPILED, hidden_size=256, num_attention_heads=4, hidden_dropout_prob=0.5).to(device)
-    compile_model(model, MixedPrecision(PrecisionConfig("bf16", 1.0, 1, tf32=True), device), [shape], lambda _: None)
+    compile_model(model, MixedPrecision(PrecisionConfig("bf16", 1.0, 1, True, False), device), [shape], lambda _: None)
     drawn = []
     for _ in range(2):
         ids = torch.zeros(8, LENGTH, dtype=torch.long, device=device)

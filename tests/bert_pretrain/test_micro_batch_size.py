@@ -69,7 +69,7 @@ def test_ranks_with_unlike_room_agree(limit: int, room: tuple[int, ...], expecte
 def test_on_a_gpu_more_fits_than_one_and_nothing_is_left_behind() -> None:
     device = torch.device("cuda")
     model = build().to(device)
-    precision = MixedPrecision(PrecisionConfig("bf16", 1.0, 1, tf32=True), device)
+    precision = MixedPrecision(PrecisionConfig("bf16", 1.0, 1, True, False), device)
     assert micro_batch_that_fits(model, precision, World(0, 0, 1, device), 64, LENGTH, PREDICTIONS) == 64
     assert all(parameter.grad is None for parameter in model.parameters())
     free, total = torch.cuda.mem_get_info(device)

@@ -6,12 +6,13 @@ import torch
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim import NVLamb
 from bert_pretrain.precision import MixedPrecision, PrecisionConfig, compute_dtype
+from tests.bert_pretrain.test_model import build, micro_batch
 
 CPU = torch.device("cpu")
 
 
 def precision(compute: str = "fp16", scale: float = 1024.0, interval: int = 2) -> MixedPrecision:
-    return MixedPrecision(PrecisionConfig(compute, scale, interval, tf32=False), CPU)
+    return MixedPrecision(PrecisionConfig(compute, scale, interval, tf32=False, deterministic=False), CPU)
 
 
 def optimizer_with(gradient: float) -> tuple[NVLamb, torch.nn.Parameter]:
@@ -84,4 +85,24 @@ def test_auto_on_a_gpu() -> None:
 )
 def test_bad_options_are_named(values: tuple, option: str) -> None:
     with pytest.raises(ConfigError, match=f"precision.{option}"):
-        PrecisionConfig(*values, tf32=False)
+        PrecisionConfig(*values, tf32=False, deterministic=False)
+
+
+def test_deterministic_kernels_are_asked_for_and_the_step_has_no_others() -> None:
+    """torch raises where a kernel is not deterministic; the compute type is bf16, as where it matters."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    options = PrecisionConfig("bf16", 1.0, 1, tf32=True, deterministic=True)
+    try:
+        mixed = MixedPrecision(options, device)
+        assert torch.are_deterministic_algorithms_enabled()
+        model = build().to(device)
+        gradients = []
+        for _ in range(2):
+            model.zero_grad()
+            with mixed.autocast():
+                out = model(*micro_batch().to(device).tensors())
+            (out.mlm_loss + out.nsp_loss).backward()
+            gradients.append([parameter.grad for parameter in model.parameters()])
+        assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    finally:
+        torch.use_deterministic_algorithms(False)
