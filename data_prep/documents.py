@@ -37,9 +37,7 @@ def read_piece(piece: Piece, dropped: Dropped) -> Iterator[Document]:
     damaged, or is not an object with the text field.
     """
     for raw in read_raw(piece, dropped):
-        document = _without_markup(raw, dropped) if raw.is_wikitext else raw
-        if document.paragraphs:
-            yield from _bounded(document, dropped)
+        yield from readable(raw, dropped)
 
 
 def read_raw(piece: Piece, dropped: Dropped) -> Iterator[Document]:
@@ -57,6 +55,13 @@ def read_raw(piece: Piece, dropped: Dropped) -> Iterator[Document]:
             yield from _json_documents(span, piece, dropped)
         else:
             yield from _text_documents(span, piece, dropped)
+
+
+def readable(raw: Document, dropped: Dropped) -> Iterator[Document]:
+    """A document without its markup; none where it is empty, several where it is huge."""
+    document = _without_markup(raw, dropped) if raw.is_wikitext else raw
+    if document.paragraphs:
+        yield from _bounded(document, dropped)
 
 
 def write_chunk(documents: list[Document]) -> bytes:
