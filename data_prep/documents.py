@@ -97,11 +97,13 @@ def _decoded_lines(span: Span, needs_blank: bool, dropped: Dropped) -> Iterator[
     """
     begin = max(0, span.start - 1)
     waiting = span.start > 0
+    if waiting and not any(b"\n" in block for block in blocks(span.path, begin, span.stop)):
+        return  # within one line, which the span where it starts reads to its end
     for number, (position, raw) in enumerate(lines(blocks(span.path, begin), begin), start=1):
         if position < span.start:
             waiting = needs_blank  # the rest of a line that belongs to the span before
             continue
-        if not needs_blank and span.stop is not None and position >= span.stop:
+        if span.stop is not None and position >= span.stop and (waiting or not needs_blank):
             return
         if raw is None:
             dropped.add("line_too_long", f"{span.path}, the line at byte {position}")
