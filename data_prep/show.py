@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.structured import entry_point
 from data_prep.cleaning import Dropped
-from data_prep.corpus import CorpusConfig
+from data_prep.corpus import CorpusConfig, no_text
 from data_prep.documents import Document, read_raw, readable
 from data_prep.pieces import Piece
 from data_prep.planning import plan_pieces
@@ -41,7 +41,7 @@ class ShowConfig:
 
 @entry_point("show", ShowConfig)
 def main(config: ShowConfig) -> None:
-    """Print the documents, a sentence a line, and what the rules dropped of them."""
+    """Print the documents, a sentence a line, and what the rules dropped on the way to them."""
     dropped = Dropped()
     shown = 0
     for name, sentences in random_documents(config, dropped):
@@ -51,7 +51,7 @@ def main(config: ShowConfig) -> None:
         if shown == config.documents:
             break
     if shown == 0:
-        raise ConfigError(f"corpus.path {config.corpus.path!r} holds no text: every document is empty")
+        raise ConfigError(no_text(config.corpus, dropped.counts))
     for rule, count in sorted(dropped.counts.items()):
         print(f"dropped, {rule.replace('_', ' ')}: {count:,}; such as {dropped.samples[rule][0]!r}")
 
@@ -61,7 +61,7 @@ def random_documents(config: ShowConfig, dropped: Dropped) -> Iterator[tuple[str
     rng = random.Random(config.seed)
     pieces = plan_pieces({"corpus": config.corpus}, _PIECE_BYTES)
     opened = rng.sample(pieces, min(config.documents, len(pieces)))
-    numbered = ((rng.random(), number, piece, raw) for number, (piece, raw) in enumerate(_raw(opened)))
+    numbered = ((rng.random(), number, piece, raw) for number, (piece, raw) in enumerate(_raw(opened, dropped)))
     for _, _, piece, raw in heapq.nsmallest(_SPARE * config.documents, numbered):
         for document in readable(raw, dropped):
             sentences = document_sentences(document, piece, dropped, Counter())
@@ -69,9 +69,9 @@ def random_documents(config: ShowConfig, dropped: Dropped) -> Iterator[tuple[str
                 yield document.name, sentences
 
 
-def _raw(pieces: list[Piece]) -> Iterator[tuple[Piece, Document]]:
+def _raw(pieces: list[Piece], dropped: Dropped) -> Iterator[tuple[Piece, Document]]:
     for piece in pieces:
-        for document in read_raw(piece, Dropped()):
+        for document in read_raw(piece, dropped):
             yield piece, document
 
 
