@@ -9,7 +9,6 @@ using it; what its start-up costs with and without that is measured too.
 """
 
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -31,10 +30,10 @@ LENGTH, PREDICTIONS, DUPLICATES = 128, 20, 5
 _PREPARE = "import time; time.perf_counter = time.process_time; from data_prep.prepare import main; main()"
 
 
-def child_seconds(command: list[str], folder: Path, **environment: str) -> float:
+def child_seconds(command: list[str], folder: Path) -> float:
     """Processor seconds, user and system, of a command and all that it started."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, env={**os.environ, **environment})
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
@@ -48,8 +47,8 @@ def published(text: Path, vocab: Path, folder: Path, out: Path) -> float:
 
 def start_up(folder: Path, torch: bool) -> float:
     """The published script asked for its help only; ``USE_TORCH`` is a switch of its own."""
-    command = [sys.executable, "create_pretraining_data.py", "--help"]
-    return child_seconds(command, folder, USE_TORCH="AUTO" if torch else "0")
+    switch = [] if torch else ["env", "USE_TORCH=0"]
+    return child_seconds([*switch, sys.executable, "create_pretraining_data.py", "--help"], folder)
 
 
 def ours(text: Path, vocab: Path, out: Path, dupe_factor: int) -> tuple[float, dict[str, float]]:
