@@ -118,6 +118,14 @@ def corpus_sources(name: str, corpus: CorpusConfig) -> dict[str, Source]:
     return {name: Source(str(corpus.path), f"{corpus.kind}: {count}, {size} bytes", licence)}
 
 
+def no_text(corpus: CorpusConfig, dropped: Mapping[str, int]) -> str:
+    """What to say of a corpus of which nothing is left; ``dropped`` counts by rule."""
+    rules = ", ".join(f"{rule.replace('_', ' ')} {count:,}" for rule, count in dropped.items())
+    return f"corpus.path {corpus.path!r} holds no text: " + (
+        f"all was dropped ({rules})" if rules else "every document is empty"
+    )
+
+
 def corpora_fingerprint(corpora: Mapping[str, CorpusConfig]) -> str:
     """Changes where a corpus changes: names, sizes and times of the files, or versions of the packages."""
     digest = hashlib.sha256()

@@ -37,9 +37,7 @@ def read_piece(piece: Piece, dropped: Dropped) -> Iterator[Document]:
     damaged, or is not an object with the text field.
     """
     for raw in read_raw(piece, dropped):
-        document = _without_markup(raw, dropped) if raw.is_wikitext else raw
-        if document.paragraphs:
-            yield from _bounded(document, dropped)
+        yield from readable(raw, dropped)
 
 
 def read_raw(piece: Piece, dropped: Dropped) -> Iterator[Document]:
@@ -57,6 +55,13 @@ def read_raw(piece: Piece, dropped: Dropped) -> Iterator[Document]:
             yield from _json_documents(span, piece, dropped)
         else:
             yield from _text_documents(span, piece, dropped)
+
+
+def readable(raw: Document, dropped: Dropped) -> Iterator[Document]:
+    """A document without its markup; none where it is empty, several where it is huge."""
+    document = _without_markup(raw, dropped) if raw.is_wikitext else raw
+    if document.paragraphs:
+        yield from _bounded(document, dropped)
 
 
 def write_chunk(documents: list[Document]) -> bytes:
@@ -92,11 +97,13 @@ def _decoded_lines(span: Span, needs_blank: bool, dropped: Dropped) -> Iterator[
     """
     begin = max(0, span.start - 1)
     waiting = span.start > 0
+    if waiting and not any(b"\n" in block for block in blocks(span.path, begin, span.stop)):
+        return  # within one line, which the span where it starts reads to its end
     for number, (position, raw) in enumerate(lines(blocks(span.path, begin), begin), start=1):
         if position < span.start:
             waiting = needs_blank  # the rest of a line that belongs to the span before
             continue
-        if not needs_blank and span.stop is not None and position >= span.stop:
+        if span.stop is not None and position >= span.stop and (waiting or not needs_blank):
             return
         if raw is None:
             dropped.add("line_too_long", f"{span.path}, the line at byte {position}")

@@ -18,7 +18,7 @@ from bert_pretrain.errors import ConfigError
 from bert_pretrain.masking import SPECIAL_TOKENS
 from bert_pretrain.shards import ShardHeader, read_manifest, write_manifest
 from bert_pretrain.structured import entry_point
-from data_prep.corpus import CorpusConfig, corpora_fingerprint, corpus_sources
+from data_prep.corpus import CorpusConfig, corpora_fingerprint, corpus_sources, no_text
 from data_prep.engine import Engine, EngineConfig, PartsLostError
 from data_prep.options import PrepareConfig, bucket_counts, sample_options
 from data_prep.out_dir import (
@@ -71,9 +71,10 @@ def main(config: PrepareConfig) -> None:
             engine.check_folder(out_dir)
             Preparation(config, out_dir, options, engine).run(pieces, given)
         remove_intermediate(out_dir)
-    except OSError as error:
+    except OSError as error:  # h5py's text has addresses in it
+        reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
         raise ConfigError(
-            f"out_dir {out_dir}: writing failed ({' '.join(str(error).split())}); what was finished is kept: run again"
+            f"out_dir {out_dir}: writing failed ({reason}); what was finished is kept: run again"
         ) from None
     except PartsLostError:
         raise
@@ -168,7 +169,7 @@ class Preparation:
 
         counts = self._stage("text", run, always=True)
         if counts["documents"] == 0:
-            raise ConfigError(f"corpus.path {self.config.corpus.path!r} holds no text: every document is empty")
+            raise ConfigError(no_text(self.config.corpus, counts["dropped"]))
         if counts["documents"] == 1:
             raise ConfigError(
                 "the corpus is one document only, so no segment from another document can be drawn; give more files, "

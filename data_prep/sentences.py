@@ -36,10 +36,12 @@ def split_sentences(paragraph: str, language: str) -> Iterator[str]:
 
 
 def _begins_a_sentence(part: str, before: str) -> bool:
-    """Not a sign alone, and not what follows speech: “Why?” he asked."""
+    """Not a sign alone, and not what follows speech: “Why?” he asked. Nor, but in text that has no capitals at all,
+    what begins with a small letter: the author of Who Goes There? and others."""
     if not _has_words(part) or not _has_words(before):
         return False
-    return not (part[0].islower() and _CLOSED.search(before[-_MARGIN:]))
+    goes_on = _CLOSED.search(before[-_MARGIN:]) or next(filter(str.isalpha, before[:_MARGIN]), "").isupper()
+    return not (part[0].islower() and goes_on)
 
 
 def _has_words(text: str) -> bool:
@@ -62,7 +64,7 @@ def _speech(sentence: str, language: str) -> Iterator[str]:
         tail = sentence[max(start, stop - _MARGIN) : stop]
         end = stop - len(tail) + len(_OPENING.sub("", tail))
         following = sentence[end : end + _MARGIN].lstrip(" \"“„«‘'(")
-        if _has_words(sentence[start:end]) and following and not following[0].islower():
+        if _has_words(sentence[start:end]) and _has_words(following) and not following[0].islower():
             yield sentence[start:end] + " "
             start = end
     yield sentence[start:]

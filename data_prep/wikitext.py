@@ -40,10 +40,12 @@ _TIDY = (
     (re.compile(r"[\u00ad\u200b-\u200f\u2060\ufeff]"), ""),
     (re.compile(r"([(\[])[\s,;:–—]+"), r"\1"),  # "(; 3 June" where a template stood
     (re.compile(r"[\s,;:–—]+([)\]])"), r"\1"),
-    (re.compile(r"\(\s*(?:or|and|pronounced|also|born|listen)?\s*\)|\[\s*\]"), ""),
+    (re.compile(r"\(\s*(?:or|and|pronounced|also|born|listen|e\.g\.|i\.e\.|cf\.)?\s*\)|\[\s*\]"), ""),
+    (re.compile(r"\(see(?: also)?\b[^()]*\)", re.IGNORECASE), ""),  # "(see below)" points at nothing in plain text
     (re.compile(r"[ \t\u00a0]+"), " "),
     (re.compile(r" +([,.;:!?)])(?=\s|$)"), r"\1"),
     (re.compile(r"([,;:])(?:\s*[,;:])+"), r"\1"),
+    (re.compile(r"[,;:]\.(?!\.)"), "."),
     (re.compile(r"^[\s:;,*#]+"), ""),
 )
 _LEFT_OVER = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}|<[a-z/!]|^\s*[|!]", re.IGNORECASE)

@@ -5,7 +5,7 @@ import re
 from data_prep.cleaning import HOLE
 
 _FIRST_ARGUMENT = {
-    "nowrap", "nobr", "small", "smaller", "abbr", "sic", "em", "strong", "smallcaps", "sc", "var", "linktext", "transl",
+    "nowrap", "nobr", "small", "smaller", "abbr", "sic", "em", "strong", "smallcaps", "sc", "var", "linktext",
     "pron", "ill", "interlanguage link", "visible anchor", "vanchor", "quote", "blockquote", "cquote", "gloss",
     "avoid wrap", "nihongo", "keypress", "key press", "tooltip", "angbr", "vr", "ipa", "flag", "big", "larger", "tq",
 }  # fmt: skip
@@ -17,6 +17,7 @@ _HOLES = {
     "math", "mvar", "frac", "sfrac", "chem", "chem2", "val", "su", "sub", "sup", "tex", "nuclide", "e", "inflation",
     "currentyear", "currentmonth", "age", "eqm", "music", "formatnum", "decimals", "gaps",
 }  # fmt: skip
+_LAST_ARGUMENT = {"transl", "translit", "transliteration"}  # {{transl|ar|ALA|Allāh}}: the standard may be left out
 _SHIPS = {"uss", "hms", "ss", "rms", "hmas", "hmcs", "usns", "sms"}
 _MUSIC = {"flat": "-flat", "sharp": "-sharp", "natural": "-natural", "b": "-flat", "#": "-sharp"}
 
@@ -51,7 +52,8 @@ _PARTS = {("ft", "in"), ("lb", "oz"), ("st", "lb"), ("mi", "yd"), ("mi", "ft"), 
 
 
 _KNOWN = {
-    *_FIXED, *_HOLES, *_SHIPS, *_FIRST_ARGUMENT, "coord", "convert", "cvt", "lang", "script", "as of", "circa", "c.",
+    *_FIXED, *_HOLES, *_SHIPS, *_FIRST_ARGUMENT, *_LAST_ARGUMENT, "coord", "convert", "cvt", "lang", "script", "as of",
+    "circa", "c.",
 }  # fmt: skip
 
 
@@ -73,6 +75,8 @@ def template_text(name: str, arguments: list[str], named: dict[str, str]) -> str
         return _conversion(arguments, named) or HOLE
     if name in ("lang", "script") and len(arguments) >= 2:
         return arguments[1]
+    if name in _LAST_ARGUMENT:
+        return arguments[-1] if len(arguments) >= 2 else ""
     if name in _SHIPS:
         return f"{name.upper()} {first}"
     if name in ("as of", "circa", "c."):

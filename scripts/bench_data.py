@@ -4,7 +4,8 @@
 
 TEXT holds a sentence a line and a blank line between documents. PUBLISHED_DIR holds ``create_pretraining_data.py`` of
 NVIDIA's DeepLearningExamples (PyTorch/LanguageModeling/BERT) and the modules that it imports; it is run as it is, in
-turns with ours, on one core each: ours with one worker, start-up and all.
+turns with ours, on one core each: ours with one worker, start-up and all. The published script loads torch, without
+using it; what its start-up costs with and without that is measured too.
 """
 
 import json
@@ -44,6 +45,12 @@ def published(text: Path, vocab: Path, folder: Path, out: Path) -> float:
     return child_seconds([sys.executable, "create_pretraining_data.py", *files, *shape, "--do_lower_case"], folder)
 
 
+def start_up(folder: Path, torch: bool) -> float:
+    """The published script asked for its help only; ``USE_TORCH`` is a switch of its own."""
+    switch = [] if torch else ["env", "USE_TORCH=0"]
+    return child_seconds([*switch, sys.executable, "create_pretraining_data.py", "--help"], folder)
+
+
 def ours(text: Path, vocab: Path, out: Path, dupe_factor: int) -> tuple[float, dict[str, float]]:
     """Our command on the same sentences, and the processor seconds of its stages."""
     options = ["corpus=text", f"corpus.path={text}", "corpus.lines=sentence", "cleaning@corpus.cleaning=off"]
@@ -79,13 +86,16 @@ def main() -> None:
     text, vocab, folder, result = (Path(argument).absolute() for argument in sys.argv[1:5])
     rounds = int(sys.argv[5]) if len(sys.argv) > 5 else 3
     megabytes = text.stat().st_size / 1e6
-    seconds: dict[str, list[float]] = {"published": [], "ours": [], "library": [], "words": []}
+    names = ("published", "start-up", "start-up without torch", "ours", "library", "words")
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     stages: dict[str, list[float]] = {}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as scratch:
             seconds["published"].append(published(text, vocab, folder, Path(scratch)))
             total, of_stages = ours(text, vocab, Path(scratch) / "ours", DUPLICATES)
         seconds["ours"].append(total)
+        seconds["start-up"].append(start_up(folder, torch=True))
+        seconds["start-up without torch"].append(start_up(folder, torch=False))
         for name, value in encoding(text, vocab).items():
             seconds[name].append(value)
         for name, value in of_stages.items():
@@ -93,6 +103,8 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     rows: list[dict[str, Any]] = [
         {"what": "published script, all of it", "processor s": medians["published"]},
+        {"what": "published script, its start-up", "processor s": medians["start-up"]},
+        {"what": "published script, its start-up without torch", "processor s": medians["start-up without torch"]},
         {"what": "ours, all of it", "processor s": medians["ours"]},
         {"what": "encoding alone: the tokenizers library", "processor s": medians["library"]},
         {"what": "encoding alone: ours", "processor s": medians["words"]},
@@ -102,7 +114,9 @@ def main() -> None:
         row["MB/s"] = round(megabytes / max(1e-3, float(row["processor s"])), 2)
     what = f"Sentences to shards, {megabytes:.1f} MB, factor {DUPLICATES}, one core, beside the published script"
     writing = statistics.median(stages["samples"]) + statistics.median(stages[f"shards {LENGTH}"])
-    note = f"Medians of {rounds} rounds in turns. Published over ours: {medians['published'] / medians['ours']:.2f}. "
+    lean = medians["published"] - medians["start-up"] + medians["start-up without torch"]
+    note = f"Medians of {rounds} rounds in turns. Published over ours: {medians['published'] / medians['ours']:.2f}; "
+    note += f"without the torch that it loads: {lean / medians['ours']:.2f}. "
     note += f"Samples and shards over the library's encoding: {writing / medians['library']:.2f}."
     write_result(result, what, rows, note)
 

@@ -2,16 +2,18 @@
 
     python scripts/bench_memory.py TEXT_DIR DUMP SCRATCH_DIR RESULT.json MEGABYTES...
 
-Also says what that makes for English Wikipedia, 20 GB of clean text: the seconds of a stage times workers, over the
+Also says what that makes for English Wikipedia, 20 GB of clean text: the processor seconds of a stage, over the
 megabytes of text, are taken to be the same for every size and number of workers. Wikitext takes far longer to read
 than plain text: that stage is measured on DUMP, a piece of a pages-articles dump. The tokenizer is trained in one
 process, on ``vocab_text_mb`` at most.
 """
 
+import contextlib
 import json
-import subprocess
+import re
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,11 @@ import psutil
 from results_file import write_result
 
 WORKERS = 2
+VOCAB_MEGABYTES = 10  # that the tokenizer is trained on here
 WIKIPEDIA_MEGABYTES = 20_000
 CORES = (2, 32, 256)
+_LOOKS_AT_DISK = 20  # looks at the processes between two at the disk
+_STAGE = re.compile(r"^\[\d+\] (.*) \.\.\.$", re.MULTILINE)
 
 
 def make_corpus(texts: list[Path], folder: Path, megabytes: int) -> float:
@@ -35,63 +40,99 @@ def make_corpus(texts: list[Path], folder: Path, megabytes: int) -> float:
     return size / 1e6
 
 
-def watch(command: list[str]) -> tuple[dict[int, int], float]:
-    """The largest resident set of each process (by id, the command's own first), and the seconds it took."""
+@dataclass
+class Watched:
+    """What a command took: by process (its id, the command's own first) and by stage, as the command prints them."""
+
+    peaks: dict[int, int]
+    processor_seconds: dict[str, float]
+    seconds: float
+    most_bytes: int
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """Of all files that stay there while they are counted."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+def watch(command: list[str], out_dir: Path) -> Watched:
+    """Run a command and look at its processes ten times a second; what it prints goes to a file beside ``out_dir``."""
+    log = out_dir.with_suffix(".log")
     start = time.perf_counter()
-    process = psutil.Popen(command, stdout=subprocess.DEVNULL)
     peaks: dict[int, int] = {}
+    used: dict[int, float] = {}
+    stages: dict[str, float] = {}
+    most_bytes = looks = 0
+    with log.open("w") as output:
+        process = psutil.Popen(command, stdout=output)
     while process.poll() is None:
+        stage = (_STAGE.findall(log.read_text()) or ["start-up"])[-1]
         for each in [process, *process.children(recursive=True)]:
             try:
-                peaks[each.pid] = max(peaks.get(each.pid, 0), each.memory_info().rss)
+                peak, times = each.memory_info().rss, each.cpu_times()
             except psutil.NoSuchProcess:
                 continue
+            peaks[each.pid] = max(peaks.get(each.pid, 0), peak)
+            now = times.user + times.system
+            stages[stage] = stages.get(stage, 0.0) + now - used.get(each.pid, 0.0)
+            used[each.pid] = now
+        looks += 1
+        if looks % _LOOKS_AT_DISK == 0:
+            most_bytes = max(most_bytes, bytes_on_disk(out_dir))
         time.sleep(0.1)
     if process.returncode != 0:
         raise RuntimeError(f"ended with status {process.returncode}")
-    return peaks, time.perf_counter() - start
+    return Watched(peaks, stages, time.perf_counter() - start, most_bytes)
 
 
 def measure(texts: list[Path], scratch: Path, megabytes: int) -> dict[str, Any]:
     """One size."""
     size = make_corpus(texts, scratch / "texts", megabytes)
     options = ["corpus=text", "corpus.documents=file", f"corpus.path={scratch / 'texts'}", f"out_dir={scratch / 'out'}"]
-    options += ["duplicates.exact=false", "duplicates.near=false", "vocab_text_mb=10", "sequence_lengths=[128,512]"]
-    command = [sys.executable, "-m", "data_prep.prepare", *options, f"engine.workers={WORKERS}", "dupe_factor=5"]
-    peaks, seconds = watch(command)
-    own, *others = peaks.values()
-    disk = sum(path.stat().st_size for path in (scratch / "out").rglob("*") if path.is_file())
-    stages = json.loads((scratch / "out" / "128" / "manifest.json").read_text())["stages"]
-    stages += json.loads((scratch / "out" / "512" / "manifest.json").read_text())["stages"][-1:]
+    options += ["duplicates.exact=false", "duplicates.near=false", "sequence_lengths=[128,512]", "dupe_factor=5"]
+    options += [f"vocab_text_mb={VOCAB_MEGABYTES}", f"engine.workers={WORKERS}"]
+    command = [sys.executable, "-m", "data_prep.prepare", *options]
+    found = watch(command, scratch / "out")
+    own, *others = found.peaks.values()
+    disk = bytes_on_disk(scratch / "out")
     return {
         "megabytes": round(size),
-        "seconds": round(seconds, 1),
+        "seconds": round(found.seconds, 1),
         "peak_mb_of_the_command": round(own / 1e6),
         "peak_mb_of_a_worker": round(max(others) / 1e6),
+        "megabytes_on_disk_at_most": round(max(disk, found.most_bytes) / 1e6),
         "megabytes_on_disk_at_the_end": round(disk / 1e6),
-        "stage_seconds": {stage["stage"]: stage["seconds"] for stage in stages},
+        "processor_seconds": {stage: round(value, 2) for stage, value in found.processor_seconds.items()},
     }
 
 
 def wikitext_seconds(dump: Path, scratch: Path) -> float:
-    """Seconds of one core from a dump to a megabyte of clean text."""
+    """Processor seconds from a dump to a megabyte of clean text."""
     command = [sys.executable, "-m", "data_prep.prepare", "corpus=wikipedia", f"corpus.path={dump}"]
     command += [f"out_dir={scratch / 'wikipedia'}", "vocab_size=1000", "engine.workers=1"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    found = watch(command, scratch / "wikipedia")
     (stage, *_) = json.loads((scratch / "wikipedia" / "manifest.json").read_text())["stages"]
-    return stage["seconds"] / stage["characters"] * 1e6
+    return found.processor_seconds["text"] / stage["characters"] * 1e6
 
 
 def project(row: dict[str, Any], text_seconds: float) -> dict[str, Any]:
     """Hours and disk for Wikipedia's text by the rates of one row, and ``text_seconds`` a megabyte to read wikitext."""
-    core_seconds = {name: seconds * WORKERS / row["megabytes"] for name, seconds in row["stage_seconds"].items()}
+    core_seconds = {name: seconds / row["megabytes"] for name, seconds in row["processor_seconds"].items()}
     core_seconds["text"] = text_seconds
-    alone = core_seconds.pop("tokenizer") * row["megabytes"] / WORKERS * 50  # 500 MB at most, on one machine
+    alone = core_seconds.pop("tokenizer") * row["megabytes"] / VOCAB_MEGABYTES * 500  # at most, on one machine
+    del core_seconds["start-up"]
     hours = {cores: (sum(core_seconds.values()) * WIKIPEDIA_MEGABYTES / cores + alone) / 3600 for cores in CORES}
     return {
         "core_seconds_a_megabyte": {name: round(value, 4) for name, value in core_seconds.items()},
         "hours_by_cores": {cores: round(value, 2) for cores, value in hours.items()},
-        "gigabytes_on_disk": round(row["megabytes_on_disk_at_the_end"] / row["megabytes"] * WIKIPEDIA_MEGABYTES / 1000),
+        "gigabytes_on_disk": [
+            round(row[f"megabytes_on_disk_at_{when}"] / row["megabytes"] * WIKIPEDIA_MEGABYTES / 1000)
+            for when in ("most", "the_end")
+        ],
     }
 
 
@@ -102,8 +143,9 @@ def main() -> None:
     rows = [measure(texts, scratch / size, int(size)) for size in sys.argv[5:]]
     projected = project(rows[-1], wikitext_seconds(dump, scratch))
     note = f"For {WIKIPEDIA_MEGABYTES:,} MB of text by the last row: hours by cores {projected['hours_by_cores']}, "
-    note += f"{projected['gigabytes_on_disk']} GB on disk; core seconds a MB {projected['core_seconds_a_megabyte']}."
-    flat = [{**row, "stage_seconds": str(row["stage_seconds"])} for row in rows]
+    most, end = projected["gigabytes_on_disk"]
+    note += f"{most} GB on disk at most, {end} at the end; core seconds a MB {projected['core_seconds_a_megabyte']}."
+    flat = [{**row, "processor_seconds": str(row["processor_seconds"])} for row in rows]
     write_result(result, "Peak memory by size of the corpus, 2 workers, 128 and 512, factor 5", flat, note)
 
 

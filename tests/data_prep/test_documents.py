@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -14,6 +15,7 @@ import pytest
 import zstandard
 
 from bert_pretrain.errors import ConfigError
+from data_prep import documents, streams
 from data_prep.cleaning import Dropped
 from data_prep.corpus import CleaningConfig, CorpusConfig, corpora_fingerprint, corpus_files, corpus_sources
 from data_prep.documents import Document, read_piece
@@ -210,6 +212,27 @@ def test_lines_beyond_measure_are_counted(tmp_path: Path) -> None:
     assert [document.paragraphs for document in read_piece(piece, dropped)] == [["One."], ["Two."]]
     assert dropped.counts == {"line_too_long": 1}
     assert "a.txt, the line at byte 6" in dropped.samples["line_too_long"][0]
+
+
+@pytest.mark.parametrize("filling", ["x", "x. \n"])
+def test_what_is_longer_than_many_pieces_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filling: str
+) -> None:
+    """One line, or one document, over 200 pieces: each of them would otherwise look for its end."""
+    text = "One.\n\n" + filling * (2_000_000 // len(filling)) + "\n\nTwo.\n"
+    (tmp_path / "a.txt").write_text(text)
+    read_bytes = 0
+
+    def counted(*arguments: object) -> Iterator[bytes]:
+        nonlocal read_bytes
+        for block in streams.blocks(*arguments):  # type: ignore[arg-type]
+            read_bytes += len(block)
+            yield block
+
+    monkeypatch.setattr(documents, "blocks", counted)
+    monkeypatch.setattr(streams, "_BLOCK", 1000)
+    assert read(tmp_path / "a.txt", 10_000) == [["One."], text.split("\n\n")[1].split(), ["Two."]]
+    assert read_bytes < 4 * len(text)
 
 
 def test_huge_documents_are_divided_without_loss(tmp_path: Path) -> None:

@@ -253,7 +253,8 @@ def test_bad_options(tmp_path: Path, run: Run, more: list[str], message: str | N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no text"),
+        ("", "holds no text: every document is empty"),
+        ("A heading\n\nTwo words\n", r"holds no text: all was dropped \(fragment 2\)"),
         ("\n \n\t\n", "holds no text"),
         ("One document. With two sentences.\n", "one document only"),
         ("One document.\n\nTwo documents.\n\nThree documents.\n", "both need two or more"),

@@ -30,6 +30,10 @@ def test_splits() -> None:
         ["“What? no!” she cried."],
         ["It is so (see there. )"],
         ["Well ...", "So."],
+        ['It is "the purest form.".', "So he said."],
+        ["“Ah! my dear,” said he.", "He wrote Who Goes There? and others, e.g. this one.", "So."],
+        ["is it late?", "it is early.", "he went."],
+        ["Bufo spp. toads hunt."],
         ["„Ja.", "Nein!“", "Er ging."],
     ],
 )

@@ -96,6 +96,9 @@ def test_pointers_to_other_articles() -> None:
         ("The {{Nihongo|[[bayonet]]|銃剣|jūken}} at {{Coord|13|N|169|W}}.", f"The bayonet at {HOLE}."),
         ("{{Coord|13|N|169|W|display=title}}It {{nowrap|1=is ''so''}}.", "It is so."),
         ("Only {{unknown|a}} {{cite web|title=b}} this.", "Only this."),
+        ("{{lang|ar|الله}} is {{transl|ar|ALA|Allāh}} or {{transl|ar|ilāh}}.", "الله is Allāh or ilāh."),
+        ("Two (e.g. {{cite web|b}}) ways (see [[A|table]] below) of it (See <ref>a</ref>).", "Two ways of it."),
+        ("Released: 2005, {{cite web|b}}. He asked, ... and went.", "Released: 2005. He asked, ... and went."),
     ],
 )
 def test_what_stands_in_a_sentence(wikitext: str, text: str) -> None:
