@@ -92,6 +92,10 @@ class CheckpointWriter:
         self._thread = threading.Thread(target=self._write, args=(progress, config_yaml), name="checkpoint")
         self._thread.start()
 
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
     def wait(self) -> None:
         """Return when nothing is being written. Raises what went wrong in the thread but for faults of the disk."""
         if self._thread is not None:

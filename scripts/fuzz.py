@@ -3,8 +3,8 @@
     python scripts/fuzz.py shards|manifests|configurations|checkpoints SECONDS SEED RESULT.json
 
 Shards and checkpoints: bytes of a sound file overwritten, cut out or cut off. Manifests: invented JSON, and damaged
-bytes. Configurations: invented values for every option. What must not happen: an exception other than ``ConfigError``,
-a crash, or a case of more than 60 seconds. Checkpoints: damage must be found whatever it is.
+bytes. Configurations: invented command lines, with every option. Checkpoints: damage must be found whatever it is. What
+must not happen: an exception other than ``ConfigError``, a crash, or a case of more than 60 seconds.
 """
 
 import faulthandler
@@ -22,20 +22,19 @@ from typing import Any
 
 import hypothesis
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
+from hydra import initialize_config_dir
 from hypothesis import strategies as st
-from omegaconf import DictConfig, OmegaConf
 from results_file import write_result
 from transformers import BertConfig, BertForPreTraining
 
 from bert_pretrain.checkpoint import CheckpointStore, Progress, find_fault
-from bert_pretrain.config import PretrainConfig, check_same_run
+from bert_pretrain.config import PretrainConfig, check_same_run, resolved_yaml
 from bert_pretrain.data import DataConfig, ShardSet, open_split
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim.schedule import learning_rate_table
+from bert_pretrain.pretrain import main as pretrain  # noqa: F401  # registers the schema
 from bert_pretrain.shards import MANIFEST, read_manifest, shard_paths
-from bert_pretrain.structured import CONFIG_DIR, to_dataclass
+from bert_pretrain.structured import CONFIG_DIR, composed, to_dataclass
 from tests.conftest import LENGTH, VOCAB_SIZE, make_shards
 
 SECONDS_A_CASE = 60
@@ -53,11 +52,16 @@ ROW = st.fixed_dictionaries(
 )
 MANIFESTS = JSON | st.fixed_dictionaries({"shards": st.lists(ROW | JSON, max_size=3) | JSON})
 VALUES = (
-    st.sampled_from(["null", "auto", "nvlamb", "true", "0", "-1", "1e308", "1e-320", "nan", "inf", "[]", "{}", "???"])
+    st.sampled_from(["1", "2", "64", "0.5", "1e-3", "null", "auto", "nvlamb", "true", "0", "-1"])
+    | st.sampled_from(["1e308", "1e-320", "nan", "inf", "[]", "{}", "???"])
     | st.integers().map(str)
     | st.floats().map(str)
     | st.text(max_size=20).map(json.dumps)
+    | st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 )
+
+
+WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 
 
 def damaged(content: bytes, damage: Damage) -> bytes:
@@ -110,16 +114,12 @@ def option_names(schema: Any, prefix: str = "") -> list[str]:
     return names
 
 
-def try_overrides(recipe: Any, overrides: dict[str, str]) -> str:
-    """Compose a configuration with these values, and use it as far as it says what a run is."""
-    changed = OmegaConf.create(OmegaConf.to_container(recipe))
-    for name, value in overrides.items():
-        OmegaConf.update(changed, name, OmegaConf.create(f"v: {value}").v, force_add=True)
-    assert isinstance(changed, DictConfig)
-    config = to_dataclass(changed, PretrainConfig)
+def try_words(words: list[str]) -> str:
+    """Compose a configuration from a command line, and use it as far as it says what a run is."""
+    config = to_dataclass(composed("pretrain", ["recipe=demo", "run_dir=run", *words]), PretrainConfig)
     if config.schedule.total_steps < 10**6:
         learning_rate_table(config.optimizer.lr, config.schedule)
-    check_same_run(OmegaConf.to_yaml(recipe), OmegaConf.to_yaml(recipe), "run")
+    check_same_run(resolved_yaml(config), resolved_yaml(config), "run")
     return "accepted"
 
 
@@ -157,12 +157,10 @@ def cases(kind: str, directory: Path) -> tuple[Callable[..., str], dict[str, Any
         invented = MANIFESTS.map(json.dumps) | st.text() | spoilt | deep
         return lambda text: try_manifest(directory, text), {"text": invented}
     if kind == "configurations":
-        ConfigStore.instance().store(name="pretrain_schema", node=PretrainConfig)
-        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            recipe = compose("pretrain", ["recipe=demo", "run_dir=run"])
+        initialize_config_dir(str(CONFIG_DIR), version_base="1.3")
         names = st.sampled_from(option_names(PretrainConfig)) | st.text("abcdefgh._", min_size=1, max_size=9)
-        overrides = st.dictionaries(names, VALUES, min_size=1, max_size=4)
-        return lambda overrides: try_overrides(recipe, overrides), {"overrides": overrides}
+        word = st.builds("{}{}={}".format, st.sampled_from(["", "", "", "+", "++", "~"]), names, VALUES)
+        return try_words, {"words": st.lists(word | word | WORDS, min_size=1, max_size=3)}
     path = sound_checkpoint(directory)
     files = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
     given = {"name": st.sampled_from(files), "damage": DAMAGE}
