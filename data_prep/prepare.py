@@ -232,11 +232,8 @@ class Preparation:
             "options": self.options,
         }
         write_manifest(folder, manifest)
-        words = len(vocabulary.tokens)
-        few = self.config.vocab is None and words < self.config.vocab_size
-        small = f": the corpus gives no {self.config.vocab_size:,} words" if few else ""
-        print(f"{folder} holds {len(rows)} shards; unigram entropy {entropy:.3f} nats", flush=True)
-        print(f"train on it with data.dir={folder} model.vocab_size={words}{small}", flush=True)
+        print(f"{folder} holds {len(rows)} shards; unigram entropy {entropy:.3f} nats")
+        print(f"train on it with data.dir={folder} model.vocab_size={len(vocabulary.tokens)}", flush=True)
 
 
 def _is_number(value: object) -> bool:
