@@ -115,8 +115,9 @@ class CheckpointStore:
         try:
             self._write(temporary, model, optimizer_state, progress, config_yaml)
         except (OSError, RuntimeError, SafetensorError) as error:  # the latter two: a full disk, as libraries report it
+            left = "" if isinstance(error, OSError) else f"; {_megabytes_left(self.directory):.1f} MB are left there"
             shutil.rmtree(temporary, ignore_errors=True)
-            raise OSError(str(error)) from error
+            raise OSError(f"{error}{left}") from error
         if final.exists():  # a damaged one: a valid one would have been resumed from, and no step is saved twice
             final.rename(_free_name(final))
         temporary.rename(final)
@@ -163,6 +164,11 @@ class CheckpointStore:
             milestone = self.keep_every_steps and int(path.name[5:]) % self.keep_every_steps == 0
             if not milestone and find_fault(path) is None:  # a damaged one is evidence, and not ours to delete
                 shutil.rmtree(path)
+
+
+def _megabytes_left(directory: Path) -> float:
+    """Room on the disk; what libraries say of a full one does not tell that it is full."""
+    return shutil.disk_usage(next(path for path in (directory, *directory.parents) if path.exists())).free / 1e6
 
 
 def find_fault(path: Path) -> str | None:

@@ -124,6 +124,17 @@ def test_init_from_names_the_damaged_checkpoint_that_it_passes_over(tmp_path: Pa
     assert "step_00000002 is passed over: optimizer.pt" in said[0]
 
 
+def test_a_library_that_hides_a_full_disk_is_heard_with_the_room_that_is_left(tmp_path: Path, monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", fail)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 250_000))
+    with pytest.raises(OSError, match=r"unexpected pos 64 vs 0; 0\.2 MB are left there"):
+        store_with(tmp_path, (1,))
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
 def test_find_fault_reports_an_unreadable_list(tmp_path: Path) -> None:
     path = store_with(tmp_path, (1,)).all()[0]
     for content in ("", "[]", "3", '{"optimizer.pt": 1}'):
