@@ -19,7 +19,7 @@ from bert_pretrain.checkpoint_writer import CheckpointWriter
 from bert_pretrain.communication import CommunicationConfig, data_parallel, gradients_travel
 from bert_pretrain.data import ShardSet
 from bert_pretrain.distributed import World
-from bert_pretrain.errors import ConfigError, DivergedError, require
+from bert_pretrain.errors import DivergedError, SharedError, require
 from bert_pretrain.evaluation import evaluate
 from bert_pretrain.loader import TrainingData
 from bert_pretrain.metrics import LayerRows, Meter, MetricsLog, Row, evaluation_line, training_line
@@ -200,7 +200,7 @@ class Trainer:
         behind, trouble, self._trouble = self.progress.attempts, self._trouble, ""
         self._rewinds += 1
         if self._rewinds > self.numerics.max_rewinds:
-            raise ConfigError(
+            raise SharedError(
                 f"after step {self.progress.step}: {trouble}; the run went back {self.numerics.max_rewinds} times "
                 "(numerics.max_rewinds) and always met trouble again: lower optimizer.lr, or look at the samples"
             )
@@ -209,7 +209,8 @@ class Trainer:
         if not found:
             self.log.say(f"after step {self.progress.step}: {trouble}; there is no checkpoint to go back to")
             return
-        self.progress = restore(Path(found), self.model, self.optimizer, self.precision, self.world.device)
+        parts = self.model, self.optimizer, self.precision, self.world.device
+        self.progress = self.world.together(lambda: restore(Path(found), *parts))
         passed = behind - self.progress.attempts
         self.log.say(f"{trouble}; back to step {self.progress.step}, passing over {passed} global batches")
         self.progress = replace(self.progress, attempts=behind, passed_over=self.progress.passed_over + passed)
