@@ -89,3 +89,13 @@ def test_all_ranks_end_at_once_in_one_message(tmp_path: Path, data: Path, name: 
     assert case.says in message
     assert message.endswith(f"(rank {case.rank} on {socket.gethostname()})")
     assert "Traceback" not in whole
+
+
+def test_the_doctor_names_the_rank_in_the_line_of_the_check(tmp_path: Path, data: Path) -> None:
+    (first, out), (second, silent) = ended(tmp_path, data, "bert_pretrain.doctor", CASES["tokenizer"])
+    assert (first, second) == (1, 1), out + silent
+    (line,) = [line for line in out.splitlines() if line.startswith("fail")]
+    assert line.startswith("fail  two steps")
+    assert CASES["tokenizer"].says in line
+    assert line.endswith(f"(rank 1 on {socket.gethostname()})")
+    assert "Traceback" not in out + silent
