@@ -65,7 +65,7 @@ def data_parallel(
 
     DDP groups its buckets anew after its first backward, and the groups decide in which order three and more ranks add
     up: a resumed run would differ from the undisturbed one in the last bit. So one sample of nothing goes through here.
-    Raises ``ConfigError`` for fp16 gradients without a loss scale.
+    BERT's buffers are constants and need not travel. Raises ``ConfigError`` for fp16 gradients without a loss scale.
     """
     world.together(lambda: _check_type(config, loss_is_scaled))
     if world.size == 1:
@@ -74,6 +74,7 @@ def data_parallel(
     network = DistributedDataParallel(
         model,
         device_ids,
+        broadcast_buffers=False,
         gradient_as_bucket_view=True,
         bucket_cap_mb=config.bucket_mb,
     )

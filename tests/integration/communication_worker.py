@@ -58,6 +58,18 @@ def one_step(config: PretrainConfig, world: World, gradients: str, micro: int, b
     return {"gradient": found[0], "travelled": list(travelled), "parameters": found[0].numel()}
 
 
+def collectives_of_a_step(config: PretrainConfig, world: World) -> list[str]:
+    """What torch's profiler sees travel."""
+    trainer = build_trainer(config, world)
+    steps = trainer.data.steps(0)
+    trainer.train_step(next(steps))  # in the first step the ranks agree on the new buckets
+    batch = next(steps)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        trainer.train_step(batch)
+    steps.close()
+    return sorted({event.name for event in profile.events() if event.name.startswith("c10d::")})
+
+
 def fail_on_rank_1(world: World) -> None:
     if world.rank == 1:
         raise ConfigError("data.dir is 'x', which is no directory")
@@ -73,6 +85,7 @@ def main() -> None:
             world.together(lambda: fail_on_rank_1(world))
         except ConfigError as error:
             result["mistake"] = str(error)
+        result["collectives"] = collectives_of_a_step(config, world)
         exact = one_step(config, world, "fp32", 6, 25.0)
         for gradients, micro, bucket_mb in (
             ("fp32", 2, 25.0),
