@@ -65,19 +65,16 @@ def data_parallel(
 
     DDP groups its buckets anew after its first backward, and the groups decide in which order three and more ranks add
     up: a resumed run would differ from the undisturbed one in the last bit. So one sample of nothing goes through here.
-    Raises ``ConfigError`` for fp16 gradients without a loss scale.
+    BERT's buffers are constants and need not travel. Raises ``ConfigError`` for fp16 gradients without a loss scale.
     """
-    if config.gradients == "fp16" and not loss_is_scaled:
-        raise ConfigError(
-            "communication.gradients is 'fp16', but precision.compute is not: without its loss scale small gradients "
-            "become 0; allowed here: fp32, bf16"
-        )
+    world.together(lambda: _check_type(config, loss_is_scaled))
     if world.size == 1:
         return model
     device_ids = [world.local_rank] if world.device.type == "cuda" else None
     network = DistributedDataParallel(
         model,
         device_ids,
+        broadcast_buffers=False,
         gradient_as_bucket_view=True,
         bucket_cap_mb=config.bucket_mb,
     )
@@ -90,6 +87,14 @@ def data_parallel(
     network.train()
     network.zero_grad(set_to_none=not model.speed.cuda_graphs)
     return network
+
+
+def _check_type(config: CommunicationConfig, loss_is_scaled: bool) -> None:
+    if config.gradients == "fp16" and not loss_is_scaled:
+        raise ConfigError(
+            "communication.gradients is 'fp16', but precision.compute is not: without its loss scale small gradients "
+            "become 0; allowed here: fp32, bf16"
+        )
 
 
 def gradients_travel(network: nn.Module, now: bool) -> AbstractContextManager[None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_pretrain.errors import ConfigError, RankError, require
+from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.shards import SHARD_FIELDS, Arrays, ShardReader, check_ids, data_fingerprint, shard_paths
 
 _OPEN_SHARDS = 64  # bounds the open files
@@ -71,7 +71,7 @@ class ShardSet:
     def read(self, start: int, stop: int) -> Arrays:
         """Samples ``start`` to ``stop``, past the end going on at the beginning.
 
-        Raises ``RankError`` where a shard cannot be read, at the third attempt, or holds what it should not.
+        Raises ``ConfigError`` where a shard cannot be read, at the third attempt, or holds what it should not.
         """
         parts = []
         while start < stop:
@@ -91,7 +91,7 @@ class ShardSet:
                 return arrays
             except ConfigError as error:
                 if pause is None:
-                    raise RankError(f"{error}; the same command goes on from the newest checkpoint") from None
+                    raise ConfigError(f"{error}; the same command goes on from the newest checkpoint") from None
                 if shard in self._open:
                     self._open.pop(shard).close()
                 time.sleep(pause)

@@ -21,7 +21,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from bert_pretrain.errors import ConfigError, RankError, require
+from bert_pretrain.errors import ConfigError, SharedError, require
 from bert_pretrain.preemption import StopRequest
 from bert_pretrain.pulse import Pulse
 from bert_pretrain.structured import print_error
@@ -69,20 +69,23 @@ class World:
         return said[0]
 
     def together(self, work: Callable[[], Result]) -> Result:
-        """``work()`` on every rank; where any raises ``ConfigError``, all raise that of the lowest such rank.
+        """``work()`` on every rank; where any fails, all raise a ``SharedError`` that names the lowest such rank.
 
-        For work whose mistakes need not be the same everywhere: a directory that one node does not see.
+        For all work before the first step: a directory need not be seen, nor a compiler be there, on every node.
+        ``work`` must hold no collective, in which the others would wait for the rank that failed. ``OSError`` counts
+        as a mistake too.
         """
         fault, result = "", None
         try:
             result = work()
-        except ConfigError as error:
-            fault = str(error)
+        except (ConfigError, OSError) as error:
+            fault = str(error) or type(error).__name__
             if self.size == 1:
-                raise
-        for found in self.gather(fault and f"{fault}{_whose(self.rank)}"):
-            if found:
-                raise ConfigError(found)
+                raise error if isinstance(error, ConfigError) else ConfigError(fault) from error
+        heard = self.gather((fault, whose(self.rank)))
+        found = next((said for said in heard if said[0]), None)
+        if found is not None:
+            raise SharedError(found[0] if all(said == found[0] for said, _ in heard) else "".join(found))
         return result  # type: ignore[return-value]
 
     def moved(self, step: int | None = None) -> None:
@@ -149,7 +152,7 @@ def open_world(
         store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
         fault = roll_call(store, rank, size, fault, _facts(here, options))
     if fault:
-        raise ConfigError(fault)
+        raise SharedError(fault)
     pulse = Pulse(store, rank, size, timeout_seconds, local_rank == 0, stop) if store is not None else None
     world = World(rank, local_rank, size, here, pulse)
     if here.type == "cuda":
@@ -204,29 +207,31 @@ def _facts(device: torch.device, options: str) -> dict[str, str]:
     return facts | {"the set of options": hashlib.sha256(options.encode()).hexdigest()[:12]}
 
 
-def _whose(rank: int) -> str:
-    return f" (rank {rank} on {socket.gethostname()})" if rank else ""
+def whose(rank: int) -> str:
+    """Of which rank on which node a message is, in words that follow it."""
+    return f" (rank {rank} on {socket.gethostname()})"
 
 
 def roll_call(store: dist.Store, rank: int, size: int, fault: str, facts: dict[str, str]) -> str:
     """Before any collective: every rank says its fault and its ``facts``, rank 0 finds the first that is wrong.
 
-    Returns what is wrong, the same on every rank; empty where nothing is. Costs ``size`` reads of a small value.
+    Returns what is wrong, the same on every rank; empty where nothing is. Costs ``size`` reads of a small value. Raises
+    ``ConfigError`` where rank 0 does not answer.
     """
-    store.set(f"here/{rank}", json.dumps([fault and fault + _whose(rank), _whose(rank), facts]))
+    store.set(f"here/{rank}", json.dumps([fault and fault + whose(rank), whose(rank), facts]))
     if rank > 0:
         try:
             return store.get(_FAULTS).decode()
         except dist.DistStoreError:
-            return f"rank 0 of {size} did not come; see the output of its node"
+            raise ConfigError(f"rank 0 of {size} did not come; see the output of its node") from None
     verdict = ""
     for other in range(size):
         try:
-            said, whose, theirs = json.loads(store.get(f"here/{other}"))
+            said, place, theirs = json.loads(store.get(f"here/{other}"))
         except dist.DistStoreError:
-            said, whose, theirs = f"rank {other} of {size} did not come; see the output of its node", "", facts
+            said, place, theirs = f"rank {other} of {size} did not come; see the output of its node", "", facts
         unequal = [
-            f"{name} is not the same on all nodes: {found} here, {theirs[name]} there{whose}; give every node the "
+            f"{name} is not the same on all nodes: {found} here, {theirs[name]} there{place}; give every node the "
             "same environment and command"
             for name, found in facts.items()
             if theirs.get(name) != found
@@ -237,11 +242,17 @@ def roll_call(store: dist.Store, rank: int, size: int, fault: str, facts: dict[s
 
 
 def report_once(error: ConfigError) -> None:
-    """Print a user's error: on rank 0 where all ranks find the same mistake, else on the rank that is alone in it."""
-    rank = _environment("RANK", 0)
-    if isinstance(error, RankError):
-        print_error(ConfigError(f"{error}{_whose(rank)}"))
-    elif rank == 0:
+    """Print a user's error: what all ranks raise once, any other where it is raised, so that none ends in silence.
+
+    Before the ranks meet the mistake is most likely the same on all of them: there it is once a node.
+    """
+    rank, local_rank = _environment("RANK", 0), _environment("LOCAL_RANK", 0)
+    if isinstance(error, SharedError):
+        if rank == 0:
+            print_error(error)
+    elif dist.is_initialized():
+        print_error(ConfigError(f"{error}{whose(rank)}"))
+    elif local_rank == 0:
         print_error(error)
     sys.stdout.flush()
 

@@ -22,8 +22,8 @@ import transformers
 from bert_pretrain.checkpoint import CheckpointStore
 from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml
 from bert_pretrain.data import check_vocabulary, open_split
-from bert_pretrain.distributed import World, open_world, report_once
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.distributed import World, is_torn, open_world, report_once, whose
+from bert_pretrain.errors import ConfigError, SharedError
 from bert_pretrain.flops import parameter_count
 from bert_pretrain.machine import device_name, measured_matrix_rate, timed
 from bert_pretrain.metrics import MetricsLog
@@ -32,8 +32,10 @@ from bert_pretrain.optim import build_optimizer, describe_optimizer
 from bert_pretrain.precision import compute_dtype
 from bert_pretrain.pretrain import build_trainer
 from bert_pretrain.structured import entry_point
+from bert_pretrain.train import Trainer
 
 OK, WARN, FAIL = "ok", "warn", "fail"
+_MICRO_BATCHES = 2  # gradients of the first only add up, those of the last travel
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ class KnownFault:
     mended: str
     """The first that has not; empty: none yet."""
     what: str
-    advice: str
+    guard: str
+    """What this program does about it by itself; empty: nothing, so that the user has to follow ``advice``."""
+    advice: str = ""
 
     def strikes(self, installed: str) -> bool:
         """Whether the release ``installed`` has it."""
@@ -68,7 +72,7 @@ KNOWN_FAULTS = (
         "torch", "2.13", "2.15",
         "compiled dropout (inductor's RAND4X) draws masks that repeat or differ between forward and backward "
         "(pytorch issue 198333)",
-        "speed.compile turns RAND4X off by itself; scripts of your own need torch 2.15 for that, or dropout 0",
+        "speed.compile turns RAND4X off by itself",
     ),
 )  # fmt: skip
 
@@ -87,25 +91,38 @@ def main(config: DoctorConfig) -> None:
     """Run all checks on all ranks, print the worst finding of each, end with 1 where one failed."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    with open_world(config.device, resolved_yaml(config)) as world:
+    with open_world(config.device, resolved_yaml(config), config.communication.timeout_seconds) as world:
         levels = [checked(name, check, config, world) for name, check in CHECKS.items()]
     if FAIL in levels:
         sys.exit(1)
 
 
 def checked(name: str, check: Callable[[PretrainConfig, World], Finding], config: PretrainConfig, world: World) -> str:
-    """Run one check on every rank; rank 0 prints the worst finding and whose it is. Returns its level."""
+    """Run one check on every rank; rank 0 prints the worst finding and whose it is. Returns its level.
+
+    A rank that fails alone while the others wait for it in an exchange cannot meet them here: it says so and ends.
+    """
     try:
         finding = check(config, world)
     except (ConfigError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and is_torn(error):
+            raise
         finding = Finding(FAIL, str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
-    findings = world.gather(finding)
-    worst = max(findings, key=lambda one: (OK, WARN, FAIL).index(one.level))
+        if world.size > 1 and check in EXCHANGES and not isinstance(error, SharedError):
+            say(name, finding, whose(world.rank))
+            sys.exit(1)
+    heard = world.gather((finding, whose(world.rank)))
+    worst, place = max(heard, key=lambda one: (OK, WARN, FAIL).index(one[0].level))
     if world.is_first:
-        whose = f" (rank {findings.index(worst)})" if worst.level != OK and world.size > 1 else ""
-        advice = f"; {worst.advice}" if worst.advice else ""
-        print(f"{worst.level:<5} {name:<16} {worst.found}{whose}{advice}", flush=True)
+        alone = worst.level != OK and any(found != worst for found, _ in heard)
+        say(name, worst, place if alone else "")
     return worst.level
+
+
+def say(name: str, finding: Finding, place: str) -> None:
+    """A check's line."""
+    advice = f"; {finding.advice}" if finding.advice else ""
+    print(f"{finding.level:<5} {name:<16} {finding.found}{place}{advice}", flush=True)
 
 
 def versions(config: PretrainConfig, world: World) -> Finding:
@@ -113,9 +130,9 @@ def versions(config: PretrainConfig, world: World) -> Finding:
     packages = ("torch", "transformers", "numpy", "h5py")
     found = ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)])
     struck = [fault for fault in KNOWN_FAULTS if fault.strikes(version(fault.package))]
-    if struck:
-        return Finding(WARN, f"{found}: {'; '.join(fault.what for fault in struck)}", struck[0].advice)
-    return Finding(OK, found)
+    found += "".join(f"; {fault.what}{fault.guard and f': {fault.guard}'}" for fault in struck)
+    exposed = [fault for fault in struck if not fault.guard]
+    return Finding(WARN, found, "; ".join(fault.advice for fault in exposed)) if exposed else Finding(OK, found)
 
 
 def device(config: PretrainConfig, world: World) -> Finding:
@@ -223,23 +240,34 @@ def shards(config: PretrainConfig, world: World) -> Finding:
 
 
 def two_steps(config: PretrainConfig, world: World) -> Finding:
-    """Two steps and a checkpoint, in a folder that is thrown away."""
-    place = _existing(Path(config.run_dir))
-    with tempfile.TemporaryDirectory(dir=place) if world.is_first else tempfile.TemporaryDirectory() as folder:
+    """Two short steps and a checkpoint, in a folder that is thrown away."""
+    place = _existing(Path(config.run_dir)) if world.is_first else None  # the others' stays empty
+    with world.together(lambda: tempfile.TemporaryDirectory(dir=place)) as folder:
         trial = replace(config, checkpoint=replace(config.checkpoint, every_steps=2, keep_every_steps=0))
         schedule = replace(config.schedule, total_steps=2)
         trial = replace(trial, schedule=schedule, training=replace(config.training, evaluate_every_steps=10**9))
         log = MetricsLog(None, 2)
         trainer = build_trainer(trial, world, log, CheckpointStore(Path(folder), 1, None), "")
         trainer.heldout = None
+        samples = _shorten(trainer)
         started = time.perf_counter()
         trainer.run()
         seconds = time.perf_counter() - started
         skipped = trainer.progress.skipped
-    found = f"two steps of {config.batch.global_batch_size:,} samples and a checkpoint in {seconds:.1f} s"
+    whole = config.batch.global_batch_size
+    cut = f" ({whole:,} in the run; here {_MICRO_BATCHES} micro-batches a rank)" if samples < whole else ""
+    found = f"two steps of {samples:,} samples{cut} and a checkpoint in {seconds:.1f} s"
     return (
         Finding(WARN, f"{found}, {skipped} skipped", "fp16's loss scale settles so") if skipped else Finding(OK, found)
     )
+
+
+def _shorten(trainer: Trainer) -> int:
+    """Leave of a step as many micro-batches a rank as tell something new; the samples that it then has."""
+    plan = trainer.plan
+    samples = min(plan.global_batch_size, _MICRO_BATCHES * plan.micro_batch_size * plan.world_size)
+    trainer.plan = trainer.data.plan = replace(plan, global_batch_size=samples)
+    return samples
 
 
 def _existing(path: Path) -> Path:
@@ -257,6 +285,8 @@ CHECKS: dict[str, Callable[[PretrainConfig, World], Finding]] = {
     "shards": shards,
     "two steps": two_steps,
 }
+EXCHANGES = (collectives, two_steps)
+"""Checks in which ranks wait for each other."""
 
 if __name__ == "__main__":
     main()

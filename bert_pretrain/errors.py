@@ -9,12 +9,12 @@ class ConfigError(ValueError):
     """
 
 
-class DivergedError(ConfigError):
+class SharedError(ConfigError):
+    """A mistake that all ranks raise at the same place: one says it for all. Any other is its rank's to say."""
+
+
+class DivergedError(SharedError):
     """A run that cannot go on, because its gradients are not finite any more."""
-
-
-class RankError(ConfigError):
-    """Trouble that one rank alone meets in mid-run, such as a shard that its node can no longer read."""
 
 
 def require(condition: bool, option: str, found: object, allowed: str) -> None:

@@ -10,10 +10,11 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from tqdm import tqdm
 
@@ -23,6 +24,7 @@ from bert_pretrain.model import ModelConfig
 from bert_pretrain.step_result import StepNumbers
 
 Row = dict[str, Any]
+Item = TypeVar("Item")
 WANDB_SECONDS = 60.0
 """How long the end of a run waits for wandb."""
 LAYER_KINDS = ("trust_ratio", "weight_norm", "update_norm")
@@ -62,6 +64,7 @@ class MetricsLog:
         )
         self._wandb: Any = None
         self._unwritten = ""
+        self._evaluated: set[int] = set()
         self._started = time.perf_counter()
         self._first_step = 0
 
@@ -79,9 +82,14 @@ class MetricsLog:
             return
         self.path.touch()
         rows = [row for row in read_rows(self.path) if row["step"] <= step]
+        self._evaluated = {row["step"] for row in rows if "eval_loss" in row}
         temporary = self.path.with_name(f".{self.path.name}.partial")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         temporary.rename(self.path)
+
+    def had_evaluation(self, step: int) -> bool:
+        """Whether there was a row of an evaluation of ``step`` when the run was resumed."""
+        return step in self._evaluated
 
     def open_wandb(self, mode: str, project: str, run_dir: Path, key_present: bool, config: Row) -> None:
         """Log to wandb as well. Whatever wandb does, the run goes on."""
@@ -207,6 +215,16 @@ class Meter:
         """Count a step of all ranks."""
         self.tokens += step.tokens
         self.flops += training_flops(model, step.samples, step.tokens, step.squared, step.masked)
+
+    def timed(self, items: Iterator[Item]) -> Iterator[Item]:
+        """``items``, the time spent waiting for each counted."""
+        while True:
+            started = time.perf_counter()
+            item = next(items, None)
+            self.waited += time.perf_counter() - started
+            if item is None:
+                return
+            yield item
 
     def rates(self, peak: float) -> Row:
         """What a row says of the time, and begin anew; ``peak``: FLOP/s of all devices together."""

@@ -6,7 +6,7 @@ import torch
 
 from bert_pretrain.batches import Shape, filler
 from bert_pretrain.distributed import World
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.errors import SharedError
 from bert_pretrain.model import PretrainingModel
 from bert_pretrain.precision import MixedPrecision
 
@@ -33,7 +33,7 @@ def micro_batch_that_fits(
     """Run ``model`` forward and backward on ever more samples of ``length`` tokens, as many as ``limit``.
 
     It runs as it is before it is compiled, which takes more memory than after. A device synchronisation; leaves no
-    gradients behind. Raises ``ConfigError`` where not even one sample fits.
+    gradients behind. Raises ``SharedError`` where not even one sample fits.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     budget = MEMORY_SHARE * torch.cuda.get_device_properties(world.device).total_memory - _STATE_BYTES * parameters
@@ -55,7 +55,7 @@ def micro_batch_that_fits(
     model.zero_grad(set_to_none=True)
     torch.cuda.empty_cache()
     if size == 0:
-        raise ConfigError(
+        raise SharedError(
             f"batch.micro_batch_size is auto, but not even one sample of {length} tokens fits into the memory of "
             f"{torch.cuda.get_device_name(world.device)}; use a smaller model or shorter samples"
         )

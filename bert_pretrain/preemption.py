@@ -3,8 +3,9 @@ with status 75.
 
 A scheduler sends the signal to some ranks, or to each at another moment. The trainer adds ``StopRequest.asked`` to the
 counts that the ranks reduce in every step anyway, and reads the sum with the numbers of that step: no further
-collective, nothing waits for the device, and every rank learns of it at the same place. A second SIGINT ends the
-process at once; nothing is harmed, since files get their names only when they are whole.
+collective, nothing waits for the device, and every rank learns of it at the same place. An evaluation does likewise
+with each of its batches; one that was left is done when the run goes on. A second SIGINT ends the process at once;
+nothing is harmed, since files get their names only when they are whole.
 """
 
 import os

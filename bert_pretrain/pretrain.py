@@ -27,7 +27,7 @@ from bert_pretrain.config import PretrainConfig, check_moments, check_run_dir, r
 from bert_pretrain.data import ShardSet, check_vocabulary, open_split
 from bert_pretrain.distributed import World, open_world, report_once, wandb_key_present
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.loader import TrainingData
+from bert_pretrain.loader import Remask, TrainingData
 from bert_pretrain.machine import measured_matrix_rate
 from bert_pretrain.metrics import LayerRows, MetricsLog, writable_directory
 from bert_pretrain.micro_batch_size import micro_batch_that_fits
@@ -65,11 +65,7 @@ def main(config: PretrainConfig) -> None:
 def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     """Build every part and train to the end; False where the run was asked to stop before."""
     run_dir, tokenizer = Path(config.run_dir), Path(config.data.tokenizer)
-    check_run_dir(config)
-    check_compute(config.precision, world.device)
-    fault = writable_directory(run_dir) if world.is_first else None
-    if fault is not None:
-        raise ConfigError(f"run_dir {run_dir} cannot be written ({fault}); give another run_dir")
+    world.together(lambda: check_place(config, world))
     config_yaml = resolved_yaml(config)
     log = MetricsLog(run_dir / "metrics.jsonl" if world.is_first else None, config.schedule.total_steps)
     store = CheckpointStore(
@@ -79,8 +75,7 @@ def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
         config.checkpoint.keep_every_steps,
     )
     trainer = build_trainer(config, world, log, store, config_yaml)
-    store_config(run_dir, config_yaml, world)
-    log.resume(trainer.progress.step)
+    world.together(lambda: claim_place(run_dir, config_yaml, world, log, trainer.progress.step))
     log.open_wandb(config.logging.wandb, config.logging.wandb_project, run_dir, wandb_key_present(), asdict(config))
     trainer.stop = stop
     finished = trainer.run()
@@ -93,23 +88,25 @@ def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
 def build_trainer(
     config: PretrainConfig, world: World, log: MetricsLog, store: CheckpointStore, config_yaml: str
 ) -> Trainer:
-    """Every part of a run, going on from ``store``'s newest checkpoint where there is one."""
-    shards, heldout = world.together(lambda: open_data(config, log))
+    """Every part of a run, going on from ``store``'s newest checkpoint where there is one.
+
+    What one rank alone can fail in goes through ``world.together``, so that all end with its message. The collectives
+    are between: in ``settle_batch``, ``resume`` and ``Trainer``.
+    """
+    shards, heldout, remask = world.together(lambda: open_data(config, log))
     order = SampleOrder(config.seed, shards.samples, config.data.block_size)
-    remask = remasking(config.data, shards, config.seed)
-    model = build_model(config.model, config.speed, config.seed, world.device)
+    model = world.together(lambda: build_model(config.model, config.speed, config.seed, world.device))
     precision = MixedPrecision(config.precision, world.device)
-    config = replace(config, batch=settle_batch(config, model, precision, shards, world))
-    plan = BatchPlan(
-        config.batch.global_batch_size, config.batch.samples_at_once(config.data.sequence_length), world.size
-    )
-    optimizer = build_optimizer(model, config.optimizer)
+    batch = settle_batch(config, model, precision, shards, world)
+    size = batch.samples_at_once(config.data.sequence_length)
+    plan = world.together(lambda: BatchPlan(batch.global_batch_size, size, world.size))
+    optimizer = world.together(lambda: build_optimizer(model, config.optimizer))
     progress = resume(store, model, optimizer, precision, shards, world, log)
     if progress is None:
-        progress = start(config, model, optimizer, shards, world, log)
-    log.say(describe(config, world.size, world.device.type, precision.dtype, shards.samples))
+        progress = world.together(lambda: start(config, model, optimizer, shards, world, log))
+    log.say(describe(replace(config, batch=batch), world.size, world.device.type, precision.dtype, shards.samples))
     log.say(describe_optimizer(optimizer, config.optimizer))
-    shapes = compile_for(config, model, precision, shards, plan, log)  # takes a while: nothing refuses the run any more
+    shapes = world.together(lambda: compile_for(config, model, precision, shards, plan, log))  # last: takes a while
     return Trainer(
         world=world,
         model=model,
@@ -168,24 +165,34 @@ def compile_for(
     return shapes
 
 
-def store_config(run_dir: Path, config_yaml: str, world: World) -> None:
-    """Write ``config.yaml`` once every part of the run is built: a mistake must not claim the directory."""
+def check_place(config: PretrainConfig, world: World) -> None:
+    """Raise ``ConfigError`` where ``run_dir`` is another run's or cannot be written, or for what this device is no
+    place for."""
+    check_run_dir(config)
+    check_compute(config.precision, world.device)
+    fault = writable_directory(Path(config.run_dir)) if world.is_first else None
+    if fault is not None:
+        raise ConfigError(f"run_dir {config.run_dir} cannot be written ({fault}); give another run_dir")
+
+
+def claim_place(run_dir: Path, config_yaml: str, world: World, log: MetricsLog, step: int) -> None:
+    """Write ``config.yaml`` and open the metrics, once the run is built: a mistake must not claim the directory."""
     path = run_dir / "config.yaml"
     if world.is_first and not path.exists():
         temporary = run_dir / ".config.yaml.partial"
         temporary.write_text(config_yaml, encoding="utf-8")
         temporary.rename(path)
-    world.wait_for_all()
+    log.resume(step)
 
 
-def open_data(config: PretrainConfig, log: MetricsLog) -> tuple[ShardSet, ShardSet | None]:
-    """Training and held-out shards, checked. Raises ``ConfigError`` where there are none to train on."""
+def open_data(config: PretrainConfig, log: MetricsLog) -> tuple[ShardSet, ShardSet | None, Remask | None]:
+    """Training and held-out shards, checked, and how to mask anew. Raises ``ConfigError`` where there are none."""
     shards = open_split(config.data, "train", config.model.vocab_size, log.say)
     if shards is None:
         raise ConfigError(f"data.dir {config.data.dir} holds no training samples; make shards with data_prep.prepare")
     heldout = open_split(config.data, "heldout", config.model.vocab_size)
     check_vocabulary(config.data, [split for split in (shards, heldout) if split is not None], log.say)
-    return shards, heldout
+    return shards, heldout, remasking(config.data, shards, config.seed)
 
 
 def resume(
@@ -198,17 +205,28 @@ def resume(
     log: MetricsLog,
 ) -> Progress | None:
     """Load the newest valid checkpoint of this run, or return None where there is none."""
-    found = world.broadcast(str(store.newest_valid(log.say) or "") if world.is_first else "")
+    newest = world.together(lambda: store.newest_valid(log.say) if world.is_first else None)
+    found = world.broadcast(str(newest or ""))
     if not found:
         return None
-    if load_progress(Path(found)).data_fingerprint != shards.fingerprint:
-        raise ConfigError(
-            f"{found} was trained on other shards than those in data.dir now; restore them, or give another run_dir "
-            f"with init_from={found}"
-        )
-    progress = restore(Path(found), model, optimizer, precision, world.device)
+    world.together(lambda: check_checkpoint(Path(found), shards))
+    progress = world.together(lambda: restore(Path(found), model, optimizer, precision, world.device))
     log.say(f"going on from {found}, step {progress.step}")
     return progress
+
+
+def check_checkpoint(path: Path, shards: ShardSet) -> None:
+    """Raise ``ConfigError`` where this rank does not see the checkpoint that rank 0 found, or not its shards."""
+    if not path.is_dir():
+        raise ConfigError(
+            f"rank 0 goes on from {path}, which is not to be seen on every node; run_dir must lie on a file system "
+            "that all nodes share"
+        )
+    if load_progress(path).data_fingerprint != shards.fingerprint:
+        raise ConfigError(
+            f"{path} was trained on other shards than those in data.dir now; restore them, or give another run_dir "
+            f"with init_from={path}"
+        )
 
 
 def start(

@@ -6,7 +6,6 @@ are fetched while the next step runs.
 """
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from bert_pretrain.checkpoint_writer import CheckpointWriter
 from bert_pretrain.communication import CommunicationConfig, data_parallel, gradients_travel
 from bert_pretrain.data import ShardSet
 from bert_pretrain.distributed import World
-from bert_pretrain.errors import ConfigError, DivergedError, require
+from bert_pretrain.errors import DivergedError, SharedError, require
 from bert_pretrain.evaluation import evaluate
 from bert_pretrain.loader import TrainingData
 from bert_pretrain.metrics import LayerRows, Meter, MetricsLog, Row, evaluation_line, training_line
@@ -84,13 +83,16 @@ class Trainer:
         self._crossing = Crossing(self.world.device)
         self._pending: StepResult | None = None
         self._trouble = ""
-        self._stopping = False
+        self._stopping = self._owes_evaluation = False
         self._saved_step, self._rewinds = self.progress.step, 0
         self._meter = Meter()
 
     def run(self) -> bool:
         """Train to ``total_steps``, evaluating and saving on the way; False where it stopped before, as asked."""
         self.log.start_clock()
+        if self._evaluation_is_missing():
+            self._log_evaluation()
+            self._meter = Meter()
         while self.progress.step < self.total_steps and not self._stopping:
             self._train()
             if self._trouble:
@@ -98,14 +100,14 @@ class Trainer:
         if self.progress.step > self._saved_step:
             self._save()
         self.world.together(self._writer.finish)
-        return self.progress.step == self.total_steps
+        return self.progress.step == self.total_steps and not self._owes_evaluation
 
     def _train(self) -> None:
         """Steps from here to the end, to a stop, or to trouble that asks for a rewind."""
         steps = self.data.steps(self.progress.attempts, pin=self.world.device.type == "cuda")
         try:
             while self.progress.step < self.total_steps and not self._stopping and not self._trouble:
-                result = self.train_step(self._next(steps))
+                result = self.train_step(next(self._meter.timed(steps)))
                 self._settle()  # the step before this one: done by now, so that nothing waits
                 self._pending = None if self._trouble else result
                 if self._is_boundary(self.progress.step + 1) and self._settle():
@@ -144,7 +146,7 @@ class Trainer:
         samples, masked = counts[0], counts[1].clamp(min=1)
         factor = self.precision.scale * self.world.size  # DDP takes the mean over ranks, the loss is a sum over them
         with self.precision.autocast():  # open over all micro-batches: weights are cast once a step
-            for index, micro_batch in enumerate(self._timed(batch.micro_batches)):
+            for index, micro_batch in enumerate(self._meter.timed(batch.micro_batches)):
                 self.world.moved()
                 with gradients_travel(self.network, index == last):
                     out = self.network(*self._crossing.over(micro_batch).tensors())
@@ -161,11 +163,26 @@ class Trainer:
         return self.world.sum(torch.tensor(values, dtype=torch.float64).to(self.world.device, non_blocking=True))
 
     def evaluate(self) -> Row | None:
-        """The row of an evaluation on the held-out split, where there is one."""
+        """The row of an evaluation on the held-out split; None without one, or where a request to stop cut it short."""
         if self.heldout is None:
             return None
-        found = evaluate(self.model, self.heldout, self.plan.micro_batch_size, self.world)
-        return {"step": self.progress.step, **found}
+        found = evaluate(self.model, self.heldout, self.plan.micro_batch_size, self.world, self.stop)
+        self._owes_evaluation = found is None
+        self._stopping = self._stopping or self._owes_evaluation
+        return None if found is None else {"step": self.progress.step, **found}
+
+    def _log_evaluation(self) -> None:
+        row = self.evaluate()
+        if row is not None:
+            self.log.row(row)
+            self.log.say(evaluation_line(row))
+
+    def _evaluation_is_missing(self) -> bool:
+        """Whether the run that is resumed was stopped in the evaluation of its last step."""
+        step = self.progress.step
+        due = self.heldout is not None and step > 0 and (step == self.total_steps or step % self.evaluate_every == 0)
+        missing = due and self.world.is_first and not self.log.had_evaluation(step)
+        return bool(self.world.broadcast("missing" if missing else ""))
 
     def _is_boundary(self, step: int) -> bool:
         return step == self.total_steps or step % self.evaluate_every == 0 or step % self.checkpoint_every == 0
@@ -176,10 +193,7 @@ class Trainer:
         started = time.perf_counter()
         done = step == self.total_steps
         if done or step % self.evaluate_every == 0:
-            row = self.evaluate()
-            if row is not None:
-                self.log.row(row)
-                self.log.say(evaluation_line(row))
+            self._log_evaluation()
         if done or step % self.checkpoint_every == 0:
             self._save()
         self.world.wait_for_all()
@@ -200,7 +214,7 @@ class Trainer:
         behind, trouble, self._trouble = self.progress.attempts, self._trouble, ""
         self._rewinds += 1
         if self._rewinds > self.numerics.max_rewinds:
-            raise ConfigError(
+            raise SharedError(
                 f"after step {self.progress.step}: {trouble}; the run went back {self.numerics.max_rewinds} times "
                 "(numerics.max_rewinds) and always met trouble again: lower optimizer.lr, or look at the samples"
             )
@@ -209,7 +223,8 @@ class Trainer:
         if not found:
             self.log.say(f"after step {self.progress.step}: {trouble}; there is no checkpoint to go back to")
             return
-        self.progress = restore(Path(found), self.model, self.optimizer, self.precision, self.world.device)
+        parts = self.model, self.optimizer, self.precision, self.world.device
+        self.progress = self.world.together(lambda: restore(Path(found), *parts))
         passed = behind - self.progress.attempts
         self.log.say(f"{trouble}; back to step {self.progress.step}, passing over {passed} global batches")
         self.progress = replace(self.progress, attempts=behind, passed_over=self.progress.passed_over + passed)
@@ -276,19 +291,3 @@ class Trainer:
             row["loss_scale"] = numbers.scale
         self.log.row(row)
         self.log.say(training_line(row, self.total_steps, self.log.seconds_left(self.progress.step)))
-
-    def _next(self, steps: Iterator[StepBatch]) -> StepBatch:
-        started = time.perf_counter()
-        batch = next(steps)
-        self._meter.waited += time.perf_counter() - started
-        return batch
-
-    def _timed(self, items: Iterator) -> Iterator:
-        """``items``, the time spent waiting for each counted."""
-        while True:
-            started = time.perf_counter()
-            item = next(items, None)
-            self._meter.waited += time.perf_counter() - started
-            if item is None:
-                return
-            yield item

@@ -105,7 +105,7 @@ def finetune(config: FinetuneConfig, world: World) -> None:
     """Read and check everything, then a run for each seed."""
     say: Say = print if world.is_first else (lambda _: None)
     out_dir = Path(config.out_dir)
-    micro_batch, accumulation = batch_cut(config.training, world.size)
+    micro_batch, accumulation = world.together(lambda: batch_cut(config.training, world.size))
     world.together(lambda: check_out_dir(out_dir, config.overwrite) if world.is_first else None)
     tokenizer = world.together(lambda: load_tokenizer(config.model_dir, config.training.max_length))
     world.together(lambda: new_model(config.model_dir, config.task, config.from_scratch, 0, say))

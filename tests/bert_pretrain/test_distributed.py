@@ -1,15 +1,17 @@
 """The roll call before any collective, and what a launcher's failures stand for."""
 
 import threading
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from bert_pretrain import distributed
-from bert_pretrain.distributed import World, pick_device, roll_call
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.distributed import World, pick_device, report_once, roll_call
+from bert_pretrain.errors import ConfigError, SharedError
 from bert_pretrain.launch import not_met, status
 
 FACTS = {"torch": "2.13.0", "the set of options": "abc"}
@@ -86,6 +88,75 @@ def test_one_rank_raises_its_own_mistake_unchanged() -> None:
     with pytest.raises(ConfigError, match=r"^data.dir is 'x'$"):
         world.together(wrong)
     assert world.together(lambda: 3) == 3
+
+
+def test_what_the_file_system_refuses_counts_as_a_mistake(tmp_path: Path) -> None:
+    world = World(0, 0, 1, torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"No such file or directory: .*progress\.json"):
+        world.together(lambda: (tmp_path / "progress.json").read_text())
+
+
+class Peers(World):
+    """A world in which the others have said what stands in ``heard``."""
+
+    heard: tuple[tuple[str, str], ...] = ()
+
+    def gather(self, said: Any) -> list[Any]:
+        return [said if place == self.rank else other for place, other in enumerate(self.heard)]
+
+
+@pytest.mark.parametrize(
+    ("faults", "expected"),
+    [
+        (("", "no tokenizer", "no shards"), "no tokenizer (rank 1 there)"),
+        (("no tokenizer", "", ""), "no tokenizer (rank 0 there)"),
+        (("no tokenizer",) * 3, "no tokenizer"),
+    ],
+)
+def test_the_lowest_rank_that_fails_is_named_unless_all_do(
+    monkeypatch: pytest.MonkeyPatch, faults: tuple[str, ...], expected: str
+) -> None:
+    monkeypatch.setattr(distributed, "whose", lambda rank: f" (rank {rank} there)")
+    monkeypatch.setattr(Peers, "heard", tuple((fault, f" (rank {rank} there)") for rank, fault in enumerate(faults)))
+
+    def work() -> None:
+        if faults[rank]:
+            raise ConfigError(faults[rank])
+
+    for rank in range(3):
+        with pytest.raises(SharedError) as found:
+            Peers(rank, rank, 3, torch.device("cpu")).together(work)
+        assert str(found.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "rank", "local_rank", "met", "printed"),
+    [
+        (SharedError("x"), 0, 0, True, "error: x\n"),
+        (SharedError("x"), 1, 1, True, ""),
+        (SharedError("x"), 8, 0, False, ""),
+        (ConfigError("x"), 1, 1, True, "error: x (rank 1 on n1)\n"),
+        (ConfigError("x"), 0, 0, True, "error: x (rank 0 on n1)\n"),
+        (ConfigError("x"), 0, 0, False, "error: x\n"),
+        (ConfigError("x"), 8, 0, False, "error: x\n"),
+        (ConfigError("x"), 9, 1, False, ""),
+    ],
+)
+def test_no_rank_ends_in_silence_for_a_mistake_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    error: ConfigError,
+    rank: int,
+    local_rank: int,
+    met: bool,
+    printed: str,
+) -> None:
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    monkeypatch.setattr(dist, "is_initialized", lambda: met)
+    monkeypatch.setattr(distributed.socket, "gethostname", lambda: "n1")
+    report_once(error)
+    assert capsys.readouterr().err == printed
 
 
 def failed(code: int) -> SimpleNamespace:

@@ -204,7 +204,8 @@ def test_asked_to_stop_it_saves_and_goes_on_unseen(tmp_path: Path, shard_dir: Pa
     ask_during(trainer, attempt)
     assert not trainer.run()
     stopped_at = load_progress(trainer.store.all()[-1]).step
-    assert attempt + 1 < stopped_at <= attempt + 3  # the flag goes with the next counts, and is read one step later
+    # The flag goes with the next counts and is read one step later; after step 3 the evaluation reads it at once.
+    assert attempt + 1 + (attempt != 2) <= stopped_at <= attempt + 3
     again = trainer_for(tmp_path / "stopped", shard_dir)
     assert again.progress.step == stopped_at
     assert again.run()
@@ -217,11 +218,40 @@ def test_asked_to_stop_it_saves_and_goes_on_unseen(tmp_path: Path, shard_dir: Pa
 
 
 @pytest.mark.parametrize("attempt", [3, 4, 5])
-def test_asked_near_the_end_it_just_finishes(tmp_path: Path, shard_dir: Path, attempt: int) -> None:
+def test_asked_near_the_end_only_the_last_evaluation_is_left(tmp_path: Path, shard_dir: Path, attempt: int) -> None:
     trainer = trainer_for(tmp_path, shard_dir)
     ask_during(trainer, attempt)
-    assert trainer.run()
+    assert not trainer.run()
     assert [path.name for path in trainer.store.all()] == ["step_00000003", "step_00000006"]
+    assert trainer_for(tmp_path, shard_dir).run()
+    assert [row["step"] for row in rows(tmp_path) if "eval_loss" in row] == [3, 6]
+    assert trainer_for(tmp_path, shard_dir).run()
+    assert [row["step"] for row in rows(tmp_path) if "eval_loss" in row] == [3, 6]
+
+
+@pytest.mark.parametrize("evaluation", [0, 1])
+def test_asked_within_an_evaluation_it_is_left_and_done_later(tmp_path: Path, shard_dir: Path, evaluation: int) -> None:
+    """In the second of its five batches, of step 3 or of the last step; the rows are those of the undisturbed run."""
+    whole = trainer_for(tmp_path / "whole", shard_dir)
+    assert whole.run()
+    trainer, batches = trainer_for(tmp_path / "stopped", shard_dir), []
+
+    def ask(*_: object) -> None:
+        if not trainer.model.training:
+            batches.append(trainer.progress.step)
+            if len(batches) == 5 * evaluation + 2:
+                trainer.stop.ask()
+
+    trainer.model.register_forward_hook(ask)
+    assert not trainer.run()
+    assert len(batches) == 5 * evaluation + 4  # asked with the third batch, read behind the fourth
+    assert trainer.model.training
+    assert load_progress(trainer.store.all()[-1]).step == 3 + 3 * evaluation
+    again = trainer_for(tmp_path / "stopped", shard_dir)
+    assert again.run()
+    kept = ("step", "loss", "eval_loss", "lr", "grad_norm")
+    found, expected = ([[row.get(key) for key in kept] for row in rows(tmp_path / run)] for run in ("stopped", "whole"))
+    assert found == expected
 
 
 def test_a_stop_beside_a_skipped_step_saves_no_step_twice(tmp_path: Path, shard_dir: Path) -> None:

@@ -12,8 +12,11 @@ from hydra import compose, initialize_config_dir
 
 from bert_pretrain import communication
 from bert_pretrain.config import PretrainConfig
+from bert_pretrain.data import open_split
 from bert_pretrain.distributed import World, open_world
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.evaluation import evaluate
+from bert_pretrain.preemption import StopRequest
 from bert_pretrain.structured import CONFIG_DIR, to_dataclass
 from tests.integration.cut_worker import build_trainer
 
@@ -58,6 +61,35 @@ def one_step(config: PretrainConfig, world: World, gradients: str, micro: int, b
     return {"gradient": found[0], "travelled": list(travelled), "parameters": found[0].numel()}
 
 
+def collectives_of_a_step(config: PretrainConfig, world: World) -> list[str]:
+    """What torch's profiler sees travel."""
+    trainer = build_trainer(config, world)
+    steps = trainer.data.steps(0)
+    trainer.train_step(next(steps))  # in the first step the ranks agree on the new buckets
+    batch = next(steps)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        trainer.train_step(batch)
+    steps.close()
+    return sorted({event.name for event in profile.events() if event.name.startswith("c10d::")})
+
+
+def stopped_evaluation(config: PretrainConfig, world: World, asked_in: int) -> tuple[bool, int]:
+    """Whether an evaluation came to its end, and the batches of it; rank 1 is asked to stop in one of its own."""
+    trainer, stop, batches = build_trainer(config, world), StopRequest(), []
+    heldout = open_split(config.data, "heldout", config.model.vocab_size)
+    assert heldout is not None
+    heldout.samples = 19  # in batches of 3: three on rank 0, four on rank 1
+
+    def ask(*_: object) -> None:
+        batches.append(1)
+        if world.rank == 1 and len(batches) == asked_in:
+            stop.ask()
+
+    trainer.model.register_forward_hook(ask)
+    row = evaluate(trainer.model, heldout, 3, world, stop)
+    return row is not None, len(batches)
+
+
 def fail_on_rank_1(world: World) -> None:
     if world.rank == 1:
         raise ConfigError("data.dir is 'x', which is no directory")
@@ -73,6 +105,8 @@ def main() -> None:
             world.together(lambda: fail_on_rank_1(world))
         except ConfigError as error:
             result["mistake"] = str(error)
+        result["collectives"] = collectives_of_a_step(config, world)
+        result["evaluations"] = [stopped_evaluation(config, world, asked_in) for asked_in in (1, 3, 4)]
         exact = one_step(config, world, "fp32", 6, 25.0)
         for gradients, micro, bucket_mb in (
             ("fp32", 2, 25.0),

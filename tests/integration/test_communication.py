@@ -49,6 +49,17 @@ def test_a_mistake_that_one_rank_finds_is_said_by_both(results: list[dict[str, A
         assert result["mistake"].startswith("data.dir is 'x', which is no directory (rank 1 on ")
 
 
+def test_constants_of_the_model_do_not_travel(results: list[dict[str, Any]]) -> None:
+    for result in results:
+        assert result["collectives"] == ["c10d::allreduce_"]
+
+
+def test_an_evaluation_is_left_by_all_ranks_behind_the_same_batch(results: list[dict[str, Any]]) -> None:
+    """Rank 1 is asked in its first batch, which goes with the second and is read behind the third; or too late."""
+    assert results[0]["evaluations"] == [[False, 3], [True, 3], [True, 3]]
+    assert results[1]["evaluations"] == [[False, 3], [True, 4], [True, 4]]
+
+
 def test_options_are_checked() -> None:
     with pytest.raises(ConfigError, match=r"communication.gradients is 'int8'; allowed: fp32, bf16, fp16"):
         CommunicationConfig("int8", 25.0, 600.0)

@@ -5,7 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
+from bert_pretrain import doctor as entry
+from bert_pretrain.distributed import World
+from bert_pretrain.doctor import KnownFault
 from tests.conftest import ROOT, TEST_RECIPE
+
+ALONE = World(0, 0, 1, torch.device("cpu"))
 
 
 def doctor(tmp_path: Path, shard_dir: Path, *options: str) -> tuple[int, dict[str, list[str]], str]:
@@ -24,9 +32,11 @@ def doctor(tmp_path: Path, shard_dir: Path, *options: str) -> tuple[int, dict[st
 
 
 def test_a_machine_that_is_well(tmp_path: Path, shard_dir: Path) -> None:
-    status, levels, printed = doctor(tmp_path, shard_dir)
+    status, levels, printed = doctor(tmp_path, shard_dir, "batch.global_batch_size=65536")
     assert status == 0, printed
     assert levels["fail"] == []
+    assert any(check.startswith("versions") for check in levels["ok"]), printed
+    assert "two steps of 8 samples (65,536 in the run; here 2 micro-batches a rank)" in printed
     assert any(check.startswith("two steps") for check in levels["ok"]), printed
     assert not (tmp_path / "run" / "checkpoints").exists(), "it leaves nothing behind"
 
@@ -41,3 +51,31 @@ def test_a_damaged_shard_is_named(tmp_path: Path, shard_dir: Path) -> None:
     assert status == 1, printed
     assert any(check.startswith("shards") and shard.name in check for check in levels["fail"]), printed
     assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(("guard", "level"), [("this program does without it", "ok"), ("", "warn")])
+def test_a_known_fault_warns_where_nothing_guards_against_it(
+    monkeypatch: pytest.MonkeyPatch, guard: str, level: str
+) -> None:
+    fault = KnownFault("numpy", "0.1", "", "sums are wrong", guard, "use another")
+    monkeypatch.setattr(entry, "KNOWN_FAULTS", (fault,))
+    found = entry.versions(None, ALONE)  # type: ignore[arg-type]
+    assert found.level == level
+    assert "sums are wrong" in found.found
+    assert guard in found.found
+    assert found.advice == ("" if guard else "use another")
+
+
+def test_a_rank_that_fails_alone_in_an_exchange_says_so_and_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """It must not wait at the end of the check for ranks that wait for it in the middle."""
+
+    def exchange(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(entry, "EXCHANGES", (exchange,))
+    with pytest.raises(SystemExit) as left:
+        entry.checked("exchange", exchange, None, World(1, 1, 2, torch.device("cpu")))  # type: ignore[arg-type]
+    assert left.value.code == 1
+    assert capsys.readouterr().out.startswith("fail  exchange         out of memory (rank 1 on ")

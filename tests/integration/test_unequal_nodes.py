@@ -1,0 +1,101 @@
+"""What one node alone does not see or cannot do ends all ranks at once, in one message that names the rank.
+
+Two nodes on this machine, each in a folder of its own: a relative path is what a disk of that node is.
+"""
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bert_pretrain.shards import write_manifest, write_shard
+from tests.conftest import ROOT, TEST_RECIPE, VOCAB_SIZE, header, random_arrays, run_module
+
+
+@dataclass
+class Case:
+    """What is asked of both nodes, and what is said of which rank."""
+
+    options: tuple[str, ...]
+    rank: int
+    says: str
+
+
+def ended(place: Path, data: Path, module: str, case: Case) -> list[tuple[int, str]]:
+    """Status and output of both nodes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    nodes = []
+    for rank in (0, 1):
+        (place / f"node_{rank}").mkdir(exist_ok=True)
+        launcher = ["--nnodes=2", f"--node-rank={rank}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+        options = [*TEST_RECIPE, f"data.dir={data}", "run_dir=run", *case.options]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        nodes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "bert_pretrain.launch", *launcher, "-m", module, *options],
+                cwd=place / f"node_{rank}", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                env=environment,
+            )
+        )  # fmt: skip
+    outs = [node.communicate(timeout=200)[0] for node in nodes]
+    return [(node.returncode, out) for node, out in zip(nodes, outs, strict=True)]
+
+
+CASES = {
+    "tokenizer": Case(("data.masking=dynamic", "data.tokenizer=tokenizer"), 1, "data.tokenizer is 'tokenizer'"),
+    "init_from": Case(("init_from=before",), 1, "init_from is 'before'"),
+    "checkpoints": Case(("schedule.total_steps=6",), 1, "run_dir must lie on a file system that all nodes share"),
+    "run_dir": Case(("run_dir=a_file",), 0, "run_dir a_file cannot be written"),
+}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Shards for both nodes, and beside node 0 alone the tokenizer that they were made with."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = "".join(f"{word}\n" for word in [*special, *(f"w{i}" for i in range(len(special), VOCAB_SIZE))])
+    (tmp_path / "node_0/tokenizer").mkdir(parents=True)
+    (tmp_path / "node_0/tokenizer/vocab.txt").write_text(vocabulary)
+    made_with = hashlib.sha256(vocabulary.encode()).hexdigest()
+    rng, rows = np.random.default_rng(3), []
+    (tmp_path / "data").mkdir()
+    for split, samples in (("train", 60), ("heldout", 10)):
+        path = tmp_path / "data" / f"{split}_00000.hdf5"
+        rows.append(write_shard(path, random_arrays(rng, samples), header(split, vocab_hash=made_with)))
+    write_manifest(tmp_path / "data", {"shards": rows})
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_all_ranks_end_at_once_in_one_message(tmp_path: Path, data: Path, name: str) -> None:
+    case, first = CASES[name], tmp_path / "node_0"
+    (first / "a_file").write_text("mine")
+    if name in ("init_from", "checkpoints"):
+        run_dir = first / ("before" if name == "init_from" else "run")
+        done = run_module("bert_pretrain.pretrain", *TEST_RECIPE, f"data.dir={data}", f"run_dir={run_dir}")
+        assert done.returncode == 0, done.stderr
+    nodes = ended(tmp_path, data, "bert_pretrain.pretrain", case)
+    whole = "".join(out for _, out in nodes)
+    assert [status for status, _ in nodes] == [2, 2], whole
+    (message,) = [line for line in whole.splitlines() if "error: " in line]
+    assert case.says in message
+    assert message.endswith(f"(rank {case.rank} on {socket.gethostname()})")
+    assert "Traceback" not in whole
+
+
+def test_the_doctor_names_the_rank_in_the_line_of_the_check(tmp_path: Path, data: Path) -> None:
+    (first, out), (second, silent) = ended(tmp_path, data, "bert_pretrain.doctor", CASES["tokenizer"])
+    assert (first, second) == (1, 1), out + silent
+    (line,) = [line for line in out.splitlines() if line.startswith("fail")]
+    assert line.startswith("fail  two steps")
+    assert CASES["tokenizer"].says in line
+    assert line.endswith(f"(rank 1 on {socket.gethostname()})")
+    assert "Traceback" not in out + silent
