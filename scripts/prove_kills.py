@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
-from os import environ  # this script stands in for torchrun, which tells the ranks who they are
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def rank_of_two(rank: int, place: dict[str, str], options: list[str], log: Path)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         here = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", **place}
-        environ.update(here)
+        os.environ.update(here)
         sys.argv = ["pretrain", *options]
         pretrain.main()
         status = 0
@@ -186,11 +186,15 @@ def main() -> None:
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="prove_kills.") as folder:
         found, holds = prove(kind, blows, seed, Path(folder))
-    saving = sum(row["while_saving"] for row in found)
-    note = f"Seed {seed}; {saving} of {len(found)} blows fell while a checkpoint was being written; {holds}; "
-    note += f"{time.perf_counter() - begun:.0f} s in all."
+    note = f"Seed {seed}; {time.perf_counter() - begun:.0f} s in all. "
+    note += "; ".join(f"{what}: {'yes' if held else 'NO'}" for what, held in holds.items())
+    outcomes = Counter((row["rank"], row["while_saving"], str(row["statuses"])) for row in found)
+    rows = [
+        {"signal to rank": rank, "while a checkpoint was written": saving, "statuses": statuses, "blows": blows}
+        for (rank, saving, statuses), blows in sorted(outcomes.items())
+    ]
     what = {"kill": "SIGKILL to a random rank at random moments, then the same command", "stop": "SIGTERM likewise"}
-    write_result(result, what[kind], found, note)
+    write_result(result, what[kind], rows, note)
     sys.exit(not all(holds.values()))
 
 
