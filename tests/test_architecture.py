@@ -98,7 +98,7 @@ def test_forbidden_ways(path: Path) -> None:
     if module_name(path) not in {
         "bert_pretrain.distributed",
         "scripts.prove_kills",
-    }:  # the latter is its ranks' torchrun
+    }:  # stands in for torchrun
         assert not re.search(r"\benviron\b", source)
 
 
