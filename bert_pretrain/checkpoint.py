@@ -115,9 +115,9 @@ class CheckpointStore:
         try:
             self._write(temporary, model, optimizer_state, progress, config_yaml)
         except (OSError, RuntimeError, SafetensorError) as error:  # the latter two: a full disk, as libraries report it
-            left = "" if isinstance(error, OSError) else f"; {_megabytes_left(self.directory):.1f} MB are left there"
+            room = "" if isinstance(error, OSError) else f"; {_megabytes_left(self.directory):.1f} MB are left there"
             shutil.rmtree(temporary, ignore_errors=True)
-            raise OSError(f"{error}{left}") from error
+            raise OSError(f"{error}{room}") from error
         if final.exists():  # a damaged one: a valid one would have been resumed from, and no step is saved twice
             final.rename(_free_name(final))
         temporary.rename(final)

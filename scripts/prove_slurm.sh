@@ -136,6 +136,32 @@ cancelled() {
     passed "scancel left a valid checkpoint of step $step, and the job did not queue again"
 }
 
+# The run's own time limit, which SLURM knows nothing of
+own_limit() {
+    job=$(sbatch --parsable --nodes=2 --time=30 --output="$work/limit.out" scripts/slurm_pretrain.sbatch "${options[@]}" \
+        "run_dir=$work/limit" schedule.total_steps=100000 training.stop_after_minutes=0.3)
+    for _ in $(seq 400); do [ "$(grep -c 'going on from' "$work/limit.out")" -ge 1 ] && break; sleep 1; done
+    grep -q 'saved as asked; the job queues again' "$work/limit.out" || { cat "$work/limit.out"; fail "it did not queue again"; }
+    grep -q 'going on from' "$work/limit.out" || fail "it queued again, but did not go on"
+    scancel "$job"
+    wait_for "$job" 90 CANCELLED
+    passed "stopped by training.stop_after_minutes, the job queued again and went on"
+}
+
+# A rank that dies
+lost() {
+    job=$(sbatch --parsable --nodes=2 --time=30 --output="$work/lost.out" scripts/slurm_pretrain.sbatch "${options[@]}" \
+        "run_dir=$work/lost" schedule.total_steps=100000 checkpoint.every_steps=10 communication.timeout_seconds=20)
+    for _ in $(seq 200); do [ -d "$work/lost/checkpoints/step_00000010" ] && break; sleep 1; done
+    kill -9 "$(pgrep -f "bert_pretrain.pretrain .*run_dir=$work/lost" | tail -n 1)"
+    for _ in $(seq 400); do [ "$(grep -c 'going on from' "$work/lost.out")" -ge 1 ] && break; sleep 1; done
+    grep -q 'a rank was lost; the job queues again' "$work/lost.out" || { cat "$work/lost.out"; fail "it did not queue again"; }
+    grep -q 'going on from' "$work/lost.out" || fail "it queued again, but did not go on"
+    scancel "$job"
+    wait_for "$job" 90 CANCELLED
+    passed "one rank killed: the job queued again and went on from step $(sed -n 's/.*going on from .*, step //p' "$work/lost.out")"
+}
+
 # Two phases in one chain
 two_phases() {
     line=$(scripts/slurm_two_phases.sh --nodes=2 --time=30 --output="$work/phase-%j.out" -- "${options[@]}" \
@@ -169,7 +195,7 @@ preparation() {
     passed "shards made on both nodes through Dask are those of one machine, byte for byte"
 }
 
-for part in ${PARTS:-requeue cancelled two_phases preparation}; do "$part"; done
+for part in ${PARTS:-requeue cancelled own_limit lost two_phases preparation}; do "$part"; done
 if [ -z "${PARTS:-}" ]; then
     PYTHONPATH=$root/scripts "$PYTHON" -c "import sys, time; from pathlib import Path; from results_file import write_result
 shown = [{'shown': line.removeprefix('ok: ')} for line in Path(sys.argv[1]).read_text().splitlines()]
