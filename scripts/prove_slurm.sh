@@ -140,7 +140,7 @@ cancelled() {
 own_limit() {
     job=$(sbatch --parsable --nodes=2 --time=30 --output="$work/limit.out" scripts/slurm_pretrain.sbatch "${options[@]}" \
         "run_dir=$work/limit" schedule.total_steps=100000 training.stop_after_minutes=0.3)
-    for _ in $(seq 400); do [ "$(grep -c 'going on from' "$work/limit.out")" -ge 1 ] && break; sleep 1; done
+    for _ in $(seq 400); do grep -qs 'going on from' "$work/limit.out" && break; sleep 1; done
     grep -q 'saved as asked; the job queues again' "$work/limit.out" || { cat "$work/limit.out"; fail "it did not queue again"; }
     grep -q 'going on from' "$work/limit.out" || fail "it queued again, but did not go on"
     scancel "$job"
@@ -154,7 +154,7 @@ lost() {
         "run_dir=$work/lost" schedule.total_steps=100000 checkpoint.every_steps=10 communication.timeout_seconds=20)
     for _ in $(seq 200); do [ -d "$work/lost/checkpoints/step_00000010" ] && break; sleep 1; done
     kill -9 "$(pgrep -f "bert_pretrain.pretrain .*run_dir=$work/lost" | tail -n 1)"
-    for _ in $(seq 400); do [ "$(grep -c 'going on from' "$work/lost.out")" -ge 1 ] && break; sleep 1; done
+    for _ in $(seq 400); do grep -qs 'going on from' "$work/lost.out" && break; sleep 1; done
     grep -q 'a rank was lost; the job queues again' "$work/lost.out" || { cat "$work/lost.out"; fail "it did not queue again"; }
     grep -q 'going on from' "$work/lost.out" || fail "it queued again, but did not go on"
     scancel "$job"
