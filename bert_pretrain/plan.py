@@ -45,7 +45,8 @@ class PlanConfig(PretrainConfig):
     """The kind of device that step times are predicted for; null: no prediction."""
     network: NetworkConfig
     device_tokens_per_second: float | None
-    """A rate of real tokens that ``bench`` measured on one device, in place of ``gpu.matrix_share``."""
+    """Real tokens a second of forward and backward on one device, as ``bench step`` prints them, in place of
+    ``gpu.matrix_share``."""
     mean_length: float | None
     """Real tokens a sample, where padding is cut off; null: ``data.sequence_length``."""
     overlap: bool

@@ -24,7 +24,7 @@ from bert_pretrain.bench.split import PHASES, Stopwatch, kept_bytes, peak_memory
 from bert_pretrain.checkpoint import CheckpointStore
 from bert_pretrain.communication import gradients_travel
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.distributed import World, open_world
+from bert_pretrain.distributed import World, open_world, report_once
 from bert_pretrain.encoder import SpeedConfig
 from bert_pretrain.errors import require
 from bert_pretrain.flops import training_flops
@@ -57,7 +57,7 @@ class BenchStepConfig(PretrainConfig):
         require(self.rounds >= 3, "rounds", self.rounds, "3 or more")
 
 
-@entry_point("bench_step", BenchStepConfig)
+@entry_point("bench_step", BenchStepConfig, report=report_once)
 def main(config: BenchStepConfig) -> None:
     """Measure the step, print the table, write the rows and draw them."""
     with open_world(config.device) as world:
@@ -76,6 +76,10 @@ def main(config: BenchStepConfig) -> None:
             f"{row['speedup_over_baseline']:>9.2f}x{row['matrix_peak_share']:>9.1%}"
             f"{'-' if memory is None else f'{memory / 2**20:,.0f} MB':>9}{''.join(parts)}"
         )
+    run = next(row for row in rows if row["variant"] == "all")
+    computing = 1 - (run["optimizer_ms"] + run["communication_ms"]) / run["milliseconds"]
+    alone = run["real_tokens_per_second"] / run["processes"] / computing
+    print(f"for bert_pretrain.plan: device_tokens_per_second={alone:.0f}, of forward and backward alone")
     rate = rows[-1]["matrix_rate"]
     print(f"measured here: {rate / 1e12:.3g} TFLOP/s of matrix products, {bandwidth / 1e9:.3g} GB/s copied")
     out = Path(config.out_dir) / "step.json"
