@@ -28,6 +28,7 @@ import numpy as np
 from bert_pretrain.errors import ConfigError
 
 FORMAT_VERSION = 1
+_LIBVER = ("v108", "latest")  # HDF5 1.8 (2008) reads it, and it is the first whose own records have checksums
 MANIFEST = "manifest.json"
 SHARD_FIELDS = (
     "input_ids",
@@ -97,18 +98,27 @@ def write_shard(path: Path, arrays: Arrays, header: ShardHeader) -> dict[str, An
     checksum = content_checksum(arrays)
     samples = len(arrays["input_ids"])
     temporary = path.with_name(f".{path.name}.partial")
-    with h5py.File(temporary, "w") as file:
+    with h5py.File(temporary, "w", libver=_LIBVER) as file:
         for name, dtype in zip(SHARD_FIELDS, dtypes, strict=True):
             file.create_dataset(name, data=np.asarray(arrays[name], dtype=dtype))
-        file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["samples"] = samples
-        file.attrs["checksum"] = checksum
-        for key, value in asdict(header).items():
-            file.attrs[key] = value
+        attributes = {"format_version": FORMAT_VERSION, "samples": samples, "checksum": checksum, **asdict(header)}
+        for key, value in attributes.items():
+            file.attrs.create(key, value, dtype=_fixed_length(value))
     with open(temporary, "rb") as written:
         os.fsync(written.fileno())
     temporary.rename(path)
     return {"name": path.name, "split": header.split, "samples": samples, "checksum": checksum}
+
+
+def _fixed_length(value: object) -> np.dtype | None:
+    """A string's own length. Those of variable length lie in a heap, which without a checksum can hang the library."""
+    return h5py.string_dtype("utf-8", max(1, len(value.encode()))) if isinstance(value, str) else None
+
+
+def _plain(value: Any) -> Any:
+    """An attribute in Python's own type."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return value.decode("utf-8") if isinstance(value, bytes) else value
 
 
 class ShardReader:
@@ -124,7 +134,7 @@ class ShardReader:
             self._check_layout()
             self.samples, self.sequence_length = self._file["input_ids"].shape
             self.max_predictions = self._file["masked_lm_positions"].shape[1]
-            self.checksum: str | None = self._file.attrs.get("checksum")
+            self.checksum: str | None = _plain(self._file.attrs.get("checksum"))
             self.header = self._read_header()
         except ConfigError:
             raise
@@ -167,10 +177,7 @@ class ShardReader:
             raise ConfigError(
                 f"shard {self.path} says it holds {int(attributes['samples'])} samples but has {self.samples} rows"
             )
-        values = {field.name: attributes[field.name] for field in fields(ShardHeader)}
-        return ShardHeader(
-            **{name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
-        )
+        return ShardHeader(**{field.name: _plain(attributes[field.name]) for field in fields(ShardHeader)})
 
     def read(self, start: int, stop: int) -> Arrays:
         """Rows ``start`` to ``stop`` of all six data sets, in the dtypes of the file."""

@@ -14,7 +14,6 @@ from typing import TypeVar
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -51,7 +50,7 @@ def composed(config_name: str, words: list[str]) -> DictConfig:
     """
     try:
         return compose(config_name, words)
-    except (HydraException, OmegaConfBaseException) as error:
+    except Exception as error:  # of many kinds, for a word that is not of its grammar
         said = [str(found) for found in (error, error.__cause__) if found is not None]
         reason = " ".join(re.sub(_FOR_HYDRA, "", "\n".join(said), flags=re.S).split())
         raise ConfigError(f"{reason}; --cfg job prints all options, --help the groups") from None
