@@ -75,3 +75,17 @@ def test_milestones_stay(tmp_path: Path) -> None:
     for step in range(2, 15, 2):
         store.save(small_bert(), {}, Progress(step=step), "seed: 1\n")
     assert [int(path.name[5:]) for path in store.all()] == [4, 8, 12, 14]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, whose memory is looked at")
+def test_a_copy_takes_no_memory_of_the_device(tmp_path: Path) -> None:
+    model = small_bert().cuda()
+    writer = CheckpointWriter(CheckpointStore(tmp_path / "checkpoints", 5, None), lambda _: None)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    writer.save(model, {"state": {0: {"exp_avg": torch.zeros(9, device="cuda")}}}, Progress(step=1), "seed: 1\n")
+    writer.finish()
+    size = sum(weight.nbytes for weight in model.parameters())
+    assert torch.cuda.max_memory_allocated() - before < size / 4
