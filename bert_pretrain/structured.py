@@ -14,7 +14,8 @@ from typing import TypeVar
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from bert_pretrain.errors import ConfigError
@@ -49,11 +50,15 @@ def composed(config_name: str, words: list[str]) -> DictConfig:
     Raises ``ConfigError``, in one line, for what Hydra refuses: an unknown option or group, a value of the wrong type.
     """
     try:
-        return compose(config_name, words)
+        config = compose(config_name, words, return_hydra_config=True)
     except Exception as error:  # of many kinds, for a word that is not of its grammar
         said = [str(found) for found in (error, error.__cause__) if found is not None]
         reason = " ".join(re.sub(_FOR_HYDRA, "", "\n".join(said), flags=re.S).split())
         raise ConfigError(f"{reason}; --cfg job prints all options, --help the groups") from None
+    HydraConfig.instance().set_config(config)  # for ${hydra:runtime.choices...} in our YAML
+    with open_dict(config):
+        del config["hydra"]
+    return config
 
 
 def help_text(usage: str, config_name: str) -> str:

@@ -15,6 +15,7 @@ from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim.schedule import learning_rate
 from bert_pretrain.plan import describe
 from bert_pretrain.structured import CONFIG_DIR, to_dataclass
+from bert_pretrain.structured import composed as read_config
 from tests.conftest import ROOT
 
 RECIPES = sorted(path.stem for path in (CONFIG_DIR / "recipe").glob("*.yaml"))
@@ -76,6 +77,15 @@ def test_the_recipe_in_the_readme_composes(tmp_path: Path) -> None:
     with initialize_config_dir(str(configs), version_base="1.3"):
         config = to_dataclass(compose("pretrain", ["recipe=mine"]), PretrainConfig)
     assert (config.run_dir, config.batch.global_batch_size) == ("runs/mine", 1024)
+
+
+def test_a_recipe_without_a_directory_of_its_own_gets_one_of_its_name(tmp_path: Path) -> None:
+    configs = tmp_path / "configs"
+    shutil.copytree(CONFIG_DIR, configs)
+    text = (configs / "recipe" / "demo.yaml").read_text().replace("run_dir: runs/demo\n", "")
+    (configs / "recipe" / "mine.yaml").write_text(text)
+    with initialize_config_dir(str(configs), version_base="1.3"):
+        assert to_dataclass(read_config("pretrain", ["recipe=mine"]), PretrainConfig).run_dir == "runs/mine"
 
 
 def test_moments_of_another_optimizer_are_refused(tmp_path: Path) -> None:
