@@ -23,7 +23,7 @@ python -m data_prep.verify dir="$data_dir" samples=2
 step "2/4  pretraining with NVLAMB on $processes processes -> $run_dir"
 # The plan checks options, shards and run directory in one process, so that a mistake ends in one line.
 python -m bert_pretrain.plan recipe=demo data.dir="$data_dir" "$@" devices="$processes"
-torchrun --standalone --nproc-per-node="$processes" -m bert_pretrain.pretrain recipe=demo data.dir="$data_dir" "$@"
+OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node="$processes" -m bert_pretrain.pretrain recipe=demo data.dir="$data_dir" "$@"
 
 step "3/4  export -> $run_dir/model"
 python -m bert_pretrain.export run_dir="$run_dir" out_dir="$run_dir/model" overwrite=true

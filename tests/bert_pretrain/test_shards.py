@@ -59,6 +59,32 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     reader.close()
 
 
+def test_every_record_of_a_shard_has_a_checksum_and_none_lies_in_a_heap(tmp_path: Path) -> None:
+    """HDF5's specification: superblocks and headers from version 2 on, OHDR, carry one; global heaps, GCOL, do not.
+
+    A damaged GCOL, where strings of variable length lie, made the library read for ever.
+    """
+    write_shard(tmp_path / "train_00000.hdf5", make_arrays(), HEADER)
+    content = (tmp_path / "train_00000.hdf5").read_bytes()
+    assert content[8] >= 2
+    assert b"OHDR" in content
+    assert b"GCOL" not in content
+
+
+def test_strings_of_variable_length_are_read_as_shards_first_had_them(tmp_path: Path) -> None:
+    path = tmp_path / "train_00000.hdf5"
+    row = write_shard(path, make_arrays(), HEADER)
+    with h5py.File(path, "r+") as file:
+        for name in ("checksum", "vocab_hash", "tokenizer_hash", "split"):
+            value = file.attrs[name].decode()
+            del file.attrs[name]
+            file.attrs[name] = value
+    assert b"GCOL" in path.read_bytes()
+    reader = ShardReader(path)
+    assert (reader.header, reader.checksum) == (HEADER, row["checksum"])
+    reader.close()
+
+
 def test_the_checksum_depends_on_the_values_only() -> None:
     arrays = make_arrays()
     same = {name: np.asfortranarray(values.astype(np.uint16)) for name, values in arrays.items()}
