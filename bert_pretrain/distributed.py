@@ -244,7 +244,9 @@ def roll_call(store: dist.Store, rank: int, size: int, fault: str, facts: dict[s
 def report_once(error: ConfigError) -> None:
     """Print a user's error: what all ranks raise once, any other where it is raised, so that none ends in silence.
 
-    Before the ranks meet the mistake is most likely the same on all of them: there it is once a node.
+    Before the ranks meet the mistake is most likely the same on all of them: there it is once a node. After it the
+    process ends here, with status 2: at the end of an interpreter gloo's threads may abort it, when a peer leaves just
+    then.
     """
     rank, local_rank = _environment("RANK", 0), _environment("LOCAL_RANK", 0)
     if isinstance(error, SharedError):
@@ -255,6 +257,8 @@ def report_once(error: ConfigError) -> None:
     elif local_rank == 0:
         print_error(error)
     sys.stdout.flush()
+    if dist.is_initialized():
+        os._exit(2)
 
 
 def wandb_key_present() -> bool:

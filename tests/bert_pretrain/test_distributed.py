@@ -155,8 +155,11 @@ def test_no_rank_ends_in_silence_for_a_mistake_of_its_own(
     monkeypatch.setenv("LOCAL_RANK", str(local_rank))
     monkeypatch.setattr(dist, "is_initialized", lambda: met)
     monkeypatch.setattr(distributed.socket, "gethostname", lambda: "n1")
+    ended: list[int] = []  # with a group joined, the interpreter must not end by itself
+    monkeypatch.setattr(distributed.os, "_exit", ended.append)
     report_once(error)
     assert capsys.readouterr().err == printed
+    assert ended == ([2] if met else [])
 
 
 def failed(code: int) -> SimpleNamespace:
