@@ -41,7 +41,7 @@ Remask = Callable[[Arrays, int, np.ndarray], Arrays]
 
 
 class BlockReader:
-    """Decoded blocks of the sample order; the last few are kept."""
+    """Decoded blocks of the sample order; those of one step are kept, as far as they fit."""
 
     def __init__(self, shards: ShardSet, order: SampleOrder, remask: Remask | None) -> None:
         self.shards, self.order, self.remask = shards, order, remask
@@ -73,6 +73,12 @@ class BlockReader:
             block = self.block(run.epoch, run.block)
             yield {name: block[name][run.start : run.stop] for name in SHARD_FIELDS}
 
+    def keep_only(self, start: int, stop: int) -> None:
+        """Let go of the blocks that hold none of the positions ``start`` to ``stop``: they are not read again."""
+        needed = {(run.epoch, run.block) for run in self.order.slices(start, stop)}
+        for key in self._kept.keys() - needed:
+            self._bytes -= _size(self._kept.pop(key))
+
 
 def _size(arrays: Arrays) -> int:
     return sum(array.nbytes for array in arrays.values())
@@ -101,6 +107,7 @@ class TrainingData:
         """What this rank's slice of ``step`` holds."""
         start, stop = self.plan.rank_slice(self.rank)
         base = step * self.plan.global_batch_size
+        self._blocks.keep_only(base + start, base + stop)
         total = Counts(0, 0, 0, 0)
         for arrays in self._blocks.runs(base + start, base + stop):
             total += count(arrays)

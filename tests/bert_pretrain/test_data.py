@@ -1,4 +1,5 @@
 import dataclasses
+import tracemalloc
 from itertools import islice
 from pathlib import Path
 
@@ -149,6 +150,23 @@ def test_the_thread_gives_what_direct_calls_give_from_any_step(shard_dir: Path) 
             assert batch.counts == training_data(shard_dir, 12, 5).counts(step)
             assert rows(list(batch.micro_batches)) == rows(list(training_data(shard_dir, 12, 5).micro_batches(step)))
         steps.close()  # type: ignore[attr-defined]
+
+
+def test_memory_does_not_grow_with_the_steps(shard_dir: Path) -> None:
+    data = training_data(shard_dir, 12, 5)
+
+    def read(first: int, stop: int) -> int:
+        for step in range(first, stop):
+            data.counts(step)
+            list(data.micro_batches(step))
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = read(0, 20)
+        assert read(20, 220) - before < 20_000  # the 300 blocks between are 400 kB
+    finally:
+        tracemalloc.stop()
 
 
 def test_reading_goes_on_at_the_beginning_past_the_end(shard_dir: Path) -> None:
