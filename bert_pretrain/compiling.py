@@ -55,7 +55,7 @@ def compile_model(
 
 def _forward_backward(model: PretrainingModel, precision: MixedPrecision, shape: Shape) -> None:
     """What a step does with a micro-batch, on one that holds nothing."""
-    with precision.autocast():
+    with precision.autocast(), model.step():
         out = model(*filler(shape).to(precision.device).tensors())
         with precision.autocast(enabled=False):
             ((out.mlm_loss + out.nsp_loss) * 0).backward()

@@ -18,7 +18,7 @@ one piece of compiled code, and gradients set out on their way between ranks lay
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from bert_pretrain.dropout import dropout
 from bert_pretrain.errors import require
+from bert_pretrain.step_weights import Stack, stacked
 
 
 @dataclass
@@ -69,6 +70,38 @@ class SpeedConfig:
         return replace(self, compile=compiled, pad_vocabulary=padded, **kept)
 
 
+Product = tuple[Tensor, Tensor]
+"""Weight (O, I) and bias (O,) of x @ weight.T + bias."""
+
+
+class LayerWeights(NamedTuple):
+    """The matrix products of an encoder layer."""
+
+    attention: tuple[Product, ...]
+    """Query, key and value, joined or one by one."""
+    projection: Product
+    intermediate: Product
+    output: Product
+
+
+def layer_weights(layer: Any, speed: SpeedConfig, stack: Stack = stacked) -> LayerWeights:
+    """What ``run_layer`` multiplies by."""
+
+    def product(*linears: Any) -> Product:
+        rows = sum(linear.out_features for linear in linears)
+        weights, biases = [linear.weight for linear in linears], [linear.bias for linear in linears]
+        return stack(weights, rows, 0.0), stack(biases, rows, 0.0)
+
+    attention = layer.attention.self
+    three = attention.query, attention.key, attention.value
+    return LayerWeights(
+        (product(*three),) if speed.fused_qkv else tuple(product(linear) for linear in three),
+        product(layer.attention.output.dense),
+        product(layer.intermediate.dense),
+        product(layer.output.dense),
+    )
+
+
 def embed(embeddings: Any, input_ids: Tensor, segment_ids: Tensor, speed: SpeedConfig) -> Tensor:
     """Words, segments and places of (B, L) int64, normalised: (B, L, H)."""
     places = embeddings.position_embeddings.weight[: input_ids.shape[1]]
@@ -78,33 +111,45 @@ def embed(embeddings: Any, input_ids: Tensor, segment_ids: Tensor, speed: SpeedC
 
 
 def run_layer(
-    layer: Any, x: Tensor, mask: Tensor | None, rows: Tensor | None, attention: str, speed: SpeedConfig
+    layer: Any,
+    weights: LayerWeights | None,
+    x: Tensor,
+    mask: Tensor | None,
+    rows: Tensor | None,
+    attention: str,
+    speed: SpeedConfig,
 ) -> Tensor:
     """One encoder layer on (B, L, H); behind its attention only the ``rows`` (R,) of the flattened (B * L,), if given.
 
+    ``weights`` are the layer's, made once for many micro-batches; None: made here.
     ``mask`` (B, 1, 1, L) is added to the scores where ``attention`` is eager, and True where a key may be seen where
     it is sdpa. Returns (B, L, H), or (R, H).
     """
-    attended = _attend(layer.attention.self, x, mask, attention, speed)
+    weights = layer_weights(layer, speed) if weights is None else weights
+    attended = _attend(layer.attention.self, weights.attention, x, mask, attention, speed)
     if rows is not None:
         attended, x = attended.flatten(0, 1).index_select(0, rows), x.flatten(0, 1).index_select(0, rows)
-    x = _block(layer.attention.output, attended, x, speed)
-    inner = layer.intermediate.intermediate_act_fn(layer.intermediate.dense(x))
-    return _block(layer.output, inner, x, speed)
+    x = _block(layer.attention.output, weights.projection, attended, x, speed)
+    inner = layer.intermediate.intermediate_act_fn(F.linear(x, *weights.intermediate))
+    return _block(layer.output, weights.output, inner, x, speed)
 
 
-def _attend(attention: Any, x: Tensor, mask: Tensor | None, implementation: str, speed: SpeedConfig) -> Tensor:
+def _attend(
+    attention: Any,
+    products: tuple[Product, ...],
+    x: Tensor,
+    mask: Tensor | None,
+    implementation: str,
+    speed: SpeedConfig,
+) -> Tensor:
     """Multi-head attention of (B, L, H), before its output projection: (B, L, H)."""
-    query, key, value = attention.query, attention.key, attention.value
     samples, length, _ = x.shape
-    if speed.fused_qkv:
-        weight = torch.cat([query.weight, key.weight, value.weight])
-        joined = F.linear(x, weight, torch.cat([query.bias, key.bias, value.bias]))
-        parts = joined.view(samples, length, 3, attention.num_attention_heads, -1).unbind(2)
-    else:
-        parts = tuple(
-            linear(x).view(samples, length, attention.num_attention_heads, -1) for linear in (query, key, value)
-        )
+    heads = attention.num_attention_heads
+    parts = [
+        part
+        for product in products
+        for part in F.linear(x, *product).view(samples, length, 3 // len(products), heads, -1).unbind(2)
+    ]
     q, k, v = (part.transpose(1, 2) for part in parts)  # (B, heads, L, H / heads)
     p = _probability(attention.dropout)
     if implementation == "sdpa":
@@ -117,9 +162,9 @@ def _attend(attention: Any, x: Tensor, mask: Tensor | None, implementation: str,
     return context.transpose(1, 2).reshape(samples, length, -1)
 
 
-def _block(output: Any, x: Tensor, residual: Tensor, speed: SpeedConfig) -> Tensor:
+def _block(output: Any, product: Product, x: Tensor, residual: Tensor, speed: SpeedConfig) -> Tensor:
     """Projection, dropout, residual and normalisation: the end of an attention and of a feed-forward."""
-    x = output.dense(x)
+    x = F.linear(x, *product)
     x = _dropout(x, _probability(output.dropout), speed, residual)
     return output.LayerNorm(x)
 

@@ -42,7 +42,7 @@ def micro_batch_that_fits(
         torch.cuda.reset_peak_memory_stats(world.device)
         batch = filler(Shape(samples, length, samples * predictions, True)).to(world.device)
         try:
-            with precision.autocast():
+            with precision.autocast(), model.step():
                 out = model(*batch.tensors())
             (out.mlm_loss + out.nsp_loss).backward()
         except torch.OutOfMemoryError:

@@ -8,6 +8,7 @@ The weights are those of ``BertForPreTraining``, to the name; only the way throu
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +18,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import BertConfig, BertForPreTraining
 
-from bert_pretrain.encoder import SpeedConfig, embed, run_layer
+from bert_pretrain.encoder import Product, SpeedConfig, embed, layer_weights, run_layer
 from bert_pretrain.errors import require
+from bert_pretrain.step_weights import Stack, StepWeights, stacked
 from bert_pretrain.vocabulary_loss import expressible, vocabulary_loss
 
 _VOCABULARY_MULTIPLE = 64  # rows of 128 bytes in bf16: what tensor cores and their loads are laid out for
@@ -78,33 +80,45 @@ class PretrainingSums(NamedTuple):
     """Samples whose next-sentence label is predicted."""
 
 
+def decoder_weights(cls: Any, speed: SpeedConfig, stack: Stack = stacked) -> Product:
+    """The vocabulary product, filled up to a good multiple where ``speed`` says so, by words that are never likely.
+
+    The filling is no parameter: neither gradients nor trust ratios ever see it.
+    """
+    decoder = cls.predictions.decoder
+    words = len(decoder.weight)
+    rows = words + (-words % _VOCABULARY_MULTIPLE if speed.pad_vocabulary else 0)
+    return stack([decoder.weight], rows, 0.0), stack([decoder.bias], rows, _UNLIKELY)
+
+
 def run_heads(
     cls: Any,
     pooler: Any,
+    decoder: Product | None,
     x: torch.Tensor,
     masked_labels: torch.Tensor,
     next_sentence_labels: torch.Tensor,
     speed: SpeedConfig,
 ) -> PretrainingSums:
-    """Both heads and their losses on the last hidden states of the B [CLS] and the M masked positions: (B + M, H)."""
+    """Both heads and their losses on the last hidden states of the B [CLS] and the M masked positions: (B + M, H).
+
+    ``decoder`` are the weights of the vocabulary product, made once for many micro-batches; None: made here.
+    """
     samples = len(next_sentence_labels)
-    mlm_loss, mlm_correct = _masked_words(cls.predictions, x[samples:], masked_labels, speed)
+    decoder = decoder_weights(cls, speed) if decoder is None else decoder
+    mlm_loss, mlm_correct = _masked_words(cls.predictions.transform(x[samples:]), decoder, masked_labels, speed)
     nsp_logits = cls.seq_relationship(pooler(x[:samples, None]))  # (B, 2); the pooler reads the first of its positions
     nsp_loss, nsp_correct = _sums(nsp_logits, next_sentence_labels)
     return PretrainingSums(mlm_loss, nsp_loss, mlm_correct, nsp_correct)
 
 
 def _masked_words(
-    predictions: Any, x: torch.Tensor, labels: torch.Tensor, speed: SpeedConfig
+    x: torch.Tensor, decoder: Product, labels: torch.Tensor, speed: SpeedConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The masked words' summed loss and how many are right, from (M, H)."""
-    x, weight, bias = predictions.transform(x), predictions.decoder.weight, predictions.decoder.bias
-    if speed.fused_loss and expressible(x, weight):
-        return vocabulary_loss(x, weight, bias, labels)
-    missing = -len(weight) % _VOCABULARY_MULTIPLE if speed.pad_vocabulary else 0
-    if missing:  # the padding is made anew in each use: neither gradients nor trust ratios ever see it
-        weight, bias = F.pad(weight, (0, 0, 0, missing)), F.pad(bias, (0, missing), value=_UNLIKELY)
-    return _sums(F.linear(x, weight, bias), labels)  # (M, V)
+    if speed.fused_loss and expressible(x, decoder[0]):
+        return vocabulary_loss(x, *decoder, labels)
+    return _sums(F.linear(x, *decoder), labels)  # (M, V)
 
 
 def _sums(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,6 +148,14 @@ class PretrainingModel(nn.Module):
         self.speed = speed
         self.pieces = Pieces()
         """What runs while training; evaluation, in its own shapes and types, is never compiled."""
+        self._step_weights = StepWeights()
+
+    def step(self) -> AbstractContextManager[None]:
+        """The forward and backward passes of one step, between which no weight changes: each is cast once.
+
+        Graphs cast by themselves: what they read has to stay where it is.
+        """
+        return nullcontext() if self.speed.cuda_graphs else self._step_weights.step()
 
     def forward(
         self,
@@ -164,7 +186,13 @@ class PretrainingModel(nn.Module):
         else:
             encoded = self.bert.bert(input_ids=input_ids, attention_mask=mask, token_type_ids=segment_ids)
             x = encoded.last_hidden_state.flatten(0, 1).index_select(0, rows)
-        return pieces.heads(self.bert.cls, self.bert.bert.pooler, x, masked_labels, next_sentence_labels, self.speed)
+        stack = self._stack()
+        decoder = None if stack is None else decoder_weights(self.bert.cls, self.speed, stack)
+        heads = self.bert.cls, self.bert.bert.pooler, decoder
+        return pieces.heads(*heads, x, masked_labels, next_sentence_labels, self.speed)
+
+    def _stack(self) -> Stack | None:
+        return self._step_weights.stack if self._step_weights.in_step else None
 
     def _encode(
         self,
@@ -178,10 +206,11 @@ class PretrainingModel(nn.Module):
         """The last hidden states of ``rows`` (R,) of the flattened (B * L,): (R, H)."""
         bert: Any = self.bert.bert
         x = pieces.embed(bert.embeddings, input_ids, segment_ids, self.speed)
-        *layers, last = bert.encoder.layer
-        for layer in layers:
-            x = pieces.layer(layer, x, mask, None, attention, self.speed)
-        x = pieces.layer(last, x, mask, rows if self.speed.last_layer_rows else None, attention, self.speed)
+        stack = self._stack()
+        for layer in bert.encoder.layer:
+            weights = None if stack is None else layer_weights(layer, self.speed, stack)
+            wanted = rows if self.speed.last_layer_rows and layer is bert.encoder.layer[-1] else None
+            x = pieces.layer(layer, weights, x, mask, wanted, attention, self.speed)
         return x if self.speed.last_layer_rows else x.flatten(0, 1).index_select(0, rows)
 
 

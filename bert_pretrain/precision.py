@@ -72,9 +72,7 @@ class MixedPrecision:
         self._good_steps = torch.zeros((), dtype=torch.int32, device=device)
 
     def autocast(self, enabled: bool = True) -> AbstractContextManager[object]:
-        """The context of forward passes; a weight that is used as it is (no part of a joined or padded one) is cast
-        once in it. Not ``enabled``: an island in it without.
-        """
+        """The context of forward passes. Not ``enabled``: an island in it without."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled)

@@ -145,7 +145,7 @@ class Trainer:
         last = self.plan.accumulation(self.world.rank) - 1
         samples, masked = counts[0], counts[1].clamp(min=1)
         factor = self.precision.scale * self.world.size  # DDP takes the mean over ranks, the loss is a sum over them
-        with self.precision.autocast():  # open over all: a weight used as it is is cast once a step
+        with self.precision.autocast(), self.model.step():  # open over all: a weight is cast once a step
             for index, micro_batch in enumerate(self._meter.timed(batch.micro_batches)):
                 self.world.moved()
                 with gradients_travel(self.network, index == last):

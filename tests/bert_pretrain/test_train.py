@@ -59,8 +59,10 @@ class Casts(TorchDispatchMode):
         self.shapes: Counter = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") == torch.bfloat16:
-            self.shapes[tuple(args[0].shape)] += 1
+        made = func is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") == torch.bfloat16
+        filled = func is torch.ops.aten.copy_.default and args[0].dtype == torch.bfloat16 != args[1].dtype
+        if made or filled:
+            self.shapes[tuple(args[-1].shape)] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -112,9 +114,11 @@ def test_a_step_on_the_gpu_waits_for_nothing(tmp_path: Path, shard_dir: Path, co
         steps.close()
 
 
-def test_weights_are_cast_once_a_step(tmp_path: Path, shard_dir: Path) -> None:
+@pytest.mark.parametrize("joined", ["true", "false"])
+def test_weights_are_cast_once_a_step(tmp_path: Path, shard_dir: Path, joined: str) -> None:
     """Three micro-batches a step; the embeddings' decoder (97, 16) and the feed-forwards are products' weights."""
-    trainer = trainer_for(tmp_path, shard_dir, "precision.compute=bf16", "speed.fused_qkv=false")
+    options = f"speed.fused_qkv={joined}", f"speed.pad_vocabulary={joined}"
+    trainer = trainer_for(tmp_path, shard_dir, "precision.compute=bf16", *options)
     assert trainer.plan.accumulation(0) == 3
     steps = trainer.data.steps(0)
     with Casts() as casts:
@@ -126,9 +130,12 @@ def test_weights_are_cast_once_a_step(tmp_path: Path, shard_dir: Path) -> None:
     assert casts.shapes[(16, 16)] == 4 * layers + 2  # q, k, v and output of each layer; the heads' two transforms
 
 
-def test_gradients_are_those_of_a_cast_for_each_micro_batch(tmp_path: Path, shard_dir: Path) -> None:
-    trainer = trainer_for(tmp_path, shard_dir, "precision.compute=bf16")
+@pytest.mark.parametrize("padded", ["true", "false"])
+def test_gradients_are_those_of_a_cast_for_each_micro_batch(tmp_path: Path, shard_dir: Path, padded: str) -> None:
+    """In the second step, so that casts of other weights are at hand."""
+    trainer = trainer_for(tmp_path, shard_dir, "precision.compute=bf16", f"speed.pad_vocabulary={padded}")
     steps = trainer.data.steps(0)
+    trainer.train_step(next(steps))
     batch = next(steps)
     micro_batches = list(batch.micro_batches)
     steps.close()
