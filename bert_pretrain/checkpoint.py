@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from safetensors import SafetensorError
@@ -38,6 +38,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 _ESSENTIAL = {"model/config.json", "model/model.safetensors", "optimizer.pt", "progress.json", "config.yaml"}
+_PIECE = 1 << 20
 _NAME = re.compile(r"step_(\d{8})")
 
 
@@ -135,7 +136,8 @@ class CheckpointStore:
     ) -> None:
         path.mkdir(parents=True)
         model.save_pretrained(path / "model")
-        torch.save(optimizer_state, path / "optimizer.pt")
+        with open(path / "optimizer.pt", "wb") as file:
+            torch.save(optimizer_state, cast(IO[bytes], _InPieces(file)))
         for name in TOKENIZER_FILES:
             if self.tokenizer is not None and (self.tokenizer / name).is_file():
                 shutil.copyfile(self.tokenizer / name, path / "model" / name)
@@ -230,6 +232,23 @@ def resolve_init(path: Path, report: Callable[[str], None]) -> Path:
     if fault is not None:
         raise ConfigError(f"init_from is {str(path)!r}, which is damaged: {fault}")
     return path
+
+
+class _InPieces:
+    """A file that is written a piece at a time, without Python's lock.
+
+    Into a path ``torch.save`` writes whole tensors under that lock, and the steps beside it take twice as long.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.flush = file, file.flush
+
+    def write(self, data: memoryview) -> int:
+        """All of ``data``."""
+        whole = memoryview(data)
+        for start in range(0, len(whole), _PIECE):
+            self.file.write(whole[start : start + _PIECE])
+        return len(whole)
 
 
 def _write_checksums(path: Path) -> None:
