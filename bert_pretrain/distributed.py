@@ -140,6 +140,7 @@ def open_world(
     where versions or sources differ, where a rank finds no device for itself, or where one does not come. A rank
     that is lost or hung later ends the process with a message and ``pulse.LOST``.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler prints when it starts and stops
     local_rank, local_size = _environment("LOCAL_RANK", 0), _environment("LOCAL_WORLD_SIZE", 1)
     rank, size = _environment("RANK", 0), _environment("WORLD_SIZE", 1)
     timeout, store = timedelta(seconds=timeout_seconds), None

@@ -17,7 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import transformers
 
 from bert_pretrain.checkpoint import CheckpointStore
 from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml
@@ -27,7 +26,7 @@ from bert_pretrain.errors import ConfigError, SharedError
 from bert_pretrain.flops import parameter_count
 from bert_pretrain.machine import device_name, measured_matrix_rate, timed
 from bert_pretrain.metrics import MetricsLog
-from bert_pretrain.model import build_model
+from bert_pretrain.model import build_model, silence_transformers
 from bert_pretrain.optim import build_optimizer, describe_optimizer
 from bert_pretrain.precision import compute_dtype
 from bert_pretrain.pretrain import build_trainer
@@ -89,8 +88,7 @@ class DoctorConfig(PretrainConfig):
 @entry_point("doctor", DoctorConfig, report=report_once)
 def main(config: DoctorConfig) -> None:
     """Run all checks on all ranks, print the worst finding of each, end with 1 where one failed."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    silence_transformers()
     with open_world(config.device, resolved_yaml(config), config.communication.timeout_seconds) as world:
         levels = [checked(name, check, config, world) for name, check in CHECKS.items()]
     if FAIL in levels:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import transformers
 from omegaconf import OmegaConf
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
 
 from bert_pretrain.checkpoint import load_progress, resolve_init
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.metrics import read_rows, writable_directory
+from bert_pretrain.model import silence_transformers
 from bert_pretrain.structured import entry_point
 
 
@@ -34,8 +34,7 @@ class ExportConfig:
 @entry_point("export", ExportConfig)
 def main(config: ExportConfig) -> None:
     """Export and say where."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    silence_transformers()
     checkpoint = find_checkpoint(Path(config.run_dir))
     out_dir = Path(config.out_dir)
     if out_dir.exists() and not (config.overwrite and (out_dir / "config.json").exists()):

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.model import silence_transformers
 from bert_pretrain.structured import entry_point
 
 
@@ -33,8 +33,7 @@ class FillMaskConfig:
 @entry_point("fill_mask", FillMaskConfig)
 def main(config: FillMaskConfig) -> None:
     """Print each sentence with its fills."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    silence_transformers()
     if not (Path(config.model_dir) / "config.json").exists():
         raise ConfigError(
             f"model_dir is {config.model_dir!r}, which is no exported folder; make one with bert_pretrain.export"

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import nn
 from transformers import BertConfig, BertForPreTraining
 
@@ -247,3 +248,9 @@ def load_weights(model: PretrainingModel, folder: Path) -> None:
     """
     loaded: Any = BertForPreTraining.from_pretrained(folder, dtype=torch.float32)
     model.bert.load_state_dict(loaded.state_dict(), strict=True)
+
+
+def silence_transformers() -> None:
+    """No progress bars and warnings of ``transformers`` between the lines of an entry point."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

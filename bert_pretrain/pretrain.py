@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-import transformers
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from bert_pretrain.batch_plan import AUTO, BatchConfig, BatchPlan
@@ -31,7 +30,7 @@ from bert_pretrain.loader import Remask, TrainingData
 from bert_pretrain.machine import measured_matrix_rate
 from bert_pretrain.metrics import LayerRows, MetricsLog, writable_directory
 from bert_pretrain.micro_batch_size import micro_batch_that_fits
-from bert_pretrain.model import PretrainingModel, build_model, load_weights
+from bert_pretrain.model import PretrainingModel, build_model, load_weights, silence_transformers
 from bert_pretrain.optim import build_optimizer, describe_optimizer, layer_names
 from bert_pretrain.optim.schedule import learning_rate_table
 from bert_pretrain.plan import describe
@@ -48,8 +47,7 @@ from bert_pretrain.train import Trainer
 @record
 def main(config: PretrainConfig) -> None:
     """Pretrain, or go on where the run in ``run_dir`` stopped."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    silence_transformers()
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     stop = StopRequest().listen()
     stop.stop_after(config.training.stop_after_minutes)

@@ -5,6 +5,7 @@ the composed values are merged once more into a fresh schema, which raises. Rang
 """
 
 import functools
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -105,9 +106,13 @@ def entry_point(
         def end_with_report(work: Callable[[], None]) -> None:
             try:
                 work()
+                sys.stdout.flush()
             except ConfigError as error:
                 report(error)
                 sys.exit(2)
+            except BrokenPipeError:  # who read our output has left: "| head"
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(1)
 
         return start
 

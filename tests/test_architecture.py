@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 
 # A module imports from its own floor or from floors below it.
 FLOORS = [
-    {"errors", "preemption", "step_result", "threads"},
+    {"errors", "preemption", "step_result", "step_weights", "threads"},
     {"structured", "shards", "sample_order", "masking", "pulse"},
     {"dropout", "vocabulary_loss", "encoder", "batch_plan", "batches", "distributed", "model", "flops", "machine"},
     {"numerics", "precision"},

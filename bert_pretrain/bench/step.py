@@ -30,6 +30,7 @@ from bert_pretrain.errors import require
 from bert_pretrain.flops import training_flops
 from bert_pretrain.machine import device_name, measured_copy_bandwidth, timed
 from bert_pretrain.metrics import MetricsLog, writable_directory
+from bert_pretrain.model import silence_transformers
 from bert_pretrain.plots import draw_step
 from bert_pretrain.precision import compute_dtype
 from bert_pretrain.pretrain import build_trainer
@@ -60,6 +61,7 @@ class BenchStepConfig(PretrainConfig):
 @entry_point("bench_step", BenchStepConfig, report=report_once)
 def main(config: BenchStepConfig) -> None:
     """Measure the step, print the table, write the rows and draw them."""
+    silence_transformers()
     with open_world(config.device) as world:
         world.together(lambda: _check_out_dir(config.out_dir, world))
         rows = measure(config, world)

@@ -24,6 +24,7 @@ from bert_pretrain.finetune.pretrained import load_tokenizer, new_model
 from bert_pretrain.finetune.scores import Scores
 from bert_pretrain.finetune.tasks import Say, SourceConfig, TaskConfig
 from bert_pretrain.metrics import writable_directory
+from bert_pretrain.model import silence_transformers
 from bert_pretrain.structured import entry_point
 
 
@@ -94,8 +95,7 @@ class FinetuneConfig:
 @record
 def main(config: FinetuneConfig) -> None:
     """Fine-tune with every seed; print and write the scores."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    silence_transformers()
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     with open_world(config.device, str(config)) as world:
         finetune(config, world)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from bert_pretrain.config import PretrainConfig, check_run_dir
@@ -26,6 +25,7 @@ from bert_pretrain.distributed import World, open_world
 from bert_pretrain.errors import ConfigError, DivergedError, require
 from bert_pretrain.machine import device_name
 from bert_pretrain.metrics import read_rows, writable_directory
+from bert_pretrain.model import silence_transformers
 from bert_pretrain.preemption import STOPPED, StopRequest
 from bert_pretrain.pretrain import pretrain
 from bert_pretrain.structured import CONFIG_DIR, composed, entry_point, print_error, to_dataclass
@@ -148,8 +148,7 @@ class _StopError(Exception):
 @entry_point("study", StudyConfig)
 def run_study(config: StudyConfig) -> None:
     """Run what is missing, then judge and draw."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    silence_transformers()
     fault = writable_directory(Path(config.out_dir))
     require(fault is None, "out_dir", config.out_dir, f"a directory that can be written ({fault})")
     stop = StopRequest().listen()

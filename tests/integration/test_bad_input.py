@@ -2,6 +2,7 @@
 
 import importlib
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from bert_pretrain.preemption import STOP_SIGNALS
 from tests.bert_pretrain.test_data import damaged
-from tests.conftest import TEST_RECIPE, run_module
+from tests.conftest import ROOT, TEST_RECIPE, run_module
 
 
 def tree(directory: Path) -> dict[str, bytes]:
@@ -144,3 +145,12 @@ def test_an_output_that_is_a_file_is_refused(tmp_path: Path, shard_dir: Path) ->
 )
 def test_other_entries_name_what_is_wrong(module: str, options: tuple[str, ...], mentions: str) -> None:
     refused(module, *options, mentions=mentions)
+
+
+def test_a_reader_that_leaves_is_no_traceback() -> None:
+    command = [sys.executable, "-m", "bert_pretrain.plan", "recipe=bert_large_64k_phase1"]
+    plan = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert plan.stdout is not None
+    plan.stdout.close()
+    assert plan.communicate(timeout=100)[1] == b""
+    assert plan.returncode == 1
