@@ -2,9 +2,11 @@
 
     python scripts/prove_scores.py MODEL DATA WORK_DIR RESULT.json [TASK...]
 
-``DATA`` holds ``glue/SST-2``, ``glue/MRPC`` and SQuAD-format files as published (squadshifts' to train on, a fixed part
-of SQuAD 1.1's development set to evaluate). Training sets are cut, so that a run takes minutes on one core. Both sides
-have the same options and learning rates. Stopped, it goes on with the runs that ``WORK_DIR`` does not hold.
+``DATA`` holds ``glue/SST-2``, ``glue/MRPC`` and files in SQuAD's format, as published: for ``squad_v1`` the new
+questions on Wikipedia of squadshifts to train on and a fixed part of SQuAD 1.1's development set to evaluate; for
+``squad_reviews`` its questions on reviews, those on the last products to evaluate. Training sets are cut, so that a
+run takes minutes on one core. Both sides have the same options and learning rates. Stopped, it goes on with the runs
+that ``WORK_DIR`` does not hold.
 """
 
 import json
@@ -19,31 +21,43 @@ from results_file import write_result
 
 from bert_pretrain.precision import compute_dtype
 
-DEV_ARTICLES = 8  # the first of 48
+DEV_ARTICLES, DEV_PRODUCTS = 8, 60  # the first of 48, the last of 413
+QUESTIONS = ("training.max_train_samples=2000", "training.epochs=3", "training.max_length=128")
 TASKS = {
     "sst2": ("accuracy", "3e-4", ("training.max_train_samples=20000", "training.epochs=2")),
     "mrpc": ("accuracy", "3e-4", ("training.epochs=3",)),
-    "squad_v1": ("f1", "5e-4", ("training.max_train_samples=2000", "training.epochs=3", "training.max_length=128")),
+    "squad_v1": ("f1", "5e-4", QUESTIONS),
+    "squad_reviews": ("f1", "5e-4", QUESTIONS),
 }
 """The metric that is compared, the learning rate of both sides, and other options."""
 
 
-def cut_dev_set(data: Path, work: Path) -> Path:
-    """The first articles of SQuAD 1.1's development set, every fourth paragraph."""
-    path = work / "dev.json"
-    with lzma.open(data / "squad/dev-v1.1.rebuilt.json.xz") as file:
-        whole = json.load(file)
-    articles = [{**article, "paragraphs": article["paragraphs"][::4]} for article in whole["data"][:DEV_ARTICLES]]
+def read(path: Path) -> list[dict[str, Any]]:
+    """The articles of a file in SQuAD's format."""
+    with lzma.open(path) as file:
+        articles: list[dict[str, Any]] = json.load(file)["data"]
+    return articles
+
+
+def written(articles: list[dict[str, Any]], path: Path) -> Path:
+    """The file that holds ``articles``."""
     path.write_text(json.dumps({"data": articles}), encoding="utf-8")
     return path
 
 
 def source(task: str, data: Path, work: Path) -> list[str]:
-    """Where the data of a task is."""
+    """The task for ``bert_pretrain.finetune``, and where its data are."""
     if task == "squad_v1":
         train = data / "squad/squadshifts_new_wiki_v1.0.json.xz"
-        return [f"data.train_file={train}", f"data.dev_file={cut_dev_set(data, work)}"]
-    return [f"data.dir={data / 'glue' / {'sst2': 'SST-2', 'mrpc': 'MRPC'}[task]}"]
+        whole = read(data / "squad/dev-v1.1.rebuilt.json.xz")[:DEV_ARTICLES]
+        some = [{**article, "paragraphs": article["paragraphs"][::4]} for article in whole]
+        return ["task=squad_v1", f"data.train_file={train}", f"data.dev_file={written(some, work / 'dev.json')}"]
+    if task == "squad_reviews":
+        products = read(data / "squad/squadshifts_amazon_reviews_v1.0.json.xz")
+        train = written(products[:-DEV_PRODUCTS], work / "reviews_train.json")
+        dev = written(products[-DEV_PRODUCTS:], work / "reviews_dev.json")
+        return ["task=squad_v1", f"data.train_file={train}", f"data.dev_file={dev}"]
+    return [f"task={task}", f"data.dir={data / 'glue' / {'sst2': 'SST-2', 'mrpc': 'MRPC'}[task]}"]
 
 
 def results(task: str, scratch: bool, model: str, data: Path, work: Path) -> dict[str, Any]:
@@ -51,7 +65,7 @@ def results(task: str, scratch: bool, model: str, data: Path, work: Path) -> dic
     out_dir = work / f"{task}_{'scratch' if scratch else 'pretrained'}"
     _, lr, more = TASKS[task]
     if not (out_dir / "results.json").exists():
-        options = [f"task={task}", f"model_dir={model}", f"from_scratch={str(scratch).lower()}", f"out_dir={out_dir}"]
+        options = [f"model_dir={model}", f"from_scratch={str(scratch).lower()}", f"out_dir={out_dir}"]
         options += [*source(task, data, work), *more, f"training.lr={lr}", "training.batch_size=32"]
         options.append(f"training.precision={'bf16' if has_bf16() else 'fp32'}")
         subprocess.run([sys.executable, "-m", "bert_pretrain.finetune", *options], check=True)
