@@ -96,11 +96,15 @@ class CheckpointWriter:
         """Whether a checkpoint is being written."""
         return self._thread is not None and self._thread.is_alive()
 
-    def wait(self) -> None:
-        """Return when nothing is being written. Raises what went wrong in the thread but for faults of the disk."""
+    def settle(self) -> None:
+        """Return when nothing is being written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def wait(self) -> None:
+        """``settle``, and raise what went wrong in the thread but for faults of the disk."""
+        self.settle()
         if self._error is not None:
             raise self._error
 

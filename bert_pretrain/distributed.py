@@ -11,12 +11,12 @@ import re
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -78,6 +78,8 @@ class World:
         fault, result = "", None
         try:
             result = work()
+        except BrokenPipeError:  # who read the output has left: nothing that the user could be told
+            raise
         except (ConfigError, OSError) as error:
             fault = str(error) or type(error).__name__
             if self.size == 1:
@@ -246,8 +248,7 @@ def report_once(error: ConfigError) -> None:
     """Print a user's error: what all ranks raise once, any other where it is raised, so that none ends in silence.
 
     Before the ranks meet the mistake is most likely the same on all of them: there it is once a node. After it the
-    process ends here, with status 2: at the end of an interpreter gloo's threads may abort it, when a peer leaves just
-    then.
+    process ends here (see ``leave``).
     """
     rank, local_rank = _environment("RANK", 0), _environment("LOCAL_RANK", 0)
     if isinstance(error, SharedError):
@@ -257,9 +258,18 @@ def report_once(error: ConfigError) -> None:
         print_error(ConfigError(f"{error}{whose(rank)}"))
     elif local_rank == 0:
         print_error(error)
-    sys.stdout.flush()
     if dist.is_initialized():
-        os._exit(2)
+        leave(2)
+
+
+def leave(status: int) -> NoReturn:
+    """End the process while the group of ranks still stands.
+
+    Not as ``sys.exit`` does: when a peer leaves at that moment, gloo's threads may abort an interpreter that is ending.
+    """
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
+    os._exit(status)
 
 
 def wandb_key_present() -> bool:

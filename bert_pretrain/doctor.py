@@ -21,7 +21,7 @@ import torch
 from bert_pretrain.checkpoint import CheckpointStore
 from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml
 from bert_pretrain.data import check_vocabulary, open_split
-from bert_pretrain.distributed import World, is_torn, open_world, report_once, whose
+from bert_pretrain.distributed import World, is_torn, leave, open_world, report_once, whose
 from bert_pretrain.errors import ConfigError, SharedError
 from bert_pretrain.flops import parameter_count
 from bert_pretrain.machine import device_name, measured_matrix_rate, timed
@@ -108,7 +108,7 @@ def checked(name: str, check: Callable[[PretrainConfig, World], Finding], config
         finding = Finding(FAIL, str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
         if world.size > 1 and check in EXCHANGES and not isinstance(error, SharedError):
             say(name, finding, whose(world.rank))
-            sys.exit(1)
+            leave(1)
     heard = world.gather((finding, whose(world.rank)))
     worst, place = max(heard, key=lambda one: (OK, WARN, FAIL).index(one[0].level))
     if world.is_first:

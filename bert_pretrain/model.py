@@ -152,9 +152,10 @@ class PretrainingModel(nn.Module):
         self._step_weights = StepWeights()
 
     def step(self) -> AbstractContextManager[None]:
-        """The forward and backward passes of one step, between which no weight changes: each is cast once.
+        """The forward and backward passes of one step, between which no weight changes: those of the layers and of the
+        vocabulary product are cast once.
 
-        Graphs cast by themselves: what they read has to stay where it is.
+        CUDA graphs cast in each replay: whatever is no parameter they would copy in each.
         """
         return nullcontext() if self.speed.cuda_graphs else self._step_weights.step()
 

@@ -211,6 +211,7 @@ def _memory_rows(config: PretrainConfig, devices: int, dtype: torch.dtype) -> li
     return [
         ("parameters", f"{parameter_count(config.model):,}"),
         ("memory", f"{_gib(_state_bytes(config, devices))} for weights, gradients and moments"),
+        ("", f"{_gib(_product_bytes(config, dtype))} for the weights in the products' type"),
         ("", f"about {_gib(samples * _sample_bytes(config, dtype))} of activations for a micro-batch"),
     ]
 
@@ -219,6 +220,11 @@ def _state_bytes(config: PretrainConfig, devices: int) -> float:
     """float32: weight, gradient, moments."""
     moments = 1 if config.optimizer.algorithm in ("lars", "sgd") else 2
     return 4 * parameter_count(config.model) * (2 + moments / (devices if config.optimizer.sharded else 1))
+
+
+def _product_bytes(config: PretrainConfig, dtype: torch.dtype) -> float:
+    """What ``step_weights`` keeps, about."""
+    return parameter_count(config.model) * dtype.itemsize
 
 
 def _sample_bytes(config: PretrainConfig, dtype: torch.dtype) -> float:
@@ -237,7 +243,8 @@ def filled(config: PlanConfig, gpu: GpuConfig, dtype: torch.dtype) -> PlanConfig
     """
     if config.batch.micro_batch_size != AUTO:
         return config
-    free = MEMORY_SHARE * 1e9 * gpu.memory_gb - _state_bytes(config, config.devices)
+    kept = _state_bytes(config, config.devices) + _product_bytes(config, dtype)
+    free = MEMORY_SHARE * 1e9 * gpu.memory_gb - kept
     most = min(int(free / _sample_bytes(config, dtype)), -(-config.batch.global_batch_size // config.devices))
     require(most >= 1, "batch.micro_batch_size", AUTO, f"a model of which a sample fits into {gpu.memory_gb:g} GB")
     return replace(config, batch=replace(config.batch, micro_batch_size=most))

@@ -76,8 +76,10 @@ def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     world.together(lambda: claim_place(run_dir, config_yaml, world, log, trainer.progress.step))
     log.open_wandb(config.logging.wandb, config.logging.wandb_project, run_dir, wandb_key_present(), asdict(config))
     trainer.stop = stop
-    finished = trainer.run()
-    log.close()
+    try:
+        finished = trainer.run()
+    finally:
+        log.close()
     if not finished:
         log.say(f"stopped as asked after step {trainer.progress.step}, which is saved; the same command goes on")
     return finished

@@ -1,8 +1,9 @@
-"""The weights of matrix products, joined, filled up and in the type of the products, once a step instead of once a use.
+"""The large weights of matrix products, joined, filled up and in the products' type, once a step instead of once a use.
 
-Autocast keeps what it has cast, too, but not in compiled code, and nothing that is joined or filled up. Besides, a
-gradient through what autocast has kept is cast back only when backward is through with the whole micro-batch, too late
-to travel between ranks in the meantime. Here the data alone is shared; each use has its own place in the graph.
+Autocast keeps what it has cast, too, but not in compiled code, and nothing that is joined or filled up. Besides, from
+the second micro-batch on a gradient through what autocast has kept is cast back only when backward is through with
+everything else, too late to travel between ranks in the meantime. Here the data alone is shared; each use has its own
+place in the graph.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,8 @@ class StepWeights:
 
     def __init__(self) -> None:
         self.in_step = False
-        self._kept: dict[tuple[object, ...], Tensor] = {}
+        # Between steps, too: fresh pages cost as much as the cast.
+        self._kept: dict[tuple[object, ...], tuple[Sequence[Tensor], Tensor]] = {}
         self._of_this_step: set[tuple[object, ...]] = set()
 
     @contextmanager
@@ -43,24 +45,31 @@ class StepWeights:
             self.in_step = False
 
     def stack(self, parts: Sequence[Tensor], rows: int, fill: float) -> Tensor:
-        """In autocast's type where it is on. Gradients flow to ``parts``, in their own type."""
+        """In autocast's type where it is on; a vector that is used as it is, autocast's own work, stays.
+
+        Gradients flow to ``parts``, in their own type.
+        """
         first = parts[0]
         device = first.device.type
         cast = torch.is_autocast_enabled(device) and first.dtype != torch.float64  # which autocast leaves alone, too
         dtype = torch.get_autocast_dtype(device) if cast else first.dtype
-        if dtype == first.dtype and rows == len(first):
+        if rows == len(first) and (dtype == first.dtype or first.dim() == 1):
             return first
-        key = (*map(id, parts), rows, dtype)
-        if key not in self._kept:  # the memory is kept, too: fresh pages cost as much as the cast
-            self._kept[key] = first.new_full((rows, *first.shape[1:]), fill, dtype=dtype)
+        key = (*map(id, parts), rows, dtype, first.device)
+        if key not in self._kept:  # with the parts, so that nothing else gets their ids
+            self._kept[key] = parts, first.new_full((rows, *first.shape[1:]), fill, dtype=dtype)
+        _, whole = self._kept[key]
         if key not in self._of_this_step:
             with torch.no_grad():
                 sizes = [len(part) for part in parts]
-                for part, place in zip(parts, self._kept[key][: sum(sizes)].split(sizes), strict=True):
+                for part, place in zip(parts, whole[: sum(sizes)].split(sizes), strict=True):
                     place.copy_(part)
             self._of_this_step.add(key)
-        used: Tensor = _Use.apply(self._kept[key], *parts)
+        used: Tensor = _Use.apply(whole, *parts)
         return used
+
+    def __deepcopy__(self, _: object) -> "StepWeights":
+        return StepWeights()
 
 
 class _Use(torch.autograd.Function):

@@ -7,6 +7,8 @@ the composed values are merged once more into a fresh schema, which raises. Rang
 import functools
 import os
 import re
+import select
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +82,14 @@ def print_error(error: ConfigError) -> None:
     print(f"error: {error}", file=sys.stderr, flush=True)
 
 
+def end_without_reader() -> None:
+    """End as a program does whose reader has left (``| head``), if that is so: with a shell's status for SIGPIPE."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if any(event & select.POLLERR for _, event in output.poll(0)):
+        os._exit(128 + signal.SIGPIPE)  # the interpreter's own end would write once more
+
+
 def entry_point(
     config_name: str, schema: type[Schema], report: Callable[[ConfigError], None] = print_error
 ) -> Callable[[Callable[[Schema], None]], Callable[[], None]]:
@@ -92,6 +102,14 @@ def entry_point(
 
     def decorate(function: Callable[[Schema], None]) -> Callable[[], None]:
         def start() -> None:
+            try:
+                run()
+                sys.stdout.flush()
+            except BrokenPipeError:
+                end_without_reader()
+                raise
+
+        def run() -> None:
             if {"-h", "--help"} & set(sys.argv[1:]):
                 return print(help_text(sys.modules[function.__module__].__doc__ or "", config_name))
             if any(word.startswith("-") for word in sys.argv[1:]):
@@ -106,13 +124,9 @@ def entry_point(
         def end_with_report(work: Callable[[], None]) -> None:
             try:
                 work()
-                sys.stdout.flush()
             except ConfigError as error:
                 report(error)
                 sys.exit(2)
-            except BrokenPipeError:  # who read our output has left: "| head"
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                sys.exit(1)
 
         return start
 

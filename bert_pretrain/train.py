@@ -88,7 +88,21 @@ class Trainer:
         self._meter = Meter()
 
     def run(self) -> bool:
-        """Train to ``total_steps``, evaluating and saving on the way; False where it stopped before, as asked."""
+        """Train to ``total_steps``, evaluating and saving on the way; False where it stopped before, as asked.
+
+        Whatever ends it, a checkpoint that is being written becomes whole.
+        """
+        try:
+            return self._run()
+        except SharedError:
+            self._writer.settle()
+            self.world.wait_for_all()  # a launcher ends all ranks when one has left
+            raise
+        except Exception:
+            self._writer.settle()
+            raise
+
+    def _run(self) -> bool:
         self.log.start_clock()
         if self._evaluation_is_missing():
             self._log_evaluation()
@@ -145,7 +159,7 @@ class Trainer:
         last = self.plan.accumulation(self.world.rank) - 1
         samples, masked = counts[0], counts[1].clamp(min=1)
         factor = self.precision.scale * self.world.size  # DDP takes the mean over ranks, the loss is a sum over them
-        with self.precision.autocast(), self.model.step():  # open over all: a weight is cast once a step
+        with self.precision.autocast(), self.model.step():  # open over all: large weights are cast once a step
             for index, micro_batch in enumerate(self._meter.timed(batch.micro_batches)):
                 self.world.moved()
                 with gradients_travel(self.network, index == last):

@@ -8,6 +8,7 @@ traces alike and writes none.
 import functools
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from bert_pretrain.batches import MicroBatch, Shape, filler, fixed_shapes, to_fi
 from bert_pretrain.compiling import compile_model
 from bert_pretrain.encoder import run_layer
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.model import PretrainingModel
+from bert_pretrain.model import Pieces, PretrainingModel
 from bert_pretrain.precision import MixedPrecision, PrecisionConfig
 from tests.bert_pretrain.test_model import ALL, assert_parity, build
 from tests.bert_pretrain.test_train import rows, trainer_for
@@ -83,6 +84,38 @@ def test_parity_in_float64_with_all_techniques(attention: str) -> None:
     with torch._dynamo.config.patch(error_on_recompile=True):
         assert_parity(model, batch(), 1e-12)
         assert_parity(model, filler(SHAPE), 1e-12)  # not one masked token
+
+
+@pytest.mark.parametrize("graphs", [False, True], ids=["cast once a step", "cast in each use"])
+@pytest.mark.usefixtures("traced")
+def test_compiled_in_bf16_the_gradients_are_those_of_the_pieces_as_they_are(
+    graphs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three micro-batches a step, two steps, weights changed between; and the way that CUDA graphs go."""
+    mixed = MixedPrecision(PrecisionConfig("bf16", 1.0, 1, False, False), CPU)
+    model, found = build(COMPILED), []
+    if graphs:
+        monkeypatch.setattr(model, "step", nullcontext)
+    compile_model(model, mixed, [SHAPE], lambda _: None)
+    for pieces in (model.pieces, Pieces()):
+        torch.manual_seed(1)
+        model.load_state_dict(build(COMPILED).state_dict())
+        model.pieces = pieces
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for _ in range(2):
+                with mixed.autocast(), model.step():
+                    for samples in (4, 5, 6):
+                        out = model(*batch(samples).tensors())
+                        with mixed.autocast(enabled=False):
+                            (out.mlm_loss + out.nsp_loss).backward()
+                gradients = [parameter.grad.clone() for parameter in model.parameters()]
+                with torch.no_grad():
+                    for parameter in model.parameters():
+                        parameter -= 0.01 * parameter.grad
+                model.zero_grad(set_to_none=True)
+        found.append(gradients)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-2 * max(1.0, other.abs().max().item()))
 
 
 @needs_compiler

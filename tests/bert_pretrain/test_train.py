@@ -1,9 +1,12 @@
 """The loop's bookkeeping: skipped steps, boundaries, rows."""
 
 import json
+import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +15,10 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bert_pretrain.batches import StepBatch
-from bert_pretrain.checkpoint import CheckpointStore, load_progress
+from bert_pretrain.checkpoint import CheckpointStore, find_fault, load_progress
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.distributed import open_world
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.errors import ConfigError, DivergedError
 from bert_pretrain.metrics import MetricsLog
 from bert_pretrain.pretrain import build_trainer
 from bert_pretrain.structured import CONFIG_DIR, to_dataclass
@@ -314,3 +317,26 @@ def test_every_optimizer_trains_by_name_and_adaptive_ones_report(
 def test_no_rows_on_the_layers_where_none_are_wanted(tmp_path: Path, shard_dir: Path) -> None:
     trainer_for(tmp_path, shard_dir, "logging.layers_every_steps=0").run()
     assert not [row for row in rows(tmp_path) if "trust_ratio" in row]
+
+
+def test_a_run_that_ends_in_an_error_leaves_its_last_checkpoint_whole(tmp_path: Path, shard_dir: Path) -> None:
+    """The step after a save diverges while the save is still being written."""
+    trainer = trainer_for(tmp_path, shard_dir, "numerics.max_skipped_in_a_row=1")
+    spoil(trainer, set(range(3, 9)))  # TEST_RECIPE saves after step 3
+    diverged, save = threading.Event(), trainer.store.save
+
+    def late(*arguments: Any) -> Path:
+        assert diverged.wait(60), "the run waited for the save before it diverged"
+        time.sleep(0.5)
+        return save(*arguments)
+
+    def note(*arguments: Any) -> None:
+        diverged.set()
+        return noted(*arguments)
+
+    noted, trainer._watch.note_skipped = trainer._watch.note_skipped, note  # type: ignore[method-assign]
+    trainer.store.save = late  # type: ignore[method-assign]
+    with pytest.raises(DivergedError):
+        trainer.run()
+    (path,) = trainer.store.all()
+    assert find_fault(path) is None

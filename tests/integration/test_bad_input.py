@@ -147,10 +147,13 @@ def test_other_entries_name_what_is_wrong(module: str, options: tuple[str, ...],
     refused(module, *options, mentions=mentions)
 
 
-def test_a_reader_that_leaves_is_no_traceback() -> None:
-    command = [sys.executable, "-m", "bert_pretrain.plan", "recipe=bert_large_64k_phase1"]
-    plan = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert plan.stdout is not None
-    plan.stdout.close()
-    assert plan.communicate(timeout=100)[1] == b""
-    assert plan.returncode == 1
+@pytest.mark.parametrize("words", [["plan", "recipe=bert_large_64k_phase1"], ["plan", "--help"], ["pretrain"]])
+def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path, shard_dir: Path, words: list[str]) -> None:
+    if words == ["pretrain"]:
+        words = [*words, *TEST_RECIPE, f"data.dir={shard_dir}", f"run_dir={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", f"bert_pretrain.{words[0]}", *words[1:]]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.communicate(timeout=100)[1] == b""
+    assert process.returncode == 128 + signal.SIGPIPE
