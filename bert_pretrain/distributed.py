@@ -263,10 +263,12 @@ def report_once(error: ConfigError) -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """End the process while the group of ranks still stands.
+    """End the process, where the group of ranks still stands not as ``sys.exit`` does.
 
-    Not as ``sys.exit`` does: when a peer leaves at that moment, gloo's threads may abort an interpreter that is ending.
+    When a peer leaves at that moment, gloo's threads may abort an interpreter that is ending.
     """
+    if not dist.is_initialized():
+        sys.exit(status)
     with suppress(BrokenPipeError):
         sys.stdout.flush()
     os._exit(status)
