@@ -101,6 +101,8 @@ class CheckpointStore:
     def __init__(self, directory: Path, keep_last: int, tokenizer: Path | None, keep_every_steps: int = 0) -> None:
         self.directory, self.keep_last, self.tokenizer = directory, keep_last, tokenizer
         self.keep_every_steps = keep_every_steps
+        self.rest: Callable[[], None] = _go_on
+        """Called after each megabyte of a save that was written or read."""
 
     def save(
         self, model: BertForPreTraining, optimizer_state: dict[str, Any], progress: Progress, config_yaml: str
@@ -137,13 +139,13 @@ class CheckpointStore:
         path.mkdir(parents=True)
         model.save_pretrained(path / "model")
         with open(path / "optimizer.pt", "wb") as file:
-            torch.save(optimizer_state, cast(IO[bytes], _InPieces(file)))
+            torch.save(optimizer_state, cast(IO[bytes], _InPieces(file, self.rest)))
         for name in TOKENIZER_FILES:
             if self.tokenizer is not None and (self.tokenizer / name).is_file():
                 shutil.copyfile(self.tokenizer / name, path / "model" / name)
         (path / "progress.json").write_text(json.dumps(asdict(progress), indent=2), encoding="utf-8")
         (path / "config.yaml").write_text(config_yaml, encoding="utf-8")
-        _write_checksums(path)
+        _write_checksums(path, self.rest)
         _flush(path)
 
     def newest_valid(self, report: Callable[[str], None]) -> Path | None:
@@ -164,8 +166,9 @@ class CheckpointStore:
     def _remove_old(self) -> None:
         for path in self.all()[: -self.keep_last]:
             milestone = self.keep_every_steps and int(path.name[5:]) % self.keep_every_steps == 0
-            if not milestone and find_fault(path) is None:  # a damaged one is evidence, and not ours to delete
-                shutil.rmtree(path)
+            if milestone or find_fault(path, self.rest) is not None:
+                continue  # a damaged one is evidence, and not ours to delete
+            shutil.rmtree(path)
 
 
 def _megabytes_left(directory: Path) -> float:
@@ -173,15 +176,19 @@ def _megabytes_left(directory: Path) -> float:
     return shutil.disk_usage(next(path for path in (directory, *directory.parents) if path.exists())).free / 1e6
 
 
-def find_fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint directory, or None."""
+def _go_on() -> None:
+    """No rest."""
+
+
+def find_fault(path: Path, rest: Callable[[], None] = _go_on) -> str | None:
+    """What is wrong with a checkpoint directory, or None; ``rest`` is called after each megabyte."""
     try:
         text = (path / CHECKSUMS).read_text(encoding="utf-8")
         expected = json.loads(text)
         if text != _as_json(expected) or not expected.keys() >= _ESSENTIAL:
             return f"{CHECKSUMS} is not as it was written"
         for name, digest in expected.items():
-            if _sha256(path / name) != digest:
+            if _sha256(path / name, rest) != digest:
                 return f"{name} is not as it was written"
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         return f"it is incomplete ({error})"
@@ -240,20 +247,21 @@ class _InPieces:
     Into a path ``torch.save`` writes whole tensors under that lock, and the steps beside it take twice as long.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.flush = file, file.flush
+    def __init__(self, file: BinaryIO, rest: Callable[[], None]) -> None:
+        self.file, self.rest, self.flush = file, rest, file.flush
 
     def write(self, data: memoryview) -> int:
         """All of ``data``."""
         whole = memoryview(data)
         for start in range(0, len(whole), _PIECE):
             self.file.write(whole[start : start + _PIECE])
+            self.rest()
         return len(whole)
 
 
-def _write_checksums(path: Path) -> None:
+def _write_checksums(path: Path, rest: Callable[[], None]) -> None:
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    digests = {str(file.relative_to(path)): _sha256(file) for file in files}
+    digests = {str(file.relative_to(path)): _sha256(file, rest) for file in files}
     (path / CHECKSUMS).write_text(_as_json(digests), encoding="utf-8")
 
 
@@ -261,9 +269,13 @@ def _as_json(digests: dict[str, str]) -> str:
     return json.dumps(digests, indent=2)
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, rest: Callable[[], None]) -> str:
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+            rest()
+    return digest.hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -1,11 +1,14 @@
 """Checkpoints written while the run goes on: the step waits for a copy in memory, a thread does the rest.
 
+The thread rests as long as it works, but where somebody waits for it: the steps beside it share caches and memory with
+it.
 A disk that is full or read-only does not end a run: it is said, the earlier checkpoints stay, and the next save tries
 again. Only the last save of a run has to succeed.
 """
 
 import copy
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -77,6 +80,8 @@ class CheckpointWriter:
 
     def __init__(self, store: CheckpointStore, say: Callable[[str], None]) -> None:
         self.store, self._say = store, say
+        store.rest = self._rest
+        self._awaited, self._worked = threading.Event(), 0.0
         self._snapshot = Snapshot()
         self._thread: threading.Thread | None = None
         self._fault = ""
@@ -89,6 +94,7 @@ class CheckpointWriter:
         self.wait()
         self._snapshot.take(model, optimizer_state)
         self._fault = ""
+        self._awaited.clear()
         self._thread = threading.Thread(target=self._write, args=(progress, config_yaml), name="checkpoint")
         self._thread.start()
 
@@ -99,6 +105,7 @@ class CheckpointWriter:
     def settle(self) -> None:
         """Return when nothing is being written."""
         if self._thread is not None:
+            self._awaited.set()
             self._thread.join()
             self._thread = None
 
@@ -114,7 +121,13 @@ class CheckpointWriter:
         if self._fault:
             raise ConfigError(f"{self._fault}; make room, and start again with the same command")
 
+    def _rest(self) -> None:
+        now = time.thread_time()
+        self._awaited.wait(now - self._worked)
+        self._worked = now
+
     def _write(self, progress: Progress, config_yaml: str) -> None:
+        self._worked = time.thread_time()
         try:
             self._snapshot.wait()
             assert self._snapshot.model is not None

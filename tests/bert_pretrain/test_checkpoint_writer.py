@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bert_pretrain import checkpoint_writer
 from bert_pretrain.checkpoint import CheckpointStore, Progress, find_fault, load_optimizer_state
 from bert_pretrain.checkpoint_writer import CheckpointWriter
 from bert_pretrain.errors import ConfigError
@@ -89,3 +90,26 @@ def test_a_copy_takes_no_memory_of_the_device(tmp_path: Path) -> None:
     writer.finish()
     size = sum(weight.nbytes for weight in model.parameters())
     assert torch.cuda.max_memory_allocated() - before < size / 4
+
+
+def test_the_thread_rests_as_long_as_it_works_until_somebody_waits(tmp_path: Path, monkeypatch) -> None:
+    """By a clock that stands but for 3 s of work before each rest."""
+    rests: list[tuple[float, bool]] = []
+    rested, worked = threading.Event(), iter(range(0, 3000, 3))
+
+    class Awaited(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout is not None
+            rests.append((timeout, self.is_set()))
+            rested.set()
+            return super().wait(60)
+
+    monkeypatch.setattr(checkpoint_writer.time, "thread_time", lambda: next(worked))
+    writer = CheckpointWriter(CheckpointStore(tmp_path / "checkpoints", 1, None), lambda _: None)
+    writer._awaited = Awaited()
+    writer.save(small_bert(), {"state": torch.zeros(3 << 18)}, Progress(step=1), "seed: 1\n")  # 3 MB
+    assert rested.wait(60)
+    assert rests == [(3, False)]
+    writer.finish()
+    assert len(rests) >= 6, "3 MB were written, and read for their checksum"
+    assert set(rests[1:]) == {(3, True)}
