@@ -139,7 +139,7 @@ class CheckpointStore:
         path.mkdir(parents=True)
         model.save_pretrained(path / "model")
         with open(path / "optimizer.pt", "wb") as file:
-            torch.save(optimizer_state, cast(IO[bytes], _InPieces(file, self.rest)))
+            _InPieces(file, self.rest).save(optimizer_state)
         for name in TOKENIZER_FILES:
             if self.tokenizer is not None and (self.tokenizer / name).is_file():
                 shutil.copyfile(self.tokenizer / name, path / "model" / name)
@@ -249,13 +249,25 @@ class _InPieces:
 
     def __init__(self, file: BinaryIO, rest: Callable[[], None]) -> None:
         self.file, self.rest, self.flush = file, rest, file.flush
+        self._fault: OSError | None = None
+
+    def save(self, state: dict[str, Any]) -> None:
+        """``torch.save`` of ``state``. Raises the disk's own error, of which torch only says that something failed."""
+        try:
+            torch.save(state, cast(IO[bytes], self))
+        except RuntimeError as error:
+            raise self._fault or error from error
 
     def write(self, data: memoryview) -> int:
         """All of ``data``."""
         whole = memoryview(data)
-        for start in range(0, len(whole), _PIECE):
-            self.file.write(whole[start : start + _PIECE])
-            self.rest()
+        try:
+            for start in range(0, len(whole), _PIECE):
+                self.file.write(whole[start : start + _PIECE])
+                self.rest()
+        except OSError as error:
+            self._fault = error
+            raise
         return len(whole)
 
 
