@@ -11,25 +11,31 @@ A directory has its final name only when all of it is on disk. One that is torn 
 never deleted. Random states need no place here: dropout is seeded anew for every step from (seed, rank, step).
 """
 
-import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import BertForPreTraining
 
+from bert_pretrain.checkpoint_files import (
+    Rest,
+    find_fault,
+    flush,
+    flush_directory,
+    no_rest,
+    save_state,
+    write_checksums,
+)
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.model import PretrainingModel, load_weights
 from bert_pretrain.precision import MixedPrecision
 
-CHECKSUMS = "checksums.json"
 TOKENIZER_FILES = (
     "vocab.txt",
     "tokenizer.json",
@@ -37,8 +43,6 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-_ESSENTIAL = {"model/config.json", "model/model.safetensors", "optimizer.pt", "progress.json", "config.yaml"}
-_PIECE = 1 << 20
 _NAME = re.compile(r"step_(\d{8})")
 
 
@@ -101,7 +105,7 @@ class CheckpointStore:
     def __init__(self, directory: Path, keep_last: int, tokenizer: Path | None, keep_every_steps: int = 0) -> None:
         self.directory, self.keep_last, self.tokenizer = directory, keep_last, tokenizer
         self.keep_every_steps = keep_every_steps
-        self.rest: Callable[[], None] = _go_on
+        self.rest: Rest = no_rest
         """Called after each megabyte of a save that was written or read."""
 
     def save(
@@ -124,7 +128,7 @@ class CheckpointStore:
         if final.exists():  # a damaged one: a valid one would have been resumed from, and no step is saved twice
             final.rename(_free_name(final))
         temporary.rename(final)
-        _flush_directory(self.directory)
+        flush_directory(self.directory)
         self._remove_old()
         return final
 
@@ -138,15 +142,14 @@ class CheckpointStore:
     ) -> None:
         path.mkdir(parents=True)
         model.save_pretrained(path / "model")
-        with open(path / "optimizer.pt", "wb") as file:
-            _InPieces(file, self.rest).save(optimizer_state)
+        save_state(optimizer_state, path / "optimizer.pt", self.rest)
         for name in TOKENIZER_FILES:
             if self.tokenizer is not None and (self.tokenizer / name).is_file():
                 shutil.copyfile(self.tokenizer / name, path / "model" / name)
         (path / "progress.json").write_text(json.dumps(asdict(progress), indent=2), encoding="utf-8")
         (path / "config.yaml").write_text(config_yaml, encoding="utf-8")
-        _write_checksums(path, self.rest)
-        _flush(path)
+        write_checksums(path, self.rest)
+        flush(path)
 
     def newest_valid(self, report: Callable[[str], None]) -> Path | None:
         """The newest checkpoint whose every file is as it was written; ``report`` hears of those passed over."""
@@ -174,25 +177,6 @@ class CheckpointStore:
 def _megabytes_left(directory: Path) -> float:
     """Room on the disk; what libraries say of a full one does not tell that it is full."""
     return shutil.disk_usage(next(path for path in (directory, *directory.parents) if path.exists())).free / 1e6
-
-
-def _go_on() -> None:
-    """No rest."""
-
-
-def find_fault(path: Path, rest: Callable[[], None] = _go_on) -> str | None:
-    """What is wrong with a checkpoint directory, or None; ``rest`` is called after each megabyte."""
-    try:
-        text = (path / CHECKSUMS).read_text(encoding="utf-8")
-        expected = json.loads(text)
-        if text != _as_json(expected) or not expected.keys() >= _ESSENTIAL:
-            return f"{CHECKSUMS} is not as it was written"
-        for name, digest in expected.items():
-            if _sha256(path / name, rest) != digest:
-                return f"{name} is not as it was written"
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        return f"it is incomplete ({error})"
-    return None
 
 
 def load_progress(path: Path) -> Progress:
@@ -239,73 +223,6 @@ def resolve_init(path: Path, report: Callable[[str], None]) -> Path:
     if fault is not None:
         raise ConfigError(f"init_from is {str(path)!r}, which is damaged: {fault}")
     return path
-
-
-class _InPieces:
-    """A file that is written a piece at a time, without Python's lock.
-
-    Into a path ``torch.save`` writes whole tensors under that lock, and the steps beside it take twice as long.
-    """
-
-    def __init__(self, file: BinaryIO, rest: Callable[[], None]) -> None:
-        self.file, self.rest, self.flush = file, rest, file.flush
-        self._fault: OSError | None = None
-
-    def save(self, state: dict[str, Any]) -> None:
-        """``torch.save`` of ``state``. Raises the disk's own error, of which torch only says that something failed."""
-        try:
-            torch.save(state, cast(IO[bytes], self))
-        except RuntimeError as error:
-            raise self._fault or error from error
-
-    def write(self, data: memoryview) -> int:
-        """All of ``data``."""
-        whole = memoryview(data)
-        try:
-            for start in range(0, len(whole), _PIECE):
-                self.file.write(whole[start : start + _PIECE])
-                self.rest()
-        except OSError as error:
-            self._fault = error
-            raise
-        return len(whole)
-
-
-def _write_checksums(path: Path, rest: Callable[[], None]) -> None:
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    digests = {str(file.relative_to(path)): _sha256(file, rest) for file in files}
-    (path / CHECKSUMS).write_text(_as_json(digests), encoding="utf-8")
-
-
-def _as_json(digests: dict[str, str]) -> str:
-    return json.dumps(digests, indent=2)
-
-
-def _sha256(path: Path, rest: Callable[[], None]) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-            rest()
-    return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    for file in path.rglob("*"):
-        if file.is_file():
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
-        else:
-            _flush_directory(file)
-    _flush_directory(path)
-
-
-def _flush_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _free_name(path: Path) -> Path:

@@ -9,7 +9,8 @@ again. Only the last save of a run has to succeed.
 import copy
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -102,16 +103,24 @@ class CheckpointWriter:
         """Whether a checkpoint is being written."""
         return self._thread is not None and self._thread.is_alive()
 
-    def settle(self) -> None:
-        """Return when nothing is being written."""
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """An exception leaves this context only when nothing is being written."""
+        try:
+            yield
+        except Exception:
+            self._join()
+            raise
+
+    def _join(self) -> None:
         if self._thread is not None:
             self._awaited.set()
             self._thread.join()
             self._thread = None
 
     def wait(self) -> None:
-        """``settle``, and raise what went wrong in the thread but for faults of the disk."""
-        self.settle()
+        """Return when nothing is being written. Raises what went wrong in the thread but for faults of the disk."""
+        self._join()
         if self._error is not None:
             raise self._error
 

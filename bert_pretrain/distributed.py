@@ -3,19 +3,13 @@
 This is the only file that reads ``os.environ``. Without torchrun the world is this one process.
 """
 
-import hashlib
-import json
 import os
-import platform
 import re
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib.metadata import version
-from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import torch
@@ -24,10 +18,9 @@ import torch.distributed as dist
 from bert_pretrain.errors import ConfigError, SharedError, require
 from bert_pretrain.preemption import StopRequest
 from bert_pretrain.pulse import Pulse
+from bert_pretrain.roll_call import facts_of, roll_call, whose
 from bert_pretrain.structured import print_error
 
-_COMPARED = ("torch", "transformers", "numpy", "h5py")
-_FAULTS = "faults"
 Result = TypeVar("Result")
 Said = TypeVar("Said")
 
@@ -153,7 +146,7 @@ def open_world(
         fault = str(error)
     if size > 1:
         store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
-        fault = roll_call(store, rank, size, fault, _facts(here, options))
+        fault = roll_call(store, rank, size, fault, facts_of(here, options))
     if fault:
         raise SharedError(fault)
     pulse = Pulse(store, rank, size, timeout_seconds, local_rank == 0, stop) if store is not None else None
@@ -165,22 +158,17 @@ def open_world(
         # torchrun sets OMP_NUM_THREADS=1 for every rank, whatever the number of cores.
         torch.set_num_threads(cores_per_rank(local_size))
     if world.size > 1:
-        # Else NCCL's own watchdog aborts the process at a lost peer, before the pulse has said who it was.
-        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-        dist.init_process_group(
-            "nccl" if here.type == "cuda" else "gloo",
-            timeout=2 * timeout,  # the pulse speaks first
-            device_id=here if here.type == "cuda" else None,
-            store=store,
-            rank=rank,
-            world_size=size,
-        )
+        _join(world, store, timeout)
     if pulse is not None:
         pulse.watch()
     try:
         yield world
         # Not in a finally: a rank that fails while its peers wait in a collective must die, not wait for them.
         world.wait_for_all()
+    except SharedError:
+        with suppress(RuntimeError):  # of a lost rank: the mistake is what has to be told
+            world.wait_for_all()  # a launcher ends the others when one has left: one may have to speak, or to save
+        raise
     except RuntimeError as error:
         if pulse is None or not is_torn(error):
             raise
@@ -193,55 +181,23 @@ def open_world(
         dist.destroy_process_group()
 
 
+def _join(world: World, store: dist.Store | None, timeout: timedelta) -> None:
+    # Else NCCL's own watchdog aborts the process at a lost peer, before the pulse has said who it was.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    on_gpu = world.device.type == "cuda"
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        timeout=2 * timeout,  # the pulse speaks first
+        device_id=world.device if on_gpu else None,
+        store=store,
+        rank=world.rank,
+        world_size=world.size,
+    )
+
+
 def is_torn(error: RuntimeError) -> bool:
     """Whether a collective failed for want of a peer."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
-
-
-def _facts(device: torch.device, options: str) -> dict[str, str]:
-    """What has to be the same on all ranks, by the name under which a user knows it."""
-    sources = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        sources.update(path.read_bytes())
-    facts = {"Python": platform.python_version()} | {name: version(name) for name in _COMPARED}
-    if device.type == "cuda":
-        facts["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
-    facts |= {"the device": device.type, "bert_pretrain's source": sources.hexdigest()[:12]}
-    return facts | {"the set of options": hashlib.sha256(options.encode()).hexdigest()[:12]}
-
-
-def whose(rank: int) -> str:
-    """Of which rank on which node a message is, in words that follow it."""
-    return f" (rank {rank} on {socket.gethostname()})"
-
-
-def roll_call(store: dist.Store, rank: int, size: int, fault: str, facts: dict[str, str]) -> str:
-    """Before any collective: every rank says its fault and its ``facts``, rank 0 finds the first that is wrong.
-
-    Returns what is wrong, the same on every rank; empty where nothing is. Costs ``size`` reads of a small value. Raises
-    ``ConfigError`` where rank 0 does not answer.
-    """
-    store.set(f"here/{rank}", json.dumps([fault and fault + whose(rank), whose(rank), facts]))
-    if rank > 0:
-        try:
-            return store.get(_FAULTS).decode()
-        except dist.DistStoreError:
-            raise ConfigError(f"rank 0 of {size} did not come; see the output of its node") from None
-    verdict = ""
-    for other in range(size):
-        try:
-            said, place, theirs = json.loads(store.get(f"here/{other}"))
-        except dist.DistStoreError:
-            said, place, theirs = f"rank {other} of {size} did not come; see the output of its node", "", facts
-        unequal = [
-            f"{name} is not the same on all nodes: {found} here, {theirs[name]} there{place}; give every node the "
-            "same environment and command"
-            for name, found in facts.items()
-            if theirs.get(name) != found
-        ]
-        verdict = verdict or said or next(iter(unequal), "")
-    store.set(_FAULTS, verdict)
-    return verdict
 
 
 def report_once(error: ConfigError) -> None:

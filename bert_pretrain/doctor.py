@@ -21,7 +21,7 @@ import torch
 from bert_pretrain.checkpoint import CheckpointStore
 from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml
 from bert_pretrain.data import check_vocabulary, open_split
-from bert_pretrain.distributed import World, is_torn, leave, open_world, report_once, whose
+from bert_pretrain.distributed import World, is_torn, leave, open_world, report_once
 from bert_pretrain.errors import ConfigError, SharedError
 from bert_pretrain.flops import parameter_count
 from bert_pretrain.machine import device_name, measured_matrix_rate, timed
@@ -30,6 +30,7 @@ from bert_pretrain.model import build_model, silence_transformers
 from bert_pretrain.optim import build_optimizer, describe_optimizer
 from bert_pretrain.precision import compute_dtype
 from bert_pretrain.pretrain import build_trainer
+from bert_pretrain.roll_call import whose
 from bert_pretrain.structured import entry_point
 from bert_pretrain.train import Trainer
 

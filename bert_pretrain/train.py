@@ -92,28 +92,18 @@ class Trainer:
 
         Whatever ends it, a checkpoint that is being written becomes whole.
         """
-        try:
-            return self._run()
-        except SharedError:
-            self._writer.settle()
-            self.world.wait_for_all()  # a launcher ends all ranks when one has left
-            raise
-        except Exception:
-            self._writer.settle()
-            raise
-
-    def _run(self) -> bool:
-        self.log.start_clock()
-        if self._evaluation_is_missing():
-            self._log_evaluation()
-            self._meter = Meter()
-        while self.progress.step < self.total_steps and not self._stopping:
-            self._train()
-            if self._trouble:
-                self._rewind()
-        if self.progress.step > self._saved_step:
-            self._save()
-        self.world.together(self._writer.finish)
+        with self._writer.settled():
+            self.log.start_clock()
+            if self._evaluation_is_missing():
+                self._log_evaluation()
+                self._meter = Meter()
+            while self.progress.step < self.total_steps and not self._stopping:
+                self._train()
+                if self._trouble:
+                    self._rewind()
+            if self.progress.step > self._saved_step:
+                self._save()
+            self.world.together(self._writer.finish)
         return self.progress.step == self.total_steps and not self._owes_evaluation
 
     def _train(self) -> None:

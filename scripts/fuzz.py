@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 from results_file import write_result
 from transformers import BertConfig, BertForPreTraining
 
-from bert_pretrain.checkpoint import CheckpointStore, Progress, find_fault
+from bert_pretrain.checkpoint import CheckpointStore, Progress
+from bert_pretrain.checkpoint_files import find_fault
 from bert_pretrain.config import PretrainConfig, check_same_run, resolved_yaml
 from bert_pretrain.data import DataConfig, ShardSet, open_split
 from bert_pretrain.errors import ConfigError

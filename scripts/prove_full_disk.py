@@ -13,7 +13,8 @@ from pathlib import Path
 from results_file import write_result
 from safetensors.torch import load  # load_file would hold the disk
 
-from bert_pretrain.checkpoint import CheckpointStore, find_fault
+from bert_pretrain.checkpoint import CheckpointStore
+from bert_pretrain.checkpoint_files import find_fault
 from tests.conftest import TEST_RECIPE, make_shards
 
 STEPS = 40

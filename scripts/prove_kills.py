@@ -27,7 +27,8 @@ from results_file import write_result
 from safetensors.torch import load_file
 
 from bert_pretrain import pretrain
-from bert_pretrain.checkpoint import CheckpointStore, find_fault, load_progress
+from bert_pretrain.checkpoint import CheckpointStore, load_progress
+from bert_pretrain.checkpoint_files import find_fault
 from bert_pretrain.preemption import STOPPED
 from tests.conftest import TEST_RECIPE, make_shards
 

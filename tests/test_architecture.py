@@ -13,9 +13,9 @@ from tests.conftest import ROOT
 # A module imports from its own floor or from floors below it.
 FLOORS = [
     {"errors", "preemption", "step_result", "step_weights", "threads"},
-    {"structured", "shards", "sample_order", "masking", "pulse"},
+    {"structured", "shards", "sample_order", "masking", "pulse", "roll_call"},
     {"dropout", "vocabulary_loss", "encoder", "batch_plan", "batches", "distributed", "model", "flops", "machine"},
-    {"numerics", "precision"},
+    {"numerics", "precision", "checkpoint_files"},
     {"data", "communication", "compiling", "micro_batch_size"},
     {"loader", "optim", "checkpoint", "checkpoint_writer", "metrics", "remask", "plots"},
     {"evaluation", "train", "config", "scaling"},

@@ -9,11 +9,11 @@ from transformers import AutoModelForPreTraining, BertConfig, BertForPreTraining
 from bert_pretrain.checkpoint import (
     CheckpointStore,
     Progress,
-    find_fault,
     load_optimizer_state,
     load_progress,
     resolve_init,
 )
+from bert_pretrain.checkpoint_files import find_fault
 from bert_pretrain.errors import ConfigError
 
 

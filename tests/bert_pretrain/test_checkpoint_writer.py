@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from bert_pretrain import checkpoint_writer
-from bert_pretrain.checkpoint import CheckpointStore, Progress, find_fault, load_optimizer_state
+from bert_pretrain.checkpoint import CheckpointStore, Progress, load_optimizer_state
+from bert_pretrain.checkpoint_files import find_fault
 from bert_pretrain.checkpoint_writer import CheckpointWriter
 from bert_pretrain.errors import ConfigError
 from tests.bert_pretrain.test_checkpoint import small_bert

@@ -1,5 +1,6 @@
 """The roll call before any collective, and what a launcher's failures stand for."""
 
+import socket
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +11,10 @@ import torch
 import torch.distributed as dist
 
 from bert_pretrain import distributed
-from bert_pretrain.distributed import World, pick_device, report_once, roll_call
+from bert_pretrain.distributed import World, pick_device, report_once
 from bert_pretrain.errors import ConfigError, SharedError
 from bert_pretrain.launch import not_met, status
+from bert_pretrain.roll_call import facts_of, roll_call
 
 FACTS = {"torch": "2.13.0", "the set of options": "abc"}
 
@@ -66,7 +68,7 @@ def test_a_rank_that_does_not_come_is_named() -> None:
 
 def test_facts_know_a_changed_source_and_changed_options() -> None:
     cpu = torch.device("cpu")
-    one, other = distributed._facts(cpu, "lr: 1"), distributed._facts(cpu, "lr: 2")
+    one, other = facts_of(cpu, "lr: 1"), facts_of(cpu, "lr: 2")
     assert {name for name in one if one[name] != other[name]} == {"the set of options"}
     assert {"Python", "torch", "transformers", "the device", "bert_pretrain's source"} <= one.keys()
 
@@ -154,7 +156,7 @@ def test_no_rank_ends_in_silence_for_a_mistake_of_its_own(
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("LOCAL_RANK", str(local_rank))
     monkeypatch.setattr(dist, "is_initialized", lambda: met)
-    monkeypatch.setattr(distributed.socket, "gethostname", lambda: "n1")
+    monkeypatch.setattr(socket, "gethostname", lambda: "n1")
     ended: list[int] = []  # with a group joined, the interpreter must not end by itself
     monkeypatch.setattr(distributed.os, "_exit", ended.append)
     report_once(error)

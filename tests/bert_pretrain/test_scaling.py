@@ -161,7 +161,7 @@ def test_auto_fills_the_memory_of_the_kind() -> None:
     assert config.gpu is not None
     found = filled(config, config.gpu, torch.bfloat16).batch.micro_batch_size
     sample = 128 * (12 * (18 * 768 + 2 * 12 * 128) * 2 + 3 * 0.15 * 30_522 * 4)
-    assert found == int((0.92 * 80e9 - 16 * 110_106_428) / sample)
+    assert found == int((0.92 * 80e9 - (16 + 2) * 110_106_428) / sample)
     tiny = replace(config.gpu, memory_gb=1.0)
     with pytest.raises(ConfigError, match=r"micro_batch_size is 'auto'; allowed: .* fits into 1 GB"):
         filled(config, tiny, torch.bfloat16)

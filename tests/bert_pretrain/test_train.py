@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bert_pretrain.batches import StepBatch
-from bert_pretrain.checkpoint import CheckpointStore, find_fault, load_progress
+from bert_pretrain.checkpoint import CheckpointStore, load_progress
+from bert_pretrain.checkpoint_files import find_fault
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.distributed import open_world
 from bert_pretrain.errors import ConfigError, DivergedError

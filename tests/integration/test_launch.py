@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bert_pretrain.checkpoint import CheckpointStore, find_fault, load_progress
+from bert_pretrain.checkpoint import CheckpointStore, load_progress
+from bert_pretrain.checkpoint_files import find_fault
 from bert_pretrain.launch import main as launcher  # noqa: F401  # fails early where torch's interface has changed
 from tests.conftest import ROOT, TEST_RECIPE
 from tests.integration.test_resume import workers
