@@ -105,14 +105,18 @@ class CheckpointStore:
     def __init__(self, directory: Path, keep_last: int, tokenizer: Path | None, keep_every_steps: int = 0) -> None:
         self.directory, self.keep_last, self.tokenizer = directory, keep_last, tokenizer
         self.keep_every_steps = keep_every_steps
-        self.rest: Rest = no_rest
-        """Called after each megabyte of a save that was written or read."""
 
     def save(
-        self, model: BertForPreTraining, optimizer_state: dict[str, Any], progress: Progress, config_yaml: str
+        self,
+        model: BertForPreTraining,
+        optimizer_state: dict[str, Any],
+        progress: Progress,
+        config_yaml: str,
+        rest: Rest = no_rest,
     ) -> Path:
         """Write a checkpoint named after ``progress.step``, then remove those that need not be kept.
 
+        ``rest`` is called after each megabyte that was written or read.
         Errors of the file system (a full disk) are raised as OSError; nothing is left behind, earlier checkpoints stay.
         """
         final = self.directory / f"step_{progress.step:08d}"
@@ -120,7 +124,7 @@ class CheckpointStore:
             shutil.rmtree(left, ignore_errors=True)
         temporary = self.directory / f".{final.name}.partial"
         try:
-            self._write(temporary, model, optimizer_state, progress, config_yaml)
+            self._write(temporary, model, optimizer_state, progress, config_yaml, rest)
         except (OSError, RuntimeError, SafetensorError) as error:  # the latter two: a full disk, as libraries report it
             room = "" if isinstance(error, OSError) else f"; {_megabytes_left(self.directory):.1f} MB are left there"
             shutil.rmtree(temporary, ignore_errors=True)
@@ -129,7 +133,7 @@ class CheckpointStore:
             final.rename(_free_name(final))
         temporary.rename(final)
         flush_directory(self.directory)
-        self._remove_old()
+        self._remove_old(rest)
         return final
 
     def _write(
@@ -139,16 +143,17 @@ class CheckpointStore:
         optimizer_state: dict[str, Any],
         progress: Progress,
         config_yaml: str,
+        rest: Rest,
     ) -> None:
         path.mkdir(parents=True)
         model.save_pretrained(path / "model")
-        save_state(optimizer_state, path / "optimizer.pt", self.rest)
+        save_state(optimizer_state, path / "optimizer.pt", rest)
         for name in TOKENIZER_FILES:
             if self.tokenizer is not None and (self.tokenizer / name).is_file():
                 shutil.copyfile(self.tokenizer / name, path / "model" / name)
         (path / "progress.json").write_text(json.dumps(asdict(progress), indent=2), encoding="utf-8")
         (path / "config.yaml").write_text(config_yaml, encoding="utf-8")
-        write_checksums(path, self.rest)
+        write_checksums(path, rest)
         flush(path)
 
     def newest_valid(self, report: Callable[[str], None]) -> Path | None:
@@ -166,10 +171,10 @@ class CheckpointStore:
             return []
         return sorted(path for path in self.directory.iterdir() if _NAME.fullmatch(path.name))
 
-    def _remove_old(self) -> None:
+    def _remove_old(self, rest: Rest) -> None:
         for path in self.all()[: -self.keep_last]:
             milestone = self.keep_every_steps and int(path.name[5:]) % self.keep_every_steps == 0
-            if milestone or find_fault(path, self.rest) is not None:
+            if milestone or find_fault(path, rest) is not None:
                 continue  # a damaged one is evidence, and not ours to delete
             shutil.rmtree(path)
 

@@ -1,7 +1,6 @@
 """Checkpoints written while the run goes on: the step waits for a copy in memory, a thread does the rest.
 
-The thread rests as long as it works, but where somebody waits for it: the steps beside it share caches and memory with
-it.
+The thread rests as long as it works, unless somebody waits for it: the steps share caches and memory with it.
 A disk that is full or read-only does not end a run: it is said, the earlier checkpoints stay, and the next save tries
 again. Only the last save of a run has to succeed.
 """
@@ -81,7 +80,6 @@ class CheckpointWriter:
 
     def __init__(self, store: CheckpointStore, say: Callable[[str], None]) -> None:
         self.store, self._say = store, say
-        store.rest = self._rest
         self._awaited, self._worked = threading.Event(), 0.0
         self._snapshot = Snapshot()
         self._thread: threading.Thread | None = None
@@ -131,6 +129,7 @@ class CheckpointWriter:
             raise ConfigError(f"{self._fault}; make room, and start again with the same command")
 
     def _rest(self) -> None:
+        """As long as this thread has worked since the last rest."""
         now = time.thread_time()
         self._awaited.wait(now - self._worked)
         self._worked = now
@@ -140,7 +139,8 @@ class CheckpointWriter:
         try:
             self._snapshot.wait()
             assert self._snapshot.model is not None
-            self.store.save(self._snapshot.model, self._snapshot.optimizer_state, progress, config_yaml)
+            model, state = self._snapshot.model, self._snapshot.optimizer_state
+            self.store.save(model, state, progress, config_yaml, self._rest)
         except OSError as error:
             self._fault = (
                 f"the checkpoint of step {progress.step} could not be written under {self.store.directory} ({error}); "

@@ -154,22 +154,23 @@ class MetricsLog:
         """Estimates of the time left count from here."""
         self._started = time.perf_counter()
 
-    def close(self) -> None:
-        """End the bar and the wandb run."""
+    def close(self, failed: bool = False) -> None:
+        """End the bar and the wandb run, there too as ``failed`` says."""
         self._bar.close()
         if self._unwritten:
             self.say(f"{self._unwritten.count(chr(10))} rows could not be written to {self.path}")
         if self._wandb is None:
             return
-        done = threading.Thread(target=self._finish_wandb, daemon=True)  # without its server, wandb tries for hours
+        # Without its server, wandb tries for hours.
+        done = threading.Thread(target=self._finish_wandb, args=(failed,), daemon=True)
         done.start()
         done.join(WANDB_SECONDS)
         if done.is_alive():
             self.say(f"wandb does not answer; the run's data are in {self._wandb.dir}: wandb sync")
 
-    def _finish_wandb(self) -> None:
+    def _finish_wandb(self, failed: bool) -> None:
         try:
-            self._wandb.finish()
+            self._wandb.finish(exit_code=int(failed))
         except Exception as error:
             self.say(f"wandb did not finish: {error}")
 

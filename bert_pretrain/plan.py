@@ -223,8 +223,11 @@ def _state_bytes(config: PretrainConfig, devices: int) -> float:
 
 
 def _product_bytes(config: PretrainConfig, dtype: torch.dtype) -> float:
-    """What ``step_weights`` keeps, about."""
-    return parameter_count(config.model) * dtype.itemsize
+    """What ``step_weights`` keeps, about: in float32 the joined weights alone."""
+    model = config.model
+    if dtype != torch.float32:
+        return parameter_count(model) * dtype.itemsize
+    return 4 * 3 * model.hidden_size**2 * model.num_hidden_layers * config.speed.fused_qkv
 
 
 def _sample_bytes(config: PretrainConfig, dtype: torch.dtype) -> float:

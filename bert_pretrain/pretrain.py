@@ -78,8 +78,10 @@ def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     trainer.stop = stop
     try:
         finished = trainer.run()
-    finally:
-        log.close()
+    except Exception:
+        log.close(failed=True)
+        raise
+    log.close()
     if not finished:
         log.say(f"stopped as asked after step {trainer.progress.step}, which is saved; the same command goes on")
     return finished
