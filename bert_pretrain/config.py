@@ -6,19 +6,19 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from bert_pretrain.batch_plan import BatchConfig
-from bert_pretrain.checkpoint import CheckpointConfig
-from bert_pretrain.communication import CommunicationConfig
-from bert_pretrain.data import DataConfig
-from bert_pretrain.encoder import SpeedConfig
+from bert_pretrain.checkpoint.store import CheckpointConfig
+from bert_pretrain.data.batch_plan import BatchConfig
+from bert_pretrain.data.dataset import DataConfig
+from bert_pretrain.distributed.gradients import CommunicationConfig
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.metrics import LoggingConfig
-from bert_pretrain.model import ModelConfig
-from bert_pretrain.numerics import NumericsConfig
+from bert_pretrain.model.bert import ModelConfig
+from bert_pretrain.model.encoder import SpeedConfig
+from bert_pretrain.model.precision import PrecisionConfig
 from bert_pretrain.optim import OptimizerConfig
 from bert_pretrain.optim.schedule import ScheduleConfig
-from bert_pretrain.precision import PrecisionConfig
-from bert_pretrain.train import TrainingConfig
+from bert_pretrain.training.loss_spikes import NumericsConfig
+from bert_pretrain.training.metrics import LoggingConfig
+from bert_pretrain.training.trainer import TrainingConfig
 
 # What may differ when a run is continued: it changes neither the samples of a step nor, but for the rounding of
 # another device, its arithmetic.

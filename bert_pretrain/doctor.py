@@ -18,21 +18,21 @@ from pathlib import Path
 
 import torch
 
-from bert_pretrain.checkpoint import CheckpointStore
+from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml
-from bert_pretrain.data import check_vocabulary, open_split
-from bert_pretrain.distributed import World, is_torn, leave, open_world, report_once
+from bert_pretrain.config_loading import entry_point
+from bert_pretrain.data.dataset import check_vocabulary, open_split
+from bert_pretrain.distributed.preflight import whose
+from bert_pretrain.distributed.world import World, is_torn, leave, open_world, report_once
 from bert_pretrain.errors import ConfigError, SharedError
-from bert_pretrain.flops import parameter_count
-from bert_pretrain.machine import device_name, measured_matrix_rate, timed
-from bert_pretrain.metrics import MetricsLog
-from bert_pretrain.model import build_model, silence_transformers
+from bert_pretrain.model.bert import build_model, silence_transformers
+from bert_pretrain.model.flops import parameter_count
+from bert_pretrain.model.precision import compute_dtype
 from bert_pretrain.optim import build_optimizer, describe_optimizer
-from bert_pretrain.precision import compute_dtype
+from bert_pretrain.plan.hardware_peaks import device_name, measured_matrix_rate, timed
 from bert_pretrain.pretrain import build_trainer
-from bert_pretrain.roll_call import whose
-from bert_pretrain.structured import entry_point
-from bert_pretrain.train import Trainer
+from bert_pretrain.training.metrics import MetricsLog
+from bert_pretrain.training.trainer import Trainer
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 _MICRO_BATCHES = 2  # gradients of the first only add up, those of the last travel

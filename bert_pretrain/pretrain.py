@@ -11,9 +11,7 @@ from pathlib import Path
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from bert_pretrain.batch_plan import AUTO, BatchConfig, BatchPlan
-from bert_pretrain.batches import Shape, fixed_shapes
-from bert_pretrain.checkpoint import (
+from bert_pretrain.checkpoint.store import (
     CheckpointStore,
     Progress,
     load_optimizer_state,
@@ -21,26 +19,28 @@ from bert_pretrain.checkpoint import (
     resolve_init,
     restore,
 )
-from bert_pretrain.compiling import compile_model
 from bert_pretrain.config import PretrainConfig, check_moments, check_run_dir, resolved_yaml
-from bert_pretrain.data import ShardSet, check_vocabulary, open_split
-from bert_pretrain.distributed import World, open_world, report_once, wandb_key_present
+from bert_pretrain.config_loading import entry_point
+from bert_pretrain.data.batch_plan import AUTO, BatchConfig, BatchPlan
+from bert_pretrain.data.collate import Shape, fixed_shapes
+from bert_pretrain.data.dataset import ShardSet, check_vocabulary, open_split
+from bert_pretrain.data.dynamic_masking import remasking
+from bert_pretrain.data.loader import Remask, TrainingData
+from bert_pretrain.data.sample_order import SampleOrder
+from bert_pretrain.distributed.preemption import STOPPED, StopRequest
+from bert_pretrain.distributed.world import World, open_world, report_once, wandb_key_present
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.loader import Remask, TrainingData
-from bert_pretrain.machine import measured_matrix_rate
-from bert_pretrain.metrics import LayerRows, MetricsLog, writable_directory
-from bert_pretrain.micro_batch_size import micro_batch_that_fits
-from bert_pretrain.model import PretrainingModel, build_model, load_weights, silence_transformers
+from bert_pretrain.model.bert import PretrainingModel, build_model, load_weights, silence_transformers
+from bert_pretrain.model.compile import compile_model
+from bert_pretrain.model.precision import MixedPrecision, check_compute
 from bert_pretrain.optim import build_optimizer, describe_optimizer, layer_names
 from bert_pretrain.optim.schedule import learning_rate_table
-from bert_pretrain.plan import describe
-from bert_pretrain.precision import MixedPrecision, check_compute
-from bert_pretrain.preemption import STOPPED, StopRequest
-from bert_pretrain.remask import remasking
-from bert_pretrain.report import write_report
-from bert_pretrain.sample_order import SampleOrder
-from bert_pretrain.structured import entry_point
-from bert_pretrain.train import Trainer
+from bert_pretrain.plan.hardware_peaks import measured_matrix_rate
+from bert_pretrain.plan.run import describe
+from bert_pretrain.report.run import write_report
+from bert_pretrain.training.metrics import LayerRows, MetricsLog, writable_directory
+from bert_pretrain.training.micro_batch_size import micro_batch_that_fits
+from bert_pretrain.training.trainer import Trainer
 
 
 @entry_point("pretrain", PretrainConfig, report=report_once)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bert_pretrain.errors import ConfigError, require
-from data_prep.embedded import embedded_sources
+from data_prep.sources.embedded import embedded_sources
 
 KINDS = ("embedded", "text", "jsonl", "parquet", "wikipedia", "dataset")
 COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zst")
@@ -33,7 +33,7 @@ class Source:
 
 @dataclass
 class CleaningConfig:
-    """The rules of ``configs/cleaning/``, where each is explained; :mod:`data_prep.cleaning` applies them."""
+    """The rules of ``configs/cleaning/``, where each is explained; :mod:`data_prep.sources.cleaning` applies them."""
 
     unicode: str
     prose_only: bool

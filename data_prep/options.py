@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from bert_pretrain.errors import require
 from data_prep.corpus import CorpusConfig
-from data_prep.duplicates import DuplicateConfig
-from data_prep.engine import EngineConfig
-from data_prep.samples import KINDS, SampleOptions
-from data_prep.tokenizer import SMALLEST_VOCAB
+from data_prep.engine.local import EngineConfig
+from data_prep.samples.pairs import KINDS, SampleOptions
+from data_prep.samples.tokenizer import SMALLEST_VOCAB
+from data_prep.text.duplicates import DuplicateConfig
 
 SHORTEST_SEQUENCE = 16
 _PIECES_PER_BUCKET = 2

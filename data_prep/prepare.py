@@ -14,14 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bert_pretrain.config_loading import entry_point
+from bert_pretrain.data.masking import SPECIAL_TOKENS
+from bert_pretrain.data.shards import ShardHeader, read_manifest, write_manifest
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.masking import SPECIAL_TOKENS
-from bert_pretrain.shards import ShardHeader, read_manifest, write_manifest
-from bert_pretrain.structured import entry_point
 from data_prep.corpus import CorpusConfig, corpora_fingerprint, corpus_sources, no_text
-from data_prep.engine import Engine, EngineConfig, PartsLostError
-from data_prep.options import PrepareConfig, bucket_counts, sample_options
-from data_prep.out_dir import (
+from data_prep.engine.local import Engine, EngineConfig, PartsLostError
+from data_prep.engine.out_dir import (
     CORPUS,
     check_out_dir,
     claim_out_dir,
@@ -31,10 +30,8 @@ from data_prep.out_dir import (
     save_stage,
     shard_dirs,
 )
-from data_prep.pieces import Piece
-from data_prep.planning import count_parts, plan_pieces
-from data_prep.samples import SampleOptions
-from data_prep.stages import (
+from data_prep.engine.planning import count_parts, plan_pieces
+from data_prep.engine.stages import (
     Record,
     Text,
     cut_large_files,
@@ -46,8 +43,11 @@ from data_prep.stages import (
     write_shards,
     write_text,
 )
-from data_prep.tokenizer import Vocabulary, load_vocabulary, train_vocabulary, write_tokenizer
-from data_prep.write import unigram_entropy
+from data_prep.options import PrepareConfig, bucket_counts, sample_options
+from data_prep.samples.pairs import SampleOptions
+from data_prep.samples.tokenizer import Vocabulary, load_vocabulary, train_vocabulary, write_tokenizer
+from data_prep.samples.write import unigram_entropy
+from data_prep.sources.pieces import Piece
 
 
 @entry_point("prepare", PrepareConfig)
@@ -90,7 +90,7 @@ def _open_engine(config: EngineConfig, most_parts: int) -> AbstractContextManage
     workers = max(1, min(config.workers or len(os.sched_getaffinity(0)), most_parts))
     if config.scheduler is None and workers == 1:
         return nullcontext(Engine())
-    from data_prep import cluster  # loading dask takes longer than preparing a small corpus
+    from data_prep.engine import cluster  # loading dask takes longer than preparing a small corpus
 
     if config.scheduler is not None:
         return cluster.open_cluster(config.scheduler)

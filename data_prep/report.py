@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from bert_pretrain.config_loading import entry_point
+from bert_pretrain.data.shards import SPLITS, read_manifest, shard_paths
 from bert_pretrain.errors import require
-from bert_pretrain.shards import SPLITS, read_manifest, shard_paths
-from bert_pretrain.structured import entry_point
-from data_prep.tokenised import LENGTH_BIN
-from data_prep.tokenizer import Vocabulary
-from data_prep.totals import Totals, show_sample, table_rows
+from data_prep.engine.totals import Totals, show_sample, table_rows
+from data_prep.samples.tokenised import LENGTH_BIN
+from data_prep.samples.tokenizer import Vocabulary
 from data_prep.verify import find_vocabulary, verify_split
 
 PAGE = "report.html"

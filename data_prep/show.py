@@ -12,14 +12,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from bert_pretrain.config_loading import entry_point
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.structured import entry_point
-from data_prep.cleaning import Dropped
 from data_prep.corpus import CorpusConfig, no_text
-from data_prep.documents import Document, read_raw, readable
-from data_prep.pieces import Piece
-from data_prep.planning import plan_pieces
-from data_prep.text_parts import document_sentences
+from data_prep.engine.planning import plan_pieces
+from data_prep.sources.cleaning import Dropped
+from data_prep.sources.documents import Document, read_raw, readable
+from data_prep.sources.pieces import Piece
+from data_prep.text.text_parts import document_sentences
 
 _PIECE_BYTES = 1_000_000
 _SPARE = 4  # times as many are drawn as are shown, since the rules may leave nothing of one

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from bert_pretrain.config_loading import entry_point
+from bert_pretrain.data.masking import SPECIAL_TOKENS, restore_ids
+from bert_pretrain.data.shards import SPLITS, Arrays, ShardReader, read_manifest, shard_paths
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.masking import SPECIAL_TOKENS, restore_ids
-from bert_pretrain.shards import SPLITS, Arrays, ShardReader, read_manifest, shard_paths
-from bert_pretrain.structured import entry_point
-from data_prep.tokenizer import Vocabulary, load_vocabulary
-from data_prep.totals import Totals, check_shares, count_rows, show_sample, table_rows
+from data_prep.engine.totals import Totals, check_shares, count_rows, show_sample, table_rows
+from data_prep.samples.tokenizer import Vocabulary, load_vocabulary
 
 _ROWS = 16_384  # read at once
 _LARGEST_VOCAB = 1 << 31

@@ -21,8 +21,8 @@ from typing import Any
 
 from results_file import write_result
 
-from data_prep.tokenizer import encode_batch, load_vocabulary
-from data_prep.words import WordEncoder
+from data_prep.samples.tokenizer import encode_batch, load_vocabulary
+from data_prep.samples.words import WordEncoder
 
 ROOT = Path(__file__).resolve().parent.parent
 LENGTH, PREDICTIONS, DUPLICATES = 128, 20, 5

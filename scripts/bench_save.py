@@ -16,16 +16,16 @@ from pathlib import Path
 from hydra import initialize_config_dir
 from results_file import write_result
 
-from bert_pretrain.batches import StepBatch
-from bert_pretrain.checkpoint import CheckpointStore, Progress
-from bert_pretrain.checkpoint_writer import CheckpointWriter
+from bert_pretrain.checkpoint.async_writer import CheckpointWriter
+from bert_pretrain.checkpoint.store import CheckpointStore, Progress
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.distributed import open_world
-from bert_pretrain.machine import timed
-from bert_pretrain.metrics import MetricsLog
+from bert_pretrain.config_loading import CONFIG_DIR, composed, to_dataclass
+from bert_pretrain.data.collate import StepBatch
+from bert_pretrain.distributed.world import open_world
+from bert_pretrain.plan.hardware_peaks import timed
 from bert_pretrain.pretrain import build_trainer  # registers the schema
-from bert_pretrain.structured import CONFIG_DIR, composed, to_dataclass
-from bert_pretrain.train import Trainer
+from bert_pretrain.training.metrics import MetricsLog
+from bert_pretrain.training.trainer import Trainer
 
 _WARM_UP = 3
 

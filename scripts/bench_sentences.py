@@ -19,7 +19,7 @@ import sentencex
 import syntok.segmenter
 from results_file import write_result
 
-from data_prep.sentences import split_sentences
+from data_prep.text.sentences import split_sentences
 
 ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|Prof|Rev|Capt|Col|Gen|Lt|Hon|vs|etc|e\.g|i\.e|cf|No|Vol|Fig|[A-Z])\.$")
 TOGETHER = re.compile(r"[a-z]{3}[.!?] (?:The|He|She|It|They|But|And|In|This|There|When|If|We|You|A) [a-z]")

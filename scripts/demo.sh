@@ -26,14 +26,14 @@ python -m bert_pretrain.plan recipe=demo data.dir="$data_dir" "$@" devices="$pro
 OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node="$processes" -m bert_pretrain.pretrain recipe=demo data.dir="$data_dir" "$@"
 
 step "3/4  export -> $run_dir/model"
-python -m bert_pretrain.export run_dir="$run_dir" out_dir="$run_dir/model" overwrite=true
+python -m bert_pretrain.hub.export run_dir="$run_dir" out_dir="$run_dir/model" overwrite=true
 
 step "4/4  masks filled in sentences it never saw"
 sentences="'If the file does not [MASK] , an error is raised .'"
 sentences+=", 'The default [MASK] is used if the argument is not given .'"
 sentences+=", 'This function returns a new [MASK] with the same shape as the input .'"
 sentences+=", 'The method must be [MASK] before the connection is closed .'"
-python -m bert_pretrain.fill_mask model_dir="$run_dir/model" "sentences=[$sentences]"
+python -m bert_pretrain.hub.fill_mask model_dir="$run_dir/model" "sentences=[$sentences]"
 
 step "done"
 python -m bert_pretrain.report run_dir="$run_dir"

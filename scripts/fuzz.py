@@ -27,15 +27,15 @@ from hypothesis import strategies as st
 from results_file import write_result
 from transformers import BertConfig, BertForPreTraining
 
-from bert_pretrain.checkpoint import CheckpointStore, Progress
-from bert_pretrain.checkpoint_files import find_fault
+from bert_pretrain.checkpoint.files import find_fault
+from bert_pretrain.checkpoint.store import CheckpointStore, Progress
 from bert_pretrain.config import PretrainConfig, check_same_run, resolved_yaml
-from bert_pretrain.data import DataConfig, ShardSet, open_split
+from bert_pretrain.config_loading import CONFIG_DIR, composed, to_dataclass
+from bert_pretrain.data.dataset import DataConfig, ShardSet, open_split
+from bert_pretrain.data.shards import MANIFEST, read_manifest, shard_paths
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim.schedule import learning_rate_table
 from bert_pretrain.pretrain import main as pretrain  # noqa: F401  # registers the schema
-from bert_pretrain.shards import MANIFEST, read_manifest, shard_paths
-from bert_pretrain.structured import CONFIG_DIR, composed, to_dataclass
 from tests.conftest import LENGTH, VOCAB_SIZE, make_shards
 
 SECONDS_A_CASE = 60

@@ -49,4 +49,4 @@ export NCCL_DEBUG=${NCCL_DEBUG:-WARN}                   # NCCL's errors in words
 export TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR} # the launcher says in one line what torch says in fifty
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}       # ranks share cores with NCCL's and the loader's threads
 
-exec "$python" -m bert_pretrain.launch "${options[@]}" -m bert_pretrain.pretrain "$@"
+exec "$python" -m bert_pretrain.distributed.launch "${options[@]}" -m bert_pretrain.pretrain "$@"

@@ -117,7 +117,7 @@ def prove(image: Image) -> None:
         "[ $? = 75 ] && grep 'stopped as asked' /tmp/log"
     )
     image.run(f"PROCESSES=2 scripts/pretrain_node.sh {options} | grep -E 'going on|finished'")
-    image.run("python -m bert_pretrain.export run_dir=runs/x out_dir=runs/model")
+    image.run("python -m bert_pretrain.hub.export run_dir=runs/x out_dir=runs/model")
 
 
 def shown(steps: int, suite: str, size: float) -> list[dict[str, str]]:

@@ -13,8 +13,8 @@ from pathlib import Path
 from results_file import write_result
 from safetensors.torch import load  # load_file would hold the disk
 
-from bert_pretrain.checkpoint import CheckpointStore
-from bert_pretrain.checkpoint_files import find_fault
+from bert_pretrain.checkpoint.files import find_fault
+from bert_pretrain.checkpoint.store import CheckpointStore
 from tests.conftest import TEST_RECIPE, make_shards
 
 STEPS = 40

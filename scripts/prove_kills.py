@@ -27,9 +27,9 @@ from results_file import write_result
 from safetensors.torch import load_file
 
 from bert_pretrain import pretrain
-from bert_pretrain.checkpoint import CheckpointStore, load_progress
-from bert_pretrain.checkpoint_files import find_fault
-from bert_pretrain.preemption import STOPPED
+from bert_pretrain.checkpoint.files import find_fault
+from bert_pretrain.checkpoint.store import CheckpointStore, load_progress
+from bert_pretrain.distributed.preemption import STOPPED
 from tests.conftest import TEST_RECIPE, make_shards
 
 TIMED = ("tokens_per_second", "matrix_peak_share", "data_wait_share")

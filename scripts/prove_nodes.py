@@ -30,11 +30,11 @@ from results_file import write_result
 from safetensors.torch import load_file
 from two_nodes import ADDRESSES, CABLE, build_cable, cut_cable, on_node, remove_cable, sent, slow_down
 
-from bert_pretrain.communication import CommunicationConfig
-from bert_pretrain.flops import parameter_count
-from bert_pretrain.model import ModelConfig
-from bert_pretrain.pulse import LOST
-from bert_pretrain.scaling import GpuConfig, NetworkConfig, Scaling
+from bert_pretrain.distributed.gradients import CommunicationConfig
+from bert_pretrain.distributed.watchdog import LOST
+from bert_pretrain.model.bert import ModelConfig
+from bert_pretrain.model.flops import parameter_count
+from bert_pretrain.plan.scaling import GpuConfig, NetworkConfig, Scaling
 from tests.conftest import make_shards
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from results_file import write_result
 
-from bert_pretrain.precision import compute_dtype
+from bert_pretrain.model.precision import compute_dtype
 
 DEV_ARTICLES, DEV_PRODUCTS = 8, 60  # the first of 48, the last of 413
 QUESTIONS = ("training.max_train_samples=2000", "training.epochs=3", "training.max_length=128")

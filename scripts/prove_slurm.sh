@@ -88,7 +88,7 @@ wait_for() { # JOB SECONDS STATE...
     fail "job $job is $now after $seconds s, not $*"
 }
 valid_step() { # the step of the newest valid checkpoint of a run
-    "$PYTHON" -c "import sys; from pathlib import Path; from bert_pretrain.checkpoint import *
+    "$PYTHON" -c "import sys; from pathlib import Path; from bert_pretrain.checkpoint.store import *
 store = CheckpointStore(Path(sys.argv[1]) / 'checkpoints', 1, None)
 found = store.newest_valid(lambda text: sys.exit(text)); print(load_progress(found).step if found else 0)" "$1"
 }

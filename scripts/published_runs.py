@@ -13,9 +13,9 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from bert_pretrain.plan import PlanConfig, scaling_of
-from bert_pretrain.scaling import Scaling
-from bert_pretrain.structured import CONFIG_DIR, to_dataclass
+from bert_pretrain.config_loading import CONFIG_DIR, to_dataclass
+from bert_pretrain.plan.run import PlanConfig, scaling_of
+from bert_pretrain.plan.scaling import Scaling
 
 HERE = Path(__file__).resolve().parent
 Row = dict[str, Any]

@@ -16,7 +16,7 @@ if not torch.cuda.is_available():
     # Triton's kernels run in its interpreter; read when they are first imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from bert_pretrain.shards import ShardHeader, write_manifest, write_shard
+from bert_pretrain.data.shards import ShardHeader, write_manifest, write_shard
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCAB_SIZE, LENGTH, PREDICTIONS = 97, 16, 3

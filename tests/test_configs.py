@@ -11,11 +11,11 @@ from hydra import compose, initialize_config_dir
 
 import bert_pretrain.pretrain  # noqa: F401  # registers the schema
 from bert_pretrain.config import PretrainConfig, check_moments, check_same_run, resolved_yaml
+from bert_pretrain.config_loading import CONFIG_DIR, to_dataclass
+from bert_pretrain.config_loading import composed as read_config
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim.schedule import learning_rate
-from bert_pretrain.plan import describe
-from bert_pretrain.structured import CONFIG_DIR, to_dataclass
-from bert_pretrain.structured import composed as read_config
+from bert_pretrain.plan.run import describe
 from tests.conftest import ROOT
 
 RECIPES = sorted(path.stem for path in (CONFIG_DIR / "recipe").glob("*.yaml"))

@@ -3,8 +3,8 @@
 import sys
 
 from bert_pretrain.bench import optimizer, step
+from bert_pretrain.config_loading import print_error
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.structured import print_error
 
 
 def main() -> None:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig, BertForPreTraining, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from bert_pretrain.batches import MicroBatch, StepBatch
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.distributed import World
-from bert_pretrain.model import bert_config
+from bert_pretrain.data.collate import MicroBatch, StepBatch
+from bert_pretrain.distributed.world import World
+from bert_pretrain.model.bert import bert_config
 
 
 @dataclass

@@ -24,14 +24,14 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 from transformers import BertForPreTraining
 
-from bert_pretrain.distributed import open_world
+from bert_pretrain.config_loading import CONFIG_DIR, entry_point, to_dataclass
+from bert_pretrain.distributed.world import open_world
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.machine import device_name, measured_copy_bandwidth, timed
-from bert_pretrain.metrics import writable_directory
-from bert_pretrain.model import ModelConfig, bert_config
+from bert_pretrain.model.bert import ModelConfig, bert_config
 from bert_pretrain.optim import NVLamb
 from bert_pretrain.optim.nvlamb_apex import amp_C
-from bert_pretrain.structured import CONFIG_DIR, entry_point, to_dataclass
+from bert_pretrain.plan.hardware_peaks import device_name, measured_copy_bandwidth, timed
+from bert_pretrain.training.metrics import writable_directory
 
 NVLAMB_BYTES = {"fused": 44.0, "foreach": 44.0, "reference": 144.0, "apex": 72.0}
 """As the docstrings of the kernels count them; the reference as a naive update, an operation a pass."""

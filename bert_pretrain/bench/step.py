@@ -18,24 +18,24 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from bert_pretrain.batches import Counts, StepBatch
 from bert_pretrain.bench.baselines import Measured, plain_script, transformers_trainer
 from bert_pretrain.bench.split import PHASES, Stopwatch, kept_bytes, peak_memory
-from bert_pretrain.checkpoint import CheckpointStore
-from bert_pretrain.communication import gradients_travel
+from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.distributed import World, open_world, report_once
-from bert_pretrain.encoder import SpeedConfig
+from bert_pretrain.config_loading import entry_point
+from bert_pretrain.data.collate import Counts, StepBatch
+from bert_pretrain.distributed.gradients import gradients_travel
+from bert_pretrain.distributed.world import World, open_world, report_once
 from bert_pretrain.errors import require
-from bert_pretrain.flops import training_flops
-from bert_pretrain.machine import device_name, measured_copy_bandwidth, timed
-from bert_pretrain.metrics import MetricsLog, writable_directory
-from bert_pretrain.model import silence_transformers
-from bert_pretrain.plots import draw_step
-from bert_pretrain.precision import compute_dtype
+from bert_pretrain.model.bert import silence_transformers
+from bert_pretrain.model.encoder import SpeedConfig
+from bert_pretrain.model.flops import training_flops
+from bert_pretrain.model.precision import compute_dtype
+from bert_pretrain.plan.hardware_peaks import device_name, measured_copy_bandwidth, timed
 from bert_pretrain.pretrain import build_trainer
-from bert_pretrain.structured import entry_point
-from bert_pretrain.train import Trainer
+from bert_pretrain.report.plots import draw_step
+from bert_pretrain.training.metrics import MetricsLog, writable_directory
+from bert_pretrain.training.trainer import Trainer
 
 _WARM_UP = 2  # rounds
 _SPLIT_ROUNDS = 3

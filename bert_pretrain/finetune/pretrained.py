@@ -42,14 +42,14 @@ def load_config(model_dir: str) -> Any:
     folder = Path(model_dir)
     if folder.exists() and not (folder / "config.json").exists():
         is_run = (folder / "checkpoints").is_dir()
-        hint = f"; it is a run: bert_pretrain.export run_dir={folder} makes a folder of it" if is_run else ""
+        hint = f"; it is a run: bert_pretrain.hub.export run_dir={folder} makes a folder of it" if is_run else ""
         raise ConfigError(f"model_dir is {model_dir!r}, which is no exported folder (no config.json){hint}")
     try:
         return AutoConfig.from_pretrained(model_dir)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"model_dir is {model_dir!r}, which is neither a folder that bert_pretrain.export wrote nor a model on the "
-            f"hub that can be reached ({_first_line(error)})"
+            f"model_dir is {model_dir!r}, which is neither a folder that `bert-pretrain export` wrote nor a model on "
+            f"the hub that can be reached ({_first_line(error)})"
         ) from None
 
 

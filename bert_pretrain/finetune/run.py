@@ -17,15 +17,15 @@ import torch
 import transformers
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from bert_pretrain.distributed import World, open_world, report_once
+from bert_pretrain.config_loading import entry_point
+from bert_pretrain.distributed.world import World, open_world, report_once
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.finetune.inputs import InputSet, load_split
 from bert_pretrain.finetune.pretrained import load_tokenizer, new_model
 from bert_pretrain.finetune.scores import Scores
 from bert_pretrain.finetune.tasks import Say, SourceConfig, TaskConfig
-from bert_pretrain.metrics import writable_directory
-from bert_pretrain.model import silence_transformers
-from bert_pretrain.structured import entry_point
+from bert_pretrain.model.bert import silence_transformers
+from bert_pretrain.training.metrics import writable_directory
 
 
 @dataclass
@@ -69,7 +69,7 @@ class FinetuneConfig:
     """Options of ``python -m bert_pretrain.finetune``."""
 
     model_dir: str
-    """A folder that ``bert_pretrain.export`` wrote, any other that ``transformers`` loads, or a name on the hub."""
+    """A folder that ``bert_pretrain.hub.export`` wrote, any other that ``transformers`` loads, or a name on the hub."""
     from_scratch: bool
     """Random weights instead of the pretrained ones: what pretraining is worth is the difference."""
     task: TaskConfig

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from bert_pretrain.data.masking import SPECIAL_TOKENS, MaskingRule, mask_samples
+from bert_pretrain.data.shards import Arrays, ShardHeader, read_manifest, write_manifest, write_shard
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.masking import SPECIAL_TOKENS, MaskingRule, mask_samples
-from bert_pretrain.shards import Arrays, ShardHeader, read_manifest, write_manifest, write_shard
 
 _SUCCESSION = 0.8
 _MASKED_SHARE = 0.15

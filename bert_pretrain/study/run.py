@@ -21,18 +21,18 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from bert_pretrain.config import PretrainConfig, check_run_dir
-from bert_pretrain.distributed import World, open_world
+from bert_pretrain.config_loading import CONFIG_DIR, composed, entry_point, print_error, to_dataclass
+from bert_pretrain.distributed.preemption import STOPPED, StopRequest
+from bert_pretrain.distributed.world import World, open_world
 from bert_pretrain.errors import ConfigError, DivergedError, require
-from bert_pretrain.machine import device_name
-from bert_pretrain.metrics import read_rows, writable_directory
-from bert_pretrain.model import silence_transformers
-from bert_pretrain.preemption import STOPPED, StopRequest
+from bert_pretrain.model.bert import silence_transformers
+from bert_pretrain.plan.hardware_peaks import device_name
 from bert_pretrain.pretrain import pretrain
-from bert_pretrain.structured import CONFIG_DIR, composed, entry_point, print_error, to_dataclass
 from bert_pretrain.study.figure import draw_study
 from bert_pretrain.study.language import write_corpus
 from bert_pretrain.study.options import SpikeConfig, StudyConfig
 from bert_pretrain.study.verdict import Curve, best_rate, judge, page, table
+from bert_pretrain.training.metrics import read_rows, writable_directory
 
 _EVALUATIONS, _CHECKPOINTS = 25, 5  # of a run, about
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from bert_pretrain.masking import restore_ids
-from bert_pretrain.shards import SHARD_FIELDS, ShardReader, read_manifest, shard_paths
+from bert_pretrain.data.masking import restore_ids
+from bert_pretrain.data.shards import SHARD_FIELDS, ShardReader, read_manifest, shard_paths
 from data_prep import prepare, report, verify
-from data_prep.tokenised import is_heldout
-from data_prep.tokenizer import load_vocabulary
+from data_prep.samples.tokenised import is_heldout
+from data_prep.samples.tokenizer import load_vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"

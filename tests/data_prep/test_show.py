@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from bert_pretrain.errors import ConfigError
-from data_prep.cleaning import Dropped
 from data_prep.show import ShowConfig, random_documents
+from data_prep.sources.cleaning import Dropped
 from tests.conftest import run_module
-from tests.data_prep.test_documents import corpus
-from tests.data_prep.test_wikipedia import HEAD, PAGES, page
+from tests.data_prep.sources.test_documents import corpus
+from tests.data_prep.sources.test_wikipedia import HEAD, PAGES, page
 
 
 def test_wikipedia_without_its_markup(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import h5py
 import numpy as np
 import pytest
 
+from bert_pretrain.data.masking import MaskingRule, mask_samples
+from bert_pretrain.data.shards import SHARD_FIELDS, ShardHeader, write_manifest, write_shard
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.masking import MaskingRule, mask_samples
-from bert_pretrain.shards import SHARD_FIELDS, ShardHeader, write_manifest, write_shard
-from data_prep import totals, verify
-from data_prep.tokenizer import Vocabulary, train_vocabulary, write_tokenizer
+from data_prep.engine import totals, verify
+from data_prep.samples.tokenizer import Vocabulary, train_vocabulary, write_tokenizer
 
 LENGTH, MOST, SAMPLES = 32, 5, 600
 

@@ -10,14 +10,14 @@ import torch
 import torch.distributed as dist
 from hydra import compose, initialize_config_dir
 
-from bert_pretrain import communication
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.data import open_split
-from bert_pretrain.distributed import World, open_world
+from bert_pretrain.config_loading import CONFIG_DIR, to_dataclass
+from bert_pretrain.data.dataset import open_split
+from bert_pretrain.distributed import gradients as communication
+from bert_pretrain.distributed.preemption import StopRequest
+from bert_pretrain.distributed.world import World, open_world
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.evaluation import evaluate
-from bert_pretrain.preemption import StopRequest
-from bert_pretrain.structured import CONFIG_DIR, to_dataclass
+from bert_pretrain.training.evaluation import evaluate
 from tests.integration.cut_worker import build_trainer
 
 Travelled = list[tuple[int, str]]

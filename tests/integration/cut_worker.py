@@ -8,20 +8,20 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from bert_pretrain import pretrain  # noqa: F401  # registers the schema
-from bert_pretrain.batch_plan import BatchPlan
-from bert_pretrain.checkpoint import CheckpointStore, Progress
+from bert_pretrain.checkpoint.store import CheckpointStore, Progress
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.data import open_split
-from bert_pretrain.distributed import World, open_world
-from bert_pretrain.loader import TrainingData
-from bert_pretrain.metrics import LayerRows, MetricsLog
-from bert_pretrain.model import build_model
+from bert_pretrain.config_loading import CONFIG_DIR, to_dataclass
+from bert_pretrain.data.batch_plan import BatchPlan
+from bert_pretrain.data.dataset import open_split
+from bert_pretrain.data.loader import TrainingData
+from bert_pretrain.data.sample_order import SampleOrder
+from bert_pretrain.distributed.world import World, open_world
+from bert_pretrain.model.bert import build_model
+from bert_pretrain.model.precision import MixedPrecision
 from bert_pretrain.optim import build_optimizer
 from bert_pretrain.optim.schedule import learning_rate_table
-from bert_pretrain.precision import MixedPrecision
-from bert_pretrain.sample_order import SampleOrder
-from bert_pretrain.structured import CONFIG_DIR, to_dataclass
-from bert_pretrain.train import Trainer
+from bert_pretrain.training.metrics import LayerRows, MetricsLog
+from bert_pretrain.training.trainer import Trainer
 
 
 def build_trainer(config: PretrainConfig, world: World, loss_is_scaled: bool = False) -> Trainer:

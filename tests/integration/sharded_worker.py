@@ -17,12 +17,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.distributed import World
+from bert_pretrain.config_loading import CONFIG_DIR, to_dataclass
+from bert_pretrain.distributed.preemption import StopRequest
+from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim import LARS, SGD, Adam, AdamW, NVLamb, ShardedOptimizer, decay_groups
-from bert_pretrain.preemption import StopRequest
 from bert_pretrain.pretrain import pretrain
-from bert_pretrain.structured import CONFIG_DIR, to_dataclass
 
 FAMILY = {
     "nvlamb": partial(NVLamb, lr=0.01, kernel="fused"),

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bert_pretrain.preemption import STOP_SIGNALS
-from tests.bert_pretrain.test_data import damaged
+from bert_pretrain.distributed.preemption import STOP_SIGNALS
+from tests.bert_pretrain.data.test_loader import damaged
 from tests.conftest import ROOT, TEST_RECIPE, run_module
 
 
@@ -133,8 +133,8 @@ def test_an_output_that_is_a_file_is_refused(tmp_path: Path, shard_dir: Path) ->
 @pytest.mark.parametrize(
     ("module", "options", "mentions"),
     [
-        ("bert_pretrain.export", ("run_dir=/nowhere", "out_dir=/tmp/x"), "run_dir is '/nowhere'"),
-        ("bert_pretrain.fill_mask", ("model_dir=/nowhere", "sentences=[a]"), "model_dir is '/nowhere'"),
+        ("bert_pretrain.hub.export", ("run_dir=/nowhere", "out_dir=/tmp/x"), "run_dir is '/nowhere'"),
+        ("bert_pretrain.hub.fill_mask", ("model_dir=/nowhere", "sentences=[a]"), "model_dir is '/nowhere'"),
         ("bert_pretrain.report", ("run_dir=/nowhere",), "run_dir is '/nowhere'"),
         ("bert_pretrain.plan", ("recipe=demo", "devices=65"), "there are 65 ranks"),
         ("bert_pretrain.plan", ("recipe=demo", "tokens_per_second=-1"), "tokens_per_second is -1"),

@@ -16,8 +16,8 @@ import pytest
 from distributed import Client
 
 from data_prep import prepare
-from data_prep.cluster import open_local_cluster
-from data_prep.engine import PartsLostError
+from data_prep.engine.cluster import open_local_cluster
+from data_prep.engine.local import PartsLostError
 from tests.conftest import ROOT
 from tests.data_prep.test_prepare import WORDS
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bert_pretrain import doctor as entry
-from bert_pretrain.distributed import World
+from bert_pretrain.distributed.world import World
 from bert_pretrain.doctor import KnownFault
 from tests.conftest import ROOT, TEST_RECIPE
 

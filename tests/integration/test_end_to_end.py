@@ -37,7 +37,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
               "logging.every_steps=1")  # fmt: skip
     assert "global batch" in succeed("bert_pretrain.plan", *recipe, *model, *length, "devices=2", "device=cpu")
     succeed("bert_pretrain.pretrain", *recipe, *model, *length, "device=cpu", processes=2)
-    succeed("bert_pretrain.export", f"run_dir={home / 'run'}", f"out_dir={home / 'run' / 'model'}")
+    succeed("bert_pretrain.hub.export", f"run_dir={home / 'run'}", f"out_dir={home / 'run' / 'model'}")
     return home
 
 
@@ -100,7 +100,7 @@ def test_the_folder_loads_as_every_promised_class(finished: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert len(tokenizer) == model.config.vocab_size == 1000
     fills = succeed(
-        "bert_pretrain.fill_mask", f"model_dir={folder}", "sentences=['The name of the [MASK] is .']", "top=3"
+        "bert_pretrain.hub.fill_mask", f"model_dir={folder}", "sentences=['The name of the [MASK] is .']", "top=3"
     )
     assert len(fills.strip().splitlines()) == 2
 

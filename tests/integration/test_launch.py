@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bert_pretrain.checkpoint import CheckpointStore, load_progress
-from bert_pretrain.checkpoint_files import find_fault
-from bert_pretrain.launch import main as launcher  # noqa: F401  # fails early where torch's interface has changed
+from bert_pretrain.checkpoint.files import find_fault
+from bert_pretrain.checkpoint.store import CheckpointStore, load_progress
+from bert_pretrain.distributed.launch import main as launcher  # noqa: F401  # fails early where torch's interface has changed
 from tests.conftest import ROOT, TEST_RECIPE
 from tests.integration.test_resume import workers
 
@@ -52,7 +52,7 @@ def test_one_rank_asked_to_stop_all_save_the_same_step(tmp_path: Path, shard_dir
 def test_the_launcher_hands_signals_on_to_its_children_only() -> None:
     code = """if True:
         import signal, subprocess
-        from bert_pretrain.launch import forward
+        from bert_pretrain.distributed.launch import forward
         children = [subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in range(2)]
         forward(signal.SIGUSR1, None)
         assert [child.wait(timeout=20) for child in children] == [-signal.SIGUSR1] * 2

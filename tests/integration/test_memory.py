@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bert_pretrain.shards import write_manifest, write_shard
+from bert_pretrain.data.shards import write_manifest, write_shard
 from tests.conftest import ROOT, header, random_arrays
 
 LENGTH, PREDICTIONS = 64, 10

@@ -11,11 +11,11 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.distributed import open_world
-from bert_pretrain.metrics import read_rows
-from bert_pretrain.preemption import StopRequest
+from bert_pretrain.config_loading import CONFIG_DIR, to_dataclass
+from bert_pretrain.distributed.preemption import StopRequest
+from bert_pretrain.distributed.world import open_world
 from bert_pretrain.pretrain import pretrain
-from bert_pretrain.structured import CONFIG_DIR, to_dataclass
+from bert_pretrain.training.metrics import read_rows
 from tests.conftest import ROOT, TEST_RECIPE
 
 FAMILY = [

@@ -9,11 +9,11 @@ import torch
 from hydra import compose, initialize_config_dir
 
 import bert_pretrain.study.run as study_module
-from bert_pretrain.distributed import World
+from bert_pretrain.config_loading import CONFIG_DIR, to_dataclass
+from bert_pretrain.distributed.preemption import StopRequest
+from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim import Adam, NVLamb
-from bert_pretrain.preemption import StopRequest
-from bert_pretrain.structured import CONFIG_DIR, to_dataclass
 from bert_pretrain.study.options import SpikeConfig, StudyConfig
 from bert_pretrain.study.run import Study, write_study
 from tests.conftest import run_module

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bert_pretrain.shards import write_manifest, write_shard
+from bert_pretrain.data.shards import write_manifest, write_shard
 from tests.conftest import ROOT, TEST_RECIPE, VOCAB_SIZE, header, random_arrays, run_module
 
 
@@ -40,7 +40,7 @@ def ended(place: Path, data: Path, module: str, case: Case) -> list[tuple[int, s
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TORCH_CPP_LOG_LEVEL": "ERROR"}
         nodes.append(
             subprocess.Popen(
-                [sys.executable, "-m", "bert_pretrain.launch", *launcher, "-m", module, *options],
+                [sys.executable, "-m", "bert_pretrain.distributed.launch", *launcher, "-m", module, *options],
                 cwd=place / f"node_{rank}", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                 env=environment,
             )

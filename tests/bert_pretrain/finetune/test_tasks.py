@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
+from bert_pretrain.config_loading import CONFIG_DIR, to_dataclass
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.finetune.run import FinetuneConfig
 from bert_pretrain.finetune.sentences import Example, predicted, read_examples, submission
 from bert_pretrain.finetune.tasks import read_split
-from bert_pretrain.structured import CONFIG_DIR, to_dataclass
 
 TASKS = sorted(path.stem for path in (CONFIG_DIR / "task").glob("*.yaml"))
 

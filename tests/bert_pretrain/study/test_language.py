@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bert_pretrain.data.masking import restore_ids
+from bert_pretrain.data.shards import ShardReader
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.masking import restore_ids
-from bert_pretrain.shards import ShardReader
 from bert_pretrain.study.language import Language, LanguageConfig, write_corpus
 
 WORDS = 59

@@ -1,0 +1,151 @@
+"""Checkpoints written while the run goes on: the step waits for a copy in memory, a thread does the rest.
+
+The thread rests as long as it works, unless somebody waits for it: the steps share caches and memory with it.
+A disk that is full or read-only does not end a run: it is said, the earlier checkpoints stay, and the next save tries
+again. Only the last save of a run has to succeed.
+"""
+
+import copy
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import BertForPreTraining
+
+from bert_pretrain.checkpoint.store import CheckpointStore, Progress
+from bert_pretrain.errors import ConfigError
+
+
+class Snapshot:
+    """A consistent copy of weights and optimizer state in host memory; the next copy goes to the same place.
+
+    Fresh memory would cost more than the copy: the system hands it out page by page.
+    """
+
+    def __init__(self) -> None:
+        self.model: BertForPreTraining | None = None
+        self.optimizer_state: dict[str, Any] = {}
+        self._arrived: torch.cuda.Event | None = None
+
+    @torch.no_grad()
+    def take(self, model: BertForPreTraining, optimizer_state: dict[str, Any]) -> None:
+        """Copy. From a GPU the copy is only begun here, in the order of its stream: steps that follow wait for it."""
+        weights = list(model.parameters())
+        if self.model is None:
+            self.model = _on_host(model)
+        for kept, weight in zip(self.model.parameters(), weights, strict=True):
+            if weight.is_cuda and not kept.is_pinned():
+                kept.data = kept.data.pin_memory()
+            kept.copy_(weight, non_blocking=True)
+        self.optimizer_state = _copied(optimizer_state, self.optimizer_state)
+        if any(weight.is_cuda for weight in weights):
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def wait(self) -> None:
+        """Return when the copy is complete."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+
+
+def _on_host(model: BertForPreTraining) -> BertForPreTraining:
+    """A model of the same form in host memory, its weights not yet filled. Takes no memory of the device."""
+    places: dict[int, Any] = {
+        id(weight): torch.nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype)) for weight in model.parameters()
+    }
+    places |= {id(buffer): buffer.cpu().clone() for buffer in model.buffers()}
+    return copy.deepcopy(model, places)
+
+
+def _copied(value: Any, kept: Any) -> Any:
+    """``value`` with its tensors copied to the host, into those of ``kept`` where they have the same form."""
+    if isinstance(value, torch.Tensor):
+        if not isinstance(kept, torch.Tensor) or (kept.shape, kept.dtype) != (value.shape, value.dtype):
+            kept = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+        return kept.copy_(value, non_blocking=True)
+    if isinstance(value, dict):
+        known = kept if isinstance(kept, dict) else {}
+        return {key: _copied(part, known.get(key)) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        before = kept if isinstance(kept, (list, tuple)) and len(kept) == len(value) else [None] * len(value)
+        return type(value)(_copied(part, old) for part, old in zip(value, before, strict=True))
+    return value
+
+
+class CheckpointWriter:
+    """Saves to ``store`` in the background, one checkpoint at a time; ``say`` hears of what fails."""
+
+    def __init__(self, store: CheckpointStore, say: Callable[[str], None]) -> None:
+        self.store, self._say = store, say
+        self._awaited, self._worked = threading.Event(), 0.0
+        self._snapshot = Snapshot()
+        self._thread: threading.Thread | None = None
+        self._fault = ""
+        self._error: BaseException | None = None
+
+    def save(
+        self, model: BertForPreTraining, optimizer_state: dict[str, Any], progress: Progress, config_yaml: str
+    ) -> None:
+        """Copy, and begin to write; waits first for the checkpoint before this one. Raises what ``wait`` does."""
+        self.wait()
+        self._snapshot.take(model, optimizer_state)
+        self._fault = ""
+        self._awaited.clear()
+        self._thread = threading.Thread(target=self._write, args=(progress, config_yaml), name="checkpoint")
+        self._thread.start()
+
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """An exception leaves this context only when nothing is being written."""
+        try:
+            yield
+        except Exception:
+            self._join()
+            raise
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._awaited.set()
+            self._thread.join()
+            self._thread = None
+
+    def wait(self) -> None:
+        """Return when nothing is being written. Raises what went wrong in the thread but for faults of the disk."""
+        self._join()
+        if self._error is not None:
+            raise self._error
+
+    def finish(self) -> None:
+        """``wait``, and raise ``ConfigError`` where the newest checkpoint could not be written."""
+        self.wait()
+        if self._fault:
+            raise ConfigError(f"{self._fault}; make room, and start again with the same command")
+
+    def _rest(self) -> None:
+        """As long as this thread has worked since the last rest."""
+        now = time.thread_time()
+        self._awaited.wait(now - self._worked)
+        self._worked = now
+
+    def _write(self, progress: Progress, config_yaml: str) -> None:
+        self._worked = time.thread_time()
+        try:
+            self._snapshot.wait()
+            assert self._snapshot.model is not None
+            model, state = self._snapshot.model, self._snapshot.optimizer_state
+            self.store.save(model, state, progress, config_yaml, self._rest)
+        except OSError as error:
+            self._fault = (
+                f"the checkpoint of step {progress.step} could not be written under {self.store.directory} ({error}); "
+                "earlier ones are untouched"
+            )
+            self._say(f"{self._fault}; training goes on, and the next save tries again")
+        except BaseException as error:  # the run's own thread raises it
+            self._error = error

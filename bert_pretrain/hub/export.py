@@ -1,0 +1,98 @@
+"""Entry: ``python -m bert_pretrain.hub.export run_dir=RUN out_dir=FOLDER``.
+
+The newest valid checkpoint of a run, or one that is named, as a folder that ``transformers`` loads: weights,
+configuration, tokenizer and a card that says what it is. The folder is loaded back, strictly, before it gets its name.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
+
+from bert_pretrain.checkpoint.store import load_progress, resolve_init
+from bert_pretrain.config_loading import entry_point
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.model.bert import silence_transformers
+from bert_pretrain.training.metrics import read_rows, writable_directory
+
+
+@dataclass
+class ExportConfig:
+    """Options of ``python -m bert_pretrain.hub.export``."""
+
+    run_dir: str
+    """A run directory, or one checkpoint in it."""
+    out_dir: str
+    """The folder to write."""
+    overwrite: bool
+    """Replace ``out_dir`` where it is an earlier export."""
+
+
+@entry_point("export", ExportConfig)
+def main(config: ExportConfig) -> None:
+    """Export and say where."""
+    silence_transformers()
+    checkpoint = find_checkpoint(Path(config.run_dir))
+    out_dir = Path(config.out_dir)
+    if out_dir.exists() and not (config.overwrite and (out_dir / "config.json").exists()):
+        raise ConfigError(f"out_dir {out_dir} exists; give another, or overwrite=true to replace an earlier export")
+    fault = writable_directory(out_dir.parent)
+    if fault is not None:
+        raise ConfigError(f"out_dir {out_dir} cannot be written ({fault}); give another")
+    export_checkpoint(checkpoint, out_dir)
+    print(f"exported {checkpoint} to {out_dir}: load it with transformers' Auto classes")
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that ``run_dir`` means."""
+    try:
+        return resolve_init(path, print)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("init_from", "run_dir", 1)) from None
+
+
+def export_checkpoint(checkpoint: Path, out_dir: Path) -> None:
+    """Write ``checkpoint``'s model to ``out_dir`` and prove that it loads."""
+    temporary = out_dir.with_name(f".{out_dir.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(checkpoint / "model", temporary)
+    (temporary / "README.md").write_text(model_card(checkpoint), encoding="utf-8")
+    check_loads(temporary)
+    if out_dir.exists():
+        shutil.rmtree(out_dir)
+    temporary.rename(out_dir)
+
+
+def check_loads(folder: Path) -> None:
+    """Load ``folder`` as its users will; raise ``ConfigError`` where a weight is missing or the tokenizer differs."""
+    for auto in (AutoModelForPreTraining, AutoModelForMaskedLM):
+        model, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        faults = ["missing_keys", "mismatched_keys"]
+        faults += ["unexpected_keys"] if auto is AutoModelForPreTraining else []  # masked words alone need no pooler
+        if any(report[fault] for fault in faults):
+            raise ConfigError(f"{folder} does not load as {auto.__name__}: {report}")
+    if (folder / "tokenizer.json").exists() and len(AutoTokenizer.from_pretrained(folder)) != model.config.vocab_size:
+        raise ConfigError(f"the tokenizer in {folder} does not have the model's {model.config.vocab_size} words")
+
+
+def model_card(checkpoint: Path) -> str:
+    """What a reader of the folder needs to know, from the checkpoint's own records."""
+    progress = load_progress(checkpoint)
+    config = OmegaConf.load(checkpoint / "config.yaml")
+    metrics = checkpoint.parent.parent / "metrics.jsonl"
+    rows = [row for row in read_rows(metrics) if "eval_mlm_loss" in row] if metrics.exists() else []
+    rows = [row for row in rows if row["step"] == progress.step]
+    heldout = f"Held-out masked-word loss {rows[-1]['eval_mlm_loss']:.4f} nats.\n" if rows else ""
+    return (
+        "---\nlibrary_name: transformers\npipeline_tag: fill-mask\n---\n\n"
+        f"A BERT pretrained for {progress.step:,} steps on {progress.samples_seen:,} samples "
+        f"({progress.tokens_seen:,} tokens) with {config.optimizer.algorithm}.\n{heldout}\n"
+        "The resolved configuration of the run:\n\n```yaml\n" + OmegaConf.to_yaml(config) + "```\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Entry: ``python -m bert_pretrain.hub.fill_mask model_dir=FOLDER 'sentences=["The [MASK] ..."]'``.
+
+The most likely words for each [MASK], as anyone who loads the folder gets them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from bert_pretrain.config_loading import entry_point
+from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.model.bert import silence_transformers
+
+
+@dataclass
+class FillMaskConfig:
+    """Options of ``python -m bert_pretrain.hub.fill_mask``."""
+
+    model_dir: str
+    """A folder that ``bert_pretrain.hub.export`` wrote, or any BERT folder."""
+    sentences: list[str]
+    """Sentences, each with one [MASK] or more."""
+    top: int
+    """Words shown for a mask."""
+
+    def __post_init__(self) -> None:
+        require(self.top >= 1, "top", self.top, "1 or more")
+
+
+@entry_point("fill_mask", FillMaskConfig)
+def main(config: FillMaskConfig) -> None:
+    """Print each sentence with its fills."""
+    silence_transformers()
+    if not (Path(config.model_dir) / "config.json").exists():
+        raise ConfigError(
+            f"model_dir is {config.model_dir!r}, which is no exported folder; make one with bert_pretrain.hub.export"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(config.model_dir)
+    model = AutoModelForMaskedLM.from_pretrained(config.model_dir).eval()
+    for sentence in config.sentences:
+        print(sentence)
+        for words in fill(model, tokenizer, sentence, config.top):
+            print("    " + "   ".join(f"{word} {probability:.2f}" for word, probability in words))
+
+
+@torch.no_grad()
+def fill(model: Any, tokenizer: Any, sentence: str, top: int) -> list[list[tuple[str, float]]]:
+    """For each [MASK] of ``sentence`` the ``top`` words and their probabilities, best first."""
+    encoded = tokenizer(sentence, return_tensors="pt")
+    where = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero().squeeze(1)
+    if len(where) == 0:
+        raise ConfigError(f"sentences: {sentence!r} has no {tokenizer.mask_token}; put one where a word is to be found")
+    best = model(**encoded).logits[0, where].softmax(-1).topk(top)
+    return [
+        [(str(tokenizer.convert_ids_to_tokens(int(i))), float(p)) for i, p in zip(ids, values, strict=True)]
+        for ids, values in zip(best.indices, best.values, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    main()

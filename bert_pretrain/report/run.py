@@ -1,0 +1,106 @@
+"""Entry: ``python -m bert_pretrain.report run_dir=RUN``. A run on one page, and where everything lies."""
+
+import html
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from bert_pretrain.config_loading import entry_point
+from bert_pretrain.data.shards import read_manifest
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.report.plots import draw_run
+from bert_pretrain.training.metrics import Row, read_rows, writable_directory
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+table {{ border-collapse: collapse }} td {{ padding: .15rem 1.5rem .15rem 0; font-variant-numeric: tabular-nums }}
+.plots {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem }}
+.plots img {{ width: 100% }} pre {{ background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: .85rem }}
+</style></head><body><h1>{title}</h1><table>{facts}</table><div class="plots">{plots}</div>
+<h2>Configuration</h2><pre>{config}</pre></body></html>
+"""
+
+
+@dataclass
+class ReportConfig:
+    """Options of ``python -m bert_pretrain.report``."""
+
+    run_dir: str
+    """A run directory."""
+
+
+@entry_point("report", ReportConfig)
+def main(config: ReportConfig) -> None:
+    """Write the page and print its facts."""
+    run_dir = Path(config.run_dir)
+    if not (run_dir / "metrics.jsonl").exists() or not (run_dir / "config.yaml").exists():
+        raise ConfigError(f"run_dir is {config.run_dir!r}, which holds no run (metrics.jsonl, config.yaml)")
+    fault = writable_directory(run_dir)
+    if fault is not None:
+        raise ConfigError(f"run_dir {run_dir} cannot be written ({fault}); copy the run to where it can")
+    page = write_report(run_dir)
+    for name, value in facts(run_dir):
+        print(f"  {name:<34}{value}")
+    for name, path in (("model", run_dir / "model"), ("plots", run_dir / "plots"), ("report", page)):
+        if path.exists():
+            print(f"  {name:<34}{path}")
+    print(f"  {'metrics':<34}{run_dir / 'metrics.jsonl'}")
+
+
+def write_report(run_dir: Path) -> Path:
+    """Draw the plots and write ``report.html`` beside them; return its path."""
+    plots = sorted(draw_run(run_dir).glob("*.png"))
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>" for name, value in facts(run_dir)
+    )
+    images = "".join(f'<img src="plots/{path.name}" alt="{path.stem}">' for path in plots)
+    config = html.escape((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    page = run_dir / "report.html"
+    page.write_text(_PAGE.format(title=html.escape(run_dir.name), facts=rows, plots=images, config=config), "utf-8")
+    return page
+
+
+def facts(run_dir: Path) -> list[tuple[str, str]]:
+    """The numbers that sum a run up."""
+    rows = read_rows(run_dir / "metrics.jsonl")
+    training = [row for row in rows if "mlm_loss" in row]
+    heldout = [row for row in rows if "eval_mlm_loss" in row]
+    found = []
+    if training:
+        found += _training_facts(training)
+    if heldout:
+        found += _heldout_facts(heldout[-1], run_dir)
+    return found
+
+
+def _training_facts(training: list[Row]) -> list[tuple[str, str]]:
+    last = training[-1]
+    # The first row counts the start-up of threads and kernels.
+    rates = sorted(row["tokens_per_second"] for row in training[1:] or training)
+    return [
+        ("steps", f"{last['step']:,}, of them skipped {last['skipped_steps']}"),
+        ("samples", f"{last['samples_seen']:,}"),
+        ("real tokens per second, median", f"{rates[len(rates) // 2]:,.0f}"),
+        ("masked-word loss, last batch", f"{last['mlm_loss']:.4f} nats"),
+    ]
+
+
+def _heldout_facts(last: Row, run_dir: Path) -> list[tuple[str, str]]:
+    found = [
+        ("held-out masked-word loss", f"{last['eval_mlm_loss']:.4f} nats"),
+        ("held-out masked-word accuracy", f"{last['eval_mlm_accuracy']:.4f}"),
+        ("held-out next-sentence accuracy", f"{last['eval_nsp_accuracy']:.4f}"),
+    ]
+    directory = Path(OmegaConf.load(run_dir / "config.yaml").data.dir)
+    manifest = read_manifest(directory) if directory.is_dir() else None
+    if manifest is not None and "unigram_entropy" in manifest:
+        entropy = float(manifest["unigram_entropy"])
+        found.append(("unigram entropy of the corpus", f"{entropy:.4f} nats"))
+        found.append(("held-out loss below that by", f"{entropy - last['eval_mlm_loss']:.4f} nats"))
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""``batch.micro_batch_size=auto`` on GPUs: the most samples that fit, the same number on all ranks."""
+
+from collections.abc import Callable
+
+import torch
+
+from bert_pretrain.data.collate import Shape, filler
+from bert_pretrain.distributed.world import World
+from bert_pretrain.errors import SharedError
+from bert_pretrain.model.bert import PretrainingModel
+from bert_pretrain.model.precision import MixedPrecision
+
+MEMORY_SHARE = 0.92  # the rest is for fragments, and for what other libraries take later
+_STATE_BYTES = 8  # a parameter: two moments in float32, which do not exist before the first step
+
+
+def most_that_fit(limit: int, fits: Callable[[int], bool], world: World) -> int:
+    """The largest of 1, 2, 3, 4, 6, 8, 12, ... up to ``limit`` that ``fits`` on every rank; 0 where none does.
+
+    All ranks ask about the same sizes in the same order, and stop together.
+    """
+    best = 0
+    for size in sorted({min(limit, part << power) for power in range(limit.bit_length()) for part in (1, 3)}):
+        if not world.smallest(int(fits(size))):
+            break
+        best = size
+    return best
+
+
+def micro_batch_that_fits(
+    model: PretrainingModel, precision: MixedPrecision, world: World, limit: int, length: int, predictions: int
+) -> int:
+    """Run ``model`` forward and backward on ever more samples of ``length`` tokens, as many as ``limit``.
+
+    It runs as it is before it is compiled, which takes more memory than after. A device synchronisation; leaves no
+    gradients behind. Raises ``SharedError`` where not even one sample fits.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    budget = MEMORY_SHARE * torch.cuda.get_device_properties(world.device).total_memory - _STATE_BYTES * parameters
+
+    def fits(samples: int) -> bool:
+        torch.cuda.reset_peak_memory_stats(world.device)
+        batch = filler(Shape(samples, length, samples * predictions, True)).to(world.device)
+        try:
+            with precision.autocast(), model.step():
+                out = model(*batch.tensors())
+            (out.mlm_loss + out.nsp_loss).backward()
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            torch.cuda.synchronize(world.device)
+        return torch.cuda.max_memory_allocated(world.device) <= budget
+
+    size = most_that_fit(limit, fits, world)
+    model.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()
+    if size == 0:
+        raise SharedError(
+            f"batch.micro_batch_size is auto, but not even one sample of {length} tokens fits into the memory of "
+            f"{torch.cuda.get_device_name(world.device)}; use a smaller model or shorter samples"
+        )
+    return size

@@ -1,0 +1,142 @@
+"""The output directory: whose it is, what an interrupted run left in it, and that nothing is overwritten."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from bert_pretrain.data.shards import MANIFEST, read_manifest
+from bert_pretrain.errors import ConfigError
+
+_OPTIONS = "options.json"  # in out_dir/corpus: the options of the run that owns the directory
+CORPUS = "corpus"
+_INTERMEDIATE = ("cut", "samples", "scatter")
+
+
+def shard_dirs(out_dir: Path, sequence_lengths: list[int]) -> list[Path]:
+    """Where the shards of each length go: ``out_dir`` itself, or, of several lengths, a folder named after each."""
+    return [out_dir] if len(sequence_lengths) == 1 else [out_dir / str(length) for length in sequence_lengths]
+
+
+def check_out_dir(out_dir: Path, folders: list[Path], options: dict[str, Any]) -> bool:
+    """Whether all ``folders`` (:func:`shard_dirs`) hold finished shards that were made with these options.
+
+    Raises ``ConfigError`` if the directory cannot be written, or holds what other options or programs made.
+    """
+    if out_dir.exists() and not out_dir.is_dir():
+        raise ConfigError(f"out_dir is {str(out_dir)!r}, which is a file; give a directory")
+    if not out_dir.exists():
+        return False
+    finished = 0
+    for folder in folders:
+        manifest = read_manifest(folder) if folder.is_dir() else None
+        if manifest is None:
+            continue
+        finished += 1
+        _compare(manifest.get("options"), options, f"out_dir {folder} holds finished shards ({MANIFEST})")
+        missing = [row["name"] for row in manifest["shards"] if not (folder / row["name"]).exists()]
+        if missing:
+            raise ConfigError(
+                f"out_dir {folder}: {MANIFEST} lists {', '.join(missing)}, which is not there; "
+                "remove the directory to make it anew, or choose another"
+            )
+    if finished == len(folders):
+        return True
+    owner = out_dir / CORPUS / _OPTIONS
+    if owner.exists():
+        _compare(read_json(owner), options, f"out_dir {out_dir} holds an unfinished preparation ({owner})")
+        return False
+    foreign = sorted(path.name for path in out_dir.iterdir())
+    if foreign:
+        raise ConfigError(
+            f"out_dir {out_dir} is not empty ({foreign[0]}{', ...' if len(foreign) > 1 else ''}) and was not made by "
+            "this program; nothing was touched: choose another directory"
+        )
+    return False
+
+
+def _compare(found: dict[str, Any] | None, wanted: dict[str, Any], where: str) -> None:
+    other = _differences(found or {}, json.loads(json.dumps(wanted)), "")
+    if other:
+        raise ConfigError(
+            f"{where} made with other options: {'; '.join(other[:4])}; nothing was touched: "
+            "choose another out_dir, give the same options, or remove it"
+        )
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str) -> list[str]:
+    lines = []
+    for name in sorted(found.keys() | wanted.keys()):
+        have, want = found.get(name), wanted.get(name)
+        if isinstance(have, dict) and isinstance(want, dict):
+            lines += _differences(have, want, f"{prefix}{name}.")
+        elif have != want and name == "fingerprint":
+            lines.append("the corpus itself (its files, or the installed packages) has changed since")
+        elif have != want:
+            lines.append(f"{prefix}{name} was {have!r}, now {want!r}")
+    return lines
+
+
+def claim_out_dir(out_dir: Path, options: dict[str, Any]) -> bool:
+    """Create the directory and write down whose it is; True where nothing of an earlier run was in it.
+
+    Raises ``ConfigError`` where that is not possible.
+    """
+    owner = out_dir / CORPUS / _OPTIONS
+    if owner.exists():
+        return False
+    try:
+        owner.parent.mkdir(parents=True, exist_ok=True)
+        write_json(owner, options)
+    except OSError as error:
+        raise ConfigError(f"out_dir {out_dir} cannot be written ({error}); choose another directory") from None
+    return True
+
+
+def release_out_dir(out_dir: Path) -> None:
+    """Remove what a run that failed before its first shard left in a directory that was its own and new."""
+    if not any(out_dir.rglob("*.hdf5")):
+        for name in (CORPUS, "tokenizer"):
+            shutil.rmtree(out_dir / name, ignore_errors=True)
+
+
+def remove_intermediate(out_dir: Path) -> None:
+    """Remove what only served to make the shards; the sentences, the ids and the records of the parts stay."""
+    for folder in (out_dir / CORPUS).iterdir():
+        if folder.name.split("_")[0] in _INTERMEDIATE:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def save_stage(corpus_dir: Path, stage: str, counts: dict[str, Any]) -> None:
+    """Note that a stage is done, with what it counted."""
+    write_json(_stage_path(corpus_dir, stage), counts)
+
+
+def load_stage(corpus_dir: Path, stage: str) -> dict[str, Any] | None:
+    """What a finished stage of an interrupted run counted, or None where it has to run."""
+    path = _stage_path(corpus_dir, stage)
+    return read_json(path) if path.exists() else None
+
+
+def _stage_path(corpus_dir: Path, stage: str) -> Path:
+    return corpus_dir / f"{stage.replace(' ', '_')}.done.json"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file of ours; ``ConfigError`` where it cannot be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); remove the directory to start anew") from None
+    return dict(content)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file that gets its name only when it is whole and on disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)

@@ -1,0 +1,220 @@
+"""WordPiece: train a vocabulary or bring one, write it as a folder that ``transformers`` loads, and encode.
+
+Only ``tokenizers`` is used, the library that runs inside ``transformers``' BERT tokenizer, so that both give the
+same ids (a test compares them) and torch is not loaded.
+"""
+
+import functools
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from bert_pretrain.data.masking import SPECIAL_TOKENS
+from bert_pretrain.errors import ConfigError
+
+LARGEST_ALPHABET = 1000  # characters; the rest become [UNK]. The default of the tokenizers library
+SMALLEST_VOCAB = 128
+_LONGEST_WORD = 100  # characters; a longer one becomes [UNK], as in Google's tokenizer
+_LONGEST_SEQUENCE = 512
+_ROLES = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer ready to encode, with its tokens in the order of their ids and whether it lowercases."""
+
+    tokenizer: Tokenizer
+    tokens: list[str]
+    lowercase: bool
+
+    @property
+    def id_dtype(self) -> type[np.unsignedinteger | np.signedinteger]:
+        """16 bits where the vocabulary allows."""
+        return np.uint16 if len(self.tokens) <= 1 << 16 else np.int32
+
+    @property
+    def vocab_hash(self) -> str:
+        """SHA-256 of ``vocab.txt``."""
+        return hashlib.sha256(_vocab_text(self.tokens).encode()).hexdigest()
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """SHA-256 of ``tokenizer.json``."""
+        return hashlib.sha256(_tokenizer_text(self.tokenizer).encode()).hexdigest()
+
+
+def train_vocabulary(sentences: Callable[[], Iterable[str]], size: int, lowercase: bool) -> Vocabulary:
+    """Train WordPiece on ``sentences()``, which is called three times. Raises ``ConfigError`` if ``size`` is too small.
+
+    The trainer numbers the letters in the order of a hash map that differs from process to process, and breaks
+    ties between merges by these numbers. To get the same vocabulary every time, the letters (and ``##`` letters)
+    are found in a first pass and handed to the second in sorted order.
+    """
+    special = list(SPECIAL_TOKENS)
+    letters = _letters(sentences(), lowercase)
+    found = set(_trained_tokens(sentences(), len(special), lowercase, special, letters))
+    if len(found) >= size:
+        raise ConfigError(
+            f"vocab_size is {size}, but the {len(found)} letters and special tokens of this corpus do not leave room "
+            f"for words; allowed: more than {len(found)}"
+        )
+    tokens = _trained_tokens(sentences(), size, lowercase, special + sorted(found - set(special)), letters)
+    return _of_tokens(tokens, lowercase)
+
+
+def _letters(sentences: Iterable[str], lowercase: bool) -> list[str]:
+    """The most frequent characters after normalisation; equal counts by code point."""
+    raw: Counter[str] = Counter()
+    for sentence in sentences:
+        raw.update(sentence)
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    counts: Counter[str] = Counter()
+    for character, count in raw.items():
+        for letter in normalizer.normalize_str(character):
+            if not letter.isspace():
+                counts[letter] += count
+    return sorted(counts, key=lambda letter: (-counts[letter], letter))[:LARGEST_ALPHABET]
+
+
+def _trained_tokens(
+    sentences: Iterable[str], size: int, lowercase: bool, first: list[str], letters: list[str]
+) -> list[str]:
+    tokenizer = _bert_tokenizer({}, lowercase)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size,
+        special_tokens=first,
+        initial_alphabet=letters,
+        limit_alphabet=len(letters),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sentences, trainer)
+    vocab = tokenizer.get_vocab()
+    return sorted(vocab, key=vocab.__getitem__)
+
+
+def load_vocabulary(path: Path, lowercase: bool) -> Vocabulary:
+    """Load a ``vocab.txt``, or a folder with ``tokenizer.json`` (else ``vocab.txt``), as the user brings it.
+
+    A folder's ``tokenizer.json`` says itself whether it lowercases. Raises ``ConfigError`` for anything else than a
+    WordPiece vocabulary with all of ``SPECIAL_TOKENS``.
+    """
+    file = path
+    if path.is_dir():
+        file = path / "tokenizer.json" if (path / "tokenizer.json").is_file() else path / "vocab.txt"
+    if not file.is_file():
+        raise ConfigError(f"vocab is {str(path)!r}; it takes a vocab.txt, or a folder with tokenizer.json or vocab.txt")
+    if file.suffix == ".json":
+        return _load_tokenizer_json(file, file.stat().st_mtime_ns)
+    try:
+        tokens = file.read_text(encoding="utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"vocab {file} is not UTF-8 at byte {error.start}") from None
+    double = [token for token, count in Counter(tokens).items() if count > 1]
+    if double:
+        raise ConfigError(f"vocab {file}: {double[0]!r} stands there twice; every line must be another token")
+    _check_special(tokens, file)
+    return _of_tokens(tokens, lowercase)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_tokenizer_json(file: Path, changed: int) -> Vocabulary:
+    """Once for all stages; ``changed`` is the file's time."""
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises the bare class
+        raise ConfigError(f"vocab {file} cannot be read by the tokenizers library: {error}") from None
+    state = json.loads(tokenizer.to_str())
+    kind = state["model"].get("type")
+    if kind != "WordPiece":
+        raise ConfigError(f"vocab {file} is a {kind} tokenizer; BERT takes WordPiece")
+    vocab = tokenizer.get_vocab(with_added_tokens=True)
+    tokens = sorted(vocab, key=vocab.__getitem__)
+    if sorted(vocab.values()) != list(range(len(tokens))):
+        raise ConfigError(f"vocab {file}: its {len(tokens)} ids are not 0 to {len(tokens) - 1}")
+    _check_special(tokens, file)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    normalizer = state.get("normalizer") or {}
+    return Vocabulary(tokenizer, tokens, bool(normalizer.get("lowercase", False)))
+
+
+def _check_special(tokens: list[str], file: Path) -> None:
+    missing = [token for token in SPECIAL_TOKENS if token not in tokens]
+    if missing:
+        raise ConfigError(f"vocab {file} has no {', '.join(missing)}; BERT needs {' '.join(SPECIAL_TOKENS)}")
+
+
+def _of_tokens(tokens: list[str], lowercase: bool) -> Vocabulary:
+    ids = {token: index for index, token in enumerate(tokens)}
+    tokenizer = _bert_tokenizer(ids, lowercase)
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.add_special_tokens(sorted(SPECIAL_TOKENS, key=ids.__getitem__))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
+    )
+    return Vocabulary(tokenizer, tokens, lowercase)
+
+
+def _bert_tokenizer(ids: dict[str, int], lowercase: bool) -> Tokenizer:
+    model = models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=_LONGEST_WORD)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+def write_tokenizer(vocabulary: Vocabulary, folder: Path) -> None:
+    """Write ``vocab.txt``, ``tokenizer.json``, ``tokenizer_config.json`` and ``special_tokens_map.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": vocabulary.lowercase,
+        "tokenize_chinese_chars": True,
+        "strip_accents": None,
+        "model_max_length": _LONGEST_SEQUENCE,
+        **_ROLES,
+    }
+    _write(folder / "vocab.txt", _vocab_text(vocabulary.tokens))
+    _write(folder / "tokenizer.json", _tokenizer_text(vocabulary.tokenizer))
+    _write(folder / "special_tokens_map.json", json.dumps(_ROLES, indent=2) + "\n")
+    _write(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _vocab_text(tokens: list[str]) -> str:
+    return "\n".join(tokens) + "\n"
+
+
+def _tokenizer_text(tokenizer: Tokenizer) -> str:
+    return tokenizer.to_str(pretty=True)
+
+
+def encode_batch(vocabulary: Vocabulary, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of all sentences, one after the other, without special tokens, and the number of ids of each.
+
+    Special tokens that stand in the text as such ("[MASK]") are encoded as the text that they are.
+    """
+    vocabulary.tokenizer.encode_special_tokens = True
+    encodings = vocabulary.tokenizer.encode_batch_fast(sentences, add_special_tokens=False)
+    ids = [encoding.ids for encoding in encodings]
+    lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+    flat = np.fromiter(chain.from_iterable(ids), dtype=vocabulary.id_dtype, count=int(lengths.sum()))
+    return flat, lengths

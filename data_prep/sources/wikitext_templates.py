@@ -1,0 +1,136 @@
+"""The few templates of Wikipedia that stand for words of a sentence; most are boxes, notes and citations."""
+
+import re
+
+from data_prep.sources.cleaning import HOLE
+
+_FIRST_ARGUMENT = {
+    "nowrap", "nobr", "small", "smaller", "abbr", "sic", "em", "strong", "smallcaps", "sc", "var", "linktext",
+    "pron", "ill", "interlanguage link", "visible anchor", "vanchor", "quote", "blockquote", "cquote", "gloss",
+    "avoid wrap", "nihongo", "keypress", "key press", "tooltip", "angbr", "vr", "ipa", "flag", "big", "larger", "tq",
+}  # fmt: skip
+_FIXED = {
+    "ndash": "–", "mdash": "—", "spaced ndash": " – ", "snd": " – ", "spnd": " – ", "endash": "–", "emdash": "—",
+    "mdashb": " — ", "nbsp": " ", "spaces": " ", "'": "'", "`": "'", "-'": "'", "'s": "'s", "and": "and", "times": "×",
+}  # fmt: skip
+_HOLES = {
+    "math", "mvar", "frac", "sfrac", "chem", "chem2", "val", "su", "sub", "sup", "tex", "nuclide", "e", "inflation",
+    "currentyear", "currentmonth", "age", "eqm", "music", "formatnum", "decimals", "gaps",
+}  # fmt: skip
+_LAST_ARGUMENT = {"transl", "translit", "transliteration"}  # {{transl|ar|ALA|Allāh}}: the standard may be left out
+_SHIPS = {"uss", "hms", "ss", "rms", "hmas", "hmcs", "usns", "sms"}
+_MUSIC = {"flat": "-flat", "sharp": "-sharp", "natural": "-natural", "b": "-flat", "#": "-sharp"}
+
+# {{convert|2381741|km2|sqmi}}: the units as they are read, one of each first
+_UNITS = {
+    "km": "kilometre kilometres", "m": "metre metres", "cm": "centimetre centimetres", "mm": "millimetre millimetres",
+    "mi": "mile miles", "ft": "foot feet", "in": "inch inches", "yd": "yard yards", "fathom": "fathom fathoms",
+    "nmi": "nautical_mile nautical_miles", "au": "astronomical_unit astronomical_units", "ly": "light-year light-years",
+    "pc": "parsec parsecs", "ha": "hectare hectares", "acre": "acre acres", "kg": "kilogram kilograms",
+    "g": "gram grams", "mg": "milligram milligrams", "t": "tonne tonnes", "lb": "pound pounds", "oz": "ounce ounces",
+    "st": "stone stone", "ton": "ton tons", "lt": "long_ton long_tons", "carat": "carat carats", "l": "litre litres",
+    "ml": "millilitre millilitres", "usgal": "US_gallon US_gallons", "impgal": "imperial_gallon imperial_gallons",
+    "gal": "gallon gallons", "oilbbl": "barrel barrels", "bbl": "barrel barrels", "kn": "knot knots",
+    "mph": "mile_per_hour miles_per_hour", "c": "°C °C", "°c": "°C °C", "f": "°F °F", "°f": "°F °F",
+    "k": "kelvin kelvins", "hp": "horsepower horsepower", "kw": "kilowatt kilowatts", "mw": "megawatt megawatts",
+    "w": "watt watts", "j": "joule joules", "kj": "kilojoule kilojoules", "kcal": "kilocalorie kilocalories",
+    "psi": "pound_per_square_inch pounds_per_square_inch", "kpa": "kilopascal kilopascals",
+    "atm": "atmosphere atmospheres", "n": "newton newtons", "pd": "inhabitant inhabitants",
+    "d": "day days", "h": "hour hours", "s": "second seconds", "hz": "hertz hertz", "mt": "tonne tonnes",
+}  # fmt: skip
+_POWERS = {"2": "square", "3": "cubic"}
+_MULTIPLES = {"e3": "thousand", "e6": "million", "e9": "billion", "e12": "trillion"}
+_LETTERS = {"k": "thousand", "M": "million", "G": "billion", "T": "trillion"}
+_RANGES = {
+    "-": "–", "–": "–", "to": " to ", "to(-)": " to ", "and": " and ", "and(-)": " and ", "or": " or ",
+    "by": " by ", "x": " by ", "xx": " by ", "*": " by ", "×": " by ",
+    "+/-": " ± ", "±": " ± ", "to about": " to about ",
+}  # fmt: skip
+_NUMBER = re.compile(r"[-−+]?\d[\d,.]*(?:[+⁄/ ]\d+[/⁄]\d+)?$")
+_LONG_NUMBER = re.compile(r"(?<![\d.,])\d{4,}(?![\d,])")
+_PARTS = {("ft", "in"), ("lb", "oz"), ("st", "lb"), ("mi", "yd"), ("mi", "ft"), ("yd", "ft")}
+
+
+_KNOWN = {
+    *_FIXED, *_HOLES, *_SHIPS, *_FIRST_ARGUMENT, *_LAST_ARGUMENT, "coord", "convert", "cvt", "lang", "script", "as of",
+    "circa", "c.",
+}  # fmt: skip
+
+
+def is_known(name: str) -> bool:
+    """Whether :func:`template_text` would find words for a template at all. ``name`` in small letters."""
+    return name in _KNOWN or name.startswith("lang-")
+
+
+def template_text(name: str, arguments: list[str], named: dict[str, str]) -> str:
+    """What a template says: words, nothing, or ``HOLE`` where no words can stand for it. ``name`` in small letters."""
+    first = arguments[0] if arguments else ""
+    if name in _FIXED:
+        return _FIXED[name]
+    if name == "music" and first in _MUSIC:
+        return _MUSIC[first]
+    if name in _HOLES or (name == "coord" and "title" not in named.get("display", "")):
+        return HOLE
+    if name in ("convert", "cvt"):
+        return _conversion(arguments, named) or HOLE
+    if name in ("lang", "script") and len(arguments) >= 2:
+        return arguments[1]
+    if name in _LAST_ARGUMENT:
+        return arguments[-1] if len(arguments) >= 2 else ""
+    if name in _SHIPS:
+        return f"{name.upper()} {first}"
+    if name in ("as of", "circa", "c."):
+        return f"{'As of' if name == 'as of' else 'c.'} {first}" if first else ""
+    return first if name in _FIRST_ARGUMENT or name.startswith("lang-") else ""
+
+
+def _conversion(arguments: list[str], named: dict[str, str]) -> str | None:
+    """The value in the unit that is given first; the converted one would say the same again."""
+    if len(arguments) < 2 or not _NUMBER.match(arguments[0]):
+        return None
+    text, place = _number(arguments[0]), 1
+    while place + 1 < len(arguments) and arguments[place] in _RANGES and _NUMBER.match(arguments[place + 1]):
+        text += _RANGES[arguments[place]] + _number(arguments[place + 1])
+        place += 2
+    unit = arguments[place] if place < len(arguments) else ""
+    is_one = arguments[0] == "1" and place == 1
+    name = unit_name(unit, is_one or named.get("adj") == "on")
+    if name is None:
+        return None
+    if place + 2 < len(arguments) and (unit, arguments[place + 2]) in _PARTS and _NUMBER.match(arguments[place + 1]):
+        rest = unit_name(arguments[place + 2], arguments[place + 1] == "1")
+        return f"{text} {name} {arguments[place + 1]} {rest}"
+    return f"{text}-{name.replace(' ', '-')}" if named.get("adj") == "on" and "°" not in name else f"{text} {name}"
+
+
+def _number(text: str) -> str:
+    """With separators, as the template writes it."""
+    return _LONG_NUMBER.sub(lambda match: f"{int(match.group()):,}", text.replace("+", " ").strip())
+
+
+def unit_name(code: str, is_one: bool) -> str | None:
+    """How a unit of the template ``convert`` is read, such as km2, PD/sqmi, e6acre, Moilbbl/d; None if unknown."""
+    code = code.strip().removesuffix("-change")
+    prefix = re.match(r"e(?:3|6|9|12)(?=[A-Za-z])", code)
+    letter = re.match(r"[kMGT](?=(?:oilbbl|bbl|cuft|USgal))", code)
+    multiple = (_MULTIPLES | _LETTERS)[found.group()] if (found := prefix or letter) else ""
+    code = code[found.end() :] if found else code
+    above, _, below = code.partition("/")
+    names = [_simple_unit(above, is_one), _simple_unit(below, True) if below else ""]
+    if names[0] is None or names[1] is None:
+        return None
+    return " ".join(part for part in (multiple, names[0], "per" if below else "", names[1]) if part)
+
+
+def _simple_unit(code: str, is_one: bool) -> str | None:
+    power = ""
+    squared = re.match(r"(sq|cu)(?=[a-z])", code)
+    if squared:
+        power, code = {"sq": "square", "cu": "cubic"}[squared.group()], code[2:]
+    elif code[-1:] in _POWERS:
+        power, code = _POWERS[code[-1]], code[:-1]
+    names = _UNITS.get(code.lower())
+    if names is None:
+        return None
+    name = names.split()[0 if is_one else 1].replace("_", " ")
+    return f"{power} {name}".strip()

@@ -1,0 +1,87 @@
+"""Silent, stuck and healthy ranks, as real processes around a real store, without torch's collectives."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from bert_pretrain.distributed.watchdog import LOST, Pulse
+
+Rank = tuple[multiprocessing.Process, Path]
+fork = multiprocessing.get_context("fork")  # torch is imported once for all
+TIMEOUT, HEALTHY = 5.0, 12
+
+
+def rank_main(rank: int, port: int, last: int, out: Path) -> None:
+    """Steps up to ``last``, five a second; healthy ranks end then, others wait or are stuck there."""
+    sys.stderr = out.open("w", encoding="utf-8")
+    pulse = Pulse(dist.TCPStore("127.0.0.1", port, is_master=False), rank, 3, TIMEOUT)
+    out.with_suffix(".here").touch()
+    while len(list(out.parent.glob("*.here"))) < 3:
+        time.sleep(0.05)
+    pulse.watch()
+    for step in range(1, last + 1):
+        pulse.moved(step)
+        time.sleep(0.2)
+    if last != HEALTHY:
+        time.sleep(60)
+    pulse.end()
+
+
+@pytest.fixture
+def store() -> Iterator[dist.TCPStore]:
+    yield dist.TCPStore("127.0.0.1", 0, is_master=True)
+    for left in multiprocessing.active_children():
+        left.kill()
+
+
+def start(store: dist.TCPStore, folder: Path, *last: int) -> list[Rank]:
+    """Three ranks, and the last step of each; returns when they watch one another."""
+    ranks = []
+    for rank, step in enumerate(last):
+        out = folder / str(rank)
+        process = fork.Process(target=rank_main, args=(rank, store.port, step, out), daemon=True)
+        process.start()
+        ranks.append((process, out))
+    while len(list(folder.glob("*.here"))) < 3:
+        time.sleep(0.05)
+    return ranks  # type: ignore[return-value]
+
+
+def said(rank: Rank) -> tuple[str, int | None]:
+    process, out = rank
+    process.join(30)
+    status = process.exitcode
+    process.kill()
+    return out.read_text(), status
+
+
+def test_healthy_ranks_end_unharmed(store: dist.TCPStore, tmp_path: Path) -> None:
+    assert [said(rank) for rank in start(store, tmp_path, HEALTHY, HEALTHY, HEALTHY)] == [("", 0)] * 3
+
+
+@pytest.mark.parametrize("gone", [0, 2])
+def test_a_silent_rank_is_named_by_all_others_in_time(store: dist.TCPStore, tmp_path: Path, gone: int) -> None:
+    ranks = start(store, tmp_path, 99, 99, 99)
+    time.sleep(1.5)
+    os.kill(ranks[gone][0].pid or 0, signal.SIGSTOP)
+    stopped = time.monotonic()
+    for number in {0, 1, 2} - {gone}:
+        text, status = said(ranks[number])
+        assert f"error: rank {gone} on {socket.gethostname()} fell silent in step " in text
+        assert status == LOST
+    assert time.monotonic() - stopped < TIMEOUT + 1
+
+
+def test_a_rank_that_holds_up_the_others_is_named_by_all(store: dist.TCPStore, tmp_path: Path) -> None:
+    for text, status in [said(rank) for rank in start(store, tmp_path, 7, 3, 7)]:
+        assert f"error: rank 1 on {socket.gethostname()} is alive but stuck in step 3; the others have waited" in text
+        assert "for it in step 7 for" in text
+        assert status == LOST

@@ -1,0 +1,94 @@
+"""The largest micro-batch that fits, agreed on by all ranks."""
+
+import threading
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from bert_pretrain.data.batch_plan import BatchConfig
+from bert_pretrain.distributed.world import World
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.model.precision import MixedPrecision, PrecisionConfig
+from bert_pretrain.training.micro_batch_size import micro_batch_that_fits, most_that_fit
+from tests.bert_pretrain.model.test_bert import build
+from tests.conftest import LENGTH, PREDICTIONS
+
+
+@dataclass
+class Rank:
+    """A rank of three that are threads here: the smallest number needs all of them, as a collective does."""
+
+    number: int
+    barrier: threading.Barrier
+    said: dict[int, int]
+    asked: list[int] = field(default_factory=list)
+
+    def smallest(self, number: int) -> int:
+        self.said[self.number] = number
+        self.barrier.wait(timeout=10)
+        found = min(self.said.values())
+        self.barrier.wait(timeout=10)
+        return found
+
+
+@pytest.mark.parametrize(
+    ("limit", "room", "expected"),
+    [
+        (1000, (1000, 1000, 1000), 1000),
+        (1000, (100, 27, 64), 24),
+        (1000, (1, 500, 500), 1),
+        (1000, (0, 500, 500), 0),
+        (5, (100, 100, 100), 5),
+        (1, (9, 9, 9), 1),
+    ],
+)
+def test_ranks_with_unlike_room_agree(limit: int, room: tuple[int, ...], expected: int) -> None:
+    barrier, said, found = threading.Barrier(3), {}, {}
+    ranks = [Rank(number, barrier, said) for number in range(3)]
+
+    def run(rank: Rank) -> None:
+        def fits(size: int) -> bool:
+            rank.asked.append(size)
+            return size <= room[rank.number]
+
+        found[rank.number] = most_that_fit(limit, fits, rank)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in ranks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert found == dict.fromkeys(range(3), expected)
+    assert ranks[0].asked == ranks[1].asked == ranks[2].asked
+    assert max(ranks[0].asked) <= limit
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, whose memory sets the size")
+def test_on_a_gpu_more_fits_than_one_and_nothing_is_left_behind() -> None:
+    device = torch.device("cuda")
+    model = build().to(device)
+    precision = MixedPrecision(PrecisionConfig("bf16", 1.0, 1, True, False), device)
+    assert micro_batch_that_fits(model, precision, World(0, 0, 1, device), 64, LENGTH, PREDICTIONS) == 64
+    assert all(parameter.grad is None for parameter in model.parameters())
+    free, total = torch.cuda.mem_get_info(device)
+    with torch.cuda.device(device):
+        torch.cuda.set_per_process_memory_fraction(min(1.0, 200e6 / total))
+        try:
+            size = micro_batch_that_fits(model, precision, World(0, 0, 1, device), 10**7, LENGTH, PREDICTIONS)
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+    assert 1 < size < 10**6
+    assert free > 200e6
+
+
+def test_on_a_cpu_it_follows_from_the_length() -> None:
+    assert [BatchConfig(64, "auto").samples_at_once(length) for length in (64, 128, 512, 4096)] == [32, 16, 4, 1]
+    assert BatchConfig(64, 5).samples_at_once(64) == 5
+
+
+@pytest.mark.parametrize("size", [0, -1, "many", ""])
+def test_other_sizes_are_refused(size: int | str) -> None:
+    with pytest.raises(ConfigError, match=r"batch\.micro_batch_size is .*1 or more, or auto"):
+        BatchConfig(64, size)

@@ -1,0 +1,343 @@
+"""The loop's bookkeeping: skipped steps, boundaries, rows."""
+
+import json
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bert_pretrain.checkpoint.files import find_fault
+from bert_pretrain.checkpoint.store import CheckpointStore, load_progress
+from bert_pretrain.config import PretrainConfig
+from bert_pretrain.config_loading import CONFIG_DIR, to_dataclass
+from bert_pretrain.data.collate import StepBatch
+from bert_pretrain.distributed.world import open_world
+from bert_pretrain.errors import ConfigError, DivergedError
+from bert_pretrain.pretrain import build_trainer
+from bert_pretrain.training.metrics import MetricsLog
+from bert_pretrain.training.trainer import Trainer
+from tests.conftest import TEST_RECIPE
+
+
+def trainer_for(tmp_path: Path, shard_dir: Path, *overrides: str, device: str = "cpu") -> Trainer:
+    options = [*TEST_RECIPE, f"data.dir={shard_dir}", f"run_dir={tmp_path}"]
+    kept = [option for option in options if option.split("=")[0] not in {o.split("=")[0] for o in overrides}]
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        config = to_dataclass(compose("pretrain", [*kept, *overrides]), PretrainConfig)
+    tmp_path.mkdir(exist_ok=True)
+    log = MetricsLog(tmp_path / "metrics.jsonl", config.schedule.total_steps)
+    with open_world(device) as world:
+        trainer = build_trainer(config, world, log, CheckpointStore(tmp_path / "checkpoints", 9, None), "seed: 1\n")
+    log.resume(trainer.progress.step)
+    return trainer
+
+
+def rows(tmp_path: Path) -> list[dict]:
+    return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+
+def spoil(trainer: Trainer, attempts: set[int]) -> None:
+    """Put a NaN into the gradient of these attempts."""
+    seen = iter(range(10**6))
+
+    def hook(*_: object) -> None:
+        if next(seen) in attempts:
+            next(trainer.model.parameters()).grad[0, 0] = float("nan")
+
+    trainer.optimizer.register_step_pre_hook(hook)
+
+
+class Casts(TorchDispatchMode):
+    """Counts casts from float32 to bf16, by shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: Counter = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") == torch.bfloat16
+        filled = func is torch.ops.aten.copy_.default and args[0].dtype == torch.bfloat16 != args[1].dtype
+        if made or filled:
+            self.shapes[tuple(args[-1].shape)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class NothingIsReadBack(TorchDispatchMode):
+    """Fails where the host would wait for a device: at a value that it reads, or a shape that depends on values."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        reads = name in {"_local_scalar_dense", "equal", "is_nonzero"}
+        reads = reads or torch.Tag.dynamic_output_shape in func.tags
+        assert not reads, f"the host waits at {name}"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("option", ["model.attention=eager", "model.attention=sdpa", "speed.last_layer_rows=false"])
+def test_a_micro_step_reads_nothing_back(tmp_path: Path, shard_dir: Path, option: str) -> None:
+    """Forward, backward and sums; without fast_dropout, whose key is drawn on the host."""
+    options = ("speed.fast_dropout=false", "speed.pad_vocabulary=true", "model.hidden_dropout_prob=0.1", option)
+    trainer = trainer_for(tmp_path, shard_dir, *options)
+    steps = trainer.data.steps(0)
+    batch = next(steps)
+    counts = trainer._global_counts(batch.counts)
+    with NothingIsReadBack():
+        sums = trainer._accumulate(batch, counts)
+    steps.close()
+    assert sums[0] > 0
+    with pytest.raises(AssertionError, match="the host waits"), NothingIsReadBack():
+        bool(sums[0] > 0)
+    with pytest.raises(AssertionError, match="the host waits"), NothingIsReadBack():
+        sums[sums > 0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compiled", ["true", "false"])
+def test_a_step_on_the_gpu_waits_for_nothing(tmp_path: Path, shard_dir: Path, compiled: str) -> None:
+    """Two steps before it settle what is made once; CUDA itself reports a wait."""
+    trainer = trainer_for(tmp_path, shard_dir, f"speed.compile={compiled}", device="cuda")
+    steps = trainer.data.steps(0, pin=True)
+    for _ in range(2):
+        trainer.train_step(next(steps))
+    batch = next(steps)
+    ready = StepBatch(batch.counts, iter(list(batch.micro_batches)))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.train_step(ready)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        steps.close()
+
+
+@pytest.mark.parametrize("joined", ["true", "false"])
+def test_weights_are_cast_once_a_step(tmp_path: Path, shard_dir: Path, joined: str) -> None:
+    """Three micro-batches a step; the embeddings' decoder (97, 16) and the feed-forwards are products' weights."""
+    options = f"speed.fused_qkv={joined}", f"speed.pad_vocabulary={joined}"
+    trainer = trainer_for(tmp_path, shard_dir, "precision.compute=bf16", *options)
+    assert trainer.plan.accumulation(0) == 3
+    steps = trainer.data.steps(0)
+    with Casts() as casts:
+        trainer.train_step(next(steps))
+    steps.close()
+    layers = trainer.model_config.num_hidden_layers
+    assert casts.shapes[(97, 16)] == 1
+    assert casts.shapes[(32, 16)] == casts.shapes[(16, 32)] == layers
+    assert casts.shapes[(16, 16)] == 4 * layers + 2  # q, k, v and output of each layer; the heads' two transforms
+
+
+@pytest.mark.parametrize("padded", ["true", "false"])
+def test_gradients_are_those_of_a_cast_for_each_micro_batch(tmp_path: Path, shard_dir: Path, padded: str) -> None:
+    """In the second step, so that casts of other weights are at hand."""
+    trainer = trainer_for(tmp_path, shard_dir, "precision.compute=bf16", f"speed.pad_vocabulary={padded}")
+    steps = trainer.data.steps(0)
+    trainer.train_step(next(steps))
+    batch = next(steps)
+    micro_batches = list(batch.micro_batches)
+    steps.close()
+    counts = trainer._global_counts(batch.counts)
+    trainer._accumulate(StepBatch(batch.counts, iter(micro_batches)), counts)
+    found = [parameter.grad.clone() for parameter in trainer.model.parameters()]
+    trainer.model.zero_grad()
+    for micro_batch in micro_batches:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = trainer.model(*micro_batch.tensors())
+        (out.mlm_loss / counts[1] + out.nsp_loss / counts[0]).backward()
+    assert all(torch.equal(a, p.grad) for a, p in zip(found, trainer.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("attempts", [{0}, {2}, {3}, {2, 3, 4}, {5, 6}])
+def test_skipped_steps_shift_nothing(tmp_path: Path, shard_dir: Path, attempts: set[int]) -> None:
+    """Six applied steps come whatever is skipped, with the schedule, the rows and the checkpoints of six steps."""
+    trainer = trainer_for(tmp_path, shard_dir)
+    spoil(trainer, attempts)
+    trainer.run()
+    training = [row for row in rows(tmp_path) if "lr" in row]
+    assert [row["step"] for row in training] == [1, 2, 3, 4, 5, 6]
+    assert [row["lr"] for row in training] == trainer.learning_rates[:6].tolist()
+    assert [row["step"] for row in rows(tmp_path) if "eval_loss" in row] == [3, 6]
+    assert [path.name for path in trainer.store.all()] == ["step_00000003", "step_00000006"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_00000003", "step_00000006"]
+    assert trainer.progress.skipped == len(attempts)
+    assert trainer.progress.samples_seen == 12 * (6 + len(attempts))
+    assert trainer.applied.tolist() == [6]
+
+
+def test_a_gradient_that_stays_broken_ends_the_run_with_a_diagnosis(tmp_path: Path, shard_dir: Path) -> None:
+    trainer = trainer_for(tmp_path, shard_dir)
+    spoil(trainer, set(range(10**4)))
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    with pytest.raises(ConfigError, match="100 steps in a row had a gradient that is not finite"):
+        trainer.run()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_the_last_step_is_logged_whatever_the_interval(tmp_path: Path, shard_dir: Path) -> None:
+    trainer_for(tmp_path, shard_dir, "logging.every_steps=4").run()
+    assert [row["step"] for row in rows(tmp_path) if "lr" in row] == [4, 6]
+
+
+def test_evaluation_does_not_depend_on_the_cut(tmp_path: Path, shard_dir: Path) -> None:
+    trainer = trainer_for(tmp_path, shard_dir)
+    whole = trainer.evaluate()
+    trainer.plan = replace(trainer.plan, micro_batch_size=3)
+    cut = trainer.evaluate()
+    assert whole is not None
+    assert cut == pytest.approx(whole, rel=1e-5)
+    assert trainer.model.training
+
+
+def ask_during(trainer: Trainer, attempt: int) -> None:
+    """A signal arrives while this attempt is computed."""
+    seen = iter(range(10**6))
+
+    def hook(*_: object) -> None:
+        if next(seen) == attempt:
+            trainer.stop.ask()
+
+    trainer.optimizer.register_step_pre_hook(hook)
+
+
+@pytest.mark.parametrize("attempt", [0, 1, 2])
+def test_asked_to_stop_it_saves_and_goes_on_unseen(tmp_path: Path, shard_dir: Path, attempt: int) -> None:
+    """Asked before, at and after a boundary: the last step is saved; then the run nobody stopped, bit for bit."""
+    whole = trainer_for(tmp_path / "whole", shard_dir)
+    assert whole.run()
+    trainer = trainer_for(tmp_path / "stopped", shard_dir)
+    ask_during(trainer, attempt)
+    assert not trainer.run()
+    stopped_at = load_progress(trainer.store.all()[-1]).step
+    # The flag goes with the next counts and is read one step later; after step 3 the evaluation reads it at once.
+    assert attempt + 1 + (attempt != 2) <= stopped_at <= attempt + 3
+    again = trainer_for(tmp_path / "stopped", shard_dir)
+    assert again.progress.step == stopped_at
+    assert again.run()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+    kept = ("step", "loss", "eval_loss", "lr", "grad_norm")
+    pairs = zip(rows(tmp_path / "whole"), rows(tmp_path / "stopped"), strict=True)
+    assert all(one.get(key) == other.get(key) for one, other in pairs for key in kept)
+    assert not [path for path in trainer.store.directory.iterdir() if "damaged" in path.name]
+
+
+@pytest.mark.parametrize("attempt", [3, 4, 5])
+def test_asked_near_the_end_only_the_last_evaluation_is_left(tmp_path: Path, shard_dir: Path, attempt: int) -> None:
+    trainer = trainer_for(tmp_path, shard_dir)
+    ask_during(trainer, attempt)
+    assert not trainer.run()
+    assert [path.name for path in trainer.store.all()] == ["step_00000003", "step_00000006"]
+    assert trainer_for(tmp_path, shard_dir).run()
+    assert [row["step"] for row in rows(tmp_path) if "eval_loss" in row] == [3, 6]
+    assert trainer_for(tmp_path, shard_dir).run()
+    assert [row["step"] for row in rows(tmp_path) if "eval_loss" in row] == [3, 6]
+
+
+@pytest.mark.parametrize("evaluation", [0, 1])
+def test_asked_within_an_evaluation_it_is_left_and_done_later(tmp_path: Path, shard_dir: Path, evaluation: int) -> None:
+    """In the second of its five batches, of step 3 or of the last step; the rows are those of the undisturbed run."""
+    whole = trainer_for(tmp_path / "whole", shard_dir)
+    assert whole.run()
+    trainer, batches = trainer_for(tmp_path / "stopped", shard_dir), []
+
+    def ask(*_: object) -> None:
+        if not trainer.model.training:
+            batches.append(trainer.progress.step)
+            if len(batches) == 5 * evaluation + 2:
+                trainer.stop.ask()
+
+    trainer.model.register_forward_hook(ask)
+    assert not trainer.run()
+    assert len(batches) == 5 * evaluation + 4  # asked with the third batch, read behind the fourth
+    assert trainer.model.training
+    assert load_progress(trainer.store.all()[-1]).step == 3 + 3 * evaluation
+    again = trainer_for(tmp_path / "stopped", shard_dir)
+    assert again.run()
+    kept = ("step", "loss", "eval_loss", "lr", "grad_norm")
+    found, expected = ([[row.get(key) for key in kept] for row in rows(tmp_path / run)] for run in ("stopped", "whole"))
+    assert found == expected
+
+
+def test_a_stop_beside_a_skipped_step_saves_no_step_twice(tmp_path: Path, shard_dir: Path) -> None:
+    trainer = trainer_for(tmp_path, shard_dir)
+    spoil(trainer, {3, 4})
+    ask_during(trainer, 2)
+    assert not trainer.run()
+    assert [path.name for path in trainer.store.all()] == ["step_00000003"]
+    assert trainer_for(tmp_path, shard_dir).run()
+
+
+@pytest.mark.parametrize("attempts", [set(), {0}, {1}, {3}, {2, 3, 4}, {5}])
+def test_rows_on_the_layers_come_every_n_applied_steps(tmp_path: Path, shard_dir: Path, attempts: set[int]) -> None:
+    """Whatever is skipped; ||w|| of the fourth update is that of the weights in the third step's checkpoint."""
+    trainer = trainer_for(tmp_path, shard_dir, "logging.layers_every_steps=2")
+    spoil(trainer, attempts)
+    trainer.run()
+    layers = [row for row in rows(tmp_path) if "trust_ratio" in row]
+    assert [row["step"] for row in layers] == [2, 4, 6]
+    saved = load_file(tmp_path / "checkpoints/step_00000003/model/model.safetensors")
+    for row in layers:
+        assert row["trust_ratio"].keys() == row["weight_norm"].keys() == row["update_norm"].keys() == saved.keys()
+        for name, ratio in row["trust_ratio"].items():
+            weight, update = row["weight_norm"][name], row["update_norm"][name]
+            assert ratio == pytest.approx(weight / update if weight * update else 1.0, rel=2e-5)
+    for name, norm in layers[1]["weight_norm"].items():
+        assert norm == pytest.approx(saved[name].double().norm().item(), rel=1e-5)
+
+
+def test_steps_without_a_row_on_the_layers_do_not_pay_for_one(tmp_path: Path, shard_dir: Path) -> None:
+    trainer = trainer_for(tmp_path, shard_dir, "logging.layers_every_steps=3")
+    asked = []
+    original = trainer.optimizer.layer_report
+    trainer.optimizer.layer_report = lambda: asked.append(trainer.progress.step) or original()
+    trainer.run()
+    assert len(asked) <= 4  # of six steps: those that may be the third or the sixth applied one
+    assert [row["step"] for row in rows(tmp_path) if "trust_ratio" in row] == [3, 6]
+
+
+@pytest.mark.parametrize(("optimizer", "count"), [("lars", 3), ("adamw", 0), ("adam", 0), ("sgd", 0), ("lamb", 3)])
+def test_every_optimizer_trains_by_name_and_adaptive_ones_report(
+    tmp_path: Path, shard_dir: Path, optimizer: str, count: int
+) -> None:
+    trainer = trainer_for(tmp_path, shard_dir, f"optimizer={optimizer}", "logging.layers_every_steps=2")
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.run()
+    assert trainer.progress.step == 6
+    assert sum("trust_ratio" in row for row in rows(tmp_path)) == count
+    moved = [name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])]
+    assert "bert.bert.embeddings.word_embeddings.weight" in moved
+
+
+def test_no_rows_on_the_layers_where_none_are_wanted(tmp_path: Path, shard_dir: Path) -> None:
+    trainer_for(tmp_path, shard_dir, "logging.layers_every_steps=0").run()
+    assert not [row for row in rows(tmp_path) if "trust_ratio" in row]
+
+
+def test_a_run_that_ends_in_an_error_leaves_its_last_checkpoint_whole(tmp_path: Path, shard_dir: Path) -> None:
+    """The step after a save diverges while the save is still being written."""
+    trainer = trainer_for(tmp_path, shard_dir, "numerics.max_skipped_in_a_row=1")
+    spoil(trainer, set(range(3, 9)))  # TEST_RECIPE saves after step 3
+    diverged, save = threading.Event(), trainer.store.save
+
+    def late(*arguments: Any) -> Path:
+        assert diverged.wait(60), "the run waited for the save before it diverged"
+        time.sleep(0.5)
+        return save(*arguments)
+
+    def note(*arguments: Any) -> None:
+        diverged.set()
+        return noted(*arguments)
+
+    noted, trainer._watch.note_skipped = trainer._watch.note_skipped, note  # type: ignore[method-assign]
+    trainer.store.save = late  # type: ignore[method-assign]
+    with pytest.raises(DivergedError):
+        trainer.run()
+    (path,) = trainer.store.all()
+    assert find_fault(path) is None

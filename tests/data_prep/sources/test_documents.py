@@ -1,0 +1,291 @@
+"""Reading: the same text, however it is stored; and what is no text is named with its place."""
+
+import bz2
+import gzip
+import json
+import lzma
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from bert_pretrain.errors import ConfigError
+from data_prep.corpus import CleaningConfig, CorpusConfig, corpora_fingerprint, corpus_files, corpus_sources
+from data_prep.engine.planning import plan_pieces
+from data_prep.sources import documents, streams
+from data_prep.sources.cleaning import Dropped
+from data_prep.sources.documents import Document, read_piece
+
+KEEP_ALL = CleaningConfig("none", False, 0, 1.0, 1.0, False, 0, False)
+
+
+def corpus(path: Path | str, **changes: object) -> CorpusConfig:
+    values: dict = {
+        "kind": "text",
+        "path": str(path),
+        "documents": "blank_line",
+        "lines": "paragraph",
+        "text_field": "text",
+        "subset": None,
+        "split": "train",
+        "language": "en",
+        "licence": None,
+        "weight": 1.0,
+        "cleaning": KEEP_ALL,
+        "drop_repeated_sentences": False,
+    }
+    return CorpusConfig(**{**values, **changes})
+
+
+def documents_of(path: Path | str, piece_bytes: int = 1 << 24, **changes: object) -> list[Document]:
+    pieces = plan_pieces({"corpus": corpus(path, **changes)}, piece_bytes)
+    return [document for piece in pieces for document in read_piece(piece, Dropped())]
+
+
+def read(path: Path | str, piece_bytes: int = 1 << 24, **changes: object) -> list[list[str]]:
+    return [document.paragraphs for document in documents_of(path, piece_bytes, **changes)]
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("last", [b"", b"\n", b"\n\n\n"])
+def test_marks_and_line_ends(tmp_path: Path, mark: bytes, end: bytes, last: bytes) -> None:
+    text = mark + b"\nOne a.\nOne  b.\n \t\n\nTw\xc3\xb6.\n\n\nThree." + last
+    (tmp_path / "a.txt").write_bytes(text.replace(b"\n", end))
+    assert read(tmp_path / "a.txt") == [["One a.", "One b."], ["Twö."], ["Three."]]
+
+
+def test_what_ends_a_document_and_a_paragraph(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("A line\nthat goes on.\nAnd on.\n\nNext\nblock.\n")
+    (tmp_path / "b.txt").write_text("\n\n")
+    (tmp_path / "c.txt").write_text("Other.")
+    assert read(tmp_path, lines="wrapped") == [["A line that goes on. And on."], ["Next block."], ["Other."]]
+    assert read(tmp_path, lines="wrapped", documents="file") == [
+        ["A line that goes on. And on.", "Next block."],
+        ["Other."],
+    ]
+    assert read(tmp_path, documents="file")[0] == ["A line", "that goes on.", "And on.", "Next", "block."]
+    documents = documents_of(tmp_path, lines="sentence")
+    assert [document.split for document in documents] == [False] * 3
+    assert documents[0].source == "corpus"
+
+
+def test_files_directories_and_patterns(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in ("b.txt", "a.txt", "deep/c.TXT", "d.md"):
+        (tmp_path / name).write_text("Text.")
+    assert [path.name for path in corpus_files(corpus(tmp_path))] == ["a.txt", "b.txt", "c.TXT"]
+    assert [path.name for path in corpus_files(corpus(tmp_path / "d.md"))] == ["d.md"]
+    assert [path.name for path in corpus_files(corpus(f"{tmp_path}/*.md"))] == ["d.md"]
+    assert corpus_sources("mine", corpus(tmp_path, licence="CC0"))["mine"].licence == "CC0"
+
+
+@pytest.mark.parametrize("path", ["none", "none/*.txt", "empty", "none.txt"])
+def test_nothing_found(tmp_path: Path, path: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="nothing was found"):
+        corpus_files(corpus(tmp_path / path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"Good.\nBad \xe9t\xe9.\n", r"a\.txt is not UTF-8 at byte 10 \(0xe9"),
+        (b"\xef\xbb\xbfBad \xff", "at byte 7 "),
+        ("Text.".encode("utf-16"), r"NUL byte at byte 3|not UTF-8 at byte 0"),
+        (b"Text.\n\x00\x01", "NUL byte at byte 6"),
+        (b"Cut \xe2\x82", "at byte 4 "),
+    ],
+)
+def test_no_utf8_text(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        read(tmp_path / "a.txt")
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    rows = [{"text": "One.\n\nTwo  words."}, {"text": " \n"}, {"text": "Three\u2028four.", "id": 1}]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    assert read(tmp_path, kind="jsonl") == [["One.", "Two words."], ["Three", "four."]]
+    (tmp_path / "b.jsonl").write_text('{"body": "B."}')
+    (tmp_path / "c.jsonl").write_text('{"text": "Half \\ud83d, whole \\ud83d\\ude00."}')
+    assert read(tmp_path / "c.jsonl", kind="jsonl") == [["Half ?, whole \U0001f600."]]
+    assert read(tmp_path / "b.jsonl", kind="jsonl", text_field="body") == [["B."]]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a"', r"line 2: not JSON"),
+        ('{"body": "a"}', r"line 2: no field 'text'"),
+        ("[1]", "no field"),
+        ("3", "no field"),
+        ('{"text": 3}', "is no string"),
+    ],
+)
+def test_bad_json_lines(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "Good."}\n' + line)
+    with pytest.raises(ConfigError, match=message):
+        read(tmp_path / "a.jsonl", kind="jsonl")
+
+
+@pytest.mark.parametrize(
+    "change", [{"kind": "xml"}, {"documents": "page"}, {"lines": "word"}, {"path": None}, {"path": ""}]
+)
+def test_options_are_checked(change: dict) -> None:
+    with pytest.raises(ConfigError, match=rf"corpus\.{next(iter(change))}"):
+        corpus("x", **change) if "path" not in change else CorpusConfig(**{**corpus("x").__dict__, **change})
+
+
+def test_the_fingerprint_follows_the_files(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("One.")
+    first = corpora_fingerprint({"a": corpus(tmp_path)})
+    assert corpora_fingerprint({"a": corpus(tmp_path)}) == first
+    (tmp_path / "a.txt").write_text("Two two.")
+    assert corpora_fingerprint({"a": corpus(tmp_path)}) != first
+
+
+@pytest.mark.parametrize("piece_bytes", [7, 50, 200, 1000])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("kind", ["text", "jsonl"])
+def test_pieces_of_a_file_are_the_file(tmp_path: Path, kind: str, end: str, piece_bytes: int) -> None:
+    """Wherever a file is divided, every document comes once and whole."""
+    texts = [[f"Document {number} line {line}." for line in range(1 + number % 4)] for number in range(40)]
+    if kind == "text":
+        blocks = [end.join(lines) for lines in texts]
+        content = (end + end).join(blocks[:20]) + end * 5 + (end + end).join(blocks[20:])
+    else:
+        content = end.join(json.dumps({"text": "\n".join(lines)}) for lines in texts)
+    path = tmp_path / f"a.{kind if kind == 'jsonl' else 'txt'}"
+    path.write_bytes(content.encode())
+    assert len(plan_pieces({"c": corpus(path, kind=kind)}, piece_bytes)) > 1
+    assert read(path, piece_bytes, kind=kind) == texts
+
+
+PACKERS = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda raw: zstandard.ZstdCompressor(write_checksum=True).compress(raw),
+}
+
+
+@pytest.mark.parametrize("packed", PACKERS)
+def test_packed_files(tmp_path: Path, packed: str) -> None:
+    pack = PACKERS[packed]
+    rows = [json.dumps({"text": f"Text {number}."}).encode() + b"\n" for number in range(3000)]
+    (tmp_path / f"a.jsonl.{packed}").write_bytes(pack(b"".join(rows[:1000])) + pack(b"".join(rows[1000:])))
+    assert read(tmp_path, kind="jsonl") == [[f"Text {number}."] for number in range(3000)]
+
+
+@pytest.mark.parametrize("fault", ["truncated", "corrupted", "not packed"])
+@pytest.mark.parametrize("packed", PACKERS)
+def test_damaged_files(tmp_path: Path, packed: str, fault: str) -> None:
+    rng = np.random.default_rng(0)
+    raw = "".join(f"{number:x}. " for number in rng.integers(0, 1 << 60, 20_000)).encode()
+    whole = bytearray(PACKERS[packed](raw))
+    if fault == "truncated":
+        whole = whole[: len(whole) // 2]
+    elif fault == "corrupted":
+        whole[len(whole) // 2 : len(whole) // 2 + 64] = b"\x55" * 64
+    else:
+        whole = bytearray(raw)
+    path = tmp_path / f"a.txt.{packed}"
+    path.write_bytes(whole)
+    with pytest.raises(ConfigError, match=rf"{path.name} (is damaged|ends at byte|holds a NUL|is not UTF-8)"):
+        read(path)
+
+
+def test_lines_beyond_measure_are_counted(tmp_path: Path) -> None:
+    with open(tmp_path / "a.txt", "wb") as file:
+        file.write(b"One.\n\n")
+        for _ in range(100):
+            file.write(b"x" * 1_000_000)
+        file.write(b"\n\nTwo.\n")
+    dropped = Dropped()
+    (piece,) = plan_pieces({"c": corpus(tmp_path / "a.txt")}, 1 << 30)
+    assert [document.paragraphs for document in read_piece(piece, dropped)] == [["One."], ["Two."]]
+    assert dropped.counts == {"line_too_long": 1}
+    assert "a.txt, the line at byte 6" in dropped.samples["line_too_long"][0]
+
+
+@pytest.mark.parametrize("filling", ["x", "x. \n"])
+def test_what_is_longer_than_many_pieces_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filling: str
+) -> None:
+    """One line, or one document, over 200 pieces: each of them would otherwise look for its end."""
+    text = "One.\n\n" + filling * (2_000_000 // len(filling)) + "\n\nTwo.\n"
+    (tmp_path / "a.txt").write_text(text)
+    read_bytes = 0
+
+    def counted(*arguments: object) -> Iterator[bytes]:
+        nonlocal read_bytes
+        for block in streams.blocks(*arguments):  # type: ignore[arg-type]
+            read_bytes += len(block)
+            yield block
+
+    monkeypatch.setattr(documents, "blocks", counted)
+    monkeypatch.setattr(streams, "_BLOCK", 1000)
+    assert read(tmp_path / "a.txt", 10_000) == [["One."], text.split("\n\n")[1].split(), ["Two."]]
+    assert read_bytes < 4 * len(text)
+
+
+def test_huge_documents_are_divided_without_loss(tmp_path: Path) -> None:
+    line = "word " * 20_000
+    (tmp_path / "a.txt").write_text(f"{line}\n" * 250)
+    for lines in ("paragraph", "wrapped"):
+        documents = read(tmp_path / "a.txt", documents="file", lines=lines)
+        assert len(documents) > 2
+        assert sum(text.count("word") for paragraphs in documents for text in paragraphs) == 250 * 20_000
+
+
+def test_tables(tmp_path: Path) -> None:
+    """Parquet with small row groups, and what ``datasets`` saved, give the same documents."""
+    texts = [f"Row {number}.\nSecond line." for number in range(50)] + ["", "Last."]
+    table = pyarrow.table({"text": [*texts, None], "id": list(range(53))})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=7)
+    expected = [[f"Row {number}.", "Second line."] for number in range(50)] + [["Last."]]
+    assert read(tmp_path / "a.parquet", kind="parquet") == expected
+    assert len(plan_pieces({"c": corpus(tmp_path, kind="parquet")}, 400)) > 2
+    assert read(tmp_path, 400, kind="parquet") == expected
+    datasets.Dataset(table).save_to_disk(tmp_path / "saved")
+    assert read(tmp_path / "saved", kind="dataset") == expected
+    datasets.DatasetDict({"train": datasets.Dataset(table)}).save_to_disk(tmp_path / "splits")
+    assert read(tmp_path / "splits", kind="dataset") == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault", "message"),
+    [
+        ("parquet", "truncated", r"a\.parquet cannot be read as parquet"),
+        ("parquet", "corrupted", r"a\.parquet is damaged in row groups"),
+        ("parquet", "field", r"no field 'body' \(corpus\.text_field\); it has text, id"),
+        ("parquet", "type", r"field 'id' holds int64, no text"),
+        ("dataset", "field", r"no field 'body' \(corpus\.text_field\); there are text, id"),
+        ("dataset", "split", "cannot load it"),
+    ],
+)
+def test_bad_tables(tmp_path: Path, kind: str, fault: str, message: str) -> None:
+    rng = np.random.default_rng(0)
+    texts = ["".join(map(chr, rng.integers(97, 122, 2000))) for _ in range(50)]
+    table = pyarrow.table({"text": texts, "id": list(range(50))})
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(table, path, compression="zstd", use_dictionary=False)
+    changes: dict[str, object] = {"text_field": {"field": "body", "type": "id"}.get(fault, "text")}
+    if fault == "truncated":
+        path.write_bytes(path.read_bytes()[:3000])
+    elif fault == "corrupted":
+        raw = bytearray(path.read_bytes())
+        raw[len(raw) // 2 - 2000 : len(raw) // 2] = b"\0" * 2000
+        path.write_bytes(raw)
+    if kind == "dataset":
+        split = "other" if fault == "split" else "train"
+        datasets.DatasetDict({split: datasets.Dataset(table)}).save_to_disk(tmp_path / "saved")
+        path = tmp_path / "saved"
+    with pytest.raises(ConfigError, match=message):
+        read(path, kind=kind, **changes)

@@ -1,0 +1,199 @@
+"""Dumps: articles without their markup; streams of a multistream dump are shared out; what is cut off is named."""
+
+import bz2
+import re
+from pathlib import Path
+
+import pytest
+
+from bert_pretrain.errors import ConfigError
+from data_prep.engine.planning import plan_pieces
+from data_prep.sources.cleaning import HOLE, Dropped
+from data_prep.sources.documents import Document, read_piece
+from data_prep.sources.wikitext import why_no_text, wikitext_paragraphs
+from tests.conftest import ROOT
+from tests.data_prep.sources.test_documents import corpus
+
+DUMP = ROOT.parent / "shared" / "data" / "wiki"
+HEAD = '<mediawiki xml:lang="en"><siteinfo><sitename>Wikipedia</sitename></siteinfo>\n'
+
+
+def page(title: str, text: str, namespace: int = 0, more: str = "") -> str:
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;")
+    return (
+        f"<page><title>{title}</title><ns>{namespace}</ns><id>1</id>{more}<revision><id>2</id><text>{escaped}</text>"
+        "</revision></page>\n"
+    )
+
+
+PAGES = [page(f"Article {number}", f"The text of article {number} is '''this'''.\n\nIt ends.") for number in range(60)]
+
+
+def read_dump(path: Path, piece_bytes: int = 1 << 24) -> tuple[list[Document], Dropped, int]:
+    dropped = Dropped()
+    pieces = plan_pieces({"wiki": corpus(path, kind="wikipedia")}, piece_bytes)
+    return [document for piece in pieces for document in read_piece(piece, dropped)], dropped, len(pieces)
+
+
+def test_markup_goes_and_words_stay() -> None:
+    text = """{{Infobox person | name = A}}[[File:A.jpg|thumb|A '''picture''' of [[B]].]]
+'''Ada''' ({{IPAc-en|a}}; born {{convert|3|km|mi}} away{{citation needed}}) was a [[mathematician|writer]]
+of [[Lon]]s.<ref>No.</ref>
+She went on.{{refn|Nor this.}}<!-- hidden -->
+
+{| class="wikitable"
+| cell || other
+|}
+* A [http://x.org first] item.
+* Second &amp; last {{spaced ndash}} item<br/>with a break.
+Text behind the list
+goes on here.
+
+The area is <math>x^2</math> here. {{lang|fr|Bonjour}} {{nowrap|all right}} [http://y.org]
+== Life ==
+He lived[[Category:Lives]].
+=== Notes ===
+Dropped.
+==== Deeper ====
+Dropped, too.
+== Works ==
+Kept.
+== References ==
+{{reflist}} Dropped.
+"""
+    assert wikitext_paragraphs(text) == [
+        "Ada (born 3 kilometres away) was a writer of Lons. She went on.",
+        "A first item.",
+        "Second & last – item with a break.",
+        "Text behind the list goes on here.",
+        f"The area is {HOLE} here. Bonjour all right",
+        "He lived.",
+        "Kept.",
+    ]
+
+
+@pytest.mark.parametrize("text", ["{{broken", "a ]] b", "| cell", "<div class=x>", "{| open"])
+def test_what_the_parser_leaves_is_seen(text: str) -> None:
+    assert why_no_text(text) == "markup_left_over"
+    assert why_no_text("A {plain} sentence [of] 3 < 4 | words.") is None
+
+
+def test_pointers_to_other_articles() -> None:
+    assert why_no_text("See also: Software patents for a general overview.") == "pointer_to_another_article"
+    assert why_no_text("Main articles such as these see also to the rest.") is None
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "text"),
+    [
+        ("It is [[wikt:plausible|plausible]] and [[wikt:ambi-|ambi]].", "It is plausible and ambi."),
+        ("[[Alien: Covenant]] and [[Star Trek: Voyager|Voyager]].", "Alien: Covenant and Voyager."),
+        ("Text.[[de:Wort]][[zh-yue:字]][[Category:A]][[File:b.jpg|c]]", "Text."),
+        ("The [[:Category:Lists|lists]] of [[wikt:word]].", "The lists of word."),
+        ("10<sup>24</sup> km<sup>2</sup>, 10<sup>−3</sup>, H<sub>2</sub>O.", "10²⁴ km², 10⁻³, H₂O."),
+        ("The 1<sup>st</sup> of x<sup>n+1</sup>.", f"The 1st of x{HOLE}."),
+        ("15{{nbsp}}May{{mdashb}}{{HMS|Ajax|22|6}} in A{{music|flat}}.", "15 May — HMS Ajax in A-flat."),
+        ("The {{Nihongo|[[bayonet]]|銃剣|jūken}} at {{Coord|13|N|169|W}}.", f"The bayonet at {HOLE}."),
+        ("{{Coord|13|N|169|W|display=title}}It {{nowrap|1=is ''so''}}.", "It is so."),
+        ("Only {{unknown|a}} {{cite web|title=b}} this.", "Only this."),
+        ("{{lang|ar|الله}} is {{transl|ar|ALA|Allāh}} or {{transl|ar|ilāh}}.", "الله is Allāh or ilāh."),
+        ("Two (e.g. {{cite web|b}}) ways (see [[A|table]] below) of it (See <ref>a</ref>).", "Two ways of it."),
+        ("Released: 2005, {{cite web|b}}. He asked, ... and went.", "Released: 2005. He asked, ... and went."),
+    ],
+)
+def test_what_stands_in_a_sentence(wikitext: str, text: str) -> None:
+    assert wikitext_paragraphs(wikitext) == [text]
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("convert|2381741|km2|sqmi|0", "2,381,741 square kilometres"),
+        ("convert|1|mi|km", "1 mile"),
+        ("Convert|60|and(-)|80|kg|lb", "60 and 80 kilograms"),
+        ("convert|25|by|36|by|4|cm|0|abbr=on", "25 by 36 by 4 centimetres"),
+        ("convert|5|mi|km|adj=on", "5-mile"),
+        ("convert|5|ft|8|in|cm", "5 feet 8 inches"),
+        ("cvt|100|km|mi|0", "100 kilometres"),
+        ("convert|44|e6acre|e6ha", "44 million acres"),
+        ("convert|1.4|Moilbbl/d", "1.4 million barrels per day"),
+        ("convert|340|m/s|ft/s", "340 metres per second"),
+        ("convert|84|PD/sqmi|PD/km2", "84 inhabitants per square mile"),
+        ("convert|-33|C-change|F", "-33 °C"),
+        ("convert|1,500|sqft", "1,500 square feet"),
+        ("convert|7|florin|", HOLE),
+        ("convert|many|km", HOLE),
+        ("convert|3", HOLE),
+    ],
+)
+def test_units_are_read_as_words(template: str, text: str) -> None:
+    assert wikitext_paragraphs(f"It is {{{{{template}}}}} here.") == [f"It is {text} here."]
+
+
+def test_pages_that_are_no_articles_are_counted(tmp_path: Path) -> None:
+    pages = [
+        page("One", "An article."),
+        page("Talk:One", "Talk.", 1),
+        page("Old", "#REDIRECT [[One]]"),
+        page("Older", "text", more='<redirect title="One" />'),
+        page("Mercury", "May mean: {{disambiguation}}"),
+        page("Two", "Another."),
+    ]
+    (tmp_path / "a.xml").write_text(HEAD + "".join(pages) + "</mediawiki>")
+    documents, dropped, _ = read_dump(tmp_path / "a.xml")
+    assert [(document.name, document.paragraphs) for document in documents] == [
+        ("One", ["An article."]),
+        ("Two", ["Another."]),
+    ]
+    assert dropped.counts == {"page_of_another_namespace": 1, "redirect": 2, "disambiguation_page": 1}
+
+
+def multistream(tail: str = "</mediawiki>") -> bytes:
+    """As Wikipedia writes them: the head, runs of pages, and the end, each a stream of its own."""
+    runs = ["".join(PAGES[start : start + 5]) for start in range(0, 60, 5)]
+    return b"".join(bz2.compress(part.encode()) for part in [HEAD, *runs, tail])
+
+
+@pytest.mark.parametrize("piece_bytes", [100, 4000, 1 << 24])
+def test_streams_are_shared_out(tmp_path: Path, piece_bytes: int) -> None:
+    (tmp_path / "multi.xml.bz2").write_bytes(multistream())
+    (tmp_path / "plain.xml.bz2").write_bytes(bz2.compress((HEAD + "".join(PAGES) + "</mediawiki>").encode()))
+    documents, _, pieces = read_dump(tmp_path / "multi.xml.bz2", piece_bytes)
+    assert [document.name for document in documents] == [f"Article {number}" for number in range(60)]
+    assert (pieces > 1) == (piece_bytes < 1 << 20)
+    assert documents == read_dump(tmp_path / "plain.xml.bz2")[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (bz2.compress((HEAD + "".join(PAGES)).encode())[:-40], "was cut off"),
+        (bz2.compress((HEAD + "".join(PAGES)).encode()), "ends within <mediawiki>"),
+        (bz2.compress((HEAD + "".join(PAGES)[:-30]).encode()), "ends within <page>"),
+        (bz2.compress((HEAD + PAGES[0] + "</wrong>").encode()), "no well-formed XML at line 5"),
+        (bz2.compress(b"no XML at all"), "no well-formed XML at line 1"),
+        (bz2.compress((HEAD + page("A", "B\x01")).encode()), "no well-formed XML"),
+        (multistream()[:-60], "was cut off|is damaged"),
+        (b"no bz2", "is damaged or cannot be read near byte 0"),
+    ],
+)
+def test_damaged_dumps(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.xml.bz2").write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        read_dump(tmp_path / "a.xml.bz2")
+
+
+def test_a_real_dump() -> None:
+    """No trace of markup in any paragraph of 97 articles, and no article without its text."""
+    files = sorted(DUMP.glob("enwiki*.bz2")) if DUMP.is_dir() else []
+    if not files:
+        pytest.skip("the dump is not beside the repository (../shared/data/wiki)")
+    documents, dropped, _ = read_dump(files[0])
+    assert (len(documents), dropped.counts["redirect"]) == (98, 99)
+    text = "\n".join(paragraph for document in documents for paragraph in document.paragraphs)
+    assert len(text) > 2_000_000
+    traces = re.findall(r"\[\[|\]\]|\{\{|\}\}|<ref|'''|&nbsp;|\bthumb\||Category:|File:|__[A-Z]+__", text)
+    assert traces == []
+    assert dropped.counts["markup_left_over"] < 20
+    anarchism = next(document for document in documents if document.name == "Anarchism")
+    assert anarchism.paragraphs[0].startswith("Anarchism is a political philosophy that advocates")
