@@ -6,19 +6,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from bert_pretrain.checkpoint.store import CheckpointConfig
+from bert_pretrain.checkpoint.options import CheckpointConfig
 from bert_pretrain.data.batch_plan import BatchConfig
 from bert_pretrain.data.dataset import DataConfig
-from bert_pretrain.distributed.gradients import CommunicationConfig
+from bert_pretrain.distributed.options import CommunicationConfig
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.model.bert import ModelConfig
-from bert_pretrain.model.encoder import SpeedConfig
-from bert_pretrain.model.precision import PrecisionConfig
-from bert_pretrain.optim import OptimizerConfig
-from bert_pretrain.optim.schedule import ScheduleConfig
-from bert_pretrain.training.loss_spikes import NumericsConfig
-from bert_pretrain.training.metrics import LoggingConfig
-from bert_pretrain.training.trainer import TrainingConfig
+from bert_pretrain.model.options import ModelConfig, PrecisionConfig, SpeedConfig
+from bert_pretrain.optim.options import OptimizerConfig, ScheduleConfig
+from bert_pretrain.training.options import LoggingConfig, NumericsConfig, TrainingConfig
 
 # What may differ when a run is continued: it changes neither the samples of a step nor, but for the rounding of
 # another device, its arithmetic.

@@ -1,10 +1,11 @@
-"""From Hydra's composed YAML to a typed dataclass, and from there to an entry point's function.
+"""From Hydra's composed YAML to a typed dataclass, and from there to a command's function.
 
 The dataclasses are the schema. Hydra checks names and types of plain overrides; ``+key=value`` bypasses that, so
 the composed values are merged once more into a fresh schema, which raises. Range checks sit in ``__post_init__``.
 """
 
 import functools
+import inspect
 import os
 import re
 import select
@@ -14,18 +15,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from bert_pretrain.command_line import checked_words, quoted, split_flags
+from bert_pretrain.config_files import CONFIG_DIR, choices, groups_of, user_config_dir
 from bert_pretrain.errors import ConfigError
-
-CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
+from bert_pretrain.extras import missing_extra
+from bert_pretrain.option_help import help_text
 
 Schema = TypeVar("Schema")
+
+
+EntryPoint = Callable[..., None]
+"""A command, called with the words behind its name; without, it takes those of the process."""
 
 
 def to_dataclass(config: DictConfig, schema: type[Schema]) -> Schema:
@@ -39,42 +45,41 @@ def to_dataclass(config: DictConfig, schema: type[Schema]) -> Schema:
     except OmegaConfBaseException as error:
         key = error.full_key or error.key
         reason = (error.msg or str(error)).splitlines()[0]
+        if reason.startswith("Structured config of type") or "Missing mandatory value" in reason:
+            reason = f"is not set; give {key}=VALUE"
         raise ConfigError(f"option {key}: {reason}") from None
     assert isinstance(typed, schema)
     return typed
 
 
+_EXAMPLES = {"recipe": "demo", "task": "sst2"}
 _FOR_HYDRA = r"Config search path.*|(To append to|See https|full_key|object_type|reference_type)[^\n]*"
 
 
-def composed(config_name: str, words: list[str]) -> DictConfig:
-    """``configs/<config_name>.yaml`` with the overrides ``words``, inside ``initialize_config_dir``.
+def _composed(config_name: str, words: list[str], schema: type, user_dir: Path | None = None) -> DictConfig:
+    """``configs/<config_name>.yaml`` with ``words`` as typed; ``user_dir`` adds to the choices of groups.
 
     Raises ``ConfigError``, in one line, for what Hydra refuses: an unknown option or group, a value of the wrong type.
     """
+    ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)  # the YAML names it in its defaults list
+    overrides = checked_words(words, config_name, schema, user_dir)
+    search = [] if user_dir is None else [f"hydra.searchpath=[{quoted(f'file://{user_dir}')}]"]
     try:
-        config = compose(config_name, words, return_hydra_config=True)
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            config = compose(config_name, [*overrides, *search], return_hydra_config=True)
+            HydraConfig.instance().set_config(config)  # for ${hydra:runtime.choices...} in our YAML
     except Exception as error:  # of many kinds, for a word that is not of its grammar
         said = [str(found) for found in (error, error.__cause__) if found is not None]
         reason = " ".join(re.sub(_FOR_HYDRA, "", "\n".join(said), flags=re.S).split())
-        raise ConfigError(f"{reason}; --cfg job prints all options, --help the groups") from None
-    HydraConfig.instance().set_config(config)  # for ${hydra:runtime.choices...} in our YAML
+        raise ConfigError(f"{reason}; --cfg job prints all options, --help explains them") from None
     with open_dict(config):
         del config["hydra"]
     return config
 
 
-def help_text(usage: str, config_name: str) -> str:
-    """What an entry says to ``--help``: its usage, the groups and what they offer."""
-    choices: dict[Path, list[str]] = {}
-    for path in sorted(CONFIG_DIR.rglob("*.yaml")):
-        if path.parent != CONFIG_DIR:
-            choices.setdefault(path.parent.relative_to(CONFIG_DIR), []).append(path.stem)
-    groups = "\n".join(f"  {f'{group}=':<13}{' | '.join(names)}" for group, names in choices.items())
-    return (
-        f"{usage.strip()}\n\nGroups of options, of those that this entry has:\n{groups}\n\n"
-        f"Single options: configs/{config_name}.yaml; --cfg job prints all of them as they would be."
-    )
+def load_config(config_name: str, words: list[str], schema: type[Schema], user_dir: Path | None = None) -> Schema:
+    """The options of a command, from ``configs/<config_name>.yaml`` and ``words`` as typed. Raises ``ConfigError``."""
+    return to_dataclass(_composed(config_name, words, schema, user_dir), schema)
 
 
 def print_error(error: ConfigError) -> None:
@@ -83,51 +88,76 @@ def print_error(error: ConfigError) -> None:
 
 
 def end_without_reader() -> None:
-    """End as a program does whose reader has left (``| head``), if that is so: with a shell's status for SIGPIPE."""
+    """Exit with a shell's status for SIGPIPE if the reader of standard output has left (``| head``)."""
     output = select.poll()
     output.register(sys.stdout.fileno(), 0)
     if any(event & select.POLLERR for _, event in output.poll(0)):
-        os._exit(128 + signal.SIGPIPE)  # the interpreter's own end would write once more
+        os._exit(128 + signal.SIGPIPE)  # the interpreter's own exit would write once more
 
 
-def entry_point(
-    config_name: str, schema: type[Schema], report: Callable[[ConfigError], None] = print_error
-) -> Callable[[Callable[[Schema], None]], Callable[[], None]]:
-    """Make ``function(config)`` an entry point: Hydra composes ``configs/<config_name>.yaml`` and the command line.
+def exit_on_config_error(function: EntryPoint) -> EntryPoint:
+    """End the process with one message and status 2 where ``function`` raises a ``ConfigError`` or misses an extra.
 
-    A ``ConfigError`` ends the process with status 2 after ``report`` has printed it, without a traceback. With an
-    option of Hydra's own (``--cfg job``) its command line takes over.
+    If the reader of standard output has left (``| head``), end quietly.
     """
-    ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
 
-    def decorate(function: Callable[[Schema], None]) -> Callable[[], None]:
-        def start() -> None:
-            try:
-                run()
-                sys.stdout.flush()
-            except BrokenPipeError:
-                end_without_reader()
+    @functools.wraps(function)
+    def guarded(*args: list[str] | None) -> None:
+        try:
+            function(*args)
+            sys.stdout.flush()
+        except ConfigError as error:
+            fault = error
+        except ModuleNotFoundError as error:
+            missing = missing_extra(error)
+            if missing is None:
                 raise
+            fault = missing
+        except BrokenPipeError:
+            end_without_reader()
+            raise
+        else:
+            return
+        # Under torchrun every rank finds the same mistake: one rank of a node prints it.
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print_error(fault)
+        sys.exit(2)
 
-        def run() -> None:
-            if {"-h", "--help"} & set(sys.argv[1:]):
-                return print(help_text(sys.modules[function.__module__].__doc__ or "", config_name))
-            if any(word.startswith("-") for word in sys.argv[1:]):
-                return hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)()
-            with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-                return end_with_report(lambda: function(to_dataclass(composed(config_name, sys.argv[1:]), schema)))
+    return guarded
 
+
+def entry_point(config_name: str, schema: type[Schema]) -> Callable[[Callable[[Schema], None]], EntryPoint]:
+    """Make ``function(config)`` a command: options of ``schema``, values of ``configs/<config_name>.yaml``.
+
+    Its docstring is the command's help. A ``ConfigError`` is printed on one line, and the process exits with status 2.
+    Import what is slow to load inside the function, so that a mistake in the options is reported before.
+    """
+
+    def decorate(function: Callable[[Schema], None]) -> EntryPoint:
         @functools.wraps(function)
-        def task(config: DictConfig) -> None:
-            end_with_report(lambda: function(to_dataclass(config, schema)))
+        @exit_on_config_error
+        def start(words: list[str] | None = None) -> None:
+            typed = split_flags(sys.argv[1:] if words is None else words)
+            user_dir = user_config_dir(typed.config_dir)
+            if typed.help:
+                return print(_help(inspect.getdoc(function) or "", typed.words, user_dir))
+            if typed.print_config:
+                config = _composed(config_name, typed.words, schema, user_dir)
+                return print(OmegaConf.to_yaml(config), end="")
+            return function(load_config(config_name, typed.words, schema, user_dir))
 
-        def end_with_report(work: Callable[[], None]) -> None:
-            try:
-                work()
-            except ConfigError as error:
-                report(error)
-                sys.exit(2)
+        def _help(intro: str, words: list[str], user_dir: Path | None) -> str:
+            """With the values that ``words`` give; a group that has to be chosen is shown with an example."""
+            chosen = [word.partition("=")[0] for word in words]
+            missing = [group for group, choice in groups_of(config_name).items() if not choice and group not in chosen]
+            examples = [f"{group}={_EXAMPLES.get(group, choices(group, None)[0])}" for group in missing]
+            config = _composed(config_name, [*words, *examples], schema, user_dir)
+            note = f"Values below are those of {' '.join([*words, *examples])}.\n\n" if words or examples else ""
+            values = OmegaConf.to_container(config, resolve=False)
+            assert isinstance(values, dict)
+            return note + help_text(intro, config_name, schema, values, user_dir)
 
+        start.command = (config_name, schema)  # type: ignore[attr-defined]
         return start
 
     return decorate

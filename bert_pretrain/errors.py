@@ -1,23 +1,36 @@
-"""What a user can cause, or has to hear of in one line."""
+"""Errors that a user can cause, each one message."""
+
+import difflib
+import re
+from collections.abc import Iterable
 
 
 class ConfigError(ValueError):
     """A mistake of the user: an option, a file, a directory.
 
-    The message names the option or file, what was found, what is allowed and what to do. Entry points
-    print it on one line, without a traceback, and end with status 2.
+    The message names the option or file, what was found, what is allowed and what to do. Commands print it on one
+    line, without a traceback, and end with status 2.
     """
 
 
 class SharedError(ConfigError):
-    """A mistake that all ranks raise at the same place: one says it for all. Any other is its rank's to say."""
+    """An error that all ranks raise at the same place; rank 0 prints it for all. Any other is printed by its rank."""
 
 
 class DivergedError(SharedError):
-    """A run that cannot go on, because its gradients are not finite any more."""
+    """Training cannot continue, because gradients, weights or moments are not finite."""
 
 
 def require(condition: bool, option: str, found: object, allowed: str) -> None:
     """Raise ``ConfigError`` in the common form unless ``condition`` holds."""
     if not condition:
-        raise ConfigError(f"{option} is {found!r}; allowed: {allowed}")
+        near = difflib.get_close_matches(found, re.findall(r"\w+", allowed), 1) if isinstance(found, str) else []
+        hint = f" (did you mean {near[0]}?)" if near and near[0] != found else ""
+        raise ConfigError(f"{option} is {found!r}; allowed: {allowed}{hint}")
+
+
+def did_you_mean(found: str, allowed: Iterable[str]) -> str:
+    """The entries of ``allowed`` that are near ``found``, and all of them."""
+    known = list(allowed)
+    near = difflib.get_close_matches(found, known, 3, 0.5)
+    return (f"did you mean {' or '.join(near)}? " if near else "") + f"allowed: {', '.join(known)}"

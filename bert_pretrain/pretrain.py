@@ -1,266 +1,63 @@
-"""Entry: ``[torchrun ... -m] python -m bert_pretrain.pretrain recipe=NAME [option=value ...]``.
+"""``bert-pretrain pretrain``, and ``torchrun ... -m bert_pretrain.pretrain``."""
 
-Configuration -> parts -> ``Trainer.run()``. Every part is built here, by name, top to bottom.
-"""
-
-import logging
 import sys
-from dataclasses import asdict, replace
-from pathlib import Path
 
-import torch
-from torch.distributed.elastic.multiprocessing.errors import record
-
-from bert_pretrain.checkpoint.store import (
-    CheckpointStore,
-    Progress,
-    load_optimizer_state,
-    load_progress,
-    resolve_init,
-    restore,
-)
-from bert_pretrain.config import PretrainConfig, check_moments, check_run_dir, resolved_yaml
-from bert_pretrain.config_loading import entry_point
-from bert_pretrain.data.batch_plan import AUTO, BatchConfig, BatchPlan
-from bert_pretrain.data.collate import Shape, fixed_shapes
-from bert_pretrain.data.dataset import ShardSet, check_vocabulary, open_split
-from bert_pretrain.data.dynamic_masking import remasking
-from bert_pretrain.data.loader import Remask, TrainingData
-from bert_pretrain.data.sample_order import SampleOrder
-from bert_pretrain.distributed.preemption import STOPPED, StopRequest
-from bert_pretrain.distributed.world import World, open_world, report_once, wandb_key_present
-from bert_pretrain.errors import ConfigError
-from bert_pretrain.model.bert import PretrainingModel, build_model, load_weights, silence_transformers
-from bert_pretrain.model.compile import compile_model
-from bert_pretrain.model.precision import MixedPrecision, check_compute
-from bert_pretrain.optim import build_optimizer, describe_optimizer, layer_names
-from bert_pretrain.optim.schedule import learning_rate_table
-from bert_pretrain.plan.hardware_peaks import measured_matrix_rate
-from bert_pretrain.plan.run import describe
-from bert_pretrain.report.run import write_report
-from bert_pretrain.training.metrics import LayerRows, MetricsLog, writable_directory
-from bert_pretrain.training.micro_batch_size import micro_batch_that_fits
-from bert_pretrain.training.trainer import Trainer
+from bert_pretrain.command_line import split_flags
+from bert_pretrain.config import PretrainConfig
+from bert_pretrain.config_files import user_config_dir
+from bert_pretrain.config_loading import entry_point, exit_on_config_error, load_config
+from bert_pretrain.errors import require
 
 
-@entry_point("pretrain", PretrainConfig, report=report_once)
-@record
+@entry_point("pretrain", PretrainConfig)
 def main(config: PretrainConfig) -> None:
-    """Pretrain, or go on where the run in ``run_dir`` stopped."""
-    silence_transformers()
-    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
-    stop = StopRequest().listen()
-    stop.stop_after(config.training.stop_after_minutes)
-    with open_world(config.device, resolved_yaml(config), config.communication.timeout_seconds, stop) as world:
-        finished = pretrain(config, world, stop)
-        if finished and world.is_first:
-            checkpoints = Path(config.run_dir) / "checkpoints"
-            print(f"finished: checkpoints in {checkpoints}, report with plots in {write_report(Path(config.run_dir))}")
-    if not finished:
-        sys.exit(STOPPED)
+    """Pretrain a BERT on shards, or continue the run in run_dir where it stopped.
 
+        bert-pretrain pretrain recipe=demo batch.global_batch_size=64
 
-def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
-    """Build every part and train to the end; False where the run was asked to stop before."""
-    run_dir, tokenizer = Path(config.run_dir), Path(config.data.tokenizer)
-    world.together(lambda: check_place(config, world))
-    config_yaml = resolved_yaml(config)
-    log = MetricsLog(run_dir / "metrics.jsonl" if world.is_first else None, config.schedule.total_steps)
-    store = CheckpointStore(
-        run_dir / "checkpoints",
-        config.checkpoint.keep_last,
-        tokenizer if tokenizer.is_dir() else None,
-        config.checkpoint.keep_every_steps,
-    )
-    trainer = build_trainer(config, world, log, store, config_yaml)
-    world.together(lambda: claim_place(run_dir, config_yaml, world, log, trainer.progress.step))
-    log.open_wandb(config.logging.wandb, config.logging.wandb_project, run_dir, wandb_key_present(), asdict(config))
-    trainer.stop = stop
-    try:
-        finished = trainer.run()
-    except Exception:
-        log.close(failed=True)
-        raise
-    log.close()
-    if not finished:
-        log.say(f"stopped as asked after step {trainer.progress.step}, which is saved; the same command goes on")
-    return finished
-
-
-def build_trainer(
-    config: PretrainConfig, world: World, log: MetricsLog, store: CheckpointStore, config_yaml: str
-) -> Trainer:
-    """Every part of a run, going on from ``store``'s newest checkpoint where there is one.
-
-    What one rank alone can fail in goes through ``world.together``, so that all end with its message. The collectives
-    are between: in ``settle_batch``, ``resume`` and ``Trainer``.
+    Starts one process per GPU of this machine; --processes N chooses. On a cluster:
+    torchrun ... -m bert_pretrain.pretrain recipe=NAME. Exits with 75 if the run was asked to stop before its end.
     """
-    shards, heldout, remask = world.together(lambda: open_data(config, log))
-    order = SampleOrder(config.seed, shards.samples, config.data.block_size)
-    model = world.together(lambda: build_model(config.model, config.speed, config.seed, world.device))
-    precision = MixedPrecision(config.precision, world.device)
-    batch = settle_batch(config, model, precision, shards, world)
-    size = batch.samples_at_once(config.data.sequence_length)
-    plan = world.together(lambda: BatchPlan(batch.global_batch_size, size, world.size))
-    optimizer = world.together(lambda: build_optimizer(model, config.optimizer))
-    progress = resume(store, model, optimizer, precision, shards, world, log)
-    if progress is None:
-        progress = world.together(lambda: start(config, model, optimizer, shards, world, log))
-    log.say(describe(replace(config, batch=batch), world.size, world.device.type, precision.dtype, shards.samples))
-    log.say(describe_optimizer(optimizer, config.optimizer))
-    shapes = world.together(lambda: compile_for(config, model, precision, shards, plan, log))  # last: takes a while
-    return Trainer(
-        world=world,
-        model=model,
-        model_config=config.model,
-        optimizer=optimizer,
-        learning_rates=learning_rate_table(config.optimizer.lr, config.schedule).to(world.device),
-        precision=precision,
-        plan=plan,
-        data=TrainingData(
-            shards, order, plan, world.rank, remask, config.data.prefetch, config.speed.group_by_length, shapes
-        ),
-        heldout=heldout,
-        store=store,
-        log=log,
-        progress=progress,
-        seed=config.seed,
-        config_yaml=config_yaml,
-        total_steps=config.schedule.total_steps,
-        log_every=config.logging.every_steps,
-        layers=LayerRows(layer_names(optimizer), config.logging.layers_every_steps),
-        evaluate_every=config.training.evaluate_every_steps,
-        checkpoint_every=config.checkpoint.every_steps,
-        peak_rate=measured_matrix_rate(world.device, precision.dtype),
-        communication=config.communication,
-        numerics=config.numerics,
-    )
+    from bert_pretrain.build import run  # loads torch, once the command is right
+
+    run(config)
 
 
-def settle_batch(
-    config: PretrainConfig, model: PretrainingModel, precision: MixedPrecision, shards: ShardSet, world: World
-) -> BatchConfig:
-    """The batch with its micro-batch size as a number, the same on all ranks."""
-    batch, length = config.batch, config.data.sequence_length
-    size = batch.samples_at_once(length)
-    if batch.micro_batch_size == AUTO and world.device.type == "cuda":
-        limit = -(-batch.global_batch_size // world.size)
-        size = micro_batch_that_fits(model, precision, world, limit, length, shards.max_predictions)
-    return replace(batch, micro_batch_size=size)
+@exit_on_config_error
+def on_this_machine(words: list[str]) -> None:
+    """Run ``main`` in one process per GPU, or in as many as ``--processes N`` says."""
+    wanted, words = _take_processes(words)
+    if {"-h", "--help"} & set(words) or any(word.startswith(("--cfg", "-c")) for word in words):
+        return main(words)
+    typed = split_flags(words)
+    config = load_config("pretrain", typed.words, PretrainConfig, user_config_dir(typed.config_dir))
+    processes = wanted or (1 if config.device == "cpu" else max(1, _gpus()))
+    if processes == 1:
+        return main(words)
+    from bert_pretrain.distributed.launch import main as launch
+
+    return launch(["--standalone", f"--nproc-per-node={processes}", "-m", "bert_pretrain.pretrain", *words])
 
 
-def compile_for(
-    config: PretrainConfig,
-    model: PretrainingModel,
-    precision: MixedPrecision,
-    shards: ShardSet,
-    plan: BatchPlan,
-    log: MetricsLog,
-) -> list[Shape] | None:
-    """Compile ``model`` where ``speed.compile`` asks for it; the shapes that its micro-batches then have."""
-    if not model.speed.compile:
-        return None
-    samples = min(plan.micro_batch_size, -(-plan.global_batch_size // plan.world_size))
-    trim = config.speed.group_by_length
-    shapes = fixed_shapes(samples, config.data.sequence_length, shards.max_predictions, trim)
-    compile_model(model, precision, shapes, log.say)
-    return shapes
+on_this_machine.command = main.command  # type: ignore[attr-defined]
 
 
-def check_place(config: PretrainConfig, world: World) -> None:
-    """Raise ``ConfigError`` where ``run_dir`` is another run's or cannot be written, or for what this device is no
-    place for."""
-    check_run_dir(config)
-    check_compute(config.precision, world.device)
-    fault = writable_directory(Path(config.run_dir)) if world.is_first else None
-    if fault is not None:
-        raise ConfigError(f"run_dir {config.run_dir} cannot be written ({fault}); give another run_dir")
+def _take_processes(words: list[str]) -> tuple[int | None, list[str]]:
+    """The number behind ``--processes``, or None, and the other words."""
+    for i, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag == "--processes":
+            value = value if equals else words[i + 1] if i + 1 < len(words) else ""
+            require(value.isdecimal() and int(value) > 0, flag, value, "a whole number above 0")
+            return int(value), [*words[:i], *words[i + (1 if equals else 2) :]]
+    return None, words
 
 
-def claim_place(run_dir: Path, config_yaml: str, world: World, log: MetricsLog, step: int) -> None:
-    """Write ``config.yaml`` and open the metrics, once the run is built: a mistake must not claim the directory."""
-    path = run_dir / "config.yaml"
-    if world.is_first and not path.exists():
-        temporary = run_dir / ".config.yaml.partial"
-        temporary.write_text(config_yaml, encoding="utf-8")
-        temporary.rename(path)
-    log.resume(step)
+def _gpus() -> int:
+    import torch
 
-
-def open_data(config: PretrainConfig, log: MetricsLog) -> tuple[ShardSet, ShardSet | None, Remask | None]:
-    """Training and held-out shards, checked, and how to mask anew. Raises ``ConfigError`` where there are none."""
-    shards = open_split(config.data, "train", config.model.vocab_size, log.say)
-    if shards is None:
-        raise ConfigError(f"data.dir {config.data.dir} holds no training samples; make shards with data_prep.prepare")
-    heldout = open_split(config.data, "heldout", config.model.vocab_size)
-    check_vocabulary(config.data, [split for split in (shards, heldout) if split is not None], log.say)
-    return shards, heldout, remasking(config.data, shards, config.seed)
-
-
-def resume(
-    store: CheckpointStore,
-    model: PretrainingModel,
-    optimizer: torch.optim.Optimizer,
-    precision: MixedPrecision,
-    shards: ShardSet,
-    world: World,
-    log: MetricsLog,
-) -> Progress | None:
-    """Load the newest valid checkpoint of this run, or return None where there is none."""
-    newest = world.together(lambda: store.newest_valid(log.say) if world.is_first else None)
-    found = world.broadcast(str(newest or ""))
-    if not found:
-        return None
-    world.together(lambda: check_checkpoint(Path(found), shards))
-    progress = world.together(lambda: restore(Path(found), model, optimizer, precision, world.device))
-    log.say(f"going on from {found}, step {progress.step}")
-    return progress
-
-
-def check_checkpoint(path: Path, shards: ShardSet) -> None:
-    """Raise ``ConfigError`` where this rank does not see the checkpoint that rank 0 found, or not its shards."""
-    if not path.is_dir():
-        raise ConfigError(
-            f"rank 0 goes on from {path}, which is not to be seen on every node; run_dir must lie on a file system "
-            "that all nodes share"
-        )
-    if load_progress(path).data_fingerprint != shards.fingerprint:
-        raise ConfigError(
-            f"{path} was trained on other shards than those in data.dir now; restore them, or give another run_dir "
-            f"with init_from={path}"
-        )
-
-
-def start(
-    config: PretrainConfig,
-    model: PretrainingModel,
-    optimizer: torch.optim.Optimizer,
-    shards: ShardSet,
-    world: World,
-    log: MetricsLog,
-) -> Progress:
-    """Step 0, from fresh weights or from those of ``init_from``."""
-    progress = Progress(data_fingerprint=shards.fingerprint)
-    if config.init_from is None:
-        return progress
-    source = resolve_init(Path(config.init_from), log.say)
-    check_moments(config, source)
-    try:
-        load_weights(model, source / "model")
-    except RuntimeError as error:
-        first = str(error).splitlines()[-1].strip()
-        raise ConfigError(f"init_from is {config.init_from!r}, whose weights do not fit model.*: {first}") from None
-    if config.init_moments != "reset":
-        state = load_optimizer_state(source, world.device)
-        if config.init_moments == "restart":
-            for entry in state["state"].values():
-                if "step" in entry:  # not with momentum, which counts nothing
-                    entry["step"] = torch.zeros_like(entry["step"])
-        state["param_groups"] = optimizer.state_dict()["param_groups"]  # the new recipe's options hold
-        optimizer.load_state_dict(state)
-    log.say(f"weights from {source}, moments: {config.init_moments}")
-    return progress
+    return torch.cuda.device_count()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import torch
-
 
 @dataclass
 class Threads:
@@ -41,12 +39,12 @@ class Threads:
 _kept = functools.cache(Threads)
 
 
-def in_parts(loop: Callable[[int, int], None], size: int, least: int) -> None:
-    """Call ``loop(start, stop)`` over parts of ``range(size)`` of at least ``least``, on as many threads as torch uses.
+def in_parts(loop: Callable[[int, int], None], size: int, least: int, threads: int) -> None:
+    """Call ``loop(start, stop)`` over parts of ``range(size)`` of at least ``least``, on up to ``threads`` threads.
 
     The backward pass of torch runs in a thread of its own, so this one may be any.
     """
-    number = max(1, min(torch.get_num_threads(), size // least))
+    number = max(1, min(threads, size // least))
     bounds = [size * part // number for part in range(number + 1)]
     if number == 1:
         loop(0, size)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.errors import ConfigError
+from data_prep.options import CorpusConfig
 from data_prep.sources.embedded import embedded_sources
 
-KINDS = ("embedded", "text", "jsonl", "parquet", "wikipedia", "dataset")
 COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zst")
 SUFFIXES = {
     "text": (".txt", ".text"),
@@ -17,9 +17,6 @@ SUFFIXES = {
     "parquet": (".parquet",),
     "wikipedia": (".xml",),
 }
-BOUNDARIES = ("blank_line", "file")
-LINES = ("wrapped", "paragraph", "sentence")
-NORMAL_FORMS = ("NFC", "NFKC", "none")
 
 
 @dataclass(frozen=True)
@@ -29,58 +26,6 @@ class Source:
     name: str
     version: str
     licence: str
-
-
-@dataclass
-class CleaningConfig:
-    """The rules of ``configs/cleaning/``, where each is explained; :mod:`data_prep.sources.cleaning` applies them."""
-
-    unicode: str
-    prose_only: bool
-    min_words: int
-    max_symbol_share: float
-    max_digit_share: float
-    drop_boilerplate: bool
-    min_document_words: int
-    language_filter: bool
-
-    def __post_init__(self) -> None:
-        require(self.unicode in NORMAL_FORMS, "corpus.cleaning.unicode", self.unicode, ", ".join(NORMAL_FORMS))
-        for name in ("max_symbol_share", "max_digit_share"):
-            share = getattr(self, name)
-            require(0 <= share <= 1, f"corpus.cleaning.{name}", share, "0 to 1")
-        for name in ("min_words", "min_document_words"):
-            count = getattr(self, name)
-            require(count >= 0, f"corpus.cleaning.{name}", count, "0 or more")
-
-
-@dataclass
-class CorpusConfig:
-    """One corpus. ``kind`` chooses the reader; the choices in ``configs/corpus/`` set and explain the rest."""
-
-    kind: str
-    path: str | None  # a file, a directory (searched with its sub-directories) or a glob pattern; a data set's name
-    documents: str  # text: what ends a document, "blank_line" or "file"
-    lines: str  # text: what a line is, part of a "wrapped" paragraph, a whole "paragraph", or a "sentence"
-    text_field: str  # jsonl, parquet, dataset: the field that holds a document's text
-    subset: str | None  # dataset: the configuration's name, such as 20231101.en
-    split: str  # dataset: train, ...
-    language: str  # for the sentence splitter and the language filter, ISO 639-1
-    licence: str | None  # of your text; recorded in the manifest
-    weight: float  # how often its documents count, beside those of other corpora
-    drop_repeated_sentences: bool
-    cleaning: CleaningConfig
-
-    def __post_init__(self) -> None:
-        require(self.kind in KINDS, "corpus.kind", self.kind, ", ".join(KINDS))
-        require(self.documents in BOUNDARIES, "corpus.documents", self.documents, ", ".join(BOUNDARIES))
-        require(self.lines in LINES, "corpus.lines", self.lines, ", ".join(LINES))
-        require(0 < self.weight <= 1000, "corpus.weight", self.weight, "above 0, to 1000")
-        if self.kind != "embedded" and not self.path:
-            raise ConfigError(
-                f"corpus.path is not set; corpus={self.kind} needs a file, a directory, a glob pattern, or, for "
-                "corpus=dataset, the name of a data set; for example corpus.path=texts/"
-            )
 
 
 def corpus_files(corpus: CorpusConfig) -> list[Path]:

@@ -9,7 +9,6 @@ them: what each stage counted and dropped, with samples; lengths, padding, masks
 import base64
 import html
 import io
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from matplotlib.figure import Figure
 
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.shards import SPLITS, read_manifest, shard_paths
-from bert_pretrain.errors import require
 from data_prep.engine.totals import Totals, show_sample, table_rows
+from data_prep.options import DataReportConfig
 from data_prep.samples.tokenised import LENGTH_BIN
 from data_prep.samples.tokenizer import Vocabulary
 from data_prep.verify import find_vocabulary, verify_split
@@ -33,22 +32,12 @@ _STYLE = (
 )
 
 
-@dataclass
-class ReportConfig:
-    """The options of ``configs/data_report.yaml``."""
+@entry_point("data_report", DataReportConfig)
+def main(config: DataReportConfig) -> None:
+    """Write report.html about a directory of shards: what was kept and dropped, lengths, masks, samples.
 
-    dir: str
-    samples: int
-    vocab: str | None
-    lowercase: bool
-
-    def __post_init__(self) -> None:
-        require(self.samples >= 0, "samples", self.samples, "0 or more")
-
-
-@entry_point("data_report", ReportConfig)
-def main(config: ReportConfig) -> None:
-    """Write the page and print where it is."""
+    bert-pretrain data-report dir=data/demo
+    """
     directory = Path(config.dir)
     vocabulary = find_vocabulary(config.vocab, config.lowercase, directory)
     found = {split: shard_paths(directory, split) for split in SPLITS}

@@ -7,7 +7,6 @@ manifest, as the published pipeline wrote them, are checked as far as they can b
 ``tokenizer/`` folder beside them, or ``vocab=``) their masks are taken for what most masked places hold.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,30 +14,24 @@ import numpy as np
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.masking import SPECIAL_TOKENS, restore_ids
 from bert_pretrain.data.shards import SPLITS, Arrays, ShardReader, read_manifest, shard_paths
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.errors import ConfigError
 from data_prep.engine.totals import Totals, check_shares, count_rows, show_sample, table_rows
+from data_prep.options import VerifyConfig
 from data_prep.samples.tokenizer import Vocabulary, load_vocabulary
 
 _ROWS = 16_384  # read at once
 _LARGEST_VOCAB = 1 << 31
 
 
-@dataclass
-class VerifyConfig:
-    """The options of ``configs/verify.yaml``."""
-
-    dir: str
-    samples: int
-    vocab: str | None
-    lowercase: bool
-
-    def __post_init__(self) -> None:
-        require(self.samples >= 0, "samples", self.samples, "0 or more")
-
-
 @entry_point("verify", VerifyConfig)
 def main(config: VerifyConfig) -> None:
-    """Check all shards of a directory; print a table and a few samples."""
+    """Read every shard of a directory whole, check it, and print a table and a few samples.
+
+        bert-pretrain verify dir=data/demo
+
+    Checks names, shapes, ids, masks and checksums against the manifest. Shards of NVIDIA's published layout, which have
+    neither manifest nor checksums, are checked as far as they can be.
+    """
     directory = Path(config.dir)
     vocabulary = find_vocabulary(config.vocab, config.lowercase, directory)
     for split in SPLITS:

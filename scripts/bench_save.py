@@ -13,17 +13,16 @@ import sys
 import time
 from pathlib import Path
 
-from hydra import initialize_config_dir
 from results_file import write_result
 
+from bert_pretrain.build import build_trainer
 from bert_pretrain.checkpoint.async_writer import CheckpointWriter
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_loading import CONFIG_DIR, composed, to_dataclass
+from bert_pretrain.config_loading import load_config
 from bert_pretrain.data.collate import StepBatch
 from bert_pretrain.distributed.world import open_world
 from bert_pretrain.plan.hardware_peaks import timed
-from bert_pretrain.pretrain import build_trainer  # registers the schema
 from bert_pretrain.training.metrics import MetricsLog
 from bert_pretrain.training.trainer import Trainer
 
@@ -75,8 +74,7 @@ class Bench:
 def main() -> None:
     """Measure and write down."""
     scratch, result, rounds, options = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        config = to_dataclass(composed("pretrain", options), PretrainConfig)
+    config = load_config("pretrain", options, PretrainConfig)
     shutil.rmtree(scratch / "checkpoints", ignore_errors=True)
     store = CheckpointStore(scratch / "checkpoints", 1, None)
     with open_world(config.device) as world:

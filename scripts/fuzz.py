@@ -22,7 +22,6 @@ from typing import Any
 
 import hypothesis
 import torch
-from hydra import initialize_config_dir
 from hypothesis import strategies as st
 from results_file import write_result
 from transformers import BertConfig, BertForPreTraining
@@ -30,12 +29,11 @@ from transformers import BertConfig, BertForPreTraining
 from bert_pretrain.checkpoint.files import find_fault
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress
 from bert_pretrain.config import PretrainConfig, check_same_run, resolved_yaml
-from bert_pretrain.config_loading import CONFIG_DIR, composed, to_dataclass
+from bert_pretrain.config_loading import load_config
 from bert_pretrain.data.dataset import DataConfig, ShardSet, open_split
 from bert_pretrain.data.shards import MANIFEST, read_manifest, shard_paths
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim.schedule import learning_rate_table
-from bert_pretrain.pretrain import main as pretrain  # noqa: F401  # registers the schema
 from tests.conftest import LENGTH, VOCAB_SIZE, make_shards
 
 SECONDS_A_CASE = 60
@@ -117,7 +115,7 @@ def option_names(schema: Any, prefix: str = "") -> list[str]:
 
 def try_words(words: list[str]) -> str:
     """Compose a configuration from a command line, and use it as far as it says what a run is."""
-    config = to_dataclass(composed("pretrain", ["recipe=demo", "run_dir=run", *words]), PretrainConfig)
+    config = load_config("pretrain", ["recipe=demo", "run_dir=run", *words], PretrainConfig)
     if config.schedule.total_steps < 10**6:
         learning_rate_table(config.optimizer.lr, config.schedule)
     check_same_run(resolved_yaml(config), resolved_yaml(config), "run")
@@ -158,7 +156,6 @@ def cases(kind: str, directory: Path) -> tuple[Callable[..., str], dict[str, Any
         invented = MANIFESTS.map(json.dumps) | st.text() | spoilt | deep
         return lambda text: try_manifest(directory, text), {"text": invented}
     if kind == "configurations":
-        initialize_config_dir(str(CONFIG_DIR), version_base="1.3")
         names = st.sampled_from(option_names(PretrainConfig)) | st.text("abcdefgh._", min_size=1, max_size=9)
         word = st.builds("{}{}={}".format, st.sampled_from(["", "", "", "+", "++", "~"]), names, VALUES)
         return try_words, {"words": st.lists(word | word | WORDS, min_size=1, max_size=3)}

@@ -64,8 +64,7 @@ def rank_of_two(rank: int, place: dict[str, str], options: list[str], log: Path)
         os.dup2(descriptor, 2)
         here = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", **place}
         os.environ.update(here)
-        sys.argv = ["pretrain", *options]
-        pretrain.main()
+        pretrain.main(options)
         status = 0
     except SystemExit as end:
         status = int(end.code or 0)

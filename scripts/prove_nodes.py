@@ -30,10 +30,10 @@ from results_file import write_result
 from safetensors.torch import load_file
 from two_nodes import ADDRESSES, CABLE, build_cable, cut_cable, on_node, remove_cable, sent, slow_down
 
-from bert_pretrain.distributed.gradients import CommunicationConfig
+from bert_pretrain.distributed.options import CommunicationConfig
 from bert_pretrain.distributed.watchdog import LOST
-from bert_pretrain.model.bert import ModelConfig
 from bert_pretrain.model.flops import parameter_count
+from bert_pretrain.model.options import ModelConfig
 from bert_pretrain.plan.scaling import GpuConfig, NetworkConfig, Scaling
 from tests.conftest import make_shards
 

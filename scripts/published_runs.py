@@ -10,10 +10,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from bert_pretrain.config_loading import CONFIG_DIR, to_dataclass
+from bert_pretrain.config_loading import load_config
 from bert_pretrain.plan.run import PlanConfig, scaling_of
 from bert_pretrain.plan.scaling import Scaling
 
@@ -31,8 +30,7 @@ def planned(recipe: str, gpu: str, network: str, micro: int, mean_length: float)
     options = [f"recipe={recipe}", f"gpu={gpu}", f"network={network}", f"mean_length={mean_length}", "overlap=false"]
     options += [f"batch.micro_batch_size={micro}", "communication.gradients=fp16", "communication.bucket_mb=100000"]
     options += ["model.attention=eager"]
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        config = to_dataclass(compose("plan", options), PlanConfig)
+    config = load_config("plan", options, PlanConfig)
     assert config.gpu is not None
     return config, scaling_of(config, config.gpu)
 

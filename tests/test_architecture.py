@@ -1,4 +1,4 @@
-"""The order of dependence of the design, and the size of its rooms, as code."""
+"""The layers of the design, the absence of cycles, and the size of files and functions."""
 
 import ast
 import re
@@ -8,85 +8,67 @@ from pathlib import Path
 
 import pytest
 
+from scripts.draw_imports import LAYERS, PREPARATION_LAYERS, import_graph, imports, module_name, package_of
 from tests.conftest import ROOT
 
-# A module imports from its own floor or from floors below it.
-FLOORS = [
-    {"errors", "preemption", "step_result", "step_weights", "threads"},
-    {"structured", "shards", "sample_order", "masking", "pulse", "roll_call"},
-    {"dropout", "vocabulary_loss", "encoder", "batch_plan", "batches", "distributed", "model", "flops", "machine"},
-    {"numerics", "precision", "checkpoint_files"},
-    {"data", "communication", "compiling", "micro_batch_size"},
-    {"loader", "optim", "checkpoint", "checkpoint_writer", "metrics", "remask", "plots"},
-    {"evaluation", "train", "config", "scaling"},
-    {"plan", "report"},
-    {"pretrain", "launch", "export", "fill_mask"},
-    {"bench", "doctor", "finetune", "study"},
-]
 FOR_DATA_PREP = {
-    "bert_pretrain.errors",
     "bert_pretrain.config_loading",
-    "bert_pretrain.data.shards",
     "bert_pretrain.data.masking",
+    "bert_pretrain.data.shards",
+    "bert_pretrain.errors",
+    "bert_pretrain.jit",
 }
-PRODUCT = sorted([*ROOT.glob("bert_pretrain/**/*.py"), *ROOT.glob("data_prep/*.py"), *ROOT.glob("scripts/*.py")])
+PRODUCT = sorted([*ROOT.glob("bert_pretrain/**/*.py"), *ROOT.glob("data_prep/**/*.py"), *ROOT.glob("scripts/*.py")])
+PACKAGES = [path for path in PRODUCT if path.parts[-2] != "scripts"]
+ENVIRONMENT = {
+    "bert_pretrain.config_files",  # BERT_PRETRAIN_CONFIGS
+    "bert_pretrain.config_loading",  # LOCAL_RANK: one rank of a node prints a mistake
+    "bert_pretrain.distributed.world",
+    "scripts.prove_kills",  # stands in for torchrun
+    "scripts.prove_numbers",  # sets threads for child processes
+}
 
 
-def module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+def layer(package: str) -> int:
+    layers = PREPARATION_LAYERS if package.startswith("data_prep") else LAYERS
+    return next(level for level, members in enumerate(layers) if package in members)
 
 
-def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    names = {module_name(other) for other in PRODUCT}
-    return {name for name in found if name in names and name != module_name(path)}
+def test_every_package_has_a_layer() -> None:
+    assert {package_of(module_name(path)) for path in PACKAGES} == set().union(*LAYERS, *PREPARATION_LAYERS)
 
 
-def floor(module: str) -> int:
-    room = module.split(".")[1]
-    return next(level for level, rooms in enumerate(FLOORS) if room in rooms)
-
-
-def test_every_room_has_a_floor() -> None:
-    rooms = {module_name(path).split(".")[1] for path in PRODUCT if module_name(path).startswith("bert_pretrain.")}
-    assert rooms == set.union(*FLOORS)
-
-
-@pytest.mark.parametrize("path", [path for path in PRODUCT if path.parts[-2] != "scripts"], ids=module_name)
+@pytest.mark.parametrize("path", PACKAGES, ids=module_name)
 def test_imports_go_down(path: Path) -> None:
     here = module_name(path)
+    if here in ("bert_pretrain.cli", "bert_pretrain.completion"):  # the command's table names modules of both
+        return
     for imported in imports(path):
-        if here.startswith("data_prep"):
-            assert imported.startswith("data_prep") or imported in FOR_DATA_PREP | {"bert_pretrain"}, imported
-        elif "." in here and imported != "bert_pretrain":
-            assert imported.startswith("bert_pretrain."), imported
-            assert floor(imported) <= floor(here), f"{here} imports {imported}"
+        if here.startswith("data_prep") and not imported.startswith("data_prep"):
+            assert imported in FOR_DATA_PREP, imported
+            continue
+        assert imported.split(".")[0] == here.split(".")[0], f"{here} imports {imported}"
+        assert layer(package_of(imported)) <= layer(package_of(here)), f"{here} imports {imported}"
 
 
-def test_there_is_no_circle() -> None:
-    graph = {module_name(path): imports(path) for path in PRODUCT}
-    done: set[str] = set()
+def test_no_cycle_of_packages_or_modules() -> None:
+    modules = {module_name(path): imports(path) for path in PACKAGES}
+    for graph in (modules, import_graph()):
+        done: set[str] = set()
 
-    def visit(module: str, trail: tuple[str, ...]) -> None:
-        assert module not in trail, " -> ".join((*trail, module))
-        if module not in done:
-            for imported in graph[module]:
-                visit(imported, (*trail, module))
-            done.add(module)
+        def visit(node: str, trail: tuple[str, ...], graph=graph, done=done) -> None:
+            assert node not in trail, " -> ".join((*trail, node))
+            if node not in done:
+                for imported in graph.get(node, ()):
+                    visit(imported, (*trail, node))
+                done.add(node)
 
-    for module in graph:
-        visit(module, ())
+        for node in graph:
+            visit(node, ())
 
 
 @pytest.mark.parametrize("path", PRODUCT, ids=module_name)
-def test_rooms_are_small(path: Path) -> None:
+def test_files_and_functions_are_short(path: Path) -> None:
     source = path.read_text()
     assert len(source.splitlines()) <= 300
     for node in ast.walk(ast.parse(source)):
@@ -100,15 +82,34 @@ def test_forbidden_ways(path: Path) -> None:
     source = path.read_text()
     assert path.stem not in {"utils", "helpers", "common", "misc"}
     assert "_target_" not in source
-    if module_name(path) not in {
-        "bert_pretrain.distributed.world",
-        "scripts.prove_kills",
-    }:  # stands in for torchrun
+    if module_name(path) not in ENVIRONMENT:
         assert not re.search(r"\benviron\b", source)
 
 
-def test_shards_and_data_preparation_do_not_load_torch() -> None:
-    code = (
-        "import bert_pretrain.data.shards, data_prep.prepare, data_prep.verify, sys; sys.exit('torch' in sys.modules)"
+def loaded(code: str) -> set[str]:
+    """The packages that are loaded after ``code`` in a new process."""
+    print_modules = "import sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; {print_modules}"], cwd=ROOT, check=True, capture_output=True, text=True
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+    return set(done.stdout.split())
+
+
+def test_commands_that_train_nothing_load_no_torch() -> None:
+    from bert_pretrain.cli import COMMANDS
+
+    modules = sorted({target.partition(":")[0] for target, _ in COMMANDS.values()})
+    found = loaded("import " + ", ".join(["bert_pretrain.cli", "bert_pretrain.data.shards", *modules]))
+    assert not found & {"torch", "transformers", "datasets", "wandb", "distributed"}, found
+
+
+def test_the_optimizer_needs_torch_alone() -> None:
+    found = loaded("from bert_pretrain.optim import NVLamb")
+    assert not found & {"transformers", "datasets", "wandb", "distributed", "dask", "numba", "hydra", "h5py"}, found
+
+
+def test_the_drawing_of_the_imports_is_current() -> None:
+    done = subprocess.run(
+        [sys.executable, "scripts/draw_imports.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -2,17 +2,13 @@
 
 import dataclasses
 import re
-import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from hydra import compose, initialize_config_dir
 
-import bert_pretrain.pretrain  # noqa: F401  # registers the schema
 from bert_pretrain.config import PretrainConfig, check_moments, check_same_run, resolved_yaml
-from bert_pretrain.config_loading import CONFIG_DIR, to_dataclass
-from bert_pretrain.config_loading import composed as read_config
+from bert_pretrain.config_files import CONFIG_DIR
+from bert_pretrain.config_loading import load_config
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim.schedule import learning_rate
 from bert_pretrain.plan.run import describe
@@ -23,8 +19,7 @@ PRESETS = sorted(path.stem for path in (CONFIG_DIR / "optimizer").glob("*.yaml")
 
 
 def composed(*overrides: str) -> PretrainConfig:
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return to_dataclass(compose("pretrain", list(overrides)), PretrainConfig)
+    return load_config("pretrain", list(overrides), PretrainConfig)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -71,21 +66,17 @@ def test_the_articles_numbers() -> None:
 
 def test_the_recipe_in_the_readme_composes(tmp_path: Path) -> None:
     (recipe,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    configs = tmp_path / "configs"
-    shutil.copytree(CONFIG_DIR, configs)
-    (configs / "recipe" / "mine.yaml").write_text(recipe)
-    with initialize_config_dir(str(configs), version_base="1.3"):
-        config = to_dataclass(compose("pretrain", ["recipe=mine"]), PretrainConfig)
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text(recipe)
+    config = load_config("pretrain", ["recipe=mine"], PretrainConfig, tmp_path)
     assert (config.run_dir, config.batch.global_batch_size) == ("runs/mine", 1024)
 
 
 def test_a_recipe_without_a_directory_of_its_own_gets_one_of_its_name(tmp_path: Path) -> None:
-    configs = tmp_path / "configs"
-    shutil.copytree(CONFIG_DIR, configs)
-    text = (configs / "recipe" / "demo.yaml").read_text().replace("run_dir: runs/demo\n", "")
-    (configs / "recipe" / "mine.yaml").write_text(text)
-    with initialize_config_dir(str(configs), version_base="1.3"):
-        assert to_dataclass(read_config("pretrain", ["recipe=mine"]), PretrainConfig).run_dir == "runs/mine"
+    text = (CONFIG_DIR / "recipe" / "demo.yaml").read_text().replace("run_dir: runs/demo\n", "")
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text(text)
+    assert load_config("pretrain", ["recipe=mine"], PretrainConfig, tmp_path).run_dir == "runs/mine"
 
 
 def test_moments_of_another_optimizer_are_refused(tmp_path: Path) -> None:
@@ -132,5 +123,5 @@ def test_the_same_run_may_change_its_cut_but_not_its_arithmetic() -> None:
 )
 def test_the_plan_counts_weights_gradients_and_the_moments_of_the_optimizer(options: tuple, floats: float) -> None:
     """BERT-large, 336,226,108 parameters of 4 bytes, on 8 ranks."""
-    text = describe(composed("recipe=bert_large_64k_phase1", *options), 8, "cuda", torch.bfloat16, None)
+    text = describe(composed("recipe=bert_large_64k_phase1", *options), 8, "cuda", "bf16", None)
     assert f"{4 * floats * 336_226_108 / 2**30:.2f} GiB for weights, gradients and moments" in text

@@ -24,10 +24,12 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 from transformers import BertForPreTraining
 
-from bert_pretrain.config_loading import CONFIG_DIR, entry_point, to_dataclass
+from bert_pretrain.bench.options import BenchOptimizerConfig
+from bert_pretrain.config_loading import CONFIG_DIR, to_dataclass
 from bert_pretrain.distributed.world import open_world
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.model.bert import ModelConfig, bert_config
+from bert_pretrain.model.bert import bert_config
+from bert_pretrain.model.options import ModelConfig
 from bert_pretrain.optim import NVLamb
 from bert_pretrain.optim.nvlamb_apex import amp_C
 from bert_pretrain.plan.hardware_peaks import device_name, measured_copy_bandwidth, timed
@@ -39,34 +41,7 @@ NVLAMB_BYTES = {"fused": 44.0, "foreach": 44.0, "reference": 144.0, "apex": 72.0
 _BUSY = "import torch\na = torch.ones(1500, 1500)\nwhile True:\n    a @ a"
 
 
-@dataclass
-class BenchOptimizerConfig:
-    """Options of ``python -m bert_pretrain.bench optimizer``."""
-
-    device: str
-    """``auto``, ``cpu`` or ``cuda``."""
-    models: list[str]
-    """Whose parameters: names of files in ``configs/model``."""
-    rounds: int
-    """Blocks of each implementation, taken in turns; the median step of all blocks counts."""
-    steps: int
-    """Timed steps in a block, after one that is not timed."""
-    busy: bool
-    """Run a second heavy process on the same cores meanwhile."""
-    out_dir: str
-    """Where ``optimizer.json`` goes."""
-
-    def __post_init__(self) -> None:
-        for name in self.models:
-            known = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
-            require(name in known, "models", name, ", ".join(known))
-        require(len(self.models) >= 1, "models", self.models, "one name or more")
-        require(self.rounds >= 1, "rounds", self.rounds, "1 or more")
-        require(self.steps >= 1, "steps", self.steps, "1 or more")
-
-
-@entry_point("bench_optimizer", BenchOptimizerConfig)
-def main(config: BenchOptimizerConfig) -> None:
+def run(config: BenchOptimizerConfig) -> None:
     """Measure, print the table and write the rows."""
     fault = writable_directory(Path(config.out_dir))
     require(fault is None, "out_dir", config.out_dir, f"a directory that can be written ({fault})")

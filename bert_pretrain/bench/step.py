@@ -19,21 +19,20 @@ import torch
 from tqdm import tqdm
 
 from bert_pretrain.bench.baselines import Measured, plain_script, transformers_trainer
+from bert_pretrain.bench.figure import draw_step
+from bert_pretrain.bench.options import BenchStepConfig
 from bert_pretrain.bench.split import PHASES, Stopwatch, kept_bytes, peak_memory
+from bert_pretrain.build import build_trainer
 from bert_pretrain.checkpoint.store import CheckpointStore
-from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.collate import Counts, StepBatch
 from bert_pretrain.distributed.gradients import gradients_travel
-from bert_pretrain.distributed.world import World, open_world, report_once
+from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
 from bert_pretrain.errors import require
 from bert_pretrain.model.bert import silence_transformers
-from bert_pretrain.model.encoder import SpeedConfig
 from bert_pretrain.model.flops import training_flops
+from bert_pretrain.model.options import SpeedConfig
 from bert_pretrain.model.precision import compute_dtype
 from bert_pretrain.plan.hardware_peaks import device_name, measured_copy_bandwidth, timed
-from bert_pretrain.pretrain import build_trainer
-from bert_pretrain.report.plots import draw_step
 from bert_pretrain.training.metrics import MetricsLog, writable_directory
 from bert_pretrain.training.trainer import Trainer
 
@@ -42,24 +41,8 @@ _SPLIT_ROUNDS = 3
 _COLUMNS = ("data", *PHASES, "communication")
 
 
-@dataclass
-class BenchStepConfig(PretrainConfig):
-    """Options of ``python -m bert_pretrain.bench step``: those of pretrain, and how long to measure."""
-
-    rounds: int
-    """Steps of each variant, taken in turns; the median counts."""
-    transformers_trainer: bool | None
-    """Measure ``transformers.Trainer``, too, in a run of its own; null: on one GPU, where accelerate is installed."""
-    out_dir: str
-    """Where ``step.json`` and ``step.png`` go."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.rounds >= 3, "rounds", self.rounds, "3 or more")
-
-
-@entry_point("bench_step", BenchStepConfig, report=report_once)
-def main(config: BenchStepConfig) -> None:
+@one_message_for_all_ranks
+def run(config: BenchStepConfig) -> None:
     """Measure the step, print the table, write the rows and draw them."""
     silence_transformers()
     with open_world(config.device) as world:

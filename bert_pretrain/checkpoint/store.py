@@ -32,7 +32,7 @@ from bert_pretrain.checkpoint.files import (
     save_state,
     write_checksums,
 )
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.errors import ConfigError
 from bert_pretrain.model.bert import PretrainingModel, load_weights
 from bert_pretrain.model.precision import MixedPrecision
 
@@ -44,25 +44,6 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 _NAME = re.compile(r"step_(\d{8})")
-
-
-@dataclass
-class CheckpointConfig:
-    """Options ``checkpoint.*``."""
-
-    every_steps: int
-    """Applied steps between two checkpoints; the last step always gets one."""
-    keep_last: int
-    """Checkpoints kept; older ones are removed once a newer one is on disk."""
-    keep_every_steps: int
-    """Milestones: checkpoints of multiples of this step are never removed; 0: none."""
-
-    def __post_init__(self) -> None:
-        require(self.every_steps >= 1, "checkpoint.every_steps", self.every_steps, "1 or more")
-        require(self.keep_last >= 1, "checkpoint.keep_last", self.keep_last, "1 or more")
-        every = self.keep_every_steps
-        allowed = f"0 for none, or a multiple of checkpoint.every_steps ({self.every_steps})"
-        require(every >= 0 and every % self.every_steps == 0, "checkpoint.keep_every_steps", every, allowed)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.jit import cached_njit
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -28,7 +28,7 @@ _11, _27, _30, _31, _32 = (np.uint64(bits) for bits in (11, 27, 30, 31, 32))
 # --- keyed random numbers: splitmix64 (Steele, Lea and Flood 2014), its state in an array of one uint64 ---
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def next_random(state: np.ndarray) -> np.uint64:
     """Advance ``state`` and return 64 random bits."""
     state[0] += _GOLDEN
@@ -38,7 +38,7 @@ def next_random(state: np.ndarray) -> np.uint64:
     return z ^ (z >> _31)
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def set_key(state: np.ndarray, seed: int, first: int, second: int) -> None:
     """Set ``state`` to the start of the stream that belongs to three whole numbers from 0 on."""
     state[0] = np.uint64(seed)
@@ -47,13 +47,13 @@ def set_key(state: np.ndarray, seed: int, first: int, second: int) -> None:
     state[0] = next_random(state)
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def draw_below(state: np.ndarray, limit: int) -> Any:
     """A whole number from 0 to ``limit`` - 1, for a limit below 2^32 (bias below limit / 2^32)."""
     return np.int64(((next_random(state) >> _32) * np.uint64(limit)) >> _32)
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def draw_unit(state: np.ndarray) -> float:
     """A number in [0, 1), a multiple of 2^-53."""
     return np.float64(next_random(state) >> _11) * (1.0 / 9007199254740992.0)
@@ -161,7 +161,7 @@ def restore_ids(arrays: dict[str, np.ndarray]) -> np.ndarray:
 # --- the loops ---
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def _mask_rows(
     ids: np.ndarray,
     lengths: np.ndarray,
@@ -202,7 +202,7 @@ def _mask_rows(
                     ids[row, position] = words[draw_below(state, len(words))]
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def _find_units(
     row: np.ndarray,
     length: int,
@@ -228,7 +228,7 @@ def _find_units(
     return units
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def _choose(
     state: np.ndarray, starts: np.ndarray, sizes: np.ndarray, units: int, wanted: int, chosen: np.ndarray
 ) -> None:

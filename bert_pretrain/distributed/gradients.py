@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bert_pretrain.distributed.options import CommunicationConfig
 from bert_pretrain.distributed.world import World
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.errors import ConfigError
 from bert_pretrain.model.bert import PretrainingModel
 
 Gradients = torch.futures.Future[torch.Tensor]
@@ -30,32 +30,6 @@ def in_type(dtype: torch.dtype) -> Callable[[object, dist.GradBucket], Gradients
 
 HOOKS = {"bf16": in_type(torch.bfloat16), "fp16": in_type(torch.float16)}
 """How gradients are reduced in 16 bit, by the name in ``communication.gradients``."""
-
-
-@dataclass
-class CommunicationConfig:
-    """Options ``communication.*``."""
-
-    gradients: str
-    """``fp32``, or ``bf16`` or ``fp16`` to send half the bytes: each rank's part is divided by the number of ranks and
-    rounded once, and every addition on the way rounds again. ``fp16`` needs fp16 products, whose loss scale keeps
-    small gradients above its smallest number."""
-    bucket_mb: float
-    """Gradients of this many MiB (in float32) travel together. Small buckets set out earlier and overlap more of the
-    backward pass, large ones pay the latency less often."""
-    timeout_seconds: float
-    """A rank that is not heard of for so long, or for which the others wait so long, is named, and the run ends."""
-
-    def __post_init__(self) -> None:
-        allowed = ("fp32", *HOOKS)
-        require(self.gradients in allowed, "communication.gradients", self.gradients, ", ".join(allowed))
-        require(self.bucket_mb > 0, "communication.bucket_mb", self.bucket_mb, "a number above 0")
-        require(self.timeout_seconds >= 5, "communication.timeout_seconds", self.timeout_seconds, "5 or more")
-
-    @property
-    def gradient_bytes(self) -> int:
-        """Bytes of one gradient on the way."""
-        return 4 if self.gradients == "fp32" else 2
 
 
 def data_parallel(

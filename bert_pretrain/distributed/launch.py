@@ -70,9 +70,10 @@ def without_restart(monitor: Monitor) -> Monitor:
     return look
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Run torchrun; end with a status that says why."""
-    arguments = torchrun.get_args_parser().parse_args(["--signals-to-handle", _LEFT_TO_TORCHRUN, *sys.argv[1:]])
+    words = sys.argv[1:] if words is None else words
+    arguments = torchrun.get_args_parser().parse_args(["--signals-to-handle", _LEFT_TO_TORCHRUN, *words])
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks have said it themselves
     for number in STOP_SIGNALS:
         signal.signal(number, forward)

@@ -3,6 +3,7 @@
 This is the only file that reads ``os.environ``. Without torchrun the world is this one process.
 """
 
+import functools
 import os
 import re
 import sys
@@ -23,6 +24,7 @@ from bert_pretrain.errors import ConfigError, SharedError, require
 
 Result = TypeVar("Result")
 Said = TypeVar("Said")
+Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,20 @@ def report_once(error: ConfigError) -> None:
         print_error(error)
     if dist.is_initialized():
         leave(2)
+
+
+def one_message_for_all_ranks(function: Callable[[Options], None]) -> Callable[[Options], None]:
+    """End ``function`` with status 2 and one message, whichever ranks raise a ``ConfigError`` in it."""
+
+    @functools.wraps(function)
+    def guarded(config: Options) -> None:
+        try:
+            function(config)
+        except ConfigError as error:
+            report_once(error)
+            sys.exit(2)
+
+    return guarded
 
 
 def leave(status: int) -> NoReturn:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from bert_pretrain.finetune import sentences, squad
+from bert_pretrain.finetune.options import SourceConfig, TaskConfig
 from bert_pretrain.finetune.scores import Scores, best_threshold, sentence_scores, squad_scores
-from bert_pretrain.finetune.tasks import Say, SourceConfig, TaskConfig, read_split
+from bert_pretrain.finetune.tasks import Say, read_split
 
 SAMPLE_SEED = 0  # of max_samples: every run of a task sees the same ones
 Files = dict[str, str]

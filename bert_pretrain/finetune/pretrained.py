@@ -9,7 +9,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.finetune.tasks import Say, TaskConfig
+from bert_pretrain.finetune.options import TaskConfig
+from bert_pretrain.finetune.tasks import Say
 
 
 def load_tokenizer(model_dir: str, max_length: int) -> Any:

@@ -9,7 +9,7 @@ import logging
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,83 +17,20 @@ import torch
 import transformers
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from bert_pretrain.config_loading import entry_point
-from bert_pretrain.distributed.world import World, open_world, report_once
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
+from bert_pretrain.errors import ConfigError
 from bert_pretrain.finetune.inputs import InputSet, load_split
+from bert_pretrain.finetune.options import FinetuneConfig, TrainingConfig
 from bert_pretrain.finetune.pretrained import load_tokenizer, new_model
 from bert_pretrain.finetune.scores import Scores
-from bert_pretrain.finetune.tasks import Say, SourceConfig, TaskConfig
+from bert_pretrain.finetune.tasks import Say
 from bert_pretrain.model.bert import silence_transformers
 from bert_pretrain.training.metrics import writable_directory
 
 
-@dataclass
-class TrainingConfig:
-    """The hyper-parameters of fine-tuning: AdamW, the learning rate rising and falling linearly."""
-
-    batch_size: int
-    """Examples (for SQuAD: windows) a step, over all ranks."""
-    micro_batch_size: int | None
-    """Of these, what a rank takes at a time; null: all of its share."""
-    eval_batch_size: int
-    """Examples a rank predicts at a time."""
-    epochs: float
-    lr: float
-    warmup_proportion: float
-    """Share of all steps in which the learning rate rises to ``lr``."""
-    weight_decay: float
-    adam_eps: float
-    max_grad_norm: float
-    max_length: int
-    """Tokens of an input, at most."""
-    max_train_samples: int | None
-    """Train on this many examples, the same for all seeds; null: on all."""
-    precision: str
-    """auto (bf16 on GPUs that have it), fp32, bf16, fp16."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "micro_batch_size", "eval_batch_size", "max_train_samples"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"training.{name}", value, "1 or more")
-        require(self.epochs > 0, "training.epochs", self.epochs, "more than 0")
-        require(self.lr > 0, "training.lr", self.lr, "more than 0")
-        require(0 <= self.warmup_proportion < 1, "training.warmup_proportion", self.warmup_proportion, "0 to below 1")
-        require(self.max_length >= 8, "training.max_length", self.max_length, "8 or more")
-        allowed = ("auto", "fp32", "bf16", "fp16")
-        require(self.precision in allowed, "training.precision", self.precision, ", ".join(allowed))
-
-
-@dataclass
-class FinetuneConfig:
-    """Options of ``python -m bert_pretrain.finetune``."""
-
-    model_dir: str
-    """A folder that ``bert_pretrain.hub.export`` wrote, any other that ``transformers`` loads, or a name on the hub."""
-    from_scratch: bool
-    """Random weights instead of the pretrained ones: what pretraining is worth is the difference."""
-    task: TaskConfig
-    data: SourceConfig
-    training: TrainingConfig
-    seeds: list[int]
-    """A run for each: it decides the new weights, the order of the examples, and dropout."""
-    out_dir: str
-    """Gets results.json and, for each seed, predictions."""
-    overwrite: bool
-    """Replace the results of an earlier run in ``out_dir``."""
-    predict_test: bool
-    """Predict the test sets, too."""
-    save_models: bool
-    """Keep the fine-tuned model of each seed."""
-    device: str
-
-    def __post_init__(self) -> None:
-        require(len(set(self.seeds)) == len(self.seeds) > 0, "seeds", self.seeds, "one or more, all different")
-
-
-@entry_point("finetune", FinetuneConfig, report=report_once)
+@one_message_for_all_ranks
 @record
-def main(config: FinetuneConfig) -> None:
+def run(config: FinetuneConfig) -> None:
     """Fine-tune with every seed; print and write the scores."""
     silence_transformers()
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)

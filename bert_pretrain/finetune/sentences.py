@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.finetune.tasks import Row, TaskConfig
+from bert_pretrain.finetune.options import TaskConfig
+from bert_pretrain.finetune.tasks import Row
 
 Batch = dict[str, torch.Tensor]
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.finetune.tasks import AnswerConfig, Row
+from bert_pretrain.finetune.options import AnswerConfig
+from bert_pretrain.finetune.tasks import Row
 
 NOTHING = -1e9  # the score of an answer where no span is possible: below any other, and finite for JSON
 Batch = dict[str, torch.Tensor]

@@ -8,14 +8,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from omegaconf import OmegaConf
-from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
 
-from bert_pretrain.checkpoint.store import load_progress, resolve_init
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.model.bert import silence_transformers
 from bert_pretrain.training.metrics import read_rows, writable_directory
 
 
@@ -33,7 +29,15 @@ class ExportConfig:
 
 @entry_point("export", ExportConfig)
 def main(config: ExportConfig) -> None:
-    """Export and say where."""
+    """Write a checkpoint as a folder that transformers loads: weights, configuration, tokenizer, model card.
+
+        bert-pretrain export run_dir=runs/demo out_dir=my-bert
+
+    Takes the newest valid checkpoint of the run, or the one that run_dir names. The folder is loaded back and compared
+    before it gets its name.
+    """
+    from bert_pretrain.model.bert import silence_transformers  # loads torch, once the command is right
+
     silence_transformers()
     checkpoint = find_checkpoint(Path(config.run_dir))
     out_dir = Path(config.out_dir)
@@ -48,6 +52,8 @@ def main(config: ExportConfig) -> None:
 
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint that ``run_dir`` means."""
+    from bert_pretrain.checkpoint.store import resolve_init
+
     try:
         return resolve_init(path, print)
     except ConfigError as error:
@@ -68,6 +74,9 @@ def export_checkpoint(checkpoint: Path, out_dir: Path) -> None:
 
 def check_loads(folder: Path) -> None:
     """Load ``folder`` as its users will; raise ``ConfigError`` where a weight is missing or the tokenizer differs."""
+    import torch
+    from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
+
     for auto in (AutoModelForPreTraining, AutoModelForMaskedLM):
         model, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         faults = ["missing_keys", "mismatched_keys"]
@@ -80,6 +89,8 @@ def check_loads(folder: Path) -> None:
 
 def model_card(checkpoint: Path) -> str:
     """What a reader of the folder needs to know, from the checkpoint's own records."""
+    from bert_pretrain.checkpoint.store import load_progress
+
     progress = load_progress(checkpoint)
     config = OmegaConf.load(checkpoint / "config.yaml")
     metrics = checkpoint.parent.parent / "metrics.jsonl"

@@ -7,12 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer
-
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.model.bert import silence_transformers
 
 
 @dataclass
@@ -32,12 +28,19 @@ class FillMaskConfig:
 
 @entry_point("fill_mask", FillMaskConfig)
 def main(config: FillMaskConfig) -> None:
-    """Print each sentence with its fills."""
-    silence_transformers()
+    """Print the most likely words for each [MASK] of some sentences.
+
+    bert-pretrain fill-mask model_dir=my-bert 'sentences=["The capital of France is [MASK]."]'
+    """
     if not (Path(config.model_dir) / "config.json").exists():
         raise ConfigError(
             f"model_dir is {config.model_dir!r}, which is no exported folder; make one with bert_pretrain.hub.export"
         )
+    from transformers import AutoModelForMaskedLM, AutoTokenizer  # loads torch, once the command is right
+
+    from bert_pretrain.model.bert import silence_transformers
+
+    silence_transformers()
     tokenizer = AutoTokenizer.from_pretrained(config.model_dir)
     model = AutoModelForMaskedLM.from_pretrained(config.model_dir).eval()
     for sentence in config.sentences:
@@ -46,14 +49,13 @@ def main(config: FillMaskConfig) -> None:
             print("    " + "   ".join(f"{word} {probability:.2f}" for word, probability in words))
 
 
-@torch.no_grad()
 def fill(model: Any, tokenizer: Any, sentence: str, top: int) -> list[list[tuple[str, float]]]:
     """For each [MASK] of ``sentence`` the ``top`` words and their probabilities, best first."""
     encoded = tokenizer(sentence, return_tensors="pt")
     where = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero().squeeze(1)
     if len(where) == 0:
         raise ConfigError(f"sentences: {sentence!r} has no {tokenizer.mask_token}; put one where a word is to be found")
-    best = model(**encoded).logits[0, where].softmax(-1).topk(top)
+    best = model(**encoded).logits.detach()[0, where].softmax(-1).topk(top)
     return [
         [(str(tokenizer.convert_ids_to_tokens(int(i))), float(p)) for i, p in zip(ids, values, strict=True)]
         for ids, values in zip(best.indices, best.values, strict=True)

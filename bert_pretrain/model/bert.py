@@ -9,7 +9,7 @@ The weights are those of ``BertForPreTraining``, to the name; only the way throu
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,53 +19,13 @@ import transformers
 from torch import nn
 from transformers import BertConfig, BertForPreTraining
 
-from bert_pretrain.errors import require
 from bert_pretrain.model.cpu_vocabulary_loss import expressible, vocabulary_loss
-from bert_pretrain.model.encoder import Product, SpeedConfig, embed, layer_weights, run_layer
+from bert_pretrain.model.encoder import Product, embed, layer_weights, run_layer
+from bert_pretrain.model.options import ModelConfig, SpeedConfig
 from bert_pretrain.model.weight_cache import Stack, StepWeights, stacked
 
 _VOCABULARY_MULTIPLE = 64  # rows of 128 bytes in bf16: what tensor cores and their loads are laid out for
 _UNLIKELY = -65504.0  # the lowest number of fp16: its exponential is 0 in every type
-
-
-@dataclass
-class ModelConfig:
-    """Options ``model.*``: the shape of the BERT, in ``transformers``' words."""
-
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    max_position_embeddings: int
-    vocab_size: int
-    hidden_act: str
-    hidden_dropout_prob: float
-    attention_probs_dropout_prob: float
-    initializer_range: float
-    attention: str
-    """``auto`` (eager on CPU, where it is faster, sdpa on GPUs), ``eager`` or ``sdpa``."""
-
-    def __post_init__(self) -> None:
-        for name in (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-            "vocab_size",
-        ):
-            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "1 or more")
-        require(
-            self.hidden_size % self.num_attention_heads == 0,
-            "model.hidden_size",
-            self.hidden_size,
-            f"a multiple of model.num_attention_heads ({self.num_attention_heads})",
-        )
-        activations = ("gelu", "gelu_pytorch_tanh", "relu")
-        require(self.hidden_act in activations, "model.hidden_act", self.hidden_act, ", ".join(activations))
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            require(0.0 <= getattr(self, name) < 1.0, f"model.{name}", getattr(self, name), "0 up to, not including, 1")
-        require(self.attention in ("auto", "eager", "sdpa"), "model.attention", self.attention, "auto, eager, sdpa")
 
 
 class PretrainingSums(NamedTuple):

@@ -11,9 +11,9 @@ import functools
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit
 from torch import Tensor
 
+from bert_pretrain.jit import cached_njit
 from bert_pretrain.threads import in_parts
 
 _LEAST = 1 << 17  # elements that are worth a thread
@@ -47,7 +47,12 @@ def noise(shape: torch.Size, p: float, dtype: torch.dtype) -> Tensor:
     low, high = np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32 & 0xFFFFFFFF)
     flat = out.view(-1).view(_INTEGERS[dtype]).numpy()
     kept = _bits(1.0 / (1.0 - p), dtype)
-    in_parts(lambda start, stop: _fill(flat, threshold, low, high, kept, start, stop), flat.size, _LEAST)
+    in_parts(
+        lambda start, stop: _fill(flat, threshold, low, high, kept, start, stop),
+        flat.size,
+        _LEAST,
+        torch.get_num_threads(),
+    )
     return out
 
 
@@ -57,7 +62,7 @@ def _bits(value: float, dtype: torch.dtype) -> np.integer:
     return torch.tensor([value], dtype=dtype).view(_INTEGERS[dtype]).numpy()[0]
 
 
-@njit(nogil=True, cache=True)
+@cached_njit()
 def _fill(
     out: np.ndarray, threshold: np.uint32, low: np.uint32, high: np.uint32, kept: np.integer, start: int, stop: int
 ) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from bert_pretrain.jit import cached_njit
 from bert_pretrain.threads import in_parts
 
 _ROWS = 16  # fewer are not worth a thread
@@ -47,7 +47,7 @@ class _VocabularyLoss(torch.autograd.Function):
         logits = x @ weight.T
         losses, right = torch.empty(len(x), dtype=torch.float64), torch.empty(len(x), dtype=torch.int64)
         z, b, of_row = logits.numpy(), bias.detach().numpy(), (labels.numpy(), losses.numpy(), right.numpy())
-        in_parts(lambda start, stop: _loss_rows(z, b, *of_row, start, stop), len(x), _ROWS)
+        in_parts(lambda start, stop: _loss_rows(z, b, *of_row, start, stop), len(x), _ROWS, torch.get_num_threads())
         correct = right.sum()
         ctx.save_for_backward(x, weight, logits)  # which are the gradient by now
         ctx.mark_non_differentiable(correct)
@@ -59,7 +59,7 @@ class _VocabularyLoss(torch.autograd.Function):
         return (gradient @ weight) * factor, gradient.T @ (x * factor), gradient.sum(0) * factor, None
 
 
-@njit(nogil=True, cache=True)
+@cached_njit()
 def _loss_rows(
     logits: np.ndarray,
     bias: np.ndarray,
@@ -87,7 +87,7 @@ def _loss_rows(
         losses[i], right[i] = np.log(total) + largest - at_label, at_label == largest
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "nnan", "nsz"})
+@cached_njit(fastmath={"reassoc", "nnan", "nsz"})
 def _add(row: np.ndarray, bias: np.ndarray) -> np.float32:
     """Add ``bias`` to ``row`` in place; the largest of it (not a number, too, if anything is: what comes after is)."""
     largest = np.float32(-np.inf)
@@ -97,7 +97,7 @@ def _add(row: np.ndarray, bias: np.ndarray) -> np.float32:
     return largest
 
 
-@njit(nogil=True, cache=True, fastmath={"contract"})
+@cached_njit(fastmath={"contract"})
 def _exponentials(row: np.ndarray, largest: np.float32) -> None:
     """Put e^(value - largest), good to 2e-7 of itself, in the place of each value. Nothing may be reordered here."""
     for j in range(len(row)):
@@ -115,7 +115,7 @@ def _exponentials(row: np.ndarray, largest: np.float32) -> None:
         row[j] = (s * r * r + r + np.float32(1)) * power
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc"})
+@cached_njit(fastmath={"reassoc"})
 def _sum(row: np.ndarray) -> np.float32:
     total = np.float32(0)
     for j in range(len(row)):

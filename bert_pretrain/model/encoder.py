@@ -17,58 +17,14 @@ The functions that take a module of ``transformers`` are what ``compiling`` comp
 one piece of compiled code, and gradients set out on their way between ranks layer by layer.
 """
 
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bert_pretrain.errors import require
 from bert_pretrain.model.cpu_dropout import dropout
+from bert_pretrain.model.options import SpeedConfig
 from bert_pretrain.model.weight_cache import Stack, stacked
-
-
-@dataclass
-class SpeedConfig:
-    """Options ``speed.*``: ways to the same weights in less time."""
-
-    group_by_length: bool
-    """Put samples of like length into a micro-batch, and cut off the padding that they share."""
-    last_layer_rows: bool
-    """Behind the last attention, compute only the rows that the losses read."""
-    fused_qkv: bool
-    """Query, key and value of a layer as one matrix product."""
-    fast_dropout: bool
-    """CPU: dropout by vectorised random numbers; another draw than torch's, of the same distribution."""
-    fused_loss: bool
-    """CPU, in float32: vocabulary product and cross entropy in one piece."""
-    pad_vocabulary: bool | None
-    """Fill the vocabulary up to a multiple of 64 for its product; weights, gradients and files keep their size.
-    null: on GPUs."""
-    compile: bool | None
-    """torch.compile, a layer at a time, in a few fixed shapes that are compiled before the first step.
-    null: on GPUs; on CPUs it gains nothing."""
-    cuda_graphs: bool
-    """With ``compile``: replay kernels instead of launching them. Pays below some 8,192 tokens a micro-batch."""
-
-    def own_layers(self) -> bool:
-        """Whether the layers run here; otherwise ``transformers``' own forward does."""
-        return any((self.last_layer_rows, self.fused_qkv, self.fast_dropout, self.pad_vocabulary, self.compile))
-
-    def on(self, device: torch.device) -> "SpeedConfig":
-        """These options with null settled for ``device``, and what it has no use for off.
-
-        Raises ``ConfigError`` for graphs that cannot be.
-        """
-        gpu = device.type == "cuda"
-        compiled = gpu if self.compile is None else self.compile
-        allowed = not self.cuda_graphs or (gpu and compiled)
-        require(allowed, "speed.cuda_graphs", True, "false, unless the device is a GPU and speed.compile is on")
-        padded = gpu if self.pad_vocabulary is None else self.pad_vocabulary
-        kept = {name: getattr(self, name) and not gpu for name in ("fast_dropout", "fused_loss")}
-        return replace(self, compile=compiled, pad_vocabulary=padded, **kept)
-
 
 Product = tuple[Tensor, Tensor]
 """Weight (O, I) and bias (O,) of x @ weight.T + bias."""

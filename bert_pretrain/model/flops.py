@@ -9,7 +9,7 @@ real tokens with M masked ones, h the width, f the feed-forward width, n the lay
 the weights of the encoder, the attention products, the masked-word head, the pooler and next-sentence head.
 """
 
-from bert_pretrain.model.bert import ModelConfig
+from bert_pretrain.model.options import ModelConfig
 
 
 def training_flops(

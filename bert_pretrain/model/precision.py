@@ -5,50 +5,30 @@ that decision. No extra pass over the gradients: unscaling happens inside the op
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import torch
 
 from bert_pretrain.errors import require
+from bert_pretrain.model.options import PrecisionConfig
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _GROWTH, _BACKOFF = 2.0, 0.5
-
-
-@dataclass
-class PrecisionConfig:
-    """Options ``precision.*``."""
-
-    compute: str
-    """``auto``, ``bf16``, ``fp16`` or ``fp32``: the type of the matrix products. Weights stay float32.
-    ``auto`` is bf16 where the device has instructions for it, fp16 on older GPUs, fp32 on other CPUs."""
-    initial_loss_scale: float
-    """fp16 only: where the loss scale starts."""
-    growth_interval: int
-    """fp16 only: applied steps in a row before the loss scale doubles."""
-    tf32: bool
-    """GPUs: products that remain in float32 round their factors to TF32's 10 bits."""
-    deterministic: bool
-    """GPUs: only kernels that give the same bits every time, which are slower. CPUs have no others."""
-
-    def __post_init__(self) -> None:
-        allowed = ("auto", "bf16", "fp16", "fp32")
-        require(self.compute in allowed, "precision.compute", self.compute, ", ".join(allowed))
-        require(
-            self.initial_loss_scale > 0, "precision.initial_loss_scale", self.initial_loss_scale, "a number above 0"
-        )
-        require(self.growth_interval >= 1, "precision.growth_interval", self.growth_interval, "1 or more")
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype that ``precision.compute`` means on ``device``."""
-    named = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     if name != "auto":
-        return named[name]
+        return DTYPES[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     # Where the processor has no bf16 instructions, products are emulated, hundreds of times slower than float32.
     has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of ``dtype`` among the choices of ``precision.compute``."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
 
 
 def check_compute(config: PrecisionConfig, device: torch.device) -> None:

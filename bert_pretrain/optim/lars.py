@@ -24,7 +24,8 @@ from torch import Tensor
 from bert_pretrain.errors import require
 from bert_pretrain.optim.layers import check_plain, decide, gradients_of_model, prepare_group
 from bert_pretrain.optim.norms import global_norm, layer_norms
-from bert_pretrain.optim.trust import TRUST_RATIOS, LayerReport
+from bert_pretrain.optim.options import TRUST_RATIOS
+from bert_pretrain.optim.trust import LayerReport
 
 
 class LARS(torch.optim.Optimizer):

@@ -54,9 +54,8 @@ from bert_pretrain.optim.layers import (
 from bert_pretrain.optim.norms import layer_norms
 from bert_pretrain.optim.nvlamb_apex import apex_step, check_apex
 from bert_pretrain.optim.nvlamb_foreach import foreach_step
-from bert_pretrain.optim.trust import TRUST_RATIOS, Adaptation, LayerReport
-
-PRE_NORMALIZATIONS = ("unit", "clip", "none")
+from bert_pretrain.optim.options import PRE_NORMALIZATIONS, TRUST_RATIOS
+from bert_pretrain.optim.trust import Adaptation, LayerReport
 
 
 def reference_step(work: Work) -> Outcome:
@@ -100,8 +99,14 @@ def fused_step(work: Work) -> Outcome:
 
 def auto_step(work: Work) -> Outcome:
     """Update by the fastest kernel that can."""
-    expressible = nvlamb_triton.expressible if work.device.type == "cuda" else nvlamb_cpu.expressible
-    fused = work.shards is None and all(expressible(weights) for layers in work.parts for weights in layers.weights)
+    cpu = work.device.type == "cpu"
+    available = nvlamb_cpu.HAS_NUMBA if cpu else work.device.type == "cuda"
+    expressible = nvlamb_cpu.expressible if cpu else nvlamb_triton.expressible
+    fused = (
+        available
+        and work.shards is None
+        and all(expressible(weights) for layers in work.parts for weights in layers.weights)
+    )
     return fused_step(work) if fused else foreach_step(work)
 
 

@@ -14,18 +14,21 @@ of threads.
 
 import sys
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import bert_pretrain.optim.nvlamb_cpu_loops as loops
 from bert_pretrain.errors import require
 from bert_pretrain.optim.layers import Decision, Layers, Outcome, Rules, Work, copy_masters, decide
 from bert_pretrain.threads import Threads
 
+HAS_NUMBA = find_spec("numba") is not None
 PIECE = 1 << 18
 """Elements of a task, at most, where a layer is cut, and about that many where small layers are put together."""
 
@@ -70,6 +73,8 @@ class Plan:
 
 def fused_step(work: Work) -> Outcome:
     """Update all layers. Raises ``ConfigError`` where a layer is float64 or its weights are not contiguous."""
+    require(HAS_NUMBA, "kernel", "fused", "foreach or auto where numba is not installed")
+    loops = _loops()
     layers = [(part, i) for part in work.parts for i in range(len(part.params))]
     for part, i in layers:
         weights = part.weights[i]
@@ -107,6 +112,12 @@ def fused_step(work: Work) -> Outcome:
     return Outcome(decision, ~torch.isfinite(of_layers).all(), norms[:, 0], norms[:, 1])
 
 
+@cache
+def _loops() -> ModuleType:
+    """The compiled loops; numba is loaded at the first step, so that importing the optimizer needs torch alone."""
+    return import_module("bert_pretrain.optim.nvlamb_cpu_loops")
+
+
 def expressible(weights: Tensor) -> bool:
     """Whether this kernel can update ``weights`` (for bf16 and fp16 parameters: their float32 masters)."""
     return weights.device.type == "cpu" and weights.dtype != torch.float64 and weights.is_contiguous()
@@ -124,6 +135,7 @@ def _plan(workspace: dict[str, Any], sizes: list[int]) -> Plan:
 
 def _numbers(layers: Layers, rules: Rules, decision: Decision) -> np.ndarray:
     """What the arithmetic of each layer needs besides its memory: (layers, 10) float64."""
+    loops = _loops()
     group, adaptation = layers.group, rules.adaptation
     t = torch.stack(layers.steps).double().numpy() + 1
     beta1, beta2 = group["betas"]

@@ -13,16 +13,17 @@ threads nor on the other layers.
 from typing import Any
 
 import numpy as np
-from numba import carray, njit, types
+from numba import carray, types
 from numba.extending import intrinsic
 
+from bert_pretrain.jit import cached_njit
 from bert_pretrain.optim.norms import BLOCK
 
 # Of a layer: factor of its gradient, betas, e and k of the bias correction, decay, rate, rule of its trust ratio.
 FACTOR, BETA1, BETA2, EPS, GAIN, DECAY, LR, ADAPTED, PHI_MIN, PHI_MAX = range(10)
 
 # Sums may be reordered and products fused, so that loops vectorise; NaN and infinity keep their meaning.
-_compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+_compiled = cached_njit(error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 
 
 @intrinsic

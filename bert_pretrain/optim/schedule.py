@@ -5,40 +5,7 @@ NVIDIA's BERT measures the decay from the very first update instead, so that its
 sqrt(1 - w) at the end of warm-up (-15.4 % in phase 1), is 0 in the last update and NaN after it.
 """
 
-import math
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-
-from bert_pretrain.errors import require
-
-DECAY_FROM = ("warmup_end", "start")
-
-
-@dataclass
-class ScheduleConfig:
-    """The shape of the schedule; the peak rate is the optimizer's ``lr``."""
-
-    total_steps: int
-    """T, updates in the whole run, at least 1."""
-    warmup_proportion: float
-    """w, the share of ``total_steps`` that is warm-up, in [0, 1]."""
-    degree: float
-    """d, exponent of the decay, at least 0: 0.5 is the article's root, 1 is linear, 0 is constant."""
-    decay_from: str
-    """``warmup_end``: continuous, above 0 in the last update. ``start``: the published code, with its drop."""
-
-    def __post_init__(self) -> None:
-        require(self.total_steps >= 1, "schedule.total_steps", self.total_steps, "at least 1")
-        require(0 <= self.warmup_proportion <= 1, "schedule.warmup_proportion", self.warmup_proportion, "0 to 1")
-        require(0 <= self.degree < math.inf, "schedule.degree", self.degree, "a finite number, at least 0")
-        require(self.decay_from in DECAY_FROM, "schedule.decay_from", self.decay_from, " | ".join(DECAY_FROM))
-
-    @property
-    def warmup_steps(self) -> int:
-        """W = round(w T)."""
-        return round(self.warmup_proportion * self.total_steps)
+from bert_pretrain.optim.options import ScheduleConfig
 
 
 def learning_rate(k: int, base: float, schedule: ScheduleConfig) -> float:
@@ -62,10 +29,9 @@ def learning_rate(k: int, base: float, schedule: ScheduleConfig) -> float:
     return base * ((total - k) / (total - warmup)) ** schedule.degree
 
 
-def learning_rate_table(base: float, schedule: ScheduleConfig) -> Tensor:
-    """Return ``learning_rate`` for k = 0 ... T: float64, shape (T + 1,).
+def learning_rate_table(base: float, schedule: ScheduleConfig) -> list[float]:
+    """Return ``learning_rate`` for k = 0 ... T.
 
-    On the device of the run, indexed with a count that lives there too, it gives the rate without a synchronisation.
+    As a tensor on the device, indexed with a count that lives there too, it gives the rate without a synchronisation.
     """
-    rates = [learning_rate(k, base, schedule) for k in range(schedule.total_steps + 1)]
-    return torch.tensor(rates, dtype=torch.float64)
+    return [learning_rate(k, base, schedule) for k in range(schedule.total_steps + 1)]

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from bert_pretrain.errors import require
 
-TRUST_RATIOS = ("all", "decayed")
-
 
 @dataclass(frozen=True)
 class Adaptation:

@@ -8,26 +8,23 @@ checks the configuration, the shards and the run directory, and touches nothing 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from bert_pretrain.config import PretrainConfig, check_run_dir
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.batch_plan import AUTO, BatchPlan
 from bert_pretrain.data.dataset import open_split
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.model.flops import parameter_count, training_flops
-from bert_pretrain.model.precision import compute_dtype
 from bert_pretrain.optim.schedule import learning_rate
-from bert_pretrain.plan.scaling import GpuConfig, NetworkConfig, Scaling, powers_of_two
-from bert_pretrain.report.plots import ScalingCurve, draw_scaling
+from bert_pretrain.plan.scaling import GpuConfig, NetworkConfig, Scaling, ScalingCurve, powers_of_two
 from bert_pretrain.training.metrics import duration
-from bert_pretrain.training.micro_batch_size import MEMORY_SHARE
+from bert_pretrain.training.options import MEMORY_SHARE
 
 # Bytes kept for backward, per token of a micro-batch and layer: in units of the width (inputs of the six matrix
 # products, both LayerNorms, dropout masks, the GELU's input) and of the attention matrix's row (two copies).
 _ACTIVATION_WIDTHS, _ATTENTION_COPIES = 18.0, 2.0
 _MASKED_SHARE = 0.15  # BERT's; what the shards really hold is known only once they are read
 _MOST_DEVICES = 4096
+_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}  # of one number
 _SMALLER = (1, 4, 16)  # the plot shows the recipe's batch and these parts of it
 
 
@@ -74,28 +71,44 @@ class PlanConfig(PretrainConfig):
 
 @entry_point("plan", PlanConfig)
 def main(config: PlanConfig) -> None:
-    """Print the plan."""
+    """Print what a run will take before it starts: how the batch is cut, tokens, epochs, FLOPs, memory, hours.
+
+        bert-pretrain plan recipe=bert_large_64k_phase1 devices=1024 gpu=h100 plot=scaling.png
+
+    Checks the options, the shards and the run directory. With gpu=KIND it also predicts step times and how far more
+    devices help. Writes nothing but plot.
+    """
     check_run_dir(config)
-    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-    dtype, kind = compute_dtype(config.precision.compute, device), device.type
-    if config.gpu is not None:  # another machine than this one
-        auto = config.precision.compute == "auto"
-        dtype = compute_dtype(config.gpu.compute if auto else config.precision.compute, device)
-        kind = config.gpu.name
-        config = filled(config, config.gpu, dtype)
+    kind, compute = this_machine(config.device)
+    if config.gpu is not None:
+        kind, compute = config.gpu.name, config.gpu.compute
+    if config.precision.compute != "auto":
+        compute = config.precision.compute
+    if config.gpu is not None:
+        config = filled(config, config.gpu, compute)
     samples = config.samples
     if samples is None and Path(config.data.dir).is_dir():
         shards = open_split(config.data, "train", config.model.vocab_size)
         if shards is None:
             raise ConfigError(f"data.dir {config.data.dir} holds no training samples")
         samples = shards.samples
-    print(describe(config, config.devices, kind, dtype, samples, config.tokens_per_second))
+    print(describe(config, config.devices, kind, compute, samples, config.tokens_per_second))
     if config.gpu is not None:
         print(describe_scaling(config, scaling_of(config, config.gpu)))
     if config.plot is not None and config.gpu is not None:
         machine = f"{config.gpu.name}, {config.gpu.per_node} a node, {config.network.gb_per_s:g} GB/s between nodes"
+        from bert_pretrain.plan.figure import draw_scaling  # matplotlib is slow to load
+
         draw_scaling(Path(config.plot), machine, scaling_curves(config, scaling_of(config, config.gpu)))
         print(f"  drawn in {config.plot}")
+
+
+def this_machine(device: str) -> tuple[str, str]:
+    """The device that ``device`` means here and what ``precision.compute=auto`` is on it, found without torch."""
+    if device == "cuda" or (device == "auto" and Path("/proc/driver/nvidia/version").exists()):
+        return "cuda", "bf16"
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    return "cpu", "bf16" if "avx512_bf16" in flags or "amx_tile" in flags else "fp32"
 
 
 def scaling_of(config: PlanConfig, gpu: GpuConfig) -> Scaling:
@@ -163,16 +176,16 @@ def describe(
     config: PretrainConfig,
     devices: int,
     device: str,
-    dtype: torch.dtype,
+    compute: str,
     samples: int | None,
     tokens_per_second: float | None = None,
 ) -> str:
     """The plan of a run, a line for each thing that costs. Raises ``ConfigError`` where the batch cannot be cut."""
-    rows = [*_batch_rows(config, devices), *_length_rows(config, samples), *_memory_rows(config, devices, dtype)]
+    rows = [*_batch_rows(config, devices), *_length_rows(config, samples), *_memory_rows(config, devices, compute)]
     if tokens_per_second is not None:
         tokens = config.schedule.total_steps * config.batch.global_batch_size * config.data.sequence_length
         rows.append(("time", f"at most {duration(tokens / tokens_per_second)} at {tokens_per_second:,.0f} tokens/s"))
-    title = f"plan for {devices:,} x {device}, {str(dtype).removeprefix('torch.')} products"
+    title = f"plan for {devices:,} x {device}, {compute} products"
     return "\n".join([title, *(f"  {name:<14}{text}" for name, text in rows)])
 
 
@@ -205,14 +218,14 @@ def _length_rows(config: PretrainConfig, samples: int | None) -> list[tuple[str,
     ]
 
 
-def _memory_rows(config: PretrainConfig, devices: int, dtype: torch.dtype) -> list[tuple[str, str]]:
+def _memory_rows(config: PretrainConfig, devices: int, compute: str) -> list[tuple[str, str]]:
     length = config.data.sequence_length
     samples = min(config.batch.samples_at_once(length), -(-config.batch.global_batch_size // devices))
     return [
         ("parameters", f"{parameter_count(config.model):,}"),
         ("memory", f"{_gib(_state_bytes(config, devices))} for weights, gradients and moments"),
-        ("", f"{_gib(_product_bytes(config, dtype))} for the weights in the products' type"),
-        ("", f"about {_gib(samples * _sample_bytes(config, dtype))} of activations for a micro-batch"),
+        ("", f"{_gib(_product_bytes(config, compute))} for the weights in the products' type"),
+        ("", f"about {_gib(samples * _sample_bytes(config, compute))} of activations for a micro-batch"),
     ]
 
 
@@ -222,33 +235,33 @@ def _state_bytes(config: PretrainConfig, devices: int) -> float:
     return 4 * parameter_count(config.model) * (2 + moments / (devices if config.optimizer.sharded else 1))
 
 
-def _product_bytes(config: PretrainConfig, dtype: torch.dtype) -> float:
+def _product_bytes(config: PretrainConfig, compute: str) -> float:
     """What ``step_weights`` keeps, about: in float32 the joined weights alone."""
     model = config.model
-    if dtype != torch.float32:
-        return parameter_count(model) * dtype.itemsize
+    if compute != "fp32":
+        return parameter_count(model) * _BYTES[compute]
     return 4 * 3 * model.hidden_size**2 * model.num_hidden_layers * config.speed.fused_qkv
 
 
-def _sample_bytes(config: PretrainConfig, dtype: torch.dtype) -> float:
+def _sample_bytes(config: PretrainConfig, compute: str) -> float:
     """Activations of one sample, about."""
     model, length = config.model, config.data.sequence_length
-    size = torch.empty((), dtype=dtype).element_size()
+    size = _BYTES[compute]
     per_layer = _ACTIVATION_WIDTHS * model.hidden_size + _ATTENTION_COPIES * model.num_attention_heads * length
     logits = 3 * _MASKED_SHARE * model.vocab_size * 4
     return length * (model.num_hidden_layers * per_layer * size + logits)
 
 
-def filled(config: PlanConfig, gpu: GpuConfig, dtype: torch.dtype) -> PlanConfig:
+def filled(config: PlanConfig, gpu: GpuConfig, compute: str) -> PlanConfig:
     """``config`` with ``batch.micro_batch_size=auto`` as the number of samples that fill a device of kind ``gpu``.
 
     Raises ``ConfigError`` where not one sample fits.
     """
     if config.batch.micro_batch_size != AUTO:
         return config
-    kept = _state_bytes(config, config.devices) + _product_bytes(config, dtype)
+    kept = _state_bytes(config, config.devices) + _product_bytes(config, compute)
     free = MEMORY_SHARE * 1e9 * gpu.memory_gb - kept
-    most = min(int(free / _sample_bytes(config, dtype)), -(-config.batch.global_batch_size // config.devices))
+    most = min(int(free / _sample_bytes(config, compute)), -(-config.batch.global_batch_size // config.devices))
     require(most >= 1, "batch.micro_batch_size", AUTO, f"a model of which a sample fits into {gpu.memory_gb:g} GB")
     return replace(config, batch=replace(config.batch, micro_batch_size=most))
 

@@ -15,10 +15,10 @@ import math
 from dataclasses import dataclass
 
 from bert_pretrain.data.batch_plan import BatchPlan
-from bert_pretrain.distributed.gradients import CommunicationConfig
+from bert_pretrain.distributed.options import CommunicationConfig
 from bert_pretrain.errors import require
-from bert_pretrain.model.bert import ModelConfig
 from bert_pretrain.model.flops import parameter_count, training_flops
+from bert_pretrain.model.options import ModelConfig
 
 _MASKED_SHARE = 0.15  # BERT's
 _KERNELS_PER_LAYER = 75  # forward and backward of one layer, in eager mode
@@ -177,3 +177,15 @@ class Scaling:
 def powers_of_two(most: int) -> list[int]:
     """1, 2, 4 and so on, up to ``most``."""
     return [2**exponent for exponent in range(most.bit_length())]
+
+
+@dataclass(frozen=True)
+class ScalingCurve:
+    """One global batch on more and more devices."""
+
+    label: str
+    devices: list[int]
+    hours: list[float]
+    efficiency: list[float]
+    last_paying: int
+    floor: float

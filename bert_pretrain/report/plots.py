@@ -1,7 +1,6 @@
 """The pictures of a run, drawn from its ``metrics.jsonl``, and of a plan."""
 
 import re
-from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
 
@@ -11,24 +10,10 @@ import numpy as np
 matplotlib.use("Agg")  # a run has no screen
 import matplotlib.pyplot as plt
 from matplotlib.colors import LogNorm
-from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from bert_pretrain.training.metrics import LAYER_KINDS, Row, read_rows
 
 _TRAIN, _HELDOUT = "#4477aa", "#cc3311"
-_SERIES = ("#4477aa", "#ee7733", "#228833")
-
-
-@dataclass(frozen=True)
-class ScalingCurve:
-    """One global batch on more and more devices."""
-
-    label: str
-    devices: list[int]
-    hours: list[float]
-    efficiency: list[float]
-    last_paying: int
-    floor: float
 
 
 def draw_run(run_dir: Path) -> Path:
@@ -134,57 +119,3 @@ def _smoothed(values: list[float]) -> list[float]:
         sum(values[max(0, i - half) : i + half + 1]) / len(values[max(0, i - half) : i + half + 1])
         for i in range(len(values))
     ]
-
-
-def draw_step(path: Path, rows: list[Row], phases: tuple[str, ...]) -> None:
-    """A bar for each variant of a step, made of its phases; what the data takes runs beside it, and is not in it."""
-    figure, axes = plt.subplots(figsize=(9, 1.4 + 0.4 * len(rows)), layout="constrained")
-    parts = [phase for phase in phases if phase != "data"]
-    names = [row["variant"] for row in rows]
-    left = np.zeros(len(rows))
-    for phase, color in zip(parts, ("#4477aa", "#88bbdd", "#ee7733", "#228833"), strict=True):
-        width = np.array([row[f"{phase}_ms"] or 0.0 for row in rows])
-        axes.barh(names, width, left=left, color=color, label=phase)
-        left += width
-    axes.plot([row["milliseconds"] for row in rows], names, "k|", markersize=14, label="step, not taken apart")
-    for row, end in zip(rows, left, strict=True):
-        text = f"  {row['speedup_over_baseline']:.2f}x, {row['matrix_peak_share']:.0%} of peak"
-        axes.text(max(end, row["milliseconds"]), row["variant"], text, va="center", fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.3 * max(row["milliseconds"] for row in rows))
-    axes.set_xlabel(f"milliseconds a step: {rows[0]['model']}, {rows[0]['device']}")
-    axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def draw_scaling(path: Path, machine: str, curves: list[ScalingCurve]) -> None:
-    """On ``machine``: hours and efficiency against devices; a dot where each batch pays last."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-    for curve, color in zip(curves, _SERIES, strict=False):
-        last = curve.devices.index(curve.last_paying)
-        left.plot(curve.devices, curve.hours, color=color, label=curve.label)
-        right.plot(curve.devices, curve.efficiency, color=color, label=curve.label)
-        for axes, values in ((left, curve.hours), (right, curve.efficiency)):
-            axes.plot(curve.last_paying, values[last], "o", color=color)
-        right.annotate(f"{curve.last_paying:,}", (curve.last_paying, curve.efficiency[last]), (4, 6),
-                       textcoords="offset points", color=color)  # fmt: skip
-    first = curves[0]
-    ideal = [first.hours[0] / n for n in first.devices]
-    left.plot(first.devices, ideal, color="grey", linestyle=":", label="without any loss")
-    right.axhline(first.floor, color="grey", linestyle=":", label=f"{first.floor:.0%}: the batch pays up to here")
-    for axes, label in ((left, "hours"), (right, "scaling efficiency")):
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(first.devices[::2], [f"{n:,}" for n in first.devices[::2]])
-        axes.set_xlabel("devices")
-        axes.set_ylabel(label)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-    left.set_yscale("log")
-    left.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    right.yaxis.set_major_formatter(PercentFormatter(1))
-    right.set_ylim(0, 1.05)
-    figure.suptitle(machine)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)

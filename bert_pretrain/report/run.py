@@ -33,7 +33,10 @@ class ReportConfig:
 
 @entry_point("report", ReportConfig)
 def main(config: ReportConfig) -> None:
-    """Write the page and print its facts."""
+    """Write report.html for a run: its main figures, plots and configuration; print the figures.
+
+    bert-pretrain report run_dir=runs/demo
+    """
     run_dir = Path(config.run_dir)
     if not (run_dir / "metrics.jsonl").exists() or not (run_dir / "config.yaml").exists():
         raise ConfigError(f"run_dir is {config.run_dir!r}, which holds no run (metrics.jsonl, config.yaml)")

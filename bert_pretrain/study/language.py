@@ -8,40 +8,20 @@ neighbours tell of, and which words follow each other.
 """
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from bert_pretrain.data.masking import SPECIAL_TOKENS, MaskingRule, mask_samples
 from bert_pretrain.data.shards import Arrays, ShardHeader, read_manifest, write_manifest, write_shard
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.study.options import LanguageConfig
 
 _SUCCESSION = 0.8
 _MASKED_SHARE = 0.15
 _ROWS = 65_536  # of a shard: bounds the memory
 _CLS, _SEP = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
-
-
-@dataclass
-class LanguageConfig:
-    """A language and how many samples of it. None is padded: every sample has ``sequence_length`` tokens."""
-
-    samples: int
-    heldout_samples: int
-    sequence_length: int
-    vocab_size: int
-    """The five special tokens included."""
-    topics: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "heldout_samples"):
-            require(getattr(self, name) >= 1, f"corpus.{name}", getattr(self, name), "1 or more")
-        require(self.sequence_length >= 8, "corpus.sequence_length", self.sequence_length, "8 or more")
-        least = len(SPECIAL_TOKENS) + 2
-        require(self.vocab_size >= least, "corpus.vocab_size", self.vocab_size, f"{least} or more")
-        require(self.topics >= 2, "corpus.topics", self.topics, "2 or more")
 
 
 class Language:

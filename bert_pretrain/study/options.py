@@ -3,9 +3,30 @@
 import math
 from dataclasses import dataclass, field
 
+from bert_pretrain.data.masking import SPECIAL_TOKENS
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.study.language import LanguageConfig
 from bert_pretrain.study.verdict import Claim
+
+
+@dataclass
+class LanguageConfig:
+    """A language and how many samples of it. None is padded: every sample has ``sequence_length`` tokens."""
+
+    samples: int
+    heldout_samples: int
+    sequence_length: int
+    vocab_size: int
+    """The five special tokens included."""
+    topics: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "heldout_samples"):
+            require(getattr(self, name) >= 1, f"corpus.{name}", getattr(self, name), "1 or more")
+        require(self.sequence_length >= 8, "corpus.sequence_length", self.sequence_length, "8 or more")
+        least = len(SPECIAL_TOKENS) + 2
+        require(self.vocab_size >= least, "corpus.vocab_size", self.vocab_size, f"{least} or more")
+        require(self.topics >= 2, "corpus.topics", self.topics, "2 or more")
 
 
 @dataclass

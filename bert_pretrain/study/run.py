@@ -13,21 +13,21 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from bert_pretrain.build import pretrain
 from bert_pretrain.config import PretrainConfig, check_run_dir
-from bert_pretrain.config_loading import CONFIG_DIR, composed, entry_point, print_error, to_dataclass
+from bert_pretrain.config_loading import load_config
 from bert_pretrain.distributed.preemption import STOPPED, StopRequest
 from bert_pretrain.distributed.world import World, open_world
 from bert_pretrain.errors import ConfigError, DivergedError, require
 from bert_pretrain.model.bert import silence_transformers
 from bert_pretrain.plan.hardware_peaks import device_name
-from bert_pretrain.pretrain import pretrain
 from bert_pretrain.study.figure import draw_study
 from bert_pretrain.study.language import write_corpus
 from bert_pretrain.study.options import SpikeConfig, StudyConfig
@@ -68,7 +68,7 @@ class Study:
         options = [f"recipe={self.scale.recipe}", f"device={self.config.device}", *self.scale.options]
         options += [*self.config.arms[arm], *self.config.run_options]
         try:
-            base = to_dataclass(composed("pretrain", options), PretrainConfig)
+            base = load_config("pretrain", options, PretrainConfig)
         except ConfigError as error:
             raise ConfigError(f"arm {arm} of the study, whose options are {' '.join(options)}: {error}") from None
         rate, steps = rate or base.optimizer.lr, self.scale.samples // base.batch.global_batch_size
@@ -145,7 +145,6 @@ class _StopError(Exception):
     """The study was asked to stop; the run at hand has saved itself."""
 
 
-@entry_point("study", StudyConfig)
 def run_study(config: StudyConfig) -> None:
     """Run what is missing, then judge and draw."""
     silence_transformers()
@@ -184,25 +183,3 @@ def write_study(config: StudyConfig, curves: dict[str, list[Curve]], device: str
     }
     (out_dir / "study.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"\n{text}\nfigure, page and data: {out_dir}/study.png, study.md, study.json")
-
-
-def main() -> None:
-    """Take the study's name from the first word of the command line, and the options of its runs from the others."""
-    names = sorted(path.stem for path in (CONFIG_DIR / "study").glob("*.yaml"))
-    if len(sys.argv) > 1 and sys.argv[1].startswith("-"):  # --help, --cfg job: of any study
-        sys.argv.insert(1, names[0])
-    if len(sys.argv) < 2 or sys.argv[1] not in names:
-        found = sys.argv[1] if len(sys.argv) > 1 else "nothing"
-        example = f"python -m bert_pretrain.study {names[0]} scale=toy"
-        print_error(ConfigError(f"study was asked for {found!r}; allowed: {', '.join(names)}; {example}"))
-        sys.exit(2)
-    sys.argv[1:] = [f"study={sys.argv[1]}", *command_line(sys.argv[2:])]
-    run_study()
-
-
-def command_line(words: list[str]) -> list[str]:
-    """``words`` with all that is no option of the study itself gathered in ``run_options``."""
-    own = {field.name for field in fields(StudyConfig)} | {"hydra"}
-    ours = [word for word in words if "=" not in word or re.split(r"[.=@]", word.lstrip("-+~"))[0] in own]
-    quoted = [json.dumps(word) for word in words if word not in ours]
-    return [*ours, f"run_options=[{','.join(quoted)}]"] if quoted else ours

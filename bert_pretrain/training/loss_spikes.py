@@ -9,33 +9,11 @@ alone and is kept in the checkpoint: a resumed run judges as the undisturbed one
 
 from dataclasses import asdict, dataclass
 
-from bert_pretrain.errors import DivergedError, require
+from bert_pretrain.errors import DivergedError
 
 _MEMORY = 0.98  # of a step in the next: the scale looks back about 50 steps
 _LEARNING = 50  # losses before the scale is trusted
 _COLLAPSED = 2.0**-8  # a loss scale that has shrunk the gradients this far and still sees them overflow
-
-
-@dataclass
-class NumericsConfig:
-    """Options ``numerics.*``."""
-
-    max_skipped_in_a_row: int
-    """Steps in a row whose gradient is not finite, before the run ends with a diagnosis."""
-    spike_deviations: float
-    """A loss is a spike where it lies this many mean distances of neighbouring losses above the running mean."""
-    on_spike: str
-    """``continue`` counts and reports spikes; ``rewind`` goes back to the newest checkpoint and passes over the samples
-    between it and the spike."""
-    max_rewinds: int
-    """Rewinds to one checkpoint before the run ends with a diagnosis."""
-
-    def __post_init__(self) -> None:
-        limit = self.max_skipped_in_a_row
-        require(limit >= 1, "numerics.max_skipped_in_a_row", limit, "1 or more")
-        require(self.spike_deviations > 0, "numerics.spike_deviations", self.spike_deviations, "a number above 0")
-        require(self.on_spike in ("continue", "rewind"), "numerics.on_spike", self.on_spike, "continue, rewind")
-        require(self.max_rewinds >= 1, "numerics.max_rewinds", self.max_rewinds, "1 or more")
 
 
 @dataclass

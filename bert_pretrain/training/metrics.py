@@ -14,40 +14,21 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tqdm import tqdm
 
-from bert_pretrain.errors import require
-from bert_pretrain.model.bert import ModelConfig
 from bert_pretrain.model.flops import training_flops
-from bert_pretrain.training.step_result import StepNumbers
+from bert_pretrain.model.options import ModelConfig
+
+if TYPE_CHECKING:
+    from bert_pretrain.training.step_result import StepNumbers
 
 Row = dict[str, Any]
 Item = TypeVar("Item")
 WANDB_SECONDS = 60.0
 """How long the end of a run waits for wandb."""
 LAYER_KINDS = ("trust_ratio", "weight_norm", "update_norm")
-
-
-@dataclass
-class LoggingConfig:
-    """Options ``logging.*``."""
-
-    every_steps: int
-    """Applied steps between two rows."""
-    layers_every_steps: int
-    """Applied steps between two rows about the layers (trust ratio, norms), for optimizers that adapt them; 0: none."""
-    wandb: str
-    """``disabled``, ``offline``, ``online``, or ``auto``: online where a key is found, else offline."""
-    wandb_project: str
-
-    def __post_init__(self) -> None:
-        require(self.every_steps >= 1, "logging.every_steps", self.every_steps, "1 or more")
-        every = self.layers_every_steps
-        require(every >= 0, "logging.layers_every_steps", every, "1 or more, or 0 for never")
-        allowed = ("disabled", "offline", "online", "auto")
-        require(self.wandb in allowed, "logging.wandb", self.wandb, ", ".join(allowed))
 
 
 class MetricsLog:
@@ -212,7 +193,7 @@ class Meter:
     """Seconds spent waiting for data."""
     since: float = field(default_factory=time.perf_counter)
 
-    def add(self, model: ModelConfig, step: StepNumbers) -> None:
+    def add(self, model: ModelConfig, step: "StepNumbers") -> None:
         """Count a step of all ranks."""
         self.tokens += step.tokens
         self.flops += training_flops(model, step.samples, step.tokens, step.squared, step.masked)

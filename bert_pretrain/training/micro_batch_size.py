@@ -9,8 +9,8 @@ from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import SharedError
 from bert_pretrain.model.bert import PretrainingModel
 from bert_pretrain.model.precision import MixedPrecision
+from bert_pretrain.training.options import MEMORY_SHARE
 
-MEMORY_SHARE = 0.92  # the rest is for fragments, and for what other libraries take later
 _STATE_BYTES = 8  # a parameter: two moments in float32, which do not exist before the first step
 
 

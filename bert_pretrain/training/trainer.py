@@ -18,31 +18,19 @@ from bert_pretrain.data.collate import Counts, Crossing, StepBatch
 from bert_pretrain.data.dataset import ShardSet
 from bert_pretrain.data.loader import TrainingData
 from bert_pretrain.data.sample_order import mixed
-from bert_pretrain.distributed.gradients import CommunicationConfig, data_parallel, gradients_travel
+from bert_pretrain.distributed.gradients import data_parallel, gradients_travel
+from bert_pretrain.distributed.options import CommunicationConfig
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
-from bert_pretrain.errors import DivergedError, SharedError, require
-from bert_pretrain.model.bert import ModelConfig, PretrainingModel
+from bert_pretrain.errors import DivergedError, SharedError
+from bert_pretrain.model.bert import PretrainingModel
+from bert_pretrain.model.options import ModelConfig
 from bert_pretrain.model.precision import MixedPrecision
 from bert_pretrain.training.evaluation import evaluate
-from bert_pretrain.training.loss_spikes import NumericsConfig, Watch
+from bert_pretrain.training.loss_spikes import Watch
 from bert_pretrain.training.metrics import LayerRows, Meter, MetricsLog, Row, evaluation_line, training_line
+from bert_pretrain.training.options import NumericsConfig
 from bert_pretrain.training.step_result import StepNumbers, StepResult, fetch
-
-
-@dataclass
-class TrainingConfig:
-    """Options ``training.*``: how often the run looks up."""
-
-    evaluate_every_steps: int
-    """Applied steps between two evaluations on the held-out shards; the last step always gets one."""
-    stop_after_minutes: float | None
-    """Counted from the start of the process: then the run saves and ends, asking to be started again; null: never."""
-
-    def __post_init__(self) -> None:
-        require(self.evaluate_every_steps >= 1, "training.evaluate_every_steps", self.evaluate_every_steps, "1 or more")
-        minutes = self.stop_after_minutes
-        require(minutes is None or minutes > 0, "training.stop_after_minutes", minutes, "a number above 0, or null")
 
 
 @dataclass

@@ -10,32 +10,15 @@ the workers of ``dask.distributed``, which is loaded only there, since that take
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.errors import ConfigError
 from data_prep.engine.out_dir import read_json, write_json
 
 Record = dict[str, Any]
-
-
-@dataclass
-class EngineConfig:
-    """The options of the group ``engine`` in ``configs/prepare.yaml``. None of them changes the result."""
-
-    workers: int | None
-    scheduler: str | None
-    worker_memory_gb: float
-    dashboard: str
-
-    def __post_init__(self) -> None:
-        require(self.workers is None or self.workers >= 1, "engine.workers", self.workers, "null, or 1 or more")
-        require(self.worker_memory_gb >= 0.5, "engine.worker_memory_gb", self.worker_memory_gb, "0.5 or more")
-        known = self.scheduler is None or "://" in self.scheduler
-        require(known, "engine.scheduler", self.scheduler, "null, or an address such as tcp://host:8786")
 
 
 class PartsLostError(ConfigError):

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from bert_pretrain.errors import ConfigError
-from data_prep.corpus import CorpusConfig, corpus_files
+from data_prep.corpus import corpus_files
+from data_prep.options import CorpusConfig
 from data_prep.sources.embedded import source_files
 from data_prep.sources.pieces import Piece, Span
 from data_prep.sources.streams import bz2_streams, is_packed

@@ -18,10 +18,9 @@ from typing import Any
 from tqdm import tqdm
 
 from bert_pretrain.data.shards import ShardHeader
-from data_prep.corpus import CorpusConfig
 from data_prep.engine.local import Engine
 from data_prep.engine.planning import must_be_cut
-from data_prep.samples.pairs import SampleOptions
+from data_prep.options import CorpusConfig, DuplicateConfig, SampleOptions
 from data_prep.samples.shuffle import SampleJob, ScatterJob, make_samples, scatter
 from data_prep.samples.tokenised import EncodeJob, TextPart, document_hash, encode_part, kept_documents
 from data_prep.samples.tokenizer import Vocabulary
@@ -30,7 +29,6 @@ from data_prep.sources.cleaning import SAMPLES_PER_RULE
 from data_prep.sources.pieces import Piece
 from data_prep.text.duplicates import (
     BANDS,
-    DuplicateConfig,
     PartKeys,
     find_repeated_documents,
     find_repeated_sentences,

@@ -18,32 +18,13 @@ Single-segment samples, [CLS] A [SEP], are runs of whole sentences of one docume
 fit; nothing is truncated. Their b_length is 0.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
-from numba import njit
 
 from bert_pretrain.data.masking import draw_below, draw_unit, set_key
+from bert_pretrain.jit import cached_njit
 
 COLUMNS = ("a_start", "a_length", "b_start", "b_length", "is_random_next")
-KINDS = ("pair", "single")
 SPECIALS = {"pair": 3, "single": 2}  # [CLS] A [SEP] B [SEP], [CLS] A [SEP]
-
-
-@dataclass(frozen=True)
-class SampleOptions:
-    """What the samples depend on, apart from the text."""
-
-    kind: str
-    sequence_lengths: tuple[int, ...]
-    max_predictions: tuple[int, ...]
-    masked_lm_prob: float
-    short_seq_prob: float
-    dupe_factor: int
-    whole_word_masking: bool
-    samples_per_shard: int
-    heldout_fraction: float
-    seed: int
 
 
 def cut_long_sentences(sentences: np.ndarray, documents: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -113,7 +94,7 @@ def count_unused(samples: np.ndarray, sentences: np.ndarray, documents: np.ndarr
     return int(_count_unused(used, sentences[documents], copies))
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def _build(
     sentences: np.ndarray,
     documents: np.ndarray,
@@ -167,7 +148,7 @@ def _build(
     return count, popped
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def _random_next(
     state: np.ndarray, sentences: np.ndarray, documents: np.ndarray, document: int, wanted: int
 ) -> tuple[int, int]:
@@ -183,7 +164,7 @@ def _random_next(
     return sentences[start], sentences[stop]
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def _truncate(
     state: np.ndarray, a_start: int, a_stop: int, b_start: int, b_stop: int, tokens: int
 ) -> tuple[int, int, int, int]:
@@ -202,7 +183,7 @@ def _truncate(
     return a_start, a_stop, b_start, b_stop
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def _build_single(
     sentences: np.ndarray,
     documents: np.ndarray,
@@ -236,7 +217,7 @@ def _build_single(
     return count
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def _gather(
     ids: np.ndarray, samples: np.ndarray, cls_id: int, sep_id: int, rows: np.ndarray, segments: np.ndarray
 ) -> None:
@@ -252,7 +233,7 @@ def _gather(
         segments[row, 2 + a_length : 3 + a_length + b_length] = 1
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def _mark(used: np.ndarray, samples: np.ndarray) -> None:
     """Add 1 where a segment starts and take 1 where it ends: the running sum says how often a token is used."""
     for row in range(len(samples)):
@@ -261,7 +242,7 @@ def _mark(used: np.ndarray, samples: np.ndarray) -> None:
             used[samples[row, column] + samples[row, column + 1]] -= 1
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def _count_unused(used: np.ndarray, offsets: np.ndarray, copies: np.ndarray) -> int:
     unused = 0
     times = 0  # that the token at hand is used

@@ -13,11 +13,12 @@ from typing import Any
 
 import h5py
 import numpy as np
-from numba import njit
 
 from bert_pretrain.data.masking import next_random, set_key
 from bert_pretrain.errors import ConfigError
-from data_prep.samples.pairs import COLUMNS, SPECIALS, SampleOptions, build_samples, count_unused, cut_long_sentences
+from bert_pretrain.jit import cached_njit
+from data_prep.options import SampleOptions
+from data_prep.samples.pairs import COLUMNS, SPECIALS, build_samples, count_unused, cut_long_sentences
 from data_prep.samples.tokenised import read_bucket
 from data_prep.text.text_parts import write_whole
 
@@ -187,7 +188,7 @@ def permuted(first: int, count: int, total: int, seed: int) -> np.ndarray:
     return places
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def _round_keys(keys: np.ndarray, seed: int) -> None:
     state = np.empty(1, dtype=np.uint64)
     set_key(state, seed, _PLACES, 0)
@@ -195,7 +196,7 @@ def _round_keys(keys: np.ndarray, seed: int) -> None:
         keys[number] = next_random(state)
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def _permute(first: int, total: int, half: int, keys: np.ndarray, places: np.ndarray) -> None:
     shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
     state = np.empty(1, dtype=np.uint64)
@@ -212,7 +213,7 @@ def _permute(first: int, total: int, half: int, keys: np.ndarray, places: np.nda
         places[number] = np.int64(value)
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def _collect(ids: np.ndarray, samples: np.ndarray, tokens: np.ndarray) -> None:
     place = 0
     for row in range(len(samples)):

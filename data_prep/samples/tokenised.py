@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 
 from bert_pretrain.data.shards import SPLITS
-from data_prep.samples.pairs import SampleOptions
+from data_prep.options import SampleOptions
 from data_prep.samples.tokenizer import load_vocabulary
 from data_prep.samples.words import WordEncoder
 from data_prep.text.duplicates import repeated_documents, repeated_sentences

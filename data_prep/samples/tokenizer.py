@@ -20,7 +20,6 @@ from bert_pretrain.data.masking import SPECIAL_TOKENS
 from bert_pretrain.errors import ConfigError
 
 LARGEST_ALPHABET = 1000  # characters; the rest become [UNK]. The default of the tokenizers library
-SMALLEST_VOCAB = 128
 _LONGEST_WORD = 100  # characters; a longer one becomes [UNK], as in Google's tokenizer
 _LONGEST_SEQUENCE = 512
 _ROLES = {

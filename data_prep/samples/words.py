@@ -11,8 +11,8 @@ import json
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from bert_pretrain.jit import cached_njit
 from data_prep.samples.tokenizer import Vocabulary, encode_batch
 
 _MOST_ENTRIES = 500_000  # then the cache starts anew: about 100 MB
@@ -128,7 +128,7 @@ def _trie(vocab: dict[str, int], prefix: str) -> tuple[np.ndarray, np.ndarray]:
     return children[:nodes], tokens[:nodes]
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def _grow(
     letters: np.ndarray,
     stops: np.ndarray,
@@ -152,7 +152,7 @@ def _grow(
     return nodes
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def _find_others(text: np.ndarray, spans: np.ndarray) -> int:
     """Write down where the pieces start and end that are not printable ASCII; returns how many there are."""
     count = 0
@@ -172,7 +172,7 @@ def _find_others(text: np.ndarray, spans: np.ndarray) -> int:
     return count
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def _encode(
     text: np.ndarray,
     others: np.ndarray,
@@ -220,13 +220,13 @@ def _encode(
     return count
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def _is_letter(letter: int) -> bool:
     """Or a digit: all else in printable ASCII stands alone in BERT's pre-tokenizer."""
     return 48 <= letter <= 57 or 65 <= letter <= 90 or 97 <= letter <= 122
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def _match(
     text: np.ndarray,
     start: int,

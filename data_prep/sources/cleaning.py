@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_prep.corpus import CleaningConfig
+from data_prep.options import CleaningConfig
 
 HOLE = "\ufffc"  # stands where a reader left out a formula; a sentence with it is dropped
 SAMPLES_PER_RULE = 5

@@ -7,7 +7,7 @@ bytes of a multistream dump (between streams), row groups of parquet, record bat
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.corpus import CorpusConfig
+from data_prep.options import CorpusConfig
 
 
 @dataclass(frozen=True)

@@ -17,25 +17,13 @@ from typing import Any
 import numpy as np
 from rensa import RMinHash
 
-from bert_pretrain.errors import require
+from data_prep.options import DuplicateConfig
 
 BANDS, ROWS = 20, 6
 _SHINGLE = 5  # words
 _KEYS_PER_JOB = 8_000_000
 _PAIRS_AT_ONCE = 200_000
 _SEED = 42
-
-
-@dataclass
-class DuplicateConfig:
-    """The options of the group ``duplicates`` in ``configs/prepare.yaml``."""
-
-    exact: bool
-    near: bool
-    similarity: float
-
-    def __post_init__(self) -> None:
-        require(0.5 <= self.similarity <= 1, "duplicates.similarity", self.similarity, "0.5 to 1")
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import zstandard
 
+from data_prep.options import DuplicateConfig
 from data_prep.sources.cleaning import HOLE, Dropped, clean_paragraphs
 from data_prep.sources.documents import Document, read_piece, read_raw, write_chunk
 from data_prep.sources.pieces import Piece, Span
-from data_prep.text.duplicates import DuplicateConfig, part_keys
+from data_prep.text.duplicates import part_keys
 from data_prep.text.sentences import split_sentences
 
 

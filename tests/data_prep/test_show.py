@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from bert_pretrain.errors import ConfigError
-from data_prep.show import ShowConfig, random_documents
+from data_prep.options import ShowConfig
+from data_prep.random_documents import random_documents
 from data_prep.sources.cleaning import Dropped
 from tests.conftest import run_module
 from tests.data_prep.sources.test_documents import corpus

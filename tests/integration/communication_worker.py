@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from hydra import compose, initialize_config_dir
 
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_loading import CONFIG_DIR, to_dataclass
+from bert_pretrain.config_loading import load_config
 from bert_pretrain.data.dataset import open_split
 from bert_pretrain.distributed import gradients as communication
 from bert_pretrain.distributed.preemption import StopRequest
@@ -97,8 +96,7 @@ def fail_on_rank_1(world: World) -> None:
 
 def main() -> None:
     out, overrides = Path(sys.argv[1]), sys.argv[2:]
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        config = to_dataclass(compose("pretrain", overrides), PretrainConfig)
+    config = load_config("pretrain", overrides, PretrainConfig)
     result: dict[str, Any] = {}
     with open_world("cpu") as world:
         try:

@@ -5,12 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
 
-from bert_pretrain import pretrain  # noqa: F401  # registers the schema
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_loading import CONFIG_DIR, to_dataclass
+from bert_pretrain.config_loading import load_config
 from bert_pretrain.data.batch_plan import BatchPlan
 from bert_pretrain.data.dataset import open_split
 from bert_pretrain.data.loader import TrainingData
@@ -18,7 +16,7 @@ from bert_pretrain.data.sample_order import SampleOrder
 from bert_pretrain.distributed.world import World, open_world
 from bert_pretrain.model.bert import build_model
 from bert_pretrain.model.precision import MixedPrecision
-from bert_pretrain.optim import build_optimizer
+from bert_pretrain.optim.build import build_optimizer
 from bert_pretrain.optim.schedule import learning_rate_table
 from bert_pretrain.training.metrics import LayerRows, MetricsLog
 from bert_pretrain.training.trainer import Trainer
@@ -37,7 +35,7 @@ def build_trainer(config: PretrainConfig, world: World, loss_is_scaled: bool = F
         model=model,
         model_config=config.model,
         optimizer=build_optimizer(model, config.optimizer),
-        learning_rates=learning_rate_table(config.optimizer.lr, config.schedule),
+        learning_rates=torch.tensor(learning_rate_table(config.optimizer.lr, config.schedule), dtype=torch.float64),
         precision=precision,
         plan=plan,
         data=TrainingData(
@@ -78,8 +76,7 @@ def three_updates(config: PretrainConfig, world: World) -> dict:
 
 def main() -> None:
     out, micro_sizes, overrides = Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[3:]
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        config = to_dataclass(compose("pretrain", overrides), PretrainConfig)
+    config = load_config("pretrain", overrides, PretrainConfig)
     with open_world("cpu") as world:
         for micro in micro_sizes:
             cut = replace(config, batch=replace(config.batch, micro_batch_size=int(micro)))

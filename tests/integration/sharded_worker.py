@@ -10,19 +10,19 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from hydra import compose, initialize_config_dir
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from bert_pretrain.build import pretrain
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_loading import CONFIG_DIR, to_dataclass
+from bert_pretrain.config_loading import load_config
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.optim import LARS, SGD, Adam, AdamW, NVLamb, ShardedOptimizer, decay_groups
-from bert_pretrain.pretrain import pretrain
+from bert_pretrain.optim import LARS, SGD, Adam, AdamW, NVLamb, ShardedOptimizer
+from bert_pretrain.optim.build import decay_groups
 
 FAMILY = {
     "nvlamb": partial(NVLamb, lr=0.01, kernel="fused"),
@@ -222,9 +222,8 @@ def runs(out: Path, options: list[str]) -> None:
     """A run of six steps, and the same going on from its third."""
     world = World(dist.get_rank(), dist.get_rank(), 2, torch.device("cpu"))
     for name in ("through", "again"):
-        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            composed = compose("pretrain", [*options, f"run_dir={out / name}", "optimizer.sharded=true"])
-        pretrain(to_dataclass(composed, PretrainConfig), world, StopRequest())
+        words = [*options, f"run_dir={out / name}", "optimizer.sharded=true"]
+        pretrain(load_config("pretrain", words, PretrainConfig), world, StopRequest())
         if world.is_first and name == "through":
             for copied in ("again", "alone"):
                 shutil.copytree(out / name, out / copied)

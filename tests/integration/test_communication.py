@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bert_pretrain.distributed.gradients import CommunicationConfig
+from bert_pretrain.distributed.options import CommunicationConfig
 from bert_pretrain.errors import ConfigError
 from tests.conftest import ROOT, TEST_RECIPE
 

@@ -15,7 +15,7 @@ import dask
 import pytest
 from distributed import Client
 
-from data_prep import prepare
+from data_prep import preparation, prepare
 from data_prep.engine.cluster import open_local_cluster
 from data_prep.engine.local import PartsLostError
 from tests.conftest import ROOT
@@ -214,7 +214,7 @@ def test_lost_workers_cost_no_finished_part(
     def lost(*_: object) -> None:
         raise PartsLostError("part 7 ended its workers again and again")
 
-    monkeypatch.setattr(prepare, "find_repeats", lost)
+    monkeypatch.setattr(preparation, "find_repeats", lost)
     arguments = command(texts, tmp_path / "out", "engine.workers=1")
     monkeypatch.setattr(sys, "argv", arguments[2:])
     with pytest.raises(SystemExit):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bert_pretrain import doctor as entry
 from bert_pretrain.distributed.world import World
-from bert_pretrain.doctor import KnownFault
+from bert_pretrain.doctor import checks
+from bert_pretrain.doctor.checks import KnownFault
 from tests.conftest import ROOT, TEST_RECIPE
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
@@ -58,8 +58,8 @@ def test_a_known_fault_warns_where_nothing_guards_against_it(
     monkeypatch: pytest.MonkeyPatch, guard: str, level: str
 ) -> None:
     fault = KnownFault("numpy", "0.1", "", "sums are wrong", guard, "use another")
-    monkeypatch.setattr(entry, "KNOWN_FAULTS", (fault,))
-    found = entry.versions(None, ALONE)  # type: ignore[arg-type]
+    monkeypatch.setattr(checks, "KNOWN_FAULTS", (fault,))
+    found = checks.versions(None, ALONE)  # type: ignore[arg-type]
     assert found.level == level
     assert "sums are wrong" in found.found
     assert guard in found.found
@@ -74,8 +74,8 @@ def test_a_rank_that_fails_alone_in_an_exchange_says_so_and_ends(
     def exchange(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(entry, "EXCHANGES", (exchange,))
+    monkeypatch.setattr(checks, "EXCHANGES", (exchange,))
     with pytest.raises(SystemExit) as left:
-        entry.checked("exchange", exchange, None, World(1, 1, 2, torch.device("cpu")))  # type: ignore[arg-type]
+        checks.checked("exchange", exchange, None, World(1, 1, 2, torch.device("cpu")))  # type: ignore[arg-type]
     assert left.value.code == 1
     assert capsys.readouterr().out.startswith("fail  exchange         out of memory (rank 1 on ")

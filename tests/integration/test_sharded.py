@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
+from bert_pretrain.build import pretrain
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_loading import CONFIG_DIR, to_dataclass
+from bert_pretrain.config_loading import load_config
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import open_world
-from bert_pretrain.pretrain import pretrain
 from bert_pretrain.training.metrics import read_rows
 from tests.conftest import ROOT, TEST_RECIPE
 
@@ -123,10 +122,7 @@ def test_what_cannot_be_done_on_slices_is_refused(ranks: list[dict]) -> None:
 
 def test_a_run_resumes_divided_bitwise_and_undivided_to_rounding(ranks: list[dict], out: Path, shard_dir: Path) -> None:
     """Six steps on two ranks; again from the third step on two; and from the third on one, undivided."""
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        config = to_dataclass(
-            compose("pretrain", [*run_options(shard_dir), f"run_dir={out / 'alone'}"]), PretrainConfig
-        )
+    config = load_config("pretrain", [*run_options(shard_dir), f"run_dir={out / 'alone'}"], PretrainConfig)
     with open_world("cpu") as world:
         pretrain(config, world, StopRequest())
     expected, again, alone = (

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 import bert_pretrain.study.run as study_module
-from bert_pretrain.config_loading import CONFIG_DIR, to_dataclass
+from bert_pretrain.config_files import CONFIG_DIR
+from bert_pretrain.config_loading import load_config
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim import Adam, NVLamb
+from bert_pretrain.study.__main__ import main, with_run_options
 from bert_pretrain.study.options import SpikeConfig, StudyConfig
 from bert_pretrain.study.run import Study, write_study
 from tests.conftest import run_module
@@ -33,10 +34,9 @@ RUN = ("batch.global_batch_size=64", "batch.micro_batch_size=32", "data.block_si
 def small_study(out_dir: Path, *options: str, name: str = "decay_degree", scale: str = "toy"):
     """The study as the entry point builds it; its runs compose their options within."""
     given = [f"study={name}", f"name={name}", f"scale={scale}", f"out_dir={out_dir}"]
-    given += study_module.command_line(list(options))
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        config = to_dataclass(compose("study", given), StudyConfig)
-        yield Study(config, World(0, 0, 1, torch.device("cpu")), StopRequest())
+    given += with_run_options(list(options))
+    config = load_config("study", given, StudyConfig)
+    yield Study(config, World(0, 0, 1, torch.device("cpu")), StopRequest())
 
 
 def files(folder: Path, name: str) -> dict[str, int]:
@@ -169,8 +169,7 @@ def test_a_mistake_ends_in_one_message_before_anything_runs(options: tuple, mess
     assert not (tmp_path / "out").exists()
 
 
-def test_a_mistyped_name(monkeypatch, capsys) -> None:
-    monkeypatch.setattr("sys.argv", ["study", "prenormalization", "scale=toy"])
+def test_a_mistyped_name(capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
-        study_module.main()
-    assert "error: study was asked for 'prenormalization'; allowed: batch_size, bias" in capsys.readouterr().err
+        main(["prenormalization", "scale=toy"])
+    assert "there is no study 'prenormalization'; did you mean pre_normalization?" in capsys.readouterr().err

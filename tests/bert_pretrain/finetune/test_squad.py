@@ -9,8 +9,9 @@ from tokenizers import BertWordPieceTokenizer
 from transformers import BertTokenizerFast
 
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.finetune.options import AnswerConfig
 from bert_pretrain.finetune.squad import Question, Window, batcher, best_answers, read_questions, span, windows
-from bert_pretrain.finetune.tasks import AnswerConfig, read_file
+from bert_pretrain.finetune.tasks import read_file
 from tests.bert_pretrain.finetune.test_tasks import composed
 from tests.conftest import ROOT
 

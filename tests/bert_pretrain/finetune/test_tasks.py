@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 
-from bert_pretrain.config_loading import CONFIG_DIR, to_dataclass
+from bert_pretrain.config_files import CONFIG_DIR
+from bert_pretrain.config_loading import load_config
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.finetune.run import FinetuneConfig
+from bert_pretrain.finetune.options import FinetuneConfig
 from bert_pretrain.finetune.sentences import Example, predicted, read_examples, submission
 from bert_pretrain.finetune.tasks import read_split
 
@@ -20,8 +20,7 @@ TASKS = sorted(path.stem for path in (CONFIG_DIR / "task").glob("*.yaml"))
 
 @functools.cache
 def composed(task: str, *options: str) -> FinetuneConfig:
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return to_dataclass(compose("finetune", [f"task={task}", "model_dir=m", *options]), FinetuneConfig)
+    return load_config("finetune", [f"task={task}", "model_dir=m", *options], FinetuneConfig)
 
 
 def read(task: str, folder: Path, split: str, *options: str) -> list[Example]:

@@ -9,9 +9,9 @@ import torch
 
 from bert_pretrain.data.collate import MicroBatch, to_micro_batch
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.model.bert import ModelConfig, PretrainingModel, build_model
-from bert_pretrain.model.encoder import SpeedConfig
+from bert_pretrain.model.bert import PretrainingModel, build_model
 from bert_pretrain.model.flops import parameter_count, training_flops
+from bert_pretrain.model.options import ModelConfig, SpeedConfig
 from tests.conftest import LENGTH, VOCAB_SIZE, random_arrays
 
 

@@ -24,7 +24,8 @@ from bert_pretrain.errors import ConfigError
 from bert_pretrain.model.bert import Pieces, PretrainingModel
 from bert_pretrain.model.compile import compile_model
 from bert_pretrain.model.encoder import run_layer
-from bert_pretrain.model.precision import MixedPrecision, PrecisionConfig
+from bert_pretrain.model.options import PrecisionConfig
+from bert_pretrain.model.precision import MixedPrecision
 from tests.bert_pretrain.model.test_bert import ALL, assert_parity, build
 from tests.bert_pretrain.training.test_trainer import rows, trainer_for
 from tests.conftest import LENGTH, PREDICTIONS, random_arrays

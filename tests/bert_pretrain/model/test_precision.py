@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.model.precision import MixedPrecision, PrecisionConfig, compute_dtype
+from bert_pretrain.model.options import PrecisionConfig
+from bert_pretrain.model.precision import MixedPrecision, compute_dtype
 from bert_pretrain.optim import NVLamb
 from tests.bert_pretrain.model.test_bert import build, micro_batch
 

@@ -8,19 +8,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from transformers import BertConfig, BertForPreTraining
 
-from bert_pretrain.optim import (
-    LARS,
-    SGD,
-    Adam,
-    AdamW,
-    NVLamb,
-    OptimizerConfig,
-    build_optimizer,
-    decay_groups,
-    describe_optimizer,
-    layer_names,
-)
-from bert_pretrain.optim.schedule import ScheduleConfig
+from bert_pretrain.optim import LARS, SGD, Adam, AdamW, NVLamb
+from bert_pretrain.optim.build import build_optimizer, decay_groups, describe_optimizer, layer_names
+from bert_pretrain.optim.options import OptimizerConfig, ScheduleConfig
 
 PRESETS = Path(__file__).resolve().parents[3] / "configs" / "optimizer"
 

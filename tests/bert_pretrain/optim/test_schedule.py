@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from bert_pretrain.optim.schedule import ScheduleConfig, learning_rate, learning_rate_table
+from bert_pretrain.optim.options import ScheduleConfig
+from bert_pretrain.optim.schedule import learning_rate, learning_rate_table
 
 PHASE_1 = {"total_steps": 7038, "warmup_proportion": 0.2843, "degree": 0.5}
 PHASE_2 = {"total_steps": 1563, "warmup_proportion": 0.128, "degree": 0.5}

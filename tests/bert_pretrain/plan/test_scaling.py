@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from bert_pretrain.config_loading import CONFIG_DIR, to_dataclass
-from bert_pretrain.distributed.gradients import CommunicationConfig
+from bert_pretrain.config_files import CONFIG_DIR
+from bert_pretrain.config_loading import load_config
+from bert_pretrain.distributed.options import CommunicationConfig
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.model.bert import ModelConfig
 from bert_pretrain.model.flops import parameter_count, training_flops
+from bert_pretrain.model.options import ModelConfig
+from bert_pretrain.plan.figure import draw_scaling
 from bert_pretrain.plan.run import PlanConfig, describe_scaling, filled, scaling_curves, scaling_of
 from bert_pretrain.plan.scaling import GpuConfig, NetworkConfig, Scaling, powers_of_two
-from bert_pretrain.report.plots import draw_scaling
 from tests.conftest import ROOT
 
 LARGE = ModelConfig(1024, 24, 16, 4096, 512, 30_522, "gelu", 0.1, 0.1, 0.02, "sdpa")
@@ -104,8 +104,7 @@ def test_where_the_batch_stops_paying() -> None:
 
 
 def planned(*options: str) -> PlanConfig:
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return to_dataclass(compose("plan", ["recipe=bert_large_64k_phase1", *options]), PlanConfig)
+    return load_config("plan", ["recipe=bert_large_64k_phase1", *options], PlanConfig)
 
 
 @pytest.mark.parametrize("gpu", sorted(path.stem for path in (CONFIG_DIR / "gpu").glob("*.yaml")))
@@ -156,8 +155,7 @@ TOLERANCES = {"phase 1": 0.03, "phase 2": 0.09, "A100 (2022)": 0.04, "DGX-2H": 0
 def test_auto_fills_the_memory_of_the_kind() -> None:
     """BERT-base, one sample of 128 tokens: 128 (12 (18 x 768 + 2 x 12 x 128) x 2 + 3 x 0.15 x 30,522 x 4) bytes."""
     options = ["recipe=bert_base_1gpu", "gpu=h100", "batch.micro_batch_size=auto"]
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        config = to_dataclass(compose("plan", options), PlanConfig)
+    config = load_config("plan", options, PlanConfig)
     assert config.gpu is not None
     found = filled(config, config.gpu, torch.bfloat16).batch.micro_batch_size
     sample = 128 * (12 * (18 * 768 + 2 * 12 * 128) * 2 + 3 * 0.15 * 30_522 * 4)

@@ -8,7 +8,8 @@ import pytest
 from bert_pretrain.data.masking import restore_ids
 from bert_pretrain.data.shards import ShardReader
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.study.language import Language, LanguageConfig, write_corpus
+from bert_pretrain.study.language import Language, write_corpus
+from bert_pretrain.study.options import LanguageConfig
 
 WORDS = 59
 

@@ -9,7 +9,8 @@ import torch
 from bert_pretrain.data.batch_plan import BatchConfig
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.model.precision import MixedPrecision, PrecisionConfig
+from bert_pretrain.model.options import PrecisionConfig
+from bert_pretrain.model.precision import MixedPrecision
 from bert_pretrain.training.micro_batch_size import micro_batch_that_fits, most_that_fit
 from tests.bert_pretrain.model.test_bert import build
 from tests.conftest import LENGTH, PREDICTIONS

@@ -10,18 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bert_pretrain.build import build_trainer
 from bert_pretrain.checkpoint.files import find_fault
 from bert_pretrain.checkpoint.store import CheckpointStore, load_progress
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_loading import CONFIG_DIR, to_dataclass
+from bert_pretrain.config_loading import load_config
 from bert_pretrain.data.collate import StepBatch
 from bert_pretrain.distributed.world import open_world
 from bert_pretrain.errors import ConfigError, DivergedError
-from bert_pretrain.pretrain import build_trainer
 from bert_pretrain.training.metrics import MetricsLog
 from bert_pretrain.training.trainer import Trainer
 from tests.conftest import TEST_RECIPE
@@ -30,8 +29,7 @@ from tests.conftest import TEST_RECIPE
 def trainer_for(tmp_path: Path, shard_dir: Path, *overrides: str, device: str = "cpu") -> Trainer:
     options = [*TEST_RECIPE, f"data.dir={shard_dir}", f"run_dir={tmp_path}"]
     kept = [option for option in options if option.split("=")[0] not in {o.split("=")[0] for o in overrides}]
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        config = to_dataclass(compose("pretrain", [*kept, *overrides]), PretrainConfig)
+    config = load_config("pretrain", [*kept, *overrides], PretrainConfig)
     tmp_path.mkdir(exist_ok=True)
     log = MetricsLog(tmp_path / "metrics.jsonl", config.schedule.total_steps)
     with open_world(device) as world:

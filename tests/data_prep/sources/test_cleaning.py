@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.corpus import CleaningConfig
+from data_prep.options import CleaningConfig, DuplicateConfig
 from data_prep.sources.cleaning import Dropped, clean_paragraphs, normalise, why_no_prose
 from data_prep.text.duplicates import (
-    DuplicateConfig,
     PartKeys,
     find_repeated_documents,
     find_repeated_sentences,

@@ -15,8 +15,9 @@ import pytest
 import zstandard
 
 from bert_pretrain.errors import ConfigError
-from data_prep.corpus import CleaningConfig, CorpusConfig, corpora_fingerprint, corpus_files, corpus_sources
+from data_prep.corpus import corpora_fingerprint, corpus_files, corpus_sources
 from data_prep.engine.planning import plan_pieces
+from data_prep.options import CleaningConfig, CorpusConfig
 from data_prep.sources import documents, streams
 from data_prep.sources.cleaning import Dropped
 from data_prep.sources.documents import Document, read_piece

@@ -1,8 +1,4 @@
-"""Entry: ``[torchrun ... -m] python -m bert_pretrain.doctor recipe=NAME [option=value ...]``.
-
-Looks at a machine, or under torchrun at all of its ranks, before a run: a line a check with what was found and, where
-it is not well, what to do. Ends with 0 where a run can start (warnings too), else with 1. Writes nothing that stays.
-"""
+"""The checks of ``bert-pretrain doctor``, each a function of the run's options that returns what it found."""
 
 import os
 import platform
@@ -18,19 +14,18 @@ from pathlib import Path
 
 import torch
 
+from bert_pretrain.build import build_trainer
 from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml
-from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.dataset import check_vocabulary, open_split
 from bert_pretrain.distributed.preflight import whose
-from bert_pretrain.distributed.world import World, is_torn, leave, open_world, report_once
+from bert_pretrain.distributed.world import World, is_torn, leave, one_message_for_all_ranks, open_world
 from bert_pretrain.errors import ConfigError, SharedError
 from bert_pretrain.model.bert import build_model, silence_transformers
 from bert_pretrain.model.flops import parameter_count
 from bert_pretrain.model.precision import compute_dtype
-from bert_pretrain.optim import build_optimizer, describe_optimizer
+from bert_pretrain.optim.build import build_optimizer, describe_optimizer
 from bert_pretrain.plan.hardware_peaks import device_name, measured_matrix_rate, timed
-from bert_pretrain.pretrain import build_trainer
 from bert_pretrain.training.metrics import MetricsLog
 from bert_pretrain.training.trainer import Trainer
 
@@ -81,13 +76,8 @@ def _release(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.partition("+")[0].split(".")[:2])
 
 
-@dataclass
-class DoctorConfig(PretrainConfig):
-    """Options of ``python -m bert_pretrain.doctor``: those of pretrain."""
-
-
-@entry_point("doctor", DoctorConfig, report=report_once)
-def main(config: DoctorConfig) -> None:
+@one_message_for_all_ranks
+def run_checks(config: PretrainConfig) -> None:
     """Run all checks on all ranks, print the worst finding of each, end with 1 where one failed."""
     silence_transformers()
     with open_world(config.device, resolved_yaml(config), config.communication.timeout_seconds) as world:
@@ -286,6 +276,3 @@ CHECKS: dict[str, Callable[[PretrainConfig, World], Finding]] = {
 }
 EXCHANGES = (collectives, two_steps)
 """Checks in which ranks wait for each other."""
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,106 @@
+"""The words of a command line: flags apart, options checked by name, text quoted for Hydra.
+
+Everything here works on names alone, before a configuration is composed, so that a typing mistake is told at once.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bert_pretrain.config_files import choices, groups_of
+from bert_pretrain.errors import ConfigError, did_you_mean
+from bert_pretrain.option_schema import ANY_NAME, Option, options_of
+
+_FLAGS = ("--help", "--cfg", "--config-dir")
+_KEPT = re.compile(r"""null|'.*'|".*"|.*\$\{.*""", re.DOTALL)
+"""Values of text options that mean what Hydra's grammar says: null, quoted text, interpolations."""
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What was typed, by kind."""
+
+    words: list[str]
+    """``option=value`` and ``group=choice``."""
+    help: bool = False
+    print_config: bool = False
+    config_dir: str | None = None
+
+
+def split_flags(words: list[str]) -> CommandLine:
+    """Take the flags that every command has from ``words``. Raises ``ConfigError`` for others."""
+    kept, found = [], dict.fromkeys(_FLAGS, "")
+    remaining = iter(words)
+    for word in remaining:
+        flag, equals, value = word.partition("=")
+        flag = {"-h": "--help", "-c": "--cfg"}.get(flag, flag)
+        if not flag.startswith("-"):
+            kept.append(word)
+        elif flag not in _FLAGS:
+            raise ConfigError(f"{flag} is not a flag of this command; {did_you_mean(flag, _FLAGS)}")
+        elif flag == "--help":
+            found[flag] = "yes"
+        else:
+            found[flag] = value if equals else next(remaining, "")
+            if flag == "--cfg" and found[flag] != "job":
+                raise ConfigError(f"--cfg is {found[flag]!r}; allowed: job, which prints all options and their values")
+    given = any(word.partition("=")[0] == "--config-dir" for word in words)
+    return CommandLine(kept, bool(found["--help"]), bool(found["--cfg"]), found["--config-dir"] if given else None)
+
+
+def checked_words(words: list[str], config_name: str, schema: type, user_dir: Path | None) -> list[str]:
+    """``words`` as Hydra takes them. Raises ``ConfigError`` for an option, a group or a choice that does not exist."""
+    options, groups = options_of(schema), groups_of(config_name)
+    return [_checked(word, options, groups, user_dir) for word in words]
+
+
+def _checked(word: str, options: tuple[Option, ...], groups: Iterable[str], user_dir: Path | None) -> str:
+    key, equals, value = word.partition("=")
+    name = key.lstrip("+~")
+    names = [option.name for option in options]
+    if name.startswith("hydra."):
+        return word
+    if not equals and not key.startswith("~"):
+        raise ConfigError(f"{word!r} is not of the form option=value; {_nearest(word, names, groups)}")
+    group = name.partition("@")[0]
+    if "@" in name or name in groups:
+        if value != "null" and "${" not in value and (allowed := choices(group, user_dir)) and value not in allowed:
+            raise ConfigError(f"{key}={value}: there is no {group} {value!r}; {did_you_mean(value, allowed)}")
+        return word
+    option = next((option for option in options if _matches(option.name, name)), None)
+    if option is None:
+        if any(known.startswith(f"{name}.") for known in names):  # a mapping for a whole group
+            return word
+        raise ConfigError(f"there is no option {name!r}; {_nearest(name, names, groups)}")
+    if not option.is_text or _KEPT.fullmatch(value):
+        return word
+    if not value.strip() and not option.type.endswith("null"):
+        raise ConfigError(f"{name} is empty; give a value, as in {name}=VALUE")
+    return f"{key}={quoted(value)}"
+
+
+def quoted(text: str) -> str:
+    """``text`` as Hydra's grammar takes any text, a leading ``~/`` as the home directory."""
+    text = str(Path(text).expanduser()) if text == "~" or text.startswith("~/") else text
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"(\\+)$", r"\1\1", text)) + "'"
+
+
+def _matches(option: str, name: str) -> bool:
+    """Whether ``name`` is ``option``, in which NAME stands for any key."""
+    parts, given = option.split("."), name.split(".")
+    return len(parts) == len(given) and all(part in (ANY_NAME, word) for part, word in zip(parts, given, strict=True))
+
+
+def _nearest(name: str, options: list[str], groups: Iterable[str]) -> str:
+    """Up to three options near ``name``: by the whole name, or by its last part."""
+    near = difflib.get_close_matches(name, [*options, *groups], 3, 0.6)
+    last = name.rpartition(".")[2]
+    by_last: dict[str, list[str]] = {}
+    for option in options:
+        by_last.setdefault(option.rpartition(".")[2], []).append(option)
+    for part in difflib.get_close_matches(last, by_last, 3, 0.75):
+        near += [option for option in by_last[part] if option not in near]
+    hint = f"did you mean {' or '.join(near[:3])}? " if near else ""
+    return f"{hint}--help lists all options"

@@ -1,0 +1,79 @@
+"""The options of a command, read from its dataclass: names, types, meanings.
+
+A meaning is the string below a field. The help, the check of the command line and the program all read the dataclass,
+so they cannot differ.
+"""
+
+import ast
+import functools
+import inspect
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+ANY_NAME = "NAME"
+"""Stands in an option's name for a key that the user chooses, as in ``mix.NAME.path``."""
+_TYPES = {int: "integer", float: "number", bool: "true|false", str: "text"}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a command."""
+
+    name: str
+    type: str
+    """In words, such as ``integer or null``."""
+    meaning: str
+    is_text: bool
+    """Whether a value is text, alone or beside null."""
+
+
+@functools.cache
+def options_of(schema: type) -> tuple[Option, ...]:
+    """All options of the dataclass ``schema``, nested ones as ``group.name``, in the order of their definition."""
+    return tuple(_options(schema, ""))
+
+
+def _options(schema: type, prefix: str) -> Iterator[Option]:
+    hints, meanings = get_type_hints(schema), _meanings(schema)
+    for field in fields(schema):
+        name, hint = prefix + field.name, hints[field.name]
+        optional, inner = _without_none(hint)
+        if get_origin(inner) is dict and is_dataclass(value := get_args(inner)[1]):
+            yield from _options(value, f"{name}.{ANY_NAME}.")  # type: ignore[arg-type]
+        elif is_dataclass(inner):
+            yield from _options(inner, f"{name}.")  # type: ignore[arg-type]
+        else:
+            text = _type_text(inner) + (" or null" if optional else "")
+            yield Option(name, text, meanings.get(field.name, ""), inner is str)
+
+
+def _without_none(hint: Any) -> tuple[bool, Any]:
+    """Whether ``hint`` admits None, and what else it is."""
+    if get_origin(hint) in (Union, types.UnionType):
+        rest = [part for part in get_args(hint) if part is not type(None)]
+        return len(rest) < len(get_args(hint)), rest[0]
+    return False, hint
+
+
+def _type_text(hint: Any) -> str:
+    if get_origin(hint) is list:
+        return f"list of {_TYPES.get(get_args(hint)[0], 'values')}s".replace("true|falses", "true|false")
+    return _TYPES.get(hint, "mapping")
+
+
+def _meanings(schema: type) -> dict[str, str]:
+    """The string below each field, those of base classes too, white space folded."""
+    found: dict[str, str] = {}
+    for owner in reversed(schema.__mro__):
+        if not is_dataclass(owner):
+            continue
+        (definition,) = ast.parse(inspect.getsource(owner)).body
+        assert isinstance(definition, ast.ClassDef)
+        for statement, below in zip(definition.body, definition.body[1:], strict=False):
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                text = below.value if isinstance(below, ast.Expr) else None
+                if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                    found[statement.target.id] = " ".join(text.value.replace("``", "").split())
+    return found
