@@ -20,10 +20,10 @@ from bert_pretrain.config import PretrainConfig, check_moments, check_run_dir, r
 from bert_pretrain.data.batch_plan import AUTO, BatchConfig, BatchPlan
 from bert_pretrain.data.collate import Shape, fixed_shapes
 from bert_pretrain.data.dataset import ShardSet, check_vocabulary, open_split
-from bert_pretrain.data.dynamic_masking import remasking
-from bert_pretrain.data.loader import Remask, TrainingData
+from bert_pretrain.data.dynamic_masking import dynamic_masking
+from bert_pretrain.data.loader import DynamicMasking, TrainingData
 from bert_pretrain.data.sample_order import SampleOrder
-from bert_pretrain.distributed.preemption import STOPPED, StopRequest
+from bert_pretrain.distributed.preemption import EXIT_STOPPED, StopRequest
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world, wandb_key_present
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.model.bert import PretrainingModel, build_model, load_weights, silence_transformers
@@ -45,7 +45,7 @@ def run(config: PretrainConfig) -> None:
     """Pretrain, or continue the run in ``run_dir`` where it stopped."""
     silence_transformers()
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
-    stop = StopRequest().listen()
+    stop = StopRequest().install_handlers()
     stop.stop_after(config.training.stop_after_minutes)
     with open_world(config.device, resolved_yaml(config), config.communication.timeout_seconds, stop) as world:
         finished = pretrain(config, world, stop)
@@ -53,13 +53,13 @@ def run(config: PretrainConfig) -> None:
             checkpoints = Path(config.run_dir) / "checkpoints"
             print(f"finished: checkpoints in {checkpoints}, report with plots in {write_report(Path(config.run_dir))}")
     if not finished:
-        sys.exit(STOPPED)
+        sys.exit(EXIT_STOPPED)
 
 
 def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     """Build every part and train to the end; False where the run was asked to stop before."""
     run_dir, tokenizer = Path(config.run_dir), Path(config.data.tokenizer)
-    world.together(lambda: check_place(config, world))
+    world.run_on_all_ranks(lambda: check_place(config, world))
     config_yaml = resolved_yaml(config)
     log = MetricsLog(run_dir / "metrics.jsonl" if world.is_first else None, config.schedule.total_steps)
     store = CheckpointStore(
@@ -69,7 +69,7 @@ def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
         config.checkpoint.keep_every_steps,
     )
     trainer = build_trainer(config, world, log, store, config_yaml)
-    world.together(lambda: claim_place(run_dir, config_yaml, world, log, trainer.progress.step))
+    world.run_on_all_ranks(lambda: claim_place(run_dir, config_yaml, world, log, trainer.progress.step))
     log.open_wandb(config.logging.wandb, config.logging.wandb_project, run_dir, wandb_key_present(), asdict(config))
     trainer.stop = stop
     try:
@@ -79,7 +79,7 @@ def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
         raise
     log.close()
     if not finished:
-        log.say(f"stopped as asked after step {trainer.progress.step}, which is saved; the same command goes on")
+        log.message(f"stopped as asked after step {trainer.progress.step}, which is saved; the same command goes on")
     return finished
 
 
@@ -88,27 +88,28 @@ def build_trainer(
 ) -> Trainer:
     """Every part of a run, going on from ``store``'s newest checkpoint where there is one.
 
-    What one rank alone can fail in goes through ``world.together``, so that all end with its message. The collectives
-    are between: in ``settle_batch``, ``resume`` and ``Trainer``.
+    Work that can fail on one rank alone goes through ``world.run_on_all_ranks``, so that all ranks end with its
+    message. The collectives are between: in ``resolve_micro_batch_size``, ``resume`` and ``Trainer``.
     """
-    shards, heldout, remask = world.together(lambda: open_data(config, log))
+    shards, heldout, mask_anew = world.run_on_all_ranks(lambda: open_data(config, log))
     order = SampleOrder(config.seed, shards.samples, config.data.block_size)
-    model = world.together(lambda: build_model(config.model, config.speed, config.seed, world.device))
+    model = world.run_on_all_ranks(lambda: build_model(config.model, config.speed, config.seed, world.device))
     precision = MixedPrecision(config.precision, world.device)
-    batch = settle_batch(config, model, precision, shards, world)
+    batch = resolve_micro_batch_size(config, model, precision, shards, world)
     size = batch.samples_at_once(config.data.sequence_length)
-    plan = world.together(lambda: BatchPlan(batch.global_batch_size, size, world.size))
-    optimizer = world.together(lambda: build_optimizer(model, config.optimizer))
+    plan = world.run_on_all_ranks(lambda: BatchPlan(batch.global_batch_size, size, world.size))
+    optimizer = world.run_on_all_ranks(lambda: build_optimizer(model, config.optimizer))
     progress = resume(store, model, optimizer, precision, shards, world, log)
     if progress is None:
-        progress = world.together(lambda: start(config, model, optimizer, shards, world, log))
-    log.say(
+        progress = world.run_on_all_ranks(lambda: start(config, model, optimizer, shards, world, log))
+    log.message(
         describe(
             replace(config, batch=batch), world.size, world.device.type, dtype_name(precision.dtype), shards.samples
         )
     )
-    log.say(describe_optimizer(optimizer, config.optimizer))
-    shapes = world.together(lambda: compile_for(config, model, precision, shards, plan, log))  # last: takes a while
+    log.message(describe_optimizer(optimizer, config.optimizer))
+    # Last, because compiling takes minutes.
+    shapes = world.run_on_all_ranks(lambda: compile_for(config, model, precision, shards, plan, log))
     return Trainer(
         world=world,
         model=model,
@@ -120,7 +121,7 @@ def build_trainer(
         precision=precision,
         plan=plan,
         data=TrainingData(
-            shards, order, plan, world.rank, remask, config.data.prefetch, config.speed.group_by_length, shapes
+            shards, order, plan, world.rank, mask_anew, config.data.prefetch, config.speed.group_by_length, shapes
         ),
         heldout=heldout,
         store=store,
@@ -139,7 +140,7 @@ def build_trainer(
     )
 
 
-def settle_batch(
+def resolve_micro_batch_size(
     config: PretrainConfig, model: PretrainingModel, precision: MixedPrecision, shards: ShardSet, world: World
 ) -> BatchConfig:
     """The batch with its micro-batch size as a number, the same on all ranks."""
@@ -165,7 +166,7 @@ def compile_for(
     samples = min(plan.micro_batch_size, -(-plan.global_batch_size // plan.world_size))
     trim = config.speed.group_by_length
     shapes = fixed_shapes(samples, config.data.sequence_length, shards.max_predictions, trim)
-    compile_model(model, precision, shapes, log.say)
+    compile_model(model, precision, shapes, log.message)
     return shapes
 
 
@@ -189,14 +190,14 @@ def claim_place(run_dir: Path, config_yaml: str, world: World, log: MetricsLog, 
     log.resume(step)
 
 
-def open_data(config: PretrainConfig, log: MetricsLog) -> tuple[ShardSet, ShardSet | None, Remask | None]:
+def open_data(config: PretrainConfig, log: MetricsLog) -> tuple[ShardSet, ShardSet | None, DynamicMasking | None]:
     """Training and held-out shards, checked, and how to mask anew. Raises ``ConfigError`` where there are none."""
-    shards = open_split(config.data, "train", config.model.vocab_size, log.say)
+    shards = open_split(config.data, "train", config.model.vocab_size, log.message)
     if shards is None:
         raise ConfigError(f"data.dir {config.data.dir} holds no training samples; make shards with data_prep.prepare")
     heldout = open_split(config.data, "heldout", config.model.vocab_size)
-    check_vocabulary(config.data, [split for split in (shards, heldout) if split is not None], log.say)
-    return shards, heldout, remasking(config.data, shards, config.seed)
+    check_vocabulary(config.data, [split for split in (shards, heldout) if split is not None], log.message)
+    return shards, heldout, dynamic_masking(config.data, shards, config.seed)
 
 
 def resume(
@@ -209,13 +210,13 @@ def resume(
     log: MetricsLog,
 ) -> Progress | None:
     """Load the newest valid checkpoint of this run, or return None where there is none."""
-    newest = world.together(lambda: store.newest_valid(log.say) if world.is_first else None)
+    newest = world.run_on_all_ranks(lambda: store.newest_valid(log.message) if world.is_first else None)
     found = world.broadcast(str(newest or ""))
     if not found:
         return None
-    world.together(lambda: check_checkpoint(Path(found), shards))
-    progress = world.together(lambda: restore(Path(found), model, optimizer, precision, world.device))
-    log.say(f"going on from {found}, step {progress.step}")
+    world.run_on_all_ranks(lambda: check_checkpoint(Path(found), shards))
+    progress = world.run_on_all_ranks(lambda: restore(Path(found), model, optimizer, precision, world.device))
+    log.message(f"going on from {found}, step {progress.step}")
     return progress
 
 
@@ -245,7 +246,7 @@ def start(
     progress = Progress(data_fingerprint=shards.fingerprint)
     if config.init_from is None:
         return progress
-    source = resolve_init(Path(config.init_from), log.say)
+    source = resolve_init(Path(config.init_from), log.message)
     check_moments(config, source)
     try:
         load_weights(model, source / "model")
@@ -260,5 +261,5 @@ def start(
                     entry["step"] = torch.zeros_like(entry["step"])
         state["param_groups"] = optimizer.state_dict()["param_groups"]  # the new recipe's options hold
         optimizer.load_state_dict(state)
-    log.say(f"weights from {source}, moments: {config.init_moments}")
+    log.message(f"weights from {source}, moments: {config.init_moments}")
     return progress

@@ -156,8 +156,8 @@ def main() -> None:
         image.environment["PIP_CERT"] = "/etc/certificates-of-the-host.crt"  # a proxy's own may be among them
         if given.wheels:
             image.environment["PIP_FIND_LINKS"] = given.wheels
-        for name, rest in steps:
-            image.instruct(name, rest)
+        for name, arguments in steps:
+            image.instruct(name, arguments)
         prove(image)
         size = sum(path.lstat().st_size for path in (root / "opt/venv").rglob("*")) / 2**30
         write_result(ROOT / f"scripts/results/cpu_{date.today()}_image.json", WHAT, shown(len(steps), suite[1], size))

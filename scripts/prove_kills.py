@@ -29,10 +29,10 @@ from safetensors.torch import load_file
 from bert_pretrain import pretrain
 from bert_pretrain.checkpoint.files import find_fault
 from bert_pretrain.checkpoint.store import CheckpointStore, load_progress
-from bert_pretrain.distributed.preemption import STOPPED
+from bert_pretrain.distributed.preemption import EXIT_STOPPED
 from tests.conftest import TEST_RECIPE, make_shards
 
-TIMED = ("tokens_per_second", "matrix_peak_share", "data_wait_share")
+TIMED = ("tokens_per_second", "mfu", "matrix_peak_share", "data_wait_share")
 EVERY = 7
 """Steps between two checkpoints: so near that many blows fall into one being written."""
 LIFE = 0.6
@@ -85,7 +85,7 @@ def wait(ranks: list[int]) -> list[int]:
             if not done:
                 continue
             statuses[rank] = os.waitstatus_to_exitcode(status)
-            if statuses[rank] not in (0, STOPPED):
+            if statuses[rank] not in (0, EXIT_STOPPED):
                 signal_all(set(ranks) - statuses.keys(), signal.SIGTERM)
                 deadline = min(deadline, time.monotonic() + 3)
         if time.monotonic() > deadline:
@@ -175,7 +175,9 @@ def prove(kind: str, blows: int, seed: int, work: Path) -> tuple[list[dict[str, 
     }
     if kind == "stop":
         once = Path(f"{disturbed}.log").read_text().count("stopped as asked after step") == blows
-        holds["status 75 on both ranks, said once"] = once and all(row["statuses"] == [STOPPED] * 2 for row in found)
+        holds["status 75 on both ranks, said once"] = once and all(
+            row["statuses"] == [EXIT_STOPPED] * 2 for row in found
+        )
     print(f"the last blow left step {left} of {steps}; {holds}")
     return found, holds
 

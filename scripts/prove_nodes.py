@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 from two_nodes import ADDRESSES, CABLE, build_cable, cut_cable, on_node, remove_cable, sent, slow_down
 
 from bert_pretrain.distributed.options import CommunicationConfig
-from bert_pretrain.distributed.watchdog import LOST
+from bert_pretrain.distributed.watchdog import EXIT_LOST_RANK
 from bert_pretrain.model.flops import parameter_count
 from bert_pretrain.model.options import ModelConfig
 from bert_pretrain.plan.scaling import GpuConfig, NetworkConfig, Scaling
@@ -231,7 +231,7 @@ def measure_cut(work: Path) -> list[Row]:
         seconds, errors = time.monotonic() - cut, re.findall(r"error: (.*)", node.log.read_text())
         rows.append({"shown": f"cable cut: node {number} ended after {seconds:.0f} s with {status}: {errors}"})
         print(rows[-1], node.log.read_text()[-1000:], flush=True)
-        assert status == LOST
+        assert status == EXIT_LOST_RANK
         assert seconds < CUT_TIMEOUT + 5, "and torchrun's own end"
         assert len(errors) == 1
         assert f"rank {1 - number} on " in errors[0], errors

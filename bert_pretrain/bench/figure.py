@@ -20,7 +20,7 @@ def draw_step(path: Path, rows: list[Row], phases: tuple[str, ...]) -> None:
         left += width
     axes.plot([row["milliseconds"] for row in rows], names, "k|", markersize=14, label="step, not taken apart")
     for row, end in zip(rows, left, strict=True):
-        text = f"  {row['speedup_over_baseline']:.2f}x, {row['matrix_peak_share']:.0%} of peak"
+        text = f"  {row['speedup_over_baseline']:.2f}x, {row['mfu']:.0%} MFU"
         axes.text(max(end, row["milliseconds"]), row["variant"], text, va="center", fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.3 * max(row["milliseconds"] for row in rows))

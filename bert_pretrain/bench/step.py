@@ -25,7 +25,7 @@ from bert_pretrain.bench.split import PHASES, Stopwatch, kept_bytes, peak_memory
 from bert_pretrain.build import build_trainer
 from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.data.collate import Counts, StepBatch
-from bert_pretrain.distributed.gradients import gradients_travel
+from bert_pretrain.distributed.gradients import sync_gradients
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
 from bert_pretrain.errors import require
 from bert_pretrain.model.bert import silence_transformers
@@ -46,19 +46,19 @@ def run(config: BenchStepConfig) -> None:
     """Measure the step, print the table, write the rows and draw them."""
     silence_transformers()
     with open_world(config.device) as world:
-        world.together(lambda: _check_out_dir(config.out_dir, world))
+        world.run_on_all_ranks(lambda: _check_out_dir(config.out_dir, world))
         rows = measure(config, world)
         bandwidth = measured_copy_bandwidth(world.device)
     if not world.is_first:
         return
-    print(f"{'variant':<20}{'ms a step':>11}{'tokens/s':>11}{'speed-up':>10}{'of peak':>9}{'memory':>9}", end="")
+    print(f"{'variant':<20}{'ms a step':>11}{'tokens/s':>11}{'speed-up':>10}{'MFU':>9}{'memory':>9}", end="")
     print("".join(f"{name:>{len(name) + 2}}" for name in _COLUMNS))
     for row in rows:
         parts = (f"{row[f'{name}_ms']:>{len(name) + 2}.1f}" for name in _COLUMNS if row[f"{name}_ms"] is not None)
         memory = row["peak_memory_bytes"]
         print(
             f"{row['variant']:<20}{row['milliseconds']:>11.1f}{row['real_tokens_per_second']:>11,.0f}"
-            f"{row['speedup_over_baseline']:>9.2f}x{row['matrix_peak_share']:>9.1%}"
+            f"{row['speedup_over_baseline']:>9.2f}x{row['mfu']:>9.1%}"
             f"{'-' if memory is None else f'{memory / 2**20:,.0f} MB':>9}{''.join(parts)}"
         )
     run = next(row for row in rows if row["variant"] == "all")
@@ -169,7 +169,7 @@ def take_apart(measured: Measured, source: Trainer, found: Figures) -> None:
     found.phases |= {"data": prepared / _SPLIT_ROUNDS, "communication": 0.0}
     if source.world.size > 1:  # what a step takes less when no gradient travels
         for _ in range(_SPLIT_ROUNDS):
-            with gradients_travel(measured.network, now=False):
+            with sync_gradients(measured.network, now=False):
                 alone.append(timed(lambda: measured.run(StepBatch(counts, iter(micro_batches))), device))
         found.phases["communication"] = max(0.0, statistics.median(found.steps) - statistics.median(alone))
         found.phases["backward"] -= found.phases["communication"]
@@ -226,7 +226,7 @@ def _row(config: BenchStepConfig, world: World, name: str, outcome: Outcome, tot
         "milliseconds": 1e3 * seconds,
         "real_tokens_per_second": total.tokens / rounds / seconds,
         "speedup_over_baseline": statistics.median(found["baseline"].steps) / seconds,
-        "matrix_peak_share": flops / rounds / seconds / (outcome.peak_rate * world.size),
+        "mfu": flops / rounds / seconds / (outcome.peak_rate * world.size),
         **{f"{phase}_ms": 1e3 * phases[phase] if phases else None for phase in _COLUMNS},
         "data_wait_share": waited / rounds / (seconds + waited / rounds) if name == "all" else 0.0,
         "peak_memory_bytes": found[name].memory,

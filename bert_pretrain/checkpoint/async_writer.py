@@ -102,7 +102,7 @@ class CheckpointWriter:
         return self._thread is not None and self._thread.is_alive()
 
     @contextmanager
-    def settled(self) -> Iterator[None]:
+    def finish_on_error(self) -> Iterator[None]:
         """An exception leaves this context only when nothing is being written."""
         try:
             yield
@@ -128,7 +128,7 @@ class CheckpointWriter:
         if self._fault:
             raise ConfigError(f"{self._fault}; make room, and start again with the same command")
 
-    def _rest(self) -> None:
+    def _throttle(self) -> None:
         """As long as this thread has worked since the last rest."""
         now = time.thread_time()
         self._awaited.wait(now - self._worked)
@@ -140,7 +140,7 @@ class CheckpointWriter:
             self._snapshot.wait()
             assert self._snapshot.model is not None
             model, state = self._snapshot.model, self._snapshot.optimizer_state
-            self.store.save(model, state, progress, config_yaml, self._rest)
+            self.store.save(model, state, progress, config_yaml, self._throttle)
         except OSError as error:
             self._fault = (
                 f"the checkpoint of step {progress.step} could not be written under {self.store.directory} ({error}); "

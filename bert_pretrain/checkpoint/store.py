@@ -24,11 +24,11 @@ from safetensors import SafetensorError
 from transformers import BertForPreTraining
 
 from bert_pretrain.checkpoint.files import (
-    Rest,
+    Throttle,
     find_fault,
     flush,
     flush_directory,
-    no_rest,
+    no_throttle,
     save_state,
     write_checksums,
 )
@@ -61,8 +61,8 @@ class Progress:
     """Real tokens."""
     data_fingerprint: str = ""
     precision: dict[str, float] | None = None
-    watch: dict[str, Any] = field(default_factory=dict)
-    """State of ``numerics.Watch``."""
+    spike_detector: dict[str, Any] = field(default_factory=dict)
+    """State of ``LossSpikeDetector``."""
 
     def after(self, applied: bool, samples: int, tokens: int) -> "Progress":
         """This progress after one more attempt."""
@@ -93,7 +93,7 @@ class CheckpointStore:
         optimizer_state: dict[str, Any],
         progress: Progress,
         config_yaml: str,
-        rest: Rest = no_rest,
+        throttle: Throttle = no_throttle,
     ) -> Path:
         """Write a checkpoint named after ``progress.step``, then remove those that need not be kept.
 
@@ -105,7 +105,7 @@ class CheckpointStore:
             shutil.rmtree(left, ignore_errors=True)
         temporary = self.directory / f".{final.name}.partial"
         try:
-            self._write(temporary, model, optimizer_state, progress, config_yaml, rest)
+            self._write(temporary, model, optimizer_state, progress, config_yaml, throttle)
         except (OSError, RuntimeError, SafetensorError) as error:  # the latter two: a full disk, as libraries report it
             room = "" if isinstance(error, OSError) else f"; {_megabytes_left(self.directory):.1f} MB are left there"
             shutil.rmtree(temporary, ignore_errors=True)
@@ -114,7 +114,7 @@ class CheckpointStore:
             final.rename(_free_name(final))
         temporary.rename(final)
         flush_directory(self.directory)
-        self._remove_old(rest)
+        self._remove_old(throttle)
         return final
 
     def _write(
@@ -124,17 +124,17 @@ class CheckpointStore:
         optimizer_state: dict[str, Any],
         progress: Progress,
         config_yaml: str,
-        rest: Rest,
+        throttle: Throttle,
     ) -> None:
         path.mkdir(parents=True)
         model.save_pretrained(path / "model")
-        save_state(optimizer_state, path / "optimizer.pt", rest)
+        save_state(optimizer_state, path / "optimizer.pt", throttle)
         for name in TOKENIZER_FILES:
             if self.tokenizer is not None and (self.tokenizer / name).is_file():
                 shutil.copyfile(self.tokenizer / name, path / "model" / name)
         (path / "progress.json").write_text(json.dumps(asdict(progress), indent=2), encoding="utf-8")
         (path / "config.yaml").write_text(config_yaml, encoding="utf-8")
-        write_checksums(path, rest)
+        write_checksums(path, throttle)
         flush(path)
 
     def newest_valid(self, report: Callable[[str], None]) -> Path | None:
@@ -152,10 +152,10 @@ class CheckpointStore:
             return []
         return sorted(path for path in self.directory.iterdir() if _NAME.fullmatch(path.name))
 
-    def _remove_old(self, rest: Rest) -> None:
+    def _remove_old(self, throttle: Throttle) -> None:
         for path in self.all()[: -self.keep_last]:
             milestone = self.keep_every_steps and int(path.name[5:]) % self.keep_every_steps == 0
-            if milestone or find_fault(path, rest) is not None:
+            if milestone or find_fault(path, throttle) is not None:
                 continue  # a damaged one is evidence, and not ours to delete
             shutil.rmtree(path)
 
@@ -167,7 +167,10 @@ def _megabytes_left(directory: Path) -> float:
 
 def load_progress(path: Path) -> Progress:
     """The progress of a valid checkpoint."""
-    return Progress(**json.loads((path / "progress.json").read_text(encoding="utf-8")))
+    values = json.loads((path / "progress.json").read_text(encoding="utf-8"))
+    if "watch" in values:  # its name until version 0.1
+        values["spike_detector"] = values.pop("watch")
+    return Progress(**values)
 
 
 def load_optimizer_state(path: Path, device: torch.device) -> dict[str, Any]:

@@ -80,14 +80,14 @@ class MicroBatch:
         )
 
 
-class Crossing:
+class HostToDeviceStream:
     """Micro-batches on their way to ``device``, on a stream of their own: they cross while the device computes."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def over(self, micro_batch: MicroBatch) -> MicroBatch:
+    def copy(self, micro_batch: MicroBatch) -> MicroBatch:
         """On the device, for what the current stream does next. Nobody waits on the host, if it is pinned."""
         if self._stream is None:
             return micro_batch.to(self.device)
@@ -133,7 +133,7 @@ def fixed_shapes(samples: int, length: int, predictions: int, trim: bool) -> lis
     return [*padded, replace(padded[-1], has_mask=False)]
 
 
-def filler(shape: Shape) -> MicroBatch:
+def dummy_batch(shape: Shape) -> MicroBatch:
     """A micro-batch of that shape that holds nothing but [CLS], and adds nothing to the losses."""
     ids = torch.zeros((shape.samples, shape.length), dtype=torch.int64)
     mask = torch.zeros_like(ids)
@@ -153,7 +153,7 @@ def to_fixed_micro_batch(arrays: Arrays, shapes: list[Shape]) -> MicroBatch:
         shape = shapes[-1]
     else:
         shape = next(shape for shape in shapes if shape.length >= longest and shape.masked >= len(rows))
-    batch = filler(shape)
+    batch = dummy_batch(shape)
     batch.input_ids[:samples] = _int64(arrays["input_ids"][:, : shape.length])
     batch.segment_ids[:samples] = _int64(arrays["segment_ids"][:, : shape.length])
     if batch.attention_mask is not None:

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 
 from bert_pretrain.data.dataset import DataConfig, ShardSet
-from bert_pretrain.data.loader import Remask
+from bert_pretrain.data.loader import DynamicMasking
 from bert_pretrain.data.masking import MaskingRule, mask_samples, restore_ids
 from bert_pretrain.data.shards import Arrays
 from bert_pretrain.errors import ConfigError
 
 
-def remasking(config: DataConfig, shards: ShardSet, seed: int) -> Remask | None:
+def dynamic_masking(config: DataConfig, shards: ShardSet, seed: int) -> DynamicMasking | None:
     """The function that masks a block anew, or None where the static masks are used.
 
     The masks depend on (seed, epoch, sample) alone, and follow the rule in the shards' header. Raises
@@ -31,12 +31,12 @@ def remasking(config: DataConfig, shards: ShardSet, seed: int) -> Remask | None:
     whole_word = header is not None and header.whole_word_masking
     rule = MaskingRule.of_vocabulary(tokens, probability, shards.max_predictions, whole_word)
 
-    def remask(arrays: Arrays, epoch: int, samples: np.ndarray) -> Arrays:
+    def mask_anew(arrays: Arrays, epoch: int, samples: np.ndarray) -> Arrays:
         lengths = arrays["input_mask"].sum(1, dtype=np.int64)
         ids, positions, labels = mask_samples(restore_ids(arrays), lengths, rule, seed, epoch, samples)
         return {**arrays, "input_ids": ids, "masked_lm_positions": positions, "masked_lm_ids": labels}
 
-    return remask
+    return mask_anew
 
 
 def read_vocabulary(folder: Path, vocab_size: int) -> list[str]:

@@ -36,15 +36,15 @@ from bert_pretrain.data.shards import SHARD_FIELDS, Arrays
 _KEPT_BYTES = 64 << 20  # of decoded blocks: the slice of a step that fits is read and masked once
 _WINDOW = 1024  # samples sorted by length together: bounds the memory, whatever the batch
 
-Remask = Callable[[Arrays, int, np.ndarray], Arrays]
+DynamicMasking = Callable[[Arrays, int, np.ndarray], Arrays]
 """(arrays, epoch, sample numbers) -> the same samples under the masks of that epoch."""
 
 
 class BlockReader:
     """Decoded blocks of the sample order; those of one step are kept, as far as they fit."""
 
-    def __init__(self, shards: ShardSet, order: SampleOrder, remask: Remask | None) -> None:
-        self.shards, self.order, self.remask = shards, order, remask
+    def __init__(self, shards: ShardSet, order: SampleOrder, mask_anew: DynamicMasking | None) -> None:
+        self.shards, self.order, self.mask = shards, order, mask_anew
         self._kept: OrderedDict[tuple[int, int], Arrays] = OrderedDict()
         self._bytes = 0
 
@@ -65,7 +65,7 @@ class BlockReader:
         inner = self.order.block_permutation(epoch, block)
         arrays = self.shards.read(first, first + len(inner))
         arrays = {name: arrays[name][inner] for name in SHARD_FIELDS}
-        return arrays if self.remask is None else self.remask(arrays, epoch, (first + inner) % self.order.samples)
+        return arrays if self.mask is None else self.mask(arrays, epoch, (first + inner) % self.order.samples)
 
     def runs(self, start: int, stop: int) -> Iterator[Arrays]:
         """The stream's positions ``start`` to ``stop``, in runs of at most a block."""
@@ -93,7 +93,7 @@ class TrainingData:
         order: SampleOrder,
         plan: BatchPlan,
         rank: int,
-        remask: Remask | None,
+        mask_anew: DynamicMasking | None,
         prefetch: int,
         group_by_length: bool,
         shapes: list[Shape] | None = None,
@@ -101,7 +101,7 @@ class TrainingData:
         """``shapes``: all shapes that micro-batches may have, for a model that is compiled for them."""
         self.plan, self.rank, self.prefetch, self.group_by_length = plan, rank, prefetch, group_by_length
         self.shapes = shapes
-        self._blocks = BlockReader(shards, order, remask)
+        self._blocks = BlockReader(shards, order, mask_anew)
 
     def counts(self, step: int) -> Counts:
         """What this rank's slice of ``step`` holds."""

@@ -41,7 +41,7 @@ def data_parallel(
     up: a resumed run would differ from the undisturbed one in the last bit. So one sample of nothing goes through here.
     BERT's buffers are constants and need not travel. Raises ``ConfigError`` for fp16 gradients without a loss scale.
     """
-    world.together(lambda: _check_type(config, loss_is_scaled))
+    world.run_on_all_ranks(lambda: _check_type(config, loss_is_scaled))
     if world.size == 1:
         return model
     device_ids = [world.local_rank] if world.device.type == "cuda" else None
@@ -71,7 +71,7 @@ def _check_type(config: CommunicationConfig, loss_is_scaled: bool) -> None:
         )
 
 
-def gradients_travel(network: nn.Module, now: bool) -> AbstractContextManager[None]:
+def sync_gradients(network: nn.Module, now: bool) -> AbstractContextManager[None]:
     """The context of a forward and backward whose gradients are reduced over the ranks, or only added up here."""
     if now or not isinstance(network, DistributedDataParallel):
         return nullcontext()

@@ -24,8 +24,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 
 from bert_pretrain.config_loading import print_error
-from bert_pretrain.distributed.preemption import STOP_SIGNALS, STOPPED
-from bert_pretrain.distributed.watchdog import LOST
+from bert_pretrain.distributed.preemption import EXIT_STOPPED, STOP_SIGNALS
+from bert_pretrain.distributed.watchdog import EXIT_LOST_RANK
 from bert_pretrain.errors import ConfigError
 
 _MISTAKE = 2
@@ -54,7 +54,7 @@ def _children() -> list[int]:
 def status(error: ChildFailedError) -> int:
     """The exit status that the ranks' failure stands for; torchrun's is 1 for all of them."""
     code: int = error.get_first_failure()[1].exitcode
-    return code if code in (STOPPED, LOST, _MISTAKE) else 1
+    return code if code in (EXIT_STOPPED, EXIT_LOST_RANK, _MISTAKE) else 1
 
 
 def without_restart(monitor: Monitor) -> Monitor:
@@ -62,7 +62,7 @@ def without_restart(monitor: Monitor) -> Monitor:
 
     def look(agent: LocalElasticAgent, group: WorkerGroup) -> RunResult:
         result = monitor(agent, group)
-        if any(failure.exitcode in (STOPPED, _MISTAKE) for failure in result.failures.values()):
+        if any(failure.exitcode in (EXIT_STOPPED, _MISTAKE) for failure in result.failures.values()):
             assert hasattr(agent, "_remaining_restarts"), "private: another torch may call it otherwise"
             agent._remaining_restarts = 0
         return result

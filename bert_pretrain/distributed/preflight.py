@@ -16,7 +16,7 @@ _COMPARED = ("torch", "transformers", "numpy", "h5py")
 _FAULTS = "faults"
 
 
-def facts_of(device: torch.device, options: str) -> dict[str, str]:
+def environment_facts(device: torch.device, options: str) -> dict[str, str]:
     """What has to be the same on all ranks, by the name under which a user knows it."""
     sources = hashlib.sha256()
     for path in sorted(Path(__file__).parent.parent.rglob("*.py")):
@@ -28,18 +28,18 @@ def facts_of(device: torch.device, options: str) -> dict[str, str]:
     return facts | {"the set of options": hashlib.sha256(options.encode()).hexdigest()[:12]}
 
 
-def whose(rank: int) -> str:
+def rank_label(rank: int) -> str:
     """Of which rank on which node a message is, in words that follow it."""
     return f" (rank {rank} on {socket.gethostname()})"
 
 
-def roll_call(store: dist.Store, rank: int, size: int, fault: str, facts: dict[str, str]) -> str:
+def check_ranks_agree(store: dist.Store, rank: int, size: int, fault: str, facts: dict[str, str]) -> str:
     """Before any collective: every rank says its fault and its ``facts``, rank 0 finds the first that is wrong.
 
     Returns what is wrong, the same on every rank; empty where nothing is. Costs ``size`` reads of a small value. Raises
     ``ConfigError`` where rank 0 does not answer.
     """
-    store.set(f"here/{rank}", json.dumps([fault and fault + whose(rank), whose(rank), facts]))
+    store.set(f"here/{rank}", json.dumps([fault and fault + rank_label(rank), rank_label(rank), facts]))
     if rank > 0:
         try:
             return store.get(_FAULTS).decode()

@@ -20,14 +20,14 @@ import torch.distributed as dist
 
 from bert_pretrain.distributed.preemption import StopRequest
 
-LOST = 76
+EXIT_LOST_RANK = 76
 """Exit status of a run that lost a rank (EX_PROTOCOL of sysexits.h): start it again."""
 _GO_ON = "the same command goes on from the newest checkpoint"
 _VERDICT = "verdict"
 
 
 @dataclass
-class Sign:
+class PeerStatus:
     """The last that was heard of a rank, and when, by the clock of who heard it."""
 
     text: bytes = b""
@@ -36,7 +36,7 @@ class Sign:
     heard: float = field(default_factory=time.monotonic)
 
 
-class Pulse:
+class Watchdog:
     """This rank's sign of life, and its look at those of others.
 
     Two daemon threads: one talks to the store, and is stuck where the network is; the other judges. Silence is judged
@@ -54,98 +54,100 @@ class Pulse:
     ) -> None:
         self.rank, self.timeout, self.says, self.stop = rank, timeout, says, stop or StopRequest()
         self.interval = min(5.0, timeout / 10)
-        self._store = dist.PrefixStore("pulse", store.clone())  # type: ignore[attr-defined]  # torch's stubs lack it
+        self._store = dist.PrefixStore("watchdog", store.clone())  # type: ignore[attr-defined]  # torch's stubs lack it
         self._store.set_timeout(timedelta(seconds=timeout))
-        self._beats = self._step = 0
-        self._moved = float("inf")  # nothing is late before the first step
-        self._signs = {other: Sign() for other in (range(1, size) if rank == 0 else range(1))}
+        self._heartbeats = self._step = 0
+        self._last_progress = float("inf")  # nothing is late before the first step
+        self._peers = {other: PeerStatus() for other in (range(1, size) if rank == 0 else range(1))}
         self._verdict = ""
         self._ended, self._leaving = threading.Event(), threading.Lock()
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._talk, self._judge)]
-        self._beat()
+        self._threads = [
+            threading.Thread(target=work, daemon=True) for work in (self._exchange_heartbeats, self._watch_peers)
+        ]
+        self._send_heartbeat()
         if rank == 0:
             self._store.set(_VERDICT, "")
 
-    def watch(self) -> None:
+    def start(self) -> None:
         """Begin; once all ranks are there."""
-        for sign in self._signs.values():
-            sign.heard = time.monotonic()
+        for peer in self._peers.values():
+            peer.heard = time.monotonic()
         for thread in self._threads:
             thread.start()
 
     def end(self) -> None:
-        """Watch no longer; no thread is in torch's code when the interpreter ends, which would abort it."""
+        """Stop watching; no thread is in torch's code when the interpreter ends, which would abort it."""
         self._ended.set()
         for thread in self._threads:
             thread.join(timeout=self.interval)
 
-    def moved(self, step: int | None = None) -> None:
+    def report_progress(self, step: int | None = None) -> None:
         """The main thread gets on, in ``step`` where one begins."""
-        self._moved = time.monotonic()
+        self._last_progress = time.monotonic()
         if step is not None:
             self._step = step
 
-    def torn(self, reason: str) -> None:
+    def collective_failed(self, reason: str) -> None:
         """A collective has failed in the main thread: find out whose fault it is, say it, and end the process.
 
         After a request to stop that is the launcher's work, which ends the other ranks of a node when one has died.
         """
         found = ""
         for _ in range(12):
-            found = self._verdict or self._silent(2.5 * self.interval)
-            if found or self.stop.asked:
+            found = self._verdict or self._silent_peer(2.5 * self.interval)
+            if found or self.stop.requested:
                 break
             time.sleep(self.interval / 2)
         self._leave(found or f"a connection to another rank broke in step {self._step}", reason)
 
-    def _beat(self) -> None:
-        self._beats += 1
-        self._store.set(str(self.rank), json.dumps([self._beats, self._step, socket.gethostname()]))
+    def _send_heartbeat(self) -> None:
+        self._heartbeats += 1
+        self._store.set(str(self.rank), json.dumps([self._heartbeats, self._step, socket.gethostname()]))
 
-    def _talk(self) -> None:
+    def _exchange_heartbeats(self) -> None:
         while not self._ended.wait(self.interval):
             try:
-                self._beat()
-                texts = self._store.multi_get([str(other) for other in self._signs])
+                self._send_heartbeat()
+                texts = self._store.multi_get([str(other) for other in self._peers])
                 if self.rank > 0:
                     self._verdict = self._store.get(_VERDICT).decode()
                 elif self._verdict:
                     self._store.set(_VERDICT, self._verdict)
             except RuntimeError:  # the store is out of reach: its silence is judged
                 continue
-            for sign, text in zip(self._signs.values(), texts, strict=True):
-                if text != sign.text:
-                    sign.text, sign.heard = text, time.monotonic()
-                    _, sign.step, sign.host = json.loads(text)
+            for peer, text in zip(self._peers.values(), texts, strict=True):
+                if text != peer.text:
+                    peer.text, peer.heard = text, time.monotonic()
+                    _, peer.step, peer.host = json.loads(text)
 
-    def _judge(self) -> None:
+    def _watch_peers(self) -> None:
         while not self._ended.wait(self.interval / 2):
-            found = self._verdict or self._silent(self.timeout - 3 * self.interval) or self._late()
+            found = self._verdict or self._silent_peer(self.timeout - 3 * self.interval) or self._stuck_rank()
             if found:
                 self._leave(found, "")
 
-    def _silent(self, limit: float) -> str:
+    def _silent_peer(self, limit: float) -> str:
         """Who was not heard of for ``limit`` seconds, the longest silent one by name."""
         now = time.monotonic()
-        silent = sorted((sign.heard, rank) for rank, sign in self._signs.items() if now - sign.heard > limit)
+        silent = sorted((peer.heard, rank) for rank, peer in self._peers.items() if now - peer.heard > limit)
         if not silent:
             return ""
         (heard, rank), others = silent[0], len(silent) - 1
         return (
-            f"rank {rank} on {self._signs[rank].host}{f' and {others} more' if others else ''} fell silent in step "
-            f"{self._signs[rank].step}, {now - heard:.0f} s ago: its process, its machine or the network to it is gone"
+            f"rank {rank} on {self._peers[rank].host}{f' and {others} more' if others else ''} fell silent in step "
+            f"{self._peers[rank].step}, {now - heard:.0f} s ago: its process, its machine or the network to it is gone"
         )
 
-    def _late(self) -> str:
+    def _stuck_rank(self) -> str:
         """On rank 0: who keeps the others waiting for nearly ``timeout`` seconds, by the steps that they are in."""
-        waited = time.monotonic() - self._moved
+        waited = time.monotonic() - self._last_progress
         if self.rank > 0 or waited < self.timeout - 3 * self.interval:
             return ""
-        steps = {0: self._step} | {rank: sign.step for rank, sign in self._signs.items()}
+        steps = {0: self._step} | {rank: peer.step for rank, peer in self._peers.items()}
         last = min(steps, key=lambda rank: (steps[rank], rank))
         if steps[last] == max(steps.values()):
             return f"no rank has got beyond step {self._step} for {waited:.0f} s, though all processes are alive"
-        host = self._signs[last].host if last else socket.gethostname()
+        host = self._peers[last].host if last else socket.gethostname()
         return (
             f"rank {last} on {host} is alive but stuck in step {steps[last]}; the others have waited for it in step "
             f"{max(steps.values())} for {waited:.0f} s"
@@ -157,6 +159,6 @@ class Pulse:
         if self.says:
             why = f" ({reason})" if reason else ""
             print(f"error: {found}{why}; {_GO_ON}", file=sys.stderr, flush=True)
-        if self.rank == 0 and not self.stop.asked:
+        if self.rank == 0 and not self.stop.requested:
             time.sleep(2 * self.interval)  # the store ends with this node; the others hear first
-        os._exit(LOST)
+        os._exit(EXIT_LOST_RANK)

@@ -18,8 +18,8 @@ import torch.distributed as dist
 
 from bert_pretrain.config_loading import print_error
 from bert_pretrain.distributed.preemption import StopRequest
-from bert_pretrain.distributed.preflight import facts_of, roll_call, whose
-from bert_pretrain.distributed.watchdog import Pulse
+from bert_pretrain.distributed.preflight import check_ranks_agree, environment_facts, rank_label
+from bert_pretrain.distributed.watchdog import Watchdog
 from bert_pretrain.errors import ConfigError, SharedError, require
 
 Result = TypeVar("Result")
@@ -35,7 +35,7 @@ class World:
     local_rank: int
     size: int
     device: torch.device
-    pulse: Pulse | None = None
+    watchdog: Watchdog | None = None
 
     @property
     def is_first(self) -> bool:
@@ -63,7 +63,7 @@ class World:
             dist.broadcast_object_list(said, src=0)
         return said[0]
 
-    def together(self, work: Callable[[], Result]) -> Result:
+    def run_on_all_ranks(self, work: Callable[[], Result]) -> Result:
         """``work()`` on every rank; where any fails, all raise a ``SharedError`` that names the lowest such rank.
 
         For all work before the first step: a directory need not be seen, nor a compiler be there, on every node.
@@ -79,16 +79,16 @@ class World:
             fault = str(error) or type(error).__name__
             if self.size == 1:
                 raise error if isinstance(error, ConfigError) else ConfigError(fault) from error
-        heard = self.gather((fault, whose(self.rank)))
+        heard = self.gather((fault, rank_label(self.rank)))
         found = next((said for said in heard if said[0]), None)
         if found is not None:
             raise SharedError(found[0] if all(said == found[0] for said, _ in heard) else "".join(found))
         return result  # type: ignore[return-value]
 
-    def moved(self, step: int | None = None) -> None:
+    def report_progress(self, step: int | None = None) -> None:
         """This rank gets on, in ``step`` where one begins: the others need not take it for hung. Costs nothing."""
-        if self.pulse is not None:
-            self.pulse.moved(step)
+        if self.watchdog is not None:
+            self.watchdog.report_progress(step)
 
     def gather(self, said: Said) -> list[Said]:
         """What every rank says, in their order, on every rank."""
@@ -135,7 +135,7 @@ def open_world(
 
     ``options`` has to be the same text on all ranks. Raises ``ConfigError``, the same on every rank, where it is not,
     where versions or sources differ, where a rank finds no device for itself, or where one does not come. A rank
-    that is lost or hung later ends the process with a message and ``pulse.LOST``.
+    that is lost or hung later ends the process with a message and ``watchdog.EXIT_LOST_RANK``.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler prints when it starts and stops
     local_rank, local_size = _environment("LOCAL_RANK", 0), _environment("LOCAL_WORLD_SIZE", 1)
@@ -148,11 +148,11 @@ def open_world(
         fault = str(error)
     if size > 1:
         store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
-        fault = roll_call(store, rank, size, fault, facts_of(here, options))
+        fault = check_ranks_agree(store, rank, size, fault, environment_facts(here, options))
     if fault:
         raise SharedError(fault)
-    pulse = Pulse(store, rank, size, timeout_seconds, local_rank == 0, stop) if store is not None else None
-    world = World(rank, local_rank, size, here, pulse)
+    watchdog = Watchdog(store, rank, size, timeout_seconds, local_rank == 0, stop) if store is not None else None
+    world = World(rank, local_rank, size, here, watchdog)
     if here.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it precision.deterministic cannot hold
         torch.cuda.set_device(here)
@@ -161,8 +161,8 @@ def open_world(
         torch.set_num_threads(cores_per_rank(local_size))
     if world.size > 1:
         _join(world, store, timeout)
-    if pulse is not None:
-        pulse.watch()
+    if watchdog is not None:
+        watchdog.start()
     try:
         yield world
         # Not in a finally: a rank that fails while its peers wait in a collective must die, not wait for them.
@@ -172,24 +172,24 @@ def open_world(
             world.wait_for_all()  # a launcher ends the others when one has left: one may have to speak, or to save
         raise
     except RuntimeError as error:
-        if pulse is None or not is_torn(error):
+        if watchdog is None or not is_collective_error(error):
             raise
         first = str(error).strip().partition("\n")[0].partition(". ")[0]
-        pulse.torn(re.sub(r"^\[\S+\] ", "", first))  # without the place in gloo's source
+        watchdog.collective_failed(re.sub(r"^\[\S+\] ", "", first))  # without the place in gloo's source
     finally:
-        if pulse is not None:
-            pulse.end()
+        if watchdog is not None:
+            watchdog.end()
     if world.size > 1:
         dist.destroy_process_group()
 
 
 def _join(world: World, store: dist.Store | None, timeout: timedelta) -> None:
-    # Else NCCL's own watchdog aborts the process at a lost peer, before the pulse has said who it was.
+    # Else NCCL's own watchdog aborts the process at a lost peer, before the watchdog has said who it was.
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     on_gpu = world.device.type == "cuda"
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        timeout=2 * timeout,  # the pulse speaks first
+        timeout=2 * timeout,  # the watchdog speaks first
         device_id=world.device if on_gpu else None,
         store=store,
         rank=world.rank,
@@ -197,7 +197,7 @@ def _join(world: World, store: dist.Store | None, timeout: timedelta) -> None:
     )
 
 
-def is_torn(error: RuntimeError) -> bool:
+def is_collective_error(error: RuntimeError) -> bool:
     """Whether a collective failed for want of a peer."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
@@ -213,7 +213,7 @@ def report_once(error: ConfigError) -> None:
         if rank == 0:
             print_error(error)
     elif dist.is_initialized():
-        print_error(ConfigError(f"{error}{whose(rank)}"))
+        print_error(ConfigError(f"{error}{rank_label(rank)}"))
     elif local_rank == 0:
         print_error(error)
     if dist.is_initialized():

@@ -18,8 +18,8 @@ from bert_pretrain.build import build_trainer
 from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml
 from bert_pretrain.data.dataset import check_vocabulary, open_split
-from bert_pretrain.distributed.preflight import whose
-from bert_pretrain.distributed.world import World, is_torn, leave, one_message_for_all_ranks, open_world
+from bert_pretrain.distributed.preflight import rank_label
+from bert_pretrain.distributed.world import World, is_collective_error, leave, one_message_for_all_ranks, open_world
 from bert_pretrain.errors import ConfigError, SharedError
 from bert_pretrain.model.bert import build_model, silence_transformers
 from bert_pretrain.model.flops import parameter_count
@@ -94,13 +94,13 @@ def checked(name: str, check: Callable[[PretrainConfig, World], Finding], config
     try:
         finding = check(config, world)
     except (ConfigError, OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and is_torn(error):
+        if isinstance(error, RuntimeError) and is_collective_error(error):
             raise
         finding = Finding(FAIL, str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
         if world.size > 1 and check in EXCHANGES and not isinstance(error, SharedError):
-            say(name, finding, whose(world.rank))
+            say(name, finding, rank_label(world.rank))
             leave(1)
-    heard = world.gather((finding, whose(world.rank)))
+    heard = world.gather((finding, rank_label(world.rank)))
     worst, place = max(heard, key=lambda one: (OK, WARN, FAIL).index(one[0].level))
     if world.is_first:
         alone = worst.level != OK and any(found != worst for found, _ in heard)
@@ -231,7 +231,7 @@ def shards(config: PretrainConfig, world: World) -> Finding:
 def two_steps(config: PretrainConfig, world: World) -> Finding:
     """Two short steps and a checkpoint, in a folder that is thrown away."""
     place = _existing(Path(config.run_dir)) if world.is_first else None  # the others' stays empty
-    with world.together(lambda: tempfile.TemporaryDirectory(dir=place)) as folder:
+    with world.run_on_all_ranks(lambda: tempfile.TemporaryDirectory(dir=place)) as folder:
         trial = replace(config, checkpoint=replace(config.checkpoint, every_steps=2, keep_every_steps=0))
         schedule = replace(config.schedule, total_steps=2)
         trial = replace(trial, schedule=schedule, training=replace(config.training, evaluate_every_steps=10**9))

@@ -42,11 +42,11 @@ def finetune(config: FinetuneConfig, world: World) -> None:
     """Read and check everything, then a run for each seed."""
     say: Say = print if world.is_first else (lambda _: None)
     out_dir = Path(config.out_dir)
-    micro_batch, accumulation = world.together(lambda: batch_cut(config.training, world.size))
-    world.together(lambda: check_out_dir(out_dir, config.overwrite) if world.is_first else None)
-    tokenizer = world.together(lambda: load_tokenizer(config.model_dir, config.training.max_length))
-    world.together(lambda: new_model(config.model_dir, config.task, config.from_scratch, 0, say))
-    train, evaluations = world.together(lambda: load_data(config, tokenizer, say))
+    micro_batch, accumulation = world.run_on_all_ranks(lambda: batch_cut(config.training, world.size))
+    world.run_on_all_ranks(lambda: check_out_dir(out_dir, config.overwrite) if world.is_first else None)
+    tokenizer = world.run_on_all_ranks(lambda: load_tokenizer(config.model_dir, config.training.max_length))
+    world.run_on_all_ranks(lambda: new_model(config.model_dir, config.task, config.from_scratch, 0, say))
+    train, evaluations = world.run_on_all_ranks(lambda: load_data(config, tokenizer, say))
     runs: list[dict[str, Any]] = []
     for seed in config.seeds:
         started, folder = time.perf_counter(), out_dir / f"seed_{seed}"

@@ -22,7 +22,7 @@ from transformers import BertConfig, BertForPreTraining
 from bert_pretrain.model.cpu_vocabulary_loss import expressible, vocabulary_loss
 from bert_pretrain.model.encoder import Product, embed, layer_weights, run_layer
 from bert_pretrain.model.options import ModelConfig, SpeedConfig
-from bert_pretrain.model.weight_cache import Stack, StepWeights, stacked
+from bert_pretrain.model.weight_cache import Join, WeightCache, joined_once
 
 _VOCABULARY_MULTIPLE = 64  # rows of 128 bytes in bf16: what tensor cores and their loads are laid out for
 _UNLIKELY = -65504.0  # the lowest number of fp16: its exponential is 0 in every type
@@ -41,7 +41,7 @@ class PretrainingSums(NamedTuple):
     """Samples whose next-sentence label is predicted."""
 
 
-def decoder_weights(cls: Any, speed: SpeedConfig, stack: Stack = stacked) -> Product:
+def decoder_weights(cls: Any, speed: SpeedConfig, stack: Join = joined_once) -> Product:
     """The vocabulary product, filled up to a good multiple where ``speed`` says so, by words that are never likely.
 
     The filling is no parameter: neither gradients nor trust ratios ever see it.
@@ -109,7 +109,7 @@ class PretrainingModel(nn.Module):
         self.speed = speed
         self.pieces = Pieces()
         """What runs while training; evaluation, in its own shapes and types, is never compiled."""
-        self._step_weights = StepWeights()
+        self._weight_cache = WeightCache()
 
     def step(self) -> AbstractContextManager[None]:
         """The forward and backward passes of one step, between which no weight changes: those of the layers and of the
@@ -117,7 +117,7 @@ class PretrainingModel(nn.Module):
 
         CUDA graphs cast in each replay: whatever is no parameter they would copy in each.
         """
-        return nullcontext() if self.speed.cuda_graphs else self._step_weights.step()
+        return nullcontext() if self.speed.cuda_graphs else self._weight_cache.step()
 
     def forward(
         self,
@@ -153,8 +153,8 @@ class PretrainingModel(nn.Module):
         heads = self.bert.cls, self.bert.bert.pooler, decoder
         return pieces.heads(*heads, x, masked_labels, next_sentence_labels, self.speed)
 
-    def _stack(self) -> Stack | None:
-        return self._step_weights.stack if self._step_weights.in_step else None
+    def _stack(self) -> Join | None:
+        return self._weight_cache.stack if self._weight_cache.in_step else None
 
     def _encode(
         self,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.torch_version import TorchVersion
 
-from bert_pretrain.data.collate import Shape, filler
+from bert_pretrain.data.collate import Shape, dummy_batch
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.model.bert import Pieces, PretrainingModel
 from bert_pretrain.model.precision import MixedPrecision
@@ -56,7 +56,7 @@ def compile_model(
 def _forward_backward(model: PretrainingModel, precision: MixedPrecision, shape: Shape) -> None:
     """What a step does with a micro-batch, on one that holds nothing."""
     with precision.autocast(), model.step():
-        out = model(*filler(shape).to(precision.device).tensors())
+        out = model(*dummy_batch(shape).to(precision.device).tensors())
         with precision.autocast(enabled=False):
             ((out.mlm_loss + out.nsp_loss) * 0).backward()
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from bert_pretrain.model.cpu_dropout import dropout
 from bert_pretrain.model.options import SpeedConfig
-from bert_pretrain.model.weight_cache import Stack, stacked
+from bert_pretrain.model.weight_cache import Join, joined_once
 
 Product = tuple[Tensor, Tensor]
 """Weight (O, I) and bias (O,) of x @ weight.T + bias."""
@@ -40,7 +40,7 @@ class LayerWeights(NamedTuple):
     output: Product
 
 
-def layer_weights(layer: Any, speed: SpeedConfig, stack: Stack = stacked) -> LayerWeights:
+def layer_weights(layer: Any, speed: SpeedConfig, stack: Join = joined_once) -> LayerWeights:
     """What ``run_layer`` multiplies by."""
 
     def product(*linears: Any) -> Product:

@@ -14,19 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Stack = Callable[[Sequence[Tensor], int, float], Tensor]
+Join = Callable[[Sequence[Tensor], int, float], Tensor]
 """(parts, rows, fill) -> the parts one below the other, and rows of ``fill`` up to the number of ``rows``."""
 
 
-def stacked(parts: Sequence[Tensor], rows: int, fill: float) -> Tensor:
-    """A ``Stack`` for one use."""
+def joined_once(parts: Sequence[Tensor], rows: int, fill: float) -> Tensor:
+    """A ``Join`` for one use."""
     joined = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
     missing = rows - len(joined)
     return F.pad(joined, (0, 0) * (joined.dim() - 1) + (0, missing), value=fill) if missing else joined
 
 
-class StepWeights:
-    """A ``Stack`` for all uses within a step, in which no weight may change."""
+class WeightCache:
+    """A ``Join`` for all uses within a step, in which no weight may change."""
 
     def __init__(self) -> None:
         self.in_step = False
@@ -65,14 +65,14 @@ class StepWeights:
                 for part, place in zip(parts, whole[: sum(sizes)].split(sizes), strict=True):
                     place.copy_(part)
             self._of_this_step.add(key)
-        used: Tensor = _Use.apply(whole, *parts)
+        used: Tensor = _UseCached.apply(whole, *parts)
         return used
 
-    def __deepcopy__(self, _: object) -> "StepWeights":
-        return StepWeights()
+    def __deepcopy__(self, _: object) -> "WeightCache":
+        return WeightCache()
 
 
-class _Use(torch.autograd.Function):
+class _UseCached(torch.autograd.Function):
     """``stack`` instead of the ``parts`` that it was made of."""
 
     @staticmethod

@@ -90,7 +90,7 @@ def apply_kernel(
         chunk = first + tl.program_id(0)
         layer = tl.load(layer_of + chunk)
         leader = chunk == tl.load(layers + layer * LAYER_COLUMNS + FIRST)
-        step_size = _settle(layers, groups, layer, total, sums, kept, report, flags, n_layers, leader)
+        step_size = _layer_step_size(layers, groups, layer, total, sums, kept, report, flags, n_layers, leader)
         apply_chunk(layers, groups, layer_of, chunk, kept, step_size, COPY_TYPE, CHUNK, BLOCK)
 
 
@@ -138,7 +138,7 @@ def _arrive(layers, groups, layer, total, sums, kept, report, flags, arrivals, n
     tl.debug_barrier()  # the release below speaks for all threads of the program
     before = tl.atomic_add(arrivals + layer, 1, sem="acq_rel", scope="gpu")
     if before == tl.load(layers + layer * LAYER_COLUMNS + COUNT) - 1:
-        step_size = _settle(layers, groups, layer, total, sums, kept, report, flags, n_layers, True)
+        step_size = _layer_step_size(layers, groups, layer, total, sums, kept, report, flags, n_layers, True)
         tl.store(kept + layer * 4 + 3, step_size)
         tl.debug_barrier()
         tl.atomic_xchg(arrivals + n_layers + layer, 1, sem="release", scope="gpu")
@@ -173,7 +173,7 @@ def _decide(groups, partials, n_partials, extra, scale, found, PRE: tl.constexpr
 
 
 @triton.jit
-def _settle(layers, groups, layer, total, sums, kept, report, flags, n_layers, leader):
+def _layer_step_size(layers, groups, layer, total, sums, kept, report, flags, n_layers, leader):
     """Return lr r, float64, r from (6) and the sums of all chunks of the layer; the leader reports and counts t."""
     row = layers + layer * LAYER_COLUMNS
     group = groups + tl.load(row + GROUP) * GROUP_COLUMNS

@@ -23,7 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from bert_pretrain.build import pretrain
 from bert_pretrain.config import PretrainConfig, check_run_dir
 from bert_pretrain.config_loading import load_config
-from bert_pretrain.distributed.preemption import STOPPED, StopRequest
+from bert_pretrain.distributed.preemption import EXIT_STOPPED, StopRequest
 from bert_pretrain.distributed.world import World, open_world
 from bert_pretrain.errors import ConfigError, DivergedError, require
 from bert_pretrain.model.bert import silence_transformers
@@ -150,14 +150,14 @@ def run_study(config: StudyConfig) -> None:
     silence_transformers()
     fault = writable_directory(Path(config.out_dir))
     require(fault is None, "out_dir", config.out_dir, f"a directory that can be written ({fault})")
-    stop = StopRequest().listen()
+    stop = StopRequest().install_handlers()
     with open_world(config.device) as world:
         require(world.size == 1, "processes", world.size, "1: the runs of a study come one after the other")
         try:
             curves = Study(config, world, stop).run()
         except _StopError:
             print("stopped as asked; the same command goes on")
-            sys.exit(STOPPED)
+            sys.exit(EXIT_STOPPED)
         write_study(config, curves, device_name(world.device))
 
 

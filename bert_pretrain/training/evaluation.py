@@ -25,8 +25,8 @@ def evaluate(
     batches = heldout_batches(heldout, micro_batch_size, world.rank, world.size)
     largest_share = -(-heldout.samples // world.size)
     for _ in range(-(-largest_share // micro_batch_size)):  # as often on every rank, though one may have a batch less
-        world.moved()
-        asked = world.sum(torch.tensor(float(stop.asked)).to(world.device, non_blocking=True))
+        world.report_progress()
+        asked = world.sum(torch.tensor(float(stop.requested)).to(world.device, non_blocking=True))
         micro_batch = next(batches, None)
         if micro_batch is not None:
             out = model(*micro_batch.to(world.device).tensors())

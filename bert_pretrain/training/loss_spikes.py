@@ -17,7 +17,7 @@ _COLLAPSED = 2.0**-8  # a loss scale that has shrunk the gradients this far and 
 
 
 @dataclass
-class Watch:
+class LossSpikeDetector:
     """What the losses and norms of a run have been so far; a part of its progress."""
 
     mean: float = 0.0

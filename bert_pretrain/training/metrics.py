@@ -49,7 +49,7 @@ class MetricsLog:
         self._started = time.perf_counter()
         self._first_step = 0
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """One line to the user."""
         if self.path is not None:
             tqdm.write(text, file=sys.stdout)
@@ -93,7 +93,9 @@ class MetricsLog:
                 )
                 return
             except Exception as error:  # a vanished server or a full disk must not end a run of days
-                self.say(f"wandb is not {wanted}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+                self.message(
+                    f"wandb is not {wanted}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+                )
 
     def row(self, row: Row) -> None:
         """Append one row to ``metrics.jsonl`` and to wandb; flushed, so that a killed run has its rows."""
@@ -105,7 +107,7 @@ class MetricsLog:
                 self._wandb.log(row, step=row["step"])
             except Exception as error:
                 self._wandb = None
-                self.say(f"wandb is off from here: {error}")
+                self.message(f"wandb is off from here: {error}")
 
     def _append(self, line: str) -> None:
         """Where the disk takes no rows they wait here, and go with the next one that it takes."""
@@ -120,7 +122,7 @@ class MetricsLog:
             with suppress(OSError):
                 os.truncate(self.path, size)  # half a row would hide those after it
             if not waiting:
-                self.say(f"{self.path} cannot be written ({error}); training goes on, its rows are kept in memory")
+                self.message(f"{self.path} cannot be written ({error}); training goes on, its rows are kept in memory")
 
     def advance(self, step: int) -> None:
         """Move the bar."""
@@ -139,7 +141,7 @@ class MetricsLog:
         """End the bar and the wandb run, there too as ``failed`` says."""
         self._bar.close()
         if self._unwritten:
-            self.say(f"{self._unwritten.count(chr(10))} rows could not be written to {self.path}")
+            self.message(f"{self._unwritten.count(chr(10))} rows could not be written to {self.path}")
         if self._wandb is None:
             return
         # Without its server, wandb tries for hours.
@@ -147,13 +149,13 @@ class MetricsLog:
         done.start()
         done.join(WANDB_SECONDS)
         if done.is_alive():
-            self.say(f"wandb does not answer; the run's data are in {self._wandb.dir}: wandb sync")
+            self.message(f"wandb does not answer; the run's data are in {self._wandb.dir}: wandb sync")
 
     def _finish_wandb(self, failed: bool) -> None:
         try:
             self._wandb.finish(exit_code=int(failed))
         except Exception as error:
-            self.say(f"wandb did not finish: {error}")
+            self.message(f"wandb did not finish: {error}")
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ class LayerRows:
 
 
 @dataclass
-class Meter:
+class Throughput:
     """Work done since the last row."""
 
     tokens: float = 0.0
@@ -198,7 +200,7 @@ class Meter:
         self.tokens += step.tokens
         self.flops += training_flops(model, step.samples, step.tokens, step.squared, step.masked)
 
-    def timed(self, items: Iterator[Item]) -> Iterator[Item]:
+    def time_waiting(self, items: Iterator[Item]) -> Iterator[Item]:
         """``items``, the time spent waiting for each counted."""
         while True:
             started = time.perf_counter()
@@ -214,7 +216,8 @@ class Meter:
         seconds = now - self.since
         row = {
             "tokens_per_second": self.tokens / seconds,
-            "matrix_peak_share": self.flops / seconds / peak,
+            "mfu": self.flops / seconds / peak,
+            "matrix_peak_share": self.flops / seconds / peak,  # the name of mfu until version 0.1
             "data_wait_share": self.waited / seconds,
         }
         self.tokens = self.flops = self.waited = 0.0
@@ -224,11 +227,10 @@ class Meter:
 
 def training_line(row: Row, total_steps: int, seconds_left: float) -> str:
     """A logged step in one line."""
-    share = row["matrix_peak_share"]
     return (
         f"step {row['step']:>7}/{total_steps}  loss {row['loss']:.3f}  mlm {row['mlm_loss']:.3f}  "
         f"acc {row['mlm_accuracy']:.3f}  lr {row['lr']:.2e}  |g| {row['grad_norm']:.3g}  "
-        f"{row['tokens_per_second']:,.0f} tokens/s  {share:.0%} of peak  {duration(seconds_left)} left"
+        f"{row['tokens_per_second']:,.0f} tokens/s  MFU {row['mfu']:.0%}  {duration(seconds_left)} left"
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from bert_pretrain.data.collate import Shape, filler
+from bert_pretrain.data.collate import Shape, dummy_batch
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import SharedError
 from bert_pretrain.model.bert import PretrainingModel
@@ -40,7 +40,7 @@ def micro_batch_that_fits(
 
     def fits(samples: int) -> bool:
         torch.cuda.reset_peak_memory_stats(world.device)
-        batch = filler(Shape(samples, length, samples * predictions, True)).to(world.device)
+        batch = dummy_batch(Shape(samples, length, samples * predictions, True)).to(world.device)
         try:
             with precision.autocast(), model.step():
                 out = model(*batch.tensors())

@@ -24,8 +24,8 @@ class StepNumbers:
     tokens: float
     squared: float
     """Sum over samples of the squared number of real tokens."""
-    asked: float
-    """Ranks asked to stop."""
+    stop_requests: float
+    """Ranks that were asked to stop."""
     mlm: float
     nsp: float
     mlm_correct: float

@@ -14,11 +14,11 @@ import torch
 from bert_pretrain.checkpoint.async_writer import CheckpointWriter
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress, restore
 from bert_pretrain.data.batch_plan import BatchPlan
-from bert_pretrain.data.collate import Counts, Crossing, StepBatch
+from bert_pretrain.data.collate import Counts, HostToDeviceStream, StepBatch
 from bert_pretrain.data.dataset import ShardSet
 from bert_pretrain.data.loader import TrainingData
 from bert_pretrain.data.sample_order import mixed
-from bert_pretrain.distributed.gradients import data_parallel, gradients_travel
+from bert_pretrain.distributed.gradients import data_parallel, sync_gradients
 from bert_pretrain.distributed.options import CommunicationConfig
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
@@ -27,8 +27,8 @@ from bert_pretrain.model.bert import PretrainingModel
 from bert_pretrain.model.options import ModelConfig
 from bert_pretrain.model.precision import MixedPrecision
 from bert_pretrain.training.evaluation import evaluate
-from bert_pretrain.training.loss_spikes import Watch
-from bert_pretrain.training.metrics import LayerRows, Meter, MetricsLog, Row, evaluation_line, training_line
+from bert_pretrain.training.loss_spikes import LossSpikeDetector
+from bert_pretrain.training.metrics import LayerRows, MetricsLog, Row, Throughput, evaluation_line, training_line
 from bert_pretrain.training.options import NumericsConfig
 from bert_pretrain.training.step_result import StepNumbers, StepResult, fetch
 
@@ -66,32 +66,32 @@ class Trainer:
     def __post_init__(self) -> None:
         self.network = data_parallel(self.model, self.world, self.communication, self.precision.scaled)
         self.applied = torch.tensor([self.progress.step], device=self.world.device)
-        self._writer = CheckpointWriter(self.store, self.log.say)
-        self._watch = Watch(**self.progress.watch)
-        self._crossing = Crossing(self.world.device)
+        self._writer = CheckpointWriter(self.store, self.log.message)
+        self._spike_detector = LossSpikeDetector(**self.progress.spike_detector)
+        self._to_device = HostToDeviceStream(self.world.device)
         self._pending: StepResult | None = None
         self._trouble = ""
         self._stopping = self._owes_evaluation = False
         self._saved_step, self._rewinds = self.progress.step, 0
-        self._meter = Meter()
+        self._throughput = Throughput()
 
     def run(self) -> bool:
         """Train to ``total_steps``, evaluating and saving on the way; False where it stopped before, as asked.
 
         Whatever ends it, a checkpoint that is being written becomes whole.
         """
-        with self._writer.settled():
+        with self._writer.finish_on_error():
             self.log.start_clock()
             if self._evaluation_is_missing():
                 self._log_evaluation()
-                self._meter = Meter()
+                self._throughput = Throughput()
             while self.progress.step < self.total_steps and not self._stopping:
                 self._train()
                 if self._trouble:
                     self._rewind()
             if self.progress.step > self._saved_step:
                 self._save()
-            self.world.together(self._writer.finish)
+            self.world.run_on_all_ranks(self._writer.finish)
         return self.progress.step == self.total_steps and not self._owes_evaluation
 
     def _train(self) -> None:
@@ -99,19 +99,19 @@ class Trainer:
         steps = self.data.steps(self.progress.attempts, pin=self.world.device.type == "cuda")
         try:
             while self.progress.step < self.total_steps and not self._stopping and not self._trouble:
-                result = self.train_step(next(self._meter.timed(steps)))
-                self._settle()  # the step before this one: done by now, so that nothing waits
+                result = self.train_step(next(self._throughput.time_waiting(steps)))
+                self._finish_previous_step()  # the step before this one: done by now, so that nothing waits
                 self._pending = None if self._trouble else result
-                if self._is_boundary(self.progress.step + 1) and self._settle():
-                    self._look_up()
+                if self._is_boundary(self.progress.step + 1) and self._finish_previous_step():
+                    self._evaluate_and_save()
         finally:
             steps.close()  # type: ignore[attr-defined]
-        self._settle()  # after a stop one more step may be on its way, on every rank
+        self._finish_previous_step()  # after a stop one more step may be on its way, on every rank
 
     def train_step(self, batch: StepBatch) -> StepResult:
         """One global batch, one update. Returns without waiting for the device."""
         attempt = self.progress.attempts + (self._pending is not None)
-        self.world.moved(attempt + 1)
+        self.world.report_progress(attempt + 1)
         torch.manual_seed(mixed(self.seed, self.world.rank, attempt))  # resuming needs no saved random state
         counts = self._global_counts(batch.counts)
         scale = self.precision.scale.clone()
@@ -138,10 +138,10 @@ class Trainer:
         samples, masked = counts[0], counts[1].clamp(min=1)
         factor = self.precision.scale * self.world.size  # DDP takes the mean over ranks, the loss is a sum over them
         with self.precision.autocast(), self.model.step():  # open over all: large weights are cast once a step
-            for index, micro_batch in enumerate(self._meter.timed(batch.micro_batches)):
-                self.world.moved()
-                with gradients_travel(self.network, index == last):
-                    out = self.network(*self._crossing.over(micro_batch).tensors())
+            for index, micro_batch in enumerate(self._throughput.time_waiting(batch.micro_batches)):
+                self.world.report_progress()
+                with sync_gradients(self.network, index == last):
+                    out = self.network(*self._to_device.copy(micro_batch).tensors())
                     with self.precision.autocast(enabled=False):
                         loss = (out.mlm_loss / masked + out.nsp_loss / samples) * factor
                         loss.backward()
@@ -151,7 +151,7 @@ class Trainer:
 
     def _global_counts(self, own: Counts) -> torch.Tensor:
         """(5,) float64 on the device: samples, masked tokens, tokens, squared lengths, ranks asked to stop."""
-        values = [own.samples, own.masked_tokens, own.tokens, own.squared_lengths, self.stop.asked]
+        values = [own.samples, own.masked_tokens, own.tokens, own.squared_lengths, self.stop.requested]
         return self.world.sum(torch.tensor(values, dtype=torch.float64).to(self.world.device, non_blocking=True))
 
     def evaluate(self) -> Row | None:
@@ -167,7 +167,7 @@ class Trainer:
         row = self.evaluate()
         if row is not None:
             self.log.row(row)
-            self.log.say(evaluation_line(row))
+            self.log.message(evaluation_line(row))
 
     def _evaluation_is_missing(self) -> bool:
         """Whether the run that is resumed was stopped in the evaluation of its last step."""
@@ -179,7 +179,7 @@ class Trainer:
     def _is_boundary(self, step: int) -> bool:
         return step == self.total_steps or step % self.evaluate_every == 0 or step % self.checkpoint_every == 0
 
-    def _look_up(self) -> None:
+    def _evaluate_and_save(self) -> None:
         """Evaluate and save, as the step just applied asks for."""
         step = self.progress.step
         started = time.perf_counter()
@@ -189,13 +189,15 @@ class Trainer:
         if done or step % self.checkpoint_every == 0:
             self._save()
         self.world.wait_for_all()
-        self._meter.since += time.perf_counter() - started
+        self._throughput.since += time.perf_counter() - started
 
     def _save(self) -> None:
         state = self.optimizer.state_dict()  # on every rank: the state may be divided over them
         self._saved_step, self._rewinds = self.progress.step, 0
         if self.world.is_first:
-            saved = replace(self.progress, precision=self.precision.state_dict(), watch=self._watch.state_dict())
+            saved = replace(
+                self.progress, precision=self.precision.state_dict(), spike_detector=self._spike_detector.state_dict()
+            )
             self._writer.save(self.model.bert, state, saved, self.config_yaml)
 
     def _rewind(self) -> None:
@@ -211,35 +213,39 @@ class Trainer:
                 "(numerics.max_rewinds) and always met trouble again: lower optimizer.lr, or look at the samples"
             )
         self._writer.wait()
-        found = self.world.broadcast(str(self.store.newest_valid(self.log.say) or "") if self.world.is_first else "")
+        found = self.world.broadcast(
+            str(self.store.newest_valid(self.log.message) or "") if self.world.is_first else ""
+        )
         if not found:
-            self.log.say(f"after step {self.progress.step}: {trouble}; there is no checkpoint to go back to")
+            self.log.message(f"after step {self.progress.step}: {trouble}; there is no checkpoint to go back to")
             return
         parts = self.model, self.optimizer, self.precision, self.world.device
-        self.progress = self.world.together(lambda: restore(Path(found), *parts))
+        self.progress = self.world.run_on_all_ranks(lambda: restore(Path(found), *parts))
         passed = behind - self.progress.attempts
-        self.log.say(f"{trouble}; back to step {self.progress.step}, passing over {passed} global batches")
+        self.log.message(f"{trouble}; back to step {self.progress.step}, passing over {passed} global batches")
         self.progress = replace(self.progress, attempts=behind, passed_over=self.progress.passed_over + passed)
-        self._watch = Watch(**self.progress.watch)
+        self._spike_detector = LossSpikeDetector(**self.progress.spike_detector)
         self.applied.fill_(self.progress.step)
         self.log.resume(self.progress.step)
-        self._meter = Meter()
+        self._throughput = Throughput()
 
-    def _settle(self) -> bool:
+    def _finish_previous_step(self) -> bool:
         """Read the numbers of the pending step, count it, log it; True where there was one and it was applied."""
         if self._pending is None:
             return False
         numbers, self._pending = self._pending.read(), None
-        self._stopping = self._stopping or numbers.asked > 0
+        self._stopping = self._stopping or numbers.stop_requests > 0
         skipped = numbers.skipped > 0
         self.progress = self.progress.after(not skipped, int(numbers.samples), int(numbers.tokens))
-        self._meter.add(self.model_config, numbers)
+        self._throughput.add(self.model_config, numbers)
         step = self.progress.step
         if skipped:
-            self.log.say(f"after step {step}: gradient norm {numbers.norm}, the update is skipped")
-            self._watch.note_skipped(step, numbers.scale, self.precision.scaled, self.numerics.max_skipped_in_a_row)
+            self.log.message(f"after step {step}: gradient norm {numbers.norm}, the update is skipped")
+            self._spike_detector.note_skipped(
+                step, numbers.scale, self.precision.scaled, self.numerics.max_skipped_in_a_row
+            )
             return False
-        spike = self._watch.note_applied(numbers.loss, self.numerics.spike_deviations)
+        spike = self._spike_detector.note_applied(numbers.loss, self.numerics.spike_deviations)
         if self._is_trouble(numbers, spike):
             return False
         self.log.advance(step)
@@ -259,7 +265,7 @@ class Trainer:
             )
         said = "a weight or moment is not finite" if numbers.unhealthy else spike
         if said:
-            self.log.say(f"step {step}: {said}")
+            self.log.message(f"step {step}: {said}")
         if said and rewinding:
             self._trouble = f"step {step}: {said}"
         return bool(self._trouble)
@@ -276,10 +282,10 @@ class Trainer:
             "grad_norm": numbers.norm,
             "samples_seen": self.progress.samples_seen,
             "skipped_steps": self.progress.skipped,
-            "loss_spikes": self._watch.spikes,
-            **self._meter.rates(self.peak_rate * self.world.size),
+            "loss_spikes": self._spike_detector.spikes,
+            **self._throughput.rates(self.peak_rate * self.world.size),
         }
         if self.precision.scaled:
             row["loss_scale"] = numbers.scale
         self.log.row(row)
-        self.log.say(training_line(row, self.total_steps, self.log.seconds_left(self.progress.step)))
+        self.log.message(training_line(row, self.total_steps, self.log.seconds_left(self.progress.step)))

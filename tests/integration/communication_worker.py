@@ -82,7 +82,7 @@ def stopped_evaluation(config: PretrainConfig, world: World, asked_in: int) -> t
     def ask(*_: object) -> None:
         batches.append(1)
         if world.rank == 1 and len(batches) == asked_in:
-            stop.ask()
+            stop.request()
 
     trainer.model.register_forward_hook(ask)
     row = evaluate(trainer.model, heldout, 3, world, stop)
@@ -100,7 +100,7 @@ def main() -> None:
     result: dict[str, Any] = {}
     with open_world("cpu") as world:
         try:
-            world.together(lambda: fail_on_rank_1(world))
+            world.run_on_all_ranks(lambda: fail_on_rank_1(world))
         except ConfigError as error:
             result["mistake"] = str(error)
         result["collectives"] = collectives_of_a_step(config, world)

@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.conftest import TEST_RECIPE, run_module
 
 STEP_KEYS = {
-    "model", "sequence_length", "variant", "real_tokens_per_second", "speedup_over_baseline", "matrix_peak_share",
+    "model", "sequence_length", "variant", "real_tokens_per_second", "speedup_over_baseline", "mfu",
     "peak_memory_bytes", "device", "data_ms", "forward_ms", "backward_ms", "communication_ms", "optimizer_ms",
 }  # fmt: skip
 OPTIMIZER_KEYS = {

@@ -61,7 +61,7 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 def rows(run_dir: Path) -> list[dict]:
-    timed = ("tokens_per_second", "matrix_peak_share", "data_wait_share")
+    timed = ("tokens_per_second", "mfu", "matrix_peak_share", "data_wait_share")
     parsed = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in row.items() if key not in timed} for row in parsed]
 

@@ -67,7 +67,7 @@ def test_stopped_and_started_again_it_is_the_study_that_was_never_stopped(tmp_pa
     with small_study(tmp_path / "whole", *SMALL, *RUN) as study:
         whole = study.run()
     with small_study(tmp_path / "cut", *SMALL, *RUN) as study:
-        study.stop.ask()
+        study.stop.request()
         with pytest.raises(study_module._StopError):
             study.run()
     *_, saved = files(tmp_path / "cut", "progress.json")

@@ -12,7 +12,7 @@ from bert_pretrain.data import loader
 from bert_pretrain.data.batch_plan import BatchPlan
 from bert_pretrain.data.collate import count, to_micro_batch
 from bert_pretrain.data.dataset import DataConfig, ShardSet, check_vocabulary, open_split
-from bert_pretrain.data.dynamic_masking import remasking
+from bert_pretrain.data.dynamic_masking import dynamic_masking
 from bert_pretrain.data.loader import TrainingData, heldout_batches
 from bert_pretrain.data.sample_order import SampleOrder
 from bert_pretrain.data.shards import SHARD_FIELDS, shard_paths, write_shard
@@ -206,15 +206,15 @@ def test_dynamic_masks_are_new_each_epoch_and_hide_the_same_text(tmp_path: Path)
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(VOCAB_SIZE - 5))]
     (tmp_path / "tokenizer" / "vocab.txt").write_text("\n".join(names) + "\n")
     shards = opened(tmp_path)
-    remask = remasking(config(tmp_path, masking="dynamic"), shards, 5)
-    assert remask is not None
+    mask_anew = dynamic_masking(config(tmp_path, masking="dynamic"), shards, 5)
+    assert mask_anew is not None
     samples = np.arange(20, 60)
     arrays = shards.read(20, 60)
-    first, again, next_epoch = (remask(arrays, epoch, samples) for epoch in (0, 0, 1))
+    first, again, next_epoch = (mask_anew(arrays, epoch, samples) for epoch in (0, 0, 1))
     for name in SHARD_FIELDS:
         np.testing.assert_array_equal(first[name], again[name])
     assert (first["masked_lm_positions"] != next_epoch["masked_lm_positions"]).any()
-    part = remask({name: array[7:9] for name, array in arrays.items()}, 0, samples[7:9])
+    part = mask_anew({name: array[7:9] for name, array in arrays.items()}, 0, samples[7:9])
     np.testing.assert_array_equal(part["input_ids"], first["input_ids"][7:9])
     for masked in (first, next_epoch):
         restored = masked["input_ids"].copy()

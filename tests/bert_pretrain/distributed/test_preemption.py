@@ -15,9 +15,9 @@ from tests.conftest import ROOT
 CODE = """if True:
     import time
     from bert_pretrain.distributed.preemption import StopRequest
-    stop = StopRequest().listen()
+    stop = StopRequest().install_handlers()
     print("listening", flush=True)
-    while not stop.asked:
+    while not stop.requested:
         time.sleep(0.01)
     print("asked", flush=True)
     time.sleep(60)
@@ -52,8 +52,8 @@ def test_a_second_interrupt_ends_at_once(process: subprocess.Popen) -> None:
 def test_the_end_of_the_time_asks() -> None:
     stop = StopRequest()
     stop.stop_after(None)
-    assert not stop.asked
+    assert not stop.requested
     stop.stop_after(1.0 / 600)
-    assert not stop.asked
+    assert not stop.requested
     time.sleep(0.15)
-    assert stop.asked
+    assert stop.requested

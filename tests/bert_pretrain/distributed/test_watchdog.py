@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from bert_pretrain.distributed.watchdog import LOST, Pulse
+from bert_pretrain.distributed.watchdog import EXIT_LOST_RANK, Watchdog
 
 Rank = tuple[multiprocessing.Process, Path]
 fork = multiprocessing.get_context("fork")  # torch is imported once for all
@@ -22,17 +22,17 @@ TIMEOUT, HEALTHY = 5.0, 12
 def rank_main(rank: int, port: int, last: int, out: Path) -> None:
     """Steps up to ``last``, five a second; healthy ranks end then, others wait or are stuck there."""
     sys.stderr = out.open("w", encoding="utf-8")
-    pulse = Pulse(dist.TCPStore("127.0.0.1", port, is_master=False), rank, 3, TIMEOUT)
+    watchdog = Watchdog(dist.TCPStore("127.0.0.1", port, is_master=False), rank, 3, TIMEOUT)
     out.with_suffix(".here").touch()
     while len(list(out.parent.glob("*.here"))) < 3:
         time.sleep(0.05)
-    pulse.watch()
+    watchdog.start()
     for step in range(1, last + 1):
-        pulse.moved(step)
+        watchdog.report_progress(step)
         time.sleep(0.2)
     if last != HEALTHY:
         time.sleep(60)
-    pulse.end()
+    watchdog.end()
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_silent_rank_is_named_by_all_others_in_time(store: dist.TCPStore, tmp_
     for number in {0, 1, 2} - {gone}:
         text, status = said(ranks[number])
         assert f"error: rank {gone} on {socket.gethostname()} fell silent in step " in text
-        assert status == LOST
+        assert status == EXIT_LOST_RANK
     assert time.monotonic() - stopped < TIMEOUT + 1
 
 
@@ -84,4 +84,4 @@ def test_a_rank_that_holds_up_the_others_is_named_by_all(store: dist.TCPStore, t
     for text, status in [said(rank) for rank in start(store, tmp_path, 7, 3, 7)]:
         assert f"error: rank 1 on {socket.gethostname()} is alive but stuck in step 3; the others have waited" in text
         assert "for it in step 7 for" in text
-        assert status == LOST
+        assert status == EXIT_LOST_RANK

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from bert_pretrain.distributed import world as distributed
 from bert_pretrain.distributed.launch import not_met, status
-from bert_pretrain.distributed.preflight import facts_of, roll_call
+from bert_pretrain.distributed.preflight import check_ranks_agree, environment_facts
 from bert_pretrain.distributed.world import World, pick_device, report_once
 from bert_pretrain.errors import ConfigError, SharedError
 
@@ -24,7 +24,7 @@ def verdicts(*ranks: tuple[str, dict[str, str]]) -> set[str]:
     store, heard = dist.HashStore(), []
 
     def call(rank: int) -> None:
-        heard.append(roll_call(store, rank, len(ranks), *ranks[rank]))
+        heard.append(check_ranks_agree(store, rank, len(ranks), *ranks[rank]))
 
     threads = [threading.Thread(target=call, args=(rank,)) for rank in range(len(ranks))]
     for thread in threads:
@@ -61,14 +61,14 @@ def test_a_rank_that_does_not_come_is_named() -> None:
             raise dist.DistStoreError("timed out")
 
     store = Empty()
-    text = roll_call(store, 0, 2, "", FACTS)  # type: ignore[arg-type]
+    text = check_ranks_agree(store, 0, 2, "", FACTS)  # type: ignore[arg-type]
     assert text == "rank 1 of 2 did not come; see the output of its node"
     assert store.said == ("faults", text)
 
 
 def test_facts_know_a_changed_source_and_changed_options() -> None:
     cpu = torch.device("cpu")
-    one, other = facts_of(cpu, "lr: 1"), facts_of(cpu, "lr: 2")
+    one, other = environment_facts(cpu, "lr: 1"), environment_facts(cpu, "lr: 2")
     assert {name for name in one if one[name] != other[name]} == {"the set of options"}
     assert {"Python", "torch", "transformers", "the device", "bert_pretrain's source"} <= one.keys()
 
@@ -88,14 +88,14 @@ def test_one_rank_raises_its_own_mistake_unchanged() -> None:
 
     world = World(0, 0, 1, torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"^data.dir is 'x'$"):
-        world.together(wrong)
-    assert world.together(lambda: 3) == 3
+        world.run_on_all_ranks(wrong)
+    assert world.run_on_all_ranks(lambda: 3) == 3
 
 
 def test_what_the_file_system_refuses_counts_as_a_mistake(tmp_path: Path) -> None:
     world = World(0, 0, 1, torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"No such file or directory: .*progress\.json"):
-        world.together(lambda: (tmp_path / "progress.json").read_text())
+        world.run_on_all_ranks(lambda: (tmp_path / "progress.json").read_text())
 
 
 class Peers(World):
@@ -127,7 +127,7 @@ def test_the_lowest_rank_that_fails_is_named_unless_all_do(
 
     for rank in range(3):
         with pytest.raises(SharedError) as found:
-            Peers(rank, rank, 3, torch.device("cpu")).together(work)
+            Peers(rank, rank, 3, torch.device("cpu")).run_on_all_ranks(work)
         assert str(found.value) == expected
 
 

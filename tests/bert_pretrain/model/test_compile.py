@@ -19,7 +19,7 @@ import torch._dynamo
 from torch._dynamo.utils import counters
 from torch._inductor.codegen.triton import TritonOverrides
 
-from bert_pretrain.data.collate import MicroBatch, Shape, filler, fixed_shapes, to_fixed_micro_batch
+from bert_pretrain.data.collate import MicroBatch, Shape, dummy_batch, fixed_shapes, to_fixed_micro_batch
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.model.bert import Pieces, PretrainingModel
 from bert_pretrain.model.compile import compile_model
@@ -84,7 +84,7 @@ def test_parity_in_float64_with_all_techniques(attention: str) -> None:
     model = compiled(torch.float64, attention=attention)
     with torch._dynamo.config.patch(error_on_recompile=True):
         assert_parity(model, batch(), 1e-12)
-        assert_parity(model, filler(SHAPE), 1e-12)  # not one masked token
+        assert_parity(model, dummy_batch(SHAPE), 1e-12)  # not one masked token
 
 
 @pytest.mark.parametrize("graphs", [False, True], ids=["cast once a step", "cast in each use"])

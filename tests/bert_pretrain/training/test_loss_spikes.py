@@ -8,7 +8,7 @@ import torch
 
 from bert_pretrain.checkpoint.store import load_progress
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.training.loss_spikes import Watch
+from bert_pretrain.training.loss_spikes import LossSpikeDetector
 from bert_pretrain.training.trainer import Trainer
 from tests.bert_pretrain.training.test_trainer import rows, spoil, trainer_for
 
@@ -16,7 +16,7 @@ REWIND = ("numerics.on_spike=rewind", "schedule.total_steps=9")
 
 
 def spikes(losses: list[float], deviations: float = 10.0) -> list[int]:
-    watch = Watch()
+    watch = LossSpikeDetector()
     return [index for index, loss in enumerate(losses) if watch.note_applied(loss, deviations)]
 
 
@@ -43,16 +43,16 @@ def test_a_lasting_change_becomes_the_new_normal() -> None:
 
 
 def test_the_running_scale_is_the_mean_and_the_mean_distance_of_neighbours() -> None:
-    watch = Watch()
+    watch = LossSpikeDetector()
     for loss in (4.0, 2.0, 3.0):
         watch.note_applied(loss, 10.0)
     assert watch.mean == pytest.approx(3.0)
     assert watch.deviation == pytest.approx((0.0 + 2.0 + 1.0) / 3)
-    assert Watch(**watch.state_dict()) == watch
+    assert LossSpikeDetector(**watch.state_dict()) == watch
 
 
 def test_a_loss_scale_that_collapses_is_named() -> None:
-    watch = Watch()
+    watch = LossSpikeDetector()
     for step in range(25):
         watch.note_skipped(7, 65536.0 * 0.5**step, scaled=True, limit=100)
     with pytest.raises(ConfigError, match=r"the loss scale collapsed to 0.00195 after step 7: 26 steps in a row"):
@@ -60,7 +60,7 @@ def test_a_loss_scale_that_collapses_is_named() -> None:
 
 
 def test_without_a_loss_scale_the_limit_of_the_option_holds() -> None:
-    watch = Watch()
+    watch = LossSpikeDetector()
     for _ in range(4):
         watch.note_skipped(7, 1.0, scaled=False, limit=5)
     with pytest.raises(ConfigError, match=r"5 steps in a row had a gradient that is not finite, after step 7"):
@@ -76,10 +76,10 @@ def test_the_limit_on_skipped_steps_is_an_option(tmp_path: Path, shard_dir: Path
 
 def poison(monkeypatch: pytest.MonkeyPatch, attempts: set[int]) -> None:
     """The losses of these global batches lie far above the running scale, in every trainer."""
-    original = Trainer._settle
+    original = Trainer._finish_previous_step
 
     def settle(trainer: Trainer) -> bool:
-        watch, spoilt = trainer._watch, trainer._pending is not None and trainer.progress.attempts in attempts
+        watch, spoilt = trainer._spike_detector, trainer._pending is not None and trainer.progress.attempts in attempts
         if spoilt:
             watch.seen, watch.mean, watch.deviation = 100, 0.0, 0.001
         applied = original(trainer)
@@ -87,7 +87,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, attempts: set[int]) -> None:
             watch.seen = 0
         return applied
 
-    monkeypatch.setattr(Trainer, "_settle", settle)
+    monkeypatch.setattr(Trainer, "_finish_previous_step", settle)
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:

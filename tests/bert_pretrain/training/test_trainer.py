@@ -199,7 +199,7 @@ def ask_during(trainer: Trainer, attempt: int) -> None:
 
     def hook(*_: object) -> None:
         if next(seen) == attempt:
-            trainer.stop.ask()
+            trainer.stop.request()
 
     trainer.optimizer.register_step_pre_hook(hook)
 
@@ -249,7 +249,7 @@ def test_asked_within_an_evaluation_it_is_left_and_done_later(tmp_path: Path, sh
         if not trainer.model.training:
             batches.append(trainer.progress.step)
             if len(batches) == 5 * evaluation + 2:
-                trainer.stop.ask()
+                trainer.stop.request()
 
     trainer.model.register_forward_hook(ask)
     assert not trainer.run()
@@ -333,7 +333,7 @@ def test_a_run_that_ends_in_an_error_leaves_its_last_checkpoint_whole(tmp_path: 
         diverged.set()
         return noted(*arguments)
 
-    noted, trainer._watch.note_skipped = trainer._watch.note_skipped, note  # type: ignore[method-assign]
+    noted, trainer._spike_detector.note_skipped = trainer._spike_detector.note_skipped, note  # type: ignore[method-assign]
     trainer.store.save = late  # type: ignore[method-assign]
     with pytest.raises(DivergedError):
         trainer.run()
