@@ -5,7 +5,7 @@ Everything here works on names alone, before a configuration is composed, so tha
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,12 @@ from bert_pretrain.errors import ConfigError, did_you_mean
 from bert_pretrain.option_schema import ANY_NAME, Option, options_of
 
 _FLAGS = ("--help", "--cfg", "--config-dir")
+_PARSERS: dict[str, Callable[[str], object]] = {
+    "integer": int,
+    "number": float,
+    "true|false": lambda value: {"true", "false", "yes", "no", "on", "off"} & {value.lower()} or int(value),
+}
+_ALLOWED = {"integer": "a whole number", "number": "a number", "true|false": "true or false"}
 _KEPT = re.compile(r"""null|'.*'|".*"|.*\$\{.*""", re.DOTALL)
 """Values of text options that mean what Hydra's grammar says: null, quoted text, interpolations."""
 
@@ -53,7 +59,17 @@ def split_flags(words: list[str]) -> CommandLine:
 def checked_words(words: list[str], config_name: str, schema: type, user_dir: Path | None) -> list[str]:
     """``words`` as Hydra takes them. Raises ``ConfigError`` for an option, a group or a choice that does not exist."""
     options, groups = options_of(schema), groups_of(config_name)
-    return [_checked(word, options, groups, user_dir) for word in words]
+    checked = [_checked(word, options, groups, user_dir) for word in words]
+    chosen = {word.partition("=")[0] for word in words}
+    for group, choice in groups.items():
+        if choice == "???" and group not in chosen:
+            raise ConfigError(f"no {group} is chosen; give {group}=NAME, one of {', '.join(choices(group, user_dir))}")
+    return checked
+
+
+def nearest_options(name: str, schema: type) -> str:
+    """A hint at the options of ``schema`` whose names are near ``name``."""
+    return _nearest(name, [option.name for option in options_of(schema)], ())
 
 
 def _checked(word: str, options: tuple[Option, ...], groups: Iterable[str], user_dir: Path | None) -> str:
@@ -74,11 +90,24 @@ def _checked(word: str, options: tuple[Option, ...], groups: Iterable[str], user
         if any(known.startswith(f"{name}.") for known in names):  # a mapping for a whole group
             return word
         raise ConfigError(f"there is no option {name!r}; {_nearest(name, names, groups)}")
-    if not option.is_text or _KEPT.fullmatch(value):
+    if key.startswith("~"):
+        raise ConfigError(f"{word}: an option cannot be removed; give it another value")
+    if _KEPT.fullmatch(value):
         return word
-    if not value.strip() and not option.type.endswith("null"):
+    if not value.strip() and not (option.is_text and option.type.endswith("null")):
         raise ConfigError(f"{name} is empty; give a value, as in {name}=VALUE")
-    return f"{key}={quoted(value)}"
+    kind = option.type.removesuffix(" or null")
+    if kind in _PARSERS and not _is_a(kind, value):
+        raise ConfigError(f"{name} is {value!r}; allowed: {_ALLOWED[kind]}{' or null' * option.type.endswith('null')}")
+    return f"{key}={quoted(value)}" if option.is_text else word
+
+
+def _is_a(kind: str, value: str) -> bool:
+    try:
+        _PARSERS[kind](value)
+    except (ValueError, KeyError):
+        return False
+    return True
 
 
 def quoted(text: str) -> str:
@@ -95,7 +124,8 @@ def _matches(option: str, name: str) -> bool:
 
 def _nearest(name: str, options: list[str], groups: Iterable[str]) -> str:
     """Up to three options near ``name``: by the whole name, or by its last part."""
-    near = difflib.get_close_matches(name, [*options, *groups], 3, 0.6)
+    prefixes = {option.rpartition(".")[0] for option in options} - {""}
+    near = difflib.get_close_matches(name, {*options, *groups, *prefixes}, 3, 0.6)
     last = name.rpartition(".")[2]
     by_last: dict[str, list[str]] = {}
     for option in options:

@@ -61,16 +61,15 @@ def choices(group: str, user_dir: Path | None) -> list[str]:
 
 
 def groups_of(config_name: str) -> dict[str, str | None]:
-    """The groups that the command with ``configs/<config_name>.yaml`` takes, and the choice it makes; None: none.
+    """The groups of the command with ``configs/<config_name>.yaml``, in order, and the choice that it makes of each.
 
-    In the order of the file's defaults list.
+    None: no choice is needed. ``???``: the user has to choose.
     """
     found: dict[str, str | None] = {}
     content = yaml.safe_load((CONFIG_DIR / f"{config_name}.yaml").read_text(encoding="utf-8"))
     for entry in content.get("defaults", []):
         if isinstance(entry, dict):
-            chosen = {name: choice for name, choice in entry.items() if not name.startswith("override")}
-            found |= {name: None if choice == "???" else choice for name, choice in chosen.items()}
+            found |= {name: choice for name, choice in entry.items() if not name.startswith("override")}
         elif (CONFIG_DIR / f"{entry}.yaml").exists():
             found |= groups_of(entry)
     return found

@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -21,9 +21,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from bert_pretrain.command_line import checked_words, quoted, split_flags
+from bert_pretrain.command_line import checked_words, nearest_options, quoted, split_flags
 from bert_pretrain.config_files import CONFIG_DIR, choices, groups_of, user_config_dir
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.errors import ConfigError, did_you_mean
 from bert_pretrain.extras import missing_extra
 from bert_pretrain.option_help import help_text
 
@@ -39,17 +39,24 @@ def to_dataclass(config: DictConfig, schema: type[Schema]) -> Schema:
 
     Raises ``ConfigError`` for unknown keys, wrong types, missing values and whatever ``__post_init__`` refuses.
     """
+    if missing := _missing(OmegaConf.to_container(config, resolve=False)):
+        raise ConfigError(f"not set: {', '.join(missing)}; give {missing[0]}=VALUE")
     try:
         values = OmegaConf.to_container(config, resolve=True)
         typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except OmegaConfBaseException as error:
         key = error.full_key or error.key
         reason = (error.msg or str(error)).splitlines()[0]
-        if reason.startswith("Structured config of type") or "Missing mandatory value" in reason:
-            reason = f"is not set; give {key}=VALUE"
         raise ConfigError(f"option {key}: {reason}") from None
     assert isinstance(typed, schema)
     return typed
+
+
+def _missing(values: Any, prefix: str = "") -> list[str]:
+    """The options in nested ``values`` that are ``???``."""
+    if not isinstance(values, dict):
+        return [prefix] if values == "???" else []
+    return [name for key, value in values.items() for name in _missing(value, f"{prefix}.{key}".lstrip("."))]
 
 
 _EXAMPLES = {"recipe": "demo", "task": "sst2"}
@@ -69,12 +76,25 @@ def _composed(config_name: str, words: list[str], schema: type, user_dir: Path |
             config = compose(config_name, [*overrides, *search], return_hydra_config=True)
             HydraConfig.instance().set_config(config)  # for ${hydra:runtime.choices...} in our YAML
     except Exception as error:  # of many kinds, for a word that is not of its grammar
-        said = [str(found) for found in (error, error.__cause__) if found is not None]
-        reason = " ".join(re.sub(_FOR_HYDRA, "", "\n".join(said), flags=re.S).split())
-        raise ConfigError(f"{reason}; --cfg job prints all options, --help explains them") from None
+        texts = [str(found) for found in (error, error.__cause__) if found is not None]
+        raise ConfigError(_in_plain_words("\n".join(texts), schema, user_dir)) from None
     with open_dict(config):
         del config["hydra"]
     return config
+
+
+def _in_plain_words(text: str, schema: type, user_dir: Path | None) -> str:
+    """Hydra's error ``text`` in one line: which file or option is wrong, and what is allowed."""
+    place = re.search(r"In '(.+?)'", text)
+    where = f"configuration {place[1]}: " if place and place[1] != "run" else ""
+    if key := re.search(r"Key '(.+?)' not in", text):
+        return f"{where}there is no option {key[1]!r}; {nearest_options(key[1], schema)}"
+    if choice := re.search(r"Could not (?:load|find) '(.+)/(.+?)'", text):
+        return f"{where}there is no {choice[1]} {choice[2]!r}; {did_you_mean(choice[2], choices(choice[1], user_dir))}"
+    option = re.search(r"full_key: (\S+)", text)
+    reason = " ".join(re.sub(_FOR_HYDRA, "", text, flags=re.S).split())
+    reason = re.sub(r"(In '.+?': )?\w+Error raised while composing config: ", "", reason)
+    return f"{where}{f'{option[1]}: ' if option else ''}{reason}"
 
 
 def load_config(config_name: str, words: list[str], schema: type[Schema], user_dir: Path | None = None) -> Schema:
@@ -149,7 +169,9 @@ def entry_point(config_name: str, schema: type[Schema]) -> Callable[[Callable[[S
         def _help(intro: str, words: list[str], user_dir: Path | None) -> str:
             """With the values that ``words`` give; a group that has to be chosen is shown with an example."""
             chosen = [word.partition("=")[0] for word in words]
-            missing = [group for group, choice in groups_of(config_name).items() if not choice and group not in chosen]
+            missing = [
+                group for group, choice in groups_of(config_name).items() if choice == "???" and group not in chosen
+            ]
             examples = [f"{group}={_EXAMPLES.get(group, choices(group, None)[0])}" for group in missing]
             config = _composed(config_name, [*words, *examples], schema, user_dir)
             note = f"Values below are those of {' '.join([*words, *examples])}.\n\n" if words or examples else ""

@@ -5,6 +5,8 @@ import re
 import sys
 from dataclasses import fields
 
+from bert_pretrain.command_line import checked_words
+from bert_pretrain.config import PretrainConfig
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.study.options import StudyConfig
 
@@ -40,6 +42,7 @@ def with_run_options(words: list[str]) -> list[str]:
     of_runs = [word for word in words if word not in ours]
     if not of_runs:
         return ours
+    checked_words(["recipe=study_toy", *of_runs], "pretrain", PretrainConfig, None)
     return [*ours, f"run_options=[{','.join(json.dumps(word) for word in of_runs)}]"]
 
 
