@@ -87,7 +87,8 @@ def _checked(word: str, options: tuple[Option, ...], groups: Iterable[str], user
         return word
     option = next((option for option in options if _matches(option.name, name)), None)
     if option is None:
-        if any(known.startswith(f"{name}.") for known in names):  # a mapping for a whole group
+        depth = len(name.split("."))
+        if any(_matches(".".join(known.split(".")[:depth]), name) for known in names):  # a mapping for a whole group
             return word
         raise ConfigError(f"there is no option {name!r}; {_nearest(name, names, groups)}")
     if key.startswith("~"):

@@ -24,8 +24,10 @@ class DivergedError(SharedError):
 def require(condition: bool, option: str, found: object, allowed: str) -> None:
     """Raise ``ConfigError`` in the common form unless ``condition`` holds."""
     if not condition:
-        near = difflib.get_close_matches(found, re.findall(r"\w+", allowed), 1) if isinstance(found, str) else []
-        hint = f" (did you mean {near[0]}?)" if near and near[0] != found else ""
+        choices = re.split(r", | \| ", allowed)
+        is_list = isinstance(found, str) and all(re.fullmatch(r"[\w.-]+", choice) for choice in choices)
+        near = difflib.get_close_matches(str(found), choices, 1) if is_list else []
+        hint = f" (did you mean {near[0]}?)" if near else ""
         raise ConfigError(f"{option} is {found!r}; allowed: {allowed}{hint}")
 
 

@@ -9,7 +9,17 @@ BEGIN, END = "<!-- imports: python scripts/draw_imports.py -->", "<!-- end of im
 
 # Highest first; a module imports from its own layer or from lower ones.
 LAYERS = [
-    {"errors", "jit", "threads", "option_schema", "config_files", "command_line", "option_help", "config_loading"},
+    {
+        "command_line",
+        "config_files",
+        "config_loading",
+        "errors",
+        "extras",
+        "jit",
+        "option_help",
+        "option_schema",
+        "threads",
+    },
     {"data"},
     {"model", "optim"},
     {"checkpoint", "distributed"},

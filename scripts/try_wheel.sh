@@ -61,9 +61,11 @@ bert-pretrain plan recipe=demo
 import pydoc_data.topics
 from pathlib import Path
 
-paragraphs = [text for text in pydoc_data.topics.topics.values()]
 Path("texts").mkdir()
-Path("texts/manual.txt").write_text("\n\n".join(" ".join(text.split()) for text in paragraphs), encoding="utf-8")
+with open("texts/manual.txt", "w", encoding="utf-8") as file:
+    for topic in pydoc_data.topics.topics.values():
+        file.writelines(" ".join(paragraph.split()) + "\n" for paragraph in topic.split("\n\n"))
+        file.write("\n")
 PYTHON
 bert-pretrain prepare corpus=text corpus.path=texts/ out_dir=data/mine 'sequence_lengths=[64]' vocab_size=1000 engine.workers=1
 bert-pretrain recipes copy demo mine

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from scripts.draw_imports import LAYERS, PREPARATION_LAYERS, import_graph, imports, module_name, package_of
+from scripts.draw_imports import (
+    LAYERS,
+    PREPARATION_LAYERS,
+    import_graph,
+    imports,
+    module_name,
+    package_of,
+    product_files,
+)
 from tests.conftest import ROOT
 
 FOR_DATA_PREP = {
@@ -19,7 +27,7 @@ FOR_DATA_PREP = {
     "bert_pretrain.jit",
 }
 PRODUCT = sorted([*ROOT.glob("bert_pretrain/**/*.py"), *ROOT.glob("data_prep/**/*.py"), *ROOT.glob("scripts/*.py")])
-PACKAGES = [path for path in PRODUCT if path.parts[-2] != "scripts"]
+PACKAGES = product_files()
 ENVIRONMENT = {
     "bert_pretrain.config_files",  # BERT_PRETRAIN_CONFIGS
     "bert_pretrain.config_loading",  # LOCAL_RANK: one rank of a node prints a mistake

@@ -3,7 +3,6 @@
 import math
 
 import pytest
-import torch
 
 from bert_pretrain.optim.options import ScheduleConfig
 from bert_pretrain.optim.schedule import learning_rate, learning_rate_table
@@ -60,8 +59,7 @@ def test_never_negative_never_nan_never_above_base(decay_from, warmup, total, de
 def test_table_holds_the_rate_of_every_update_and_of_the_end():
     schedule = ScheduleConfig(50, 0.1, 1.0, "warmup_end")
     table = learning_rate_table(0.3, schedule)
-    assert table.dtype == torch.float64
-    assert table.tolist() == [learning_rate(k, 0.3, schedule) for k in range(51)]
+    assert table == [learning_rate(k, 0.3, schedule) for k in range(51)]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from bert_pretrain.config_files import CONFIG_DIR
 from bert_pretrain.config_loading import load_config
@@ -157,12 +156,12 @@ def test_auto_fills_the_memory_of_the_kind() -> None:
     options = ["recipe=bert_base_1gpu", "gpu=h100", "batch.micro_batch_size=auto"]
     config = load_config("plan", options, PlanConfig)
     assert config.gpu is not None
-    found = filled(config, config.gpu, torch.bfloat16).batch.micro_batch_size
+    found = filled(config, config.gpu, "bf16").batch.micro_batch_size
     sample = 128 * (12 * (18 * 768 + 2 * 12 * 128) * 2 + 3 * 0.15 * 30_522 * 4)
     assert found == int((0.92 * 80e9 - (16 + 2) * 110_106_428) / sample)
     tiny = replace(config.gpu, memory_gb=1.0)
     with pytest.raises(ConfigError, match=r"micro_batch_size is 'auto'; allowed: .* fits into 1 GB"):
-        filled(config, tiny, torch.bfloat16)
+        filled(config, tiny, "bf16")
 
 
 def test_published_runs_within_the_stated_errors() -> None:
