@@ -5,7 +5,6 @@ the composed values are merged once more into a fresh schema, which raises. Rang
 """
 
 import functools
-import inspect
 import os
 import re
 import select
@@ -160,7 +159,7 @@ def entry_point(config_name: str, schema: type[Schema]) -> Callable[[Callable[[S
             typed = split_flags(sys.argv[1:] if words is None else words)
             user_dir = user_config_dir(typed.config_dir)
             if typed.help:
-                return print(_help(inspect.getdoc(function) or "", typed.words, user_dir))
+                return print(_help(function.__doc__ or "", typed.words, user_dir))
             if typed.print_config:
                 config = _composed(config_name, typed.words, schema, user_dir)
                 return print(OmegaConf.to_yaml(config), end="")

@@ -15,9 +15,10 @@ _NAMES = 32  # columns for the names of options
 def help_text(intro: str, config_name: str, schema: type, values: Mapping[Any, Any], user_dir: Path | None) -> str:
     """The help page of the command with ``configs/<config_name>.yaml``.
 
-    ``intro`` is its module's docstring; ``values`` are the composed options, nested.
+    ``intro`` is its function's docstring; ``values`` are the composed options, nested.
     """
-    parts = [intro.strip().replace("``", "")]
+    lines = intro.strip().splitlines()
+    parts = ["\n".join(line.removeprefix("    ") for line in lines).replace("``", "")]
     groups = [_row(f"{group}=", " | ".join(choices(group, user_dir))) for group in groups_of(config_name)]
     if groups:
         parts.append("Groups of options and their choices:\n" + "\n".join(groups))

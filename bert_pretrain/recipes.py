@@ -16,7 +16,7 @@ _HELP = """List the recipes, copy one to change it, check one of your own.
     bert-pretrain recipes copy demo mine       write recipe/mine.yaml into your folder of configurations
     bert-pretrain recipes validate FILE        compose the recipe in FILE and check every option
 
-Your folder is --config-dir DIR, or BERT_PRETRAIN_CONFIGS=DIR, or for copy ./configs if neither is given."""
+Your folder is --config-dir DIR, or BERT_PRETRAIN_CONFIGS=DIR, or for copy ./my_configs if neither is given."""
 
 
 @exit_on_config_error
@@ -29,7 +29,8 @@ def main(words: list[str]) -> None:
     if verb == "ls" and not rest:
         return print("\n".join(f"  {name:<34}{summary}" for name, summary in listed(user_config_dir(typed.config_dir))))
     if verb == "copy" and 1 <= len(rest) <= 2:
-        folder = user_config_dir(typed.config_dir) or Path("configs")
+        given = typed.config_dir
+        folder = Path(given) if given and not Path(given).exists() else user_config_dir(given) or Path("my_configs")
         return print(copied(rest[0], rest[1] if len(rest) == 2 else f"my_{rest[0]}", folder))
     if verb == "validate" and len(rest) == 1:
         return print(validated(Path(rest[0]), user_config_dir(typed.config_dir)))

@@ -69,7 +69,7 @@ with open("texts/manual.txt", "w", encoding="utf-8") as file:
 PYTHON
 bert-pretrain prepare corpus=text corpus.path=texts/ out_dir=data/mine 'sequence_lengths=[64]' vocab_size=1000 engine.workers=1
 bert-pretrain recipes copy demo mine
-options=(recipe=mine --config-dir configs data.dir=data/mine model.vocab_size=1000 schedule.total_steps=20)
+options=(recipe=mine --config-dir my_configs data.dir=data/mine model.vocab_size=1000 schedule.total_steps=20)
 bert-pretrain pretrain "${options[@]}" training.evaluate_every_steps=10 checkpoint.every_steps=10 logging.every_steps=10
 bert-pretrain export run_dir=runs/mine out_dir=my-bert
 bert-pretrain fill-mask model_dir=my-bert 'sentences=["The [MASK] is a list."]'
