@@ -14,6 +14,7 @@ from types import ModuleType
 
 import pytest
 import torch.distributed.run as torchrun
+import yaml
 
 import data_prep  # noqa: F401  a script finds it loaded, as if installed
 from bert_pretrain import cli
@@ -459,3 +460,19 @@ def test_a_wrong_name_is_found() -> None:
 def test_the_readme_is_short_and_its_picture_small() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
     assert (ROOT / "docs/images/run.png").stat().st_size < 150_000
+
+
+def test_the_map_of_the_code_names_files_that_exist() -> None:
+    here = {path.name for folder in ("bert_pretrain", "data_prep", "scripts") for path in (ROOT / folder).rglob("*.py")}
+    named = set(re.findall(r"(?<![\w*])\w+\.py\b", (ROOT / "CONTRIBUTING.md").read_text()))
+    tests = {path.name for path in (ROOT / "tests").rglob("*.py")}
+    assert len(named) > 15
+    assert not named - here - tests
+
+
+def test_every_python_that_the_package_allows_is_tested() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    versions = jobs["tests"]["strategy"]["matrix"]["python"]
+    assert project["requires-python"] == f">={versions[0]},<3.{int(versions[-1][2:]) + 1}"
+    assert {"run": ".ci/run"} in jobs["tests"]["steps"]
