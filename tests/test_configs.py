@@ -64,8 +64,8 @@ def test_the_articles_numbers() -> None:
     assert composed("recipe=bert_large_64k_phase2_published").init_moments == "restart"
 
 
-def test_the_recipe_in_the_readme_composes(tmp_path: Path) -> None:
-    (recipe,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+def test_the_recipe_in_the_documents_composes(tmp_path: Path) -> None:
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/pretrain.md").read_text(), re.S)
     (tmp_path / "recipe").mkdir()
     (tmp_path / "recipe" / "mine.yaml").write_text(recipe)
     config = load_config("pretrain", ["recipe=mine"], PretrainConfig, tmp_path)
