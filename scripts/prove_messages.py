@@ -51,10 +51,9 @@ def main() -> None:
         starts = [timed(line, folder) for line in STARTS]
         mistakes = [timed(line, folder) for line, _ in MISTAKES]
     longest = max(float(str(row["seconds"])) for row in mistakes)
-    print(
-        f"{len(mistakes)} mistakes, the slowest {longest} s; starts: the slowest {max(row['seconds'] for row in starts)} s"
-    )
-    write_result("messages", {"starts": starts, "mistakes": mistakes})
+    path = ROOT / "scripts/results" / f"cpu_{time.strftime('%Y-%m-%d')}_messages.json"
+    what = f"{len(mistakes)} mistakes typed at the command, and the start of commands that train nothing"
+    write_result(path, what, [*starts, *mistakes], f"The slowest of the mistakes took {longest} s.")
 
 
 if __name__ == "__main__":

@@ -215,10 +215,8 @@ def test_recipes_are_copied_and_checked(tmp_path: Path, typed, monkeypatch) -> N
     assert status == 0
     assert "recipe=mine --config-dir my_configs" in out
     assert "run_dir: runs/mine" in Path("my_configs/recipe/mine.yaml").read_text()
-    assert (
-        "my_configs/recipe/mine.yaml is valid: 4,800 steps"
-        in typed("recipes", "validate", "my_configs/recipe/mine.yaml")[1]
-    )
+    valid = typed("recipes", "validate", "my_configs/recipe/mine.yaml")[1]
+    assert "my_configs/recipe/mine.yaml is valid: 4,800 steps" in valid
     assert typed("recipes", "copy", "demo", "--config-dir", "new")[0] == 0
     assert Path("new/recipe/my_demo.yaml").exists()
     for words, message in (
