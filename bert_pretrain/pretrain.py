@@ -1,11 +1,13 @@
 """``bert-pretrain pretrain``, and ``torchrun ... -m bert_pretrain.pretrain``."""
 
 import sys
+from pathlib import Path
 
 from bert_pretrain.command_line import split_flags
-from bert_pretrain.config import PretrainConfig
+from bert_pretrain.config import PretrainConfig, check_run_dir
 from bert_pretrain.config_files import user_config_dir
 from bert_pretrain.config_loading import entry_point, exit_on_config_error, load_config
+from bert_pretrain.data.shards import shard_paths
 from bert_pretrain.errors import require
 
 
@@ -31,6 +33,8 @@ def on_this_machine(words: list[str]) -> None:
         return main(words)
     typed = split_flags(words)
     config = load_config("pretrain", typed.words, PretrainConfig, user_config_dir(typed.config_dir))
+    check_run_dir(config)  # these two need no torch, which takes seconds to load
+    shard_paths(Path(config.data.dir), "train")
     processes = wanted or (1 if config.device == "cpu" else max(1, _gpus()))
     if processes == 1:
         return main(words)

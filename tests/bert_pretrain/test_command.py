@@ -102,6 +102,7 @@ MISTAKES = [
     ("pretrain recipe=demo lr", "'lr' is not of the form option=value; did you mean optimizer.lr"),
     ("pretrain recipe=demo --config-dri x", "--config-dri is not a flag of this command; did you mean --config-dir"),
     ("pretrain recipe=demo --processes none", "--processes is 'none'; allowed: a whole number above 0"),
+    ("pretrain recipe=demo data.dir=/nowhere", "data.dir is '/nowhere', which is no directory"),
     ("plan recipe=demo device=8", "device is '8'; allowed: auto, cpu, cuda"),
     ("plan recipe=demo gpu=h1oo", "there is no gpu 'h1oo'; did you mean h100"),
     ("prepare corpus=txt out_dir=x", "there is no corpus 'txt'; did you mean text"),
