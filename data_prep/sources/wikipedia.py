@@ -1,7 +1,7 @@
-"""Wikipedia's ``pages-articles`` dumps: XML -> pages, of which those that are articles are kept.
+"""Wikipedia's ``pages-articles`` dumps: XML -> pages, and which of them are articles.
 
-The XML is read by expat as it comes, so a dump of any size takes the memory of one page. A run of streams from the
-middle of a multistream dump has no root element; it is given one.
+expat parses the XML as a stream, so only one page is in memory. A run of streams from the middle of a multistream
+dump has no root element, so the parser is given one first.
 """
 
 import re
@@ -12,13 +12,13 @@ from xml.parsers import expat
 
 from bert_pretrain.errors import ConfigError
 
-_FIELDS = {"title", "ns", "text"}
+_FIELDS = {"title": "title", "ns": "namespace", "text": "text"}
 _DISAMBIGUATION = re.compile(r"\{\{\s*(?:disambig|disambiguation|hndis|geodis|surname|given name|dab)\b", re.IGNORECASE)
 
 
 @dataclass
 class Page:
-    """One page of the dump. ``namespace`` 0 holds the articles."""
+    """One page of the dump. Articles are in namespace 0."""
 
     title: str = ""
     namespace: str = ""
@@ -27,8 +27,8 @@ class Page:
 
 
 @dataclass
-class _Reader:
-    """expat's handlers; finished pages wait in ``pages``."""
+class _Handlers:
+    """expat's handlers. Finished pages are collected in ``pages``."""
 
     pages: list[Page] = field(default_factory=list)
     page: Page | None = None
@@ -53,44 +53,47 @@ class _Reader:
         if self.page is None:
             return
         if name in _FIELDS and self.parts is not None:
-            setattr(self.page, {"ns": "namespace"}.get(name, name), "".join(self.parts))
+            setattr(self.page, _FIELDS[name], "".join(self.parts))
             self.parts = None
         elif name == "page":
             self.pages.append(self.page)
             self.page = None
 
 
-def read_pages(parts: Iterable[bytes], path: Path, from_start: bool, to_end: bool) -> Iterator[Page]:
-    """The pages in blocks of XML. ``ConfigError``, with line and byte, for what is no XML or ends too early."""
-    reader = _Reader()
+def read_pages(blocks: Iterable[bytes], path: Path, from_start: bool, to_end: bool) -> Iterator[Page]:
+    """The pages in blocks of XML. ``ConfigError`` names line and byte of XML that is invalid or truncated.
+
+    ``from_start`` and ``to_end``: whether the blocks begin and end where the dump does.
+    """
+    handlers = _Handlers()
     parser = expat.ParserCreate("utf-8")
     parser.buffer_text = True
-    parser.StartElementHandler, parser.EndElementHandler = reader.start, reader.end
-    parser.CharacterDataHandler = reader.data
+    parser.StartElementHandler, parser.EndElementHandler = handlers.start, handlers.end
+    parser.CharacterDataHandler = handlers.data
     try:
         if not from_start:
             parser.Parse(b"<mediawiki>", False)
-        for block in parts:
+        for block in blocks:
             parser.Parse(block, False)
-            yield from reader.pages
-            reader.pages.clear()
+            yield from handlers.pages
+            handlers.pages.clear()
     except expat.ExpatError as error:
-        if reader.depth == 0 and "junk after document element" in str(error) and not from_start:
+        if handlers.depth == 0 and "junk after document element" in str(error) and not from_start:
             return
         raise ConfigError(
-            f"corpus file {path}: no well-formed XML at line {error.lineno}, byte {parser.ErrorByteIndex} of what was "
-            f"unpacked ({error}); get the dump anew"
+            f"corpus file {path}: invalid XML at line {error.lineno}, byte {parser.ErrorByteIndex} of the decompressed "
+            f"data ({error}); download the dump again"
         ) from None
-    yield from reader.pages
-    if reader.page is not None or (to_end and reader.depth > 0):
+    yield from handlers.pages
+    if handlers.page is not None or (to_end and handlers.depth > 0):
         raise ConfigError(
-            f"corpus file {path}: the XML ends within <{'page' if reader.page else 'mediawiki'}>, at byte "
-            f"{parser.CurrentByteIndex} of what was unpacked: the dump was cut off; get it anew"
+            f"corpus file {path}: the XML ends within <{'page' if handlers.page else 'mediawiki'}>, at byte "
+            f"{parser.CurrentByteIndex} of the decompressed data: the dump is truncated; download it again"
         )
 
 
-def why_no_article(page: Page) -> str | None:
-    """The rule by which a page is no article, or None for an article."""
+def page_rejected_as(page: Page) -> str | None:
+    """The rule by which a page is not an article; None for an article."""
     if page.namespace not in ("0", ""):
         return "page_of_another_namespace"
     if page.is_redirect or page.text.lstrip()[:9].lower() == "#redirect":

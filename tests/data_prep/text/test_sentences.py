@@ -1,4 +1,4 @@
-"""Sentences: nothing but white space is lost, whatever the paragraph."""
+"""Sentence splitting: only white space is lost, whatever the paragraph."""
 
 import random
 import time
@@ -38,7 +38,7 @@ def test_splits() -> None:
     ],
 )
 def test_speech(sentences: list[str]) -> None:
-    """Quoted speech of several sentences is split; what follows it in small letters, and lone signs, belong to it."""
+    """Quoted speech of several sentences is split, but not before a lower-case letter or punctuation alone."""
     assert list(split_sentences(" ".join(sentences), "en")) == sentences
 
 
