@@ -3,7 +3,6 @@
 import glob
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from bert_pretrain.errors import ConfigError
@@ -17,15 +16,6 @@ SUFFIXES = {
     "parquet": (".parquet",),
     "wikipedia": (".xml",),
 }
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where text comes from, as recorded in the manifest."""
-
-    name: str
-    version: str
-    licence: str
 
 
 def corpus_files(corpus: CorpusConfig) -> list[Path]:
@@ -50,17 +40,21 @@ def corpus_files(corpus: CorpusConfig) -> list[Path]:
     return [path.absolute() for path in files]
 
 
-def corpus_sources(name: str, corpus: CorpusConfig) -> dict[str, Source]:
-    """The sources of a corpus by name: the packages for corpus=embedded, else the corpus itself."""
+def corpus_sources(name: str, corpus: CorpusConfig) -> dict[str, dict[str, str]]:
+    """Name, version and licence of each source of a corpus: the packages of corpus=embedded, else the corpus itself."""
     if corpus.kind == "embedded":
-        return {key: Source(key, version, licence) for key, (version, licence) in embedded_sources().items()}
+        return {
+            key: {"name": key, "version": version, "licence": licence}
+            for key, (version, licence) in embedded_sources().items()
+        }
     licence = corpus.licence or "not stated (corpus.licence)"
     if corpus.kind == "dataset":
-        return {name: Source(str(corpus.path), f"{corpus.subset or 'default'}, {corpus.split}", licence)}
-    files = corpus_files(corpus)
-    size = sum(path.stat().st_size for path in files)
-    count = f"{len(files)} files" if len(files) > 1 else files[0].name
-    return {name: Source(str(corpus.path), f"{corpus.kind}: {count}, {size} bytes", licence)}
+        version = f"{corpus.subset or 'default'}, {corpus.split}"
+    else:
+        files = corpus_files(corpus)
+        count = f"{len(files)} files" if len(files) > 1 else files[0].name
+        version = f"{corpus.kind}: {count}, {sum(path.stat().st_size for path in files)} bytes"
+    return {name: {"name": str(corpus.path), "version": version, "licence": licence}}
 
 
 def no_text(corpus: CorpusConfig, dropped: Mapping[str, int]) -> str:
@@ -79,5 +73,5 @@ def corpora_fingerprint(corpora: Mapping[str, CorpusConfig]) -> str:
             digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
         if corpus.kind == "embedded":
             for source in corpus_sources(name, corpus).values():
-                digest.update(f"{source.name} {source.version}\n".encode())
+                digest.update(f"{source['name']} {source['version']}\n".encode())
     return digest.hexdigest()

@@ -250,5 +250,5 @@ def _describe_sources(corpora: dict[str, CorpusConfig], parts: list[TextPart], r
     for name, corpus in corpora.items():
         mine = [record["by_source"] for part, record in zip(parts, records, strict=True) if part.corpus == name]
         sources = corpus_sources(name, corpus)
-        rows += [{**asdict(sources[key]), **counts} for key, counts in merge_counts(mine).items()]
+        rows += [{**sources[key], **counts} for key, counts in merge_counts(mine).items()]
     return rows

@@ -21,20 +21,6 @@ _SPACE, _LINE_END, _FIRST, _LAST = 0x20, 0x0A, 0x21, 0x7E  # the last two: print
 _NONE, _WORD, _REST = 0, 1, 2  # nodes of the trie: none; the root for the start of a word; the root for its rest
 
 
-class _Numbers(dict[bytes, int]):
-    """Numbers words in the order of their first use. ``fresh``: those whose ids are not known yet."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fresh: list[bytes] = []
-
-    def __missing__(self, word: bytes) -> int:
-        number = len(self)
-        self[word] = number
-        self.fresh.append(word)
-        return number
-
-
 class WordEncoder:
     """Encodes sentences with one vocabulary. Caches the ids of words that are not ASCII, in bounded memory."""
 
@@ -50,7 +36,7 @@ class WordEncoder:
         self._empty_cache()
 
     def _empty_cache(self) -> None:
-        self._numbers = _Numbers()
+        self._numbers: dict[bytes, int] = {}  # of the cached words
         self._bytes = 0
         self._stops = np.zeros(1, dtype=np.int64)  # the ids of word n are _ids[_stops[n] : _stops[n + 1]]
         self._ids = np.zeros(0, dtype=self.dtype)
@@ -68,8 +54,8 @@ class WordEncoder:
         lengths = np.empty(text.count(b"\n"), dtype=np.int64)
         spans = np.empty((text.count(b" ") + len(lengths), 2), dtype=np.int64)
         words = [text[start:stop] for start, stop in spans[: _find_others(letters, spans)].tolist()]
+        self._add_to_cache([word for word in dict.fromkeys(words) if word not in self._numbers])
         numbers = np.fromiter(map(self._numbers.__getitem__, words), dtype=np.int64, count=len(words))
-        self._encode_fresh_words()
         of_words = int((self._stops[numbers + 1] - self._stops[numbers]).sum())
         ids = np.empty(len(text) + of_words, dtype=self.dtype)
         count = _encode(
@@ -87,14 +73,14 @@ class WordEncoder:
         )
         return ids[:count].copy(), lengths
 
-    def _encode_fresh_words(self) -> None:
-        """Let the library encode the words that are new."""
-        fresh, self._numbers.fresh = self._numbers.fresh, []
-        if fresh:
-            ids, sizes = encode_batch(self._vocabulary, [word.decode() for word in fresh])
+    def _add_to_cache(self, words: list[bytes]) -> None:
+        """Let the library encode words that are not in the cache."""
+        if words:
+            ids, sizes = encode_batch(self._vocabulary, [word.decode() for word in words])
+            self._numbers.update(zip(words, range(len(self._numbers), len(self._numbers) + len(words)), strict=True))
             self._ids = np.concatenate([self._ids, ids])
             self._stops = np.concatenate([self._stops, self._stops[-1] + np.cumsum(sizes)])
-            self._bytes += sum(map(len, fresh))
+            self._bytes += sum(map(len, words))
 
 
 def _splits_at_spaces(state: dict[str, Any]) -> bool:

@@ -83,7 +83,7 @@ def test_files_directories_and_patterns(tmp_path: Path) -> None:
     assert [path.name for path in corpus_files(corpus(tmp_path))] == ["a.txt", "b.txt", "c.TXT"]
     assert [path.name for path in corpus_files(corpus(tmp_path / "d.md"))] == ["d.md"]
     assert [path.name for path in corpus_files(corpus(f"{tmp_path}/*.md"))] == ["d.md"]
-    assert corpus_sources("mine", corpus(tmp_path, licence="CC0"))["mine"].licence == "CC0"
+    assert corpus_sources("mine", corpus(tmp_path, licence="CC0"))["mine"]["licence"] == "CC0"
 
 
 @pytest.mark.parametrize("path", ["none", "none/*.txt", "empty", "none.txt"])
