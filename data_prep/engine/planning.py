@@ -47,8 +47,8 @@ def count_tasks(pieces: list[Piece], piece_bytes: int) -> int:
 def needs_chunks(piece: Piece, piece_bytes: int) -> bool:
     """Whether a piece is a large compressed file that can only be read from its start."""
     span = piece.spans[0]
-    whole = span.start == 0 and span.stop is None and piece.config.kind in ("text", "jsonl", "wikipedia")
-    return whole and is_compressed(span.path) and _COMPRESSION * piece.size > 2 * piece_bytes
+    is_file = span.start == 0 and span.stop is None and piece.config.kind in ("text", "jsonl", "wikipedia")
+    return is_file and is_compressed(span.path) and _COMPRESSION * piece.size > 2 * piece_bytes
 
 
 def bucket_counts(config: PrepareConfig, documents: int, characters: int) -> tuple[int, int]:

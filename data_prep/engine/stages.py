@@ -52,9 +52,9 @@ def split_large_files(
         ]
         for piece, record in zip(large, records, strict=True)
     }
-    whole = [part for piece in pieces for part in chunks.get(piece.number, [piece])]
+    smaller = [part for piece in pieces for part in chunks.get(piece.number, [piece])]
     dropped = merge_counts({key: record[key] for key in ("dropped", "dropped_samples")} for record in records)
-    return [replace(piece, number=number) for number, piece in enumerate(whole)], dropped
+    return [replace(piece, number=number) for number, piece in enumerate(smaller)], dropped
 
 
 def write_text(

@@ -65,16 +65,16 @@ def clean_paragraphs(paragraphs: list[str], rules: CleaningConfig, language: str
             dropped.add(rule, paragraph)
     if not kept:
         return []
-    whole = " ".join(kept)
-    if rules.min_document_words and whole.count(" ") + 1 < rules.min_document_words:
-        dropped.add("short_document", whole)
+    text = " ".join(kept)
+    if rules.min_document_words and text.count(" ") + 1 < rules.min_document_words:
+        dropped.add("short_document", text)
         return []
     if rules.language_filter:
         import py3langid  # slow to load
 
-        found = py3langid.classify(whole[:_LANGUAGE_CHARACTERS])[0]
+        found = py3langid.classify(text[:_LANGUAGE_CHARACTERS])[0]
         if found != language:
-            dropped.add("other_language", f"({found}) {whole[:_SAMPLE_LENGTH]}")
+            dropped.add("other_language", f"({found}) {text[:_SAMPLE_LENGTH]}")
             return []
     return kept
 

@@ -37,7 +37,7 @@ def read_piece(piece: Piece, dropped: Dropped) -> Iterator[Document]:
 
 
 def read_raw(piece: Piece, dropped: Dropped) -> Iterator[Document]:
-    """As :func:`read_piece`, but with wikitext unparsed, which is fast; huge documents are whole."""
+    """As :func:`read_piece` but faster: wikitext is not parsed, huge documents are not divided."""
     for span in piece.spans:
         if piece.is_chunk:
             yield from read_chunk(span.path)

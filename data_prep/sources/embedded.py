@@ -144,7 +144,7 @@ def triple_quoted(source: str) -> list[str]:
 
 
 def prose_paragraphs(text: str) -> list[str]:
-    """The prose of one docstring, a paragraph a string, without code, tables and markup."""
+    """The prose paragraphs of one docstring, without code, tables and markup."""
     paragraphs = []
     for block in _blocks(inspect.cleandoc(text).split("\n")):
         paragraph = _without_markup(" ".join(" ".join(block).split()))

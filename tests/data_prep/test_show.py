@@ -44,7 +44,7 @@ def test_a_random_share_of_all_pieces(tmp_path: Path) -> None:
     assert max(counts.values()) < 80
 
 
-def test_what_cannot_be_shown(tmp_path: Path) -> None:
+def test_errors(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n\n\n")
     shown = run_module("data_prep.show", "corpus=text", f"corpus.path={tmp_path}")
     assert (shown.returncode, shown.stdout) == (2, "")

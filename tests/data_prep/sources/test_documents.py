@@ -61,7 +61,7 @@ def test_marks_and_line_ends(tmp_path: Path, mark: bytes, end: bytes, last: byte
     assert read(tmp_path / "a.txt") == [["One a.", "One b."], ["Twö."], ["Three."]]
 
 
-def test_what_ends_a_document_and_a_paragraph(tmp_path: Path) -> None:
+def test_ends_of_documents_and_paragraphs(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("A line\nthat goes on.\nAnd on.\n\nNext\nblock.\n")
     (tmp_path / "b.txt").write_text("\n\n")
     (tmp_path / "c.txt").write_text("Other.")
