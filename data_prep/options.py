@@ -1,42 +1,40 @@
-"""The options of a preparation, and what follows from them alone."""
+"""The options of the commands of ``data_prep``. The string below a field is its meaning in ``--help``."""
 
 from dataclasses import dataclass
 
 from bert_pretrain.errors import ConfigError, require
 
 SHORTEST_SEQUENCE = 16
-
-
 SMALLEST_VOCAB = 128
-
-
 CORPUS_KINDS = ("embedded", "text", "jsonl", "parquet", "wikipedia", "dataset")
-
-
 SAMPLE_KINDS = ("pair", "single")
-
-
 BOUNDARIES = ("blank_line", "file")
-
-
 LINES = ("wrapped", "paragraph", "sentence")
-
-
 NORMAL_FORMS = ("NFC", "NFKC", "none")
 
 
 @dataclass
 class CleaningConfig:
-    """The rules of ``configs/cleaning/``, where each is explained; :mod:`data_prep.sources.cleaning` applies them."""
+    """The rules of :mod:`data_prep.sources.cleaning`. A dropped paragraph is counted under the first rule it breaks."""
 
     unicode: str
+    """Unicode normal form of the text: NFC, NFKC or none. Unless none, invisible and control characters are removed."""
     prose_only: bool
+    """Drop paragraphs that are not prose: tables, lines of dots or dashes, text without letters, and what min_words,
+    max_digit_share and max_symbol_share say."""
     min_words: int
+    """Drop headings and labels: paragraphs of fewer words that end without a full stop, question or exclamation
+    mark."""
     max_symbol_share: float
+    """Drop paragraphs with a larger share of symbols (neither letter nor digit) among the visible characters."""
     max_digit_share: float
+    """Drop paragraphs with a larger share of digits among the visible characters."""
     drop_boilerplate: bool
+    """Drop paragraphs under 400 characters with phrases such as "all rights reserved" or "privacy policy"."""
     min_document_words: int
+    """Drop documents of fewer words."""
     language_filter: bool
+    """Drop documents in another language than corpus.language, by py3langid on their first 2,000 characters."""
 
     def __post_init__(self) -> None:
         require(self.unicode in NORMAL_FORMS, "corpus.cleaning.unicode", self.unicode, ", ".join(NORMAL_FORMS))
@@ -50,19 +48,33 @@ class CleaningConfig:
 
 @dataclass
 class CorpusConfig:
-    """One corpus. ``kind`` chooses the reader; the choices in ``configs/corpus/`` set and explain the rest."""
+    """One corpus. The files in ``configs/corpus/`` set the options for each kind."""
 
     kind: str
-    path: str | None  # a file, a directory (searched with its sub-directories) or a glob pattern; a data set's name
-    documents: str  # text: what ends a document, "blank_line" or "file"
-    lines: str  # text: what a line is, part of a "wrapped" paragraph, a whole "paragraph", or a "sentence"
-    text_field: str  # jsonl, parquet, dataset: the field that holds a document's text
-    subset: str | None  # dataset: the configuration's name, such as 20231101.en
-    split: str  # dataset: train, ...
-    language: str  # for the sentence splitter and the language filter, ISO 639-1
-    licence: str | None  # of your text; recorded in the manifest
-    weight: float  # how often its documents count, beside those of other corpora
+    """The reader, set by corpus=NAME: text, jsonl, parquet, wikipedia (XML dump), dataset (of the datasets library) or
+    embedded (documentation of Python and of the installed packages)."""
+    path: str | None
+    """A file, a directory (searched recursively) or a glob pattern. Of corpus=dataset, a name on the Hugging Face hub
+    or a folder that save_to_disk wrote. Not used by corpus=embedded."""
+    documents: str
+    """What ends a document of corpus=text: blank_line or file."""
+    lines: str
+    """What a line of corpus=text is: paragraph, wrapped (a paragraph continues up to the next blank line) or sentence
+    (not split again)."""
+    text_field: str
+    """Field that holds a document's text in corpus=jsonl, parquet and dataset. Each line of it is a paragraph."""
+    subset: str | None
+    """Configuration name of corpus=dataset, such as 20231101.en; null: the data set's default."""
+    split: str
+    """Split of corpus=dataset."""
+    language: str
+    """ISO 639-1 code, for the sentence splitter and corpus.cleaning.language_filter."""
+    licence: str | None
+    """Licence of the text, recorded in manifest.json. corpus=embedded records each package's own."""
+    weight: float
+    """Multiplies dupe_factor for this corpus: sets its share among the corpora of mix."""
     drop_repeated_sentences: bool
+    """Drop every sentence that occurred before, in this or an earlier document (equal but for case)."""
     cleaning: CleaningConfig
 
     def __post_init__(self) -> None:
@@ -79,11 +91,14 @@ class CorpusConfig:
 
 @dataclass
 class DuplicateConfig:
-    """The options of the group ``duplicates`` in ``configs/prepare.yaml``."""
+    """Duplicates among the documents of all corpora. The first of them is kept."""
 
     exact: bool
+    """Drop documents with equal text, ignoring case."""
     near: bool
+    """Drop near duplicates, found by MinHash of word 5-grams."""
     similarity: float
+    """Jaccard similarity of the sets of word 5-grams from which two documents are near duplicates, 0.5 to 1."""
 
     def __post_init__(self) -> None:
         require(0.5 <= self.similarity <= 1, "duplicates.similarity", self.similarity, "0.5 to 1")
@@ -91,12 +106,17 @@ class DuplicateConfig:
 
 @dataclass
 class EngineConfig:
-    """The options of the group ``engine`` in ``configs/prepare.yaml``. None of them changes the result."""
+    """Where a preparation runs. None of these options changes the result."""
 
     workers: int | None
+    """Worker processes on this machine; null: one a core; 1: run in the command's own process."""
     scheduler: str | None
+    """Address of your own dask cluster, such as tcp://HOST:8786; its workers need the same files at the same paths.
+    null: workers on this machine."""
     worker_memory_gb: float
+    """Memory limit of a worker on this machine in GB. dask restarts a worker above it and runs its task again."""
     dashboard: str
+    """Address of dask's dashboard; port 0: any free port."""
 
     def __post_init__(self) -> None:
         require(self.workers is None or self.workers >= 1, "engine.workers", self.workers, "null, or 1 or more")
@@ -105,49 +125,47 @@ class EngineConfig:
         require(known, "engine.scheduler", self.scheduler, "null, or an address such as tcp://host:8786")
 
 
-@dataclass(frozen=True)
-class SampleOptions:
-    """What the samples depend on, apart from the text."""
-
-    kind: str
-    sequence_lengths: tuple[int, ...]
-    max_predictions: tuple[int, ...]
-    masked_lm_prob: float
-    short_seq_prob: float
-    dupe_factor: int
-    whole_word_masking: bool
-    samples_per_shard: int
-    heldout_fraction: float
-    seed: int
-
-
-_PIECES_PER_BUCKET = 2
-_DOCUMENTS_PER_BUCKET = 32  # on average at least, so that random next segments have many documents to come from
-
-
 @dataclass
 class PrepareConfig:
-    """The options of ``configs/prepare.yaml``, where each is explained."""
+    """The options of ``bert-pretrain prepare``."""
 
     out_dir: str
+    """Output directory, for train_*.hdf5, heldout_*.hdf5, manifest.json, tokenizer/ and the intermediate corpus/."""
     corpus: CorpusConfig
     mix: dict[str, CorpusConfig]
     duplicates: DuplicateConfig
     vocab: str | None
+    """An existing WordPiece vocabulary: a vocab.txt, or a folder with tokenizer.json or vocab.txt; null: train one."""
     vocab_size: int
+    """Entries of the vocabulary to train, 128 or more. Not used with vocab."""
     vocab_text_mb: float
+    """Megabytes of text to train the vocabulary on; of a larger corpus, a random sample of the documents."""
     lowercase: bool
+    """Lowercase the text and strip accents (uncased BERT). Not used where vocab is a folder with tokenizer.json, which
+    states it."""
     sequence_lengths: list[int]
+    """Tokens of a sample, 16 to 65535. With several, such as [128,512], the text is tokenised once, and the shards of
+    each length are written to out_dir/LENGTH."""
     max_predictions: list[int] | None
+    """Most masked tokens of a sample, one number for each sequence length; null: masked_lm_prob * length, rounded."""
     sample_kind: str
+    """pair: two segments, for next-sentence prediction; single: one segment of whole sentences, label 0."""
     masked_lm_prob: float
+    """Share of the tokens to mask, above 0 and below 1."""
     short_seq_prob: float
+    """Share of the documents whose samples get a random shorter length, 0 to 1."""
     dupe_factor: int
+    """Copies of the corpus, with different pairs and masks, 1 to 1000. 1 is enough with data.masking=dynamic."""
     whole_word_masking: bool
+    """Mask all WordPieces of a word together."""
     samples_per_shard: int
+    """Samples of an HDF5 file."""
     heldout_fraction: float
+    """Share of the documents for the eval split, chosen by a hash of their text; 0: no held-out shards."""
     seed: int
+    """Seed of the samples, masks, shuffle and held-out documents, below 2^62."""
     piece_mb: float
+    """Megabytes of text in one task of a worker, 0.001 to 64. Random next segments come from about twice as much."""
     engine: EngineConfig
 
     def __post_init__(self) -> None:
@@ -156,7 +174,7 @@ class PrepareConfig:
             require(self.vocab_size >= SMALLEST_VOCAB, "vocab_size", self.vocab_size, f"{SMALLEST_VOCAB} or more")
         require(self.vocab_text_mb > 0, "vocab_text_mb", self.vocab_text_mb, "above 0")
         fits = all(SHORTEST_SEQUENCE <= length < 1 << 16 for length in lengths)
-        allowed = f"one length or more, each once, each {SHORTEST_SEQUENCE} to 65535"
+        allowed = f"one or more different lengths, each {SHORTEST_SEQUENCE} to 65535"
         require(bool(lengths) and fits and len(set(lengths)) == len(lengths), "sequence_lengths", lengths, allowed)
         if most is not None:
             fits = len(most) == len(lengths) and all(1 <= m <= n for m, n in zip(most, lengths, strict=True))
@@ -177,49 +195,26 @@ class PrepareConfig:
 
     @property
     def piece_bytes(self) -> int:
-        """Text that a worker takes at a time."""
+        """Bytes of text in one task of a worker."""
         return int(self.piece_mb * 1e6)
 
-
-def sample_options(config: PrepareConfig) -> SampleOptions:
-    """The options that samples depend on, with the most predictions of each length."""
-    lengths = config.sequence_lengths
-    most = config.max_predictions or [max(1, round(config.masked_lm_prob * length)) for length in lengths]
-    return SampleOptions(
-        kind=config.sample_kind,
-        sequence_lengths=tuple(lengths),
-        max_predictions=tuple(most),
-        masked_lm_prob=config.masked_lm_prob,
-        short_seq_prob=config.short_seq_prob,
-        dupe_factor=config.dupe_factor,
-        whole_word_masking=config.whole_word_masking,
-        samples_per_shard=config.samples_per_shard,
-        heldout_fraction=config.heldout_fraction,
-        seed=config.seed,
-    )
-
-
-def bucket_counts(config: PrepareConfig, documents: int, characters: int) -> tuple[int, int]:
-    """How many buckets the documents for training and those held out are shared out to."""
-    weight = max(corpus.weight for corpus in config.corpora.values())
-    size = _PIECES_PER_BUCKET * config.piece_bytes * min(1.0, 5 / (config.dupe_factor * weight))
-
-    def count(share: float) -> int:
-        wanted = -(-int(share * characters) // max(1, int(size)))
-        return max(1, min(wanted, int(share * documents) // _DOCUMENTS_PER_BUCKET))
-
-    heldout = config.heldout_fraction
-    return count(1 - heldout), count(heldout) if heldout > 0 else 0
+    @property
+    def predictions(self) -> list[int]:
+        """Most masked tokens of a sample, for each sequence length."""
+        return self.max_predictions or [max(1, round(self.masked_lm_prob * n)) for n in self.sequence_lengths]
 
 
 @dataclass
 class ShowConfig:
-    """The options of ``configs/show.yaml``."""
+    """The options of ``bert-pretrain show``."""
 
     corpus: CorpusConfig
     documents: int
+    """Documents to print. At most as many pieces (1 MB) of the corpus are read."""
     sentences: int | None
+    """Print only the first sentences of each document, this many; null: all."""
     seed: int
+    """Seed of the random choice of documents."""
 
     def __post_init__(self) -> None:
         require(self.documents >= 1, "documents", self.documents, "1 or more")
@@ -228,25 +223,16 @@ class ShowConfig:
 
 @dataclass
 class VerifyConfig:
-    """The options of ``configs/verify.yaml``."""
+    """The options of ``bert-pretrain verify`` and ``bert-pretrain data-report``."""
 
     dir: str
+    """Directory of the shards."""
     samples: int
+    """Decoded samples to show for each split."""
     vocab: str | None
+    """A vocab.txt or tokenizer folder; null: the tokenizer/ folder beside the shards, if there is one."""
     lowercase: bool
-
-    def __post_init__(self) -> None:
-        require(self.samples >= 0, "samples", self.samples, "0 or more")
-
-
-@dataclass
-class DataReportConfig:
-    """The options of ``configs/data_report.yaml``."""
-
-    dir: str
-    samples: int
-    vocab: str | None
-    lowercase: bool
+    """Whether the vocab.txt of vocab is lowercase; a tokenizer.json states it itself."""
 
     def __post_init__(self) -> None:
         require(self.samples >= 0, "samples", self.samples, "0 or more")

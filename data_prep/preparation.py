@@ -1,13 +1,13 @@
-"""The stages of a preparation: corpora -> documents -> sentences -> tokenizer -> token ids -> samples -> shards.
+"""A preparation: corpora -> documents -> sentences -> tokenizer -> token ids -> samples -> shards.
 
-What is written is a pure function of the corpora and the options: the same bytes for any number of workers, and
-however often it was stopped on the way.
+The output is a pure function of the corpora and the options: the same bytes for any number of workers, and however
+often the run was interrupted.
 """
 
+import contextlib
 import os
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,38 +16,38 @@ from bert_pretrain.data.masking import SPECIAL_TOKENS
 from bert_pretrain.data.shards import ShardHeader, read_manifest, write_manifest
 from bert_pretrain.errors import ConfigError
 from data_prep.corpus import corpora_fingerprint, corpus_sources, no_text
-from data_prep.engine.local import Engine, PartsLostError
+from data_prep.engine.local import Engine, Record, TasksLostError
 from data_prep.engine.out_dir import (
     CORPUS,
     check_out_dir,
     claim_out_dir,
-    load_stage,
+    read_json,
     release_out_dir,
     remove_intermediate,
-    save_stage,
     shard_dirs,
+    stage_path,
+    write_json,
 )
-from data_prep.engine.planning import count_parts, plan_pieces
+from data_prep.engine.planning import bucket_counts, count_tasks, plan_pieces
 from data_prep.engine.stages import (
-    Record,
-    Text,
-    cut_large_files,
     encode,
     find_repeats,
     make_all_samples,
     merge_counts,
+    split_large_files,
     training_text,
     write_shards,
     write_text,
 )
-from data_prep.options import CorpusConfig, EngineConfig, PrepareConfig, SampleOptions, bucket_counts, sample_options
+from data_prep.options import CorpusConfig, EngineConfig, PrepareConfig
 from data_prep.samples.tokenizer import Vocabulary, load_vocabulary, train_vocabulary, write_tokenizer
 from data_prep.samples.write import unigram_entropy
 from data_prep.sources.pieces import Piece
+from data_prep.text.duplicates import TextPart
 
 
 def prepare(config: PrepareConfig) -> None:
-    """Write the shards, or say that they are there already."""
+    """Write the shards, or report that they exist already."""
     out_dir = Path(config.out_dir).absolute()
     given = load_vocabulary(Path(config.vocab), config.lowercase) if config.vocab else None
     options = _options(config, given)
@@ -61,31 +61,29 @@ def prepare(config: PrepareConfig) -> None:
     pieces = plan_pieces(config.corpora, config.piece_bytes)
     is_new = claim_out_dir(out_dir, options)
     try:
-        most_parts = count_parts(pieces, config.piece_bytes)
-        with _open_engine(config.engine, most_parts) as engine:
+        with _open_engine(config.engine, count_tasks(pieces, config.piece_bytes)) as engine:
             engine.check_folder(out_dir)
             Preparation(config, out_dir, options, engine).run(pieces, given)
         remove_intermediate(out_dir)
-    except OSError as error:  # h5py's text has addresses in it
+    except OSError as error:  # its message from h5py has memory addresses in it
         reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
         raise ConfigError(
-            f"out_dir {out_dir}: writing failed ({reason}); what was finished is kept: run again"
+            f"out_dir {out_dir}: writing failed ({reason}); finished parts are kept: run the command again"
         ) from None
-    except PartsLostError:
+    except TasksLostError:
         raise
     except ConfigError:
-        if is_new:  # the options or the corpus are at fault: leave nothing that would bind the next try to them
+        if is_new:  # the options or the corpus are wrong: the next try, with others, needs an empty directory
             release_out_dir(out_dir)
         raise
 
 
-def _open_engine(config: EngineConfig, most_parts: int) -> AbstractContextManager[Engine]:
-    """This process where one worker is asked for or there is one part only; else the user's cluster, or one of this
-    machine's cores."""
-    workers = max(1, min(config.workers or len(os.sched_getaffinity(0)), most_parts))
+def _open_engine(config: EngineConfig, most_tasks: int) -> contextlib.AbstractContextManager[Engine]:
+    """The user's cluster if given; else this process for one worker or one task; else a cluster of this machine."""
+    workers = max(1, min(config.workers or len(os.sched_getaffinity(0)), most_tasks))
     if config.scheduler is None and workers == 1:
-        return nullcontext(Engine())
-    from data_prep.engine import cluster  # loading dask takes longer than preparing a small corpus
+        return contextlib.nullcontext(Engine())
+    from data_prep.engine import cluster  # slow to load
 
     if config.scheduler is not None:
         return cluster.open_cluster(config.scheduler)
@@ -93,7 +91,7 @@ def _open_engine(config: EngineConfig, most_parts: int) -> AbstractContextManage
 
 
 def _options(config: PrepareConfig, given: Vocabulary | None) -> dict[str, Any]:
-    """What the result depends on, and nothing else."""
+    """Everything that the output depends on."""
     options = asdict(config)
     for name in ("out_dir", "engine"):
         del options[name]
@@ -103,126 +101,97 @@ def _options(config: PrepareConfig, given: Vocabulary | None) -> dict[str, Any]:
 
 
 class Preparation:
-    """One run over all stages; those that an interrupted run finished are taken from it."""
+    """One run of all stages. Tasks and stages that an interrupted run finished are not run again."""
 
     def __init__(self, config: PrepareConfig, out_dir: Path, options: dict[str, Any], engine: Engine) -> None:
         self.config, self.out_dir, self.options, self.engine = config, out_dir, options, engine
         self.corpus_dir = out_dir / CORPUS
+        self.repeats = self.corpus_dir / "repeats"
         self.tokenizer = out_dir / "tokenizer"
-        self.samples = sample_options(config)
         self.stages: list[Record] = []
 
     def run(self, pieces: list[Piece], given: Vocabulary | None) -> None:
-        """Corpus to manifests."""
-        text = self._text(pieces)
-        self._stage("repeats", lambda: self._repeats(text))
-        self._stage("tokenizer", lambda: self._tokenizer(text, given))
-        vocabulary = given or load_vocabulary(self.tokenizer, self.config.lowercase)
-        documents = sum(record["documents"] for record in text.records)
-        buckets = bucket_counts(self.config, documents, text.characters)
-        self._stage("token ids", lambda: self._token_ids(text, vocabulary, buckets))
-        records: dict[str, list[Record]] = {}
+        """From the corpus to the manifests."""
+        config, engine, corpus_dir = self.config, self.engine, self.corpus_dir
+        with self._stage("text") as counts:
+            pieces, dropped = split_large_files(engine, pieces, corpus_dir / "cut", config.piece_bytes)
+            parts, records = write_text(engine, pieces, corpus_dir / "text", config.duplicates)
+            counts |= merge_counts([*records, dropped])
+        _check_documents(config, counts)
+        sources = _describe_sources(config.corpora, parts, records)
+        with self._stage("repeats") as counts:
+            counts |= find_repeats(engine, parts, config, self.repeats)
+        with self._stage("tokenizer") as counts:
+            if not counts:
+                vocabulary = given or self._train_vocabulary(parts)
+                write_tokenizer(vocabulary, self.tokenizer)
+                counts["vocabulary"] = len(vocabulary.tokens)
+        vocabulary = given or load_vocabulary(self.tokenizer)
+        buckets = bucket_counts(config, sum(part.documents for part in parts), sum(part.characters for part in parts))
+        with self._stage("token ids") as counts:
+            tokenizer = self.tokenizer, vocabulary.tokenizer_hash
+            counts |= merge_counts(encode(engine, parts, corpus_dir, tokenizer, config, buckets))
+            _check_splits(config, counts)
+        with self._stage("samples") as counts:
+            samples = make_all_samples(engine, parts, corpus_dir, config, buckets)
+            counts |= _describe_samples(samples)
+        folders = shard_dirs(self.out_dir, config.sequence_lengths)
+        for folder, length, most in zip(folders, config.sequence_lengths, config.predictions, strict=True):
+            self._write_shards(folder, _header(config, length, most, vocabulary), vocabulary, samples, sources)
 
-        def samples() -> Record:
-            ids = [self.corpus_dir / "ids" / f"{part.path.stem}.h5" for part in text.parts]
-            folder = self.corpus_dir / "samples"
-            records.update(make_all_samples(self.engine, ids, text.characters, self.samples, buckets, folder))
-            return _describe_samples(records)
-
-        self._stage("samples", samples, always=True)
-        for folder, length, most in zip(
-            shard_dirs(self.out_dir, self.config.sequence_lengths),
-            self.samples.sequence_lengths,
-            self.samples.max_predictions,
-            strict=True,
-        ):
-            self._shards(folder, length, most, vocabulary, records, text)
-
-    def _stage(self, name: str, run: Callable[[], Record], always: bool = False) -> Record:
-        """Run a stage, print what it counted, and note it; ``always`` also when it is done, for what it returns."""
+    @contextlib.contextmanager
+    def _stage(self, name: str) -> Iterator[Record]:
+        """Print, time and record a stage. Its body fills in the counts; those of an interrupted run are given to it."""
         print(f"[{len(self.stages) + 1}] {name} ...", flush=True)
-        before = load_stage(self.corpus_dir, name)
-        counts = before
+        path = stage_path(self.corpus_dir, name)
+        is_old = path.exists()
+        counts = read_json(path) if is_old else {}
         start = time.perf_counter()
-        if counts is None or always:
-            counts = run()
-            seconds = before["seconds"] if before else round(time.perf_counter() - start, 2)
-            counts["seconds"] = seconds
-            save_stage(self.corpus_dir, name, counts)
-        shown = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in counts.items() if _is_number(value))
-        print(f"      {shown}{' (from the interrupted run)' if before else ''}", flush=True)
+        yield counts
+        if not is_old:
+            counts["seconds"] = round(time.perf_counter() - start, 2)
+            write_json(path, counts)
+        numbers = {key: value for key, value in counts.items() if isinstance(value, int | float)}
+        shown = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in numbers.items())
+        print(f"      {shown}{' (from the interrupted run)' if is_old else ''}", flush=True)
         self.stages.append({"stage": name, **counts})
-        return counts
 
-    def _text(self, pieces: list[Piece]) -> Text:
-        found: list[Text] = []
-
-        def run() -> Record:
-            cut, dropped = cut_large_files(self.engine, pieces, self.corpus_dir / "cut", self.config.piece_bytes)
-            found.append(write_text(self.engine, cut, self.corpus_dir, self.config.duplicates))
-            return merge_counts([*found[0].records, dropped])
-
-        counts = self._stage("text", run, always=True)
-        if counts["documents"] == 0:
-            raise ConfigError(no_text(self.config.corpus, counts["dropped"]))
-        if counts["documents"] == 1:
-            raise ConfigError(
-                "the corpus is one document only, so no segment from another document can be drawn; give more files, "
-                "or let corpus.documents (file, blank_line) divide it"
-            )
-        return found[0]
-
-    def _repeats(self, text: Text) -> Record:
-        folder = self.corpus_dir / "repeats"
-        return find_repeats(self.engine, text, self.config.duplicates, self.config.corpora, folder)
-
-    def _tokenizer(self, text: Text, given: Vocabulary | None) -> Record:
-        config = self.config
-        most = config.vocab_text_mb * 1e6
-        vocabulary = given or train_vocabulary(
-            lambda: training_text(text, most, config.seed), config.vocab_size, config.lowercase
+    def _train_vocabulary(self, parts: list[TextPart]) -> Vocabulary:
+        config, most = self.config, self.config.vocab_text_mb * 1e6
+        return train_vocabulary(
+            lambda: training_text(parts, self.repeats, most, config.seed), config.vocab_size, config.lowercase
         )
-        write_tokenizer(vocabulary, self.tokenizer)
-        return {"vocabulary": len(vocabulary.tokens)}
 
-    def _token_ids(self, text: Text, vocabulary: Vocabulary, buckets: tuple[int, int]) -> Record:
-        folder, corpora = self.corpus_dir / "ids", self.config.corpora
-        records = encode(self.engine, text, vocabulary, self.tokenizer, self.samples, corpora, buckets, folder)
-        counts = merge_counts(records)
-        _check_splits(self.config, counts)
-        return counts
-
-    def _shards(
+    def _write_shards(
         self,
         folder: Path,
-        length: int,
-        most: int,
+        header: ShardHeader,
         vocabulary: Vocabulary,
-        records: dict[str, list[Record]],
-        text: Text,
+        samples: dict[str, list[Record]],
+        sources: list[Record],
     ) -> None:
+        """The shards of one sequence length, and their manifest."""
         folder.mkdir(exist_ok=True)
-        header = _header(self.samples, length, most, vocabulary)
-        rows: list[Record] = []
-
-        def shards() -> Record:
-            tokenizer = (self.tokenizer, vocabulary.lowercase)
-            size = self.samples.samples_per_shard
-            rows.extend(write_shards(self.engine, records, header, size, tokenizer, self.corpus_dir, folder))
-            return {"sequence_length": length, "shards": len(rows), "samples": sum(row["samples"] for row in rows)}
-
-        self._stage(f"shards {length}", shards, always=True)
-        counts = sorted((self.corpus_dir / f"shards_{length}").glob("train_*.npy"))
-        entropy = unigram_entropy(counts)
+        length = header.sequence_length
+        with self._stage(f"shards {length}") as counts:
+            rows = write_shards(self.engine, samples, header, self.tokenizer, self.corpus_dir, folder, self.config)
+            counts |= {"sequence_length": length, "shards": len(rows), "samples": sum(row["samples"] for row in rows)}
+        entropy = unigram_entropy(sorted((self.corpus_dir / f"shards_{length}").glob("train_*.npy")))
         if folder != self.out_dir:
             write_tokenizer(vocabulary, folder / "tokenizer")
         manifest = {
             "shards": rows,
             "sequence_length": length,
-            "max_predictions": most,
+            "max_predictions": header.max_predictions,
             "unigram_entropy": entropy,
-            "tokenizer": _describe_tokenizer(vocabulary),
-            "sources": _describe_sources(self.config.corpora, text),
+            "tokenizer": {
+                "vocab_size": header.vocab_size,
+                "vocab_hash": header.vocab_hash,
+                "tokenizer_hash": header.tokenizer_hash,
+                "lowercase": vocabulary.lowercase,
+                "special_ids": {token: vocabulary.tokens.index(token) for token in SPECIAL_TOKENS},
+            },
+            "sources": sources,
             "stages": self.stages,
             "options": self.options,
         }
@@ -231,8 +200,14 @@ class Preparation:
         print(f"train on it with data.dir={folder} model.vocab_size={len(vocabulary.tokens)}", flush=True)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)
+def _check_documents(config: PrepareConfig, counts: Record) -> None:
+    if counts["documents"] == 0:
+        raise ConfigError(no_text(config.corpus, counts["dropped"]))
+    if counts["documents"] == 1:
+        raise ConfigError(
+            "the corpus is one document only, but a random next segment needs another document; give more files, or "
+            "divide it with corpus.documents (file, blank_line)"
+        )
 
 
 def _check_splits(config: PrepareConfig, counts: Record) -> None:
@@ -246,44 +221,34 @@ def _check_splits(config: PrepareConfig, counts: Record) -> None:
         )
 
 
-def _describe_tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:
-    return {
-        "vocab_size": len(vocabulary.tokens),
-        "vocab_hash": vocabulary.vocab_hash,
-        "tokenizer_hash": vocabulary.tokenizer_hash,
-        "lowercase": vocabulary.lowercase,
-        "special_ids": {token: vocabulary.tokens.index(token) for token in SPECIAL_TOKENS},
-    }
-
-
-def _header(options: SampleOptions, length: int, most: int, vocabulary: Vocabulary) -> ShardHeader:
+def _header(config: PrepareConfig, length: int, most: int, vocabulary: Vocabulary) -> ShardHeader:
     return ShardHeader(
         sequence_length=length,
         max_predictions=most,
         vocab_size=len(vocabulary.tokens),
         vocab_hash=vocabulary.vocab_hash,
         tokenizer_hash=vocabulary.tokenizer_hash,
-        masked_lm_prob=options.masked_lm_prob,
-        whole_word_masking=options.whole_word_masking,
-        short_seq_prob=options.short_seq_prob,
-        dupe_factor=options.dupe_factor,
-        seed=options.seed,
+        masked_lm_prob=config.masked_lm_prob,
+        whole_word_masking=config.whole_word_masking,
+        short_seq_prob=config.short_seq_prob,
+        dupe_factor=config.dupe_factor,
+        seed=config.seed,
         split="train",
     )
 
 
 def _describe_samples(records: dict[str, list[Record]]) -> Record:
-    """By length and split, what was counted over all buckets."""
+    """The counts of all buckets added up, by length and split."""
     merged = {split: merge_counts(of_split) for split, of_split in records.items()}
     lengths = next(iter(merged.values()))
     return {length: {split: merged[split][length] for split in merged} for length in lengths}
 
 
-def _describe_sources(corpora: dict[str, CorpusConfig], text: Text) -> list[Record]:
+def _describe_sources(corpora: dict[str, CorpusConfig], parts: list[TextPart], records: list[Record]) -> list[Record]:
+    """The sources of all corpora, with the documents and characters of each."""
     rows = []
     for name, corpus in corpora.items():
-        mine = [record for owner, record in zip(text.corpora, text.records, strict=True) if owner == name]
-        counts = merge_counts(record["by_source"] for record in mine)
+        mine = [record["by_source"] for part, record in zip(parts, records, strict=True) if part.corpus == name]
         sources = corpus_sources(name, corpus)
-        rows += [{**asdict(sources[key]), **counts[key]} for key in counts]
+        rows += [{**sources[key], **counts} for key, counts in merge_counts(mine).items()]
     return rows

@@ -13,7 +13,7 @@ def main(config: PrepareConfig) -> None:
     The result depends on the corpora and the options only, not on the number of workers. A preparation that was
     stopped continues with the same command; a finished one is reused.
     """
-    from data_prep.preparation import prepare  # loads numba and the corpus libraries, once the command is right
+    from data_prep.preparation import prepare  # slow to load: after the options are checked
 
     prepare(config)
 

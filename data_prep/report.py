@@ -1,9 +1,6 @@
-"""Entry point: one page about a directory of shards, with plots.
+"""``bert-pretrain data-report``: a page with statistics and plots of a directory of shards.
 
-    python -m data_prep.report dir=data/demo
-
-Reads the manifest and all shards (as :mod:`data_prep.verify`, so a fault ends it), and writes ``report.html`` beside
-them: what each stage counted and dropped, with samples; lengths, padding, masks, unknown tokens; decoded samples.
+Reads the manifest and all shards, which are checked as by :mod:`data_prep.verify`.
 """
 
 import base64
@@ -18,13 +15,14 @@ from matplotlib.figure import Figure
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.shards import SPLITS, read_manifest, shard_paths
 from data_prep.engine.totals import Totals, show_sample, table_rows
-from data_prep.options import DataReportConfig
+from data_prep.options import VerifyConfig
 from data_prep.samples.tokenised import LENGTH_BIN
 from data_prep.samples.tokenizer import Vocabulary
 from data_prep.verify import find_vocabulary, verify_split
 
 PAGE = "report.html"
 _FREQUENT = 30  # tokens in the plot
+_SIZE: dict[str, Any] = {"figsize": (9, 3), "layout": "constrained"}
 _STYLE = (
     "body{font:15px/1.5 sans-serif;max-width:960px;margin:2em auto;padding:0 1em;color:#222}"
     "table{border-collapse:collapse;margin:1em 0}td,th{padding:.15em .8em;border-bottom:1px solid #ddd;text-align:left}"
@@ -32,11 +30,14 @@ _STYLE = (
 )
 
 
-@entry_point("data_report", DataReportConfig)
-def main(config: DataReportConfig) -> None:
-    """Write report.html about a directory of shards: what was kept and dropped, lengths, masks, samples.
+@entry_point("data_report", VerifyConfig)
+def main(config: VerifyConfig) -> None:
+    """Check a directory of shards and write report.html beside them.
 
-    bert-pretrain data-report dir=data/demo
+        bert-pretrain data-report dir=data/demo
+
+    The page shows what each stage kept and dropped, with examples; lengths, padding, masks and unknown tokens; and
+    decoded samples.
     """
     directory = Path(config.dir)
     vocabulary = find_vocabulary(config.vocab, config.lowercase, directory)
@@ -46,11 +47,11 @@ def main(config: DataReportConfig) -> None:
     }
     page = directory / PAGE
     page.write_text(render(directory.name, read_manifest(directory), totals, vocabulary), encoding="utf-8")
-    print(f"{page}")
+    print(page)
 
 
 def render(name: str, manifest: dict[str, Any] | None, totals: dict[str, Totals], vocabulary: Vocabulary | None) -> str:
-    """The page as HTML; without a manifest (legacy shards) what the shards themselves tell."""
+    """The page as HTML. Without a manifest (legacy shards) it has no sources and stages."""
     parts = [f"<h1>Shards: {html.escape(name)}</h1>"]
     rows = {split: table_rows(of_split) for split, of_split in totals.items()}
     names = list(next(iter(rows.values())))
@@ -60,7 +61,7 @@ def render(name: str, manifest: dict[str, Any] | None, totals: dict[str, Totals]
         parts.append(_image(_frequent_tokens(totals, vocabulary)))
     if manifest is not None and "stages" in manifest:
         parts += _stages(manifest)
-    parts.append("<h2>Samples</h2><p>A masked place reads {what stands there|the original}.</p>")
+    parts.append("<h2>Samples</h2><p>A masked position is shown as {input token|original token}.</p>")
     for split, of_split in totals.items():
         parts += [f"<p><b>{split}</b>{html.escape(show_sample(rows, vocabulary))}</p>" for rows in of_split.examples]
     head = f"<!doctype html><meta charset=utf-8><title>{html.escape(name)}</title><style>{_STYLE}</style>"
@@ -68,7 +69,7 @@ def render(name: str, manifest: dict[str, Any] | None, totals: dict[str, Totals]
 
 
 def _stages(manifest: dict[str, Any]) -> list[str]:
-    """Sources, the counts of every stage, what the rules dropped with samples, and sentence lengths."""
+    """Sources, the counts of every stage, what the rules dropped, with examples, and sentence lengths."""
     parts = ["<h2>Sources</h2>"]
     keys = ["name", "version", "licence", "documents", "characters"]
     parts.append(_table(keys, [[str(row.get(key, "")) for key in keys] for row in manifest["sources"]]))
@@ -78,8 +79,13 @@ def _stages(manifest: dict[str, Any]) -> list[str]:
         for key, value in stage.items():
             if isinstance(value, int | float):
                 counts.append([stage["stage"], key.replace("_", " "), f"{value:,}"])
-            elif key == "train" or key.isdigit():
-                counts += [[f"samples {key}", f"{s}, {k.replace('_', ' ')}", f"{v:,}"] for s, k, v in _flat(value)]
+            elif key.isdigit():  # a sequence length: the counts of its samples, by split
+                counts += [
+                    [f"samples {key}", f"{split}, {name.replace('_', ' ')}", f"{number:,}"]
+                    for split, of_split in value.items()
+                    for name, number in of_split.items()
+                    if isinstance(number, int)
+                ]
     parts.append(_table(["stage", "count", ""], counts))
     parts.append("<h2>Dropped by rule</h2>")
     for stage in manifest["stages"]:
@@ -90,15 +96,6 @@ def _stages(manifest: dict[str, Any]) -> list[str]:
         if "tokens_a_sentence" in stage:
             parts.append(_image(_sentence_lengths(stage["tokens_a_sentence"])))
     return parts
-
-
-def _flat(of_splits: dict[str, Any]) -> list[tuple[str, str, int]]:
-    return [
-        (split, key, value)
-        for split, counts in of_splits.items()
-        for key, value in counts.items()
-        if isinstance(value, int)
-    ]
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -114,7 +111,7 @@ def _image(figure: Figure) -> str:
 
 
 def _lengths(totals: dict[str, Totals]) -> Figure:
-    figure = Figure(figsize=(9, 3), layout="constrained")
+    figure = Figure(**_SIZE)
     axes = figure.subplots()
     for split, of_split in totals.items():
         shares = of_split.lengths / max(1, of_split.lengths.sum())
@@ -125,21 +122,21 @@ def _lengths(totals: dict[str, Totals]) -> Figure:
 
 
 def _masks(totals: dict[str, Totals]) -> Figure:
-    figure = Figure(figsize=(9, 3), layout="constrained")
+    figure = Figure(**_SIZE)
     left, right = figure.subplots(1, 2)
     for split, of_split in totals.items():
         shares = of_split.masks / max(1, of_split.masks.sum())
         left.step(np.arange(len(shares)), shares, where="mid", label=split)
-        places = of_split.places / max(1, of_split.places.max())
-        right.step(np.arange(len(places)), places, where="mid", label=split)
+        counts = of_split.positions / max(1, of_split.positions.max())
+        right.step(np.arange(len(counts)), counts, where="mid", label=split)
     left.set(xlabel="masked tokens of a sample", ylabel="share of the samples")
-    right.set(xlabel="place in the sample", ylabel="masks there (relative)")
+    right.set(xlabel="position in the sample", ylabel="masks (relative)")
     left.legend()
     return figure
 
 
 def _frequent_tokens(totals: dict[str, Totals], vocabulary: Vocabulary) -> Figure:
-    figure = Figure(figsize=(9, 3), layout="constrained")
+    figure = Figure(**_SIZE)
     axes = figure.subplots()
     counts = sum(
         (of_split.tokens for of_split in totals.values()), start=np.zeros(len(vocabulary.tokens), dtype=np.int64)
@@ -152,7 +149,7 @@ def _frequent_tokens(totals: dict[str, Totals], vocabulary: Vocabulary) -> Figur
 
 
 def _sentence_lengths(bins: list[int]) -> Figure:
-    figure = Figure(figsize=(9, 3), layout="constrained")
+    figure = Figure(**_SIZE)
     axes = figure.subplots()
     shown = [*bins[:40], sum(bins[40:])]
     axes.bar(np.arange(len(shown)) * LENGTH_BIN, shown, width=LENGTH_BIN * 0.9, align="edge")

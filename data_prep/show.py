@@ -11,9 +11,9 @@ def main(config: ShowConfig) -> None:
 
         bert-pretrain show corpus=wikipedia corpus.path=dump.xml.bz2
 
-    Also prints which rules dropped which text. Of a large corpus only a few pieces are read.
+    Also prints what the cleaning rules dropped. Of a large corpus only a few pieces are read.
     """
-    from data_prep.corpus import no_text  # these load the corpus libraries
+    from data_prep.corpus import no_text  # slow to load
     from data_prep.random_documents import random_documents
     from data_prep.sources.cleaning import Dropped
 
@@ -28,7 +28,7 @@ def main(config: ShowConfig) -> None:
     if shown == 0:
         raise ConfigError(no_text(config.corpus, dropped.counts))
     for rule, count in sorted(dropped.counts.items()):
-        print(f"dropped, {rule.replace('_', ' ')}: {count:,}; such as {dropped.samples[rule][0]!r}")
+        print(f"dropped by rule {rule.replace('_', ' ')}: {count:,}; for example {dropped.samples[rule][0]!r}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,7 @@
-"""Entry point: prove a directory of shards sound, and show what is in it.
+"""``bert-pretrain verify``: check every shard of a directory.
 
-    python -m data_prep.verify dir=data/demo
-
-Every shard is read whole. A fault ends the command with one message and status 2. Shards without header and
-manifest, as the published pipeline wrote them, are checked as far as they can be; without a vocabulary (a
-``tokenizer/`` folder beside them, or ``vocab=``) their masks are taken for what most masked places hold.
+Shards of NVIDIA's published pipeline, without header and manifest, are checked as far as possible. Without a
+vocabulary the most frequent token at masked positions is taken for [MASK].
 """
 
 from pathlib import Path
@@ -25,12 +22,12 @@ _LARGEST_VOCAB = 1 << 31
 
 @entry_point("verify", VerifyConfig)
 def main(config: VerifyConfig) -> None:
-    """Read every shard of a directory whole, check it, and print a table and a few samples.
+    """Check every shard of a directory, and print statistics and a few samples.
 
         bert-pretrain verify dir=data/demo
 
-    Checks names, shapes, ids, masks and checksums against the manifest. Shards of NVIDIA's published layout, which have
-    neither manifest nor checksums, are checked as far as they can be.
+    Checks the manifest, shapes, ids, masks and checksums; the first fault is reported, with exit status 2. Shards of
+    NVIDIA's published pipeline, which have no manifest and no checksums, are checked as far as possible.
     """
     directory = Path(config.dir)
     vocabulary = find_vocabulary(config.vocab, config.lowercase, directory)
@@ -40,14 +37,14 @@ def main(config: VerifyConfig) -> None:
             print(f"{split}: no shards")
             continue
         totals = verify_split(directory, paths, vocabulary, config.samples)
-        _print_table(split, totals)
+        print("\n".join([split, *(f"  {name:<24}{value}" for name, value in table_rows(totals).items())]))
         for arrays in totals.examples:
             print(show_sample(arrays, vocabulary))
-    print(f"{directory} is sound")
+    print(f"{directory}: no faults found")
 
 
 def find_vocabulary(given: str | None, lowercase: bool, directory: Path) -> Vocabulary | None:
-    """The given vocabulary, else the one beside the shards, else none."""
+    """The given vocabulary, else the one beside the shards, else None."""
     if given:
         return load_vocabulary(Path(given), lowercase)
     folder = directory / "tokenizer"
@@ -55,7 +52,7 @@ def find_vocabulary(given: str | None, lowercase: bool, directory: Path) -> Voca
 
 
 def verify_split(directory: Path, paths: list[Path], vocabulary: Vocabulary | None, examples: int) -> Totals:
-    """Check every shard in ``paths``; returns the sums and the first ``examples`` samples.
+    """Check every shard in ``paths``; return statistics and the first ``examples`` samples.
 
     Raises ``ConfigError`` at the first fault.
     """
@@ -70,22 +67,22 @@ def verify_split(directory: Path, paths: list[Path], vocabulary: Vocabulary | No
         if shape is not None and shape != (reader.sequence_length, reader.max_predictions):
             raise ConfigError(
                 f"shard {path} has L={reader.sequence_length}, P={reader.max_predictions}, "
-                f"the shards before it L={shape[0]}, P={shape[1]}: one directory holds one kind of shard"
+                f"the shards before it L={shape[0]}, P={shape[1]}; all shards of a directory must have the same shape"
             )
         shape = reader.sequence_length, reader.max_predictions
-        size = len(vocabulary.tokens) if vocabulary else reader.header.vocab_size if reader.header else _LARGEST_VOCAB
-        reader.check_content(size)
-        whole_word = whole_word or (reader.header is not None and reader.header.whole_word_masking)
-        probability = reader.header.masked_lm_prob if reader.header else None
+        header = reader.header
+        reader.check_content(len(vocabulary.tokens) if vocabulary else header.vocab_size if header else _LARGEST_VOCAB)
+        whole_word = whole_word or (header is not None and header.whole_word_masking)
+        probability = header.masked_lm_prob if header else None
         for start in range(0, reader.samples, _ROWS):
             stored = reader.read(start, min(start + _ROWS, reader.samples))
             arrays = {name: values.astype(np.int64) for name, values in stored.items()}
-            check_rows(arrays, vocabulary, f"shard {path}, samples from {start}", reader.header is None)
+            check_rows(arrays, vocabulary, f"shard {path}, samples from {start}", header is None)
             count_rows(arrays, vocabulary, probability, totals)
             for row in range(min(examples - len(totals.examples), len(arrays["input_ids"]))):
                 totals.examples.append({name: values[row : row + 1] for name, values in arrays.items()})
         totals.shards += 1
-        totals.legacy_shards += reader.header is None
+        totals.legacy_shards += header is None
         reader.close()
     check_shares(totals, f"{directory}, {paths[0].name} and on", whole_word)
     return totals
@@ -95,26 +92,28 @@ def _check_header(reader: ShardReader, row: dict | None, vocabulary: Vocabulary 
     header = reader.header
     if row is not None and (row["samples"] != reader.samples or row["checksum"] != reader.checksum):
         raise ConfigError(
-            f"shard {reader.path}: manifest.json says {row['samples']} samples with checksum {row['checksum']}, "
-            f"the file {reader.samples} with {reader.checksum}: they are not from the same preparation"
+            f"shard {reader.path}: manifest.json lists {row['samples']} samples with checksum {row['checksum']}, the "
+            f"file has {reader.samples} with {reader.checksum}: they are not from the same preparation"
         )
     if header is None:
         return
     if row is not None and row["split"] != header.split:
-        raise ConfigError(f"shard {reader.path} is of split {header.split}; manifest.json says {row['split']}")
+        raise ConfigError(f"shard {reader.path} is of split {header.split}; manifest.json lists it as {row['split']}")
     if (header.sequence_length, header.max_predictions) != (reader.sequence_length, reader.max_predictions):
         raise ConfigError(
-            f"shard {reader.path}: its header says L={header.sequence_length}, P={header.max_predictions}, "
-            f"its data L={reader.sequence_length}, P={reader.max_predictions}"
+            f"shard {reader.path}: its header has L={header.sequence_length}, P={header.max_predictions}, its data has "
+            f"L={reader.sequence_length}, P={reader.max_predictions}"
         )
     if vocabulary is not None and header.vocab_hash != vocabulary.vocab_hash:
-        raise ConfigError(f"shard {reader.path} was made with another vocabulary than the tokenizer beside it")
+        raise ConfigError(
+            f"shard {reader.path} was made with another vocabulary than the given one (vocab, or tokenizer/ beside it)"
+        )
 
 
 def check_rows(arrays: Arrays, vocabulary: Vocabulary | None, where: str, legacy: bool) -> None:
-    """Check the structure of samples, int64 arrays as read from a shard. Raises ``ConfigError``.
+    """Check the structure of samples, int64 arrays of a shard. Raises ``ConfigError``.
 
-    In legacy files special tokens may stand at masked places, as random words.
+    ``legacy``: special tokens are allowed at masked positions, where that pipeline uses them as random words.
     """
     ids, mask, segments = arrays["input_ids"], arrays["input_mask"], arrays["segment_ids"]
     positions, labels = arrays["masked_lm_positions"], arrays["masked_lm_ids"]
@@ -138,7 +137,7 @@ def check_rows(arrays: Arrays, vocabulary: Vocabulary | None, where: str, legacy
             (predicted == (np.arange(positions.shape[1]) < counts[:, None])).all(1)
             & ((np.diff(positions, axis=1) > 0) | ~predicted[:, 1:]).all(1)
         ),
-        "a masked position is outside of the tokens between [CLS] and the last [SEP]": (
+        "a masked position is not between [CLS] and the last [SEP]": (
             np.take_along_axis(inner, positions, axis=1) | ~predicted
         ).all(1),
         "masked_lm_ids is not 0-padded": ((labels == 0) | predicted).all(1),
@@ -156,7 +155,7 @@ def _special_checks(arrays: Arrays, lengths: np.ndarray, vocabulary: Vocabulary,
     real = np.arange(ids.shape[1]) < lengths[:, None]
     rows = np.arange(len(ids))
     is_pair = segments.any(1)
-    first_of_b = np.where(is_pair, np.argmax(segments == 1, axis=1), lengths)  # of a single segment: behind its [SEP]
+    first_of_b = np.where(is_pair, np.argmax(segments == 1, axis=1), lengths)  # of a single segment: after its [SEP]
     predicted = arrays["masked_lm_positions"] > 0
     checks = {
         "no [CLS] at the start": ids[:, 0] == special["[CLS]"],
@@ -169,16 +168,10 @@ def _special_checks(arrays: Arrays, lengths: np.ndarray, vocabulary: Vocabulary,
     if not legacy:
         banned = list(special.values())
         checks["a special token was masked"] = ~(np.isin(arrays["masked_lm_ids"], banned) & predicted).any(1)
-        stands = np.take_along_axis(arrays["input_ids"], arrays["masked_lm_positions"], axis=1)
+        inputs = np.take_along_axis(arrays["input_ids"], arrays["masked_lm_positions"], axis=1)
         banned.remove(special["[MASK]"])
-        checks["a special token stands at a masked place"] = ~(np.isin(stands, banned) & predicted).any(1)
+        checks["a special token is at a masked position"] = ~(np.isin(inputs, banned) & predicted).any(1)
     return checks
-
-
-def _print_table(split: str, totals: Totals) -> None:
-    print(f"{split}")
-    for name, value in table_rows(totals).items():
-        print(f"  {name:<24}{value}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Data preparation beside the published script: processor time from sentences to shards, stage by stage.
+"""CPU time from sentences to shards: our data preparation, by stage, and NVIDIA's published script.
 
     python scripts/bench_data.py TEXT VOCAB PUBLISHED_DIR RESULT.json [ROUNDS]
 
-TEXT holds a sentence a line and a blank line between documents. PUBLISHED_DIR holds ``create_pretraining_data.py`` of
-NVIDIA's DeepLearningExamples (PyTorch/LanguageModeling/BERT) and the modules that it imports; it is run as it is, in
-turns with ours, on one core each: ours with one worker, start-up and all. The published script loads torch, without
-using it; what its start-up costs with and without that is measured too.
+TEXT has a sentence a line and a blank line between documents. PUBLISHED_DIR has ``create_pretraining_data.py`` of
+NVIDIA's DeepLearningExamples (PyTorch/LanguageModeling/BERT), unchanged, and the modules that it imports. Both run
+alternately on one core, start-up included, ours with one worker. The published script imports torch without using it,
+so its start-up is also measured with and without torch.
 """
 
 import json
@@ -26,12 +26,12 @@ from data_prep.samples.words import WordEncoder
 
 ROOT = Path(__file__).resolve().parent.parent
 LENGTH, PREDICTIONS, DUPLICATES = 128, 20, 5
-# one worker is this process, so that a stage's time can be the processor's
+# With one worker the stages run in the command's process, so their times can be CPU times.
 _PREPARE = "import time; time.perf_counter = time.process_time; from data_prep.prepare import main; main()"
 
 
 def child_seconds(command: list[str], folder: Path) -> float:
-    """Processor seconds, user and system, of a command and all that it started."""
+    """CPU seconds, user and system, of a command and its children."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -39,20 +39,20 @@ def child_seconds(command: list[str], folder: Path) -> float:
 
 
 def published(text: Path, vocab: Path, folder: Path, out: Path) -> float:
-    """The published script on the whole text."""
+    """CPU seconds of the published script on the whole text."""
     shape = [f"--max_seq_length={LENGTH}", f"--max_predictions_per_seq={PREDICTIONS}", f"--dupe_factor={DUPLICATES}"]
     files = [f"--vocab_file={vocab}", f"--input_file={text}", f"--output_file={out / 'published.hdf5'}"]
     return child_seconds([sys.executable, "create_pretraining_data.py", *files, *shape, "--do_lower_case"], folder)
 
 
 def start_up(folder: Path, torch: bool) -> float:
-    """The published script asked for its help only; ``USE_TORCH`` is a switch of its own."""
+    """CPU seconds of the published script with --help; it imports no torch if ``USE_TORCH`` is 0."""
     switch = [] if torch else ["env", "USE_TORCH=0"]
     return child_seconds([*switch, sys.executable, "create_pretraining_data.py", "--help"], folder)
 
 
 def ours(text: Path, vocab: Path, out: Path, dupe_factor: int) -> tuple[float, dict[str, float]]:
-    """Our command on the same sentences, and the processor seconds of its stages."""
+    """CPU seconds of our command on the same sentences, in all and by stage."""
     options = ["corpus=text", f"corpus.path={text}", "corpus.lines=sentence", "cleaning@corpus.cleaning=off"]
     options += ["duplicates.exact=false", "duplicates.near=false", "heldout_fraction=0", "engine.workers=1"]
     options += [f"vocab={vocab}", f"out_dir={out}", f"sequence_lengths=[{LENGTH}]", f"max_predictions=[{PREDICTIONS}]"]
@@ -63,7 +63,7 @@ def ours(text: Path, vocab: Path, out: Path, dupe_factor: int) -> tuple[float, d
 
 
 def encoding(text: Path, vocab: Path) -> dict[str, float]:
-    """Processor seconds of encoding alone, by the library in one thread and by the cache of words, both cold."""
+    """CPU seconds of encoding alone, by the library in one thread and by ``WordEncoder``, both with a cold cache."""
     vocabulary = load_vocabulary(vocab, True)
     documents = text.read_text(encoding="utf-8").split("\n\n")[:-1]
     sentences = [sentence for document in documents for sentence in document.split("\n")]
@@ -82,7 +82,7 @@ def encoding(text: Path, vocab: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure in turns, print the medians and write them down."""
+    """Measure alternately, print the medians and write them to the result file."""
     text, vocab, folder, result = (Path(argument).absolute() for argument in sys.argv[1:5])
     rounds = int(sys.argv[5]) if len(sys.argv) > 5 else 3
     megabytes = text.stat().st_size / 1e6
@@ -115,8 +115,10 @@ def main() -> None:
     what = f"Sentences to shards, {megabytes:.1f} MB, factor {DUPLICATES}, one core, beside the published script"
     writing = statistics.median(stages["samples"]) + statistics.median(stages[f"shards {LENGTH}"])
     lean = medians["published"] - medians["start-up"] + medians["start-up without torch"]
-    note = f"Medians of {rounds} rounds in turns. Published over ours: {medians['published'] / medians['ours']:.2f}; "
-    note += f"without the torch that it loads: {lean / medians['ours']:.2f}. "
+    note = (
+        f"Medians of {rounds} alternating rounds. Published over ours: {medians['published'] / medians['ours']:.2f}, "
+    )
+    note += f"without its import of torch: {lean / medians['ours']:.2f}. "
     note += f"Samples and shards over the library's encoding: {writing / medians['library']:.2f}."
     write_result(result, what, rows, note)
 

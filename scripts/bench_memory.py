@@ -1,11 +1,10 @@
-"""Peak memory of every process of a preparation, for corpora of several sizes made by repeating the same texts.
+"""Peak memory of the processes of a preparation, by corpus size. Corpora are made by repeating the same texts.
 
     python scripts/bench_memory.py TEXT_DIR DUMP SCRATCH_DIR RESULT.json MEGABYTES...
 
-Also says what that makes for English Wikipedia, 20 GB of clean text: the processor seconds of a stage, over the
-megabytes of text, are taken to be the same for every size and number of workers. Wikitext takes far longer to read
-than plain text: that stage is measured on DUMP, a piece of a pages-articles dump. The tokenizer is trained in one
-process, on ``vocab_text_mb`` at most.
+Also extrapolates to English Wikipedia, 20 GB of clean text, assuming that each stage takes the same CPU time a
+megabyte for every size and number of workers. Wikitext takes much longer to read than plain text, so that stage is
+measured on DUMP, a part of a pages-articles dump. One process trains the tokenizer, on ``vocab_text_mb`` at most.
 """
 
 import contextlib
@@ -21,15 +20,15 @@ import psutil
 from results_file import write_result
 
 WORKERS = 2
-VOCAB_MEGABYTES = 10  # that the tokenizer is trained on here
+VOCAB_MEGABYTES = 10  # of text to train the tokenizer on
 WIKIPEDIA_MEGABYTES = 20_000
 CORES = (2, 32, 256)
-_LOOKS_AT_DISK = 20  # looks at the processes between two at the disk
+_POLLS_PER_DISK_CHECK = 20
 _STAGE = re.compile(r"^\[\d+\] (.*) \.\.\.$", re.MULTILINE)
 
 
 def make_corpus(texts: list[Path], folder: Path, megabytes: int) -> float:
-    """Copies of the texts until there are ``megabytes``; returns how many there are."""
+    """Copy the texts repeatedly up to ``megabytes``; return the size reached."""
     folder.mkdir(parents=True)
     size = number = 0
     while size < megabytes * 1e6:
@@ -41,8 +40,8 @@ def make_corpus(texts: list[Path], folder: Path, megabytes: int) -> float:
 
 
 @dataclass
-class Watched:
-    """What a command took: by process (its id, the command's own first) and by stage, as the command prints them."""
+class Usage:
+    """What a command used: peak memory by process id (the command first), and CPU time by stage as printed."""
 
     peaks: dict[int, int]
     processor_seconds: dict[str, float]
@@ -51,7 +50,7 @@ class Watched:
 
 
 def bytes_on_disk(folder: Path) -> int:
-    """Of all files that stay there while they are counted."""
+    """The size of all files; those removed meanwhile do not count."""
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
@@ -59,14 +58,14 @@ def bytes_on_disk(folder: Path) -> int:
     return total
 
 
-def watch(command: list[str], out_dir: Path) -> Watched:
-    """Run a command and look at its processes ten times a second; what it prints goes to a file beside ``out_dir``."""
+def watch(command: list[str], out_dir: Path) -> Usage:
+    """Run a command, polling its processes ten times a second; its output is written to a file beside ``out_dir``."""
     log = out_dir.with_suffix(".log")
     start = time.perf_counter()
     peaks: dict[int, int] = {}
     used: dict[int, float] = {}
     stages: dict[str, float] = {}
-    most_bytes = looks = 0
+    most_bytes = polls = 0
     with log.open("w") as output:
         process = psutil.Popen(command, stdout=output)
     while process.poll() is None:
@@ -80,17 +79,17 @@ def watch(command: list[str], out_dir: Path) -> Watched:
             now = times.user + times.system
             stages[stage] = stages.get(stage, 0.0) + now - used.get(each.pid, 0.0)
             used[each.pid] = now
-        looks += 1
-        if looks % _LOOKS_AT_DISK == 0:
+        polls += 1
+        if polls % _POLLS_PER_DISK_CHECK == 0:
             most_bytes = max(most_bytes, bytes_on_disk(out_dir))
         time.sleep(0.1)
     if process.returncode != 0:
-        raise RuntimeError(f"ended with status {process.returncode}")
-    return Watched(peaks, stages, time.perf_counter() - start, most_bytes)
+        raise RuntimeError(f"the command failed with status {process.returncode}")
+    return Usage(peaks, stages, time.perf_counter() - start, most_bytes)
 
 
 def measure(texts: list[Path], scratch: Path, megabytes: int) -> dict[str, Any]:
-    """One size."""
+    """Measure one corpus size."""
     size = make_corpus(texts, scratch / "texts", megabytes)
     options = ["corpus=text", "corpus.documents=file", f"corpus.path={scratch / 'texts'}", f"out_dir={scratch / 'out'}"]
     options += ["duplicates.exact=false", "duplicates.near=false", "sequence_lengths=[128,512]", "dupe_factor=5"]
@@ -111,7 +110,7 @@ def measure(texts: list[Path], scratch: Path, megabytes: int) -> dict[str, Any]:
 
 
 def wikitext_seconds(dump: Path, scratch: Path) -> float:
-    """Processor seconds from a dump to a megabyte of clean text."""
+    """CPU seconds to read a megabyte of clean text from a dump."""
     command = [sys.executable, "-m", "data_prep.prepare", "corpus=wikipedia", f"corpus.path={dump}"]
     command += [f"out_dir={scratch / 'wikipedia'}", "vocab_size=1000", "engine.workers=1"]
     found = watch(command, scratch / "wikipedia")
@@ -120,10 +119,10 @@ def wikitext_seconds(dump: Path, scratch: Path) -> float:
 
 
 def project(row: dict[str, Any], text_seconds: float) -> dict[str, Any]:
-    """Hours and disk for Wikipedia's text by the rates of one row, and ``text_seconds`` a megabyte to read wikitext."""
+    """Hours and disk space for Wikipedia, by the rates of one row and ``text_seconds`` a megabyte to read wikitext."""
     core_seconds = {name: seconds / row["megabytes"] for name, seconds in row["processor_seconds"].items()}
     core_seconds["text"] = text_seconds
-    alone = core_seconds.pop("tokenizer") * row["megabytes"] / VOCAB_MEGABYTES * 500  # at most, on one machine
+    alone = core_seconds.pop("tokenizer") * row["megabytes"] / VOCAB_MEGABYTES * 500  # one process, at most 500 MB
     del core_seconds["start-up"]
     hours = {cores: (sum(core_seconds.values()) * WIKIPEDIA_MEGABYTES / cores + alone) / 3600 for cores in CORES}
     return {
@@ -137,12 +136,12 @@ def project(row: dict[str, Any], text_seconds: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure every size and write the rows down."""
+    """Measure every size and write the results."""
     texts, dump = sorted(Path(sys.argv[1]).rglob("*.txt")), Path(sys.argv[2])
     scratch, result = Path(sys.argv[3]), Path(sys.argv[4])
     rows = [measure(texts, scratch / size, int(size)) for size in sys.argv[5:]]
     projected = project(rows[-1], wikitext_seconds(dump, scratch))
-    note = f"For {WIKIPEDIA_MEGABYTES:,} MB of text by the last row: hours by cores {projected['hours_by_cores']}, "
+    note = f"The last row extrapolated to {WIKIPEDIA_MEGABYTES:,} MB: hours by cores {projected['hours_by_cores']}, "
     most, end = projected["gigabytes_on_disk"]
     note += f"{most} GB on disk at most, {end} at the end; core seconds a MB {projected['core_seconds_a_megabyte']}."
     flat = [{**row, "processor_seconds": str(row["processor_seconds"])} for row in rows]

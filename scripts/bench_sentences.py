@@ -1,11 +1,11 @@
-"""Sentence splitters on real text: speed on one core, and faults that can be counted without a judge.
+"""Sentence splitters on real text: speed on one core, and errors that can be counted automatically.
 
-    pip install syntok blingfire          # not needed by anything else
+    pip install syntok blingfire          # used only here
     python scripts/bench_sentences.py RESULT.json TEXT...
 
-TEXTs hold a paragraph a line. Faults, a thousand sentences: a sentence that begins with a small letter (cut within a
-sentence); one that ends in an abbreviation such as "Mr."; a sentence with a full stop, a space, a capital and a common
-first word inside (two sentences left together). And of twelve short paragraphs, how many are split as a person would.
+TEXTs have a paragraph a line. Errors in a thousand sentences: one that begins with a lower-case letter (split within a
+sentence); one that ends in an abbreviation such as "Mr."; one with a full stop and a common first word inside (two
+sentences not split). And of twelve paragraphs split by hand, how many are split correctly.
 """
 
 import re
@@ -40,12 +40,12 @@ BY_HAND = [
 
 
 def by_syntok(text: str) -> list[str]:
-    """Whole sentences, with their own spacing."""
+    """Sentences of syntok, with their spacing."""
     return ["".join(t.spacing + t.value for t in s).strip() for p in syntok.segmenter.process(text) for s in p]
 
 
 def measure(split: Callable[[str], list[str]], paragraphs: list[str]) -> dict[str, float]:
-    """Speed and faults of one splitter."""
+    """Speed and errors of one splitter."""
     start = time.process_time()
     sentences = [sentence for paragraph in paragraphs for sentence in split(paragraph)]
     seconds = time.process_time() - start
@@ -74,7 +74,7 @@ def main() -> None:
         lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
         paragraphs = [" ".join(line.split()) for line in lines if line.strip()]
         rows += [{"text": Path(name).name, "library": key, **measure(f, paragraphs)} for key, f in splitters.items()]
-    note = "Faults a thousand sentences."
+    note = "Errors a thousand sentences."
     write_result(Path(sys.argv[1]), "Sentence splitters on one core", rows, note)
 
 

@@ -1,17 +1,17 @@
-"""The engine: parts of a stage, each done once, whatever stops in between.
+"""The engine runs the tasks of a stage, each exactly once, even when the run is interrupted and started again.
 
-A stage is a function and a list of jobs. A job reads what earlier stages wrote, writes its own files, and returns
-what it counted. That record, ``<stage>/<name>.done.json``, is written last, by whoever did the part: where it exists,
-the part is whole and is not done again.
+A task reads what earlier stages wrote, writes its own files and returns its counts. Whoever runs it then writes the
+counts to ``<stage folder>/<name>.done.json``. A task with that file is finished and is not run again.
 
-:class:`Engine` does one part after the other in this process; :class:`data_prep.engine.cluster.Cluster` gives them to
-the workers of ``dask.distributed``, which is loaded only there, since that takes longer than preparing a small corpus.
+:class:`Engine` runs the tasks one by one in this process. :class:`data_prep.engine.cluster.Cluster` sends them to
+``dask.distributed``; only that module imports dask, which takes longer than preparing a small corpus.
 """
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 
@@ -19,67 +19,61 @@ from bert_pretrain.errors import ConfigError
 from data_prep.engine.out_dir import read_json, write_json
 
 Record = dict[str, Any]
+"""Counts of a task or a stage, as JSON."""
 
 
-class PartsLostError(ConfigError):
-    """The workers were at fault, not the corpus or its options: what was finished serves the next run."""
+class TasksLostError(ConfigError):
+    """Workers died; the corpus and the options are not at fault. Finished tasks are kept for the next run."""
 
 
-class Job(Protocol):
-    """One part of a stage: picklable, with a name that no other part of the stage has and a size for the progress."""
+@dataclass(frozen=True)
+class Task:
+    """One task of a stage."""
 
-    @property
-    def name(self) -> str:
-        """Unique in its stage; names the part's files."""
-
-    @property
-    def size(self) -> int:
-        """The work in it, in the unit of the stage."""
+    name: str
+    """Unique in its stage; also names the files that the task writes."""
+    size: int
+    """For the progress bar, in the unit of the stage."""
+    run: Callable[[], Record]
+    """A picklable function, such as ``functools.partial``."""
 
 
 class Engine:
-    """Runs the parts of stages, one after the other, in this process."""
+    """Runs the tasks of a stage one after the other in this process."""
 
     def check_folder(self, folder: Path) -> None:
-        """Raise ``ConfigError`` unless whoever does the parts sees ``folder``, an absolute path."""
+        """Raise ``ConfigError`` unless every worker can see ``folder``, an absolute path."""
 
-    def run(
-        self, stage: str, function: Callable[[Any], Record], jobs: Sequence[Any], folder: Path, unit: str
-    ) -> list[Record]:
-        """Run ``function(job)`` for every job that has no record in ``folder`` yet; the records, in order of the jobs.
+    def run(self, stage: str, tasks: Sequence[Task], folder: Path, unit: str) -> list[Record]:
+        """Run the tasks that have no record in ``folder``; return the records of all tasks, in order.
 
-        Sizes count in ``unit``. Raises the first ``ConfigError`` or ``OSError`` of a part; the others are left whole.
+        Raises the first ``ConfigError`` or ``OSError`` of a task. Finished tasks keep their records.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        records: dict[int, Record] = {}
-        for number, job in enumerate(jobs):
-            path = _record_path(folder, job)
-            if path.exists():
-                records[number] = read_json(path)
-        waiting = iter([number for number in range(len(jobs)) if number not in records])
+        paths = [_record_path(folder, task) for task in tasks]
+        records = {number: read_json(path) for number, path in enumerate(paths) if path.exists()}
+        waiting = iter([number for number in range(len(tasks)) if number not in records])
         with tqdm(
-            total=sum(job.size for job in jobs), unit=unit, unit_scale=True, desc=stage, disable=None, leave=False
+            total=sum(task.size for task in tasks), unit=unit, unit_scale=True, desc=stage, disable=None, leave=False
         ) as progress:
-            progress.update(sum(jobs[number].size for number in records))
-            for number, record in self._completed(function, jobs, folder, waiting):
+            progress.update(sum(tasks[number].size for number in records))
+            for number, record in self._completed(tasks, folder, waiting):
                 records[number] = record
-                progress.update(jobs[number].size)
-        return [records[number] for number in range(len(jobs))]
+                progress.update(tasks[number].size)
+        return [records[number] for number in range(len(tasks))]
 
-    def _completed(
-        self, function: Callable[[Any], Record], jobs: Sequence[Any], folder: Path, waiting: Iterator[int]
-    ) -> Iterator[tuple[int, Record]]:
-        """The numbers of the parts that are ``waiting``, as they get done, and their records."""
+    def _completed(self, tasks: Sequence[Task], folder: Path, waiting: Iterator[int]) -> Iterator[tuple[int, Record]]:
+        """Run the tasks with the numbers ``waiting``; yield number and record of each as it finishes."""
         for number in waiting:
-            yield number, run_part(function, jobs[number], folder)
+            yield number, run_task(tasks[number], folder)
 
 
-def run_part(function: Callable[[Any], Record], job: Any, folder: Path) -> Record:
-    """Do one part and note it."""
-    record = function(job)
-    write_json(_record_path(folder, job), record)
+def run_task(task: Task, folder: Path) -> Record:
+    """Run one task, write its record to ``folder`` and return it as read back from JSON."""
+    record = task.run()
+    write_json(_record_path(folder, task), record)
     return dict(json.loads(json.dumps(record)))
 
 
-def _record_path(folder: Path, job: Job) -> Path:
-    return folder / f"{job.name}.done.json"
+def _record_path(folder: Path, task: Task) -> Path:
+    return folder / f"{task.name}.done.json"

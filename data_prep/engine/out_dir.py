@@ -1,28 +1,28 @@
-"""The output directory: whose it is, what an interrupted run left in it, and that nothing is overwritten."""
+"""The output directory: which options own it, what an interrupted run left in it. Nothing foreign is overwritten."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from bert_pretrain.data.shards import MANIFEST, read_manifest
 from bert_pretrain.errors import ConfigError
+from data_prep.sources.streams import write_atomically
 
-_OPTIONS = "options.json"  # in out_dir/corpus: the options of the run that owns the directory
+_OPTIONS = "options.json"  # in out_dir/corpus: the options of the run that created the directory
 CORPUS = "corpus"
 _INTERMEDIATE = ("cut", "samples", "scatter")
 
 
 def shard_dirs(out_dir: Path, sequence_lengths: list[int]) -> list[Path]:
-    """Where the shards of each length go: ``out_dir`` itself, or, of several lengths, a folder named after each."""
+    """The folder of each length's shards: ``out_dir`` itself, or with several lengths ``out_dir/LENGTH``."""
     return [out_dir] if len(sequence_lengths) == 1 else [out_dir / str(length) for length in sequence_lengths]
 
 
 def check_out_dir(out_dir: Path, folders: list[Path], options: dict[str, Any]) -> bool:
-    """Whether all ``folders`` (:func:`shard_dirs`) hold finished shards that were made with these options.
+    """Whether all ``folders`` (:func:`shard_dirs`) hold finished shards made with these options.
 
-    Raises ``ConfigError`` if the directory cannot be written, or holds what other options or programs made.
+    Raises ``ConfigError`` if ``out_dir`` is a file, or holds files made with other options or by other programs.
     """
     if out_dir.exists() and not out_dir.is_dir():
         raise ConfigError(f"out_dir is {str(out_dir)!r}, which is a file; give a directory")
@@ -39,7 +39,7 @@ def check_out_dir(out_dir: Path, folders: list[Path], options: dict[str, Any]) -
         if missing:
             raise ConfigError(
                 f"out_dir {folder}: {MANIFEST} lists {', '.join(missing)}, which is not there; "
-                "remove the directory to make it anew, or choose another"
+                "remove the directory to make it again, or choose another"
             )
     if finished == len(folders):
         return True
@@ -51,7 +51,7 @@ def check_out_dir(out_dir: Path, folders: list[Path], options: dict[str, Any]) -
     if foreign:
         raise ConfigError(
             f"out_dir {out_dir} is not empty ({foreign[0]}{', ...' if len(foreign) > 1 else ''}) and was not made by "
-            "this program; nothing was touched: choose another directory"
+            "this program; nothing was changed: choose another directory"
         )
     return False
 
@@ -60,7 +60,7 @@ def _compare(found: dict[str, Any] | None, wanted: dict[str, Any], where: str) -
     other = _differences(found or {}, json.loads(json.dumps(wanted)), "")
     if other:
         raise ConfigError(
-            f"{where} made with other options: {'; '.join(other[:4])}; nothing was touched: "
+            f"{where} made with other options: {'; '.join(other[:4])}; nothing was changed: "
             "choose another out_dir, give the same options, or remove it"
         )
 
@@ -79,10 +79,7 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str) -> 
 
 
 def claim_out_dir(out_dir: Path, options: dict[str, Any]) -> bool:
-    """Create the directory and write down whose it is; True where nothing of an earlier run was in it.
-
-    Raises ``ConfigError`` where that is not possible.
-    """
+    """Create the directory and record the options in it; True if it is new. Raises ``ConfigError`` if it cannot."""
     owner = out_dir / CORPUS / _OPTIONS
     if owner.exists():
         return False
@@ -95,48 +92,33 @@ def claim_out_dir(out_dir: Path, options: dict[str, Any]) -> bool:
 
 
 def release_out_dir(out_dir: Path) -> None:
-    """Remove what a run that failed before its first shard left in a directory that was its own and new."""
+    """Undo :func:`claim_out_dir` after a run that failed before its first shard."""
     if not any(out_dir.rglob("*.hdf5")):
         for name in (CORPUS, "tokenizer"):
             shutil.rmtree(out_dir / name, ignore_errors=True)
 
 
 def remove_intermediate(out_dir: Path) -> None:
-    """Remove what only served to make the shards; the sentences, the ids and the records of the parts stay."""
+    """Remove the files that only the shards were made from. Sentences, token ids and task records are kept."""
     for folder in (out_dir / CORPUS).iterdir():
         if folder.name.split("_")[0] in _INTERMEDIATE:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def save_stage(corpus_dir: Path, stage: str, counts: dict[str, Any]) -> None:
-    """Note that a stage is done, with what it counted."""
-    write_json(_stage_path(corpus_dir, stage), counts)
-
-
-def load_stage(corpus_dir: Path, stage: str) -> dict[str, Any] | None:
-    """What a finished stage of an interrupted run counted, or None where it has to run."""
-    path = _stage_path(corpus_dir, stage)
-    return read_json(path) if path.exists() else None
-
-
-def _stage_path(corpus_dir: Path, stage: str) -> Path:
+def stage_path(corpus_dir: Path, stage: str) -> Path:
+    """The record of a finished stage."""
     return corpus_dir / f"{stage.replace(' ', '_')}.done.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file of ours; ``ConfigError`` where it cannot be read."""
+    """Read a JSON file that :func:`write_json` wrote. Raises ``ConfigError`` if it cannot be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); remove the directory to start anew") from None
+        raise ConfigError(f"{path} cannot be read ({error}); remove the directory to start again") from None
     return dict(content)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file that gets its name only when it is whole and on disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    """Write a JSON file atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2), encoding="utf-8"))

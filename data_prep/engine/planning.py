@@ -1,29 +1,27 @@
-"""Planning: corpora -> pieces (:mod:`data_prep.sources.pieces`). The order of the pieces is that of the corpora.
+"""Divides corpora into pieces (:mod:`data_prep.sources.pieces`), and decides how many buckets there are.
 
-A packed file that cannot be entered in the middle is first cut into chunks (:mod:`data_prep.text.text_parts`), where
-it is large.
+A large compressed file that can only be read from its start is one piece at first; the stage "cut" splits it into
+chunks (:func:`data_prep.text.text_parts.split_file`).
 """
 
 import itertools
-import json
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from bert_pretrain.errors import ConfigError
 from data_prep.corpus import corpus_files
-from data_prep.options import CorpusConfig
+from data_prep.options import CorpusConfig, PrepareConfig
 from data_prep.sources.embedded import source_files
 from data_prep.sources.pieces import Piece, Span
-from data_prep.sources.streams import bz2_streams, is_packed
+from data_prep.sources.streams import bz2_streams, is_compressed
 
-_PACKED = 4  # text packs to a quarter, roughly
+_COMPRESSION = 4  # assumed ratio for text
 _MOST_SPANS = 2000
+_PIECES_PER_BUCKET = 2
+_DOCUMENTS_PER_BUCKET = 32  # at least, on average, so that random next segments come from many documents
 
 
 def plan_pieces(corpora: Mapping[str, CorpusConfig], piece_bytes: int) -> list[Piece]:
-    """The pieces of all corpora, numbered in order. Raises ``ConfigError`` for what cannot be opened."""
+    """The pieces of all corpora, numbered in order. Raises ``ConfigError`` for files that cannot be opened."""
     pieces: list[Piece] = []
     for name, corpus in corpora.items():
         spans: list[Span] = []
@@ -39,70 +37,85 @@ def plan_pieces(corpora: Mapping[str, CorpusConfig], piece_bytes: int) -> list[P
     return pieces
 
 
-def count_parts(pieces: list[Piece], piece_bytes: int) -> int:
-    """About how many parts the stages will have."""
-    return sum(1 + _PACKED * piece.size // piece_bytes if must_be_cut(piece, piece_bytes) else 1 for piece in pieces)
+def count_tasks(pieces: list[Piece], piece_bytes: int) -> int:
+    """About how many tasks the stages will have."""
+    return sum(
+        1 + _COMPRESSION * piece.size // piece_bytes if needs_chunks(piece, piece_bytes) else 1 for piece in pieces
+    )
 
 
-def must_be_cut(piece: Piece, piece_bytes: int) -> bool:
-    """Whether a piece is one large packed file without a way in but from its start."""
+def needs_chunks(piece: Piece, piece_bytes: int) -> bool:
+    """Whether a piece is a large compressed file that can only be read from its start."""
     span = piece.spans[0]
-    whole = span.start == 0 and span.stop is None and piece.config.kind in ("text", "jsonl", "wikipedia")
-    return whole and is_packed(span.path) and _PACKED * piece.size > 2 * piece_bytes
+    is_file = span.start == 0 and span.stop is None and piece.config.kind in ("text", "jsonl", "wikipedia")
+    return is_file and is_compressed(span.path) and _COMPRESSION * piece.size > 2 * piece_bytes
+
+
+def bucket_counts(config: PrepareConfig, documents: int, characters: int) -> tuple[int, int]:
+    """The numbers of buckets for the training and the held-out documents.
+
+    A bucket holds the text of two pieces, less if more than five copies of it are used.
+    """
+    weight = max(corpus.weight for corpus in config.corpora.values())
+    size = int(_PIECES_PER_BUCKET * config.piece_bytes * min(1.0, 5 / (config.dupe_factor * weight)))
+
+    def count(share: float) -> int:
+        wanted = -(-int(share * characters) // max(1, size))
+        return max(1, min(wanted, int(share * documents) // _DOCUMENTS_PER_BUCKET))
+
+    heldout = config.heldout_fraction
+    return count(1 - heldout), count(heldout) if heldout > 0 else 0
 
 
 def _spans(corpus: CorpusConfig, piece_bytes: int) -> Iterator[tuple[Span, int]]:
-    """(span, its size in bytes), each about a piece or smaller."""
+    """(span, its size in bytes), each about the size of a piece or smaller."""
     if corpus.kind == "embedded":
         for path, title, source in source_files():
             yield Span(path, source=source, title=title), path.stat().st_size if path.exists() else 0
-        return
-    if corpus.kind in ("parquet", "dataset"):
-        from data_prep.sources.tables import record_batches, row_groups  # here, because it takes long to load
+    elif corpus.kind == "parquet":
+        from data_prep.sources.tables import row_groups  # slow to load
 
-        is_parquet = corpus.kind == "parquet"
-        for path in corpus_files(corpus) if is_parquet else _arrow_files(corpus):
-            yield from _runs(path, row_groups(path) if is_parquet else record_batches(path), piece_bytes)
-        return
-    for path in corpus_files(corpus):
-        size = path.stat().st_size
-        if corpus.kind == "wikipedia" and path.suffix == ".bz2":
-            yield from _streams(path, size, piece_bytes // _PACKED)
-        elif size <= piece_bytes or is_packed(path) or corpus.kind == "wikipedia" or corpus.documents == "file":
-            yield Span(path), size
-        else:
-            parts = -(-size // piece_bytes)
-            cuts = [size * part // parts for part in range(parts)] + [None]
-            for start, stop in itertools.pairwise(cuts):
-                assert start is not None
-                yield Span(path, start, stop), (size if stop is None else stop) - start
+        for path in corpus_files(corpus):
+            yield from _runs(path, row_groups(path), piece_bytes)
+    elif corpus.kind == "dataset":
+        from data_prep.sources.hub import arrow_files  # slow to load
+        from data_prep.sources.tables import record_batches
+
+        for path in arrow_files(str(corpus.path), corpus.subset, corpus.split, corpus.text_field):
+            yield from _runs(path, record_batches(path), piece_bytes)
+    else:
+        for path in corpus_files(corpus):
+            yield from _file_spans(path, corpus, piece_bytes)
 
 
-def _arrow_files(corpus: CorpusConfig) -> list[Path]:
-    options = {name: getattr(corpus, name) for name in ("path", "subset", "split", "text_field")}
-    command = [sys.executable, "-m", "data_prep.sources.hub", json.dumps(options)]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    if found.returncode != 0:
-        raise ConfigError(found.stderr.strip().splitlines()[-1])
-    return [Path(name) for name in json.loads(found.stdout.splitlines()[-1])]
+def _file_spans(path: Path, corpus: CorpusConfig, piece_bytes: int) -> Iterator[tuple[Span, int]]:
+    size = path.stat().st_size
+    if corpus.kind == "wikipedia" and path.suffix == ".bz2":
+        yield from _streams(path, size, piece_bytes // _COMPRESSION)
+    elif size <= piece_bytes or is_compressed(path) or corpus.kind == "wikipedia" or corpus.documents == "file":
+        yield Span(path), size
+    else:
+        parts = -(-size // piece_bytes)
+        for start, stop in itertools.pairwise(size * part // parts for part in range(parts + 1)):
+            yield Span(path, start, stop if stop < size else None), stop - start
 
 
-def _streams(path: Path, size: int, packed_bytes: int) -> Iterator[tuple[Span, int]]:
-    """A multistream dump in runs of whole streams; another one whole."""
+def _streams(path: Path, size: int, compressed_bytes: int) -> Iterator[tuple[Span, int]]:
+    """A multistream dump as runs of whole streams; any other bz2 file as a whole."""
     starts = bz2_streams(path)
     if len(starts) < 3 or starts[0] != 0:
         yield Span(path), size
         return
     first = 0
     for start in starts[1:]:
-        if start - first >= packed_bytes:
-            yield Span(path, first, start), _PACKED * (start - first)
+        if start - first >= compressed_bytes:
+            yield Span(path, first, start), _COMPRESSION * (start - first)
             first = start
-    yield Span(path, first, size if first else None), _PACKED * (size - first)
+    yield Span(path, first, size if first else None), _COMPRESSION * (size - first)
 
 
 def _runs(path: Path, sizes: list[int], piece_bytes: int) -> Iterator[tuple[Span, int]]:
-    """Consecutive groups of rows, of at most ``piece_bytes`` together where a single one is not more."""
+    """Runs of consecutive row groups or record batches, of at most ``piece_bytes`` unless a single one is larger."""
     start = total = 0
     for number, size in enumerate(sizes):
         if number > start and total + size > piece_bytes:

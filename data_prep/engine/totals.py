@@ -1,4 +1,4 @@
-"""Sums over the samples of shards: what ``verify`` judges and prints, and ``report`` draws."""
+"""Statistics of the samples in shards: checked and printed by ``verify``, plotted by ``data-report``."""
 
 from dataclasses import dataclass, field
 
@@ -9,7 +9,11 @@ from bert_pretrain.data.shards import Arrays
 from bert_pretrain.errors import ConfigError
 from data_prep.samples.tokenizer import Vocabulary
 
-_DEVIATIONS = 6.0  # a share further from its expectation than this many standard deviations is a fault
+_DEVIATIONS = 6.0  # standard deviations that a share may be from its expectation
+
+
+def _no_counts() -> np.ndarray:
+    return np.zeros(1, dtype=np.int64)
 
 
 @dataclass
@@ -30,18 +34,18 @@ class Totals:
     as_random: int = 0
     random_next: int = 0
     single_segment: int = 0
-    lengths: np.ndarray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))  # samples of n tokens, at n
-    masks: np.ndarray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))  # samples of n masks, at n
-    places: np.ndarray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))  # masks at place n of a sample
-    tokens: np.ndarray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))  # how often token n stands there
+    lengths: np.ndarray = field(default_factory=_no_counts)  # [n]: samples of n tokens
+    masks: np.ndarray = field(default_factory=_no_counts)  # [n]: samples with n masked tokens
+    positions: np.ndarray = field(default_factory=_no_counts)  # [n]: masks at position n
+    tokens: np.ndarray = field(default_factory=_no_counts)  # [n]: uses of token n, before masking
     examples: list[Arrays] = field(default_factory=list)
 
 
 def count_rows(arrays: Arrays, vocabulary: Vocabulary | None, probability: float | None, totals: Totals) -> None:
-    """Add samples to ``totals``. ``probability`` None (legacy): the expected number of masks is not known."""
+    """Add samples to ``totals``. ``probability``: masked_lm_prob, or None if it is not known (legacy shards)."""
     predicted = arrays["masked_lm_positions"] > 0
     lengths = arrays["input_mask"].sum(1)
-    stands = np.take_along_axis(arrays["input_ids"], arrays["masked_lm_positions"], axis=1)[predicted]
+    inputs = np.take_along_axis(arrays["input_ids"], arrays["masked_lm_positions"], axis=1)[predicted]
     labels = arrays["masked_lm_ids"][predicted]
     if vocabulary is not None:
         mask_id = vocabulary.tokens.index("[MASK]")
@@ -49,47 +53,46 @@ def count_rows(arrays: Arrays, vocabulary: Vocabulary | None, probability: float
         totals.unknown_tokens += int(np.count_nonzero(real == vocabulary.tokens.index("[UNK]")))
         totals.tokens = _summed(totals.tokens, real, len(vocabulary.tokens))
     else:
-        mask_id = int(np.bincount(stands).argmax()) if len(stands) else 0
+        mask_id = int(np.bincount(inputs).argmax()) if len(inputs) else 0
     totals.samples += len(lengths)
     totals.slots += arrays["input_ids"].size
     totals.real_tokens += int(lengths.sum())
     totals.predictions += len(labels)
     totals.samples_without_predictions += int(np.count_nonzero(~predicted.any(1)))
-    totals.as_mask += int(np.count_nonzero(stands == mask_id))
-    totals.as_original += int(np.count_nonzero(stands == labels))
-    totals.as_random += int(np.count_nonzero((stands != labels) & (stands != mask_id)))
+    totals.as_mask += int(np.count_nonzero(inputs == mask_id))
+    totals.as_original += int(np.count_nonzero(inputs == labels))
+    totals.as_random += int(np.count_nonzero((inputs != labels) & (inputs != mask_id)))
     totals.random_next += int(arrays["next_sentence_labels"].sum())
     totals.single_segment += int(np.count_nonzero(~arrays["segment_ids"].any(1)))
     length, most = arrays["input_ids"].shape[1], predicted.shape[1]
     totals.lengths = _summed(totals.lengths, lengths, length + 1)
     totals.masks = _summed(totals.masks, predicted.sum(1), most + 1)
-    totals.places = _summed(totals.places, arrays["masked_lm_positions"][predicted], length)
+    totals.positions = _summed(totals.positions, arrays["masked_lm_positions"][predicted], length)
     if probability is not None:
         wanted = np.clip(np.rint(probability * lengths), 1, predicted.shape[1])
         totals.expected_predictions += float(wanted.sum())
 
 
 def _summed(before: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
-    """Counts ``before`` and the counts of ``values``, together (size,)."""
+    """Add the counts (size,) of ``values`` to ``before``."""
     return np.pad(before, (0, size - len(before))) + np.bincount(values, minlength=size)
 
 
 def check_shares(totals: Totals, where: str, whole_word: bool) -> None:
-    """Raise ``ConfigError`` where the number of masks, or the 80/10/10 among them, cannot be by chance."""
-    allowed = totals.predictions / max(1.0, totals.expected_predictions)
-    if totals.legacy_shards == 0 and not (0.8 if whole_word else 0.99) <= allowed <= 1.0:
+    """Raise ``ConfigError`` if the number of masks, or their 80/10/10 shares, differ by more than chance allows."""
+    share = totals.predictions / max(1.0, totals.expected_predictions)
+    if totals.legacy_shards == 0 and not (0.8 if whole_word else 0.99) <= share <= 1.0:
         raise ConfigError(f"{where}: {totals.predictions} masks, but {totals.expected_predictions:.0f} were expected")
     count = totals.predictions
     for name, found, share in (("[MASK]", totals.as_mask, 0.8), ("the original", totals.as_original, 0.1)):
-        slack = (
-            _DEVIATIONS * (share * (1 - share) * max(1, count)) ** 0.5 + 0.001 * count
-        )  # random may hit the original
+        # the last term: a random token may be the original
+        slack = _DEVIATIONS * (share * (1 - share) * max(1, count)) ** 0.5 + 0.001 * count
         if abs(found - share * count) > slack:
-            raise ConfigError(f"{where}: {found / count:.1%} of {count} masked places hold {name}, not {share:.0%}")
+            raise ConfigError(f"{where}: {found / count:.1%} of {count} masked positions hold {name}, not {share:.0%}")
 
 
 def table_rows(totals: Totals) -> dict[str, str]:
-    """What is in the shards of one split, to be shown."""
+    """The statistics of one split as a table: name -> value."""
     count = max(1, totals.predictions)
     return {
         "shards": f"{totals.shards}" + (f" ({totals.legacy_shards} legacy)" if totals.legacy_shards else ""),
@@ -108,7 +111,7 @@ def table_rows(totals: Totals) -> dict[str, str]:
 
 
 def show_sample(arrays: Arrays, vocabulary: Vocabulary | None) -> str:
-    """One sample (arrays of one row) as text; a masked place reads ``{what stands there|the original}``."""
+    """One sample (arrays of one row) as text. A masked position is shown as ``{input token|original token}``."""
     length = int(arrays["input_mask"].sum())
     originals = dict(zip(arrays["masked_lm_positions"][0].tolist(), arrays["masked_lm_ids"][0].tolist(), strict=True))
 

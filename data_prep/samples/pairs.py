@@ -1,21 +1,21 @@
-"""Samples by Google's algorithm (create_pretraining_data.py, 2018), as slices of one flat array of token ids.
+"""Training samples by Google's algorithm (create_pretraining_data.py, 2018), as slices of one array of token ids.
 
-A segment is a run of sentences, truncated by tokens popped from its front or its back, so it stays one contiguous
-slice of the corpus. A sample is therefore five whole numbers, and nothing is copied before the shards are written:
+A segment is a run of sentences, truncated by removing tokens at its front or back, so it is one slice of the corpus.
+A sample is five integers, and no token is copied before the shards are written:
 
     a_start, a_length, b_start, b_length, is_random_next        (one row of int64)
 
-The samples of a document depend on (seed, duplicate, number of the document) and on the documents of its bucket, a
-random share of the corpus. Differences from the published code:
+The samples of a document depend on (seed, duplicate, number of the document) and on the other documents of its
+bucket. Differences from the published code:
 
-* The other document of a random next segment is drawn from all other documents of the bucket, uniformly. The
-  published code tries ten times and, where all tries hit the same document, takes its own text for random.
-* The final shuffle (:mod:`data_prep.samples.shuffle`) covers the whole split, so the documents need no shuffling.
-* A sentence longer than a whole sample is cut into equal pieces first (:func:`cut_long_sentences`), because
-  truncation would throw away all that does not fit.
+* The document of a random next segment is drawn uniformly from all other documents of the bucket. The published code
+  tries ten times and, if all tries return the same document, uses its own text as the random segment.
+* The documents are not shuffled, because :mod:`data_prep.samples.shuffle` shuffles the samples of the whole split.
+* A sentence longer than a sample is first cut into equal pieces (:func:`cut_long_sentences`); truncation would discard
+  the rest of it.
 
-Single-segment samples, [CLS] A [SEP], are runs of whole sentences of one document that fill a sample as far as they
-fit; nothing is truncated. Their b_length is 0.
+With sample_kind=single a sample is [CLS] A [SEP]: as many whole sentences of one document as fit, not truncated, with
+b_length 0.
 """
 
 import numpy as np
@@ -28,10 +28,10 @@ SPECIALS = {"pair": 3, "single": 2}  # [CLS] A [SEP] B [SEP], [CLS] A [SEP]
 
 
 def cut_long_sentences(sentences: np.ndarray, documents: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Cut sentences of more than ``limit`` tokens into the fewest pieces, equal to one token.
+    """Cut sentences of more than ``limit`` tokens into as few pieces as possible, whose lengths differ by one at most.
 
-    sentences (S+1,) are offsets into the ids, documents (D+1,) offsets into the sentences. Returns both anew, and
-    the number of sentences that were cut.
+    sentences (S+1,) are offsets into the ids, documents (D+1,) offsets into the sentences. Returns the new offsets of
+    both, and the number of sentences that were cut.
     """
     lengths = np.diff(sentences)
     pieces = np.maximum(1, -(-lengths // limit))
@@ -56,29 +56,26 @@ def build_samples(
     seed: int,
     duplicate: int,
 ) -> tuple[np.ndarray, int]:
-    """The samples of the documents of a bucket, for one duplicate of the corpus.
+    """The samples of a bucket's documents, for one duplicate of the corpus.
 
-    Offsets as in :func:`cut_long_sentences`; no sentence and no document is empty. numbers (D,) are the documents'
-    keys; those with copies (D,) of ``duplicate`` or less are passed over. Pairs need two documents or more.
-    Returns the samples (n, 5), in the order of the documents, and the number of tokens that truncation popped.
+    Offsets are as in :func:`cut_long_sentences`; no sentence and no document is empty. numbers (D,) are the random
+    keys of the documents; a document is skipped if its copies (D,) are not more than ``duplicate``. Pairs need two
+    documents. Returns the samples (n, 5), in the order of the documents, and the number of tokens truncated.
     """
     assert kind == "single" or len(numbers) >= 2, "a random next segment needs another document"
-    most = int(documents[-1])  # every sample uses up at least one sentence
-    samples = np.empty((most, len(COLUMNS)), dtype=np.int64)
+    samples = np.zeros((int(documents[-1]), len(COLUMNS)), dtype=np.int64)  # each uses at least one sentence
     tokens = sequence_length - SPECIALS[kind]
-    if kind == "single":
-        count = _build_single(sentences, documents, numbers, copies, tokens, short_seq_prob, seed, duplicate, samples)
-        return samples[:count].copy(), 0
-    count, popped = _build(sentences, documents, numbers, copies, tokens, short_seq_prob, seed, duplicate, samples)
-    return samples[:count].copy(), popped
+    build = _build_single if kind == "single" else _build_pairs
+    count, truncated = build(sentences, documents, numbers, copies, tokens, short_seq_prob, seed, duplicate, samples)
+    return samples[:count].copy(), truncated
 
 
 def gather_samples(
     ids: np.ndarray, samples: np.ndarray, sequence_length: int, cls_id: int, sep_id: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Write out samples: token ids (n, L) in the dtype of ``ids``, segment ids (n, L) int8, lengths (n,) int64.
+    """Samples as token ids (n, L) in the dtype of ``ids``, segment ids (n, L) int8 and lengths (n,) int64.
 
-    [CLS] A [SEP] B [SEP], or [CLS] A [SEP] where there is no B, 0-padded.
+    [CLS] A [SEP] B [SEP], or [CLS] A [SEP] if b_length is 0; 0-padded.
     """
     rows = np.zeros((len(samples), sequence_length), dtype=ids.dtype)
     segments = np.zeros((len(samples), sequence_length), dtype=np.int8)
@@ -89,13 +86,16 @@ def gather_samples(
 
 def count_unused(samples: np.ndarray, sentences: np.ndarray, documents: np.ndarray, copies: np.ndarray) -> int:
     """How many tokens of the documents with ``copies`` are in no sample."""
-    used = np.zeros(int(sentences[-1]) + 1, dtype=np.int32)
-    _mark(used, samples)
-    return int(_count_unused(used, sentences[documents], copies))
+    uses = np.zeros(int(sentences[-1]) + 1, dtype=np.int32)
+    np.add.at(uses, samples[:, [0, 2]], 1)  # where a segment starts
+    np.subtract.at(uses, samples[:, [0, 2]] + samples[:, [1, 3]], 1)  # where it stops
+    np.cumsum(uses, out=uses)  # how often each token is used
+    is_wanted = np.repeat(copies > 0, np.diff(sentences[documents]))
+    return int(np.count_nonzero((uses[:-1] == 0) & is_wanted))
 
 
 @cached_njit()
-def _build(
+def _build_pairs(
     sentences: np.ndarray,
     documents: np.ndarray,
     numbers: np.ndarray,
@@ -106,18 +106,15 @@ def _build(
     duplicate: int,
     samples: np.ndarray,
 ) -> tuple[int, int]:
-    """Steps 3 and 4 of the algorithm. Segments are [a_start, a_stop) and [b_start, b_stop) in the flat ids."""
+    """Fill ``samples``. Segments are [a_start, a_stop) and [b_start, b_stop) in the array of ids."""
     state = np.empty(1, dtype=np.uint64)
-    count = 0
-    popped = 0
+    count = truncated = 0
     for document in range(len(numbers)):
         if copies[document] <= duplicate:
             continue
         last = documents[document + 1]
         set_key(state, seed, duplicate, numbers[document])
-        target = tokens
-        if draw_unit(state) < short_seq_prob:  # once for a document, not for a sample
-            target = 2 + draw_below(state, tokens - 1)
+        target = _draw_target(state, tokens, short_seq_prob)
         chunk = documents[document]  # the first sentence of the current chunk
         sentence = chunk
         while sentence < last:
@@ -125,17 +122,15 @@ def _build(
                 sentence += 1
                 continue
             size = sentence + 1 - chunk
-            in_a = 1
-            if size >= 2:
-                in_a = 1 + draw_below(state, size - 1)
+            in_a = 1 + draw_below(state, size - 1) if size >= 2 else 1  # sentences of segment A
             a_start, a_stop = sentences[chunk], sentences[chunk + in_a]
             is_random_next = size == 1 or draw_unit(state) < 0.5
             if is_random_next:
                 b_start, b_stop = _random_next(state, sentences, documents, document, target - (a_stop - a_start))
-                sentence = chunk + in_a - 1  # what the chunk did not use goes back
+                sentence = chunk + in_a - 1  # the unused sentences are in the next chunk
             else:
                 b_start, b_stop = a_stop, sentences[sentence + 1]
-            popped += max(0, a_stop - a_start + b_stop - b_start - tokens)
+            truncated += max(0, a_stop - a_start + b_stop - b_start - tokens)
             a_start, a_stop, b_start, b_stop = _truncate(state, a_start, a_stop, b_start, b_stop, tokens)
             samples[count, 0] = a_start
             samples[count, 1] = a_stop - a_start
@@ -145,14 +140,22 @@ def _build(
             count += 1
             sentence += 1
             chunk = sentence
-    return count, popped
+    return count, truncated
+
+
+@cached_njit()
+def _draw_target(state: np.ndarray, tokens: int, short_seq_prob: float) -> int:
+    """The wanted tokens of a document's samples: ``tokens``, or with short_seq_prob a random number from 2 on."""
+    if draw_unit(state) < short_seq_prob:
+        return 2 + draw_below(state, tokens - 1)
+    return tokens
 
 
 @cached_njit()
 def _random_next(
     state: np.ndarray, sentences: np.ndarray, documents: np.ndarray, document: int, wanted: int
 ) -> tuple[int, int]:
-    """Sentences from a random start in another document, until there are ``wanted`` tokens or it ends."""
+    """Sentences from a random start in another document, up to ``wanted`` tokens or its end."""
     other = draw_below(state, len(documents) - 2)
     if other >= document:
         other += 1
@@ -168,7 +171,7 @@ def _random_next(
 def _truncate(
     state: np.ndarray, a_start: int, a_stop: int, b_start: int, b_stop: int, tokens: int
 ) -> tuple[int, int, int, int]:
-    """Pop tokens off the longer segment (B where they are equal), front or back by the toss of a coin."""
+    """Remove tokens of the longer segment (B if equal), at the front or back with equal probability."""
     while a_stop - a_start + b_stop - b_start > tokens:
         front = draw_unit(state) < 0.5
         if a_stop - a_start > b_stop - b_start:
@@ -194,16 +197,15 @@ def _build_single(
     seed: int,
     duplicate: int,
     samples: np.ndarray,
-) -> int:
+) -> tuple[int, int]:
+    """As :func:`_build_pairs`, for single segments; truncates nothing. ``samples`` is zero."""
     state = np.empty(1, dtype=np.uint64)
     count = 0
     for document in range(len(numbers)):
         if copies[document] <= duplicate:
             continue
         set_key(state, seed, duplicate, numbers[document])
-        target = tokens
-        if draw_unit(state) < short_seq_prob:
-            target = 2 + draw_below(state, tokens - 1)
+        target = _draw_target(state, tokens, short_seq_prob)
         sentence, last = documents[document], documents[document + 1]
         while sentence < last:
             start = sentences[sentence]
@@ -212,9 +214,8 @@ def _build_single(
                 sentence += 1
             samples[count, 0] = start
             samples[count, 1] = sentences[sentence] - start
-            samples[count, 2:] = 0
             count += 1
-    return count
+    return count, 0
 
 
 @cached_njit()
@@ -231,23 +232,3 @@ def _gather(
         rows[row, 2 + a_length : 2 + a_length + b_length] = ids[b_start : b_start + b_length]
         rows[row, 2 + a_length + b_length] = sep_id
         segments[row, 2 + a_length : 3 + a_length + b_length] = 1
-
-
-@cached_njit()
-def _mark(used: np.ndarray, samples: np.ndarray) -> None:
-    """Add 1 where a segment starts and take 1 where it ends: the running sum says how often a token is used."""
-    for row in range(len(samples)):
-        for column in (0, 2):
-            used[samples[row, column]] += 1
-            used[samples[row, column] + samples[row, column + 1]] -= 1
-
-
-@cached_njit()
-def _count_unused(used: np.ndarray, offsets: np.ndarray, copies: np.ndarray) -> int:
-    unused = 0
-    times = 0  # that the token at hand is used
-    for document in range(len(copies)):
-        for token in range(offsets[document], offsets[document + 1]):
-            times += used[token]
-            unused += times == 0 and copies[document] > 0
-    return unused

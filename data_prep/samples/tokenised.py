@@ -1,21 +1,21 @@
-"""Text parts -> token ids, sorted into buckets: each bucket gets a random share of the documents of its split.
+"""Text parts -> token ids, divided into buckets: each holds a random share of the documents of one split.
 
-A bucket is what one worker holds in memory when it makes samples: within it, random next segments are drawn from
-random documents of the whole corpus. ``ids/NNNNNN.h5`` holds, for the documents of one text part sorted by bucket:
+One worker makes the samples of one bucket in memory. Within a bucket, random next segments are drawn from a random
+share of the whole corpus. ``ids/NNNNNN.h5`` holds the documents of one text part, sorted by bucket:
 
-    ids        (T,)     token ids, one sentence after the other, no special tokens
+    ids        (T,)     token ids of all sentences, without special tokens
     sentences  (S,)     tokens of each sentence
     documents  (D,)     sentences of each document
-    numbers    (D,)     the number of each document, counted over all parts
-    copies     (D,)     how often it is used: the duplication factor times the weight of its corpus
-    bounds     (B+1, 3) where each bucket starts in ids, sentences, documents; those of training first
+    numbers    (D,)     number of each document, counted over all parts
+    copies     (D,)     how often it is used: dupe_factor times the weight of its corpus
+    bounds     (B+1, 3) start of each bucket in ids, sentences and documents; the training buckets come first
 """
 
 import functools
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,55 +23,30 @@ import h5py
 import numpy as np
 
 from bert_pretrain.data.shards import SPLITS
-from data_prep.options import SampleOptions
+from data_prep.options import PrepareConfig
 from data_prep.samples.tokenizer import load_vocabulary
 from data_prep.samples.words import WordEncoder
-from data_prep.text.duplicates import repeated_documents, repeated_sentences
-from data_prep.text.text_parts import write_whole
+from data_prep.sources.streams import write_atomically
+from data_prep.text.duplicates import TextPart, repeated_documents, repeated_sentences
 
-_BYTES_PER_BATCH = 4_000_000
 LENGTH_BIN = 8  # tokens, of the histogram of sentence lengths
-
-
-@dataclass(frozen=True)
-class TextPart:
-    """A text part, what its first document and sentence are in the whole corpus, and where its repeats are noted."""
-
-    path: Path
-    repeats: Path
-    first_document: int
-    first_sentence: int
-    sentences: int
-
-
-@dataclass(frozen=True)
-class EncodeJob:
-    """One text part to encode. ``buckets`` are the numbers of buckets of each split."""
-
-    name: str
-    size: int
-    text: TextPart
-    folder: Path
-    tokenizer: Path = field(repr=False)
-    tokenizer_key: tuple[str, bool] = field(repr=False)  # its hash, and whether it lowercases
-    weight: float
-    options: SampleOptions
-    buckets: tuple[int, int]
+_BYTES_PER_BATCH = 4_000_000
+_BOUND_OF = {"ids": 0, "sentences": 1, "documents": 2, "numbers": 2, "copies": 2}  # data set -> its column of bounds
 
 
 @dataclass
 class Encoded:
-    """The arrays of one part, or of one bucket. Offsets have one entry more than there are sentences, documents."""
+    """The documents of one part or one bucket."""
 
     ids: np.ndarray
     sentences: np.ndarray  # (S+1,) offsets into ids
     documents: np.ndarray  # (D+1,) offsets into sentences
-    numbers: np.ndarray
-    copies: np.ndarray
+    numbers: np.ndarray  # (D,)
+    copies: np.ndarray  # (D,)
 
 
 def document_hash(purpose: bytes, seed: int, number: int) -> int:
-    """64 random bits of a document, for one purpose."""
+    """64 random bits for a document, independent for each purpose."""
     digest = hashlib.blake2b(
         number.to_bytes(8, "little"), digest_size=8, key=seed.to_bytes(8, "little"), person=purpose
     )
@@ -79,75 +54,79 @@ def document_hash(purpose: bytes, seed: int, number: int) -> int:
 
 
 def is_heldout(document: bytes, seed: int, fraction: float) -> bool:
-    """Whether a document is held out: a pure function of its sentences and the seed; equal documents stay together."""
+    """Whether a document is held out: by a hash of its text, so equal documents are in the same split."""
     digest = hashlib.blake2b(document, digest_size=8, key=seed.to_bytes(8, "little"))
     return int.from_bytes(digest.digest(), "little") < fraction * 2.0**64
 
 
-def document_copies(job: EncodeJob, number: int) -> int:
-    """Duplication factor times weight; of a fraction, as many documents get one copy more."""
-    wanted = job.options.dupe_factor * job.weight
-    return int(wanted) + (document_hash(b"copies", job.options.seed, number) < (wanted - int(wanted)) * 2.0**64)
+def document_copies(number: int, wanted: float, seed: int) -> int:
+    """How often a document is used: ``wanted``, rounded up or down at random so that the mean is right."""
+    return int(wanted) + (document_hash(b"copies", seed, number) < (wanted - int(wanted)) * 2.0**64)
 
 
 @functools.lru_cache(maxsize=1)
-def _encoder(tokenizer: Path, tokenizer_hash: str, lowercase: bool) -> WordEncoder:
-    """One for all parts of a worker, so that the words it learned serve again."""
-    return WordEncoder(load_vocabulary(tokenizer, lowercase))
+def _encoder(tokenizer: Path, tokenizer_hash: str) -> WordEncoder:
+    """One encoder for all tasks of a worker, since it caches words."""
+    return WordEncoder(load_vocabulary(tokenizer))
 
 
-def encode_part(job: EncodeJob) -> dict[str, Any]:
-    """Write ``<name>.h5``; returns what was counted. Documents and sentences that came before are left out."""
-    encoder = _encoder(job.tokenizer, *job.tokenizer_key)
+def encode_part(
+    part: TextPart,
+    repeats: Path,
+    path: Path,
+    tokenizer: Path,
+    tokenizer_hash: str,
+    weight: float,
+    config: PrepareConfig,
+    buckets: tuple[int, int],
+) -> dict[str, Any]:
+    """Encode one text part into ``path``, without its duplicates; return the counts.
+
+    ``buckets``: how many there are of each split.
+    """
+    encoder = _encoder(tokenizer, tokenizer_hash)
     counts: Counter[str] = Counter()
-    slots: list[int] = []
-    sizes: list[int] = []
-    numbers: list[int] = []
-    copies: list[int] = []
-    waiting: list[bytes] = []
-    ids, lengths = [np.zeros(0, dtype=encoder.dtype)], [np.zeros(0, dtype=np.int64)]
-
-    def flush() -> None:
-        for values, more in zip((ids, lengths), encoder.encode(b"".join(waiting)), strict=True):
-            values.append(more)
-        waiting.clear()
-
+    rows: list[tuple[int, int, int, int]] = []
+    texts: list[bytes] = []
+    encoded = []
     size = 0
-    for number, document in kept_documents(job.text, counts):
-        heldout = is_heldout(document, job.options.seed, job.options.heldout_fraction)
-        bucket = document_hash(b"bucket", job.options.seed, number) % job.buckets[heldout]
-        slots.append(bucket + heldout * job.buckets[0])
-        sizes.append(document.count(b"\n") + 1)
-        numbers.append(number)
-        copies.append(1 if heldout else document_copies(job, number))
-        waiting += document, b"\n"
+    for number, document in kept_documents(part, repeats, counts):
+        heldout = is_heldout(document, config.seed, config.heldout_fraction)
+        slot = document_hash(b"bucket", config.seed, number) % buckets[heldout] + heldout * buckets[0]
+        copies = 1 if heldout else document_copies(number, config.dupe_factor * weight, config.seed)
+        rows.append((slot, document.count(b"\n") + 1, number, copies))
+        texts += document, b"\n"
         size += len(document)
         if size >= _BYTES_PER_BATCH:
-            flush()
-            size = 0
-    flush()
-    tokens, sizes_of_sentences = np.concatenate(ids), np.concatenate(lengths)
-    kept = _without_empty(tokens, sizes_of_sentences, np.array(sizes, dtype=np.int64), counts)
-    part = Encoded(*kept[:3], np.array(numbers, dtype=np.int64)[kept[3]], np.array(copies, dtype=np.int64)[kept[3]])
-    slot = np.array(slots, dtype=np.int64)[kept[3]]
-    counts["documents"] = len(slot)
-    counts["heldout_documents"] = int(np.count_nonzero(slot >= job.buckets[0]))
-    counts["documents_of_weight_0"] = int(np.count_nonzero(part.copies == 0))
-    counts["sentences"] = len(part.sentences) - 1
-    counts["tokens"] = len(part.ids)
-    counts["unknown_tokens"] = int(np.count_nonzero(part.ids == encoder.unknown_id))
-    write_whole(job.folder / f"{job.name}.h5", lambda path: _write_sorted(path, part, slot, sum(job.buckets)))
-    histogram = np.bincount(np.diff(part.sentences) // LENGTH_BIN)
-    return {**counts, "tokens_a_sentence": histogram.tolist()}
+            encoded.append(encoder.encode(b"".join(texts)))
+            texts, size = [], 0
+    encoded.append(encoder.encode(b"".join(texts)))
+    ids, lengths = (np.concatenate(arrays) for arrays in zip(*encoded, strict=True))
+    slots, sizes, numbers, all_copies = np.array(rows, dtype=np.int64).reshape(-1, 4).T
+    has_tokens = lengths > 0  # a sentence of control characters has none
+    sizes = np.diff(_offsets(has_tokens)[_offsets(sizes)])
+    kept = sizes > 0
+    slots = slots[kept]
+    found = Encoded(ids, _offsets(lengths[has_tokens]), _offsets(sizes[kept]), numbers[kept], all_copies[kept])
+    counts["sentences_dropped_without_tokens"] = int(np.count_nonzero(~has_tokens))
+    counts["documents_dropped_without_tokens"] = int(np.count_nonzero(~kept))
+    counts["documents"] = len(slots)
+    counts["heldout_documents"] = int(np.count_nonzero(slots >= buckets[0]))
+    counts["documents_of_weight_0"] = int(np.count_nonzero(found.copies == 0))
+    counts["sentences"] = len(found.sentences) - 1
+    counts["tokens"] = len(ids)
+    counts["unknown_tokens"] = int(np.count_nonzero(ids == encoder.unknown_id))
+    write_atomically(path, lambda temporary: _write_sorted(temporary, found, slots, sum(buckets)))
+    return {**counts, "tokens_a_sentence": np.bincount(np.diff(found.sentences) // LENGTH_BIN).tolist()}
 
 
-def kept_documents(part: TextPart, counts: Counter[str]) -> Iterator[tuple[int, bytes]]:
-    """(number, sentences) of the documents of a text part, without those, and the sentences, that came before.
+def kept_documents(part: TextPart, repeats: Path, counts: Counter[str]) -> Iterator[tuple[int, bytes]]:
+    """(number, text) of the documents of a part, without duplicate documents and repeated sentences.
 
-    The sentences in UTF-8, with a line feed between them.
+    The text is UTF-8 with a line feed between sentences. ``repeats`` is the folder of the duplicates found.
     """
-    dropped = set(repeated_documents(part.repeats).tolist())
-    repeated = set(repeated_sentences(part.repeats, part.first_sentence, part.first_sentence + part.sentences))
+    dropped = set(repeated_documents(repeats).tolist())
+    repeated = set(repeated_sentences(repeats, part.first_sentence, part.first_sentence + part.sentences))
     sentence = part.first_sentence
     for number, document in enumerate(part.path.read_bytes().split(b"\n\n")[:-1], start=part.first_document):
         first, sentence = sentence, sentence + document.count(b"\n") + 1
@@ -164,37 +143,23 @@ def kept_documents(part: TextPart, counts: Counter[str]) -> Iterator[tuple[int, 
             yield number, document
 
 
-def _without_empty(
-    ids: np.ndarray, lengths: np.ndarray, sizes: np.ndarray, counts: Counter[str]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Offsets of the sentences that have tokens (others hold control characters only), and which documents have any."""
-    kept = lengths > 0
-    kept_of_document = np.diff(np.concatenate([[0], np.cumsum(kept)])[np.concatenate([[0], np.cumsum(sizes)])])
-    filled = kept_of_document > 0
-    counts["sentences_dropped_without_tokens"] = int(np.count_nonzero(~kept))
-    counts["documents_dropped_without_tokens"] = int(np.count_nonzero(~filled))
-    return ids, _offsets(lengths[kept]), _offsets(kept_of_document[filled]), filled
-
-
 def _offsets(sizes: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(sizes)])
 
 
-def _write_sorted(path: Path, part: Encoded, slot: np.ndarray, slots: int) -> None:
-    order = np.argsort(slot, kind="stable")
-    sizes, lengths = np.diff(part.documents), np.diff(part.sentences)
-    pieces = [part.ids[:0]]
-    sorted_lengths = [lengths[:0]]
-    for document in order:
-        first, last = part.documents[document], part.documents[document + 1]
-        pieces.append(part.ids[part.sentences[first] : part.sentences[last]])
-        sorted_lengths.append(lengths[first:last])
-    lengths = np.concatenate(sorted_lengths)
-    first_document = np.searchsorted(slot[order], np.arange(slots + 1))
+def _write_sorted(path: Path, part: Encoded, slots: np.ndarray, buckets: int) -> None:
+    """Write the documents sorted by ``slots`` (D,), the bucket of each."""
+    order = np.argsort(slots, kind="stable")
+    sizes, lengths, tokens = np.diff(part.documents), np.diff(part.sentences), part.sentences[part.documents]
+    ids = [part.ids[tokens[document] : tokens[document + 1]] for document in order]
+    lengths = np.concatenate(
+        [lengths[:0], *(lengths[part.documents[document] : part.documents[document + 1]] for document in order)]
+    )
+    first_document = np.searchsorted(slots[order], np.arange(buckets + 1))
     first_sentence = _offsets(sizes[order])[first_document]
     first_token = _offsets(lengths)[first_sentence]
     with h5py.File(path, "w") as file:
-        file["ids"] = np.concatenate(pieces)
+        file["ids"] = np.concatenate([part.ids[:0], *ids])
         file["sentences"] = lengths.astype(np.int32)
         file["documents"] = sizes[order].astype(np.int32)
         file["numbers"] = part.numbers[order]
@@ -202,22 +167,16 @@ def _write_sorted(path: Path, part: Encoded, slot: np.ndarray, slots: int) -> No
         file["bounds"] = np.stack([first_token, first_sentence, first_document], axis=1)
 
 
-def read_bucket(parts: list[Path], split: str, bucket: int, buckets: tuple[int, int]) -> Encoded:
-    """The documents of one bucket from all parts, in the order of the corpus."""
+def read_bucket(paths: list[Path], split: str, bucket: int, buckets: tuple[int, int]) -> Encoded:
+    """The documents of one bucket from the files of all parts, in the order of the corpus."""
     slot = bucket + SPLITS.index(split) * buckets[0]
-    found: dict[str, list[np.ndarray]] = {name: [] for name in ("ids", "sentences", "documents", "numbers", "copies")}
-    for path in parts:
+    found: dict[str, list[np.ndarray]] = {name: [] for name in _BOUND_OF}
+    for path in paths:
         with h5py.File(path, "r") as file:
-            (token, sentence, document), (token_end, sentence_end, document_end) = file["bounds"][slot : slot + 2]
-            found["ids"].append(file["ids"][token:token_end])
-            found["sentences"].append(file["sentences"][sentence:sentence_end])
-            for name in ("documents", "numbers", "copies"):
-                found[name].append(file[name][document:document_end])
+            start, stop = file["bounds"][slot : slot + 2]
+            for name, column in _BOUND_OF.items():
+                found[name].append(file[name][start[column] : stop[column]])
     arrays = {name: np.concatenate(values) for name, values in found.items()}
-    return Encoded(
-        arrays["ids"],
-        _offsets(arrays["sentences"].astype(np.int64)),
-        _offsets(arrays["documents"].astype(np.int64)),
-        arrays["numbers"],
-        arrays["copies"],
-    )
+    for name in ("sentences", "documents"):
+        arrays[name] = _offsets(arrays[name].astype(np.int64))
+    return Encoded(**arrays)

@@ -1,7 +1,7 @@
-"""WordPiece: train a vocabulary or bring one, write it as a folder that ``transformers`` loads, and encode.
+"""WordPiece tokenizers: train or load one, write it as a folder for ``transformers``, and encode text.
 
-Only ``tokenizers`` is used, the library that runs inside ``transformers``' BERT tokenizer, so that both give the
-same ids (a test compares them) and torch is not loaded.
+Only the ``tokenizers`` library is used, which ``transformers`` itself uses for BERT: the ids are the same (a test
+compares them), and torch is not loaded.
 """
 
 import functools
@@ -19,21 +19,15 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from bert_pretrain.data.masking import SPECIAL_TOKENS
 from bert_pretrain.errors import ConfigError
 
-LARGEST_ALPHABET = 1000  # characters; the rest become [UNK]. The default of the tokenizers library
-_LONGEST_WORD = 100  # characters; a longer one becomes [UNK], as in Google's tokenizer
+LARGEST_ALPHABET = 1000  # characters; rarer ones become [UNK]. The default of the tokenizers library
+_LONGEST_WORD = 100  # characters; a longer word becomes [UNK], as in Google's tokenizer
 _LONGEST_SEQUENCE = 512
-_ROLES = {
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}
+_ROLES = {f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS}  # "pad_token": "[PAD]", ...
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer ready to encode, with its tokens in the order of their ids and whether it lowercases."""
+    """A tokenizer, its tokens in the order of their ids, and whether it lowercases."""
 
     tokenizer: Tokenizer
     tokens: list[str]
@@ -41,41 +35,41 @@ class Vocabulary:
 
     @property
     def id_dtype(self) -> type[np.unsignedinteger | np.signedinteger]:
-        """16 bits where the vocabulary allows."""
+        """The smallest dtype for all ids: uint16 or int32."""
         return np.uint16 if len(self.tokens) <= 1 << 16 else np.int32
 
     @property
     def vocab_hash(self) -> str:
         """SHA-256 of ``vocab.txt``."""
-        return hashlib.sha256(_vocab_text(self.tokens).encode()).hexdigest()
+        return hashlib.sha256(_vocab_text(self).encode()).hexdigest()
 
     @property
     def tokenizer_hash(self) -> str:
         """SHA-256 of ``tokenizer.json``."""
-        return hashlib.sha256(_tokenizer_text(self.tokenizer).encode()).hexdigest()
+        return hashlib.sha256(self.tokenizer.to_str(pretty=True).encode()).hexdigest()
 
 
 def train_vocabulary(sentences: Callable[[], Iterable[str]], size: int, lowercase: bool) -> Vocabulary:
     """Train WordPiece on ``sentences()``, which is called three times. Raises ``ConfigError`` if ``size`` is too small.
 
-    The trainer numbers the letters in the order of a hash map that differs from process to process, and breaks
-    ties between merges by these numbers. To get the same vocabulary every time, the letters (and ``##`` letters)
-    are found in a first pass and handed to the second in sorted order.
+    The trainer numbers the letters in the order of a hash map, which differs between processes, and breaks ties
+    between merges by these numbers. For a reproducible vocabulary, a first pass finds the letters (and ``##`` letters)
+    and the second gets them sorted.
     """
     special = list(SPECIAL_TOKENS)
     letters = _letters(sentences(), lowercase)
     found = set(_trained_tokens(sentences(), len(special), lowercase, special, letters))
     if len(found) >= size:
         raise ConfigError(
-            f"vocab_size is {size}, but the {len(found)} letters and special tokens of this corpus do not leave room "
-            f"for words; allowed: more than {len(found)}"
+            f"vocab_size is {size}, but this corpus has {len(found)} letters and special tokens alone; allowed: more "
+            f"than {len(found)}"
         )
     tokens = _trained_tokens(sentences(), size, lowercase, special + sorted(found - set(special)), letters)
     return _of_tokens(tokens, lowercase)
 
 
 def _letters(sentences: Iterable[str], lowercase: bool) -> list[str]:
-    """The most frequent characters after normalisation; equal counts by code point."""
+    """The most frequent characters after normalisation, ties by code point."""
     raw: Counter[str] = Counter()
     for sentence in sentences:
         raw.update(sentence)
@@ -104,10 +98,10 @@ def _trained_tokens(
     return sorted(vocab, key=vocab.__getitem__)
 
 
-def load_vocabulary(path: Path, lowercase: bool) -> Vocabulary:
-    """Load a ``vocab.txt``, or a folder with ``tokenizer.json`` (else ``vocab.txt``), as the user brings it.
+def load_vocabulary(path: Path, lowercase: bool = True) -> Vocabulary:
+    """Load a ``vocab.txt``, or a folder with ``tokenizer.json`` or else ``vocab.txt``.
 
-    A folder's ``tokenizer.json`` says itself whether it lowercases. Raises ``ConfigError`` for anything else than a
+    ``lowercase`` is for a ``vocab.txt``; a ``tokenizer.json`` states it. Raises ``ConfigError`` for anything but a
     WordPiece vocabulary with all of ``SPECIAL_TOKENS``.
     """
     file = path
@@ -123,17 +117,17 @@ def load_vocabulary(path: Path, lowercase: bool) -> Vocabulary:
         raise ConfigError(f"vocab {file} is not UTF-8 at byte {error.start}") from None
     double = [token for token, count in Counter(tokens).items() if count > 1]
     if double:
-        raise ConfigError(f"vocab {file}: {double[0]!r} stands there twice; every line must be another token")
+        raise ConfigError(f"vocab {file}: {double[0]!r} occurs twice; every token must be on one line only")
     _check_special(tokens, file)
     return _of_tokens(tokens, lowercase)
 
 
 @functools.lru_cache(maxsize=1)
 def _load_tokenizer_json(file: Path, changed: int) -> Vocabulary:
-    """Once for all stages; ``changed`` is the file's time."""
+    """Cached for all stages. ``changed`` is the file's modification time."""
     try:
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises the bare class
+    except Exception as error:  # the library raises no narrower class
         raise ConfigError(f"vocab {file} cannot be read by the tokenizers library: {error}") from None
     state = json.loads(tokenizer.to_str())
     kind = state["model"].get("type")
@@ -188,28 +182,24 @@ def write_tokenizer(vocabulary: Vocabulary, folder: Path) -> None:
         "model_max_length": _LONGEST_SEQUENCE,
         **_ROLES,
     }
-    _write(folder / "vocab.txt", _vocab_text(vocabulary.tokens))
-    _write(folder / "tokenizer.json", _tokenizer_text(vocabulary.tokenizer))
-    _write(folder / "special_tokens_map.json", json.dumps(_ROLES, indent=2) + "\n")
-    _write(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+    contents = {
+        "vocab.txt": _vocab_text(vocabulary),
+        "tokenizer.json": vocabulary.tokenizer.to_str(pretty=True),
+        "special_tokens_map.json": json.dumps(_ROLES, indent=2) + "\n",
+        "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
+    }
+    for name, text in contents.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="\n")
-
-
-def _vocab_text(tokens: list[str]) -> str:
-    return "\n".join(tokens) + "\n"
-
-
-def _tokenizer_text(tokenizer: Tokenizer) -> str:
-    return tokenizer.to_str(pretty=True)
+def _vocab_text(vocabulary: Vocabulary) -> str:
+    return "\n".join(vocabulary.tokens) + "\n"
 
 
 def encode_batch(vocabulary: Vocabulary, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of all sentences, one after the other, without special tokens, and the number of ids of each.
+    """The ids of all sentences concatenated, without special tokens, and the number of ids of each.
 
-    Special tokens that stand in the text as such ("[MASK]") are encoded as the text that they are.
+    A special token's name in the text ("[MASK]") is encoded as plain text.
     """
     vocabulary.tokenizer.encode_special_tokens = True
     encodings = vocabulary.tokenizer.encode_batch_fast(sentences, add_special_tokens=False)

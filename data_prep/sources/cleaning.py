@@ -1,7 +1,6 @@
-"""The rules of cleaning: what is dropped, by which rule, how often, with samples to look at.
+"""Cleaning rules: first each paragraph, then the whole document, is kept or dropped.
 
-Paragraphs are judged one by one, then the document as a whole. Every rule can be turned off in ``configs/cleaning/``.
-What a rule takes is counted under its name, and the first few of each part are kept for the report.
+The options are those of ``corpus.cleaning``. Drops are counted by rule, with a few samples for the report.
 """
 
 import re
@@ -12,10 +11,10 @@ from typing import Any
 
 from data_prep.options import CleaningConfig
 
-HOLE = "\ufffc"  # stands where a reader left out a formula; a sentence with it is dropped
+PLACEHOLDER = "\ufffc"  # of a formula that was left out; a sentence with it is dropped
 SAMPLES_PER_RULE = 5
 _SAMPLE_LENGTH = 200
-_LANGUAGE_CHARACTERS = 2000  # of a document are enough to tell its language
+_LANGUAGE_CHARACTERS = 2000  # of a document, enough to identify its language
 
 _SENTENCE_END = re.compile(r"[.!?…。！？][)\"'”’»\]]*$")
 _BOILERPLATE = re.compile(
@@ -29,59 +28,59 @@ _LEADERS = re.compile(r"\|.*\||\t.*\t|(?:\. ?){5,}|(?:[-_=*~] ?){6,}")
 _INVISIBLE = re.compile(
     r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\ufff9-\ufffb]|[\x00-\x08\x0e-\x1f\x7f-\x9f]"
 )
-_FEW_SYMBOLS = 6  # as many may stand in "Why?" with its quotes, whatever their share
-_BOILERPLATE_LENGTH = 400  # characters: a longer paragraph that has such a phrase in it is about it
+_FEW_SYMBOLS = 6  # always allowed, for short speech such as "Why?" with its quotes
+_BOILERPLATE_LENGTH = 400  # characters; a longer paragraph with such a phrase is text about it
 
 
 @dataclass
 class Dropped:
-    """Counts by rule, and the first samples of what each rule took."""
+    """What was dropped: counts by rule, and the first samples."""
 
     counts: Counter[str] = field(default_factory=Counter)
     samples: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, rule: str, sample: str, count: int = 1) -> None:
-        """Count ``sample`` (cut to a line) under ``rule``."""
+        """Count ``sample`` under ``rule``; its first characters are kept."""
         self.counts[rule] += count
         kept = self.samples.setdefault(rule, [])
         if len(kept) < SAMPLES_PER_RULE:
             kept.append(sample[:_SAMPLE_LENGTH])
 
     def as_record(self) -> dict[str, Any]:
-        """For the record of a part."""
+        """As the keys of a task's record."""
         return {"dropped": dict(sorted(self.counts.items())), "dropped_samples": dict(sorted(self.samples.items()))}
 
 
 def clean_paragraphs(paragraphs: list[str], rules: CleaningConfig, language: str, dropped: Dropped) -> list[str]:
-    """The paragraphs of one document that are prose, normalised; none where the document goes as a whole."""
+    """The paragraphs of one document that the rules keep, normalised; none if the whole document is dropped."""
     kept = []
     for raw in paragraphs:
         paragraph = normalise(raw, rules.unicode)
         if not paragraph:
             continue
-        rule = why_no_prose(paragraph, rules)
+        rule = rejected_as(paragraph, rules)
         if rule is None:
             kept.append(paragraph)
         else:
             dropped.add(rule, paragraph)
     if not kept:
         return []
-    whole = " ".join(kept)
-    if rules.min_document_words and whole.count(" ") + 1 < rules.min_document_words:
-        dropped.add("short_document", whole)
+    text = " ".join(kept)
+    if rules.min_document_words and text.count(" ") + 1 < rules.min_document_words:
+        dropped.add("short_document", text)
         return []
     if rules.language_filter:
-        import py3langid  # here, because it takes long to load
+        import py3langid  # slow to load
 
-        found = py3langid.classify(whole[:_LANGUAGE_CHARACTERS])[0]
+        found = py3langid.classify(text[:_LANGUAGE_CHARACTERS])[0]
         if found != language:
-            dropped.add("other_language", f"({found}) {whole[:_SAMPLE_LENGTH]}")
+            dropped.add("other_language", f"({found}) {text[:_SAMPLE_LENGTH]}")
             return []
     return kept
 
 
 def normalise(paragraph: str, form: str) -> str:
-    """Unicode in one form, without invisible characters, white space as single spaces."""
+    """Apply the Unicode normal form, remove invisible characters, and make white space single spaces."""
     if paragraph.isascii() and paragraph.isprintable() and "  " not in paragraph:
         return paragraph.strip()
     if form != "none":
@@ -91,8 +90,8 @@ def normalise(paragraph: str, form: str) -> str:
     return " ".join(paragraph.split())
 
 
-def why_no_prose(paragraph: str, rules: CleaningConfig) -> str | None:
-    """The first rule that takes a paragraph, or None where it is kept."""
+def rejected_as(paragraph: str, rules: CleaningConfig) -> str | None:
+    """The first rule by which a paragraph is dropped; None if it is kept."""
     if rules.drop_boilerplate and len(paragraph) < _BOILERPLATE_LENGTH and _BOILERPLATE.search(paragraph):
         return "boilerplate"
     if not rules.prose_only:
@@ -104,8 +103,7 @@ def why_no_prose(paragraph: str, rules: CleaningConfig) -> str | None:
         return "fragment"
     letters = sum(map(str.isalpha, paragraph))
     digits = sum(map(str.isdigit, paragraph))
-    spaces = words - 1
-    visible = len(paragraph) - spaces
+    visible = len(paragraph) - (words - 1)  # without the spaces
     if letters == 0:
         return "no_letters"
     if digits > rules.max_digit_share * visible:

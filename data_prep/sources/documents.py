@@ -1,12 +1,8 @@
-"""Readers: a piece of a corpus -> its documents, each a list of paragraphs (or of finished sentences).
-
-Text and JSON lines in UTF-8, with or without a byte order mark, with any of the usual line ends, plain or packed;
-parquet and arrow tables; Wikipedia's dumps; and the prose that is installed with the packages.
-"""
+"""Reads a piece of a corpus: spans of files -> documents, each a list of paragraphs (or of sentences)."""
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from bert_pretrain.errors import ConfigError
@@ -14,36 +10,36 @@ from data_prep.sources.cleaning import Dropped
 from data_prep.sources.embedded import module_paragraphs
 from data_prep.sources.pieces import Piece, Span
 from data_prep.sources.streams import blocks, decode, lines
-from data_prep.sources.wikipedia import read_pages, why_no_article
+from data_prep.sources.wikipedia import page_rejected_as, read_pages
 
-LONGEST_DOCUMENT = 8_000_000  # characters; a longer one (War and Peace has 3 million) goes on as the next document
+LONGEST_DOCUMENT = 8_000_000  # characters (War and Peace has 3 million); a longer one is divided
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document: its name, the name of its source, and its paragraphs (or sentences) without line breaks."""
+    """One document. No paragraph has a line break in it."""
 
     name: str
     source: str
     paragraphs: list[str]
-    split: bool = True  # False: the paragraphs are sentences already
-    is_wikitext: bool = False  # the one paragraph is the wikitext of an article
+    needs_splitting: bool = True  # False: the paragraphs are sentences already
+    is_wikitext: bool = False  # the only paragraph is the wikitext of an article
 
 
 def read_piece(piece: Piece, dropped: Dropped) -> Iterator[Document]:
-    """The documents of a piece, in order, as clean as their source; what is left out is counted in ``dropped``.
+    """The non-empty documents of a piece, in order, without markup. What is left out is counted in ``dropped``.
 
-    Empty documents are not yielded. Raises ``ConfigError``, with file and position, for what is not UTF-8 text, is
-    damaged, or is not an object with the text field.
+    Raises ``ConfigError``, with file and position, for text that is not UTF-8, for damaged files, and for JSON without
+    the text field.
     """
     for raw in read_raw(piece, dropped):
-        yield from readable(raw, dropped)
+        yield from without_markup(raw, dropped)
 
 
 def read_raw(piece: Piece, dropped: Dropped) -> Iterator[Document]:
-    """As :func:`read_piece`, but wikitext stays as it is: what can be cut into chunks fast."""
+    """As :func:`read_piece` but faster: wikitext is not parsed, huge documents are not divided."""
     for span in piece.spans:
-        if piece.is_cut:
+        if piece.is_chunk:
             yield from read_chunk(span.path)
         elif piece.config.kind == "embedded":
             yield Document(str(span.title), str(span.source), list(dict.fromkeys(module_paragraphs(span.path))))
@@ -57,17 +53,23 @@ def read_raw(piece: Piece, dropped: Dropped) -> Iterator[Document]:
             yield from _text_documents(span, piece, dropped)
 
 
-def readable(raw: Document, dropped: Dropped) -> Iterator[Document]:
-    """A document without its markup; none where it is empty, several where it is huge."""
-    document = _without_markup(raw, dropped) if raw.is_wikitext else raw
+def without_markup(raw: Document, dropped: Dropped) -> Iterator[Document]:
+    """A document of :func:`read_raw` with its wikitext parsed; none if it is empty, several if it is huge."""
+    document = _parsed(raw, dropped) if raw.is_wikitext else raw
+    start = size = 0
+    for number, paragraph in enumerate(document.paragraphs):
+        if number > start and size + len(paragraph) > LONGEST_DOCUMENT:
+            dropped.add("documents_divided", document.name)
+            yield replace(document, paragraphs=document.paragraphs[start:number])
+            start, size = number, 0
+        size += len(paragraph)
     if document.paragraphs:
-        yield from _bounded(document, dropped)
+        yield replace(document, paragraphs=document.paragraphs[start:])
 
 
 def write_chunk(documents: list[Document]) -> bytes:
-    """A chunk of a cut file, as :func:`read_chunk` reads it back."""
-    rows = [[d.name, d.source, d.paragraphs, d.split, d.is_wikitext] for d in documents]
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    """Documents as JSON lines, for :func:`read_chunk`."""
+    return "".join(json.dumps(astuple(document), ensure_ascii=False) + "\n" for document in documents).encode()
 
 
 def read_chunk(path: Path) -> Iterator[Document]:
@@ -77,41 +79,29 @@ def read_chunk(path: Path) -> Iterator[Document]:
             yield Document(*json.loads(raw))
 
 
-def _bounded(document: Document, dropped: Dropped) -> Iterator[Document]:
-    """Divide a huge document at its paragraphs; nothing is lost."""
-    start = size = 0
-    for number, paragraph in enumerate(document.paragraphs):
-        if number > start and size + len(paragraph) > LONGEST_DOCUMENT:
-            dropped.add("documents_divided", document.name)
-            yield replace(document, paragraphs=document.paragraphs[start:number])
-            start, size = number, 0
-        size += len(paragraph)
-    yield replace(document, paragraphs=document.paragraphs[start:])
-
-
 def _decoded_lines(span: Span, needs_blank: bool, dropped: Dropped) -> Iterator[tuple[int, int, str]]:
-    """(line number, byte position, line) of a span.
+    """(line number, byte position, line) of the documents that start in a span.
 
-    A span that starts within the file begins after the first whole line at or behind its start (with
-    ``needs_blank``, after the first blank one), and ends where the next span begins.
+    A span that starts within the file skips to its first line start (with ``needs_blank``, to behind its first blank
+    line). Every span reads on past its stop to the end of its last document, which is where the next one begins.
     """
     begin = max(0, span.start - 1)
-    waiting = span.start > 0
-    if waiting and not any(b"\n" in block for block in blocks(span.path, begin, span.stop)):
-        return  # within one line, which the span where it starts reads to its end
+    skipping = span.start > 0
+    if skipping and not any(b"\n" in block for block in blocks(span.path, begin, span.stop)):
+        return  # all of it is one line, which belongs to an earlier span
     for number, (position, raw) in enumerate(lines(blocks(span.path, begin), begin), start=1):
         if position < span.start:
-            waiting = needs_blank  # the rest of a line that belongs to the span before
+            skipping = needs_blank  # the end of a line that belongs to the span before
             continue
-        if span.stop is not None and position >= span.stop and (waiting or not needs_blank):
+        if span.stop is not None and position >= span.stop and (skipping or not needs_blank):
             return
         if raw is None:
             dropped.add("line_too_long", f"{span.path}, the line at byte {position}")
             continue
         is_blank = not raw.strip()
-        if not waiting:
+        if not skipping:
             yield number, position, decode(raw, span.path, position).rstrip("\r")
-        waiting = waiting and not is_blank
+        skipping = skipping and not is_blank
         if needs_blank and is_blank and span.stop is not None and position >= span.stop:
             return
 
@@ -122,22 +112,19 @@ def _text_documents(span: Span, piece: Piece, dropped: Dropped) -> Iterator[Docu
     per_file = corpus.documents == "file"
     paragraphs: list[str] = []
     wrapped: list[str] = []
-    size = 0
+    size = position = 0
 
     def finished() -> Iterator[Document]:
         if paragraphs:
             yield Document(f"{span.path.name}#{position}", piece.corpus, list(paragraphs), corpus.lines != "sentence")
         paragraphs.clear()
 
-    position = 0
     for _, position, line in _decoded_lines(span, not per_file, dropped):
-        for part in line.split("\r") if "\r" in line else (line,):  # the line ends of old Macs
+        for part in line.split("\r") if "\r" in line else (line,):  # line ends of old Macs
             text = " ".join(part.split())
             size += len(text)
-            if text and corpus.lines == "wrapped":
-                wrapped.append(text)
-            elif text:
-                paragraphs.append(text)
+            if text:
+                (wrapped if corpus.lines == "wrapped" else paragraphs).append(text)
             too_long = size > LONGEST_DOCUMENT
             if wrapped and (not text or too_long):
                 paragraphs.append(" ".join(wrapped))
@@ -163,24 +150,24 @@ def _json_documents(span: Span, piece: Piece, dropped: Dropped) -> Iterator[Docu
     for number, position, line in _decoded_lines(span, False, dropped):
         if not line.strip():
             continue
-        where = f"line {number}" if span.start == 0 else f"the line at byte {position}"
+        where = f"corpus file {path}, " + (f"line {number}" if span.start == 0 else f"the line at byte {position}")
         try:
             text = json.loads(line)[field]
         except json.JSONDecodeError as error:
-            raise ConfigError(f"corpus file {path}, {where}: not JSON ({error.msg}, column {error.colno})") from None
+            raise ConfigError(f"{where}: not JSON ({error.msg}, column {error.colno})") from None
         except (KeyError, TypeError, IndexError):
-            raise ConfigError(f"corpus file {path}, {where}: no field {field!r} (corpus.text_field)") from None
+            raise ConfigError(f"{where}: no field {field!r} (corpus.text_field)") from None
         except RecursionError:
-            raise ConfigError(f"corpus file {path}, {where}: JSON nested too deep") from None
+            raise ConfigError(f"{where}: JSON nested too deep") from None
         if not isinstance(text, str):
-            raise ConfigError(f"corpus file {path}, {where}: field {field!r} is no string")
-        text = text.encode("utf-8", "replace").decode()  # JSON can escape half a surrogate pair, which is no character
+            raise ConfigError(f"{where}: field {field!r} is not a string")
+        text = text.encode("utf-8", "replace").decode()  # JSON can escape one half of a surrogate pair
         yield Document(f"{path.name}#{position}", piece.corpus, _paragraphs(text))
 
 
 def _rows(span: Span, piece: Piece) -> Iterator[Document]:
-    """One document a row of a parquet or arrow file; null is an empty document."""
-    from data_prep.sources.tables import texts  # here, because it takes long to load
+    """One document a row of a parquet or arrow file; null rows are left out."""
+    from data_prep.sources.tables import texts  # slow to load
 
     for row, text in enumerate(texts(span, piece.config.kind, piece.config.text_field), start=1):
         if text is not None:
@@ -188,21 +175,21 @@ def _rows(span: Span, piece: Piece) -> Iterator[Document]:
 
 
 def _articles(span: Span, corpus: str, dropped: Dropped) -> Iterator[Document]:
-    parts = blocks(span.path, span.start, span.stop)
-    for page in read_pages(parts, span.path, span.start == 0, span.start == 0 and span.stop is None):
-        rule = why_no_article(page)
+    content = blocks(span.path, span.start, span.stop)
+    for page in read_pages(content, span.path, span.start == 0, span.start == 0 and span.stop is None):
+        rule = page_rejected_as(page)
         if rule is None:
             yield Document(page.title, corpus, [page.text], is_wikitext=True)
         else:
             dropped.add(rule, page.title)
 
 
-def _without_markup(article: Document, dropped: Dropped) -> Document:
-    from data_prep.sources.wikitext import why_no_text, wikitext_paragraphs  # here, because it takes long to load
+def _parsed(article: Document, dropped: Dropped) -> Document:
+    from data_prep.sources.wikitext import text_rejected_as, wikitext_paragraphs  # slow to load
 
     kept = []
     for paragraph in wikitext_paragraphs(article.paragraphs[0]):
-        rule = why_no_text(paragraph)
+        rule = text_rejected_as(paragraph)
         if rule is None:
             kept.append(paragraph)
         else:

@@ -1,12 +1,11 @@
-"""English prose that is on every machine once the packages are installed: the ``corpus=embedded`` documents.
+"""``corpus=embedded``: English prose that every installation has, for demonstrations and tests.
 
-Sources: Python's own documentation (``pydoc_data.topics``) and the docstrings of the standard library and of the
-packages in ``PACKAGES``. Files are read, never imported. Every triple-quoted string counts, not only docstrings in
-the strict sense, because several packages attach their documentation to compiled functions that way. Strings are
-found with one regular expression over the source and evaluated with ``ast.literal_eval``: parsing whole files
-with ``ast`` gives the same prose and takes 20 times as long (150 MB of source at 1.7 MB/s).
+Sources: Python's documentation (``pydoc_data.topics``) and the docstrings of the standard library and of ``PACKAGES``.
+Files are read, never imported. All triple-quoted strings are used, because several packages attach documentation to
+compiled functions that way. They are found by one regular expression; parsing whole files with ``ast`` gives the same
+prose in 20 times the time (150 MB of source at 1.7 MB/s).
 
-Code, doctests, tables and markup are removed; what is left must look like prose (``looks_like_prose``).
+Code, doctests, tables and markup are removed; the rest must pass :func:`looks_like_prose`.
 """
 
 import ast
@@ -18,44 +17,18 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-# distribution name -> import name. Required by the project, directly or indirectly, on every machine.
-PACKAGES = {
-    "torch": "torch",
-    "transformers": "transformers",
-    "sympy": "sympy",
-    "pandas": "pandas",
-    "numpy": "numpy",
-    "networkx": "networkx",
-    "huggingface_hub": "huggingface_hub",
-    "wandb": "wandb",
-    "datasets": "datasets",
-    "matplotlib": "matplotlib",
-    "numba": "numba",
-    "h5py": "h5py",
-    "hydra-core": "hydra",
-    "omegaconf": "omegaconf",
-    "pyarrow": "pyarrow",
-    "fsspec": "fsspec",
-    "pydantic": "pydantic",
-    "pillow": "PIL",
-    "httpx": "httpx",
-    "click": "click",
-    "Jinja2": "jinja2",
-    "requests": "requests",
-    "setuptools": "setuptools",
-}
+# Distributions that the project requires, directly or indirectly.
+PACKAGES = (
+    "torch", "transformers", "sympy", "pandas", "numpy", "networkx", "huggingface_hub", "wandb", "datasets",
+    "matplotlib", "numba", "h5py", "hydra-core", "omegaconf", "pyarrow", "fsspec", "pydantic", "pillow", "httpx",
+    "click", "Jinja2", "requests", "setuptools",
+)  # fmt: skip
+_IMPORT_NAMES = {"hydra-core": "hydra", "pillow": "PIL", "Jinja2": "jinja2"}  # where they differ
 _SKIPPED_DIRECTORIES = {
-    "test",
-    "tests",
-    "testing",
-    "idlelib",
-    "lib2to3",
-    "site-packages",
-    "_vendor",
-    "_internal_vendor",
-}
+    "test", "tests", "testing", "idlelib", "lib2to3", "site-packages", "_vendor", "_internal_vendor",
+}  # fmt: skip
 
-# One pass over a source: comments and one-line strings are matched only so that quotes in them open nothing.
+# Comments and one-line strings are matched, and skipped, because quotes in them do not start a string.
 _LITERAL = re.compile(
     r"#[^\n]*"
     r'|"""(?P<double>(?:[^\\"]++|\\.|"(?!""))*+)"""'
@@ -90,7 +63,7 @@ _SENTENCE_END = re.compile(r".*[.!?][)\"'”’]*(?=\s|$)", re.DOTALL)
 
 
 def embedded_sources() -> dict[str, tuple[str, str]]:
-    """Version and licence of each source that is installed, by its name."""
+    """(version, licence) of each installed source, by name."""
     python = f"Python {sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
     sources = {"python": (python, "PSF-2.0")}
     for distribution in PACKAGES:
@@ -106,7 +79,7 @@ def _licence(information: metadata.PackageMetadata) -> str:
     stated = information.get_all("License-Expression") or information.get_all("License") or []
     classifiers = [row for row in information.get_all("Classifier") or [] if row.startswith("License")]
     for licence in [*stated, *(row.rsplit(":: ", 1)[-1] for row in classifiers)]:
-        if licence and len(licence) < 60:  # some packages put the whole text there
+        if licence and len(licence) < 60:  # some packages give the whole text
             return licence
     return "not stated in the package's metadata"
 
@@ -117,8 +90,9 @@ def source_files() -> Iterator[tuple[Path, str, str]]:
     standard_library = Path(sysconfig.get_paths()["stdlib"])
     packages = Path(sysconfig.get_paths()["purelib"]), Path(sysconfig.get_paths()["platlib"])
     yield from _files_below(standard_library, standard_library, "python")
-    for distribution, name in PACKAGES.items():
+    for distribution in PACKAGES:
         if distribution in sources:
+            name = _IMPORT_NAMES.get(distribution, distribution)
             root = next((root for root in packages if (root / name).is_dir()), None)
             if root is not None:
                 yield from _files_below(root / name, root, distribution)
@@ -132,27 +106,24 @@ def _files_below(directory: Path, root: Path, source: str) -> Iterator[tuple[Pat
 
 
 def module_paragraphs(path: Path) -> list[str]:
-    """The prose paragraphs in the triple-quoted strings of one Python file; none where it cannot be read."""
+    """The prose paragraphs in the triple-quoted strings of one Python file; none if it cannot be read."""
     try:
         source = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return []
-    if path.parent.name == "pydoc_data" and path.name == "topics.py":
-        return [paragraph for text in _topics(source) for paragraph in prose_paragraphs(text)]
-    return [paragraph for text in triple_quoted(source) for paragraph in prose_paragraphs(text)]
+    find = _topics if path.parts[-2:] == ("pydoc_data", "topics.py") else triple_quoted
+    return [paragraph for text in find(source) for paragraph in prose_paragraphs(text)]
 
 
 def _topics(source: str) -> list[str]:
-    """The texts of Python's manual: a dict of strings, whose style of quoting differs between versions."""
-    texts = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Dict):
-            texts += [value.value for value in node.values if isinstance(value, ast.Constant)]
-    return [text for text in texts if isinstance(text, str)]
+    """The texts of Python's manual: the values of a dict, whose style of quoting differs between versions."""
+    dicts = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Dict)]
+    values = [value.value for node in dicts for value in node.values if isinstance(value, ast.Constant)]
+    return [text for text in values if isinstance(text, str)]
 
 
 def triple_quoted(source: str) -> list[str]:
-    """The values of all triple-quoted string literals in Python ``source``; bytes and f-strings are left out."""
+    """The values of the triple-quoted strings in Python ``source``, without bytes and f-strings."""
     texts = []
     for match in _LITERAL.finditer(source):
         body = match["double"] if match["double"] is not None else match["single"]
@@ -160,7 +131,7 @@ def triple_quoted(source: str) -> list[str]:
             continue
         before = _PREFIX.search(source, max(0, match.start() - 3), match.start())
         prefix = before.group().lower() if before else ""
-        if "b" in prefix or "f" in prefix or "t" in prefix:
+        if set(prefix) & set("bft"):
             continue
         if "\\" not in body or "r" in prefix:
             texts.append(body)
@@ -173,7 +144,7 @@ def triple_quoted(source: str) -> list[str]:
 
 
 def prose_paragraphs(text: str) -> list[str]:
-    """The prose in one docstring: paragraphs without code, tables and markup, each on one line."""
+    """The prose paragraphs of one docstring, without code, tables and markup."""
     paragraphs = []
     for block in _blocks(inspect.cleandoc(text).split("\n")):
         paragraph = _without_markup(" ".join(" ".join(block).split()))
@@ -184,10 +155,10 @@ def prose_paragraphs(text: str) -> list[str]:
 
 
 def _blocks(lines: list[str]) -> Iterator[list[str]]:
-    """Group lines into blocks of one indentation; leave out fences, doctests, literal blocks, tables and rules."""
+    """Group lines of equal indentation; leave out code fences, doctests, literal blocks, tables and rulers."""
     block: list[str] = []
     column = 0  # where the text of the block starts
-    literal: int | None = None  # within a literal block: the indentation of the line that announced it
+    literal: int | None = None  # in a literal block: the indentation of the line before it
     fenced = doctest = False
     for line in lines:
         text = line.strip()
@@ -233,7 +204,7 @@ def _without_markup(text: str) -> str:
 
 
 def looks_like_prose(text: str) -> bool:
-    """At least five words, a capital first, mostly plain words, few symbols of code, no address."""
+    """Whether a text begins with a capital, has at least five words, mostly plain ones, few code symbols, no URL."""
     if not text or not (text[0].isupper() or text[0] in "\"'“‘(") or "://" in text or ">>>" in text:
         return False
     tokens = len(text.split())

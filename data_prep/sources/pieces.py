@@ -1,8 +1,4 @@
-"""A piece: what one worker reads at a time of a corpus, about ``piece_mb`` of it.
-
-A piece is one or more spans. What a span's numbers count depends on the file: bytes of plain text and JSON lines,
-bytes of a multistream dump (between streams), row groups of parquet, record batches of arrow, nothing for the rest.
-"""
+"""A piece: the part of a corpus that one task reads, about ``piece_mb`` of text, as one or more spans of files."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,27 +8,31 @@ from data_prep.options import CorpusConfig
 
 @dataclass(frozen=True)
 class Span:
-    """Part of a file; ``stop`` None is its end. ``source`` and ``title`` are those of embedded prose."""
+    """A range of a file, [start, stop); ``stop`` None means its end.
+
+    Counted in bytes (text, JSON lines, compressed bytes of a multistream dump, cut between streams), row groups
+    (parquet) or record batches (arrow). Other files are always read whole.
+    """
 
     path: Path
     start: int = 0
     stop: int | None = None
-    source: str | None = None
-    title: str | None = None
+    source: str | None = None  # corpus=embedded: the package
+    title: str | None = None  # corpus=embedded: the document's name
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What one worker reads at a time. ``size`` is in bytes of the files."""
+    """The part of a corpus that one task reads."""
 
     number: int
     corpus: str
     config: CorpusConfig = field(repr=False)
     spans: tuple[Span, ...]
-    size: int
-    is_cut: bool = False  # the spans are chunks of documents
+    size: int  # bytes of the files
+    is_chunk: bool = False  # the spans are chunks of :func:`data_prep.text.text_parts.split_file`
 
     @property
     def name(self) -> str:
-        """Sorts as the number does."""
+        """Sorts like ``number``."""
         return f"{self.number:06d}"

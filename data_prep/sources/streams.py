@@ -1,11 +1,12 @@
-"""Bytes of a file, packed or not, in blocks and lines; what is damaged is named with its place.
+"""Files as blocks of bytes and as lines, decompressed by suffix. Errors name the file and the byte.
 
-Packed files may hold several streams one after the other (gzip members, zstd frames, the multistream dumps of
-Wikipedia). A stream of bz2 starts at a byte that :func:`bz2_streams` finds, so that workers can share one file.
+A compressed file may hold several streams one after the other (gzip members, zstd frames, Wikipedia's multistream
+dumps). :func:`bz2_streams` finds where those of a bz2 file start, so that several workers can read one file.
 """
 
 import bz2
 import lzma
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -16,13 +17,13 @@ import zstandard
 
 from bert_pretrain.errors import ConfigError
 
-LONGEST_LINE = 1 << 25  # bytes; more is no line of text, and would have to stand in memory whole
+LONGEST_LINE = 1 << 25  # bytes; a longer line is not text, and is not kept in memory
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BLOCK = 1 << 20
 _STREAM = re.compile(rb"BZh[1-9]1AY&SY")  # header of a stream and of its first block: 80 bits
 _DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 
-_OPENERS: dict[str, Callable[[], Any]] = {
+_DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     ".gz": lambda: zlib.decompressobj(wbits=31),
     ".bz2": bz2.BZ2Decompressor,
     ".xz": lzma.LZMADecompressor,
@@ -30,60 +31,56 @@ _OPENERS: dict[str, Callable[[], Any]] = {
 }
 
 
-def is_packed(path: Path) -> bool:
-    """Whether the name says that the file is compressed."""
-    return path.suffix.lower() in _OPENERS
+def is_compressed(path: Path) -> bool:
+    """Whether the suffix is one of a compressed file."""
+    return path.suffix.lower() in _DECOMPRESSORS
 
 
 def blocks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-    """The content of a file from byte ``start`` on, up to byte ``stop`` of the file, unpacked where it is packed.
+    """The content of a file from byte ``start`` up to byte ``stop`` (both of the file on disk), decompressed.
 
-    In a packed file both must lie between streams. Raises ``ConfigError`` where it is damaged or cut off.
+    In a compressed file both must lie between streams. Raises ``ConfigError`` if it is damaged or truncated.
     """
-    opener = _OPENERS.get(path.suffix.lower())
+    create = _DECOMPRESSORS.get(path.suffix.lower())
     position = start
+    at_stream_start = True
     try:
         with open(path, "rb") as file:
             file.seek(start)
-            decompressor = opener() if opener else None
-            fresh = True  # nothing of the current stream has been read
-            while stop is None or position < stop:
-                block = file.read(_BLOCK if stop is None else min(_BLOCK, stop - position))
-                if not block:
-                    break
+            decompressor: Any = create() if create else None
+            while block := file.read(_BLOCK if stop is None else min(_BLOCK, stop - position)):
                 if decompressor is None:
                     yield block
-                while decompressor is not None and block:
-                    assert opener is not None
-                    unpacked = decompressor.decompress(block)
-                    fresh = False
-                    block = b""
+                while create is not None and block:
+                    content = decompressor.decompress(block)
+                    block, at_stream_start = b"", False
                     if decompressor.eof:
-                        block = decompressor.unused_data.lstrip(b"\0")  # tools pad with zeros
-                        decompressor, fresh = opener(), True
-                    if unpacked:
-                        yield unpacked
+                        block = decompressor.unused_data.lstrip(b"\0")  # some tools pad with zeros
+                        decompressor, at_stream_start = create(), True
+                    if content:
+                        yield content
                 position = file.tell()
     except _DAMAGE as error:
         raise ConfigError(
-            f"corpus file {path} is damaged or cannot be read near byte {position} ({error}); get it anew, or take it "
-            "out of corpus.path"
+            f"corpus file {path} is damaged or cannot be read near byte {position} ({error}); download or copy it "
+            "again, or remove it from corpus.path"
         ) from None
-    if not fresh:
+    if not at_stream_start:
         raise ConfigError(
-            f"corpus file {path} ends at byte {position} within its compressed data: it was cut off; get it anew"
+            f"corpus file {path} ends at byte {position} in the middle of its compressed data: it is truncated; "
+            "download or copy it again"
         )
 
 
-def lines(parts: Iterable[bytes], first: int = 0) -> Iterator[tuple[int, bytes | None]]:
-    """(byte position, line without its line feed) of unpacked blocks that start at byte ``first``.
+def lines(content: Iterable[bytes], first: int = 0) -> Iterator[tuple[int, bytes | None]]:
+    """(byte position, line without its line feed) of decompressed blocks, the first of which starts at ``first``.
 
-    A line of more than ``LONGEST_LINE`` bytes comes as None, and never stands in memory.
+    A line of more than ``LONGEST_LINE`` bytes is yielded as None and not kept in memory.
     """
     position = first
     kept: list[bytes] = []
     length = 0  # of the line so far, kept or not
-    for block in parts:
+    for block in content:
         pieces = block.split(b"\n")
         for piece in pieces[:-1]:
             length += len(piece)
@@ -100,12 +97,12 @@ def lines(parts: Iterable[bytes], first: int = 0) -> Iterator[tuple[int, bytes |
 
 
 def decode(raw: bytes, path: Path, position: int) -> str:
-    """UTF-8 text of the bytes that stand at ``position`` of the unpacked file; ``ConfigError`` names what is none."""
+    """Decode the UTF-8 text at byte ``position`` of the decompressed file. ``ConfigError`` names an invalid byte."""
     start = len(BYTE_ORDER_MARK) if position == 0 and raw.startswith(BYTE_ORDER_MARK) else 0
     if b"\0" in raw:
         raise ConfigError(
-            f"corpus file {path} holds a NUL byte at byte {position + raw.index(0)}: it is no UTF-8 text "
-            "(UTF-16, or a binary file); convert it to UTF-8 or take it out of corpus.path"
+            f"corpus file {path} has a NUL byte at byte {position + raw.index(0)}: it is not UTF-8 text but UTF-16 or "
+            "binary; convert it to UTF-8 or remove it from corpus.path"
         )
     try:
         return raw[start:].decode("utf-8")
@@ -117,7 +114,7 @@ def decode(raw: bytes, path: Path, position: int) -> str:
 
 
 def bz2_streams(path: Path) -> list[int]:
-    """Where the streams of a bz2 file start; one scan over the packed file."""
+    """The byte offsets at which the streams of a bz2 file start, by one scan of the file."""
     starts = []
     tail = b""
     position = 0
@@ -125,6 +122,18 @@ def bz2_streams(path: Path) -> list[int]:
         while block := file.read(1 << 24):
             window = tail + block
             starts += [position - len(tail) + match.start() for match in _STREAM.finditer(window)]
-            tail = window[-9:]  # one byte less than what is looked for
+            tail = window[-9:]  # one byte less than the pattern
             position += len(block)
     return starts
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file, flush it to disk, and rename it to ``path``."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)

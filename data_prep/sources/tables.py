@@ -1,7 +1,6 @@
-"""Parquet files, and the arrow files of ``datasets``: their parts, and the text in them.
+"""Parquet files, and the arrow files of ``datasets``: the sizes of their parts, and the text in them.
 
-A module of its own, loaded where a corpus is of this kind, because pyarrow takes longer to load than a small corpus
-takes to prepare.
+Import this module only for these kinds of corpora: loading pyarrow takes longer than preparing a small corpus.
 """
 
 from collections.abc import Iterator
@@ -17,11 +16,13 @@ _ROWS = 1024  # read at once
 
 
 def row_groups(path: Path) -> list[int]:
-    """The bytes of each row group of a parquet file. Raises ``ConfigError`` where it cannot be read."""
+    """The bytes of each row group of a parquet file. Raises ``ConfigError`` if it cannot be read."""
     try:
         metadata = pyarrow.parquet.read_metadata(path)
     except (OSError, pyarrow.ArrowException) as error:
-        raise ConfigError(f"corpus file {path} cannot be read as parquet ({error}); get it anew") from None
+        raise ConfigError(
+            f"corpus file {path} cannot be read as parquet ({error}); download or copy it again"
+        ) from None
     return [metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)]
 
 
@@ -32,9 +33,9 @@ def record_batches(path: Path) -> list[int]:
 
 
 def texts(span: Span, kind: str, field: str) -> Iterator[str | None]:
-    """The texts of a span of row groups, or of record batches where ``kind`` is dataset; null is None.
+    """The texts in a span of row groups (kind parquet) or record batches (kind dataset); null is None.
 
-    Raises ``ConfigError`` where the file is damaged, or has no such field of text.
+    Raises ``ConfigError`` if the file is damaged or ``field`` is missing or not text.
     """
     path = span.path
     assert span.stop is not None
@@ -53,12 +54,13 @@ def texts(span: Span, kind: str, field: str) -> Iterator[str | None]:
                 yield from _strings(batch.column(0), path, field)
     except (OSError, pyarrow.ArrowException) as error:
         raise ConfigError(
-            f"corpus file {path} is damaged in row groups {span.start} to {span.stop - 1} ({error}); get it anew"
+            f"corpus file {path} is damaged in row groups {span.start} to {span.stop - 1} ({error}); download or copy "
+            "it again"
         ) from None
 
 
 def _strings(column: pyarrow.Array, path: Path, field: str) -> list[str | None]:
     if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
-        raise ConfigError(f"corpus file {path}: field {field!r} holds {column.type}, no text (corpus.text_field)")
+        raise ConfigError(f"corpus file {path}: field {field!r} holds {column.type}, not text (corpus.text_field)")
     values: list[str | None] = column.to_pylist()
     return values

@@ -1,7 +1,7 @@
-"""Wikitext -> paragraphs of prose, without markup; it is parsed by ``mwparserfromhell``.
+"""Wikitext -> paragraphs of prose, without markup, by ``mwparserfromhell``.
 
-What cannot be read as words, formulas above all, leaves ``HOLE`` where it stood: a sentence with a hole in it is no
-prose and is dropped later. A module of its own, loaded where a corpus is Wikipedia's, because that takes long.
+Formulas, and whatever else has no reading as words, become ``PLACEHOLDER``; a sentence with one is dropped later.
+Import this module only for ``corpus=wikipedia``: the parser is slow to load.
 """
 
 import re
@@ -11,10 +11,10 @@ import mwparserfromhell
 from mwparserfromhell import nodes
 from mwparserfromhell.wikicode import Wikicode
 
-from data_prep.sources.cleaning import HOLE
+from data_prep.sources.cleaning import PLACEHOLDER
 from data_prep.sources.wikitext_templates import is_known, template_text
 
-_ITEM = "\x01"  # stands before the text of a list item
+_ITEM = "\x01"  # marks the text of a list item
 _DROPPED_SECTIONS = {
     "references", "external links", "see also", "notes", "further reading", "bibliography", "sources", "footnotes",
     "citations", "notes and references", "references and notes", "gallery", "works cited", "selected bibliography",
@@ -25,23 +25,25 @@ _DROPPED_TAGS = {
     "td", "th", "caption", "templatestyles", "graph", "mapframe", "maplink", "hiero", "categorytree",
     "inputbox", "section",
 }  # fmt: skip
-_HOLE_TAGS = {"math", "score", "chem", "ce"}
+_FORMULA_TAGS = {"math", "score", "chem", "ce"}
 _BREAKING_TAGS = {"p", "div", "blockquote", "ul", "ol", "dl", "hr", "center", "poem"}
-_NO_TEXT_LINK = re.compile(r"(?i:file|image|category|media)\s*:|[a-z]{2,3}(?:-[a-z-]+)?:\S")  # or to another language
+_NOT_TEXT_LINK = re.compile(r"(?i:file|image|category|media)\s*:|[a-z]{2,3}(?:-[a-z-]+)?:\S")  # last: other languages
 _PROJECT = re.compile(r"^:?(?:wikt|wiktionary|wikisource|wikiquote|[swbqnvd]):(?=\S)(?:[a-z]{2,3}:)?", re.IGNORECASE)
 _SUPERSCRIPTS = str.maketrans("0123456789+-−", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻")
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
-# comments and references, a quarter of the text: without them the parser has less to do
-_UNREAD = re.compile(r"<!--.*?-->|<ref(?:\s[^<>]*)?/>|<ref(?:\s[^<>]*)?>.*?</ref\s*>", re.DOTALL | re.IGNORECASE)
+# Comments and references, a quarter of the text, are removed first, which saves parsing them.
+_COMMENTS_AND_REFERENCES = re.compile(
+    r"<!--.*?-->|<ref(?:\s[^<>]*)?/>|<ref(?:\s[^<>]*)?>.*?</ref\s*>", re.DOTALL | re.IGNORECASE
+)
 
 _TIDY = (
     (re.compile(r"'{2,}"), ""),  # bold and italic
     (re.compile(r"__[A-Z]+__"), ""),
     (re.compile(r"[\u00ad\u200b-\u200f\u2060\ufeff]"), ""),
-    (re.compile(r"([(\[])[\s,;:–—]+"), r"\1"),  # "(; 3 June" where a template stood
+    (re.compile(r"([(\[])[\s,;:–—]+"), r"\1"),  # "(; 3 June" after a template was removed
     (re.compile(r"[\s,;:–—]+([)\]])"), r"\1"),
     (re.compile(r"\(\s*(?:or|and|pronounced|also|born|listen|e\.g\.|i\.e\.|cf\.)?\s*\)|\[\s*\]"), ""),
-    (re.compile(r"\(see(?: also)?\b[^()]*\)", re.IGNORECASE), ""),  # "(see below)" points at nothing in plain text
+    (re.compile(r"\(see(?: also)?\b[^()]*\)", re.IGNORECASE), ""),  # "(see below)": nothing to see in plain text
     (re.compile(r"[ \t\u00a0]+"), " "),
     (re.compile(r" +([,.;:!?)])(?=\s|$)"), r"\1"),
     (re.compile(r"([,;:])(?:\s*[,;:])+"), r"\1"),
@@ -50,14 +52,14 @@ _TIDY = (
 )
 _LEFT_OVER = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}|<[a-z/!]|^\s*[|!]", re.IGNORECASE)
 _POINTER = re.compile(r"\(?(?:see also|see more at|main articles?:|for more (?:details|information))\b", re.IGNORECASE)
-_POINTER_LENGTH = 160  # characters: a longer paragraph has more to say
+_POINTER_LENGTH = 160  # characters; a longer paragraph is more than a pointer
 
 
 def wikitext_paragraphs(text: str) -> list[str]:
-    """The paragraphs of an article, list items too, without markup; sections of references and links are left out."""
-    wikicode = mwparserfromhell.parse(_UNREAD.sub("", text), skip_style_tags=True)
+    """The paragraphs and list items of an article, without markup and without sections of references and links."""
+    wikicode = mwparserfromhell.parse(_COMMENTS_AND_REFERENCES.sub("", text), skip_style_tags=True)
     pieces: list[str] = []
-    skipped_level = 0  # within a dropped section: its level
+    skipped_level = 0  # level of the dropped section that the node is in
     for node in wikicode.nodes:
         if isinstance(node, nodes.Heading):
             title = str(node.title).strip().strip("'").lower()
@@ -69,8 +71,8 @@ def wikitext_paragraphs(text: str) -> list[str]:
     return [paragraph for text in _joined_lines("".join(pieces)) if (paragraph := _tidied(text))]
 
 
-def why_no_text(paragraph: str) -> str | None:
-    """The rule by which a paragraph is no text: markup that the parser could not make out, or a mere pointer."""
+def text_rejected_as(paragraph: str) -> str | None:
+    """The rule by which a paragraph is dropped: markup that was not parsed, or a pointer to an article; else None."""
     if _LEFT_OVER.search(paragraph):
         return "markup_left_over"
     if len(paragraph) < _POINTER_LENGTH and _POINTER.match(paragraph):
@@ -79,7 +81,7 @@ def why_no_text(paragraph: str) -> str | None:
 
 
 def _joined_lines(text: str) -> Iterator[str]:
-    """Paragraphs as MediaWiki makes them: lines up to an empty one; a list item is its line alone."""
+    """Paragraphs as in MediaWiki: lines up to an empty one; each list item is a paragraph."""
     waiting: list[str] = []
     for line in text.split("\n"):
         is_item = line.startswith(_ITEM)
@@ -117,12 +119,12 @@ def _node_text(node: nodes.Node) -> str:
         return _tag_text(node)
     if isinstance(node, nodes.Template):
         return _template_text(node)
-    return ""  # comments, arguments, headings within templates
+    return ""  # comments, arguments, headings in templates
 
 
 def _link_text(node: nodes.Wikilink) -> str:
     title = str(node.title).strip()
-    if _NO_TEXT_LINK.match(title) and not _PROJECT.match(title):
+    if _NOT_TEXT_LINK.match(title) and not _PROJECT.match(title):
         return ""
     if node.text is not None:
         return _code_text(node.text)
@@ -131,8 +133,8 @@ def _link_text(node: nodes.Wikilink) -> str:
 
 def _tag_text(node: nodes.Tag) -> str:
     name = str(node.tag).strip().lower()
-    if name in _HOLE_TAGS:
-        return HOLE
+    if name in _FORMULA_TAGS:
+        return PLACEHOLDER
     if name in _DROPPED_TAGS:
         return ""
     text = _code_text(node.contents)
@@ -148,11 +150,11 @@ def _tag_text(node: nodes.Tag) -> str:
 
 
 def _superscript(text: str) -> str:
-    """10²⁴ rather than 1024; "1st" and "TM" stay; another exponent is a formula."""
+    """Digits as superscript characters (10²⁴, not 1024); "st" and "TM" unchanged; other exponents are formulas."""
     raised = text.translate(_SUPERSCRIPTS)
     if not any(letter in "0123456789+-−" for letter in text):
-        return text if text.isalpha() and len(text) > 1 else HOLE if text.isalpha() else text
-    return HOLE if any(letter.isascii() for letter in raised) else raised
+        return text if text.isalpha() and len(text) > 1 else PLACEHOLDER if text.isalpha() else text
+    return PLACEHOLDER if any(letter.isascii() for letter in raised) else raised
 
 
 def _template_text(node: nodes.Template) -> str:

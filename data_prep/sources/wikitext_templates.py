@@ -1,8 +1,8 @@
-"""The few templates of Wikipedia that stand for words of a sentence; most are boxes, notes and citations."""
+"""Text of Wikipedia's templates that are words of a sentence. Most others are boxes, notes and citations."""
 
 import re
 
-from data_prep.sources.cleaning import HOLE
+from data_prep.sources.cleaning import PLACEHOLDER
 
 _FIRST_ARGUMENT = {
     "nowrap", "nobr", "small", "smaller", "abbr", "sic", "em", "strong", "smallcaps", "sc", "var", "linktext",
@@ -13,15 +13,15 @@ _FIXED = {
     "ndash": "–", "mdash": "—", "spaced ndash": " – ", "snd": " – ", "spnd": " – ", "endash": "–", "emdash": "—",
     "mdashb": " — ", "nbsp": " ", "spaces": " ", "'": "'", "`": "'", "-'": "'", "'s": "'s", "and": "and", "times": "×",
 }  # fmt: skip
-_HOLES = {
+_FORMULAS = {
     "math", "mvar", "frac", "sfrac", "chem", "chem2", "val", "su", "sub", "sup", "tex", "nuclide", "e", "inflation",
     "currentyear", "currentmonth", "age", "eqm", "music", "formatnum", "decimals", "gaps",
 }  # fmt: skip
-_LAST_ARGUMENT = {"transl", "translit", "transliteration"}  # {{transl|ar|ALA|Allāh}}: the standard may be left out
+_LAST_ARGUMENT = {"transl", "translit", "transliteration"}  # {{transl|ar|ALA|Allāh}}; ALA is optional
 _SHIPS = {"uss", "hms", "ss", "rms", "hmas", "hmcs", "usns", "sms"}
 _MUSIC = {"flat": "-flat", "sharp": "-sharp", "natural": "-natural", "b": "-flat", "#": "-sharp"}
 
-# {{convert|2381741|km2|sqmi}}: the units as they are read, one of each first
+# {{convert|2381741|km2|sqmi}}: names of the units, singular and plural
 _UNITS = {
     "km": "kilometre kilometres", "m": "metre metres", "cm": "centimetre centimetres", "mm": "millimetre millimetres",
     "mi": "mile miles", "ft": "foot feet", "in": "inch inches", "yd": "yard yards", "fathom": "fathom fathoms",
@@ -39,8 +39,10 @@ _UNITS = {
     "d": "day days", "h": "hour hours", "s": "second seconds", "hz": "hertz hertz", "mt": "tonne tonnes",
 }  # fmt: skip
 _POWERS = {"2": "square", "3": "cubic"}
-_MULTIPLES = {"e3": "thousand", "e6": "million", "e9": "billion", "e12": "trillion"}
-_LETTERS = {"k": "thousand", "M": "million", "G": "billion", "T": "trillion"}
+_MULTIPLES = {
+    "e3": "thousand", "e6": "million", "e9": "billion", "e12": "trillion",
+    "k": "thousand", "M": "million", "G": "billion", "T": "trillion",
+}  # fmt: skip
 _RANGES = {
     "-": "–", "–": "–", "to": " to ", "to(-)": " to ", "and": " and ", "and(-)": " and ", "or": " or ",
     "by": " by ", "x": " by ", "xx": " by ", "*": " by ", "×": " by ",
@@ -52,27 +54,27 @@ _PARTS = {("ft", "in"), ("lb", "oz"), ("st", "lb"), ("mi", "yd"), ("mi", "ft"), 
 
 
 _KNOWN = {
-    *_FIXED, *_HOLES, *_SHIPS, *_FIRST_ARGUMENT, *_LAST_ARGUMENT, "coord", "convert", "cvt", "lang", "script", "as of",
-    "circa", "c.",
+    *_FIXED, *_FORMULAS, *_SHIPS, *_FIRST_ARGUMENT, *_LAST_ARGUMENT, "coord", "convert", "cvt", "lang", "script",
+    "as of", "circa", "c.",
 }  # fmt: skip
 
 
 def is_known(name: str) -> bool:
-    """Whether :func:`template_text` would find words for a template at all. ``name`` in small letters."""
+    """Whether :func:`template_text` knows a template. ``name`` in lower case."""
     return name in _KNOWN or name.startswith("lang-")
 
 
 def template_text(name: str, arguments: list[str], named: dict[str, str]) -> str:
-    """What a template says: words, nothing, or ``HOLE`` where no words can stand for it. ``name`` in small letters."""
+    """The words of a template, "", or ``PLACEHOLDER`` if it has no reading as words. ``name`` in lower case."""
     first = arguments[0] if arguments else ""
     if name in _FIXED:
         return _FIXED[name]
     if name == "music" and first in _MUSIC:
         return _MUSIC[first]
-    if name in _HOLES or (name == "coord" and "title" not in named.get("display", "")):
-        return HOLE
+    if name in _FORMULAS or (name == "coord" and "title" not in named.get("display", "")):
+        return PLACEHOLDER
     if name in ("convert", "cvt"):
-        return _conversion(arguments, named) or HOLE
+        return _conversion(arguments, named) or PLACEHOLDER
     if name in ("lang", "script") and len(arguments) >= 2:
         return arguments[1]
     if name in _LAST_ARGUMENT:
@@ -85,7 +87,7 @@ def template_text(name: str, arguments: list[str], named: dict[str, str]) -> str
 
 
 def _conversion(arguments: list[str], named: dict[str, str]) -> str | None:
-    """The value in the unit that is given first; the converted one would say the same again."""
+    """The value in its original unit, without the converted one; None if it cannot be read."""
     if len(arguments) < 2 or not _NUMBER.match(arguments[0]):
         return None
     text, place = _number(arguments[0]), 1
@@ -104,18 +106,16 @@ def _conversion(arguments: list[str], named: dict[str, str]) -> str | None:
 
 
 def _number(text: str) -> str:
-    """With separators, as the template writes it."""
+    """A number with thousands separators, as the template shows it."""
     return _LONG_NUMBER.sub(lambda match: f"{int(match.group()):,}", text.replace("+", " ").strip())
 
 
 def unit_name(code: str, is_one: bool) -> str | None:
-    """How a unit of the template ``convert`` is read, such as km2, PD/sqmi, e6acre, Moilbbl/d; None if unknown."""
+    """The name of a unit of the template ``convert``, such as km2, PD/sqmi, e6acre or Moilbbl/d; None if unknown."""
     code = code.strip().removesuffix("-change")
-    prefix = re.match(r"e(?:3|6|9|12)(?=[A-Za-z])", code)
-    letter = re.match(r"[kMGT](?=(?:oilbbl|bbl|cuft|USgal))", code)
-    multiple = (_MULTIPLES | _LETTERS)[found.group()] if (found := prefix or letter) else ""
-    code = code[found.end() :] if found else code
-    above, _, below = code.partition("/")
+    found = re.match(r"e(?:3|6|9|12)(?=[A-Za-z])|[kMGT](?=(?:oilbbl|bbl|cuft|USgal))", code)
+    multiple = _MULTIPLES[found.group()] if found else ""
+    above, _, below = code[found.end() if found else 0 :].partition("/")
     names = [_simple_unit(above, is_one), _simple_unit(below, True) if below else ""]
     if names[0] is None or names[1] is None:
         return None

@@ -1,18 +1,18 @@
-"""Documents, and on request sentences, that came before: found over all parts, in bounded memory.
+"""Duplicate documents and, on request, repeated sentences, over all text parts in bounded memory.
 
-Exact: equal text but for case and white space, by a 64-bit hash. Near: the Jaccard similarity of the sets of word
-5-grams, estimated by MinHash (Broder 1997; the library is ``rensa``), 20 bands of 6 rows: of two documents of
-similarity 0.8 the bands meet with a probability of 0.998. Documents that meet in a band are compared by all 120
-hashes. Of equal ones the first of the corpus stays.
+Exact duplicates: equal text, ignoring case and white space, by a 64-bit hash. Near duplicates: by the Jaccard
+similarity of the sets of word 5-grams, estimated with MinHash (Broder 1997; library ``rensa``) of 20 bands of 6
+hashes. Two documents of similarity 0.8 share a band with probability 0.998; documents that share one are compared by
+all 120 hashes. The first of the duplicates is kept.
 
-Keys are shared out to jobs by their value, so that a job holds about ``_KEYS_PER_JOB`` of them, however many there are.
+The keys (hashes) are divided by their value into shares of about ``_KEYS_PER_SHARE``, one task each, so that the
+memory of a task does not grow with the corpus.
 """
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rensa import RMinHash
@@ -21,53 +21,49 @@ from data_prep.options import DuplicateConfig
 
 BANDS, ROWS = 20, 6
 _SHINGLE = 5  # words
-_KEYS_PER_JOB = 8_000_000
+_KEYS_PER_SHARE = 8_000_000
 _PAIRS_AT_ONCE = 200_000
 _SEED = 42
 
 
 @dataclass(frozen=True)
-class PartKeys:
-    """Where the keys of a text part are; its first document and first sentence, counted over all parts."""
+class TextPart:
+    """One file of the text stage, and where its documents and sentences are in the whole corpus."""
 
     path: Path
-    first_document: int
+    corpus: str
+    first_document: int  # counted over all parts
     first_sentence: int
     documents: int
+    sentences: int
+    characters: int
+
+    @property
+    def keys(self) -> Path:
+        """The file with the arrays of :func:`part_keys`."""
+        return self.path.with_suffix(".keys.npz")
 
 
 @dataclass(frozen=True)
-class RepeatJob:
-    """The keys that leave ``number`` when divided by ``jobs``, of all parts."""
+class KeyShare:
+    """Of the keys of all parts, those that leave ``number`` when divided by ``shares``."""
 
     number: int
-    jobs: int
-    parts: tuple[PartKeys, ...] = field(repr=False)
-    folder: Path
-    similarity: float
-    kind: str  # "documents" or "sentences"
-
-    @property
-    def name(self) -> str:
-        """Of the file of results too."""
-        return f"{self.kind}_{self.number:04d}"
-
-    @property
-    def size(self) -> int:
-        """Parts to read."""
-        return len(self.parts)
+    shares: int
+    parts: tuple[TextPart, ...] = field(repr=False)
+    folder: Path  # for the results
 
 
 def text_key(text: str) -> int:
-    """64 bits of a text, whatever its case."""
+    """A 64-bit hash of a text, ignoring case."""
     return int.from_bytes(hashlib.blake2b(text.casefold().encode(), digest_size=8).digest(), "little")
 
 
 def part_keys(documents: Sequence[list[str]], config: DuplicateConfig, sentences_too: bool) -> dict[str, np.ndarray]:
-    """The keys of one part of D documents with S sentences.
+    """The keys of one part of D documents with S sentences. The arrays of what is not looked for have no rows.
 
-    documents (D,) uint64; bands (D, 20) uint64 and signatures (D, 120) uint32 where near duplicates are looked for;
-    sizes (D,) the sentences of each; sentences (S,) uint64 where repeated sentences are dropped, else (0,).
+    sizes (D,): sentences of each document; documents (D,) uint64; signatures (D, 120) uint32 and bands (D, 20) uint64,
+    for near duplicates; sentences (S,) uint64, if ``sentences_too``.
     """
     keys: dict[str, np.ndarray] = {"sizes": np.array([len(document) for document in documents], dtype=np.int64)}
     exact = [text_key(" ".join(document)) for document in documents] if config.exact else []
@@ -81,17 +77,16 @@ def part_keys(documents: Sequence[list[str]], config: DuplicateConfig, sentences
 
 
 def signature(sentences: list[str]) -> list[int]:
-    """The MinHash of a document's word 5-grams; of all its words where there are fewer."""
+    """The MinHash (120 values) of a document's word 5-grams, or of all its words if there are fewer."""
     words = " ".join(sentences).casefold().split()
     shingles = [" ".join(words[start : start + _SHINGLE]) for start in range(max(1, len(words) - _SHINGLE + 1))]
     minhash = RMinHash(num_perm=BANDS * ROWS, seed=_SEED)
     minhash.update(shingles)
-    values: list[int] = minhash.digest()
-    return values
+    return list(minhash.digest())
 
 
 def band_keys(signatures: np.ndarray) -> np.ndarray:
-    """(D, 20) uint64: one hash of the six values of each band, and of its number."""
+    """(D, 20) uint64: a hash of each band's number and six values."""
     values = signatures.reshape(len(signatures), BANDS, ROWS).astype(np.uint64)
     keys = np.broadcast_to(np.arange(1, BANDS + 1, dtype=np.uint64), (len(signatures), BANDS)).copy()
     for row in range(ROWS):
@@ -100,45 +95,35 @@ def band_keys(signatures: np.ndarray) -> np.ndarray:
     return keys
 
 
-def plan_repeats(
-    parts: Sequence[PartKeys], folder: Path, config: DuplicateConfig, kind: str, keys: int
-) -> list[RepeatJob]:
-    """The jobs that share out ``keys`` keys of all parts."""
-    jobs = max(1, -(-keys // _KEYS_PER_JOB))
-    return [RepeatJob(number, jobs, tuple(parts), folder, config.similarity, kind) for number in range(jobs)]
+def divide_keys(parts: Sequence[TextPart], folder: Path, keys: int) -> list[KeyShare]:
+    """The shares of ``keys`` keys in all parts."""
+    shares = max(1, -(-keys // _KEYS_PER_SHARE))
+    return [KeyShare(number, shares, tuple(parts), folder) for number in range(shares)]
 
 
-def find_repeated_documents(job: RepeatJob) -> dict[str, Any]:
-    """Write ``documents_NNNN.npz``: repeated (n,), the first of its like (n,), and whether they are equal (n,)."""
-    later, first = repeats(*_gather(job, "documents"))
-    near_later, near_first = repeats(*_gather(job, "bands"))
+def find_repeated_documents(share: KeyShare, similarity: float) -> dict[str, int]:
+    """Write ``documents_NNNN.npz``: the numbers of duplicate documents (n,), and whether each is exact (n,)."""
+    exact, _ = repeats(*_keys_and_owners(share, "documents"))
+    near_later, near_first = repeats(*_keys_and_owners(share, "bands"))
     pairs = np.unique(np.stack([near_later, near_first], axis=1), axis=0)
-    near_similarity = np.concatenate(
-        [
-            _similarity(job.parts, pairs[start : start + _PAIRS_AT_ONCE])
-            for start in range(0, max(1, len(pairs)), _PAIRS_AT_ONCE)
-        ]
-    )
-    alike = near_similarity >= job.similarity
-    with open(job.folder / f"{job.name}.npz", "wb") as file:
-        np.savez(
-            file,
-            repeated=np.concatenate([later, pairs[alike, 0]]),
-            original=np.concatenate([first, pairs[alike, 1]]),
-            is_exact=np.arange(len(later) + int(alike.sum())) < len(later),
-        )
-    return {"exact_pairs": len(later), "near_candidates": len(pairs), "near_pairs": int(alike.sum())}
+    starts = range(0, max(1, len(pairs)), _PAIRS_AT_ONCE)
+    found = [_similarity(share.parts, pairs[start : start + _PAIRS_AT_ONCE]) for start in starts]
+    near = pairs[np.concatenate(found) >= similarity, 0]
+    with open(share.folder / f"documents_{share.number:04d}.npz", "wb") as file:
+        is_exact = np.arange(len(exact) + len(near)) < len(exact)
+        np.savez(file, repeated=np.concatenate([exact, near]), is_exact=is_exact)
+    return {"exact_pairs": len(exact), "near_candidates": len(pairs), "near_pairs": len(near)}
 
 
-def find_repeated_sentences(job: RepeatJob) -> dict[str, Any]:
-    """Write ``sentences_NNNN.npy``: the numbers of the sentences that came before, ascending."""
-    later, _ = repeats(*_gather(job, "sentences"))
-    np.save(job.folder / f"{job.name}.npy", np.sort(later))
+def find_repeated_sentences(share: KeyShare) -> dict[str, int]:
+    """Write ``sentences_NNNN.npy``: the numbers of the sentences that occurred before, ascending."""
+    later, _ = repeats(*_keys_and_owners(share, "sentences"))
+    np.save(share.folder / f"sentences_{share.number:04d}.npy", np.sort(later))
     return {"repeated": len(later)}
 
 
 def repeats(keys: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of keys (n,) with ascending owners (n,): the owners of keys that came before, and the first owner of each."""
+    """Of keys (n,) with ascending owners (n,): the owners of keys that an earlier owner has, and that first owner."""
     order = np.argsort(keys, kind="stable")
     fresh = np.ones(len(keys), dtype=np.bool_)
     fresh[1:] = keys[order[1:]] != keys[order[:-1]]
@@ -148,21 +133,18 @@ def repeats(keys: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return later[again], first[again]
 
 
-def _gather(job: RepeatJob, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The job's keys of all parts, and whose each is."""
+def _keys_and_owners(share: KeyShare, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The share's keys of the array ``name`` in all parts, and the number of the document or sentence of each."""
     keys, owners = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
-    dropped = repeated_documents(job.folder) if name == "sentences" else None
-    for part in job.parts:
-        with np.load(part.path) as arrays:
-            found = arrays[name]
-            sizes = arrays["sizes"]
+    dropped = repeated_documents(share.folder) if name == "sentences" else None
+    for part in share.parts:
+        with np.load(part.keys) as arrays:
+            found, sizes = arrays[name], arrays["sizes"]
+        owner = np.arange(len(found)) + (part.first_sentence if name == "sentences" else part.first_document)
         if name == "bands":
-            owner = np.repeat(part.first_document + np.arange(len(found)), BANDS)
-        else:
-            first = part.first_sentence if name == "sentences" else part.first_document
-            owner = first + np.arange(len(found))
+            owner = np.repeat(owner, BANDS)
         found = found.reshape(-1)
-        mine = found % np.uint64(job.jobs) == job.number
+        mine = found % np.uint64(share.shares) == share.number
         if dropped is not None and len(found):
             mine &= ~np.repeat(np.isin(part.first_document + np.arange(len(sizes)), dropped), sizes)
         keys.append(found[mine])
@@ -170,25 +152,24 @@ def _gather(job: RepeatJob, name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(keys), np.concatenate(owners)
 
 
-def _similarity(parts: Sequence[PartKeys], pairs: np.ndarray) -> np.ndarray:
-    """The share of equal hashes of each pair (n, 2) of documents."""
+def _similarity(parts: Sequence[TextPart], pairs: np.ndarray) -> np.ndarray:
+    """The share of equal MinHash values of each pair (n, 2) of documents."""
     wanted = np.unique(pairs)
     rows = np.zeros((len(wanted), BANDS * ROWS), dtype=np.uint32)
     for part in parts:
         start, stop = np.searchsorted(wanted, [part.first_document, part.first_document + part.documents])
         if stop > start:
-            with np.load(part.path) as arrays:
+            with np.load(part.keys) as arrays:
                 rows[start:stop] = arrays["signatures"][wanted[start:stop] - part.first_document]
     places = np.searchsorted(wanted, pairs)
     return (rows[places[:, 0]] == rows[places[:, 1]]).mean(axis=1) if len(pairs) else np.zeros(0)
 
 
-def merge_repeated_documents(folder: Path, jobs: Sequence[RepeatJob]) -> dict[str, int]:
-    """Write ``repeated.npy``, the numbers of all documents to drop, ascending; returns how many, exact and near."""
-    found: list[np.ndarray] = []
-    exact: list[np.ndarray] = []
-    for job in jobs:
-        with np.load(folder / f"{job.name}.npz") as arrays:
+def merge_repeated_documents(folder: Path) -> dict[str, int]:
+    """Write ``repeated.npy``, the ascending numbers of all documents to drop; return how many are exact and near."""
+    found, exact = [], []
+    for path in sorted(folder.glob("documents_*.npz")):
+        with np.load(path) as arrays:
             found.append(arrays["repeated"])
             exact.append(arrays["repeated"][arrays["is_exact"]])
     dropped, same = np.unique(np.concatenate(found)), np.unique(np.concatenate(exact))
@@ -197,7 +178,7 @@ def merge_repeated_documents(folder: Path, jobs: Sequence[RepeatJob]) -> dict[st
 
 
 def repeated_documents(folder: Path) -> np.ndarray:
-    """The numbers of the documents to drop, ascending, counted over all parts."""
+    """The ascending numbers of the documents to drop, counted over all parts."""
     return np.asarray(np.load(folder / "repeated.npy"))
 
 

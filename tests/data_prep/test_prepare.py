@@ -1,4 +1,4 @@
-"""The command, from text to shards: what it writes, what it reuses, and what it refuses."""
+"""The prepare command: what it writes, what it reuses, and its errors."""
 
 import json
 import re
@@ -16,8 +16,8 @@ from bert_pretrain.data.shards import SHARD_FIELDS, ShardReader, read_manifest, 
 from data_prep import prepare, report, verify
 from data_prep.samples.tokenised import is_heldout
 from data_prep.samples.tokenizer import load_vocabulary
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 _RNG = np.random.default_rng(1)
 WORDS = ["".join(_RNG.choice(list("abdegiklmnorstu"), _RNG.integers(4, 9))) for _ in range(120)]
@@ -26,7 +26,7 @@ Run = Callable[..., str]
 
 
 def write_texts(folder: Path, documents: int = 60, seed: int = 0) -> Path:
-    """Files of made-up documents, two files, a paragraph a line."""
+    """Two files of random documents, a paragraph a line."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     for part in range(2):
@@ -40,7 +40,7 @@ def write_texts(folder: Path, documents: int = 60, seed: int = 0) -> Path:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run an entry point as the command line does; returns what it printed, or its error with the status first."""
+    """Run a command in this process; returns its output, or "STATUS: last line of its error output"."""
 
     def call(module: object, *options: str) -> str:
         monkeypatch.setattr(sys, "argv", ["command", *options])
@@ -69,11 +69,11 @@ def options(texts: Path, out_dir: Path, *more: str) -> list[str]:
 
 
 def content(out_dir: Path) -> dict[str, bytes]:
-    """What was written, apart from the seconds that the stages took."""
+    """What was written, without the seconds of the stages."""
     files = {}
     for path in sorted(path for path in out_dir.rglob("*") if path.is_file()):
         text = path.read_bytes()
-        if path.suffix != ".h5":  # ids; HDF5 keeps no time in it, but what counts is the shards
+        if path.suffix != ".h5":  # token ids are not output
             files[str(path.relative_to(out_dir))] = re.sub(rb'"seconds": [\d.]+', b"", text)
     return files
 
@@ -120,12 +120,12 @@ def test_from_text_to_shards(tmp_path: Path, run: Run) -> None:
     assert sum(source["documents"] for source in manifest["sources"]) == 60
     counts = manifest["stages"][-2]["32"]
     assert {split: counts[split]["samples"] for split in sizes} == {split: sum(sizes[split]) for split in sizes}
-    assert "is sound" in run(verify, f"dir={out_dir}", "samples=2")
+    assert "no faults found" in run(verify, f"dir={out_dir}", "samples=2")
 
 
 def read_as_published(path: Path, most: int) -> list[list[np.ndarray]]:
-    """By the description of the published loader: whole data sets in memory, every row to int64, labels -1 but where
-    the positions up to the first 0 say so. [input_ids, segment_ids, input_mask, labels, next_sentence_label]"""
+    """As NVIDIA's published loader does: [input_ids, segment_ids, input_mask, labels, next_sentence_label] of each row
+    as int64; labels are -1 except at the positions before the first 0."""
     names = ["input_ids", "input_mask", "segment_ids", "masked_lm_positions", "masked_lm_ids", "next_sentence_labels"]
     with h5py.File(path, "r") as file:
         inputs = [np.asarray(file[name][:]) for name in names]
@@ -157,7 +157,7 @@ def test_the_published_loader_reads_our_shards(tmp_path: Path, run: Run) -> None
 
 
 def check_against_corpus(arrays: dict, documents: list[list[str]], tokenizer: Tokenizer, split: str) -> None:
-    """Every segment stands in a document of its own split, and true next ones in the same document."""
+    """Every segment is from a document of its split, and true next segments are from the same document."""
     encoded = [tokenizer.encode_batch(document, add_special_tokens=False) for document in documents]
     texts = [" ".join(str(token) for sentence in sentences for token in sentence.ids) for sentences in encoded]
     mine = {
@@ -205,7 +205,7 @@ def test_run_again(tmp_path: Path, run: Run) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["sequence_lengths=[8]"], "sequence_lengths is [8]; allowed: one length or more, each once, each 16 to 65535"),
+        (["sequence_lengths=[8]"], "sequence_lengths is [8]; allowed: one or more different lengths, each 16 to 65535"),
         (["sequence_lengths=[70000]"], "sequence_lengths is [70000]"),
         (["max_predictions=[0]"], "max_predictions is [0]"),
         (["max_predictions=[33]"], "max_predictions is [33]"),
@@ -270,7 +270,7 @@ def test_a_corpus_that_is_too_small(tmp_path: Path, run: Run, text: str, message
 
 
 @pytest.mark.parametrize("what", ["file", "foreign shard", "foreign file", "below a file", "read-only"])
-def test_out_dir_is_not_ours(tmp_path: Path, run: Run, what: str) -> None:
+def test_out_dir_with_foreign_files(tmp_path: Path, run: Run, what: str) -> None:
     texts, out_dir = write_texts(tmp_path / "texts"), tmp_path / "out"
     foreign = {"file": out_dir, "foreign shard": out_dir / "train_00000.hdf5", "foreign file": out_dir / "notes.txt"}
     if what in foreign:
@@ -334,12 +334,12 @@ def test_wikipedia_articles(tmp_path: Path, run: Run) -> None:
     assert stages["text"]["documents"] == 96
     assert stages["token ids"]["unknown_tokens"] / stages["token ids"]["tokens"] < 0.001
     assert 6 < manifest["unigram_entropy"] < 8
-    assert "is sound" in run(verify, f"dir={out_dir}")
+    assert "no faults found" in run(verify, f"dir={out_dir}")
     assert set(ShardReader(out_dir / "train_00000.hdf5").read(0, 1)) == set(SHARD_FIELDS)
 
 
 def test_two_lengths_from_the_same_ids(tmp_path: Path, run: Run) -> None:
-    """Each length gets a folder that is sound by itself; both hold the same documents in the same splits."""
+    """Each length has a valid folder; both hold the same documents in the same splits."""
     texts, out_dir = write_texts(tmp_path / "texts"), tmp_path / "out"
     more = ["sequence_lengths=[32,64]", "max_predictions=[4,8]", "piece_mb=0.005"]
     run(prepare, *options(texts, out_dir, *more))
@@ -349,7 +349,7 @@ def test_two_lengths_from_the_same_ids(tmp_path: Path, run: Run) -> None:
     vocabulary = load_vocabulary(out_dir / "tokenizer", True)
     for length, most in ((32, 4), (64, 8)):
         folder = out_dir / str(length)
-        assert "is sound" in run(verify, f"dir={folder}", "samples=0")
+        assert "no faults found" in run(verify, f"dir={folder}", "samples=0")
         for split in ("train", "heldout"):
             reader = ShardReader(shard_paths(folder, split)[0])
             assert (reader.sequence_length, reader.max_predictions) == (length, most)
@@ -363,7 +363,7 @@ def test_two_lengths_from_the_same_ids(tmp_path: Path, run: Run) -> None:
 
 
 def test_corpora_are_mixed_by_weight(tmp_path: Path, run: Run) -> None:
-    """A corpus of weight 2.5 beside one of weight 1: samples in that proportion, by words that only one of them has."""
+    """Corpora of weight 2.5 and 1 give tokens in that proportion, counted by a word that only one of them has."""
     write_texts(tmp_path / "one", seed=1)
     write_texts(tmp_path / "two", seed=2)
     for path in (tmp_path / "two").glob("*.txt"):

@@ -1,4 +1,4 @@
-"""Documents to read before anything is prepared: those of the corpus, clean, the same for the same seed."""
+"""The show command: clean documents of the corpus, the same for the same seed."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.data_prep.sources.test_wikipedia import HEAD, PAGES, page
 
 
 def test_wikipedia_without_its_markup(tmp_path: Path) -> None:
-    """Three of four articles: the fourth holds nothing but a template, and the redirect is none."""
+    """Three of four articles are printed: the fourth is a template only; the redirect is not an article."""
     pages = [*PAGES[:3], page("Old", "#REDIRECT [[One]]"), page("Empty", "{{stub}}")]
     (tmp_path / "a.xml").write_text(HEAD + "".join(pages) + "</mediawiki>")
     shown = run_module("data_prep.show", "corpus=wikipedia", f"corpus.path={tmp_path}", "corpus.cleaning.min_words=0")
@@ -25,11 +25,11 @@ def test_wikipedia_without_its_markup(tmp_path: Path) -> None:
     ]
     *documents, last = shown.stdout.strip().split("\n\n")
     assert sorted(documents) == expected
-    assert last == "dropped, redirect: 1; such as 'Old'"
+    assert last == "dropped by rule redirect: 1; for example 'Old'"
 
 
 def test_a_random_share_of_all_pieces(tmp_path: Path) -> None:
-    """Every document comes about equally often, whatever its length and place."""
+    """Every document is drawn about equally often, whatever its length and position."""
     texts = [f"Document {number}. " + "It goes on. " * (50 * (number % 3)) for number in range(20)]
     (tmp_path / "a.txt").write_text("\n\n".join(texts))
     counts = dict.fromkeys(range(20), 0)
@@ -44,7 +44,7 @@ def test_a_random_share_of_all_pieces(tmp_path: Path) -> None:
     assert max(counts.values()) < 80
 
 
-def test_what_cannot_be_shown(tmp_path: Path) -> None:
+def test_errors(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n\n\n")
     shown = run_module("data_prep.show", "corpus=text", f"corpus.path={tmp_path}")
     assert (shown.returncode, shown.stdout) == (2, "")

@@ -1,4 +1,4 @@
-"""Verify accepts what is sound, ours and legacy, and names every fault that was put in."""
+"""Verify accepts correct shards, ours and legacy, and reports every injected fault."""
 
 import json
 import sys
@@ -12,7 +12,8 @@ import pytest
 from bert_pretrain.data.masking import MaskingRule, mask_samples
 from bert_pretrain.data.shards import SHARD_FIELDS, ShardHeader, write_manifest, write_shard
 from bert_pretrain.errors import ConfigError
-from data_prep.engine import totals, verify
+from data_prep import verify
+from data_prep.engine import totals
 from data_prep.samples.tokenizer import Vocabulary, train_vocabulary, write_tokenizer
 
 LENGTH, MOST, SAMPLES = 32, 5, 600
@@ -71,10 +72,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return call
 
 
-def test_sound(tmp_path: Path, vocabulary: Vocabulary, run: Callable[..., str]) -> None:
+def test_correct_shards(tmp_path: Path, vocabulary: Vocabulary, run: Callable[..., str]) -> None:
     write_directory(tmp_path, vocabulary, make_arrays(vocabulary))
     printed = run(f"dir={tmp_path}", "samples=2")
-    assert "is sound" in printed
+    assert "no faults found" in printed
     assert f"samples                 {SAMPLES}" in printed
     assert printed.count("[CLS]") == 2
     assert "{[MASK]|" in printed
@@ -87,7 +88,7 @@ def test_legacy(tmp_path: Path, vocabulary: Vocabulary, run: Callable[..., str])
             file.create_dataset(name, data=arrays[name].astype("i4"), compression="gzip")
     printed = run(f"dir={tmp_path}")
     assert "1 (1 legacy)" in printed
-    assert "is sound" in printed
+    assert "no faults found" in printed
     write_tokenizer(vocabulary, tmp_path / "given")
     assert "{[MASK]|" in run(f"dir={tmp_path}", f"vocab={tmp_path / 'given' / 'vocab.txt'}")
 
@@ -112,10 +113,10 @@ def change(arrays: dict, field: str, row: int, column: int, value: int) -> None:
         (lambda a: change(a, "masked_lm_ids", 3, 0, 1), "a special token was masked"),
         (
             lambda a: change(a, "input_ids", 3, int(a["masked_lm_positions"][3, 0]), 0),
-            "a special token stands at a masked place",
+            "a special token is at a masked position",
         ),
         (lambda a: change(a, "input_ids", 3, 4, 300), "holds 300, but the model takes 0 to 299"),
-        (lambda a: a["input_ids"].__setitem__(a["input_ids"] == 4, 0), "special token stands|masked places hold"),
+        (lambda a: a["input_ids"].__setitem__(a["input_ids"] == 4, 0), "special token is at|masked positions hold"),
         (lambda a: [a[f].__setitem__((slice(None), slice(1, None)), 0) for f in MASKS], "were expected"),
     ],
 )
@@ -163,5 +164,5 @@ def test_faulty_statistics(vocabulary: Vocabulary) -> None:
     sums = totals.Totals(samples=1000, predictions=10_000, expected_predictions=10_000, as_mask=8000, as_original=1000)
     totals.check_shares(sums, "here", whole_word=False)
     sums.as_mask = 8300
-    with pytest.raises(ConfigError, match=r"83\.0% of 10000 masked places hold \[MASK\], not 80%"):
+    with pytest.raises(ConfigError, match=r"83\.0% of 10000 masked positions hold \[MASK\], not 80%"):
         totals.check_shares(sums, "here", whole_word=False)

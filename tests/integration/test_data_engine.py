@@ -1,4 +1,4 @@
-"""The engine with real processes: any number of workers, killed anywhere, a full disk, a cluster of the user's."""
+"""The engine with real processes: several workers, kills at any time, a full disk, a user's cluster."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import dask
@@ -17,7 +17,7 @@ from distributed import Client
 
 from data_prep import preparation, prepare
 from data_prep.engine.cluster import open_local_cluster
-from data_prep.engine.local import PartsLostError
+from data_prep.engine.local import Task, TasksLostError
 from tests.conftest import ROOT
 from tests.data_prep.test_prepare import WORDS
 
@@ -37,7 +37,7 @@ def command(texts: Path, out_dir: Path, *more: str) -> list[str]:
 
 
 def run(*arguments: str, limit: int | None = None) -> subprocess.CompletedProcess:
-    """Run a command; ``limit`` is the largest file in bytes that it may write."""
+    """Run a command that may write files of at most ``limit`` bytes."""
 
     def prepare() -> None:
         if limit is not None:
@@ -52,7 +52,7 @@ def shards(out_dir: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """160 documents in one file of several pieces, some twice."""
+    """160 documents, 10 of them duplicates, in one file of several pieces."""
     rng = random.Random(3)
     path = tmp_path_factory.mktemp("texts") / "a.txt"
     blocks = []
@@ -65,7 +65,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one worker makes, never stopped."""
+    """The output of one worker without interruption."""
     out_dir = tmp_path_factory.mktemp("whole") / "out"
     done = run(*command(texts, out_dir, "engine.workers=1"))
     assert done.returncode == 0, done.stderr
@@ -74,7 +74,7 @@ def whole(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_killed_anywhere_and_with_more_workers_the_bytes_are_the_same(texts: Path, whole: Path, tmp_path: Path) -> None:
-    """Two kills: the whole process group, and one worker that dask has to replace."""
+    """The whole process group is killed twice."""
     out_dir = tmp_path / "out"
     for parts in (5, 40):
         process = subprocess.Popen(
@@ -89,20 +89,20 @@ def test_killed_anywhere_and_with_more_workers_the_bytes_are_the_same(texts: Pat
             len(list(out_dir.rglob("*.done.json"))) < parts and process.poll() is None and time.monotonic() < deadline
         ):
             time.sleep(0.005)
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.poll() is None, "it finished before it could be killed"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     finished = {path: path.stat().st_mtime_ns for path in out_dir.rglob("*.done.json") if path.parent.name == "text"}
     assert len(finished) > 5
     done = run(*command(texts, out_dir, "engine.workers=4"))
     assert done.returncode == 0, done.stderr
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished  # nothing was done twice
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished  # no task was run twice
     assert len(shards(whole)) > 10
     assert shards(out_dir) == shards(whole)
 
 
-def test_a_user_s_cluster_and_a_worker_that_dies(texts: Path, whole: Path, tmp_path: Path) -> None:
-    """On a scheduler and two workers of their own, one of which is killed while it works."""
+def test_a_user_s_cluster_with_a_killed_worker(texts: Path, whole: Path, tmp_path: Path) -> None:
+    """A separate scheduler with two workers, one of which is killed during the run."""
     address = tmp_path / "address.json"
     dask = [
         sys.executable,
@@ -167,11 +167,13 @@ def test_a_user_s_cluster_and_a_worker_that_dies(texts: Path, whole: Path, tmp_p
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_full_disk(texts: Path, whole: Path, tmp_path: Path, workers: int) -> None:
-    """One message; what was finished stays whole, and the next run goes on from there."""
+    """One error message; finished tasks are kept, and the next run continues from them."""
     out_dir = tmp_path / "out"
     full = run(*command(texts, out_dir, f"engine.workers={workers}"), limit=14_000)
     assert full.returncode == 2, full.stderr
-    failed = f"error: out_dir {out_dir}: writing failed (File too large); what was finished is kept: run again"
+    failed = (
+        f"error: out_dir {out_dir}: writing failed (File too large); finished parts are kept: run the command again"
+    )
     assert full.stderr.strip().splitlines()[-1] == failed
     before = {path: path.stat().st_mtime_ns for path in out_dir.rglob("*.done.json")}
     assert len(before) > 5
@@ -181,43 +183,35 @@ def test_a_full_disk(texts: Path, whole: Path, tmp_path: Path, workers: int) -> 
     assert shards(out_dir) == shards(whole)
 
 
-@dataclass(frozen=True)
-class Part:
-    name: str
-    folder: Path
-    size: int = 1
+def kill_the_worker(folder: Path) -> dict:
+    while not (folder / "good.done.json").exists():
+        time.sleep(0.01)
+    os._exit(1)
 
 
-def end_the_worker(part: Part) -> dict:
-    if part.name == "bad":
-        while not (part.folder / "good.done.json").exists():
-            time.sleep(0.01)
-        os._exit(1)
-    return {"name": part.name}
-
-
-def test_a_part_that_ends_every_worker(tmp_path: Path) -> None:
-    """One message names it, and the records of the others stay."""
-    folder = tmp_path / "parts"
+def test_a_task_that_kills_every_worker(tmp_path: Path) -> None:
+    """One error message names the task, and the records of the others are kept."""
+    folder = tmp_path / "stage"
+    tasks = [Task("bad", 1, partial(kill_the_worker, folder)), Task("good", 1, dict)]
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
         open_local_cluster(2, 1.0, "127.0.0.1:0") as cluster,
-        pytest.raises(PartsLostError, match="part bad of parts ended"),
+        pytest.raises(TasksLostError, match="task bad of stage stage killed every worker"),
     ):
-        cluster.run("stage", end_the_worker, [Part("bad", folder), Part("good", folder)], folder, " parts")
+        cluster.run("stage", tasks, folder, " tasks")
     assert (folder / "good.done.json").exists()
 
 
-def test_lost_workers_cost_no_finished_part(
+def test_lost_workers_lose_no_finished_task(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def lost(*_: object) -> None:
-        raise PartsLostError("part 7 ended its workers again and again")
+        raise TasksLostError("task 7 killed every worker that ran it")
 
     monkeypatch.setattr(preparation, "find_repeats", lost)
     arguments = command(texts, tmp_path / "out", "engine.workers=1")
     monkeypatch.setattr(sys, "argv", arguments[2:])
     with pytest.raises(SystemExit):
         prepare.main()
-    assert "again and again" in capsys.readouterr().err
+    assert "killed every worker" in capsys.readouterr().err
     assert len(list((tmp_path / "out" / "corpus" / "text").glob("*.done.json"))) > 5

@@ -1,4 +1,4 @@
-"""Samples, against a slow implementation of Google's algorithm on lists of tokens."""
+"""Samples, compared with a simple implementation of Google's algorithm on lists of tokens."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from tests.conftest import KeyedRandom
 
 
 def make_corpus(documents: int, seed: int, longest: int = 30) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """ids (all different, so that a segment tells where it is from), sentence and document offsets."""
+    """ids (all different, so that a segment shows its origin), sentence and document offsets."""
     rng = np.random.default_rng(seed)
     boundaries = np.concatenate([[0], np.cumsum(rng.integers(1, 25, documents))])
     sentences = np.concatenate([[0], np.cumsum(rng.integers(1, longest, boundaries[-1]))])
@@ -19,7 +19,7 @@ def make_corpus(documents: int, seed: int, longest: int = 30) -> tuple[np.ndarra
 def plain_samples(
     corpus: list[list[list[int]]], numbers: list[int], length: int, short: float, seed: int, duplicate: int
 ) -> tuple[list[tuple[list[int], list[int], bool]], int]:
-    """Steps 3 and 4 of the description, on lists; (A, B, is random next) of each sample, and the tokens popped."""
+    """(A, B, is random next) of each sample, and the number of tokens truncated."""
     most = length - 3
     result = []
     popped = 0
@@ -121,7 +121,7 @@ def test_two_documents_are_enough() -> None:
     assert len(samples) >= 2
 
 
-def test_no_text_is_lost_uncounted() -> None:
+def test_unused_tokens_are_counted() -> None:
     ids, sentences, documents = make_corpus(60, 2)
     copies = np.ones(60, dtype=int)
     parts = [build(sentences, documents, duplicate=number)[0] for number in range(4)]
@@ -156,7 +156,7 @@ def test_single_segments_hold_the_whole_text_once(short: float) -> None:
     assert (rows[np.arange(len(rows)), lengths - 1] == 3).all()
 
 
-def test_copies_say_how_often_a_document_is_used() -> None:
+def test_a_document_is_used_as_often_as_it_has_copies() -> None:
     _, sentences, documents = make_corpus(30, 3)
     copies = np.arange(30) % 3
     for duplicate in range(3):
@@ -189,7 +189,7 @@ def test_cut_long_sentences() -> None:
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 5, 64, 65, 1000, 4097])
-def test_places_are_a_permutation_however_it_is_divided(total: int) -> None:
+def test_places_are_a_permutation_when_computed_in_parts(total: int) -> None:
     places = permuted(0, total, total, 3)
     assert sorted(places) == list(range(total))
     cut = total // 3
@@ -202,9 +202,9 @@ def test_places_are_a_permutation_however_it_is_divided(total: int) -> None:
 
 
 def test_places_are_even_over_shards() -> None:
-    """Of any run of samples, each shard gets its share: chi-squared within what chance allows."""
+    """A run of samples is spread evenly over the shards, by a chi-squared test."""
     total, shards = 200_000, 20
     of_run = permuted(50_000, 20_000, total, 9) // (total // shards)
     counts = np.bincount(of_run, minlength=shards)
     chi_squared = ((counts - 1000.0) ** 2 / 1000.0).sum()
-    assert 3 < chi_squared < 45  # 19 degrees of freedom: beyond in fewer than 1 in 1,000 cases
+    assert 3 < chi_squared < 45  # 19 degrees of freedom: outside in fewer than 1 of 1,000 cases

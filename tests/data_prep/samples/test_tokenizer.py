@@ -1,4 +1,4 @@
-"""The tokenizer is the one that transformers loads, to the id; and training it gives the same words every time."""
+"""Tokenizers: the same ids as in transformers, reproducible training, and errors for unusable vocabularies."""
 
 import random
 import subprocess
@@ -15,8 +15,8 @@ from data_prep.samples import words
 from data_prep.samples.tokenised import is_heldout
 from data_prep.samples.tokenizer import Vocabulary, encode_batch, load_vocabulary, train_vocabulary, write_tokenizer
 from data_prep.samples.words import WordEncoder
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SHARED_VOCAB = ROOT.parent / "shared" / "data" / "vocab"
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, doesn't it?",
@@ -86,7 +86,7 @@ def test_a_trained_vocabulary() -> None:
     assert vocabulary.id_dtype == np.uint16
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_written_tokenizer_is_read_again(tmp_path: Path) -> None:
     vocabulary = trained(lowercase=False)
     write_tokenizer(vocabulary, tmp_path)
     for path in (tmp_path, tmp_path / "vocab.txt"):
@@ -98,14 +98,14 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert load_vocabulary(tmp_path, lowercase=False).tokens == vocabulary.tokens
 
 
-def test_special_tokens_in_the_text_are_text() -> None:
+def test_names_of_special_tokens_in_the_text_are_plain_text() -> None:
     vocabulary = trained()
     ids, _ = encode_batch(vocabulary, ["a [MASK] b [SEP] [PAD]"])
     special = {vocabulary.tokens.index(token) for token in ("[MASK]", "[SEP]", "[PAD]", "[CLS]")}
     assert not special & set(ids.tolist())
 
 
-def test_the_number_of_a_batch_does_not_matter() -> None:
+def test_the_batch_size_does_not_matter() -> None:
     vocabulary = trained()
     whole, lengths = encode_batch(vocabulary, TEXTS)
     single = [encode_batch(vocabulary, [text])[0] for text in TEXTS]
@@ -124,7 +124,7 @@ def test_a_vocabulary_without_a_special_token(tmp_path: Path, missing: str) -> N
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("vocab.txt", b"a\nb\na\n", "'a' stands there twice"),
+        ("vocab.txt", b"a\nb\na\n", "'a' occurs twice"),
         ("vocab.txt", b"", r"has no \[PAD\]"),
         ("vocab.txt", b"\xff\xfea", "not UTF-8 at byte 0"),
         ("tokenizer.json", b"{", "cannot be read"),
@@ -144,7 +144,7 @@ def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
 
 
 def test_no_room_for_words() -> None:
-    with pytest.raises(ConfigError, match="do not leave room"):
+    with pytest.raises(ConfigError, match="letters and special tokens alone"):
         train_vocabulary(lambda: ["".join(chr(0x4E00 + number) for number in range(500))], 200, True)
 
 
@@ -174,8 +174,8 @@ LETTERS = (
 
 @pytest.mark.parametrize("lowercase", [True, False])
 @pytest.mark.parametrize("source", ["trained", "standard"])
-def test_the_cache_of_words_gives_the_ids_of_the_library(source: str, lowercase: bool) -> None:
-    """Random strings of odd characters, batch after batch, against the library that encodes each sentence whole."""
+def test_our_encoder_gives_the_ids_of_the_library(source: str, lowercase: bool) -> None:
+    """Random strings of unusual characters, compared with the library on whole sentences."""
     if source == "standard":
         path = SHARED_VOCAB / f"bert-base-{'un' if lowercase else ''}cased-vocab.txt"
         if not path.exists():
@@ -204,7 +204,7 @@ def test_the_cache_of_words_gives_the_ids_of_the_library(source: str, lowercase:
             assert part.tolist() == encoding.ids, repr(sentence)
 
 
-def test_the_cache_of_words_is_bounded_and_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_word_cache_is_bounded_and_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
     vocabulary = trained()
     monkeypatch.setattr(words, "_MOST_ENTRIES", 50)
     encoder = WordEncoder(vocabulary)
@@ -218,8 +218,8 @@ def test_the_cache_of_words_is_bounded_and_starts_anew(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("change", ["pre-tokenizer", "normalizer", "added token"])
-def test_other_tokenizers_are_left_to_the_library(tmp_path: Path, change: str) -> None:
-    """A tokenizer that does not divide at spaces alone, or has words of its own, encodes whole sentences."""
+def test_the_library_encodes_for_other_tokenizers(tmp_path: Path, change: str) -> None:
+    """A tokenizer that is not BERT's, or has added tokens, encodes whole sentences."""
     vocabulary = trained()
     tokenizer = vocabulary.tokenizer
     if change == "pre-tokenizer":

@@ -1,4 +1,4 @@
-"""Rules of cleaning on paragraphs that a person can judge, and duplicates against a plain count of 5-grams."""
+"""The cleaning rules on example paragraphs, and duplicates against an exact comparison of 5-grams."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from data_prep.options import CleaningConfig, DuplicateConfig
-from data_prep.sources.cleaning import Dropped, clean_paragraphs, normalise, why_no_prose
+from data_prep.sources.cleaning import Dropped, clean_paragraphs, normalise, rejected_as
 from data_prep.text.duplicates import (
-    PartKeys,
+    TextPart,
+    divide_keys,
     find_repeated_documents,
     find_repeated_sentences,
     merge_repeated_documents,
     part_keys,
-    plan_repeats,
     repeated_documents,
     repeated_sentences,
     repeats,
@@ -44,14 +44,14 @@ ENGLISH = "The quick brown fox jumps over the lazy dog, and nobody knows why he 
     ],
 )
 def test_paragraphs(paragraph: str, rule: str | None) -> None:
-    assert why_no_prose(paragraph, PROSE) == rule
+    assert rejected_as(paragraph, PROSE) == rule
     if rule not in (None, "boilerplate"):
-        assert why_no_prose(paragraph, replace(PROSE, prose_only=False)) is None
+        assert rejected_as(paragraph, replace(PROSE, prose_only=False)) is None
 
 
-def test_a_long_paragraph_about_a_phrase_is_no_boilerplate() -> None:
+def test_a_long_paragraph_with_such_a_phrase_is_not_boilerplate() -> None:
     text = "The phrase all rights reserved was once needed in many countries. " * 8
-    assert why_no_prose(text.strip(), PROSE) is None
+    assert rejected_as(text.strip(), PROSE) is None
 
 
 def test_unicode_is_normalised() -> None:
@@ -60,7 +60,7 @@ def test_unicode_is_normalised() -> None:
     assert normalise("e\u0301\u200b", "none") == "e\u0301\u200b"
 
 
-def test_documents_go_as_a_whole_and_all_is_counted() -> None:
+def test_whole_documents_are_dropped_and_counted() -> None:
     dropped = Dropped()
     rules = replace(PROSE, min_document_words=8, language_filter=True)
     assert clean_paragraphs([ENGLISH, "Heading"], rules, "en", dropped) == [ENGLISH]
@@ -71,19 +71,20 @@ def test_documents_go_as_a_whole_and_all_is_counted() -> None:
     assert dropped.samples["other_language"] == [f"(de) {GERMAN}"]
 
 
-def write_parts(folder: Path, parts: list[list[list[str]]], sentences_too: bool = False) -> list[PartKeys]:
+def write_parts(folder: Path, parts: list[list[list[str]]], sentences_too: bool = False) -> list[TextPart]:
     rows, document, sentence = [], 0, 0
     for number, documents in enumerate(parts):
         path = folder / f"{number}.keys.npz"
         np.savez(path, **part_keys(documents, DuplicateConfig(True, True, 0.8), sentences_too))  # type: ignore[arg-type]
-        rows.append(PartKeys(path, document, sentence, len(documents)))
+        sentences = sum(map(len, documents))
+        rows.append(TextPart(folder / f"{number}.txt", "corpus", document, sentence, len(documents), sentences, 0))
         document += len(documents)
-        sentence += sum(map(len, documents))
+        sentence += sentences
     return rows
 
 
 def jaccard(one: list[str], two: list[str]) -> float:
-    """By the sets themselves."""
+    """Computed from the sets of 5-grams."""
     grams = []
     for document in (one, two):
         words = " ".join(document).lower().split()
@@ -91,10 +92,10 @@ def jaccard(one: list[str], two: list[str]) -> float:
     return len(grams[0] & grams[1]) / len(grams[0] | grams[1])
 
 
-@pytest.mark.parametrize("keys_per_job", [10**9, 300])
-def test_duplicates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys_per_job: int) -> None:
-    """Changed in a few words a document is dropped, changed in many it is not; the first one stays."""
-    monkeypatch.setattr("data_prep.text.duplicates._KEYS_PER_JOB", keys_per_job)
+@pytest.mark.parametrize("keys_per_share", [10**9, 300])
+def test_duplicates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys_per_share: int) -> None:
+    """A copy with a few changed words is dropped, one with many is kept; the first document is kept."""
+    monkeypatch.setattr("data_prep.text.duplicates._KEYS_PER_SHARE", keys_per_share)
     rng = np.random.default_rng(0)
     words = np.array([f"w{number}" for number in range(500)])
     originals = [list(rng.choice(words, 400)) for _ in range(30)]
@@ -115,21 +116,21 @@ def test_duplicates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys_per_jo
     assert all(jaccard(documents[n], documents[30 + n]) > 0.9 for n in range(10))
     assert all(jaccard(documents[10 + n], documents[40 + n]) < 0.6 for n in range(10))
     parts = write_parts(tmp_path, [documents[:13], documents[13:14], [], documents[14:]])
-    jobs = plan_repeats(parts, tmp_path, DuplicateConfig(True, True, 0.8), "documents", 55 * 20)
-    assert (len(jobs) > 1) == (keys_per_job == 300)
-    for job in jobs:
-        find_repeated_documents(job)
-    counts = merge_repeated_documents(tmp_path, jobs)
+    shares = divide_keys(parts, tmp_path, 55 * 20)
+    assert (len(shares) > 1) == (keys_per_share == 300)
+    for share in shares:
+        find_repeated_documents(share, 0.8)
+    counts = merge_repeated_documents(tmp_path)
     assert repeated_documents(tmp_path).tolist() == [*range(30, 40), *range(50, 55)]
     assert counts == {"exact_duplicates": 5, "near_duplicates": 10}
 
 
-def test_repeated_sentences_but_for_those_of_dropped_documents(tmp_path: Path) -> None:
+def test_repeated_sentences_are_not_counted_in_dropped_documents(tmp_path: Path) -> None:
     np.save(tmp_path / "repeated.npy", np.array([1]))
     documents = [["a b.", "c d."], ["e f.", "a b."], ["e f.", "C D.", "g h."], ["g h.", "i j."]]
     parts = write_parts(tmp_path, [documents[:2], documents[2:]], sentences_too=True)
-    for job in plan_repeats(parts, tmp_path, DuplicateConfig(True, True, 0.8), "sentences", 9):
-        find_repeated_sentences(job)
+    for share in divide_keys(parts, tmp_path, 9):
+        find_repeated_sentences(share)
     assert list(repeated_sentences(tmp_path, 0, 9)) == [5, 7]
     assert list(repeated_sentences(tmp_path, 6, 9)) == [7]
 

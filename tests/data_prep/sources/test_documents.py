@@ -1,4 +1,4 @@
-"""Reading: the same text, however it is stored; and what is no text is named with its place."""
+"""Readers: the same text from every file format, and an error with file and position for what is not text."""
 
 import bz2
 import gzip
@@ -61,7 +61,7 @@ def test_marks_and_line_ends(tmp_path: Path, mark: bytes, end: bytes, last: byte
     assert read(tmp_path / "a.txt") == [["One a.", "One b."], ["Twö."], ["Three."]]
 
 
-def test_what_ends_a_document_and_a_paragraph(tmp_path: Path) -> None:
+def test_ends_of_documents_and_paragraphs(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("A line\nthat goes on.\nAnd on.\n\nNext\nblock.\n")
     (tmp_path / "b.txt").write_text("\n\n")
     (tmp_path / "c.txt").write_text("Other.")
@@ -72,7 +72,7 @@ def test_what_ends_a_document_and_a_paragraph(tmp_path: Path) -> None:
     ]
     assert read(tmp_path, documents="file")[0] == ["A line", "that goes on.", "And on.", "Next", "block."]
     documents = documents_of(tmp_path, lines="sentence")
-    assert [document.split for document in documents] == [False] * 3
+    assert [document.needs_splitting for document in documents] == [False] * 3
     assert documents[0].source == "corpus"
 
 
@@ -83,7 +83,7 @@ def test_files_directories_and_patterns(tmp_path: Path) -> None:
     assert [path.name for path in corpus_files(corpus(tmp_path))] == ["a.txt", "b.txt", "c.TXT"]
     assert [path.name for path in corpus_files(corpus(tmp_path / "d.md"))] == ["d.md"]
     assert [path.name for path in corpus_files(corpus(f"{tmp_path}/*.md"))] == ["d.md"]
-    assert corpus_sources("mine", corpus(tmp_path, licence="CC0"))["mine"].licence == "CC0"
+    assert corpus_sources("mine", corpus(tmp_path, licence="CC0"))["mine"]["licence"] == "CC0"
 
 
 @pytest.mark.parametrize("path", ["none", "none/*.txt", "empty", "none.txt"])
@@ -103,7 +103,7 @@ def test_nothing_found(tmp_path: Path, path: str) -> None:
         (b"Cut \xe2\x82", "at byte 4 "),
     ],
 )
-def test_no_utf8_text(tmp_path: Path, content: bytes, message: str) -> None:
+def test_text_that_is_not_utf8(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         read(tmp_path / "a.txt")
@@ -126,7 +126,7 @@ def test_json_lines(tmp_path: Path) -> None:
         ('{"body": "a"}', r"line 2: no field 'text'"),
         ("[1]", "no field"),
         ("3", "no field"),
-        ('{"text": 3}', "is no string"),
+        ('{"text": 3}', "is not a string"),
     ],
 )
 def test_bad_json_lines(tmp_path: Path, line: str, message: str) -> None:
@@ -154,8 +154,8 @@ def test_the_fingerprint_follows_the_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("piece_bytes", [7, 50, 200, 1000])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("kind", ["text", "jsonl"])
-def test_pieces_of_a_file_are_the_file(tmp_path: Path, kind: str, end: str, piece_bytes: int) -> None:
-    """Wherever a file is divided, every document comes once and whole."""
+def test_pieces_of_a_file_are_the_whole_file(tmp_path: Path, kind: str, end: str, piece_bytes: int) -> None:
+    """Wherever a file is divided into pieces, every document is read once and complete."""
     texts = [[f"Document {number} line {line}." for line in range(1 + number % 4)] for number in range(40)]
     if kind == "text":
         blocks = [end.join(lines) for lines in texts]
@@ -168,7 +168,7 @@ def test_pieces_of_a_file_are_the_file(tmp_path: Path, kind: str, end: str, piec
     assert read(path, piece_bytes, kind=kind) == texts
 
 
-PACKERS = {
+COMPRESSORS = {
     "gz": gzip.compress,
     "bz2": bz2.compress,
     "xz": lzma.compress,
@@ -176,33 +176,33 @@ PACKERS = {
 }
 
 
-@pytest.mark.parametrize("packed", PACKERS)
-def test_packed_files(tmp_path: Path, packed: str) -> None:
-    pack = PACKERS[packed]
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+def test_compressed_files(tmp_path: Path, suffix: str) -> None:
+    compress = COMPRESSORS[suffix]
     rows = [json.dumps({"text": f"Text {number}."}).encode() + b"\n" for number in range(3000)]
-    (tmp_path / f"a.jsonl.{packed}").write_bytes(pack(b"".join(rows[:1000])) + pack(b"".join(rows[1000:])))
+    (tmp_path / f"a.jsonl.{suffix}").write_bytes(compress(b"".join(rows[:1000])) + compress(b"".join(rows[1000:])))
     assert read(tmp_path, kind="jsonl") == [[f"Text {number}."] for number in range(3000)]
 
 
-@pytest.mark.parametrize("fault", ["truncated", "corrupted", "not packed"])
-@pytest.mark.parametrize("packed", PACKERS)
-def test_damaged_files(tmp_path: Path, packed: str, fault: str) -> None:
+@pytest.mark.parametrize("fault", ["truncated", "corrupted", "not compressed"])
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+def test_damaged_files(tmp_path: Path, suffix: str, fault: str) -> None:
     rng = np.random.default_rng(0)
     raw = "".join(f"{number:x}. " for number in rng.integers(0, 1 << 60, 20_000)).encode()
-    whole = bytearray(PACKERS[packed](raw))
+    whole = bytearray(COMPRESSORS[suffix](raw))
     if fault == "truncated":
         whole = whole[: len(whole) // 2]
     elif fault == "corrupted":
         whole[len(whole) // 2 : len(whole) // 2 + 64] = b"\x55" * 64
     else:
         whole = bytearray(raw)
-    path = tmp_path / f"a.txt.{packed}"
+    path = tmp_path / f"a.txt.{suffix}"
     path.write_bytes(whole)
-    with pytest.raises(ConfigError, match=rf"{path.name} (is damaged|ends at byte|holds a NUL|is not UTF-8)"):
+    with pytest.raises(ConfigError, match=rf"{path.name} (is damaged|ends at byte|has a NUL|is not UTF-8)"):
         read(path)
 
 
-def test_lines_beyond_measure_are_counted(tmp_path: Path) -> None:
+def test_too_long_lines_are_dropped_and_counted(tmp_path: Path) -> None:
     with open(tmp_path / "a.txt", "wb") as file:
         file.write(b"One.\n\n")
         for _ in range(100):
@@ -216,10 +216,10 @@ def test_lines_beyond_measure_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("filling", ["x", "x. \n"])
-def test_what_is_longer_than_many_pieces_is_read_once(
+def test_text_longer_than_many_pieces_is_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filling: str
 ) -> None:
-    """One line, or one document, over 200 pieces: each of them would otherwise look for its end."""
+    """One line or document over 200 pieces: without care, each piece would read on to its end."""
     text = "One.\n\n" + filling * (2_000_000 // len(filling)) + "\n\nTwo.\n"
     (tmp_path / "a.txt").write_text(text)
     read_bytes = 0
@@ -266,7 +266,7 @@ def test_tables(tmp_path: Path) -> None:
         ("parquet", "truncated", r"a\.parquet cannot be read as parquet"),
         ("parquet", "corrupted", r"a\.parquet is damaged in row groups"),
         ("parquet", "field", r"no field 'body' \(corpus\.text_field\); it has text, id"),
-        ("parquet", "type", r"field 'id' holds int64, no text"),
+        ("parquet", "type", r"field 'id' holds int64, not text"),
         ("dataset", "field", r"no field 'body' \(corpus\.text_field\); there are text, id"),
         ("dataset", "split", "cannot load it"),
     ],

@@ -1,4 +1,4 @@
-"""The embedded corpus: literals are found as Python finds them, and prose is told from code."""
+"""The embedded corpus: string literals are found as by Python's parser, and prose is separated from code."""
 
 import ast
 import email
@@ -15,7 +15,7 @@ from data_prep.sources.embedded import looks_like_prose, prose_paragraphs, tripl
 
 @pytest.mark.parametrize("module", [textwrap, inspect, statistics, ast])
 def test_every_docstring_is_found(module: object) -> None:
-    """The oracle is Python's own parser."""
+    """Compared with Python's own parser."""
     source = inspect.getsource(module)  # type: ignore[arg-type]
     found = set(triple_quoted(source))
     nodes = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -26,7 +26,7 @@ def test_every_docstring_is_found(module: object) -> None:
     assert found <= constants
 
 
-def test_quotes_in_comments_and_strings_open_nothing() -> None:
+def test_quotes_in_comments_and_strings_start_no_string() -> None:
     long = "A text of more than thirty characters."
     source = (
         f"# it's a \"\"\" comment\nx = 'a \"\"\" b'\ny = \"\"\"{long}\"\"\"\nb'''{long} bytes'''\nf'''{long} {{x}}'''\n"
@@ -98,7 +98,7 @@ def test_the_standard_library_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     paragraphs = [text for path in sorted(root.glob("*.py")) for text in embedded.module_paragraphs(path)]
     assert len(paragraphs) > 150
     assert embedded.module_paragraphs(tmp_path / "none.py") == []
-    monkeypatch.setattr(embedded, "PACKAGES", {})
+    monkeypatch.setattr(embedded, "PACKAGES", ())
     files = list(embedded.source_files())
     assert {source for _, _, source in files} == {"python"}
     assert (root / "header.py", "python:email/header.py", "python") in files
@@ -107,7 +107,7 @@ def test_the_standard_library_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert licence == "PSF-2.0"
 
 
-def test_python_s_manual_is_in_it() -> None:
+def test_python_s_documentation_is_included() -> None:
     topics = Path(inspect.getfile(__import__("pydoc_data.topics").topics))
     text = " ".join(embedded.module_paragraphs(topics))
     assert len(text) > 100_000

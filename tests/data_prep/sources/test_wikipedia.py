@@ -1,4 +1,4 @@
-"""Dumps: articles without their markup; streams of a multistream dump are shared out; what is cut off is named."""
+"""Dumps: articles without markup, multistream dumps in pieces, and errors for truncated files."""
 
 import bz2
 import re
@@ -8,9 +8,9 @@ import pytest
 
 from bert_pretrain.errors import ConfigError
 from data_prep.engine.planning import plan_pieces
-from data_prep.sources.cleaning import HOLE, Dropped
+from data_prep.sources.cleaning import PLACEHOLDER, Dropped
 from data_prep.sources.documents import Document, read_piece
-from data_prep.sources.wikitext import why_no_text, wikitext_paragraphs
+from data_prep.sources.wikitext import text_rejected_as, wikitext_paragraphs
 from tests.conftest import ROOT
 from tests.data_prep.sources.test_documents import corpus
 
@@ -35,7 +35,7 @@ def read_dump(path: Path, piece_bytes: int = 1 << 24) -> tuple[list[Document], D
     return [document for piece in pieces for document in read_piece(piece, dropped)], dropped, len(pieces)
 
 
-def test_markup_goes_and_words_stay() -> None:
+def test_markup_is_removed_and_words_are_kept() -> None:
     text = """{{Infobox person | name = A}}[[File:A.jpg|thumb|A '''picture''' of [[B]].]]
 '''Ada''' ({{IPAc-en|a}}; born {{convert|3|km|mi}} away{{citation needed}}) was a [[mathematician|writer]]
 of [[Lon]]s.<ref>No.</ref>
@@ -66,21 +66,21 @@ Kept.
         "A first item.",
         "Second & last – item with a break.",
         "Text behind the list goes on here.",
-        f"The area is {HOLE} here. Bonjour all right",
+        f"The area is {PLACEHOLDER} here. Bonjour all right",
         "He lived.",
         "Kept.",
     ]
 
 
 @pytest.mark.parametrize("text", ["{{broken", "a ]] b", "| cell", "<div class=x>", "{| open"])
-def test_what_the_parser_leaves_is_seen(text: str) -> None:
-    assert why_no_text(text) == "markup_left_over"
-    assert why_no_text("A {plain} sentence [of] 3 < 4 | words.") is None
+def test_unparsed_markup_is_found(text: str) -> None:
+    assert text_rejected_as(text) == "markup_left_over"
+    assert text_rejected_as("A {plain} sentence [of] 3 < 4 | words.") is None
 
 
 def test_pointers_to_other_articles() -> None:
-    assert why_no_text("See also: Software patents for a general overview.") == "pointer_to_another_article"
-    assert why_no_text("Main articles such as these see also to the rest.") is None
+    assert text_rejected_as("See also: Software patents for a general overview.") == "pointer_to_another_article"
+    assert text_rejected_as("Main articles such as these see also to the rest.") is None
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,9 @@ def test_pointers_to_other_articles() -> None:
         ("Text.[[de:Wort]][[zh-yue:字]][[Category:A]][[File:b.jpg|c]]", "Text."),
         ("The [[:Category:Lists|lists]] of [[wikt:word]].", "The lists of word."),
         ("10<sup>24</sup> km<sup>2</sup>, 10<sup>−3</sup>, H<sub>2</sub>O.", "10²⁴ km², 10⁻³, H₂O."),
-        ("The 1<sup>st</sup> of x<sup>n+1</sup>.", f"The 1st of x{HOLE}."),
+        ("The 1<sup>st</sup> of x<sup>n+1</sup>.", f"The 1st of x{PLACEHOLDER}."),
         ("15{{nbsp}}May{{mdashb}}{{HMS|Ajax|22|6}} in A{{music|flat}}.", "15 May — HMS Ajax in A-flat."),
-        ("The {{Nihongo|[[bayonet]]|銃剣|jūken}} at {{Coord|13|N|169|W}}.", f"The bayonet at {HOLE}."),
+        ("The {{Nihongo|[[bayonet]]|銃剣|jūken}} at {{Coord|13|N|169|W}}.", f"The bayonet at {PLACEHOLDER}."),
         ("{{Coord|13|N|169|W|display=title}}It {{nowrap|1=is ''so''}}.", "It is so."),
         ("Only {{unknown|a}} {{cite web|title=b}} this.", "Only this."),
         ("{{lang|ar|الله}} is {{transl|ar|ALA|Allāh}} or {{transl|ar|ilāh}}.", "الله is Allāh or ilāh."),
@@ -101,7 +101,7 @@ def test_pointers_to_other_articles() -> None:
         ("Released: 2005, {{cite web|b}}. He asked, ... and went.", "Released: 2005. He asked, ... and went."),
     ],
 )
-def test_what_stands_in_a_sentence(wikitext: str, text: str) -> None:
+def test_links_and_templates_in_a_sentence(wikitext: str, text: str) -> None:
     assert wikitext_paragraphs(wikitext) == [text]
 
 
@@ -121,16 +121,16 @@ def test_what_stands_in_a_sentence(wikitext: str, text: str) -> None:
         ("convert|84|PD/sqmi|PD/km2", "84 inhabitants per square mile"),
         ("convert|-33|C-change|F", "-33 °C"),
         ("convert|1,500|sqft", "1,500 square feet"),
-        ("convert|7|florin|", HOLE),
-        ("convert|many|km", HOLE),
-        ("convert|3", HOLE),
+        ("convert|7|florin|", PLACEHOLDER),
+        ("convert|many|km", PLACEHOLDER),
+        ("convert|3", PLACEHOLDER),
     ],
 )
 def test_units_are_read_as_words(template: str, text: str) -> None:
     assert wikitext_paragraphs(f"It is {{{{{template}}}}} here.") == [f"It is {text} here."]
 
 
-def test_pages_that_are_no_articles_are_counted(tmp_path: Path) -> None:
+def test_pages_that_are_not_articles_are_counted(tmp_path: Path) -> None:
     pages = [
         page("One", "An article."),
         page("Talk:One", "Talk.", 1),
@@ -149,13 +149,13 @@ def test_pages_that_are_no_articles_are_counted(tmp_path: Path) -> None:
 
 
 def multistream(tail: str = "</mediawiki>") -> bytes:
-    """As Wikipedia writes them: the head, runs of pages, and the end, each a stream of its own."""
+    """As in Wikipedia's dumps: the head, runs of pages and the end are separate bz2 streams."""
     runs = ["".join(PAGES[start : start + 5]) for start in range(0, 60, 5)]
     return b"".join(bz2.compress(part.encode()) for part in [HEAD, *runs, tail])
 
 
 @pytest.mark.parametrize("piece_bytes", [100, 4000, 1 << 24])
-def test_streams_are_shared_out(tmp_path: Path, piece_bytes: int) -> None:
+def test_streams_are_divided_into_pieces(tmp_path: Path, piece_bytes: int) -> None:
     (tmp_path / "multi.xml.bz2").write_bytes(multistream())
     (tmp_path / "plain.xml.bz2").write_bytes(bz2.compress((HEAD + "".join(PAGES) + "</mediawiki>").encode()))
     documents, _, pieces = read_dump(tmp_path / "multi.xml.bz2", piece_bytes)
@@ -167,13 +167,13 @@ def test_streams_are_shared_out(tmp_path: Path, piece_bytes: int) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (bz2.compress((HEAD + "".join(PAGES)).encode())[:-40], "was cut off"),
+        (bz2.compress((HEAD + "".join(PAGES)).encode())[:-40], "is truncated"),
         (bz2.compress((HEAD + "".join(PAGES)).encode()), "ends within <mediawiki>"),
         (bz2.compress((HEAD + "".join(PAGES)[:-30]).encode()), "ends within <page>"),
-        (bz2.compress((HEAD + PAGES[0] + "</wrong>").encode()), "no well-formed XML at line 5"),
-        (bz2.compress(b"no XML at all"), "no well-formed XML at line 1"),
-        (bz2.compress((HEAD + page("A", "B\x01")).encode()), "no well-formed XML"),
-        (multistream()[:-60], "was cut off|is damaged"),
+        (bz2.compress((HEAD + PAGES[0] + "</wrong>").encode()), "invalid XML at line 5"),
+        (bz2.compress(b"no XML at all"), "invalid XML at line 1"),
+        (bz2.compress((HEAD + page("A", "B\x01")).encode()), "invalid XML"),
+        (multistream()[:-60], "is truncated|is damaged"),
         (b"no bz2", "is damaged or cannot be read near byte 0"),
     ],
 )
@@ -184,7 +184,7 @@ def test_damaged_dumps(tmp_path: Path, content: bytes, message: str) -> None:
 
 
 def test_a_real_dump() -> None:
-    """No trace of markup in any paragraph of 97 articles, and no article without its text."""
+    """No markup is left in any paragraph of 98 articles, and every article has text."""
     files = sorted(DUMP.glob("enwiki*.bz2")) if DUMP.is_dir() else []
     if not files:
         pytest.skip("the dump is not beside the repository (../shared/data/wiki)")
