@@ -17,7 +17,7 @@ from bert_pretrain.data.batch_plan import BatchPlan
 from bert_pretrain.data.collate import Counts, HostToDeviceStream, StepBatch
 from bert_pretrain.data.dataset import ShardSet
 from bert_pretrain.data.loader import TrainingData
-from bert_pretrain.data.sample_order import mixed
+from bert_pretrain.data.sample_order import hash64
 from bert_pretrain.distributed.gradients import data_parallel, sync_gradients
 from bert_pretrain.distributed.options import CommunicationConfig
 from bert_pretrain.distributed.preemption import StopRequest
@@ -112,7 +112,7 @@ class Trainer:
         """One global batch, one update. Returns without waiting for the device."""
         attempt = self.progress.attempts + (self._pending is not None)
         self.world.report_progress(attempt + 1)
-        torch.manual_seed(mixed(self.seed, self.world.rank, attempt))  # resuming needs no saved random state
+        torch.manual_seed(hash64(self.seed, self.world.rank, attempt))  # resuming needs no saved random state
         counts = self._global_counts(batch.counts)
         scale = self.precision.scale.clone()
         sums = self._accumulate(batch, counts)
