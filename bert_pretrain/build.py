@@ -3,6 +3,7 @@
 import logging
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -106,8 +107,10 @@ def build_trainer(
     resolved, dtype = replace(config, batch=batch), dtype_name(precision.dtype)
     log.message(describe(resolved, world.size, world.device.type, dtype, shards.samples))
     log.message(describe_optimizer(optimizer, config.optimizer))
-    # Last, because compiling takes minutes.
-    shapes = world.run_on_all_ranks(lambda: compile_for(config, model, precision, shards, plan, log))
+    shapes = None
+    if model.speed.compile:  # last, because it takes minutes
+        shapes = compiled_shapes(config, shards, plan)
+        world.run_on_all_ranks(partial(compile_model, model, precision, shapes, log.message))
     learning_rates = learning_rate_table(config.optimizer.lr, config.schedule)
     return Trainer(
         world=world,
@@ -178,22 +181,11 @@ def resolve_micro_batch_size(
     return replace(batch, micro_batch_size=size)
 
 
-def compile_for(
-    config: PretrainConfig,
-    model: PretrainingModel,
-    precision: MixedPrecision,
-    shards: ShardSet,
-    plan: BatchPlan,
-    log: MetricsLog,
-) -> list[Shape] | None:
-    """Compile ``model`` if ``speed.compile`` is on; returns the shapes that its micro-batches must then have."""
-    if not model.speed.compile:
-        return None
+def compiled_shapes(config: PretrainConfig, shards: ShardSet, plan: BatchPlan) -> list[Shape]:
+    """The only shapes that micro-batches may have if the model is compiled."""
     samples = min(plan.micro_batch_size, -(-plan.global_batch_size // plan.world_size))
     trim = config.speed.group_by_length
-    shapes = fixed_shapes(samples, config.data.sequence_length, shards.max_predictions, trim)
-    compile_model(model, precision, shapes, log.message)
-    return shapes
+    return fixed_shapes(samples, config.data.sequence_length, shards.max_predictions, trim)
 
 
 def resume(

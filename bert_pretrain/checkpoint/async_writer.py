@@ -8,8 +8,7 @@ checkpoints stay, and the next save tries again. Only the last save of a run mus
 import copy
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,38 +16,6 @@ from transformers import BertForPreTraining
 
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress
 from bert_pretrain.errors import ConfigError
-
-
-class Snapshot:
-    """A consistent copy of weights and optimizer state in host memory.
-
-    The next copy reuses the memory: the page faults of fresh memory would cost more than the copy.
-    """
-
-    def __init__(self) -> None:
-        self.model: BertForPreTraining | None = None
-        self.optimizer_state: dict[str, Any] = {}
-        self._done: torch.cuda.Event | None = None
-
-    @torch.no_grad()
-    def take(self, model: BertForPreTraining, optimizer_state: dict[str, Any]) -> None:
-        """Copy. From a GPU this only enqueues the copy on the current stream, ahead of the steps that follow."""
-        weights = list(model.parameters())
-        if self.model is None:
-            self.model = _empty_on_host(model)
-        for kept, weight in zip(self.model.parameters(), weights, strict=True):
-            if weight.is_cuda and not kept.is_pinned():
-                kept.data = kept.data.pin_memory()
-            kept.copy_(weight, non_blocking=True)
-        self.optimizer_state = _copied(optimizer_state, self.optimizer_state)
-        if any(weight.is_cuda for weight in weights):
-            self._done = torch.cuda.Event()
-            self._done.record()
-
-    def wait(self) -> None:
-        """Return when the copy is complete."""
-        if self._done is not None:
-            self._done.synchronize()
 
 
 def _empty_on_host(model: BertForPreTraining) -> BertForPreTraining:
@@ -81,7 +48,9 @@ class CheckpointWriter:
     def __init__(self, store: CheckpointStore, report: Callable[[str], None]) -> None:
         self.store, self._report = store, report
         self._awaited, self._worked = threading.Event(), 0.0
-        self._snapshot = Snapshot()
+        self._model: BertForPreTraining | None = None
+        self._optimizer_state: dict[str, Any] = {}
+        self._copied: torch.cuda.Event | None = None
         self._thread: threading.Thread | None = None
         self._disk_fault = ""
         self._error: BaseException | None = None
@@ -91,34 +60,43 @@ class CheckpointWriter:
     ) -> None:
         """Copy, and start to write. Waits first for the checkpoint before this one, and raises as ``wait`` does."""
         self.wait()
-        self._snapshot.take(model, optimizer_state)
+        self._copy_to_host(model, optimizer_state)
         self._disk_fault = ""
         self._awaited.clear()
         self._thread = threading.Thread(target=self._write, args=(progress, config_yaml), name="checkpoint")
         self._thread.start()
 
+    @torch.no_grad()
+    def _copy_to_host(self, model: BertForPreTraining, optimizer_state: dict[str, Any]) -> None:
+        """Copy weights and optimizer state, from a GPU on the current stream, ahead of the steps that follow.
+
+        Every copy reuses the memory of the last one: the page faults of fresh memory would cost more than the copy.
+        """
+        if self._model is None:
+            self._model = _empty_on_host(model)
+        for kept, weight in zip(self._model.parameters(), model.parameters(), strict=True):
+            if weight.is_cuda and not kept.is_pinned():
+                kept.data = kept.data.pin_memory()
+            kept.copy_(weight, non_blocking=True)
+        self._optimizer_state = _copied(optimizer_state, self._optimizer_state)
+        if any(weight.is_cuda for weight in model.parameters()):
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
     def is_writing(self) -> bool:
         """Whether a checkpoint is being written."""
         return self._thread is not None and self._thread.is_alive()
 
-    @contextmanager
-    def finish_on_error(self) -> Iterator[None]:
-        """On an exception, let the thread finish its checkpoint before the exception leaves this context."""
-        try:
-            yield
-        except Exception:
-            self._join()
-            raise
-
-    def _join(self) -> None:
+    def join(self) -> None:
+        """Return when nothing is being written."""
         if self._thread is not None:
             self._awaited.set()
             self._thread.join()
             self._thread = None
 
     def wait(self) -> None:
-        """Return when nothing is being written. Raises any error of the thread but disk faults."""
-        self._join()
+        """``join``, and raise the thread's error, unless it is a disk fault."""
+        self.join()
         if self._error is not None:
             raise self._error
 
@@ -137,10 +115,10 @@ class CheckpointWriter:
     def _write(self, progress: Progress, config_yaml: str) -> None:
         self._worked = time.thread_time()
         try:
-            self._snapshot.wait()
-            assert self._snapshot.model is not None
-            model, state = self._snapshot.model, self._snapshot.optimizer_state
-            self.store.save(model, state, progress, config_yaml, self._throttle)
+            if self._copied is not None:
+                self._copied.synchronize()
+            assert self._model is not None
+            self.store.save(self._model, self._optimizer_state, progress, config_yaml, self._throttle)
         except OSError as error:
             self._disk_fault = (
                 f"the checkpoint of step {progress.step} could not be written under {self.store.directory} ({error}); "

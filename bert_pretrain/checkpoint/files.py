@@ -17,11 +17,7 @@ Throttle = Callable[[], None]
 """Called after each MiB read or written; it may sleep."""
 
 
-def no_throttle() -> None:
-    """Do nothing."""
-
-
-def find_fault(path: Path, throttle: Throttle = no_throttle) -> str | None:
+def find_fault(path: Path, throttle: Throttle = lambda: None) -> str | None:
     """What is wrong with a checkpoint directory, by the checksums of all its files; None for a valid one."""
     try:
         text = (path / CHECKSUMS).read_text(encoding="utf-8")

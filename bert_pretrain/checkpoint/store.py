@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.optim import Optimizer
 from transformers import BertForPreTraining
 
-from bert_pretrain.checkpoint.files import Throttle, find_fault, fsync, no_throttle, save_state, write_checksums
+from bert_pretrain.checkpoint.files import Throttle, find_fault, fsync, save_state, write_checksums
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.model.bert import PretrainingModel, load_weights
 from bert_pretrain.model.precision import MixedPrecision
@@ -87,7 +88,7 @@ class CheckpointStore:
         optimizer_state: dict[str, Any],
         progress: Progress,
         config_yaml: str,
-        throttle: Throttle = no_throttle,
+        throttle: Throttle = lambda: None,
     ) -> Path:
         """Write the checkpoint of ``progress.step``, then remove old ones.
 
@@ -162,11 +163,7 @@ def load_optimizer_state(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def restore(
-    path: Path,
-    model: PretrainingModel,
-    optimizer: torch.optim.Optimizer,
-    precision: MixedPrecision,
-    device: torch.device,
+    path: Path, model: PretrainingModel, optimizer: Optimizer, precision: MixedPrecision, device: torch.device
 ) -> Progress:
     """Load a valid checkpoint into ``model``, ``optimizer`` and ``precision``; returns its progress."""
     progress = load_progress(path)

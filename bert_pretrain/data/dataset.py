@@ -2,7 +2,6 @@
 
 import hashlib
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +65,7 @@ class ShardSet:
         self.bounds = np.cumsum([0, *(reader.samples for reader in readers)])
         self.samples = int(self.bounds[-1])
         self.vocab_size = vocab_size
-        self._open: OrderedDict[int, ShardReader] = OrderedDict()
+        self._open: dict[int, ShardReader] = {}
 
     def read(self, start: int, stop: int) -> Arrays:
         """Samples ``start`` to ``stop``; past the end it continues at sample 0.
@@ -86,9 +85,7 @@ class ShardSet:
     def _read(self, shard: int, start: int, stop: int) -> Arrays:
         for pause in (*_RETRY_SECONDS, None):
             try:
-                arrays = self._reader(shard).read(start, stop)
-                check_ids(arrays, self.vocab_size, self.paths[shard])
-                return arrays
+                return check_ids(self._reader(shard).read(start, stop), self.vocab_size, self.paths[shard])
             except ConfigError as error:
                 if pause is None:
                     raise ConfigError(f"{error}; the same command goes on from the newest checkpoint") from None
@@ -100,14 +97,13 @@ class ShardSet:
     def _reader(self, shard: int) -> ShardReader:
         if shard not in self._open:
             if len(self._open) >= _OPEN_SHARDS:
-                self._open.popitem(last=False)[1].close()
+                self._open.pop(next(iter(self._open))).close()
             reader, expected = ShardReader(self.paths[shard]), int(self.bounds[shard + 1] - self.bounds[shard])
             if reader.samples != expected:
                 raise ConfigError(
                     f"shard {reader.path} had {expected} samples when the run began, has now {reader.samples}"
                 )
             self._open[shard] = reader
-        self._open.move_to_end(shard)
         return self._open[shard]
 
 

@@ -107,12 +107,7 @@ class MaskingRule:
 
 
 def mask_samples(
-    input_ids: np.ndarray,
-    lengths: np.ndarray,
-    rule: MaskingRule,
-    seed: int,
-    epoch: int,
-    sample_indexes: np.ndarray,
+    input_ids: np.ndarray, lengths: np.ndarray, rule: MaskingRule, seed: int, epoch: int, sample_indexes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mask samples; returns ``(ids, positions, labels)``.
 
@@ -126,16 +121,14 @@ def mask_samples(
     masked = np.array(input_ids, order="C")
     positions = np.zeros((len(masked), rule.max_predictions), dtype=np.int32)
     labels = np.zeros((len(masked), rule.max_predictions), dtype=masked.dtype)
-    whole_word = rule.is_continuation is not None
-    continuation = rule.is_continuation if rule.is_continuation is not None else np.zeros(1, dtype=np.bool_)
+    joined = np.zeros(rule.vocab_size, dtype=np.bool_) if rule.is_continuation is None else rule.is_continuation
     _mask_rows(
         masked,
         np.ascontiguousarray(lengths, dtype=np.int64),
         positions,
         labels,
         rule.is_special,
-        continuation,
-        whole_word,
+        joined,
         rule.words,
         rule.mask_id,
         rule.masked_lm_prob,
@@ -166,7 +159,6 @@ def _mask_rows(
     labels: np.ndarray,
     is_special: np.ndarray,
     is_continuation: np.ndarray,
-    whole_word: bool,
     words: np.ndarray,
     mask_id: int,
     prob: float,
@@ -181,7 +173,7 @@ def _mask_rows(
     chosen = np.zeros(length, dtype=np.bool_)
     state = np.empty(1, dtype=np.uint64)
     for row in range(ids.shape[0]):
-        units = _find_units(ids[row], lengths[row], is_special, is_continuation, whole_word, starts, sizes)
+        units = _find_units(ids[row], lengths[row], is_special, is_continuation, starts, sizes)
         wanted = min(most, max(1, int(np.rint(prob * lengths[row]))))
         set_key(state, seed, epoch, indexes[row])
         _choose(state, starts, sizes, units, wanted, chosen)
@@ -205,7 +197,6 @@ def _find_units(
     length: int,
     is_special: np.ndarray,
     is_continuation: np.ndarray,
-    whole_word: bool,
     starts: np.ndarray,
     sizes: np.ndarray,
 ) -> int:
@@ -216,7 +207,7 @@ def _find_units(
         if is_special[token]:
             continue
         follows = units > 0 and starts[units - 1] + sizes[units - 1] == position
-        if whole_word and follows and is_continuation[token]:
+        if follows and is_continuation[token]:
             sizes[units - 1] += 1
         else:
             starts[units] = position

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -69,24 +70,17 @@ def select(arrays: Arrays, rows: slice | np.ndarray) -> Arrays:
     return {name: arrays[name][rows] for name in SHARD_FIELDS}
 
 
-def content_checksum(arrays: Arrays) -> str:
+def content_checksum(parts: Iterable[Arrays]) -> str:
     """SHA-256 over the six data sets, in the order of ``SHARD_FIELDS``, as little-endian int32 rows.
 
-    Independent of dtype and storage layout.
+    Independent of dtype, storage layout, and how the rows are cut into parts.
     """
     digests = [hashlib.sha256() for _ in SHARD_FIELDS]
-    _update_digests(digests, arrays)
-    return _combine(digests)
-
-
-def _update_digests(digests: list[Any], arrays: Arrays) -> None:
-    for name, digest in zip(SHARD_FIELDS, digests, strict=True):
-        for start in range(0, len(arrays[name]), _ROWS_PER_HASH):
-            rows = arrays[name][start : start + _ROWS_PER_HASH]
-            digest.update(np.ascontiguousarray(rows, dtype="<i4").data)
-
-
-def _combine(digests: list[Any]) -> str:
+    for arrays in parts:
+        for name, digest in zip(SHARD_FIELDS, digests, strict=True):
+            for start in range(0, len(arrays[name]), _ROWS_PER_HASH):
+                rows = arrays[name][start : start + _ROWS_PER_HASH]
+                digest.update(np.ascontiguousarray(rows, dtype="<i4").data)
     return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
 
 
@@ -98,7 +92,7 @@ def write_shard(path: Path, arrays: Arrays, header: ShardHeader) -> dict[str, An
     """
     ids = np.uint16 if header.vocab_size <= 1 << 16 else np.int32
     dtypes = (ids, np.int8, np.int8, np.uint16, ids, np.int8)
-    checksum = content_checksum(arrays)
+    checksum = content_checksum([arrays])
     samples = len(arrays["input_ids"])
     temporary = path.with_name(f".{path.name}.partial")
     with h5py.File(temporary, "w", libver=_LIBVER) as file:
@@ -200,12 +194,10 @@ class ShardReader:
 
         Legacy files have no checksum: only the range of their ids is checked.
         """
-        digests = [hashlib.sha256() for _ in SHARD_FIELDS]
-        for start in range(0, self.samples, _ROWS_PER_READ):
-            arrays = self.read(start, min(start + _ROWS_PER_READ, self.samples))
-            check_ids(arrays, vocab_size, self.path)
-            _update_digests(digests, arrays)
-        if self.checksum is not None and _combine(digests) != self.checksum:
+        starts = range(0, self.samples, _ROWS_PER_READ)
+        parts = (self.read(start, start + _ROWS_PER_READ) for start in starts)
+        checksum = content_checksum(check_ids(arrays, vocab_size, self.path) for arrays in parts)
+        if self.checksum not in (None, checksum):
             raise ConfigError(
                 f"shard {self.path} is damaged: its content does not match the checksum in its header; write it again"
             )
@@ -215,8 +207,8 @@ class ShardReader:
         self._file.close()
 
 
-def check_ids(arrays: Arrays, vocab_size: int, path: Path) -> None:
-    """Raise ``ConfigError`` if a token id, position, mask or label is out of range."""
+def check_ids(arrays: Arrays, vocab_size: int, path: Path) -> Arrays:
+    """``arrays``, or ``ConfigError`` if a token id, position, mask or label is out of range."""
     length = arrays["input_ids"].shape[1]
     limits = {"input_ids": vocab_size, "masked_lm_ids": vocab_size, "masked_lm_positions": length}
     limits |= {"input_mask": 2, "segment_ids": 2, "next_sentence_labels": 2}
@@ -228,6 +220,7 @@ def check_ids(arrays: Arrays, vocab_size: int, path: Path) -> None:
                 f"shard {path}: {name} holds {worst}, but the model takes 0 to {limit - 1}; the shard is damaged, or "
                 "its vocabulary is not that of model.vocab_size"
             )
+    return arrays
 
 
 def shard_paths(directory: Path, split: str) -> list[Path]:

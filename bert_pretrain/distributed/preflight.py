@@ -40,7 +40,7 @@ def check_ranks_agree(store: dist.Store, rank: int, size: int, error: str, facts
 
     Rank 0 compares: it reads ``size`` small values. Raises ``ConfigError`` if rank 0 does not answer.
     """
-    store.set(_key(rank), json.dumps([error and error + rank_label(rank), rank_label(rank), facts]))
+    store.set(f"preflight/{rank}", json.dumps([error and error + rank_label(rank), rank_label(rank), facts]))
     if rank > 0:
         try:
             return store.get(_RESULT).decode()
@@ -54,7 +54,7 @@ def check_ranks_agree(store: dist.Store, rank: int, size: int, error: str, facts
 
 def _find_problem(store: dist.Store, rank: int, size: int, facts: dict[str, str]) -> str:
     try:
-        error, label, theirs = json.loads(store.get(_key(rank)))
+        error, label, theirs = json.loads(store.get(f"preflight/{rank}"))
     except dist.DistStoreError:
         return _missing(rank, size)
     differing = [name for name in facts if theirs.get(name) != facts[name]]
@@ -65,10 +65,6 @@ def _find_problem(store: dist.Store, rank: int, size: int, facts: dict[str, str]
         f"{name} is not the same on all nodes: {facts[name]} on rank 0, but {theirs.get(name)}{label}; give every "
         "node the same environment and command"
     )
-
-
-def _key(rank: int) -> str:
-    return f"preflight/{rank}"
 
 
 def _missing(rank: int, size: int) -> str:

@@ -48,14 +48,6 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def smallest(self, number: int) -> int:
-        """The minimum of ``number`` over all ranks."""
-        if self.size == 1:
-            return number
-        minimum = torch.tensor(number, device=self.device)
-        dist.all_reduce(minimum, dist.ReduceOp.MIN)
-        return int(minimum)
-
     def broadcast(self, text: str) -> str:
         """Rank 0's ``text``, on every rank."""
         texts = [text]
@@ -202,34 +194,27 @@ def is_collective_error(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
-def report_once(error: ConfigError) -> None:
-    """Print a user's error once: rank 0 prints what all ranks raise, any other error its own rank.
-
-    Before the process group exists, all ranks most likely have the same error: one rank per node prints it. After that
-    the process exits here (see ``leave``).
-    """
-    rank, local_rank = _environment("RANK", 0), _environment("LOCAL_RANK", 0)
-    if isinstance(error, SharedError):
-        if rank == 0:
-            print_error(error)
-    elif dist.is_initialized():
-        print_error(ConfigError(f"{error}{rank_label(rank)}"))
-    elif local_rank == 0:
-        print_error(error)
-    if dist.is_initialized():
-        leave(2)
-
-
 def one_message_for_all_ranks(function: Callable[[Options], None]) -> Callable[[Options], None]:
-    """Wrap ``function``: after a ``ConfigError`` on any ranks, print one message and exit with status 2."""
+    """Wrap ``function``: after a ``ConfigError`` on any ranks, print it once and exit with status 2.
+
+    Rank 0 prints what all ranks raise; any other error is printed by its own rank. Before the process group exists, all
+    ranks most likely have the same error: one rank per node prints it.
+    """
 
     @functools.wraps(function)
     def guarded(config: Options) -> None:
         try:
             function(config)
         except ConfigError as error:
-            report_once(error)
-            sys.exit(2)
+            rank, connected = _environment("RANK", 0), dist.is_initialized()
+            if isinstance(error, SharedError):
+                prints = rank == 0
+            else:
+                prints = connected or _environment("LOCAL_RANK", 0) == 0
+                error = ConfigError(f"{error}{rank_label(rank)}") if connected else error
+            if prints:
+                print_error(error)
+            leave(2)
 
     return guarded
 

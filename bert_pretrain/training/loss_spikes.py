@@ -7,7 +7,7 @@ becomes the new normal. The state depends on the losses only and is saved in the
 decides as an uninterrupted one.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from bert_pretrain.errors import DivergedError
 
@@ -28,10 +28,6 @@ class LossSpikeDetector:
     """Losses so far."""
     spikes: int = 0
     skipped_in_a_row: int = 0
-
-    def state_dict(self) -> dict[str, float]:
-        """For the checkpoint."""
-        return asdict(self)
 
     def note_applied(self, loss: float, spike_deviations: float) -> str | None:
         """Add the loss of an applied step; returns a message if it is a spike."""

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -40,7 +41,8 @@ class MetricsLog:
         self._bar = tqdm(total=total_steps, unit="step", disable=hidden, dynamic_ncols=True, smoothing=0.05)
         self._wandb: Any = None
         self._unwritten = ""
-        self._evaluated: set[int] = set()
+        self.evaluated: set[int] = set()
+        """Steps whose evaluation was in the metrics when the run was resumed."""
         self._started = time.perf_counter()
         self._first_step = 0
 
@@ -58,14 +60,10 @@ class MetricsLog:
             return
         self.path.touch()
         rows = [row for row in read_rows(self.path) if row["step"] <= step]
-        self._evaluated = {row["step"] for row in rows if "eval_loss" in row}
+        self.evaluated = {row["step"] for row in rows if "eval_loss" in row}
         temporary = self.path.with_name(f".{self.path.name}.partial")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         temporary.rename(self.path)
-
-    def had_evaluation(self, step: int) -> bool:
-        """Whether the run, when it was resumed, had an evaluation of ``step``."""
-        return step in self._evaluated
 
     def open_wandb(self, mode: str, project: str, run_dir: Path, key_present: bool, config: Row) -> None:
         """Log to wandb too. No failure of wandb stops the run."""
@@ -262,9 +260,7 @@ def writable_directory(path: Path) -> str | None:
     """Create ``path`` and try to write into it; the error, or None."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".write-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path):
+            return None
     except OSError as error:
         return str(error)
-    return None

@@ -5,7 +5,7 @@ update. Nothing is read back from the device within a step: its numbers are read
 """
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -79,10 +79,10 @@ class Trainer:
 
         On an error, a checkpoint that is being written is finished first.
         """
-        with self._writer.finish_on_error():
+        try:
             self.log.start_clock()
             if self._last_evaluation_is_missing():
-                self._evaluate_and_log()
+                self.evaluate()
                 self._throughput = Throughput()
             while self.progress.step < self.total_steps and not self._stopping:
                 self._run_steps()
@@ -91,6 +91,9 @@ class Trainer:
             if self.progress.step > self._saved_step:
                 self._save()
             self.world.run_on_all_ranks(self._writer.finish)
+        except Exception:
+            self._writer.join()
+            raise
         return self.progress.step == self.total_steps and not self._evaluation_interrupted
 
     def _run_steps(self) -> None:
@@ -101,7 +104,9 @@ class Trainer:
                 result = self.train_step(next(self._throughput.time_waiting(steps)))
                 self._finish_previous_step()  # by now it is done, so that reading it does not wait
                 self._pending = None if self._rewind_reason else result
-                if self._is_boundary(self.progress.step + 1) and self._finish_previous_step():
+                following = self.progress.step + 1
+                boundary = self._evaluation_is_due(following) or self._save_is_due(following)
+                if boundary and self._finish_previous_step():
                     self._evaluate_and_save()
         finally:
             steps.close()  # type: ignore[attr-defined]
@@ -208,39 +213,40 @@ class Trainer:
         self.log.row(row)
         self.log.message(training_line(row, self.total_steps, self.log.seconds_left(self.progress.step)))
 
-    def _is_boundary(self, step: int) -> bool:
-        return step == self.total_steps or step % self.evaluate_every == 0 or step % self.checkpoint_every == 0
+    def _evaluation_is_due(self, step: int) -> bool:
+        return step == self.total_steps or step % self.evaluate_every == 0
+
+    def _save_is_due(self, step: int) -> bool:
+        return step == self.total_steps or step % self.checkpoint_every == 0
 
     def _evaluate_and_save(self) -> None:
         """Evaluate and save, if due after the step just applied."""
         started, step = time.perf_counter(), self.progress.step
-        if step == self.total_steps or step % self.evaluate_every == 0:
-            self._evaluate_and_log()
-        if step == self.total_steps or step % self.checkpoint_every == 0:
+        if self._evaluation_is_due(step):
+            self.evaluate()
+        if self._save_is_due(step):
             self._save()
         self.world.wait_for_all()
         self._throughput.since += time.perf_counter() - started
 
     def evaluate(self) -> Row | None:
-        """The metrics of an evaluation; None without held-out samples, or if a stop request interrupted it."""
+        """Evaluate and log; returns the row, or None without held-out samples or if a stop request interrupted it."""
         if self.heldout is None:
             return None
-        row = evaluate(self.model, self.heldout, self.plan.micro_batch_size, self.world, self.stop)
-        self._evaluation_interrupted = row is None
-        self._stopping = self._stopping or self._evaluation_interrupted
-        return None if row is None else {"step": self.progress.step, **row}
-
-    def _evaluate_and_log(self) -> None:
-        row = self.evaluate()
-        if row is not None:
-            self.log.row(row)
-            self.log.message(evaluation_line(row))
+        metrics = evaluate(self.model, self.heldout, self.plan.micro_batch_size, self.world, self.stop)
+        if metrics is None:
+            self._evaluation_interrupted = self._stopping = True
+            return None
+        row = {"step": self.progress.step, **metrics}
+        self.log.row(row)
+        self.log.message(evaluation_line(row))
+        return row
 
     def _last_evaluation_is_missing(self) -> bool:
         """Whether the run was interrupted in the evaluation after the step that it is resumed from."""
         step = self.progress.step
-        due = self.heldout is not None and step > 0 and (step == self.total_steps or step % self.evaluate_every == 0)
-        missing = due and self.world.is_first and not self.log.had_evaluation(step)
+        due = self.heldout is not None and step > 0 and self._evaluation_is_due(step)
+        missing = due and self.world.is_first and step not in self.log.evaluated
         return bool(self.world.broadcast("missing" if missing else ""))
 
     def _save(self) -> None:
@@ -248,7 +254,7 @@ class Trainer:
         self._saved_step, self._rewinds = self.progress.step, 0
         if self.world.is_first:
             saved = replace(
-                self.progress, precision=self.precision.state_dict(), spike_detector=self._spike_detector.state_dict()
+                self.progress, precision=self.precision.state_dict(), spike_detector=asdict(self._spike_detector)
             )
             self._writer.save(self.model.bert, state, saved, self.config_yaml)
 

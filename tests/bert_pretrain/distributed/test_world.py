@@ -2,6 +2,7 @@
 
 import socket
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from bert_pretrain.distributed import world as world_module
 from bert_pretrain.distributed.launch import exit_status, rendezvous_error
 from bert_pretrain.distributed.preflight import check_ranks_agree, environment_facts
-from bert_pretrain.distributed.world import World, pick_device, report_once
+from bert_pretrain.distributed.world import World, one_message_for_all_ranks, pick_device
 from bert_pretrain.errors import ConfigError, SharedError
 
 FACTS = {"torch": "2.13.0", "the set of options": "abc"}
@@ -160,7 +161,13 @@ def test_a_rank_s_own_error_is_always_printed(
     monkeypatch.setattr(socket, "gethostname", lambda: "n1")
     exits: list[int] = []  # with a process group, it must exit by os._exit
     monkeypatch.setattr(world_module.os, "_exit", exits.append)
-    report_once(error)
+
+    @one_message_for_all_ranks
+    def fail(_: None) -> None:
+        raise error
+
+    with nullcontext() if connected else pytest.raises(SystemExit):
+        fail(None)
     assert capsys.readouterr().err == printed
     assert exits == ([2] if connected else [])
 

@@ -1,6 +1,7 @@
 """Loss spikes, skipped steps, collapsed loss scales, and rewinds to a checkpoint."""
 
 import random
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_the_statistics_are_the_mean_and_the_mean_distance_of_neighbours() -> No
         detector.note_applied(loss, 10.0)
     assert detector.mean == pytest.approx(3.0)
     assert detector.deviation == pytest.approx((0.0 + 2.0 + 1.0) / 3)
-    assert LossSpikeDetector(**detector.state_dict()) == detector
+    assert LossSpikeDetector(**asdict(detector)) == detector
 
 
 def test_a_collapsed_loss_scale_is_reported() -> None:

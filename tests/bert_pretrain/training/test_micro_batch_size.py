@@ -18,19 +18,19 @@ from tests.conftest import LENGTH, PREDICTIONS
 
 @dataclass
 class Rank:
-    """One of three ranks, here threads: ``smallest`` waits for all of them, as a collective does."""
+    """One of three ranks, here threads: ``gather`` waits for all of them, as a collective does."""
 
     number: int
     barrier: threading.Barrier
-    numbers: dict[int, int]
+    answers: dict[int, bool]
     tried: list[int] = field(default_factory=list)
 
-    def smallest(self, number: int) -> int:
-        self.numbers[self.number] = number
+    def gather(self, answer: bool) -> list[bool]:
+        self.answers[self.number] = answer
         self.barrier.wait(timeout=10)
-        found = min(self.numbers.values())
+        answers = list(self.answers.values())
         self.barrier.wait(timeout=10)
-        return found
+        return answers
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,8 @@ class Rank:
     ],
 )
 def test_ranks_with_different_memory_agree(limit: int, capacities: tuple[int, ...], expected: int) -> None:
-    barrier, numbers, found = threading.Barrier(3), {}, {}
-    ranks = [Rank(number, barrier, numbers) for number in range(3)]
+    barrier, answers, found = threading.Barrier(3), {}, {}
+    ranks = [Rank(number, barrier, answers) for number in range(3)]
 
     def run(rank: Rank) -> None:
         def fits(size: int) -> bool:
