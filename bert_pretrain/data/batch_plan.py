@@ -20,7 +20,7 @@ class BatchConfig:
     global_batch_size: int
     """Samples in one optimizer step, over all ranks."""
     micro_batch_size: Any  # int or "auto"; OmegaConf 2.3 fails on a nested union
-    """Samples in one forward pass of a rank. ``auto``: on GPUs as many as fit into memory, on CPUs 2,048 tokens."""
+    """Samples in one forward pass of a rank. ``auto``: as many as fit into a GPU's memory, or 2,048 tokens on CPU."""
 
     def __post_init__(self) -> None:
         require(self.global_batch_size >= 1, "batch.global_batch_size", self.global_batch_size, "1 or more")
