@@ -1,12 +1,14 @@
-"""Configuration -> parts -> ``Trainer.run()``. Every part of a run is built here, by name, top to bottom."""
+"""Options -> parts -> ``Trainer.run()``. Every part of a run is built here, top to bottom."""
 
 import logging
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
+from torch.optim import Optimizer
 
 from bert_pretrain.checkpoint.store import (
     CheckpointStore,
@@ -42,7 +44,7 @@ from bert_pretrain.training.trainer import Trainer
 @one_message_for_all_ranks
 @record
 def run(config: PretrainConfig) -> None:
-    """Pretrain, or continue the run in ``run_dir`` where it stopped."""
+    """Pretrain, or resume the run in ``run_dir``."""
     silence_transformers()
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     stop = StopRequest().install_handlers()
@@ -57,9 +59,9 @@ def run(config: PretrainConfig) -> None:
 
 
 def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
-    """Build every part and train to the end; False where the run was asked to stop before."""
+    """Build all parts and train; False if the run stopped before its last step, on request."""
     run_dir, tokenizer = Path(config.run_dir), Path(config.data.tokenizer)
-    world.run_on_all_ranks(lambda: check_place(config, world))
+    world.run_on_all_ranks(lambda: check_device_and_run_dir(config, world))
     config_yaml = resolved_yaml(config)
     log = MetricsLog(run_dir / "metrics.jsonl" if world.is_first else None, config.schedule.total_steps)
     store = CheckpointStore(
@@ -69,7 +71,7 @@ def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
         config.checkpoint.keep_every_steps,
     )
     trainer = build_trainer(config, world, log, store, config_yaml)
-    world.run_on_all_ranks(lambda: claim_place(run_dir, config_yaml, world, log, trainer.progress.step))
+    world.run_on_all_ranks(lambda: initialize_run_dir(run_dir, config_yaml, world, log, trainer.progress.step))
     log.open_wandb(config.logging.wandb, config.logging.wandb_project, run_dir, wandb_key_present(), asdict(config))
     trainer.stop = stop
     try:
@@ -86,12 +88,12 @@ def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
 def build_trainer(
     config: PretrainConfig, world: World, log: MetricsLog, store: CheckpointStore, config_yaml: str
 ) -> Trainer:
-    """Every part of a run, going on from ``store``'s newest checkpoint where there is one.
+    """All parts of a run, restored from the newest checkpoint in ``store`` if there is one.
 
-    Work that can fail on one rank alone goes through ``world.run_on_all_ranks``, so that all ranks end with its
-    message. The collectives are between: in ``resolve_micro_batch_size``, ``resume`` and ``Trainer``.
+    Work that can fail on one rank alone runs in ``world.run_on_all_ranks``, so that all ranks exit with its message.
+    The collectives are in between: in ``resolve_micro_batch_size``, ``resume`` and ``Trainer``.
     """
-    shards, heldout, mask_anew = world.run_on_all_ranks(lambda: open_data(config, log))
+    shards, heldout, masking = world.run_on_all_ranks(lambda: open_data(config, log))
     order = SampleOrder(config.seed, shards.samples, config.data.block_size)
     model = world.run_on_all_ranks(lambda: build_model(config.model, config.speed, config.seed, world.device))
     precision = MixedPrecision(config.precision, world.device)
@@ -102,26 +104,24 @@ def build_trainer(
     progress = resume(store, model, optimizer, precision, shards, world, log)
     if progress is None:
         progress = world.run_on_all_ranks(lambda: start(config, model, optimizer, shards, world, log))
-    log.message(
-        describe(
-            replace(config, batch=batch), world.size, world.device.type, dtype_name(precision.dtype), shards.samples
-        )
-    )
+    resolved, dtype = replace(config, batch=batch), dtype_name(precision.dtype)
+    log.message(describe(resolved, world.size, world.device.type, dtype, shards.samples))
     log.message(describe_optimizer(optimizer, config.optimizer))
-    # Last, because compiling takes minutes.
-    shapes = world.run_on_all_ranks(lambda: compile_for(config, model, precision, shards, plan, log))
+    shapes = None
+    if model.speed.compile:  # last, because it takes minutes
+        shapes = compiled_shapes(config, shards, plan)
+        world.run_on_all_ranks(partial(compile_model, model, precision, shapes, log.message))
+    learning_rates = learning_rate_table(config.optimizer.lr, config.schedule)
     return Trainer(
         world=world,
         model=model,
         model_config=config.model,
         optimizer=optimizer,
-        learning_rates=torch.tensor(
-            learning_rate_table(config.optimizer.lr, config.schedule), dtype=torch.float64, device=world.device
-        ),
+        learning_rates=torch.tensor(learning_rates, dtype=torch.float64, device=world.device),
         precision=precision,
         plan=plan,
         data=TrainingData(
-            shards, order, plan, world.rank, mask_anew, config.data.prefetch, config.speed.group_by_length, shapes
+            shards, order, plan, world.rank, masking, config.data.prefetch, config.speed.group_by_length, shapes
         ),
         heldout=heldout,
         store=store,
@@ -140,39 +140,8 @@ def build_trainer(
     )
 
 
-def resolve_micro_batch_size(
-    config: PretrainConfig, model: PretrainingModel, precision: MixedPrecision, shards: ShardSet, world: World
-) -> BatchConfig:
-    """The batch with its micro-batch size as a number, the same on all ranks."""
-    batch, length = config.batch, config.data.sequence_length
-    size = batch.samples_at_once(length)
-    if batch.micro_batch_size == AUTO and world.device.type == "cuda":
-        limit = -(-batch.global_batch_size // world.size)
-        size = micro_batch_that_fits(model, precision, world, limit, length, shards.max_predictions)
-    return replace(batch, micro_batch_size=size)
-
-
-def compile_for(
-    config: PretrainConfig,
-    model: PretrainingModel,
-    precision: MixedPrecision,
-    shards: ShardSet,
-    plan: BatchPlan,
-    log: MetricsLog,
-) -> list[Shape] | None:
-    """Compile ``model`` where ``speed.compile`` asks for it; the shapes that its micro-batches then have."""
-    if not model.speed.compile:
-        return None
-    samples = min(plan.micro_batch_size, -(-plan.global_batch_size // plan.world_size))
-    trim = config.speed.group_by_length
-    shapes = fixed_shapes(samples, config.data.sequence_length, shards.max_predictions, trim)
-    compile_model(model, precision, shapes, log.message)
-    return shapes
-
-
-def check_place(config: PretrainConfig, world: World) -> None:
-    """Raise ``ConfigError`` where ``run_dir`` is another run's or cannot be written, or for what this device is no
-    place for."""
+def check_device_and_run_dir(config: PretrainConfig, world: World) -> None:
+    """Raise ``ConfigError`` if ``run_dir`` holds another run or is not writable, or the device lacks the precision."""
     check_run_dir(config)
     check_compute(config.precision, world.device)
     fault = writable_directory(Path(config.run_dir)) if world.is_first else None
@@ -180,8 +149,8 @@ def check_place(config: PretrainConfig, world: World) -> None:
         raise ConfigError(f"run_dir {config.run_dir} cannot be written ({fault}); give another run_dir")
 
 
-def claim_place(run_dir: Path, config_yaml: str, world: World, log: MetricsLog, step: int) -> None:
-    """Write ``config.yaml`` and open the metrics, once the run is built: a mistake must not claim the directory."""
+def initialize_run_dir(run_dir: Path, config_yaml: str, world: World, log: MetricsLog, step: int) -> None:
+    """Write ``config.yaml`` and open the metrics, once all parts are built: a mistake must not claim the directory."""
     path = run_dir / "config.yaml"
     if world.is_first and not path.exists():
         temporary = run_dir / ".config.yaml.partial"
@@ -191,7 +160,7 @@ def claim_place(run_dir: Path, config_yaml: str, world: World, log: MetricsLog, 
 
 
 def open_data(config: PretrainConfig, log: MetricsLog) -> tuple[ShardSet, ShardSet | None, DynamicMasking | None]:
-    """Training and held-out shards, checked, and how to mask anew. Raises ``ConfigError`` where there are none."""
+    """Training and held-out shards, checked, and the dynamic masking. Raises ``ConfigError``."""
     shards = open_split(config.data, "train", config.model.vocab_size, log.message)
     if shards is None:
         raise ConfigError(f"data.dir {config.data.dir} holds no training samples; make shards with data_prep.prepare")
@@ -200,32 +169,51 @@ def open_data(config: PretrainConfig, log: MetricsLog) -> tuple[ShardSet, ShardS
     return shards, heldout, dynamic_masking(config.data, shards, config.seed)
 
 
+def resolve_micro_batch_size(
+    config: PretrainConfig, model: PretrainingModel, precision: MixedPrecision, shards: ShardSet, world: World
+) -> BatchConfig:
+    """``config.batch`` with the micro-batch size as a number, the same on all ranks."""
+    batch, length = config.batch, config.data.sequence_length
+    size = batch.samples_at_once(length)
+    if batch.micro_batch_size == AUTO and world.device.type == "cuda":
+        limit = -(-batch.global_batch_size // world.size)
+        size = micro_batch_that_fits(model, precision, world, limit, length, shards.max_predictions)
+    return replace(batch, micro_batch_size=size)
+
+
+def compiled_shapes(config: PretrainConfig, shards: ShardSet, plan: BatchPlan) -> list[Shape]:
+    """The only shapes that micro-batches may have if the model is compiled."""
+    samples = min(plan.micro_batch_size, -(-plan.global_batch_size // plan.world_size))
+    trim = config.speed.group_by_length
+    return fixed_shapes(samples, config.data.sequence_length, shards.max_predictions, trim)
+
+
 def resume(
     store: CheckpointStore,
     model: PretrainingModel,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     precision: MixedPrecision,
     shards: ShardSet,
     world: World,
     log: MetricsLog,
 ) -> Progress | None:
-    """Load the newest valid checkpoint of this run, or return None where there is none."""
+    """Load the newest valid checkpoint of this run; None if there is none."""
     newest = world.run_on_all_ranks(lambda: store.newest_valid(log.message) if world.is_first else None)
-    found = world.broadcast(str(newest or ""))
-    if not found:
+    path = world.broadcast(str(newest or ""))
+    if not path:
         return None
-    world.run_on_all_ranks(lambda: check_checkpoint(Path(found), shards))
-    progress = world.run_on_all_ranks(lambda: restore(Path(found), model, optimizer, precision, world.device))
-    log.message(f"going on from {found}, step {progress.step}")
+    world.run_on_all_ranks(lambda: check_checkpoint(Path(path), shards))
+    progress = world.run_on_all_ranks(lambda: restore(Path(path), model, optimizer, precision, world.device))
+    log.message(f"going on from {path}, step {progress.step}")
     return progress
 
 
 def check_checkpoint(path: Path, shards: ShardSet) -> None:
-    """Raise ``ConfigError`` where this rank does not see the checkpoint that rank 0 found, or not its shards."""
+    """Raise ``ConfigError`` if this rank does not see the checkpoint that rank 0 found, or has other shards."""
     if not path.is_dir():
         raise ConfigError(
-            f"rank 0 goes on from {path}, which is not to be seen on every node; run_dir must lie on a file system "
-            "that all nodes share"
+            f"rank 0 resumes from {path}, which this node does not see; run_dir must lie on a file system that all "
+            "nodes share"
         )
     if load_progress(path).data_fingerprint != shards.fingerprint:
         raise ConfigError(
@@ -237,12 +225,12 @@ def check_checkpoint(path: Path, shards: ShardSet) -> None:
 def start(
     config: PretrainConfig,
     model: PretrainingModel,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     shards: ShardSet,
     world: World,
     log: MetricsLog,
 ) -> Progress:
-    """Step 0, from fresh weights or from those of ``init_from``."""
+    """The progress of a new run, after loading weights and moments from ``init_from`` if it is set."""
     progress = Progress(data_fingerprint=shards.fingerprint)
     if config.init_from is None:
         return progress
@@ -251,15 +239,15 @@ def start(
     try:
         load_weights(model, source / "model")
     except RuntimeError as error:
-        first = str(error).splitlines()[-1].strip()
-        raise ConfigError(f"init_from is {config.init_from!r}, whose weights do not fit model.*: {first}") from None
+        reason = str(error).splitlines()[-1].strip()
+        raise ConfigError(f"init_from is {config.init_from!r}, whose weights do not fit model.*: {reason}") from None
     if config.init_moments != "reset":
         state = load_optimizer_state(source, world.device)
         if config.init_moments == "restart":
             for entry in state["state"].values():
-                if "step" in entry:  # not with momentum, which counts nothing
+                if "step" in entry:  # momentum has no step count
                     entry["step"] = torch.zeros_like(entry["step"])
-        state["param_groups"] = optimizer.state_dict()["param_groups"]  # the new recipe's options hold
+        state["param_groups"] = optimizer.state_dict()["param_groups"]  # the options of the new recipe
         optimizer.load_state_dict(state)
     log.message(f"weights from {source}, moments: {config.init_moments}")
     return progress

@@ -1,4 +1,4 @@
-"""The options of every part, composed. Each part's own options stand at the top of its file."""
+"""The options of a pretraining run, and the checks that compare them with those of an earlier run."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,15 +15,15 @@ from bert_pretrain.model.options import ModelConfig, PrecisionConfig, SpeedConfi
 from bert_pretrain.optim.options import OptimizerConfig, ScheduleConfig
 from bert_pretrain.training.options import LoggingConfig, NumericsConfig, TrainingConfig
 
-# What may differ when a run is continued: it changes neither the samples of a step nor, but for the rounding of
-# another device, its arithmetic.
-_FREE_ON_RESUME = (
+# Options that may differ when a run is resumed: they change neither the samples of a step nor, except for rounding, its
+# arithmetic.
+_MAY_CHANGE_ON_RESUME = (
     "run_dir",
     "device",
     "init_from",
     "init_moments",
     "batch.micro_batch_size",
-    "data.dir",  # the shards themselves are compared by their fingerprint
+    "data.dir",  # the shards are compared by their fingerprint
     "data.tokenizer",
     "data.check",
     "data.prefetch",
@@ -47,18 +47,19 @@ _FREE_ON_RESUME = (
 
 @dataclass
 class PretrainConfig:
-    """Options of ``python -m bert_pretrain.pretrain``."""
+    """Options of ``bert-pretrain pretrain``."""
 
     run_dir: str
-    """Where metrics, checkpoints and plots go; started again, the run goes on from there."""
+    """Directory for metrics, checkpoints and plots. If it holds this run already, the run is resumed."""
     seed: int
+    """Seed of the initial weights, the sample order, dynamic masks and dropout."""
     device: str
-    """``auto``, ``cpu`` or ``cuda``."""
+    """``cpu``, ``cuda``, or ``auto``: a GPU if there is one."""
     init_from: str | None
-    """A checkpoint or run directory whose weights the run starts from (a second phase)."""
+    """Checkpoint or run directory whose weights a new run starts from (a second phase); null: random weights."""
     init_moments: str
-    """With ``init_from``: ``keep`` the optimizer's moments and their count, ``restart`` keeps the moments and counts
-    from 0 again (what the published code does between phases), ``reset`` drops both."""
+    """With ``init_from``: ``keep`` loads the optimizer's moments and step counts, ``restart`` loads the moments and
+    counts from 0 (as NVIDIA's code between phases), ``reset`` loads neither."""
     model: ModelConfig
     speed: SpeedConfig
     data: DataConfig
@@ -81,13 +82,13 @@ class PretrainConfig:
 
 
 def resolved_yaml(config: PretrainConfig) -> str:
-    """The options of a run as YAML, without what an entry derived from pretrain adds."""
+    """The options of a run as YAML, without those that other commands add (plan, bench)."""
     run = PretrainConfig(**{field.name: getattr(config, field.name) for field in fields(PretrainConfig)})
     return OmegaConf.to_yaml(OmegaConf.structured(run))
 
 
 def check_run_dir(config: PretrainConfig) -> None:
-    """Raise ``ConfigError`` where ``run_dir`` holds another run than ``config`` asks for, or files of none."""
+    """Raise ``ConfigError`` if ``run_dir`` holds another run than ``config``, or a run without a ``config.yaml``."""
     run_dir = Path(config.run_dir)
     stored = run_dir / "config.yaml"
     if stored.is_file():
@@ -97,12 +98,12 @@ def check_run_dir(config: PretrainConfig) -> None:
 
 
 def check_same_run(now: str, before: str, run_dir: str) -> None:
-    """Compare two resolved configurations in YAML; raise ``ConfigError`` where they are not the same run."""
+    """Raise ``ConfigError`` if two resolved configurations (YAML) are not the same run."""
     new, old = (_flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (now, before))
     differing = [
         key
         for key in sorted(new.keys() | old.keys())
-        if new.get(key) != old.get(key) and not any(f"{key}.".startswith(f"{free}.") for free in _FREE_ON_RESUME)
+        if new.get(key) != old.get(key) and not any(f"{key}.".startswith(f"{free}.") for free in _MAY_CHANGE_ON_RESUME)
     ]
     if differing:
         pairs = ", ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in differing[:4])
@@ -113,9 +114,9 @@ def check_same_run(now: str, before: str, run_dir: str) -> None:
 
 
 def check_moments(config: PretrainConfig, source: Path) -> None:
-    """Raise ``ConfigError`` where the moments in the checkpoint ``source`` mean nothing to ``config``'s optimizer.
+    """Raise ``ConfigError`` if the moments in the checkpoint ``source`` do not fit ``config``'s optimizer.
 
-    Another algorithm keeps others; another pre-normalization had gradients of another length.
+    Another algorithm has other moments, another pre-normalization scales the gradients differently.
     """
     before = OmegaConf.create((source / "config.yaml").read_text(encoding="utf-8"))
     for name in ("algorithm", "pre_normalization"):

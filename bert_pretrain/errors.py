@@ -1,4 +1,4 @@
-"""Errors that a user can cause, each one message."""
+"""Errors caused by the user; each is printed as one message."""
 
 import difflib
 import re
@@ -6,23 +6,23 @@ from collections.abc import Iterable
 
 
 class ConfigError(ValueError):
-    """A mistake of the user: an option, a file, a directory.
+    """A wrong option, file or directory.
 
-    The message names the option or file, what was found, what is allowed and what to do. Commands print it on one
-    line, without a traceback, and end with status 2.
+    The message names the option or file, what was found, what is allowed and what to do. Commands print it on one line,
+    without a traceback, and exit with status 2.
     """
 
 
 class SharedError(ConfigError):
-    """An error that all ranks raise at the same place; rank 0 prints it for all. Any other is printed by its rank."""
+    """An error that all ranks raise at the same point, and that only rank 0 prints."""
 
 
 class DivergedError(SharedError):
-    """Training cannot continue, because gradients, weights or moments are not finite."""
+    """Training cannot continue: gradients, weights or moments are not finite."""
 
 
 def require(condition: bool, option: str, found: object, allowed: str) -> None:
-    """Raise ``ConfigError`` in the common form unless ``condition`` holds."""
+    """Raise ``ConfigError`` unless ``condition`` holds: what ``option`` is, what is allowed, the nearest choice."""
     if not condition:
         choices = re.split(r", | \| ", allowed)
         is_list = isinstance(found, str) and all(re.fullmatch(r"[\w.-]+", choice) for choice in choices)
@@ -32,7 +32,7 @@ def require(condition: bool, option: str, found: object, allowed: str) -> None:
 
 
 def did_you_mean(found: str, allowed: Iterable[str]) -> str:
-    """The entries of ``allowed`` that are near ``found``, and all of them."""
+    """For messages: the entries of ``allowed`` nearest to ``found``, and all of them."""
     known = list(allowed)
     near = difflib.get_close_matches(found, known, 3, 0.5)
     return (f"did you mean {' or '.join(near)}? " if near else "") + f"allowed: {', '.join(known)}"

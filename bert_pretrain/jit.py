@@ -1,4 +1,4 @@
-"""Numba's ``njit``, with its compiled code kept on disk."""
+"""Numba's ``njit``, with its compiled code cached on disk."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,16 +9,16 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def cached_njit(**options: Any) -> Callable[[Function], Function]:
-    """``njit`` without the GIL, cached on disk beside the source or in the home directory.
+    """``njit`` without the GIL, cached beside the source or in the home directory.
 
-    Where neither can be written (a read-only installation, a user without a home), Numba raises; then the code is
-    compiled anew in each process. ``NUMBA_CACHE_DIR`` names a place that can be written.
+    If neither is writable (a read-only installation, a user without a home), Numba raises; then every process compiles.
+    ``NUMBA_CACHE_DIR`` sets another directory for the cache.
     """
 
     def decorate(function: Function) -> Function:
         try:
             return njit(nogil=True, cache=True, **options)(function)
-        except RuntimeError:  # no place for the cache
+        except RuntimeError:  # no writable cache directory
             return njit(nogil=True, **options)(function)
 
     return decorate

@@ -1,8 +1,8 @@
-"""Threads for loops that Numba compiled.
+"""A thread pool for Numba-compiled loops.
 
-Why not OpenMP: when another process uses the cores, its barriers spin while the thread they wait for is not running,
-and a step takes ten times as long. Here each thread takes the next task from one list until none is left, and the
-only waiting is for the end of that list, asleep.
+OpenMP is not used: if another process takes a core, its barriers spin while the thread they wait for is not running,
+and a step takes ten times as long. Here each thread takes the next task from one list, and the only wait is for the end
+of the list, asleep.
 """
 
 import functools
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Threads:
-    """``number`` threads, the calling one counted; between tasks they sleep."""
+    """``number`` threads, including the calling one; idle threads sleep."""
 
     number: int
     _others: ThreadPoolExecutor | None = field(init=False)
@@ -21,32 +21,32 @@ class Threads:
     def __post_init__(self) -> None:
         self._others = ThreadPoolExecutor(self.number - 1, "loops") if self.number > 1 else None
 
-    def run(self, jobs: Sequence[Callable[[], None]]) -> None:
-        """Call every job, in no particular order; each thread takes the next one until none is left."""
-        remaining = iter(jobs)  # taking from a list's iterator is atomic
+    def run(self, tasks: Sequence[Callable[[], None]]) -> None:
+        """Call every task, in no particular order, and return when all are done."""
+        remaining = iter(tasks)  # next() on a list iterator is atomic
 
         def work() -> None:
-            for job in remaining:
-                job()
+            for task in remaining:
+                task()
 
-        others = min(self.number, len(jobs)) - 1
-        waiting = [self._others.submit(work) for _ in range(others)] if self._others else []
+        others = min(self.number, len(tasks)) - 1
+        futures = [self._others.submit(work) for _ in range(others)] if self._others else []
         work()
-        for future in waiting:
+        for future in futures:
             future.result()
 
 
-_kept = functools.cache(Threads)
+_cached_threads = functools.cache(Threads)
 
 
 def in_parts(loop: Callable[[int, int], None], size: int, least: int, threads: int) -> None:
-    """Call ``loop(start, stop)`` over parts of ``range(size)`` of at least ``least``, on up to ``threads`` threads.
+    """Parallel for: call ``loop(start, stop)`` over parts of ``range(size)``, each at least ``least`` long.
 
-    The backward pass of torch runs in a thread of its own, so this one may be any.
+    It may be called from any thread; torch's backward pass runs in its own.
     """
     number = max(1, min(threads, size // least))
     bounds = [size * part // number for part in range(number + 1)]
     if number == 1:
         loop(0, size)
     else:
-        _kept(number).run([functools.partial(loop, *bounds[part : part + 2]) for part in range(number)])
+        _cached_threads(number).run([functools.partial(loop, *bounds[part : part + 2]) for part in range(number)])

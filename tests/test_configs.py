@@ -1,4 +1,4 @@
-"""Every recipe composes, and says the numbers it is known for."""
+"""Every recipe composes, with its published numbers."""
 
 import dataclasses
 import re
@@ -23,7 +23,7 @@ def composed(*overrides: str) -> PretrainConfig:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_composes_and_opens_with_its_arithmetic(recipe: str) -> None:
+def test_every_recipe_composes_and_starts_with_its_arithmetic(recipe: str) -> None:
     config = composed(f"recipe={recipe}")
     text = (CONFIG_DIR / "recipe" / f"{recipe}.yaml").read_text()
     assert text.startswith("# @package _global_\n# ")
@@ -31,20 +31,20 @@ def test_every_recipe_composes_and_opens_with_its_arithmetic(recipe: str) -> Non
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_optimizer_runs_in_the_demonstration_by_name(preset: str) -> None:
+def test_every_optimizer_composes_with_the_demo(preset: str) -> None:
     assert composed("recipe=demo", f"optimizer={preset}").optimizer.lr == composed("recipe=demo").optimizer.lr
     assert composed("recipe=demo").optimizer == composed("recipe=demo", "optimizer=nvlamb_small_batch").optimizer
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_optimizer_runs_under_every_recipe_by_name(preset: str) -> None:
+def test_every_optimizer_composes_with_phase_1(preset: str) -> None:
     config = composed("recipe=bert_large_64k_phase1", f"optimizer={preset}", "batch.global_batch_size=4096")
     assert config.optimizer.lr == 6e-3  # the recipe's
     assert config.batch.global_batch_size == 4096  # the command line's
 
 
 def test_the_articles_numbers() -> None:
-    """research of the article: 65,536 x 7,038 at 6e-3 and 32,768 x 1,563 at 4e-3, warm-up 28.43 and 12.8 %."""
+    """Batch x steps at peak learning rate: 65,536 x 7,038 at 6e-3, 32,768 x 1,563 at 4e-3, warm-up 28.43 and 12.8 %."""
     for phase, batch, steps, lr, warmup, length in (
         (1, 65_536, 7_038, 6e-3, 2001, 128),
         (2, 32_768, 1_563, 4e-3, 200, 512),
@@ -72,7 +72,7 @@ def test_the_recipe_in_the_documents_composes(tmp_path: Path) -> None:
     assert (config.run_dir, config.batch.global_batch_size) == ("runs/mine", 1024)
 
 
-def test_a_recipe_without_a_directory_of_its_own_gets_one_of_its_name(tmp_path: Path) -> None:
+def test_the_default_run_dir_is_named_after_the_recipe(tmp_path: Path) -> None:
     text = (CONFIG_DIR / "recipe" / "demo.yaml").read_text().replace("run_dir: runs/demo\n", "")
     (tmp_path / "recipe").mkdir()
     (tmp_path / "recipe" / "mine.yaml").write_text(text)
@@ -89,7 +89,7 @@ def test_moments_of_another_optimizer_are_refused(tmp_path: Path) -> None:
             check_moments(composed("recipe=demo", f"optimizer={optimizer}"), tmp_path)
 
 
-def test_model_shapes_are_berts() -> None:
+def test_model_shapes_are_those_of_bert() -> None:
     shapes = {"bert_base_1gpu": (768, 12, 12, 3072, 30_522), "bert_large_64k_phase1": (1024, 24, 16, 4096, 30_522)}
     for recipe, shape in shapes.items():
         model = composed(f"recipe={recipe}").model
@@ -97,13 +97,13 @@ def test_model_shapes_are_berts() -> None:
         assert (model.hidden_size, model.num_hidden_layers, heads, width, model.vocab_size) == shape
 
 
-def test_composing_does_not_depend_on_what_was_composed_before() -> None:
+def test_composing_twice_gives_the_same_options() -> None:
     before = dataclasses.asdict(composed("recipe=demo"))
     composed("recipe=bert_large_64k_phase2", "seed=3")
     assert dataclasses.asdict(composed("recipe=demo")) == before
 
 
-def test_the_same_run_may_change_its_cut_but_not_its_arithmetic() -> None:
+def test_a_resumed_run_may_change_its_micro_batch_but_not_its_arithmetic() -> None:
     old = "seed: 1\nbatch: {micro_batch_size: 8, global_batch_size: 32}\nlogging: {every_steps: 1}\n"
     check_same_run(old.replace("micro_batch_size: 8", "micro_batch_size: 2"), old, "r")
     check_same_run(old.replace("every_steps: 1", "every_steps: 5"), old, "r")
@@ -121,7 +121,7 @@ def test_the_same_run_may_change_its_cut_but_not_its_arithmetic() -> None:
         (("optimizer=lars", "optimizer.sharded=true"), 2.125),
     ],
 )
-def test_the_plan_counts_weights_gradients_and_the_moments_of_the_optimizer(options: tuple, floats: float) -> None:
+def test_the_plan_counts_weights_gradients_and_moments(options: tuple, floats: float) -> None:
     """BERT-large, 336,226,108 parameters of 4 bytes, on 8 ranks."""
     text = describe(composed("recipe=bert_large_64k_phase1", *options), 8, "cuda", "bf16", None)
     assert f"{4 * floats * 336_226_108 / 2**30:.2f} GiB for weights, gradients and moments" in text

@@ -1,15 +1,14 @@
-"""Checkpoints written while the run goes on: the step waits for a copy in memory, a thread does the rest.
+"""Checkpoints written in the background: a step waits only for a copy in memory, a thread does the rest.
 
-The thread rests as long as it works, unless somebody waits for it: the steps share caches and memory with it.
-A disk that is full or read-only does not end a run: it is said, the earlier checkpoints stay, and the next save tries
-again. Only the last save of a run has to succeed.
+The thread sleeps as long as it has worked (50 % duty cycle), because training steps share caches and memory bandwidth
+with it, unless the trainer waits for it. A full or read-only disk does not stop a run: it is reported, earlier
+checkpoints stay, and the next save tries again. Only the last save of a run must succeed.
 """
 
 import copy
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,49 +18,17 @@ from bert_pretrain.checkpoint.store import CheckpointStore, Progress
 from bert_pretrain.errors import ConfigError
 
 
-class Snapshot:
-    """A consistent copy of weights and optimizer state in host memory; the next copy goes to the same place.
-
-    Fresh memory would cost more than the copy: the system hands it out page by page.
-    """
-
-    def __init__(self) -> None:
-        self.model: BertForPreTraining | None = None
-        self.optimizer_state: dict[str, Any] = {}
-        self._arrived: torch.cuda.Event | None = None
-
-    @torch.no_grad()
-    def take(self, model: BertForPreTraining, optimizer_state: dict[str, Any]) -> None:
-        """Copy. From a GPU the copy is only begun here, in the order of its stream: steps that follow wait for it."""
-        weights = list(model.parameters())
-        if self.model is None:
-            self.model = _on_host(model)
-        for kept, weight in zip(self.model.parameters(), weights, strict=True):
-            if weight.is_cuda and not kept.is_pinned():
-                kept.data = kept.data.pin_memory()
-            kept.copy_(weight, non_blocking=True)
-        self.optimizer_state = _copied(optimizer_state, self.optimizer_state)
-        if any(weight.is_cuda for weight in weights):
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
-
-    def wait(self) -> None:
-        """Return when the copy is complete."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-
-
-def _on_host(model: BertForPreTraining) -> BertForPreTraining:
-    """A model of the same form in host memory, its weights not yet filled. Takes no memory of the device."""
-    places: dict[int, Any] = {
+def _empty_on_host(model: BertForPreTraining) -> BertForPreTraining:
+    """A copy of ``model`` in host memory with uninitialised weights. Takes no device memory."""
+    memo: dict[int, Any] = {
         id(weight): torch.nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype)) for weight in model.parameters()
     }
-    places |= {id(buffer): buffer.cpu().clone() for buffer in model.buffers()}
-    return copy.deepcopy(model, places)
+    memo |= {id(buffer): buffer.cpu().clone() for buffer in model.buffers()}
+    return copy.deepcopy(model, memo)
 
 
 def _copied(value: Any, kept: Any) -> Any:
-    """``value`` with its tensors copied to the host, into those of ``kept`` where they have the same form."""
+    """``value`` with its tensors copied to the host, into those of ``kept`` if shape and dtype match."""
     if isinstance(value, torch.Tensor):
         if not isinstance(kept, torch.Tensor) or (kept.shape, kept.dtype) != (value.shape, value.dtype):
             kept = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
@@ -76,60 +43,71 @@ def _copied(value: Any, kept: Any) -> Any:
 
 
 class CheckpointWriter:
-    """Saves to ``store`` in the background, one checkpoint at a time; ``say`` hears of what fails."""
+    """Saves to ``store`` in a background thread, one checkpoint at a time; ``report`` gets messages about failures."""
 
-    def __init__(self, store: CheckpointStore, say: Callable[[str], None]) -> None:
-        self.store, self._say = store, say
+    def __init__(self, store: CheckpointStore, report: Callable[[str], None]) -> None:
+        self.store, self._report = store, report
         self._awaited, self._worked = threading.Event(), 0.0
-        self._snapshot = Snapshot()
+        self._model: BertForPreTraining | None = None
+        self._optimizer_state: dict[str, Any] = {}
+        self._copied: torch.cuda.Event | None = None
         self._thread: threading.Thread | None = None
-        self._fault = ""
+        self._disk_fault = ""
         self._error: BaseException | None = None
 
     def save(
         self, model: BertForPreTraining, optimizer_state: dict[str, Any], progress: Progress, config_yaml: str
     ) -> None:
-        """Copy, and begin to write; waits first for the checkpoint before this one. Raises what ``wait`` does."""
+        """Copy, and start to write. Waits first for the checkpoint before this one, and raises as ``wait`` does."""
         self.wait()
-        self._snapshot.take(model, optimizer_state)
-        self._fault = ""
+        self._copy_to_host(model, optimizer_state)
+        self._disk_fault = ""
         self._awaited.clear()
         self._thread = threading.Thread(target=self._write, args=(progress, config_yaml), name="checkpoint")
         self._thread.start()
+
+    @torch.no_grad()
+    def _copy_to_host(self, model: BertForPreTraining, optimizer_state: dict[str, Any]) -> None:
+        """Copy weights and optimizer state, from a GPU on the current stream, ahead of the steps that follow.
+
+        Every copy reuses the memory of the last one: the page faults of fresh memory would cost more than the copy.
+        """
+        if self._model is None:
+            self._model = _empty_on_host(model)
+        for kept, weight in zip(self._model.parameters(), model.parameters(), strict=True):
+            if weight.is_cuda and not kept.is_pinned():
+                kept.data = kept.data.pin_memory()
+            kept.copy_(weight, non_blocking=True)
+        self._optimizer_state = _copied(optimizer_state, self._optimizer_state)
+        if any(weight.is_cuda for weight in model.parameters()):
+            self._copied = torch.cuda.Event()
+            self._copied.record()
 
     def is_writing(self) -> bool:
         """Whether a checkpoint is being written."""
         return self._thread is not None and self._thread.is_alive()
 
-    @contextmanager
-    def finish_on_error(self) -> Iterator[None]:
-        """An exception leaves this context only when nothing is being written."""
-        try:
-            yield
-        except Exception:
-            self._join()
-            raise
-
-    def _join(self) -> None:
+    def join(self) -> None:
+        """Return when nothing is being written."""
         if self._thread is not None:
             self._awaited.set()
             self._thread.join()
             self._thread = None
 
     def wait(self) -> None:
-        """Return when nothing is being written. Raises what went wrong in the thread but for faults of the disk."""
-        self._join()
+        """``join``, and raise the thread's error, unless it is a disk fault."""
+        self.join()
         if self._error is not None:
             raise self._error
 
     def finish(self) -> None:
-        """``wait``, and raise ``ConfigError`` where the newest checkpoint could not be written."""
+        """``wait``, and raise ``ConfigError`` if the last checkpoint could not be written."""
         self.wait()
-        if self._fault:
-            raise ConfigError(f"{self._fault}; make room, and start again with the same command")
+        if self._disk_fault:
+            raise ConfigError(f"{self._disk_fault}; make room, and start again with the same command")
 
     def _throttle(self) -> None:
-        """As long as this thread has worked since the last rest."""
+        """Sleep as long as this thread has worked since the last call."""
         now = time.thread_time()
         self._awaited.wait(now - self._worked)
         self._worked = now
@@ -137,15 +115,15 @@ class CheckpointWriter:
     def _write(self, progress: Progress, config_yaml: str) -> None:
         self._worked = time.thread_time()
         try:
-            self._snapshot.wait()
-            assert self._snapshot.model is not None
-            model, state = self._snapshot.model, self._snapshot.optimizer_state
-            self.store.save(model, state, progress, config_yaml, self._throttle)
+            if self._copied is not None:
+                self._copied.synchronize()
+            assert self._model is not None
+            self.store.save(self._model, self._optimizer_state, progress, config_yaml, self._throttle)
         except OSError as error:
-            self._fault = (
+            self._disk_fault = (
                 f"the checkpoint of step {progress.step} could not be written under {self.store.directory} ({error}); "
-                "earlier ones are untouched"
+                "earlier ones are unchanged"
             )
-            self._say(f"{self._fault}; training goes on, and the next save tries again")
-        except BaseException as error:  # the run's own thread raises it
+            self._report(f"{self._disk_fault}; training goes on, and the next save tries again")
+        except BaseException as error:  # raised in the main thread by wait
             self._error = error

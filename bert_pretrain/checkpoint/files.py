@@ -1,7 +1,4 @@
-"""What is on the disk is what was written: in pieces, with checksums, flushed.
-
-Each function that goes over much data calls ``rest`` after each piece of it.
-"""
+"""Checkpoint files: throttled writing, checksums, fsync."""
 
 import hashlib
 import json
@@ -14,65 +11,62 @@ import torch
 
 CHECKSUMS = "checksums.json"
 _ESSENTIAL = {"model/config.json", "model/model.safetensors", "optimizer.pt", "progress.json", "config.yaml"}
-_PIECE = 1 << 20
+_CHUNK = 1 << 20
 
 Throttle = Callable[[], None]
+"""Called after each MiB read or written; it may sleep."""
 
 
-def no_throttle() -> None:
-    """Go on."""
-
-
-def find_fault(path: Path, throttle: Throttle = no_throttle) -> str | None:
-    """What is wrong with a checkpoint directory, or None."""
+def find_fault(path: Path, throttle: Throttle = lambda: None) -> str | None:
+    """What is wrong with a checkpoint directory, by the checksums of all its files; None for a valid one."""
     try:
         text = (path / CHECKSUMS).read_text(encoding="utf-8")
         expected = json.loads(text)
         if text != _as_json(expected) or not expected.keys() >= _ESSENTIAL:
-            return f"{CHECKSUMS} is not as it was written"
+            return f"{CHECKSUMS} is damaged"
         for name, digest in expected.items():
             if _sha256(path / name, throttle) != digest:
-                return f"{name} is not as it was written"
+                return f"{name} does not match its checksum"
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         return f"it is incomplete ({error})"
     return None
 
 
 def save_state(state: dict[str, Any], path: Path, throttle: Throttle) -> None:
-    """``torch.save``. Raises the disk's own error, of which torch only says that something failed."""
+    """``torch.save``, but a disk fault raises its own OSError: torch hides the cause."""
     with open(path, "wb") as file:
-        pieces = _InPieces(file, throttle)
+        throttled = _ThrottledFile(file, throttle)
         try:
-            torch.save(state, cast(IO[bytes], pieces))
+            torch.save(state, cast(IO[bytes], throttled))
         except RuntimeError as error:
-            raise pieces.fault or error from error
+            raise throttled.error or error from error
 
 
-class _InPieces:
-    """A file that is written a piece at a time, without Python's lock.
+class _ThrottledFile:
+    """A file object that writes in chunks and calls ``throttle`` after each.
 
-    Into a path ``torch.save`` writes whole tensors under that lock, and the steps beside it take twice as long.
+    Given a path instead, ``torch.save`` holds the GIL while it writes a tensor: training steps then take twice as long.
     """
 
     def __init__(self, file: BinaryIO, throttle: Throttle) -> None:
         self.file, self.throttle, self.flush = file, throttle, file.flush
-        self.fault: OSError | None = None
+        self.error: OSError | None = None
 
     def write(self, data: memoryview) -> int:
-        """All of ``data``."""
-        whole = memoryview(data)
+        """Write all of ``data``."""
+        data = memoryview(data)
         try:
-            for start in range(0, len(whole), _PIECE):
-                self.file.write(whole[start : start + _PIECE])
+            for start in range(0, len(data), _CHUNK):
+                self.file.write(data[start : start + _CHUNK])
                 self.throttle()
         except OSError as error:
-            self.fault = error
+            self.error = error
             raise
-        return len(whole)
+        return len(data)
 
 
 def write_checksums(path: Path, throttle: Throttle) -> None:
-    """SHA-256 of all files under ``path``, into one more."""
+    """Write the SHA-256 of every file under ``path`` to ``checksums.json`` there."""
     files = sorted(file for file in path.rglob("*") if file.is_file())
     digests = {str(file.relative_to(path)): _sha256(file, throttle) for file in files}
     (path / CHECKSUMS).write_text(_as_json(digests), encoding="utf-8")
@@ -85,27 +79,17 @@ def _as_json(digests: dict[str, str]) -> str:
 def _sha256(path: Path, throttle: Throttle) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
             throttle()
     return digest.hexdigest()
 
 
-def flush(path: Path) -> None:
-    """Return when all under ``path`` is on the disk."""
-    for file in path.rglob("*"):
-        if file.is_file():
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
-        else:
-            flush_directory(file)
-    flush_directory(path)
-
-
-def flush_directory(path: Path) -> None:
-    """Return when the names in ``path`` are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def fsync(*paths: Path) -> None:
+    """Flush files, and the names in directories, to disk."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -10,11 +10,11 @@ class CheckpointConfig:
     """Options ``checkpoint.*``."""
 
     every_steps: int
-    """Applied steps between two checkpoints; the last step always gets one."""
+    """Applied steps between two checkpoints. The last step always gets one."""
     keep_last: int
-    """Checkpoints kept; older ones are removed once a newer one is on disk."""
+    """How many of the newest checkpoints to keep. An older one is removed only when a newer one is on disk."""
     keep_every_steps: int
-    """Milestones: checkpoints of multiples of this step are never removed; 0: none."""
+    """Keep the checkpoints of multiples of this step for good; a multiple of ``every_steps``, or 0 for none."""
 
     def __post_init__(self) -> None:
         require(self.every_steps >= 1, "checkpoint.every_steps", self.every_steps, "1 or more")

@@ -1,14 +1,14 @@
-"""Checkpoints: written beside, flushed, checked and renamed; the newest valid one found again.
+"""Checkpoint directories: written under a temporary name, flushed, renamed; the newest valid one is found on resume.
 
     checkpoints/step_00001000/
-        model/            a folder that transformers.from_pretrained loads, tokenizer included
-        optimizer.pt      moments, master weights and counts (loaded with weights_only)
-        progress.json     where the run stands
+        model/            a folder for transformers.from_pretrained, with the tokenizer
+        optimizer.pt      moments, master weights and step counts (loaded with weights_only)
+        progress.json     step, position in the data, loss scale (see ``Progress``)
         config.yaml       the run's resolved configuration
         checksums.json    SHA-256 of every file above
 
-A directory has its final name only when all of it is on disk. One that is torn or altered is named, passed over and
-never deleted. Random states need no place here: dropout is seeded anew for every step from (seed, rank, step).
+A directory gets its final name only when all of it is on disk. A damaged one is reported and skipped, never deleted.
+Random states are not saved: dropout is seeded for every step from (seed, rank, step).
 """
 
 import json
@@ -16,22 +16,16 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.optim import Optimizer
 from transformers import BertForPreTraining
 
-from bert_pretrain.checkpoint.files import (
-    Throttle,
-    find_fault,
-    flush,
-    flush_directory,
-    no_throttle,
-    save_state,
-    write_checksums,
-)
+from bert_pretrain.checkpoint.files import Throttle, find_fault, fsync, save_state, write_checksums
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.model.bert import PretrainingModel, load_weights
 from bert_pretrain.model.precision import MixedPrecision
@@ -48,24 +42,25 @@ _NAME = re.compile(r"step_(\d{8})")
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands."""
+    """The state of a run besides weights and optimizer."""
 
     step: int = 0
     """Applied steps: the position in the schedule."""
     attempts: int = 0
-    """Global batches consumed, skipped and passed over ones too: the position in the data."""
+    """Global batches consumed, those of skipped steps and before a rewind too: the position in the data."""
     passed_over: int = 0
-    """Global batches left behind by going back to a checkpoint."""
+    """Global batches that rewinds have dropped."""
     samples_seen: int = 0
     tokens_seen: int = 0
-    """Real tokens."""
+    """Real tokens, without padding."""
     data_fingerprint: str = ""
     precision: dict[str, float] | None = None
+    """State of ``MixedPrecision``."""
     spike_detector: dict[str, Any] = field(default_factory=dict)
     """State of ``LossSpikeDetector``."""
 
     def after(self, applied: bool, samples: int, tokens: int) -> "Progress":
-        """This progress after one more attempt."""
+        """This progress after one more global batch."""
         return replace(
             self,
             step=self.step + applied,
@@ -76,7 +71,7 @@ class Progress:
 
     @property
     def skipped(self) -> int:
-        """Steps whose gradient was not finite."""
+        """Steps skipped because their gradient was not finite."""
         return self.attempts - self.passed_over - self.step
 
 
@@ -93,61 +88,51 @@ class CheckpointStore:
         optimizer_state: dict[str, Any],
         progress: Progress,
         config_yaml: str,
-        throttle: Throttle = no_throttle,
+        throttle: Throttle = lambda: None,
     ) -> Path:
-        """Write a checkpoint named after ``progress.step``, then remove those that need not be kept.
+        """Write the checkpoint of ``progress.step``, then remove old ones.
 
-        ``rest`` is called after each megabyte that was written or read.
-        Errors of the file system (a full disk) are raised as OSError; nothing is left behind, earlier checkpoints stay.
+        Raises OSError for errors of the file system (a full disk); then earlier checkpoints are unchanged, and no
+        partial one is left.
         """
         final = self.directory / f"step_{progress.step:08d}"
-        for left in self.directory.glob(".step_*.partial"):  # of a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in self.directory.glob(".step_*.partial"):  # of a process that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         temporary = self.directory / f".{final.name}.partial"
         try:
-            self._write(temporary, model, optimizer_state, progress, config_yaml, throttle)
-        except (OSError, RuntimeError, SafetensorError) as error:  # the latter two: a full disk, as libraries report it
-            room = "" if isinstance(error, OSError) else f"; {_megabytes_left(self.directory):.1f} MB are left there"
+            temporary.mkdir(parents=True)
+            model.save_pretrained(temporary / "model")
+            save_state(optimizer_state, temporary / "optimizer.pt", throttle)
+            for name in TOKENIZER_FILES:
+                if self.tokenizer is not None and (self.tokenizer / name).is_file():
+                    shutil.copyfile(self.tokenizer / name, temporary / "model" / name)
+            (temporary / "progress.json").write_text(json.dumps(asdict(progress), indent=2), encoding="utf-8")
+            (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
+            write_checksums(temporary, throttle)
+            fsync(*temporary.rglob("*"), temporary)
+        except (OSError, RuntimeError, SafetensorError) as error:  # libraries hide a full disk in the latter two
+            free = "" if isinstance(error, OSError) else f"; {_free_megabytes(self.directory):.1f} MB are free there"
             shutil.rmtree(temporary, ignore_errors=True)
-            raise OSError(f"{error}{room}") from error
-        if final.exists():  # a damaged one: a valid one would have been resumed from, and no step is saved twice
-            final.rename(_free_name(final))
+            raise OSError(f"{error}{free}") from error
+        if final.exists():  # damaged: the run would have resumed from a valid one
+            names = (final.with_name(f"{final.name}.damaged-{number}") for number in count(1))
+            final.rename(next(name for name in names if not name.exists()))
         temporary.rename(final)
-        flush_directory(self.directory)
+        fsync(self.directory)
         self._remove_old(throttle)
         return final
 
-    def _write(
-        self,
-        path: Path,
-        model: BertForPreTraining,
-        optimizer_state: dict[str, Any],
-        progress: Progress,
-        config_yaml: str,
-        throttle: Throttle,
-    ) -> None:
-        path.mkdir(parents=True)
-        model.save_pretrained(path / "model")
-        save_state(optimizer_state, path / "optimizer.pt", throttle)
-        for name in TOKENIZER_FILES:
-            if self.tokenizer is not None and (self.tokenizer / name).is_file():
-                shutil.copyfile(self.tokenizer / name, path / "model" / name)
-        (path / "progress.json").write_text(json.dumps(asdict(progress), indent=2), encoding="utf-8")
-        (path / "config.yaml").write_text(config_yaml, encoding="utf-8")
-        write_checksums(path, throttle)
-        flush(path)
-
     def newest_valid(self, report: Callable[[str], None]) -> Path | None:
-        """The newest checkpoint whose every file is as it was written; ``report`` hears of those passed over."""
+        """The newest undamaged checkpoint; ``report`` gets a message for each damaged one that is skipped."""
         for path in reversed(self.all()):
             fault = find_fault(path)
             if fault is None:
                 return path
-            report(f"checkpoint {path} is passed over: {fault}")
+            report(f"checkpoint {path} is skipped: {fault}")
         return None
 
     def all(self) -> list[Path]:
-        """All checkpoints by step, valid or not."""
+        """All checkpoints by step, damaged ones too."""
         if not self.directory.is_dir():
             return []
         return sorted(path for path in self.directory.iterdir() if _NAME.fullmatch(path.name))
@@ -155,13 +140,11 @@ class CheckpointStore:
     def _remove_old(self, throttle: Throttle) -> None:
         for path in self.all()[: -self.keep_last]:
             milestone = self.keep_every_steps and int(path.name[5:]) % self.keep_every_steps == 0
-            if milestone or find_fault(path, throttle) is not None:
-                continue  # a damaged one is evidence, and not ours to delete
-            shutil.rmtree(path)
+            if not milestone and find_fault(path, throttle) is None:  # a damaged one stays, as evidence
+                shutil.rmtree(path)
 
 
-def _megabytes_left(directory: Path) -> float:
-    """Room on the disk; what libraries say of a full one does not tell that it is full."""
+def _free_megabytes(directory: Path) -> float:
     return shutil.disk_usage(next(path for path in (directory, *directory.parents) if path.exists())).free / 1e6
 
 
@@ -174,19 +157,15 @@ def load_progress(path: Path) -> Progress:
 
 
 def load_optimizer_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """The optimizer's state of a valid checkpoint, without executing code."""
+    """The optimizer state of a valid checkpoint, loaded without executing code."""
     state: dict[str, Any] = torch.load(path / "optimizer.pt", map_location=device, weights_only=True)
     return state
 
 
 def restore(
-    path: Path,
-    model: PretrainingModel,
-    optimizer: torch.optim.Optimizer,
-    precision: MixedPrecision,
-    device: torch.device,
+    path: Path, model: PretrainingModel, optimizer: Optimizer, precision: MixedPrecision, device: torch.device
 ) -> Progress:
-    """Put everything where a valid checkpoint left it."""
+    """Load a valid checkpoint into ``model``, ``optimizer`` and ``precision``; returns its progress."""
     progress = load_progress(path)
     load_weights(model, path / "model")
     optimizer.load_state_dict(load_optimizer_state(path, device))
@@ -195,15 +174,13 @@ def restore(
 
 
 def resolve_init(path: Path, report: Callable[[str], None]) -> Path:
-    """What ``init_from`` means: a checkpoint, or a run directory's newest valid one; ``report`` as there.
+    """The checkpoint that ``init_from`` names: itself, or the newest valid one of a run directory.
 
-    Raises ``ConfigError`` where there is none.
+    ``report`` gets a message for each damaged one that is skipped. Raises ``ConfigError`` if there is none.
     """
-    checkpoints = path / "checkpoints"
-    if checkpoints.is_dir():
-        newest = CheckpointStore(checkpoints, 1, None).newest_valid(report)
-        if newest is not None:
-            return newest
+    newest = CheckpointStore(path / "checkpoints", 1, None).newest_valid(report)
+    if newest is not None:
+        return newest
     if not (path / "model").is_dir():
         raise ConfigError(
             f"init_from is {str(path)!r}, which is no checkpoint; give a run directory or one of its checkpoints/step_*"
@@ -212,10 +189,3 @@ def resolve_init(path: Path, report: Callable[[str], None]) -> Path:
     if fault is not None:
         raise ConfigError(f"init_from is {str(path)!r}, which is damaged: {fault}")
     return path
-
-
-def _free_name(path: Path) -> Path:
-    number = 1
-    while (candidate := path.with_name(f"{path.name}.damaged-{number}")).exists():
-        number += 1
-    return candidate

@@ -1,7 +1,7 @@
-"""The global batch, cut into every rank's micro-batches.
+"""How the global batch is cut into micro-batches.
 
-What the user states is the global batch; the number of ranks and the micro-batch size only decide how it is cut.
-The cut need not be even: ranks differ by at most one sample, a rank's last micro-batch may be smaller.
+The user states the global batch; the number of ranks and the micro-batch size only decide how it is cut. The cut need
+not be even: ranks differ by at most one sample, and a rank's last micro-batch may be smaller.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Any
 from bert_pretrain.errors import ConfigError, require
 
 AUTO = "auto"
-_CPU_TOKENS = 2048  # the demonstration on one core: 16,300 tokens/s at 1,024, 18,200 at 2,048, 17,500 at 4,096
+_CPU_TOKENS = 2048  # the demo on one core: 16,300 tokens/s at 1,024, 18,200 at 2,048, 17,500 at 4,096
 
 
 @dataclass
@@ -20,7 +20,7 @@ class BatchConfig:
     global_batch_size: int
     """Samples in one optimizer step, over all ranks."""
     micro_batch_size: Any  # int or "auto"; OmegaConf 2.3 fails on a nested union
-    """Samples that one rank runs forward at once; ``auto``: on GPUs the most that fit, on CPUs 2,048 tokens of them."""
+    """Samples in one forward pass of a rank. ``auto``: as many as fit into a GPU's memory, or 2,048 tokens on CPU."""
 
     def __post_init__(self) -> None:
         require(self.global_batch_size >= 1, "batch.global_batch_size", self.global_batch_size, "1 or more")
@@ -29,13 +29,13 @@ class BatchConfig:
         require(allowed, "batch.micro_batch_size", size, "1 or more, or auto")
 
     def samples_at_once(self, length: int) -> int:
-        """``micro_batch_size``, or where it is ``auto`` what it means on a CPU for samples of ``length`` tokens."""
+        """``micro_batch_size`` as a number; ``auto`` as on a CPU, for samples of ``length`` tokens."""
         return max(1, _CPU_TOKENS // length) if self.micro_batch_size == AUTO else int(self.micro_batch_size)
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How one global batch is cut over ``world_size`` ranks."""
+    """The cut of one global batch over ``world_size`` ranks."""
 
     global_batch_size: int
     micro_batch_size: int
@@ -49,16 +49,15 @@ class BatchPlan:
             )
 
     def rank_slice(self, rank: int) -> tuple[int, int]:
-        """Where ``rank``'s samples start and stop within the global batch; slices are contiguous and cover it."""
-        bounds = [self.global_batch_size * r // self.world_size for r in (rank, rank + 1)]
-        return bounds[0], bounds[1]
+        """Start and stop of ``rank``'s samples in the global batch; the slices are contiguous and cover it."""
+        return self.global_batch_size * rank // self.world_size, self.global_batch_size * (rank + 1) // self.world_size
 
     def micro_batches(self, rank: int) -> list[tuple[int, int]]:
-        """Start and stop of each of ``rank``'s micro-batches within the global batch."""
+        """Start and stop of each of ``rank``'s micro-batches in the global batch."""
         start, stop = self.rank_slice(rank)
         size = self.micro_batch_size
-        return [(at, min(at + size, stop)) for at in range(start, stop, size)]
+        return [(first, min(first + size, stop)) for first in range(start, stop, size)]
 
     def accumulation(self, rank: int) -> int:
-        """Micro-batches of ``rank`` before one update."""
+        """Micro-batches of ``rank`` per step."""
         return len(self.micro_batches(rank))

@@ -2,7 +2,6 @@
 
 import hashlib
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ import numpy as np
 from bert_pretrain.data.shards import SHARD_FIELDS, Arrays, ShardReader, check_ids, data_fingerprint, shard_paths
 from bert_pretrain.errors import ConfigError, require
 
-_OPEN_SHARDS = 64  # bounds the open files
-_PAUSES = (1.0, 10.0)  # seconds before a shard is opened and read again: network file systems come back
+_OPEN_SHARDS = 64
+_RETRY_SECONDS = (1.0, 10.0)  # before a shard is opened and read again: network file systems recover
 
 
 @dataclass
@@ -21,22 +20,22 @@ class DataConfig:
     """Options ``data.*``."""
 
     dir: str
-    """The directory of the shards, as data_prep.prepare wrote it or in the published layout."""
+    """Directory with the shards, as written by data_prep.prepare or in NVIDIA's published layout."""
     tokenizer: str
-    """The tokenizer's folder; it is copied into every checkpoint."""
+    """The tokenizer's folder. It is copied into every checkpoint."""
     sequence_length: int
-    """L of the shards; asked for, so that phase 2 cannot run on the shards of phase 1."""
+    """Tokens per sample in the shards (L). It must be stated, so that phase 2 cannot run on the shards of phase 1."""
     masking: str
-    """``static`` uses the masks in the shards, ``dynamic`` draws new ones for every epoch."""
+    """``static``: the masks in the shards; ``dynamic``: new masks in every epoch."""
     masked_lm_prob: float | None
-    """Dynamic only: the share of tokens to predict; null is what the shards' header says."""
+    """With ``masking=dynamic``: share of tokens to predict; null: as in the shards."""
     check: str
-    """``content`` reads every training shard once before the first step and compares ids and checksums;
-    ``headers`` looks at names, shapes and headers only; ``auto`` is content up to 4 GiB of shards."""
+    """Check of the training shards before the first step. ``content`` reads all ids and compares checksums, ``headers``
+    reads names, shapes and headers only, ``auto`` is ``content`` up to 4 GiB of shards."""
     block_size: int
-    """Samples read at once; the unit in which an epoch's order is drawn."""
+    """Samples per read. The order of an epoch is a permutation of blocks, and of the samples in each block."""
     prefetch: int
-    """Micro-batches prepared ahead."""
+    """Micro-batches to prepare in advance."""
 
     def __post_init__(self) -> None:
         require(self.sequence_length >= 8, "data.sequence_length", self.sequence_length, "8 or more")
@@ -48,8 +47,8 @@ class DataConfig:
         require(self.prefetch >= 1, "data.prefetch", self.prefetch, "1 or more")
 
 
-def joined(parts: list[Arrays]) -> Arrays:
-    """Rows one after the other."""
+def concatenated(parts: list[Arrays]) -> Arrays:
+    """The rows of all parts."""
     if len(parts) == 1:
         return parts[0]
     return {name: np.concatenate([part[name] for part in parts]) for name in SHARD_FIELDS}
@@ -63,32 +62,30 @@ class ShardSet:
         self.max_predictions = readers[0].max_predictions
         self.header = readers[0].header
         self.fingerprint = data_fingerprint(readers)
-        self.ends = np.cumsum([reader.samples for reader in readers])
-        self.samples = int(self.ends[-1])
+        self.bounds = np.cumsum([0, *(reader.samples for reader in readers)])
+        self.samples = int(self.bounds[-1])
         self.vocab_size = vocab_size
-        self._open: OrderedDict[int, ShardReader] = OrderedDict()
+        self._open: dict[int, ShardReader] = {}
 
     def read(self, start: int, stop: int) -> Arrays:
-        """Samples ``start`` to ``stop``, past the end going on at the beginning.
+        """Samples ``start`` to ``stop``; past the end it continues at sample 0.
 
-        Raises ``ConfigError`` where a shard cannot be read, at the third attempt, or holds what it should not.
+        Raises ``ConfigError`` if a shard cannot be read in three attempts, or holds invalid ids.
         """
         parts = []
         while start < stop:
-            at = start % self.samples
-            shard = int(np.searchsorted(self.ends, at, side="right"))
-            first = int(self.ends[shard - 1]) if shard else 0
-            take = min(stop - start, int(self.ends[shard]) - at)
-            parts.append(self._read(shard, at - first, at - first + take))
-            start += take
-        return joined(parts)
+            sample = start % self.samples
+            shard = int(np.searchsorted(self.bounds, sample, side="right")) - 1
+            first, end = int(self.bounds[shard]), int(self.bounds[shard + 1])
+            size = min(stop - start, end - sample)
+            parts.append(self._read(shard, sample - first, sample - first + size))
+            start += size
+        return concatenated(parts)
 
     def _read(self, shard: int, start: int, stop: int) -> Arrays:
-        for pause in (*_PAUSES, None):
+        for pause in (*_RETRY_SECONDS, None):
             try:
-                arrays = self._reader(shard).read(start, stop)
-                check_ids(arrays, self.vocab_size, self.paths[shard])
-                return arrays
+                return check_ids(self._reader(shard).read(start, stop), self.vocab_size, self.paths[shard])
             except ConfigError as error:
                 if pause is None:
                     raise ConfigError(f"{error}; the same command goes on from the newest checkpoint") from None
@@ -100,23 +97,23 @@ class ShardSet:
     def _reader(self, shard: int) -> ShardReader:
         if shard not in self._open:
             if len(self._open) >= _OPEN_SHARDS:
-                self._open.popitem(last=False)[1].close()
-            reader = ShardReader(self.paths[shard])
-            before = int(self.ends[shard] - (self.ends[shard - 1] if shard else 0))
-            if reader.samples != before:
-                raise ConfigError(f"shard {reader.path} has {reader.samples} samples and had {before} as the run began")
+                self._open.pop(next(iter(self._open))).close()
+            reader, expected = ShardReader(self.paths[shard]), int(self.bounds[shard + 1] - self.bounds[shard])
+            if reader.samples != expected:
+                raise ConfigError(
+                    f"shard {reader.path} had {expected} samples when the run began, has now {reader.samples}"
+                )
             self._open[shard] = reader
-        self._open.move_to_end(shard)
         return self._open[shard]
 
 
 def open_split(
     config: DataConfig, split: str, vocab_size: int, report: Callable[[str], None] = lambda _: None
 ) -> ShardSet | None:
-    """Open and check one split; None where the directory has no such shards.
+    """Open and check one split; None if the directory has no samples of it.
 
-    Raises ``ConfigError`` where a shard is unreadable, does not fit ``data.sequence_length`` or the model's
-    vocabulary, or differs from its neighbours.
+    Raises ``ConfigError`` if a shard cannot be read, or does not fit ``data.sequence_length``, the model's vocabulary
+    or the other shards.
     """
     paths = shard_paths(Path(config.dir), split)
     if not paths:
@@ -129,8 +126,8 @@ def open_split(
         for reader in readers:
             report(f"checking {reader.path.name}")
             reader.check_content(vocab_size)
-    kept = [reader for reader in readers if reader.samples]
-    shards = ShardSet(kept, vocab_size) if kept else None
+    nonempty = [reader for reader in readers if reader.samples]
+    shards = ShardSet(nonempty, vocab_size) if nonempty else None
     for reader in readers:
         reader.close()
     return shards
@@ -145,8 +142,8 @@ def _check_fit(reader: ShardReader, config: DataConfig, vocab_size: int, first: 
         )
     if reader.max_predictions != first.max_predictions:
         raise ConfigError(
-            f"shard {reader.path} has room for {reader.max_predictions} masked tokens a sample, {first.path.name} for "
-            f"{first.max_predictions}; keep one set in a directory"
+            f"shard {reader.path} has up to {reader.max_predictions} masked tokens a sample, {first.path.name} up to "
+            f"{first.max_predictions}; keep only one set of shards in a directory"
         )
     header = reader.header
     if header is None:
@@ -159,19 +156,19 @@ def _check_fit(reader: ShardReader, config: DataConfig, vocab_size: int, first: 
     if first.header is not None and header.vocab_hash != first.header.vocab_hash:
         raise ConfigError(
             f"shards {first.path.name} and {reader.path.name} in {reader.path.parent} were made with different "
-            "vocabularies; keep one set in a directory"
+            "vocabularies; keep only one set of shards in a directory"
         )
 
 
 def check_vocabulary(config: DataConfig, splits: list[ShardSet], report: Callable[[str], None]) -> None:
-    """Compare ``data.tokenizer`` with the vocabulary that the shards were made with. Raises ``ConfigError``."""
+    """Raise ``ConfigError`` if ``data.tokenizer`` has another vocabulary than the shards; report a missing one."""
     path = Path(config.tokenizer) / "vocab.txt"
     if not path.is_file():
-        report(f"no vocabulary at {path}: checkpoints will hold no tokenizer (data.tokenizer names its folder)")
+        report(f"no vocabulary at {path}: checkpoints will not contain a tokenizer; set data.tokenizer to its folder")
         return
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     for shards in splits:
-        if shards.header is not None and shards.header.vocab_hash != found:
+        if shards.header is not None and shards.header.vocab_hash != digest:
             raise ConfigError(
                 f"data.tokenizer is {config.tokenizer!r}, but {shards.paths[0]} was made with another vocabulary; "
                 "give the tokenizer that data_prep.prepare wrote beside the shards"

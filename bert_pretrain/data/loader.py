@@ -1,20 +1,22 @@
-"""Samples -> the micro-batches of this rank, step after step, resumable from the step's number alone.
+"""The micro-batches of this rank for every step, resumable from the step's number alone.
 
-    SampleOrder      which samples make up step s                                (sample_order.py)
-    ShardSet         sample numbers -> rows of shards, read contiguously         (data.py)
-    BlockReader      blocks of neighbouring samples, masked anew where asked, a few kept
+    SampleOrder      which samples make up step s                           (sample_order.py)
+    ShardSet         sample numbers -> shard rows, read contiguously        (dataset.py)
+    BlockReader      decoded, possibly re-masked blocks of samples, cached
     TrainingData     this rank's slice of every step, cut into micro-batches by a background thread
 
-Before a step's first micro-batch the loader says the step's counts, so that losses can be divided by the counts of
-the global batch. Memory does not grow with the batch: blocks are read, counted, and read again where the slice is
-too large to keep.
+The loader gives a step's counts before its first micro-batch, so that losses can be divided by the counts of the global
+batch. Memory does not grow with the batch: blocks are read for counting, and read again if the slice is too large for
+the cache.
 """
 
-import queue
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import count as numbers
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,63 +31,57 @@ from bert_pretrain.data.collate import (
     to_fixed_micro_batch,
     to_micro_batch,
 )
-from bert_pretrain.data.dataset import ShardSet, joined
+from bert_pretrain.data.dataset import ShardSet, concatenated
 from bert_pretrain.data.sample_order import SampleOrder
-from bert_pretrain.data.shards import SHARD_FIELDS, Arrays
+from bert_pretrain.data.shards import Arrays, select
 
-_KEPT_BYTES = 64 << 20  # of decoded blocks: the slice of a step that fits is read and masked once
-_WINDOW = 1024  # samples sorted by length together: bounds the memory, whatever the batch
+_CACHE_BYTES = 64 << 20  # a step's slice that fits is read and masked once
+_WINDOW = 1024  # samples sorted by length together: bounds the memory for any batch size
 
+Item = TypeVar("Item")
 DynamicMasking = Callable[[Arrays, int, np.ndarray], Arrays]
-"""(arrays, epoch, sample numbers) -> the same samples under the masks of that epoch."""
+"""(arrays, epoch, sample numbers) -> the same samples with the masks of that epoch."""
 
 
 class BlockReader:
-    """Decoded blocks of the sample order; those of one step are kept, as far as they fit."""
+    """Decoded blocks of the sample order, in a cache."""
 
-    def __init__(self, shards: ShardSet, order: SampleOrder, mask_anew: DynamicMasking | None) -> None:
-        self.shards, self.order, self.mask = shards, order, mask_anew
-        self._kept: OrderedDict[tuple[int, int], Arrays] = OrderedDict()
-        self._bytes = 0
+    def __init__(self, shards: ShardSet, order: SampleOrder, masking: DynamicMasking | None) -> None:
+        self.shards, self.order, self.masking = shards, order, masking
+        self._cache: dict[tuple[int, int], Arrays] = {}
 
     def block(self, epoch: int, block: int) -> Arrays:
         """All samples of a block in visiting order."""
         key = (epoch, block)
-        if key not in self._kept:
+        if key not in self._cache:
             arrays = self._read(epoch, block)
-            self._bytes += _size(arrays)
-            while self._kept and self._bytes > _KEPT_BYTES:
-                self._bytes -= _size(self._kept.popitem(last=False)[1])
-            self._kept[key] = arrays
-        self._kept.move_to_end(key)
-        return self._kept[key]
+            size = sum(array.nbytes for array in arrays.values())  # the same for all blocks, but for the last
+            while self._cache and (len(self._cache) + 1) * size > _CACHE_BYTES:
+                self._cache.pop(next(iter(self._cache)))
+            self._cache[key] = arrays
+        return self._cache[key]
 
     def _read(self, epoch: int, block: int) -> Arrays:
         first = self.order.block_start(epoch, block)
-        inner = self.order.block_permutation(epoch, block)
-        arrays = self.shards.read(first, first + len(inner))
-        arrays = {name: arrays[name][inner] for name in SHARD_FIELDS}
-        return arrays if self.mask is None else self.mask(arrays, epoch, (first + inner) % self.order.samples)
+        permutation = self.order.block_permutation(epoch, block)
+        arrays = select(self.shards.read(first, first + len(permutation)), permutation)
+        if self.masking is None:
+            return arrays
+        return self.masking(arrays, epoch, (first + permutation) % self.order.samples)
 
-    def runs(self, start: int, stop: int) -> Iterator[Arrays]:
-        """The stream's positions ``start`` to ``stop``, in runs of at most a block."""
-        for run in self.order.slices(start, stop):
-            block = self.block(run.epoch, run.block)
-            yield {name: block[name][run.start : run.stop] for name in SHARD_FIELDS}
+    def read(self, start: int, stop: int) -> Iterator[Arrays]:
+        """The stream's positions ``start`` to ``stop``, in parts of at most a block."""
+        for part in self.order.slices(start, stop):
+            yield select(self.block(part.epoch, part.block), slice(part.start, part.stop))
 
-    def keep_only(self, start: int, stop: int) -> None:
-        """Let go of the blocks that hold none of the positions ``start`` to ``stop``: they are not read again."""
-        needed = {(run.epoch, run.block) for run in self.order.slices(start, stop)}
-        for key in self._kept.keys() - needed:
-            self._bytes -= _size(self._kept.pop(key))
-
-
-def _size(arrays: Arrays) -> int:
-    return sum(array.nbytes for array in arrays.values())
+    def drop_others(self, start: int, stop: int) -> None:
+        """Drop the cached blocks without any of the positions ``start`` to ``stop``."""
+        needed = {(part.epoch, part.block) for part in self.order.slices(start, stop)}
+        self._cache = {key: arrays for key, arrays in self._cache.items() if key in needed}
 
 
 class TrainingData:
-    """This rank's share of every step, prepared by a background thread."""
+    """This rank's slice of every step."""
 
     def __init__(
         self,
@@ -93,106 +89,77 @@ class TrainingData:
         order: SampleOrder,
         plan: BatchPlan,
         rank: int,
-        mask_anew: DynamicMasking | None,
+        masking: DynamicMasking | None,
         prefetch: int,
         group_by_length: bool,
         shapes: list[Shape] | None = None,
     ) -> None:
-        """``shapes``: all shapes that micro-batches may have, for a model that is compiled for them."""
+        """``shapes``: the only shapes that micro-batches may have, for a compiled model."""
         self.plan, self.rank, self.prefetch, self.group_by_length = plan, rank, prefetch, group_by_length
         self.shapes = shapes
-        self._blocks = BlockReader(shards, order, mask_anew)
+        self._blocks = BlockReader(shards, order, masking)
 
     def counts(self, step: int) -> Counts:
-        """What this rank's slice of ``step`` holds."""
-        start, stop = self.plan.rank_slice(self.rank)
-        base = step * self.plan.global_batch_size
-        self._blocks.keep_only(base + start, base + stop)
-        total = Counts(0, 0, 0, 0)
-        for arrays in self._blocks.runs(base + start, base + stop):
-            total += count(arrays)
-        return total
+        """The counts of this rank's slice of ``step``."""
+        start, stop = (step * self.plan.global_batch_size + bound for bound in self.plan.rank_slice(self.rank))
+        self._blocks.drop_others(start, stop)
+        return sum((count(arrays) for arrays in self._blocks.read(start, stop)), Counts(0, 0, 0, 0))
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
         """This rank's micro-batches of ``step``.
 
-        Grouped by length, samples of a window are sorted before they are cut, so that the short ones share a
-        micro-batch and its padding is cut off. Which samples the step has, and how many micro-batches, stays.
+        Grouped by length, the samples of a window are sorted before they are cut, so that short ones share a
+        micro-batch and its common padding is cut off. The samples and the number of micro-batches stay the same.
         """
         base = step * self.plan.global_batch_size
         cuts = self.plan.micro_batches(self.rank)
-        together = max(1, _WINDOW // self.plan.micro_batch_size) if self.group_by_length else 1
-        for first in range(0, len(cuts), together):
-            window = cuts[first : first + together]
+        per_window = max(1, _WINDOW // self.plan.micro_batch_size) if self.group_by_length else 1
+        for first in range(0, len(cuts), per_window):
+            window = cuts[first : first + per_window]
             start, stop = window[0][0], window[-1][1]
-            arrays = joined(list(self._blocks.runs(base + start, base + stop)))
+            arrays = concatenated(list(self._blocks.read(base + start, base + stop)))
             if self.group_by_length:
-                order = np.argsort(sample_lengths(arrays), kind="stable")
-                arrays = {name: arrays[name][order] for name in SHARD_FIELDS}
+                arrays = select(arrays, np.argsort(sample_lengths(arrays), kind="stable"))
             for begin, end in window:
-                part = {name: arrays[name][begin - start : end - start] for name in SHARD_FIELDS}
+                part = select(arrays, slice(begin - start, end - start))
                 if self.shapes is None:
                     yield to_micro_batch(part, trim=self.group_by_length)
                 else:
                     yield to_fixed_micro_batch(part, self.shapes)
 
     def steps(self, first_step: int, pin: bool = False) -> Iterator[StepBatch]:
-        """Steps from ``first_step`` on, without end. Close the iterator to end the thread behind it."""
-        ready: queue.Queue[Counts | MicroBatch | BaseException] = queue.Queue(maxsize=self.prefetch)
-        closed = threading.Event()
-        thread = threading.Thread(target=self._prepare, args=(first_step, pin, ready, closed), daemon=True)
-        thread.start()
+        """Endless steps from ``first_step`` on, prepared by a background thread; close the iterator to stop it.
+
+        ``pin`` copies the micro-batches to pinned memory.
+        """
         accumulation = self.plan.accumulation(self.rank)
-        try:
+        with closing(prefetched(self._items(first_step, pin), self.prefetch)) as items:
             while True:
-                counts = _take(ready)
-                assert isinstance(counts, Counts)
-                yield StepBatch(counts, (_micro_batch(_take(ready)) for _ in range(accumulation)))
-        finally:
-            closed.set()
-            thread.join(timeout=10)  # at the interpreter's exit the thread no longer runs
+                yield StepBatch(next(items), islice(items, accumulation))
 
-    def _prepare(self, step: int, pin: bool, ready: queue.Queue, closed: threading.Event) -> None:
-        try:
-            while True:
-                _put(ready, self.counts(step), closed)
-                for micro_batch in self.micro_batches(step):
-                    _put(ready, micro_batch.pinned() if pin else micro_batch, closed)
-                step += 1
-        except _ClosedError:
-            return
-        except BaseException as error:  # handed over: the consumer raises it where it waits
-            with suppress(_ClosedError):
-                _put(ready, error, closed)
+    def _items(self, first_step: int, pin: bool) -> Iterator[Any]:
+        """Of each step its counts, then its micro-batches."""
+        for step in numbers(first_step):
+            yield self.counts(step)
+            for micro_batch in self.micro_batches(step):
+                yield micro_batch.pinned() if pin else micro_batch
 
 
-class _ClosedError(Exception):
-    """The consumer has left."""
-
-
-def _put(ready: queue.Queue, item: Counts | MicroBatch | BaseException, closed: threading.Event) -> None:
-    while not closed.is_set():
-        try:
-            return ready.put(item, timeout=0.1)
-        except queue.Full:
-            continue
-    raise _ClosedError
-
-
-def _take(ready: queue.Queue) -> Counts | MicroBatch:
-    item = ready.get()
-    if isinstance(item, BaseException):
-        raise item
-    return item
-
-
-def _micro_batch(item: Counts | MicroBatch) -> MicroBatch:
-    assert isinstance(item, MicroBatch)
-    return item
+def prefetched(items: Iterator[Item], ahead: int) -> Generator[Item]:
+    """Endless ``items``, up to ``ahead`` of them computed in advance by a thread; its errors are raised here."""
+    thread = ThreadPoolExecutor(1, "loader")
+    try:
+        futures = deque(thread.submit(next, items) for _ in range(ahead))
+        while True:
+            item = futures.popleft().result()
+            futures.append(thread.submit(next, items))
+            yield item
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 def heldout_batches(shards: ShardSet, micro_batch_size: int, rank: int, world_size: int) -> Iterator[MicroBatch]:
-    """This rank's contiguous part of a split in file order, masks as they stand in the shards."""
+    """This rank's contiguous part of a split in file order, with the masks of the shards."""
     first, last = (shards.samples * r // world_size for r in (rank, rank + 1))
     for start in range(first, last, micro_batch_size):
         yield to_micro_batch(shards.read(start, min(start + micro_batch_size, last)))

@@ -1,12 +1,12 @@
-"""Masked-LM masks for rows of token ids: static when shards are written, dynamic while training.
+"""Masked-LM masks for rows of token ids, static (when shards are written) or dynamic (while training).
 
 Google's rule (create_pretraining_data.py, 2018): of a sample with ``t`` real tokens, [CLS] and [SEP] counted,
 ``n = min(P, max(1, round(masked_lm_prob * t)))`` tokens are predicted. Of these 80 % are replaced by [MASK], 10 %
-stay, 10 % become a random word. Differences from the published code, all stated in the design: special tokens
-([UNK] and [MASK] too) are never chosen, and a random word is never a special token.
+stay, 10 % become a random word. Differences from the published code: special tokens ([UNK] and [MASK] too) are never
+chosen, and a random word is never a special token.
 
-Randomness is keyed, not sequential: what happens to a sample depends on (seed, epoch, index of the sample) and on
-nothing else, so any slice of any batch on any number of processes gives the same masks. numba and numpy only.
+Random numbers are keyed: the masks of a sample depend on (seed, epoch, index of the sample) only, so that any slice of
+any batch on any number of processes gives the same masks. Needs numba and numpy only.
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ _FACTOR_2 = np.uint64(0x94D049BB133111EB)
 _11, _27, _30, _31, _32 = (np.uint64(bits) for bits in (11, 27, 30, 31, 32))
 
 
-# --- keyed random numbers: splitmix64 (Steele, Lea and Flood 2014), its state in an array of one uint64 ---
+# --- keyed random numbers: splitmix64 (Steele, Lea and Flood 2014); the state is an array of one uint64 ---
 
 
 @cached_njit()
@@ -40,7 +40,7 @@ def next_random(state: np.ndarray) -> np.uint64:
 
 @cached_njit()
 def set_key(state: np.ndarray, seed: int, first: int, second: int) -> None:
-    """Set ``state`` to the start of the stream that belongs to three whole numbers from 0 on."""
+    """Set ``state`` to the start of the stream with this key: three integers, 0 or more."""
     state[0] = np.uint64(seed)
     state[0] = next_random(state) ^ np.uint64(first)
     state[0] = next_random(state) ^ np.uint64(second)
@@ -49,13 +49,13 @@ def set_key(state: np.ndarray, seed: int, first: int, second: int) -> None:
 
 @cached_njit()
 def draw_below(state: np.ndarray, limit: int) -> Any:
-    """A whole number from 0 to ``limit`` - 1, for a limit below 2^32 (bias below limit / 2^32)."""
+    """A random integer from 0 to ``limit`` - 1, for a limit below 2^32 (bias below limit / 2^32)."""
     return np.int64(((next_random(state) >> _32) * np.uint64(limit)) >> _32)
 
 
 @cached_njit()
 def draw_unit(state: np.ndarray) -> float:
-    """A number in [0, 1), a multiple of 2^-53."""
+    """A random number in [0, 1), a multiple of 2^-53."""
     return np.float64(next_random(state) >> _11) * (1.0 / 9007199254740992.0)
 
 
@@ -66,10 +66,10 @@ def draw_unit(state: np.ndarray) -> float:
 class MaskingRule:
     """How samples are masked.
 
-    ``special_ids`` are never chosen and never drawn as random words. ``is_continuation`` (vocab_size,) is true for
-    the ids of ``##`` pieces; given, whole words are masked: the words of a sample are taken in random order, one
-    that would exceed ``n`` is skipped (so a sample whose words all have more than ``n`` pieces has no mask). A
-    word ends at a special token, also where the next segment starts with a ``##`` piece.
+    ``special_ids`` are never chosen and never drawn as random words. ``is_continuation`` (vocab_size,) is true for the
+    ids of ``##`` pieces. If it is given, whole words are masked: the words of a sample are taken in random order, and
+    one that would exceed ``n`` is skipped (a sample whose words all have more than ``n`` pieces gets no mask). A word
+    ends at a special token, even if the next segment starts with a ``##`` piece.
     """
 
     masked_lm_prob: float
@@ -93,9 +93,9 @@ class MaskingRule:
     def of_vocabulary(
         cls, tokens: list[str], masked_lm_prob: float, max_predictions: int, whole_word: bool
     ) -> "MaskingRule":
-        """The rule for a WordPiece vocabulary, given as its tokens in the order of their ids (``vocab.txt``).
+        """The rule for a WordPiece vocabulary; ``tokens`` in the order of their ids, as in ``vocab.txt``.
 
-        Raises ``ConfigError`` where one of ``SPECIAL_TOKENS`` is missing.
+        Raises ``ConfigError`` if one of ``SPECIAL_TOKENS`` is missing.
         """
         missing = [token for token in SPECIAL_TOKENS if token not in tokens]
         if missing:
@@ -107,35 +107,28 @@ class MaskingRule:
 
 
 def mask_samples(
-    input_ids: np.ndarray,
-    lengths: np.ndarray,
-    rule: MaskingRule,
-    seed: int,
-    epoch: int,
-    sample_indexes: np.ndarray,
+    input_ids: np.ndarray, lengths: np.ndarray, rule: MaskingRule, seed: int, epoch: int, sample_indexes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mask samples.
+    """Mask samples; returns ``(ids, positions, labels)``.
 
-    input_ids (n, L), the original ids, any integer dtype, not changed; lengths (n,), the real tokens of each row,
-    which come first; seed, epoch and sample_indexes (n,), each from 0 on, are the key.
+    ``input_ids`` (n, L): the original ids, any integer dtype, not changed, all below ``vocab_size`` (shards are checked
+    when opened). ``lengths`` (n,): real tokens of each row, which come first. The key is ``seed``, ``epoch`` and
+    ``sample_indexes`` (n,), each 0 or more.
 
-    Returns the masked ids (n, L) and the original ids at the masked places (n, P), both in the dtype of
-    ``input_ids``, with the places (n, P) as int32, ascending, between them: ``(ids, positions, labels)``.
-    Positions and labels are 0-padded. Ids must lie within the vocabulary (shards are checked when opened).
+    ``ids`` (n, L) are masked, ``positions`` (n, P) int32, ascending, ``labels`` (n, P) the original ids there.
+    Positions and labels are 0-padded; ids and labels have the dtype of ``input_ids``.
     """
     masked = np.array(input_ids, order="C")
     positions = np.zeros((len(masked), rule.max_predictions), dtype=np.int32)
     labels = np.zeros((len(masked), rule.max_predictions), dtype=masked.dtype)
-    whole_word = rule.is_continuation is not None
-    continuation = rule.is_continuation if rule.is_continuation is not None else np.zeros(1, dtype=np.bool_)
+    joined = np.zeros(rule.vocab_size, dtype=np.bool_) if rule.is_continuation is None else rule.is_continuation
     _mask_rows(
         masked,
         np.ascontiguousarray(lengths, dtype=np.int64),
         positions,
         labels,
         rule.is_special,
-        continuation,
-        whole_word,
+        joined,
         rule.words,
         rule.mask_id,
         rule.masked_lm_prob,
@@ -147,10 +140,7 @@ def mask_samples(
 
 
 def restore_ids(arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """The ids (n, L) before masking, from ``input_ids``, ``masked_lm_positions`` and ``masked_lm_ids`` of a shard.
-
-    A new array in the dtype of ``input_ids``.
-    """
+    """The ids (n, L) before masking, from the rows of a shard: a new array in the dtype of ``input_ids``."""
     restored = np.array(arrays["input_ids"], order="C")
     rows, columns = np.nonzero(arrays["masked_lm_positions"])  # position 0 is [CLS]: it marks padding
     positions = arrays["masked_lm_positions"][rows, columns]
@@ -169,7 +159,6 @@ def _mask_rows(
     labels: np.ndarray,
     is_special: np.ndarray,
     is_continuation: np.ndarray,
-    whole_word: bool,
     words: np.ndarray,
     mask_id: int,
     prob: float,
@@ -179,12 +168,12 @@ def _mask_rows(
 ) -> None:
     length = ids.shape[1]
     most = positions.shape[1]
-    starts = np.empty(length + 1, dtype=np.int64)  # of the units that are masked together: tokens, or words
+    starts = np.empty(length + 1, dtype=np.int64)  # of the units masked together: tokens, or whole words
     sizes = np.empty(length + 1, dtype=np.int64)
     chosen = np.zeros(length, dtype=np.bool_)
     state = np.empty(1, dtype=np.uint64)
     for row in range(ids.shape[0]):
-        units = _find_units(ids[row], lengths[row], is_special, is_continuation, whole_word, starts, sizes)
+        units = _find_units(ids[row], lengths[row], is_special, is_continuation, starts, sizes)
         wanted = min(most, max(1, int(np.rint(prob * lengths[row]))))
         set_key(state, seed, epoch, indexes[row])
         _choose(state, starts, sizes, units, wanted, chosen)
@@ -208,18 +197,17 @@ def _find_units(
     length: int,
     is_special: np.ndarray,
     is_continuation: np.ndarray,
-    whole_word: bool,
     starts: np.ndarray,
     sizes: np.ndarray,
 ) -> int:
-    """Fill ``starts`` and ``sizes`` with the row's candidates; return how many there are."""
+    """Fill ``starts`` and ``sizes`` with the row's units; return their number."""
     units = 0
     for position in range(length):
         token = row[position]
         if is_special[token]:
             continue
         follows = units > 0 and starts[units - 1] + sizes[units - 1] == position
-        if whole_word and follows and is_continuation[token]:
+        if follows and is_continuation[token]:
             sizes[units - 1] += 1
         else:
             starts[units] = position

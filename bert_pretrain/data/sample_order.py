@@ -1,13 +1,13 @@
 """Which samples make up step s: a pure function of (seed, s, global batch size).
 
-Step s takes the positions s*B to (s+1)*B of an endless stream that runs through the data once an epoch; a step may
-straddle two epochs, so nothing is dropped. World size and micro-batch size do not appear. Finding a position costs
-the same anywhere in the stream: there is no state but the position.
+Step s takes the positions s*B to (s+1)*B of an endless stream with every sample once per epoch. A step may span two
+epochs, so that nothing is dropped. World size and micro-batch size play no role. Finding a position takes constant
+time: there is no state but the position.
 
-Samples were shuffled over all shards when they were written, so a contiguous read is a random draw. An epoch
-therefore visits whole blocks of neighbouring samples: in a new order each epoch (a keyed bijection of the block
-numbers), each block inside out in a new order, and cut at new places (the data are rotated by a keyed offset), so
-that no two epochs compose the same batches.
+Samples were shuffled over all shards when they were written, so a contiguous read is a random draw. An epoch therefore
+reads blocks of consecutive samples. Every epoch permutes the blocks (a keyed bijection of the block numbers), permutes
+the samples within each block, and cuts the blocks at another offset (the data are rotated by a keyed number), so that
+no two epochs have the same batches.
 """
 
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ import numpy as np
 _MASK64 = (1 << 64) - 1
 
 
-def mixed(*keys: int) -> int:
-    """A well-mixed 64-bit number of some integers (the finaliser of splitmix64, Steele et al. 2014, folded)."""
+def hash64(*keys: int) -> int:
+    """A 64-bit hash of some integers: the finaliser of splitmix64 (Steele et al. 2014), applied key by key."""
     state = 0x9E3779B97F4A7C15
     for key in keys:
         state = (state + (key & _MASK64) + 0x9E3779B97F4A7C15) & _MASK64
@@ -31,18 +31,18 @@ def mixed(*keys: int) -> int:
     return state
 
 
-def permuted(index: int, size: int, *keys: int) -> int:
-    """The image of ``index`` under a keyed bijection of ``range(size)``, without a table.
+def permute(index: int, size: int, *keys: int) -> int:
+    """The image of ``index`` under a keyed permutation of ``range(size)``, without a table.
 
-    A balanced Feistel network of four rounds over the next even number of bits; an image outside of the range is
-    mapped again (cycle walking, Black and Rogaway 2002), fewer than four times on average.
+    A balanced Feistel network of four rounds over the next even number of bits; an image outside the range is mapped
+    again (cycle walking, Black and Rogaway 2002), fewer than four times on average.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     low = (1 << half) - 1
     while True:
         left, right = index >> half, index & low
         for level in range(4):
-            left, right = right, left ^ (mixed(*keys, level, right) & low)
+            left, right = right, left ^ (hash64(*keys, level, right) & low)
         index = left << half | right
         if index < size:
             return index
@@ -50,46 +50,46 @@ def permuted(index: int, size: int, *keys: int) -> int:
 
 @dataclass(frozen=True)
 class BlockSlice:
-    """A run of consecutive positions within one block of one epoch."""
+    """Consecutive positions within one block of one epoch."""
 
     epoch: int
     block: int
     start: int
-    """First position within the block's visiting order."""
+    """First position within the permuted block."""
     stop: int
 
 
 @dataclass(frozen=True)
 class SampleOrder:
-    """The endless stream over ``samples`` samples."""
+    """The order of ``samples`` samples over all epochs."""
 
     seed: int
     samples: int
     block_size: int
 
     def slices(self, start: int, stop: int) -> Iterator[BlockSlice]:
-        """The stream's positions ``start`` to ``stop`` as runs within blocks."""
+        """The stream's positions ``start`` to ``stop``, block by block."""
         while start < stop:
             epoch, offset = divmod(start, self.samples)
             slot, within = divmod(offset, self.block_size)
-            whole_blocks = self.samples // self.block_size
-            is_whole = slot < whole_blocks
-            size = self.block_size if is_whole else self.samples % self.block_size
-            # The short block stays last; the rotation puts other samples into it every epoch.
-            block = permuted(slot, whole_blocks, self.seed, epoch) if is_whole else slot
+            full_blocks = self.samples // self.block_size
+            is_full = slot < full_blocks
+            size = self.block_size if is_full else self.samples % self.block_size
+            # The incomplete block stays last; the rotation puts other samples into it every epoch.
+            block = permute(slot, full_blocks, self.seed, epoch) if is_full else slot
             take = min(stop - start, size - within)
             yield BlockSlice(epoch, block, within, within + take)
             start += take
 
     def block_start(self, epoch: int, block: int) -> int:
-        """The sample at which a block's neighbours begin; they go on from there, past the end at sample 0."""
-        # Cuts of the last block_size epochs all differ, and those of neighbouring epochs by more than a third of a
-        # block: a stride near the golden section, coprime to the block size.
+        """A block's first sample; the others follow, past the end from sample 0 on."""
+        # A stride near the golden section, coprime to the block size: the offsets of block_size consecutive epochs all
+        # differ, those of neighbouring epochs by more than a third of a block.
         stride = next(s for s in count(round(0.618 * self.block_size)) if gcd(s, self.block_size) == 1)
-        rotation = mixed(self.seed, epoch, -1) * self.block_size + epoch * stride % self.block_size
+        rotation = hash64(self.seed, epoch, -1) * self.block_size + epoch * stride % self.block_size
         return (block * self.block_size + rotation) % self.samples
 
     def block_permutation(self, epoch: int, block: int) -> np.ndarray:
-        """The order in which a block's neighbours are visited: (samples of the block,), a permutation."""
+        """The permutation of a block's samples: (samples of the block,)."""
         size = min(self.block_size, self.samples - block * self.block_size)
-        return np.random.Generator(np.random.Philox(key=mixed(self.seed, epoch, block))).permutation(size)
+        return np.random.Generator(np.random.Philox(key=hash64(self.seed, epoch, block))).permutation(size)

@@ -1,23 +1,24 @@
-"""The contract between data preparation and training: what a shard is, and how it is written and read.
+"""The shard format, shared by data preparation and training: how a shard is written, read and checked.
 
-A shard is one HDF5 file with NVIDIA's six data sets. N samples, L sequence length, P most predictions per sample:
+A shard is one HDF5 file with NVIDIA's six data sets. N samples, L sequence length, P maximum predictions per sample:
 
-    input_ids             (N, L)  token ids with the masks in them, 0-padded
+    input_ids             (N, L)  token ids after masking, 0-padded
     input_mask            (N, L)  1 for a real token, 0 for padding
     segment_ids           (N, L)  0 for [CLS] A [SEP], 1 for B [SEP], 0 for padding
     masked_lm_positions   (N, P)  ascending, 0-padded (position 0 is [CLS], which is never masked)
-    masked_lm_ids         (N, P)  the ids that stood there, 0-padded
-    next_sentence_labels  (N,)    1 where the second segment is a random one
+    masked_lm_ids         (N, P)  the original ids at these positions, 0-padded
+    next_sentence_labels  (N,)    1 if the second segment is a random one
 
-Any integer dtype is read. Our own files carry a :class:`ShardHeader` and a checksum as attributes; files without
-them, as the published pipeline wrote them, are accepted as legacy. A ``manifest.json`` beside the shards lists
-them. This module needs h5py and numpy only: data preparation must not load torch.
+Any integer dtype is read. Our own files have a :class:`ShardHeader` and a checksum as attributes; files without them,
+as the published pipeline writes them, are accepted as legacy. A ``manifest.json`` beside the shards lists them. This
+module needs h5py and numpy only: data preparation must not load torch.
 """
 
 import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ import numpy as np
 from bert_pretrain.errors import ConfigError
 
 FORMAT_VERSION = 1
-_LIBVER = ("v108", "latest")  # HDF5 1.8 (2008) reads it, and it is the first whose own records have checksums
+_LIBVER = ("v108", "latest")  # readable by HDF5 1.8 (2008), the first version whose metadata has checksums
 MANIFEST = "manifest.json"
 SHARD_FIELDS = (
     "input_ids",
@@ -40,15 +41,16 @@ SHARD_FIELDS = (
 )
 SPLITS = ("train", "heldout")
 _HELDOUT_NAME = re.compile(r"(^|[^a-z])(heldout|test)([^a-z]|$)")
-_ROWS_PER_HASH = 1024  # what is converted stays in the processor's cache
+_ROWS_PER_HASH = 1024  # the converted rows stay in the processor's cache
 _ROWS_PER_READ = 16_384  # bounds the memory of a pass over a whole shard
 
 Arrays = dict[str, np.ndarray]
+"""Shard rows: one array for each of ``SHARD_FIELDS``."""
 
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """What a shard says of itself, stored as HDF5 attributes."""
+    """How a shard was made; stored as HDF5 attributes."""
 
     sequence_length: int
     max_predictions: int
@@ -63,39 +65,34 @@ class ShardHeader:
     split: str
 
 
-def content_checksum(arrays: Arrays) -> str:
+def select(arrays: Arrays, rows: slice | np.ndarray) -> Arrays:
+    """Some rows of all six arrays."""
+    return {name: arrays[name][rows] for name in SHARD_FIELDS}
+
+
+def content_checksum(parts: Iterable[Arrays]) -> str:
     """SHA-256 over the six data sets, in the order of ``SHARD_FIELDS``, as little-endian int32 rows.
 
-    Independent of the dtype and of the storage layout on disk.
+    Independent of dtype, storage layout, and how the rows are cut into parts.
     """
-    digests = {name: hashlib.sha256() for name in SHARD_FIELDS}
-    _update_digests(digests, arrays)
-    return _combine(digests)
-
-
-def _update_digests(digests: dict[str, Any], arrays: Arrays) -> None:
-    for name, digest in digests.items():
-        for start in range(0, len(arrays[name]), _ROWS_PER_HASH):
-            rows = arrays[name][start : start + _ROWS_PER_HASH]
-            digest.update(np.ascontiguousarray(rows, dtype="<i4").data)
-
-
-def _combine(digests: dict[str, Any]) -> str:
-    whole = hashlib.sha256()
-    for name in SHARD_FIELDS:
-        whole.update(digests[name].digest())
-    return whole.hexdigest()
+    digests = [hashlib.sha256() for _ in SHARD_FIELDS]
+    for arrays in parts:
+        for name, digest in zip(SHARD_FIELDS, digests, strict=True):
+            for start in range(0, len(arrays[name]), _ROWS_PER_HASH):
+                rows = arrays[name][start : start + _ROWS_PER_HASH]
+                digest.update(np.ascontiguousarray(rows, dtype="<i4").data)
+    return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
 
 
 def write_shard(path: Path, arrays: Arrays, header: ShardHeader) -> dict[str, Any]:
     """Write one shard and return its row for the manifest.
 
-    The file gets its final name only when it is whole and on disk. Ids are stored in 16 bits where the vocabulary
-    allows. Errors of the file system are raised as they are (OSError).
+    The file gets its final name only when it is complete and on disk. Ids are stored in 16 bits if the vocabulary
+    allows. Raises OSError for errors of the file system.
     """
     ids = np.uint16 if header.vocab_size <= 1 << 16 else np.int32
     dtypes = (ids, np.int8, np.int8, np.uint16, ids, np.int8)
-    checksum = content_checksum(arrays)
+    checksum = content_checksum([arrays])
     samples = len(arrays["input_ids"])
     temporary = path.with_name(f".{path.name}.partial")
     with h5py.File(temporary, "w", libver=_LIBVER) as file:
@@ -103,20 +100,21 @@ def write_shard(path: Path, arrays: Arrays, header: ShardHeader) -> dict[str, An
             file.create_dataset(name, data=np.asarray(arrays[name], dtype=dtype))
         attributes = {"format_version": FORMAT_VERSION, "samples": samples, "checksum": checksum, **asdict(header)}
         for key, value in attributes.items():
-            file.attrs.create(key, value, dtype=_fixed_length(value))
+            file.attrs.create(key, value, dtype=_string_dtype(value))
     with open(temporary, "rb") as written:
         os.fsync(written.fileno())
     temporary.rename(path)
     return {"name": path.name, "split": header.split, "samples": samples, "checksum": checksum}
 
 
-def _fixed_length(value: object) -> np.dtype | None:
-    """A string's own length. Those of variable length lie in a heap, which without a checksum can hang the library."""
+def _string_dtype(value: object) -> np.dtype | None:
+    """A fixed length for strings: HDF5 stores variable-length ones in a heap without checksums, and hangs if it is
+    damaged."""
     return h5py.string_dtype("utf-8", max(1, len(value.encode()))) if isinstance(value, str) else None
 
 
-def _plain(value: Any) -> Any:
-    """An attribute in Python's own type."""
+def _to_python(value: Any) -> Any:
+    """An attribute as a Python number or string."""
     value = value.item() if isinstance(value, np.generic) else value
     return value.decode("utf-8") if isinstance(value, bytes) else value
 
@@ -124,42 +122,45 @@ def _plain(value: Any) -> Any:
 class ShardReader:
     """One open shard: its shape, its header (None for a legacy file) and contiguous reads.
 
-    Raises ``ConfigError`` where the file is missing, truncated, or not laid out as a shard.
+    Raises ``ConfigError`` if the file is missing, truncated, or not laid out as a shard.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             self._file = h5py.File(path, "r")
-            self._check_layout()
-            self.samples, self.sequence_length = self._file["input_ids"].shape
-            self.max_predictions = self._file["masked_lm_positions"].shape[1]
-            self.checksum: str | None = _plain(self._file.attrs.get("checksum"))
+            self.samples, self.sequence_length, self.max_predictions = self._read_layout()
+            self.checksum: str | None = _to_python(self._file.attrs.get("checksum"))
             self.header = self._read_header()
         except ConfigError:
             raise
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # as h5py tells of damage
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # h5py raises these for damage
             raise ConfigError(
                 f"shard {path} cannot be read ({error}); it is missing, damaged or no HDF5 file: "
                 "write it again with data_prep.prepare, or remove it"
             ) from None
 
-    def _check_layout(self) -> None:
+    def _read_layout(self) -> tuple[int, int, int]:
+        """N, L and P, after checking names, dtypes and shapes."""
         for name in SHARD_FIELDS:
             data = self._file.get(name)
             if not isinstance(data, h5py.Dataset):
                 raise ConfigError(f"shard {self.path} has no data set {name!r}; a shard has {', '.join(SHARD_FIELDS)}")
             if data.dtype.kind not in "iu":
                 raise ConfigError(f"shard {self.path}: {name} has dtype {data.dtype}; allowed: any integer dtype")
-        samples, length = _shape(self._file["input_ids"], 2, self.path)
-        _, predictions = _shape(self._file["masked_lm_positions"], 2, self.path)
+        for name in ("input_ids", "masked_lm_positions"):
+            if self._file[name].ndim != 2:
+                raise ConfigError(f"shard {self.path}: {name} has {self._file[name].ndim} dimensions; allowed: 2")
+        samples, length = self._file["input_ids"].shape
+        predictions = self._file["masked_lm_positions"].shape[1]
         expected = ((samples, length),) * 3 + ((samples, predictions),) * 2 + ((samples,),)
         for name, shape in zip(SHARD_FIELDS, expected, strict=True):
             if self._file[name].shape != shape:
                 raise ConfigError(
                     f"shard {self.path}: {name} has shape {self._file[name].shape}, "
-                    f"but input_ids and masked_lm_positions ask for {shape}"
+                    f"but input_ids and masked_lm_positions require {shape}"
                 )
+        return samples, length, predictions
 
     def _read_header(self) -> ShardHeader | None:
         attributes = self._file.attrs
@@ -170,14 +171,16 @@ class ShardReader:
             raise ConfigError(
                 f"shard {self.path} has format version {version}; this program reads version {FORMAT_VERSION}"
             )
-        missing = [name for name in ("samples", *(f.name for f in fields(ShardHeader))) if name not in attributes]
+        names = [field.name for field in fields(ShardHeader)]
+        missing = [name for name in ("samples", *names) if name not in attributes]
         if missing:
-            raise ConfigError(f"shard {self.path} lacks the attributes {', '.join(missing)}: write it again")
+            raise ConfigError(f"shard {self.path} lacks the attributes {', '.join(missing)}; write it again")
         if int(attributes["samples"]) != self.samples:
             raise ConfigError(
-                f"shard {self.path} says it holds {int(attributes['samples'])} samples but has {self.samples} rows"
+                f"shard {self.path} has {self.samples} rows, but {int(attributes['samples'])} samples in its header; "
+                "write it again"
             )
-        return ShardHeader(**{field.name: _plain(attributes[field.name]) for field in fields(ShardHeader)})
+        return ShardHeader(**{name: _to_python(attributes[name]) for name in names})
 
     def read(self, start: int, stop: int) -> Arrays:
         """Rows ``start`` to ``stop`` of all six data sets, in the dtypes of the file."""
@@ -187,18 +190,16 @@ class ShardReader:
             raise ConfigError(f"shard {self.path}, samples {start} to {stop}, cannot be read ({error})") from None
 
     def check_content(self, vocab_size: int) -> None:
-        """Read the whole shard once; raise ``ConfigError`` where ids or checksum are wrong.
+        """Read the whole shard once; raise ``ConfigError`` if ids or checksum are wrong.
 
-        Legacy files have no checksum: of them only the range of the ids is checked.
+        Legacy files have no checksum: only the range of their ids is checked.
         """
-        digests = {name: hashlib.sha256() for name in SHARD_FIELDS}
-        for start in range(0, self.samples, _ROWS_PER_READ):
-            arrays = self.read(start, min(start + _ROWS_PER_READ, self.samples))
-            check_ids(arrays, vocab_size, self.path)
-            _update_digests(digests, arrays)
-        if self.checksum is not None and _combine(digests) != self.checksum:
+        starts = range(0, self.samples, _ROWS_PER_READ)
+        parts = (self.read(start, start + _ROWS_PER_READ) for start in starts)
+        checksum = content_checksum(check_ids(arrays, vocab_size, self.path) for arrays in parts)
+        if self.checksum not in (None, checksum):
             raise ConfigError(
-                f"shard {self.path} is damaged: its content does not give the checksum in its header; write it again"
+                f"shard {self.path} is damaged: its content does not match the checksum in its header; write it again"
             )
 
     def close(self) -> None:
@@ -206,14 +207,8 @@ class ShardReader:
         self._file.close()
 
 
-def _shape(data: h5py.Dataset, dimensions: int, path: Path) -> tuple[int, ...]:
-    if data.ndim != dimensions:
-        raise ConfigError(f"shard {path}: {data.name} has {data.ndim} dimensions; a shard has {dimensions} there")
-    return tuple(data.shape)
-
-
-def check_ids(arrays: Arrays, vocab_size: int, path: Path) -> None:
-    """Raise ``ConfigError`` where a token id or a masked position points outside of what it indexes."""
+def check_ids(arrays: Arrays, vocab_size: int, path: Path) -> Arrays:
+    """``arrays``, or ``ConfigError`` if a token id, position, mask or label is out of range."""
     length = arrays["input_ids"].shape[1]
     limits = {"input_ids": vocab_size, "masked_lm_ids": vocab_size, "masked_lm_positions": length}
     limits |= {"input_mask": 2, "segment_ids": 2, "next_sentence_labels": 2}
@@ -223,15 +218,16 @@ def check_ids(arrays: Arrays, vocab_size: int, path: Path) -> None:
             worst = int(values.max()) if int(values.max()) >= limit else int(values.min())
             raise ConfigError(
                 f"shard {path}: {name} holds {worst}, but the model takes 0 to {limit - 1}; the shard is damaged, or "
-                "made with another vocabulary than model.vocab_size says"
+                "its vocabulary is not that of model.vocab_size"
             )
+    return arrays
 
 
 def shard_paths(directory: Path, split: str) -> list[Path]:
-    """The shards of one split: those that the manifest lists, or, without a manifest, by name.
+    """The shards of one split, from the manifest, or else by name.
 
-    Without a manifest a file counts as held out where its name holds ``heldout`` or ``test``, as the published
-    pipeline names them. Raises ``ConfigError`` where the directory or a listed shard is missing.
+    Without a manifest a file is held out if its name contains ``heldout`` or ``test``, as in the published pipeline.
+    Raises ``ConfigError`` if the directory or a listed shard is missing.
     """
     if not directory.is_dir():
         raise ConfigError(f"data.dir is {str(directory)!r}, which is no directory; make shards with data_prep.prepare")
@@ -251,7 +247,7 @@ def shard_paths(directory: Path, split: str) -> list[Path]:
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """The manifest beside the shards, or None where there is none (a legacy directory)."""
+    """The manifest beside the shards, or None if there is none (a legacy directory)."""
     path = directory / MANIFEST
     if not path.exists():
         return None
@@ -266,7 +262,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
 
 
 def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
-    """Write ``manifest.json``; it gets its name only when it is whole."""
+    """Write ``manifest.json``; it gets its name only when it is complete and on disk."""
     temporary = directory / f".{MANIFEST}.partial"
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump({"format_version": FORMAT_VERSION, **manifest}, file, indent=2)
@@ -276,7 +272,7 @@ def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
 
 
 def data_fingerprint(readers: list[ShardReader]) -> str:
-    """A hash of what is trained on: names, counts and checksums (legacy: counts only), in order."""
+    """A hash of the training data: names, counts and checksums (legacy: counts only) in order."""
     digest = hashlib.sha256()
     for reader in readers:
         digest.update(f"{reader.path.name} {reader.samples} {reader.checksum}\n".encode())

@@ -1,4 +1,4 @@
-"""How gradients travel between ranks: once a step, in buckets, while the last micro-batch's backward still runs."""
+"""All-reduce of gradients: once a step, in buckets, overlapping the backward pass of the last micro-batch."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,46 +16,43 @@ from bert_pretrain.model.bert import PretrainingModel
 Gradients = torch.futures.Future[torch.Tensor]
 
 
-def in_type(dtype: torch.dtype) -> Callable[[object, dist.GradBucket], Gradients]:
-    """A hook of DDP that sends gradients in ``dtype`` (torch's own for bf16 refuses gloo, which can add it)."""
+def compress_hook(dtype: torch.dtype) -> Callable[[object, dist.GradBucket], Gradients]:
+    """A DDP communication hook that sends gradients in ``dtype`` (torch's own for bf16 refuses gloo)."""
 
     def reduce(_: object, bucket: dist.GradBucket) -> Gradients:
-        whole = bucket.buffer()
-        sent = (whole / dist.get_world_size()).to(dtype)  # divided first, so that no sum is too large for fp16
+        buffer = bucket.buffer()
+        sent = (buffer / dist.get_world_size()).to(dtype)  # divided first, so that no sum overflows fp16
         future: Gradients = dist.all_reduce(sent, async_op=True).get_future()
-        return future.then(lambda done: whole.copy_(done.value()[0]))
+        return future.then(lambda done: buffer.copy_(done.value()[0]))
 
     return reduce
 
 
-HOOKS = {"bf16": in_type(torch.bfloat16), "fp16": in_type(torch.float16)}
-"""How gradients are reduced in 16 bit, by the name in ``communication.gradients``."""
+HOOKS = {"bf16": compress_hook(torch.bfloat16), "fp16": compress_hook(torch.float16)}
+"""Communication hooks by the value of ``communication.gradients``."""
 
 
 def data_parallel(
     model: PretrainingModel, world: World, config: CommunicationConfig, loss_is_scaled: bool
 ) -> nn.Module:
-    """``model`` with its gradients averaged over the ranks; itself where there is one rank.
+    """``model`` in DDP, which averages its gradients over the ranks; ``model`` itself if there is one rank.
 
-    DDP groups its buckets anew after its first backward, and the groups decide in which order three and more ranks add
-    up: a resumed run would differ from the undisturbed one in the last bit. So one sample of nothing goes through here.
-    BERT's buffers are constants and need not travel. Raises ``ConfigError`` for fp16 gradients without a loss scale.
+    Runs one dummy forward and backward: DDP rebuilds its buckets after its first backward, and the buckets decide the
+    order in which three or more ranks sum, so that a resumed run would differ in the last bit from an uninterrupted
+    one. BERT's buffers are constants and are not broadcast. Raises ``ConfigError`` for fp16 gradients without a loss
+    scale.
     """
-    world.run_on_all_ranks(lambda: _check_type(config, loss_is_scaled))
+    world.run_on_all_ranks(lambda: _check_dtype(config, loss_is_scaled))
     if world.size == 1:
         return model
     device_ids = [world.local_rank] if world.device.type == "cuda" else None
     network = DistributedDataParallel(
-        model,
-        device_ids,
-        broadcast_buffers=False,
-        gradient_as_bucket_view=True,
-        bucket_cap_mb=config.bucket_mb,
+        model, device_ids, broadcast_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=config.bucket_mb
     )
     if config.gradients in HOOKS:
         network.register_comm_hook(None, HOOKS[config.gradients])
     tokens = torch.zeros((1, 2), dtype=torch.long, device=world.device)
-    network.eval()  # in a shape that nothing is compiled for
+    network.eval()  # in evaluation mode nothing is compiled for this shape
     out = network(tokens, None, tokens, tokens[0, :1], tokens[0, :1], tokens[0, :1])
     ((out.mlm_loss + out.nsp_loss) * 0).backward()
     network.train()
@@ -63,16 +60,16 @@ def data_parallel(
     return network
 
 
-def _check_type(config: CommunicationConfig, loss_is_scaled: bool) -> None:
+def _check_dtype(config: CommunicationConfig, loss_is_scaled: bool) -> None:
     if config.gradients == "fp16" and not loss_is_scaled:
         raise ConfigError(
-            "communication.gradients is 'fp16', but precision.compute is not: without its loss scale small gradients "
+            "communication.gradients is 'fp16', but precision.compute is not: without a loss scale small gradients "
             "become 0; allowed here: fp32, bf16"
         )
 
 
 def sync_gradients(network: nn.Module, now: bool) -> AbstractContextManager[None]:
-    """The context of a forward and backward whose gradients are reduced over the ranks, or only added up here."""
+    """Context of a forward and backward: ``now`` all-reduces the gradients, otherwise they only accumulate locally."""
     if now or not isinstance(network, DistributedDataParallel):
         return nullcontext()
     return network.no_sync()

@@ -10,14 +10,13 @@ class CommunicationConfig:
     """Options ``communication.*``."""
 
     gradients: str
-    """``fp32``, or ``bf16`` or ``fp16`` to send half the bytes: each rank's part is divided by the number of ranks and
-    rounded once, and every addition on the way rounds again. ``fp16`` needs fp16 products, whose loss scale keeps
-    small gradients above its smallest number."""
+    """Type in which gradients are all-reduced: ``fp32``, ``bf16`` or ``fp16``. 16 bit halves the bytes, and every
+    addition rounds to 16 bit. ``fp16`` needs ``precision.compute=fp16``, whose loss scale prevents underflow."""
     bucket_mb: float
-    """Gradients of this many MiB (in float32) travel together. Small buckets set out earlier and overlap more of the
-    backward pass, large ones pay the latency less often."""
+    """Size of a DDP gradient bucket in MiB of float32. Small buckets overlap more of the backward pass, large ones
+    need fewer messages."""
     timeout_seconds: float
-    """A rank that is not heard of for so long, or for which the others wait so long, is named, and the run ends."""
+    """Seconds after which a rank that is dead or stuck ends the run, with a message that names it; 5 or more."""
 
     def __post_init__(self) -> None:
         allowed = ("fp32", "bf16", "fp16")
@@ -27,5 +26,5 @@ class CommunicationConfig:
 
     @property
     def gradient_bytes(self) -> int:
-        """Bytes of one gradient on the way."""
+        """Bytes sent per gradient element."""
         return 4 if self.gradients == "fp32" else 2

@@ -1,13 +1,14 @@
-"""Asked to leave: after SIGTERM, SIGUSR1, SIGINT or a time limit every rank stops after the same step, saves, and ends
-with status 75.
+"""Stop requests: after SIGTERM, SIGUSR1, SIGINT or a time limit all ranks stop after the same step, save and exit with
+status 75.
 
-A scheduler sends the signal to some ranks, or to each at another moment. The trainer adds ``StopRequest.requested`` to
-the counts that the ranks reduce in every step anyway, and reads the sum with the numbers of that step: no further
-collective, nothing waits for the device, and every rank learns of it at the same place. An evaluation does likewise
-with each of its batches; one that was left is done when the run goes on. A second SIGINT ends the process at once;
-nothing is harmed, since files get their names only when they are whole.
+A scheduler signals only some ranks, or each at another moment. So the trainer adds ``StopRequest.requested`` to the
+counts that are all-reduced in every step anyway, and reads the sum with that step's numbers: no extra collective, no
+wait for the device, the same decision on every rank. An evaluation does the same with each of its batches; an
+interrupted evaluation is rerun on resume. A second SIGINT kills the process at once, which loses nothing: files get
+their final names only when they are complete.
 """
 
+import math
 import os
 import signal
 import threading
@@ -15,35 +16,35 @@ import time
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 EXIT_STOPPED = 75
-"""Exit status of a run that was asked to stop and can go on (EX_TEMPFAIL of sysexits.h): start it again."""
+"""Exit status of a run that stopped on request and can be resumed (EX_TEMPFAIL of sysexits.h)."""
 _INTERRUPTED = 128 + signal.SIGINT
 
 
 class StopRequest:
-    """Whether this process was asked to stop, by a signal or because its ``minutes`` are over."""
+    """Whether this process was asked to stop, by a signal or by a time limit."""
 
     def __init__(self) -> None:
-        self._signalled = False
-        self._interrupts = 0
-        self._deadline = float("inf")
+        self._received = False
+        self._deadline = math.inf
 
     @property
     def requested(self) -> bool:
-        """True from the first signal on, and from the end of the time on."""
-        return self._signalled or time.monotonic() >= self._deadline
+        """True from the first signal or from the deadline on."""
+        return self._received or time.monotonic() >= self._deadline
 
     def request(self) -> None:
-        """As a signal does."""
-        self._signalled = True
+        """Request a stop, as a signal does."""
+        self._received = True
 
     def stop_after(self, minutes: float | None) -> None:
-        """Stop so many minutes from now; None: never."""
-        self._deadline = float("inf") if minutes is None else time.monotonic() + 60.0 * minutes
+        """Set the time limit, counted from now; None: no limit."""
+        self._deadline = math.inf if minutes is None else time.monotonic() + 60.0 * minutes
 
     def install_handlers(self) -> "StopRequest":
-        """Take ``STOP_SIGNALS`` from here on. In the main thread only.
+        """Handle ``STOP_SIGNALS`` from now on. Call it in the main thread.
 
-        A thread hears them: the main one may be waiting in a collective, where Python's own handlers do not run.
+        A thread reads the signals from a pipe: the main thread may be blocked in a collective, where Python runs no
+        signal handlers.
         """
         read_fd, write_fd = os.pipe()
         os.set_blocking(write_fd, False)
@@ -54,11 +55,11 @@ class StopRequest:
         return self
 
     def _read_signals(self, read_fd: int) -> None:
+        interrupts = 0
         while True:
             for number in os.read(read_fd, 64):
-                if number not in STOP_SIGNALS:
-                    continue
-                self._signalled = True
-                self._interrupts += number == signal.SIGINT
-                if self._interrupts > 1:
+                if number in STOP_SIGNALS:
+                    self.request()
+                interrupts += number == signal.SIGINT
+                if interrupts > 1:
                     os._exit(_INTERRUPTED)

@@ -1,4 +1,5 @@
-"""Before any collective the ranks say what has to be the same on all of them, and what is wrong with one."""
+"""Preflight: before the first collective, check that no rank has an error and that all have the same versions, sources
+and options."""
 
 import hashlib
 import json
@@ -13,50 +14,58 @@ import torch.distributed as dist
 from bert_pretrain.errors import ConfigError
 
 _COMPARED = ("torch", "transformers", "numpy", "h5py")
-_FAULTS = "faults"
+_RESULT = "preflight/result"
 
 
 def environment_facts(device: torch.device, options: str) -> dict[str, str]:
-    """What has to be the same on all ranks, by the name under which a user knows it."""
+    """What must be the same on all ranks, by the name that a message gives it."""
     sources = hashlib.sha256()
     for path in sorted(Path(__file__).parent.parent.rglob("*.py")):
         sources.update(path.read_bytes())
-    facts = {"Python": platform.python_version()} | {name: version(name) for name in _COMPARED}
+    facts = {"the device": device.type, "Python": platform.python_version()}
+    facts |= {name: version(name) for name in _COMPARED}
     if device.type == "cuda":
         facts["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
-    facts |= {"the device": device.type, "bert_pretrain's source": sources.hexdigest()[:12]}
+    facts["bert_pretrain's source"] = sources.hexdigest()[:12]
     return facts | {"the set of options": hashlib.sha256(options.encode()).hexdigest()[:12]}
 
 
 def rank_label(rank: int) -> str:
-    """Of which rank on which node a message is, in words that follow it."""
+    """`` (rank 3 on HOST)``: added to a message that concerns one rank."""
     return f" (rank {rank} on {socket.gethostname()})"
 
 
-def check_ranks_agree(store: dist.Store, rank: int, size: int, fault: str, facts: dict[str, str]) -> str:
-    """Before any collective: every rank says its fault and its ``facts``, rank 0 finds the first that is wrong.
+def check_ranks_agree(store: dist.Store, rank: int, size: int, error: str, facts: dict[str, str]) -> str:
+    """Exchange ``error`` and ``facts`` of all ranks; the first problem found, the same text on every rank, or "".
 
-    Returns what is wrong, the same on every rank; empty where nothing is. Costs ``size`` reads of a small value. Raises
-    ``ConfigError`` where rank 0 does not answer.
+    Rank 0 compares: it reads ``size`` small values. Raises ``ConfigError`` if rank 0 does not answer.
     """
-    store.set(f"here/{rank}", json.dumps([fault and fault + rank_label(rank), rank_label(rank), facts]))
+    store.set(f"preflight/{rank}", json.dumps([error and error + rank_label(rank), rank_label(rank), facts]))
     if rank > 0:
         try:
-            return store.get(_FAULTS).decode()
+            return store.get(_RESULT).decode()
         except dist.DistStoreError:
-            raise ConfigError(f"rank 0 of {size} did not come; see the output of its node") from None
-    verdict = ""
-    for other in range(size):
-        try:
-            said, place, theirs = json.loads(store.get(f"here/{other}"))
-        except dist.DistStoreError:
-            said, place, theirs = f"rank {other} of {size} did not come; see the output of its node", "", facts
-        unequal = [
-            f"{name} is not the same on all nodes: {found} here, {theirs[name]} there{place}; give every node the "
-            "same environment and command"
-            for name, found in facts.items()
-            if theirs.get(name) != found
-        ]
-        verdict = verdict or said or next(iter(unequal), "")
-    store.set(_FAULTS, verdict)
-    return verdict
+            raise ConfigError(_missing(0, size)) from None
+    problems = [_find_problem(store, other, size, facts) for other in range(size)]
+    result = next(filter(None, problems), "")
+    store.set(_RESULT, result)
+    return result
+
+
+def _find_problem(store: dist.Store, rank: int, size: int, facts: dict[str, str]) -> str:
+    try:
+        error, label, theirs = json.loads(store.get(f"preflight/{rank}"))
+    except dist.DistStoreError:
+        return _missing(rank, size)
+    differing = [name for name in facts if theirs.get(name) != facts[name]]
+    if error or not differing:
+        return str(error)
+    name = differing[0]
+    return (
+        f"{name} is not the same on all nodes: {facts[name]} on rank 0, but {theirs.get(name)}{label}; give every "
+        "node the same environment and command"
+    )
+
+
+def _missing(rank: int, size: int) -> str:
+    return f"rank {rank} of {size} did not connect in time; see the output of its node"

@@ -1,10 +1,10 @@
-"""Which rank is gone, or holds up the others: said by name within a timeout.
+"""Watchdog: names the rank that died or is stuck, within a timeout, and exits.
 
-A collective does not say who is missing: it waits, or fails with a torn connection. So every rank writes a sign of life
-into the store through which the ranks met, beside the training and over a connection of its own. Rank 0 reads all of
-them, the others read rank 0's and its verdict: two small messages a rank every few seconds, whatever the size. Who
-finds a rank silent, or the run without progress, says so once a node and ends its process, whose main thread waits in
-a collective that nobody can call off.
+A collective does not report which rank is missing: it blocks, or fails with a broken connection. So every rank writes a
+heartbeat into the store through which the ranks met, over a connection of its own. Rank 0 reads all heartbeats, the
+other ranks read rank 0's and its verdict: two small messages per rank every few seconds, for any number of ranks. A
+rank that finds a dead or stuck peer prints one error per node and calls ``os._exit``, because its main thread is
+blocked in a collective.
 """
 
 import json
@@ -21,26 +21,26 @@ import torch.distributed as dist
 from bert_pretrain.distributed.preemption import StopRequest
 
 EXIT_LOST_RANK = 76
-"""Exit status of a run that lost a rank (EX_PROTOCOL of sysexits.h): start it again."""
-_GO_ON = "the same command goes on from the newest checkpoint"
+"""Exit status of a run that lost a rank and can be resumed (EX_PROTOCOL of sysexits.h)."""
+_ADVICE = "the same command goes on from the newest checkpoint"
 _VERDICT = "verdict"
 
 
 @dataclass
 class PeerStatus:
-    """The last that was heard of a rank, and when, by the clock of who heard it."""
+    """The last heartbeat of another rank, and when it was read, by this rank's clock."""
 
-    text: bytes = b""
+    heartbeat: bytes = b""
     step: int = 0
     host: str = "an unknown host"
-    heard: float = field(default_factory=time.monotonic)
+    last_seen: float = field(default_factory=time.monotonic)
 
 
 class Watchdog:
-    """This rank's sign of life, and its look at those of others.
+    """Sends this rank's heartbeats and checks those of its peers, in two daemon threads.
 
-    Two daemon threads: one talks to the store, and is stuck where the network is; the other judges. Silence is judged
-    early enough for all ranks to have ended when ``timeout`` seconds are over.
+    One thread talks to the store, and may block when the network does; the other one checks. Peers count as lost early
+    enough for all ranks to have exited after ``timeout`` seconds.
     """
 
     def __init__(
@@ -49,10 +49,11 @@ class Watchdog:
         rank: int,
         size: int,
         timeout: float,
-        says: bool = True,
-        stop: StopRequest | None = None,
+        prints_errors: bool = True,
+        stop_request: StopRequest | None = None,
     ) -> None:
-        self.rank, self.timeout, self.says, self.stop = rank, timeout, says, stop or StopRequest()
+        self.rank, self.timeout, self.prints_errors = rank, timeout, prints_errors
+        self.stop_request = stop_request or StopRequest()
         self.interval = min(5.0, timeout / 10)
         self._store = dist.PrefixStore("watchdog", store.clone())  # type: ignore[attr-defined]  # torch's stubs lack it
         self._store.set_timeout(timedelta(seconds=timeout))
@@ -60,105 +61,106 @@ class Watchdog:
         self._last_progress = float("inf")  # nothing is late before the first step
         self._peers = {other: PeerStatus() for other in (range(1, size) if rank == 0 else range(1))}
         self._verdict = ""
-        self._ended, self._leaving = threading.Event(), threading.Lock()
+        self._stopped, self._exiting = threading.Event(), threading.Lock()
         self._threads = [
-            threading.Thread(target=work, daemon=True) for work in (self._exchange_heartbeats, self._watch_peers)
+            threading.Thread(target=work, daemon=True) for work in (self._exchange_heartbeats, self._check_peers)
         ]
         self._send_heartbeat()
         if rank == 0:
             self._store.set(_VERDICT, "")
 
     def start(self) -> None:
-        """Begin; once all ranks are there."""
+        """Start checking, once all ranks have connected."""
         for peer in self._peers.values():
-            peer.heard = time.monotonic()
+            peer.last_seen = time.monotonic()
         for thread in self._threads:
             thread.start()
 
-    def end(self) -> None:
-        """Stop watching; no thread is in torch's code when the interpreter ends, which would abort it."""
-        self._ended.set()
+    def stop(self) -> None:
+        """Stop both threads: one inside torch's code at interpreter exit would abort the process."""
+        self._stopped.set()
         for thread in self._threads:
             thread.join(timeout=self.interval)
 
     def report_progress(self, step: int | None = None) -> None:
-        """The main thread gets on, in ``step`` where one begins."""
+        """The main thread has made progress; ``step``: the step that it begins, if it begins one."""
         self._last_progress = time.monotonic()
         if step is not None:
             self._step = step
 
     def collective_failed(self, reason: str) -> None:
-        """A collective has failed in the main thread: find out whose fault it is, say it, and end the process.
+        """A collective failed in the main thread: find the rank to blame, print it and exit.
 
-        After a request to stop that is the launcher's work, which ends the other ranks of a node when one has died.
+        After a stop request it does not look for long: the launcher kills the other ranks of a node once one has died.
         """
-        found = ""
+        fault = ""
         for _ in range(12):
-            found = self._verdict or self._silent_peer(2.5 * self.interval)
-            if found or self.stop.requested:
+            fault = self._verdict or self._find_dead_peer(2.5 * self.interval)
+            if fault or self.stop_request.requested:
                 break
             time.sleep(self.interval / 2)
-        self._leave(found or f"a connection to another rank broke in step {self._step}", reason)
+        self._exit(fault or f"a connection to another rank broke in step {self._step}", reason)
 
     def _send_heartbeat(self) -> None:
         self._heartbeats += 1
         self._store.set(str(self.rank), json.dumps([self._heartbeats, self._step, socket.gethostname()]))
 
     def _exchange_heartbeats(self) -> None:
-        while not self._ended.wait(self.interval):
+        while not self._stopped.wait(self.interval):
             try:
                 self._send_heartbeat()
-                texts = self._store.multi_get([str(other) for other in self._peers])
+                heartbeats = self._store.multi_get([str(other) for other in self._peers])
                 if self.rank > 0:
                     self._verdict = self._store.get(_VERDICT).decode()
                 elif self._verdict:
                     self._store.set(_VERDICT, self._verdict)
-            except RuntimeError:  # the store is out of reach: its silence is judged
+            except RuntimeError:  # the store cannot be reached: the peers count as lost after a while
                 continue
-            for peer, text in zip(self._peers.values(), texts, strict=True):
-                if text != peer.text:
-                    peer.text, peer.heard = text, time.monotonic()
-                    _, peer.step, peer.host = json.loads(text)
+            for peer, heartbeat in zip(self._peers.values(), heartbeats, strict=True):
+                if heartbeat != peer.heartbeat:
+                    peer.heartbeat, peer.last_seen = heartbeat, time.monotonic()
+                    _, peer.step, peer.host = json.loads(heartbeat)
 
-    def _watch_peers(self) -> None:
-        while not self._ended.wait(self.interval / 2):
-            found = self._verdict or self._silent_peer(self.timeout - 3 * self.interval) or self._stuck_rank()
-            if found:
-                self._leave(found, "")
+    def _check_peers(self) -> None:
+        while not self._stopped.wait(self.interval / 2):
+            limit = self.timeout - 3 * self.interval
+            fault = self._verdict or self._find_dead_peer(limit) or self._find_stuck_rank(limit)
+            if fault:
+                self._exit(fault)
 
-    def _silent_peer(self, limit: float) -> str:
-        """Who was not heard of for ``limit`` seconds, the longest silent one by name."""
+    def _find_dead_peer(self, limit: float) -> str:
+        """A message if peers sent no heartbeat for ``limit`` seconds; it names the one missing for longest."""
         now = time.monotonic()
-        silent = sorted((peer.heard, rank) for rank, peer in self._peers.items() if now - peer.heard > limit)
-        if not silent:
+        dead = sorted((peer.last_seen, rank) for rank, peer in self._peers.items() if now - peer.last_seen > limit)
+        if not dead:
             return ""
-        (heard, rank), others = silent[0], len(silent) - 1
+        (last_seen, rank), more = dead[0], f" (and {len(dead) - 1} more)" if len(dead) > 1 else ""
+        peer, seconds = self._peers[rank], now - last_seen
         return (
-            f"rank {rank} on {self._peers[rank].host}{f' and {others} more' if others else ''} fell silent in step "
-            f"{self._peers[rank].step}, {now - heard:.0f} s ago: its process, its machine or the network to it is gone"
+            f"rank {rank} on {peer.host}{more} fell silent in step {peer.step}, {seconds:.0f} s ago: "
+            "its process or its node died, or the network failed"
         )
 
-    def _stuck_rank(self) -> str:
-        """On rank 0: who keeps the others waiting for nearly ``timeout`` seconds, by the steps that they are in."""
+    def _find_stuck_rank(self, limit: float) -> str:
+        """On rank 0: a message if it made no progress for ``limit`` seconds; it names the rank furthest behind."""
         waited = time.monotonic() - self._last_progress
-        if self.rank > 0 or waited < self.timeout - 3 * self.interval:
+        if self.rank > 0 or waited < limit:
             return ""
         steps = {0: self._step} | {rank: peer.step for rank, peer in self._peers.items()}
         last = min(steps, key=lambda rank: (steps[rank], rank))
         if steps[last] == max(steps.values()):
-            return f"no rank has got beyond step {self._step} for {waited:.0f} s, though all processes are alive"
+            return f"no rank has made progress beyond step {self._step} for {waited:.0f} s, though all are alive"
         host = self._peers[last].host if last else socket.gethostname()
         return (
             f"rank {last} on {host} is alive but stuck in step {steps[last]}; the others have waited for it in step "
             f"{max(steps.values())} for {waited:.0f} s"
         )
 
-    def _leave(self, found: str, reason: str) -> None:
-        self._leaving.acquire()  # for good: said once
-        self._verdict = found
-        if self.says:
-            why = f" ({reason})" if reason else ""
-            print(f"error: {found}{why}; {_GO_ON}", file=sys.stderr, flush=True)
-        if self.rank == 0 and not self.stop.requested:
-            time.sleep(2 * self.interval)  # the store ends with this node; the others hear first
+    def _exit(self, fault: str, reason: str = "") -> None:
+        self._exiting.acquire()  # never released: only one thread prints
+        self._verdict = fault
+        if self.prints_errors:
+            print(f"error: {fault}{f' ({reason})' if reason else ''}; {_ADVICE}", file=sys.stderr, flush=True)
+        if self.rank == 0 and not self.stop_request.requested:
+            time.sleep(2 * self.interval)  # the store dies with this process: first let the others read the verdict
         os._exit(EXIT_LOST_RANK)

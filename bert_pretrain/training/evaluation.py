@@ -1,4 +1,4 @@
-"""The model on samples that it is not trained on."""
+"""Evaluation on the held-out split."""
 
 import torch
 
@@ -14,29 +14,29 @@ from bert_pretrain.training.metrics import Row
 def evaluate(
     model: PretrainingModel, heldout: ShardSet, micro_batch_size: int, world: World, stop: StopRequest
 ) -> Row | None:
-    """Losses and accuracies over the whole held-out split, in float32, as plain ``transformers`` gives them.
+    """Mean losses and accuracies over the whole held-out split, in float32, equal to those of plain ``transformers``.
 
-    None where a rank was asked to stop meanwhile: all ranks leave behind the same batch. They add up who was asked
-    with every batch, and read the sum one batch late, so that the device has the next one to do.
+    None if a rank was asked to stop meanwhile: stop requests are all-reduced with each batch and read one batch later,
+    so that the device never waits for the host, and all ranks return after the same batch.
     """
     model.eval()
     totals = torch.zeros(6, dtype=torch.float64, device=world.device)
-    before = torch.zeros((), device=world.device)
+    previous_requests = torch.zeros((), device=world.device)
     batches = heldout_batches(heldout, micro_batch_size, world.rank, world.size)
-    largest_share = -(-heldout.samples // world.size)
-    for _ in range(-(-largest_share // micro_batch_size)):  # as often on every rank, though one may have a batch less
+    largest_part = -(-heldout.samples // world.size)
+    for _ in range(-(-largest_part // micro_batch_size)):  # the same number on all ranks; some have a batch less
         world.report_progress()
-        asked = world.sum(torch.tensor(float(stop.requested)).to(world.device, non_blocking=True))
+        requests = world.sum(torch.tensor(float(stop.requested)).to(world.device, non_blocking=True))
         micro_batch = next(batches, None)
         if micro_batch is not None:
             out = model(*micro_batch.to(world.device).tensors())
             totals[:4] += torch.stack([part.double() for part in out])
             totals[4] += (micro_batch.masked_labels >= 0).sum()
             totals[5] += len(micro_batch.input_ids)
-        if before.item() > 0:
+        if previous_requests.item() > 0:
             model.train()
             return None
-        before = asked
+        previous_requests = requests
     model.train()
     mlm, nsp, mlm_correct, nsp_correct, masked, samples = world.sum(totals).tolist()
     masked = max(masked, 1.0)

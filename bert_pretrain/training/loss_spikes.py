@@ -1,63 +1,60 @@
-"""Numerical trouble: gradients that are not finite, a loss scale that collapses, losses that spike.
+"""Loss spikes, and runs of skipped steps.
 
-A spike is measured against a running scale: the mean of the losses, and the mean distance between neighbouring losses,
-which a long descent leaves alone; both forget exponentially. What lies further above the mean than ``spike_deviations``
-such distances is a spike. It counts in the distance as that bound and in the mean as at most twice the mean, so that
-one outlier does not hide the next, while a lasting change becomes the new normal. All of it follows from the losses
-alone and is kept in the checkpoint: a resumed run judges as the undisturbed one.
+A loss is a spike if it exceeds the running mean by more than ``spike_deviations`` times the running mean distance of
+neighbouring losses, which a long descent does not inflate. Both are exponential averages. A spike enters the distance
+clipped to that bound and the mean clipped to twice the mean: one outlier does not hide the next, and a lasting change
+becomes the new normal. The state depends on the losses only and is saved in the checkpoint, so that a resumed run
+decides as an uninterrupted one.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from bert_pretrain.errors import DivergedError
 
-_MEMORY = 0.98  # of a step in the next: the scale looks back about 50 steps
-_LEARNING = 50  # losses before the scale is trusted
-_COLLAPSED = 2.0**-8  # a loss scale that has shrunk the gradients this far and still sees them overflow
+_DECAY = 0.98  # of the averages: they look back about 50 steps
+_WARM_UP = 50  # losses before anything counts as a spike
+_COLLAPSED = 2.0**-8  # a loss scale this small that still overflows: a smaller one will not help
 
 
 @dataclass
 class LossSpikeDetector:
-    """What the losses and norms of a run have been so far; a part of its progress."""
+    """Running statistics of the losses; saved with the run's progress."""
 
     mean: float = 0.0
     deviation: float = 0.0
-    """Mean distance between neighbouring losses."""
+    """Mean distance of neighbouring losses."""
     last: float = 0.0
     seen: int = 0
-    """Losses in the scale."""
+    """Losses so far."""
     spikes: int = 0
     skipped_in_a_row: int = 0
 
-    def state_dict(self) -> dict[str, float]:
-        """For the checkpoint."""
-        return asdict(self)
-
     def note_applied(self, loss: float, spike_deviations: float) -> str | None:
-        """Take the loss of an applied step into the scale; what is to be said where it is a spike."""
+        """Add the loss of an applied step; returns a message if it is a spike."""
         self.skipped_in_a_row = 0
-        spike = self.seen >= _LEARNING and loss > self.mean + spike_deviations * self.deviation
-        said = f"loss {loss:.4f} is a spike: before it {self.mean:.4f} +- {self.deviation:.4f}" if spike else None
+        warm = self.seen >= _WARM_UP
+        spike = warm and loss > self.mean + spike_deviations * self.deviation
+        message = f"loss {loss:.4f} is a spike: before it {self.mean:.4f} +- {self.deviation:.4f}" if spike else None
         self.spikes += spike
         distance = abs(loss - self.last) if self.seen else 0.0
-        if self.seen >= _LEARNING:
+        if warm:
             distance = min(distance, spike_deviations * self.deviation)
             loss = min(loss, 2.0 * self.mean)
-        keep = min(_MEMORY, self.seen / (self.seen + 1))  # a plain mean until there is enough to forget
-        self.deviation = keep * self.deviation + (1 - keep) * distance
-        self.mean = keep * self.mean + (1 - keep) * loss
+        decay = min(_DECAY, self.seen / (self.seen + 1))  # at first a plain mean
+        self.deviation = decay * self.deviation + (1 - decay) * distance
+        self.mean = decay * self.mean + (1 - decay) * loss
         self.last = loss
         self.seen += 1
-        return said
+        return message
 
     def note_skipped(self, step: int, scale: float, scaled: bool, limit: int) -> None:
-        """Count a step that was skipped after ``step``. Raises ``DivergedError`` where it is time to give up."""
+        """Count a skipped step after ``step``. Raises ``DivergedError`` if there were too many in a row."""
         self.skipped_in_a_row += 1
         if scaled and scale < _COLLAPSED:
             raise DivergedError(
                 f"the loss scale collapsed to {scale:.3g} after step {step}: {self.skipped_in_a_row} steps in a row "
-                "overflowed however small the loss was made, so the loss itself or a weight is not finite; use "
-                "precision.compute=bf16 or fp32, or a lower optimizer.lr, and go on from a checkpoint"
+                "overflowed at any scale, so the loss itself or a weight is not finite; use precision.compute=bf16 or "
+                "fp32, or a lower optimizer.lr, and go on from a checkpoint"
             )
         if self.skipped_in_a_row >= limit:
             raise DivergedError(

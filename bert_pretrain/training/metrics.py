@@ -1,13 +1,14 @@
-"""What a run says while it runs: a row of JSON and a line for each logged step, a bar on a terminal, wandb if asked.
+"""Metrics of a run: rows in ``metrics.jsonl``, lines and a progress bar on the terminal, wandb.
 
-Three kinds of rows, each with ``step``, told apart by a key that only they have: a training step (``loss``), an
-evaluation (``eval_loss``), and the layers of one update (``trust_ratio``, see ``LayerRows``).
+There are three kinds of rows, each with ``step``: a training step (has ``loss``), an evaluation (has ``eval_loss``),
+and the layers of one update (has ``trust_ratio``, see ``LayerRows``).
 """
 
 import json
 import math
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -27,59 +28,51 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Item = TypeVar("Item")
 WANDB_SECONDS = 60.0
-"""How long the end of a run waits for wandb."""
+"""How long wandb may take to start and to finish."""
 LAYER_KINDS = ("trust_ratio", "weight_norm", "update_norm")
 
 
 class MetricsLog:
-    """``metrics.jsonl``, the terminal and wandb. With no ``path`` (ranks other than the first) it is silent."""
+    """Writes to ``metrics.jsonl``, the terminal and wandb; to nothing without ``path`` (all ranks but the first)."""
 
     def __init__(self, path: Path | None, total_steps: int) -> None:
         self.path = path
-        self._bar = tqdm(
-            total=total_steps,
-            unit="step",
-            disable=path is None or not sys.stderr.isatty(),
-            dynamic_ncols=True,
-            smoothing=0.05,
-        )
+        hidden = path is None or not sys.stderr.isatty()
+        self._bar = tqdm(total=total_steps, unit="step", disable=hidden, dynamic_ncols=True, smoothing=0.05)
         self._wandb: Any = None
         self._unwritten = ""
-        self._evaluated: set[int] = set()
+        self.evaluated: set[int] = set()
+        """Steps whose evaluation was in the metrics when the run was resumed."""
         self._started = time.perf_counter()
         self._first_step = 0
 
     def message(self, text: str) -> None:
-        """One line to the user."""
+        """Print one line."""
         if self.path is not None:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
     def resume(self, step: int) -> None:
-        """Drop the rows of steps after ``step``: they are about to be computed again."""
+        """Remove the rows of steps after ``step``: they will be computed again."""
         self._first_step = step
         self._bar.update(step - self._bar.n)
         if self.path is None:
             return
         self.path.touch()
         rows = [row for row in read_rows(self.path) if row["step"] <= step]
-        self._evaluated = {row["step"] for row in rows if "eval_loss" in row}
+        self.evaluated = {row["step"] for row in rows if "eval_loss" in row}
         temporary = self.path.with_name(f".{self.path.name}.partial")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         temporary.rename(self.path)
 
-    def had_evaluation(self, step: int) -> bool:
-        """Whether there was a row of an evaluation of ``step`` when the run was resumed."""
-        return step in self._evaluated
-
     def open_wandb(self, mode: str, project: str, run_dir: Path, key_present: bool, config: Row) -> None:
-        """Log to wandb as well. Whatever wandb does, the run goes on."""
+        """Log to wandb too. No failure of wandb stops the run."""
         if self.path is None or mode == "disabled":
             return
         attempts: list[Literal["online", "offline"]] = ["online", "offline"]
         for wanted in attempts if mode != "offline" and key_present else attempts[1:]:
             try:
-                import wandb  # half a second that only its users pay
+                import wandb  # takes half a second to load
 
                 self._wandb = wandb.init(
                     project=project,
@@ -92,13 +85,12 @@ class MetricsLog:
                     settings=wandb.Settings(silent=True, init_timeout=WANDB_SECONDS),
                 )
                 return
-            except Exception as error:  # a vanished server or a full disk must not end a run of days
-                self.message(
-                    f"wandb is not {wanted}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-                )
+            except Exception as error:  # no server, a full disk
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                self.message(f"wandb cannot start {wanted}: {reason}")
 
     def row(self, row: Row) -> None:
-        """Append one row to ``metrics.jsonl`` and to wandb; flushed, so that a killed run has its rows."""
+        """Append one row to ``metrics.jsonl``, flushed at once, and to wandb."""
         if self.path is None:
             return
         self._append(json.dumps(row) + "\n")
@@ -107,12 +99,12 @@ class MetricsLog:
                 self._wandb.log(row, step=row["step"])
             except Exception as error:
                 self._wandb = None
-                self.message(f"wandb is off from here: {error}")
+                self.message(f"wandb failed and is off from now on: {error}")
 
     def _append(self, line: str) -> None:
-        """Where the disk takes no rows they wait here, and go with the next one that it takes."""
+        """Rows that cannot be written stay in memory, and are written with the next one that can."""
         assert self.path is not None
-        waiting, self._unwritten = self._unwritten, self._unwritten + line
+        reported, self._unwritten = bool(self._unwritten), self._unwritten + line
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
             with open(self.path, "a", encoding="utf-8") as file:
@@ -120,63 +112,63 @@ class MetricsLog:
             self._unwritten = ""
         except OSError as error:
             with suppress(OSError):
-                os.truncate(self.path, size)  # half a row would hide those after it
-            if not waiting:
+                os.truncate(self.path, size)  # half a row would hide the ones after it
+            if not reported:
                 self.message(f"{self.path} cannot be written ({error}); training goes on, its rows are kept in memory")
 
     def advance(self, step: int) -> None:
-        """Move the bar."""
+        """Advance the progress bar to ``step``."""
         self._bar.update(step - self._bar.n)
 
     def seconds_left(self, step: int) -> float:
-        """Estimated from the rate since this process began."""
+        """Estimated from the mean time of a step since ``start_clock``."""
         done = max(1, step - self._first_step)
         return (time.perf_counter() - self._started) / done * (self._bar.total - step)
 
     def start_clock(self) -> None:
-        """Estimates of the time left count from here."""
+        """Start to measure the time of the steps."""
         self._started = time.perf_counter()
 
     def close(self, failed: bool = False) -> None:
-        """End the bar and the wandb run, there too as ``failed`` says."""
+        """Close the progress bar and finish the wandb run, marked as ``failed`` or not."""
         self._bar.close()
         if self._unwritten:
             self.message(f"{self._unwritten.count(chr(10))} rows could not be written to {self.path}")
         if self._wandb is None:
             return
-        # Without its server, wandb tries for hours.
-        done = threading.Thread(target=self._finish_wandb, args=(failed,), daemon=True)
-        done.start()
-        done.join(WANDB_SECONDS)
-        if done.is_alive():
-            self.message(f"wandb does not answer; the run's data are in {self._wandb.dir}: wandb sync")
+        # In a thread with a timeout: without its server, wandb tries for hours.
+        thread = threading.Thread(target=self._finish_wandb, args=(failed,), daemon=True)
+        thread.start()
+        thread.join(WANDB_SECONDS)
+        if thread.is_alive():
+            self.message(f"wandb does not answer; upload the run later: wandb sync {self._wandb.dir}")
 
     def _finish_wandb(self, failed: bool) -> None:
         try:
             self._wandb.finish(exit_code=int(failed))
         except Exception as error:
-            self.message(f"wandb did not finish: {error}")
+            self.message(f"wandb could not finish: {error}")
 
 
 @dataclass(frozen=True)
 class LayerRows:
-    """Rows about what layer-wise adaptation did in one update, each value by layer.
+    """Rows with the trust ratios and norms of one update by layer.
 
-    ``trust_ratio``, ``weight_norm`` (||w|| before the update) and ``update_norm`` (||u||) each map the name of a layer
-    to its value, six digits.
+    ``trust_ratio``, ``weight_norm`` (||w|| before the update) and ``update_norm`` (||u||) map the name of each layer to
+    its value, with six digits.
     """
 
     names: list[str]
-    """The layers of the optimizer's ``layer_report``; none where it adapts none: then there are no rows."""
+    """The layers in the optimizer's ``layer_report``; empty if it is not layer-wise: no rows."""
     every: int
     """Applied steps between two rows; 0: no rows."""
 
-    def may_fall_in(self, first: int, count: int) -> bool:
+    def due(self, first: int, count: int = 1) -> bool:
         """Whether one of ``count`` steps from ``first`` on gets a row."""
         return bool(self.names and self.every) and any(step % self.every == 0 for step in range(first, first + count))
 
     def row(self, step: int, values: list[float]) -> Row:
-        """The row of ``step``; ``values``: the report's three rows in one; NaN, for layers not updated, is left out."""
+        """The row of ``step`` from the flattened (3, layers) ``layer_report``; NaN marks layers without an update."""
         row: Row = {"step": step}
         count = len(self.names)
         for i, kind in enumerate(LAYER_KINDS):
@@ -187,7 +179,7 @@ class LayerRows:
 
 @dataclass
 class Throughput:
-    """Work done since the last row."""
+    """Tokens, FLOPs and waiting time since the last row."""
 
     tokens: float = 0.0
     flops: float = 0.0
@@ -196,12 +188,12 @@ class Throughput:
     since: float = field(default_factory=time.perf_counter)
 
     def add(self, model: ModelConfig, step: "StepNumbers") -> None:
-        """Count a step of all ranks."""
+        """Add a step of all ranks."""
         self.tokens += step.tokens
-        self.flops += training_flops(model, step.samples, step.tokens, step.squared, step.masked)
+        self.flops += training_flops(model, step.samples, step.tokens, step.squared_lengths, step.masked)
 
     def time_waiting(self, items: Iterator[Item]) -> Iterator[Item]:
-        """``items``, the time spent waiting for each counted."""
+        """``items``, measuring the time that the consumer waits for them."""
         while True:
             started = time.perf_counter()
             item = next(items, None)
@@ -211,7 +203,7 @@ class Throughput:
             yield item
 
     def rates(self, peak: float) -> Row:
-        """What a row says of the time, and begin anew; ``peak``: FLOP/s of all devices together."""
+        """The metrics of the interval, and start a new one; ``peak``: FLOP/s of all devices together."""
         now = time.perf_counter()
         seconds = now - self.since
         row = {
@@ -226,7 +218,7 @@ class Throughput:
 
 
 def training_line(row: Row, total_steps: int, seconds_left: float) -> str:
-    """A logged step in one line."""
+    """The line for a training step."""
     return (
         f"step {row['step']:>7}/{total_steps}  loss {row['loss']:.3f}  mlm {row['mlm_loss']:.3f}  "
         f"acc {row['mlm_accuracy']:.3f}  lr {row['lr']:.2e}  |g| {row['grad_norm']:.3g}  "
@@ -235,7 +227,7 @@ def training_line(row: Row, total_steps: int, seconds_left: float) -> str:
 
 
 def evaluation_line(row: Row) -> str:
-    """An evaluation in one line."""
+    """The line for an evaluation."""
     return (
         f"step {row['step']:>7}  held out: loss {row['eval_loss']:.3f}  mlm {row['eval_mlm_loss']:.4f}  "
         f"mlm acc {row['eval_mlm_accuracy']:.3f}  nsp acc {row['eval_nsp_accuracy']:.3f}"
@@ -254,7 +246,7 @@ def duration(seconds: float) -> str:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a ``metrics.jsonl``; a last line torn by a kill is left out."""
+    """The rows of a ``metrics.jsonl``, up to a line that a kill has cut off."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -265,12 +257,10 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def writable_directory(path: Path) -> str | None:
-    """Create ``path`` and try to write in it; what stands in the way, or None."""
+    """Create ``path`` and try to write into it; the error, or None."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".write-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path):
+            return None
     except OSError as error:
         return str(error)
-    return None

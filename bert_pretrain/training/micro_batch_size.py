@@ -1,4 +1,4 @@
-"""``batch.micro_batch_size=auto`` on GPUs: the most samples that fit, the same number on all ranks."""
+"""``batch.micro_batch_size=auto`` on GPUs: the most samples that fit into memory, the same number on all ranks."""
 
 from collections.abc import Callable
 
@@ -11,17 +11,17 @@ from bert_pretrain.model.bert import PretrainingModel
 from bert_pretrain.model.precision import MixedPrecision
 from bert_pretrain.training.options import MEMORY_SHARE
 
-_STATE_BYTES = 8  # a parameter: two moments in float32, which do not exist before the first step
+_STATE_BYTES = 8  # per parameter: two float32 moments, not allocated before the first step
 
 
 def most_that_fit(limit: int, fits: Callable[[int], bool], world: World) -> int:
-    """The largest of 1, 2, 3, 4, 6, 8, 12, ... up to ``limit`` that ``fits`` on every rank; 0 where none does.
+    """The largest of 1, 2, 3, 4, 6, 8, 12, ... up to ``limit`` that ``fits`` on every rank; 0 if none does.
 
-    All ranks ask about the same sizes in the same order, and stop together.
+    All ranks try the same sizes in the same order.
     """
     best = 0
     for size in sorted({min(limit, part << power) for power in range(limit.bit_length()) for part in (1, 3)}):
-        if not world.smallest(int(fits(size))):
+        if not all(world.gather(fits(size))):
             break
         best = size
     return best
@@ -30,10 +30,10 @@ def most_that_fit(limit: int, fits: Callable[[int], bool], world: World) -> int:
 def micro_batch_that_fits(
     model: PretrainingModel, precision: MixedPrecision, world: World, limit: int, length: int, predictions: int
 ) -> int:
-    """Run ``model`` forward and backward on ever more samples of ``length`` tokens, as many as ``limit``.
+    """Try forward and backward on growing dummy batches of ``length`` tokens, up to ``limit`` samples.
 
-    It runs as it is before it is compiled, which takes more memory than after. A device synchronisation; leaves no
-    gradients behind. Raises ``SharedError`` where not even one sample fits.
+    The model is not yet compiled, which needs more memory than compiled. Synchronises the device; leaves no gradients.
+    Raises ``SharedError`` if not even one sample fits.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     budget = MEMORY_SHARE * torch.cuda.get_device_properties(world.device).total_memory - _STATE_BYTES * parameters

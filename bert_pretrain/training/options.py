@@ -4,15 +4,19 @@ from dataclasses import dataclass
 
 from bert_pretrain.errors import require
 
+MEMORY_SHARE = 0.92
+"""Share of a GPU's memory that a run may fill; the rest is for fragmentation and for other libraries."""
+
 
 @dataclass
 class TrainingConfig:
-    """Options ``training.*``: how often the run looks up."""
+    """Options ``training.*``."""
 
     evaluate_every_steps: int
-    """Applied steps between two evaluations on the held-out shards; the last step always gets one."""
+    """Applied steps between two evaluations on the held-out shards. There is always one after the last step."""
     stop_after_minutes: float | None
-    """Counted from the start of the process: then the run saves and ends, asking to be started again; null: never."""
+    """Minutes after the start of the process at which the run saves and exits with status 75, to be started again;
+    null: no limit."""
 
     def __post_init__(self) -> None:
         require(self.evaluate_every_steps >= 1, "training.evaluate_every_steps", self.evaluate_every_steps, "1 or more")
@@ -25,12 +29,13 @@ class LoggingConfig:
     """Options ``logging.*``."""
 
     every_steps: int
-    """Applied steps between two rows."""
+    """Applied steps between two logged steps (a line of output, a row of metrics.jsonl)."""
     layers_every_steps: int
-    """Applied steps between two rows about the layers (trust ratio, norms), for optimizers that adapt them; 0: none."""
+    """Applied steps between two rows of trust ratios and norms by layer, for layer-wise optimizers; 0: none."""
     wandb: str
-    """``disabled``, ``offline``, ``online``, or ``auto``: online where a key is found, else offline."""
+    """``disabled``, ``offline``, ``online``, or ``auto``: online if there is an API key, else offline."""
     wandb_project: str
+    """Name of the wandb project."""
 
     def __post_init__(self) -> None:
         require(self.every_steps >= 1, "logging.every_steps", self.every_steps, "1 or more")
@@ -45,14 +50,14 @@ class NumericsConfig:
     """Options ``numerics.*``."""
 
     max_skipped_in_a_row: int
-    """Steps in a row whose gradient is not finite, before the run ends with a diagnosis."""
+    """The run fails after this many skipped steps (gradient not finite) in a row."""
     spike_deviations: float
-    """A loss is a spike where it lies this many mean distances of neighbouring losses above the running mean."""
+    """A loss is a spike if it exceeds the running mean by this many mean distances of neighbouring losses."""
     on_spike: str
-    """``continue`` counts and reports spikes; ``rewind`` goes back to the newest checkpoint and passes over the samples
-    between it and the spike."""
+    """``continue`` reports and counts loss spikes; ``rewind`` also goes back to the newest checkpoint and skips the
+    samples between it and the spike."""
     max_rewinds: int
-    """Rewinds to one checkpoint before the run ends with a diagnosis."""
+    """The run fails if it has to rewind to the same checkpoint more often than this."""
 
     def __post_init__(self) -> None:
         limit = self.max_skipped_in_a_row
@@ -60,6 +65,3 @@ class NumericsConfig:
         require(self.spike_deviations > 0, "numerics.spike_deviations", self.spike_deviations, "a number above 0")
         require(self.on_spike in ("continue", "rewind"), "numerics.on_spike", self.on_spike, "continue, rewind")
         require(self.max_rewinds >= 1, "numerics.max_rewinds", self.max_rewinds, "1 or more")
-
-
-MEMORY_SHARE = 0.92  # the rest is for fragments, and for what other libraries take later

@@ -1,4 +1,4 @@
-"""The numbers of a step on their way from the device to the host, while the next step runs."""
+"""The numbers of a step, copied to the host while the next step runs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,70 +8,72 @@ import torch
 
 @dataclass(frozen=True)
 class StepNumbers:
-    """What a step has to say, over all ranks."""
+    """The numbers of one step, over all ranks."""
 
     skipped: float
-    """1 where the gradient was not finite and the update was left out."""
-    rate: float
-    norm: float
+    """1 if the update was skipped because the gradient was not finite."""
+    lr: float
+    grad_norm: float
     """||G|| of the global batch."""
-    scale: float
-    """The loss scale that the step ran with."""
-    unhealthy: float
-    """Above 0 where a weight or moment is not finite."""
+    loss_scale: float
+    """The scale that this step ran with."""
+    nonfinite_state: float
+    """Above 0 if a weight or moment is not finite."""
     samples: float
     masked: float
     tokens: float
-    squared: float
+    squared_lengths: float
     """Sum over samples of the squared number of real tokens."""
     stop_requests: float
     """Ranks that were asked to stop."""
-    mlm: float
-    nsp: float
+    mlm_sum: float
+    nsp_sum: float
     mlm_correct: float
     nsp_correct: float
     layers: list[float]
-    """The report on the layers; empty where it was not asked for."""
-
-    @property
-    def mlm_loss(self) -> float:
-        """Mean over the masked tokens of the global batch."""
-        return self.mlm / max(self.masked, 1)
-
-    @property
-    def nsp_loss(self) -> float:
-        """Mean over the samples of the global batch."""
-        return self.nsp / self.samples
+    """The optimizer's ``layer_report``; empty if it was not requested."""
 
     @property
     def loss(self) -> float:
-        """The loss of the step."""
-        return self.mlm_loss + self.nsp_loss
+        """The loss of the step: means over the masked tokens and over the samples of the global batch."""
+        return self.mlm_sum / max(self.masked, 1) + self.nsp_sum / self.samples
+
+    def row(self) -> dict[str, float]:
+        """For the metrics of a training step."""
+        return {
+            "loss": self.loss,
+            "mlm_loss": self.mlm_sum / max(self.masked, 1),
+            "nsp_loss": self.nsp_sum / self.samples,
+            "mlm_accuracy": self.mlm_correct / max(self.masked, 1),
+            "nsp_accuracy": self.nsp_correct / self.samples,
+            "lr": self.lr,
+            "grad_norm": self.grad_norm,
+        }
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """A dispatched step: its numbers, on their way to the host."""
+    """An enqueued step, whose numbers are being copied to the host."""
 
     numbers: torch.Tensor
     """float64, in the order of ``StepNumbers``."""
-    arrived: torch.cuda.Event | None
-    """When they are there; None where they never left the host."""
+    copied: torch.cuda.Event | None
+    """Recorded behind the copy; None on CPU."""
 
     def read(self) -> StepNumbers:
-        """The numbers, once they are there."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
+        """Wait for the copy; the numbers."""
+        if self.copied is not None:
+            self.copied.synchronize()
         values: Any = self.numbers.tolist()
         return StepNumbers(*[*values[:14], values[14:]])
 
 
 def fetch(numbers: torch.Tensor) -> StepResult:
-    """Start the copy to the host; nobody waits for it before the next step is on its way."""
+    """Start the copy to the host, without waiting for it."""
     if numbers.device.type != "cuda":
         return StepResult(numbers, None)
     host = torch.empty_like(numbers, device="cpu", pin_memory=True)
     host.copy_(numbers, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return StepResult(host, arrived)
+    copied = torch.cuda.Event()
+    copied.record()
+    return StepResult(host, copied)

@@ -19,7 +19,7 @@ def test_every_sample_is_in_exactly_one_micro_batch(batch: int, micro: int, worl
     assert all(0 < stop - start <= micro for rank in range(world) for start, stop in plan.micro_batches(rank))
 
 
-def test_a_batch_smaller_than_the_ranks_is_refused() -> None:
+def test_a_batch_with_fewer_samples_than_ranks_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"batch\.global_batch_size is 3, but there are 4 ranks"):
         BatchPlan(3, 1, 4)
 

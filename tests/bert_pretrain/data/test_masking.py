@@ -1,4 +1,4 @@
-"""Masking, against a slow implementation of the description, and by its statistics."""
+"""Masking against a slow implementation of the rule, and its statistics."""
 
 import random
 import subprocess
@@ -48,8 +48,8 @@ def plain_masking(
     for position in range(length):
         if row[position] in SPECIAL:
             continue
-        joins = rule.is_continuation is not None and CONTINUATION[row[position]]
-        if joins and units and units[-1][-1] == position - 1:
+        continues = rule.is_continuation is not None and CONTINUATION[row[position]]
+        if continues and units and units[-1][-1] == position - 1:
             units[-1].append(position)
         else:
             units.append([position])
@@ -96,11 +96,11 @@ def test_statistics() -> None:
     candidates = (~np.isin(ids, list(SPECIAL))).sum(1)
     wanted = np.minimum(np.minimum(MOST, np.maximum(1, np.rint(0.15 * lengths))), candidates)
     assert (predicted.sum(1) == wanted).all()
-    stands = np.take_along_axis(masked, positions, axis=1)[predicted]
+    replaced = np.take_along_axis(masked, positions, axis=1)[predicted]
     truth = labels[predicted]
     count = len(truth)
-    is_mask, same = stands == 4, stands == truth
-    drawn = stands[~is_mask & ~same]
+    is_mask, same = replaced == 4, replaced == truth
+    drawn = replaced[~is_mask & ~same]
     assert abs(is_mask.mean() - 0.8) < 5 * (0.16 / count) ** 0.5
     assert abs(same.mean() - 0.1 - 0.1 / (VOCAB - 5)) < 5 * (0.09 / count) ** 0.5
     shares = np.bincount(drawn, minlength=VOCAB) / len(drawn)
@@ -108,9 +108,9 @@ def test_statistics() -> None:
     assert np.abs(shares[5:] - 1 / (VOCAB - 5)).max() < 6 * (1 / VOCAB / len(drawn)) ** 0.5
     assert not np.isin(truth, list(SPECIAL)).any()
     assert (positions < lengths[:, None]).all()
-    full = np.flatnonzero(lengths == LENGTH)  # every inner place is as likely as any other
-    places = np.bincount(positions[full][predicted[full]], minlength=LENGTH)[1:-1] / len(full)
-    assert places.std() < 0.03
+    full = np.flatnonzero(lengths == LENGTH)  # every inner position is equally likely
+    frequency = np.bincount(positions[full][predicted[full]], minlength=LENGTH)[1:-1] / len(full)
+    assert frequency.std() < 0.03
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64])
@@ -127,7 +127,7 @@ def test_restore_is_the_inverse_and_dtypes_agree(dtype: type) -> None:
     assert (mask_samples(reference, lengths, make_rule(), 5, 0, np.arange(200))[0] == masked).all()
 
 
-def test_the_key_alone_decides() -> None:
+def test_masks_depend_on_the_key_only() -> None:
     ids, lengths = make_rows(100, 4)
     rule = make_rule()
     whole = mask_samples(ids, lengths, rule, 9, 2, np.arange(100))
@@ -141,7 +141,7 @@ def test_the_key_alone_decides() -> None:
         assert (other[1] != whole[1]).any(1).mean() > 0.9
 
 
-def test_a_sample_of_long_words_only_has_no_mask() -> None:
+def test_a_sample_whose_words_are_all_too_long_gets_no_mask() -> None:
     ids = np.array([[2, 5, 6, 9, 12, 3, 7, 9, 9, 9, 3]])
     _, positions, _ = mask_samples(ids, np.array([11]), make_rule(True, 0.2), 1, 0, np.array([0]))
     assert positions.sum() == 0
@@ -167,7 +167,7 @@ def test_rule_of_a_vocabulary() -> None:
         MaskingRule.of_vocabulary(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], 0.15, 3, whole_word=False)
 
 
-def test_needs_no_torch() -> None:
+def test_masking_and_shards_import_no_torch() -> None:
     code = "import sys, bert_pretrain.data.masking, bert_pretrain.data.shards, data_prep.prepare, data_prep.verify; "
     code += "assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bert_pretrain.data.sample_order import SampleOrder, permuted
+from bert_pretrain.data.sample_order import SampleOrder, permute
 
 
 def stream(order: SampleOrder, start: int, stop: int) -> np.ndarray:
@@ -14,8 +14,8 @@ def stream(order: SampleOrder, start: int, stop: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 100, 1023, 4096])
-def test_permuted_is_a_bijection(size: int) -> None:
-    assert sorted(permuted(index, size, 11, 3) for index in range(size)) == list(range(size))
+def test_permute_is_a_bijection(size: int) -> None:
+    assert sorted(permute(index, size, 11, 3) for index in range(size)) == list(range(size))
 
 
 @pytest.mark.parametrize(("samples", "block"), [(1, 8), (7, 8), (8, 8), (100, 8), (1003, 32), (64, 1)])
@@ -25,7 +25,7 @@ def test_each_sample_comes_once_an_epoch(samples: int, block: int) -> None:
         assert sorted(stream(order, epoch * samples, (epoch + 1) * samples)) == list(range(samples))
 
 
-def test_the_stream_does_not_depend_on_how_it_is_cut() -> None:
+def test_any_cut_gives_the_same_stream() -> None:
     order = SampleOrder(5, 103, 8)
     whole = stream(order, 0, 309)
     for size in (1, 5, 8, 60):
@@ -33,7 +33,7 @@ def test_the_stream_does_not_depend_on_how_it_is_cut() -> None:
         np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
-def test_epochs_compose_different_batches() -> None:
+def test_epochs_have_different_batches() -> None:
     order = SampleOrder(5, 1024, 32)
     batches = [
         {frozenset(stream(order, at, at + 64)) for at in range(epoch * 1024, (epoch + 1) * 1024, 64)}
@@ -44,26 +44,26 @@ def test_epochs_compose_different_batches() -> None:
             assert not batches[first] & batches[second]
 
 
-def test_the_short_block_holds_other_samples_each_epoch() -> None:
+def test_the_incomplete_block_holds_other_samples_each_epoch() -> None:
     order = SampleOrder(5, 103, 8)
     tails = {frozenset(stream(order, epoch * 103 + 96, epoch * 103 + 103)) for epoch in range(6)}
     assert len(tails) > 3
 
 
-def test_seeds_differ_and_repeat() -> None:
+def test_the_order_depends_on_the_seed_only() -> None:
     first, again, other = (stream(SampleOrder(seed, 500, 16), 0, 500) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first == other).mean() < 0.1
 
 
 def test_neighbouring_positions_are_not_neighbouring_samples() -> None:
-    """A block's inner order and the order of the blocks are both shuffled: no long runs survive."""
+    """Blocks, and the samples within them, are permuted: no long runs of consecutive samples remain."""
     walk = np.diff(stream(SampleOrder(3, 4096, 64), 0, 4096))
     assert (walk == 1).mean() < 0.05
 
 
-def test_a_far_position_costs_what_a_near_one_costs() -> None:
-    """There is no state to roll forward: the calls made are the same for step 0 and for step a billion."""
+def test_finding_a_position_takes_constant_time() -> None:
+    """The same number of slices for step 0 and for step a billion."""
     order = SampleOrder(3, 10**9, 128)
     for step in (0, 10**9):
         assert len(list(order.slices(step * 4096, (step + 1) * 4096))) in (32, 33)

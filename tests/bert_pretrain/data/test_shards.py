@@ -1,4 +1,4 @@
-"""The shard contract: what is written is read, what is broken is named."""
+"""The shard format: writing, reading, damage."""
 
 import json
 from contextlib import closing
@@ -37,21 +37,21 @@ def make_arrays(samples: int = 20, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def write_legacy(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """As the published pipeline: gzip, int32 and int8, no attributes."""
+    """As in the published pipeline: gzip, int32 and int8, no attributes."""
     with h5py.File(path, "w") as file:
         for name, values in arrays.items():
             dtype = "i4" if name in ("input_ids", "masked_lm_positions", "masked_lm_ids") else "i1"
             file.create_dataset(name, data=values, dtype=dtype, compression="gzip")
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_write_and_read(tmp_path: Path) -> None:
     arrays = make_arrays()
     row = write_shard(tmp_path / "train_00000.hdf5", arrays, HEADER)
     assert [path.name for path in tmp_path.iterdir()] == ["train_00000.hdf5"]
     reader = ShardReader(tmp_path / "train_00000.hdf5")
     assert (reader.samples, reader.sequence_length, reader.max_predictions) == (20, 12, 2)
     assert reader.header == HEADER
-    assert reader.checksum == row["checksum"] == content_checksum(arrays)
+    assert reader.checksum == row["checksum"] == content_checksum([arrays])
     part = reader.read(5, 9)
     for name in SHARD_FIELDS:
         assert (part[name] == arrays[name][5:9]).all()
@@ -59,10 +59,10 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     reader.close()
 
 
-def test_every_record_of_a_shard_has_a_checksum_and_none_lies_in_a_heap(tmp_path: Path) -> None:
-    """HDF5's specification: superblocks and headers from version 2 on, OHDR, carry one; global heaps, GCOL, do not.
+def test_all_metadata_has_checksums_and_none_is_in_a_heap(tmp_path: Path) -> None:
+    """HDF5's specification: superblocks and object headers (OHDR) from version 2 on have one, global heaps (GCOL) not.
 
-    A damaged GCOL, where strings of variable length lie, made the library read for ever.
+    Variable-length strings are stored in a GCOL; a damaged one made the library loop forever.
     """
     write_shard(tmp_path / "train_00000.hdf5", make_arrays(), HEADER)
     content = (tmp_path / "train_00000.hdf5").read_bytes()
@@ -71,7 +71,7 @@ def test_every_record_of_a_shard_has_a_checksum_and_none_lies_in_a_heap(tmp_path
     assert b"GCOL" not in content
 
 
-def test_strings_of_variable_length_are_read_as_shards_first_had_them(tmp_path: Path) -> None:
+def test_variable_length_strings_of_our_first_shards_are_read(tmp_path: Path) -> None:
     path = tmp_path / "train_00000.hdf5"
     row = write_shard(path, make_arrays(), HEADER)
     with h5py.File(path, "r+") as file:
@@ -88,9 +88,9 @@ def test_strings_of_variable_length_are_read_as_shards_first_had_them(tmp_path: 
 def test_the_checksum_depends_on_the_values_only() -> None:
     arrays = make_arrays()
     same = {name: np.asfortranarray(values.astype(np.uint16)) for name, values in arrays.items()}
-    assert content_checksum(arrays) == content_checksum(same)
+    assert content_checksum([arrays]) == content_checksum([same])
     same["input_ids"][3, 4] += 1
-    assert content_checksum(arrays) != content_checksum(same)
+    assert content_checksum([arrays]) != content_checksum([same])
 
 
 @pytest.mark.parametrize("field", SHARD_FIELDS)
@@ -164,7 +164,7 @@ def test_a_wrong_header(tmp_path: Path, change: str) -> None:
             del file.attrs["vocab_hash"]
         else:
             file.attrs["samples"] = 21
-    with pytest.raises(ConfigError, match=r"format version 99|lacks the attributes vocab_hash|says it holds 21"):
+    with pytest.raises(ConfigError, match=r"format version 99|lacks the attributes vocab_hash|20 rows, but 21 samples"):
         ShardReader(path)
 
 
@@ -186,7 +186,7 @@ def test_an_interrupted_write_leaves_no_shard(tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "a.hdf5").exists()
 
 
-def test_paths_follow_the_manifest_or_the_names(tmp_path: Path) -> None:
+def test_splits_are_those_of_the_manifest_or_of_the_names(tmp_path: Path) -> None:
     names = ["train_00000.hdf5", "heldout_00000.hdf5"]
     rows = [write_shard(tmp_path / name, make_arrays(), HEADER) for name in names]
     assert [path.name for path in shard_paths(tmp_path, "train")] == names[:1]
@@ -221,11 +221,11 @@ def test_a_flipped_byte_anywhere_is_found_or_harmless(tmp_path: Path, seed: int)
     path = tmp_path / "s.hdf5"
     arrays = make_arrays()
     write_shard(path, arrays, HEADER)
-    sound = path.read_bytes()
+    intact = path.read_bytes()
     refused = harmless = 0
-    for place in rng.integers(0, len(sound), 40):
-        damaged = bytearray(sound)
-        damaged[place] ^= int(rng.integers(1, 256))
+    for offset in rng.integers(0, len(intact), 40):
+        damaged = bytearray(intact)
+        damaged[offset] ^= int(rng.integers(1, 256))
         path.write_bytes(bytes(damaged))
         try:
             with closing(ShardReader(path)) as reader:
@@ -233,7 +233,7 @@ def test_a_flipped_byte_anywhere_is_found_or_harmless(tmp_path: Path, seed: int)
                 read = reader.read(0, reader.samples)
         except ConfigError as error:
             refused += str(path) in str(error)
-        else:  # bytes that nothing reads
+        else:  # bytes that are never read
             harmless += all(np.array_equal(read[name], arrays[name]) for name in SHARD_FIELDS)
     assert refused > 0
     assert refused + harmless == 40

@@ -1,4 +1,4 @@
-"""Requests to stop, as a process hears them."""
+"""Stop requests by signals and by the time limit."""
 
 import os
 import signal
@@ -16,10 +16,10 @@ CODE = """if True:
     import time
     from bert_pretrain.distributed.preemption import StopRequest
     stop = StopRequest().install_handlers()
-    print("listening", flush=True)
+    print("ready", flush=True)
     while not stop.requested:
         time.sleep(0.01)
-    print("asked", flush=True)
+    print("requested", flush=True)
     time.sleep(60)
 """
 
@@ -28,28 +28,28 @@ CODE = """if True:
 def process() -> Iterator[subprocess.Popen]:
     with subprocess.Popen([sys.executable, "-c", CODE], cwd=ROOT, stdout=subprocess.PIPE, text=True) as started:
         assert started.stdout is not None
-        assert started.stdout.readline() == "listening\n"
+        assert started.stdout.readline() == "ready\n"
         yield started
         started.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_one_signal_asks_and_ends_nothing(process: subprocess.Popen, number: signal.Signals) -> None:
+def test_one_signal_requests_a_stop_and_kills_nothing(process: subprocess.Popen, number: signal.Signals) -> None:
     os.kill(process.pid, number)
     assert process.stdout is not None
-    assert process.stdout.readline() == "asked\n"
+    assert process.stdout.readline() == "requested\n"
     assert process.poll() is None
 
 
-def test_a_second_interrupt_ends_at_once(process: subprocess.Popen) -> None:
+def test_a_second_interrupt_kills_the_process(process: subprocess.Popen) -> None:
     os.kill(process.pid, signal.SIGINT)
     assert process.stdout is not None
-    assert process.stdout.readline() == "asked\n"
+    assert process.stdout.readline() == "requested\n"
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(timeout=20) == 128 + signal.SIGINT
 
 
-def test_the_end_of_the_time_asks() -> None:
+def test_the_time_limit_requests_a_stop() -> None:
     stop = StopRequest()
     stop.stop_after(None)
     assert not stop.requested

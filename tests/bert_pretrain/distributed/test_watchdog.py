@@ -1,4 +1,4 @@
-"""Silent, stuck and healthy ranks, as real processes around a real store, without torch's collectives."""
+"""Dead, stuck and healthy ranks: real processes with a real store, without collectives."""
 
 import multiprocessing
 import os
@@ -15,16 +15,16 @@ import torch.distributed as dist
 from bert_pretrain.distributed.watchdog import EXIT_LOST_RANK, Watchdog
 
 Rank = tuple[multiprocessing.Process, Path]
-fork = multiprocessing.get_context("fork")  # torch is imported once for all
+fork = multiprocessing.get_context("fork")  # torch is imported only once
 TIMEOUT, HEALTHY = 5.0, 12
 
 
 def rank_main(rank: int, port: int, last: int, out: Path) -> None:
-    """Steps up to ``last``, five a second; healthy ranks end then, others wait or are stuck there."""
+    """Five steps a second up to ``last``; then healthy ranks return, the others hang."""
     sys.stderr = out.open("w", encoding="utf-8")
     watchdog = Watchdog(dist.TCPStore("127.0.0.1", port, is_master=False), rank, 3, TIMEOUT)
-    out.with_suffix(".here").touch()
-    while len(list(out.parent.glob("*.here"))) < 3:
+    out.with_suffix(".ready").touch()
+    while len(list(out.parent.glob("*.ready"))) < 3:
         time.sleep(0.05)
     watchdog.start()
     for step in range(1, last + 1):
@@ -32,30 +32,31 @@ def rank_main(rank: int, port: int, last: int, out: Path) -> None:
         time.sleep(0.2)
     if last != HEALTHY:
         time.sleep(60)
-    watchdog.end()
+    watchdog.stop()
 
 
 @pytest.fixture
 def store() -> Iterator[dist.TCPStore]:
     yield dist.TCPStore("127.0.0.1", 0, is_master=True)
-    for left in multiprocessing.active_children():
-        left.kill()
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def start(store: dist.TCPStore, folder: Path, *last: int) -> list[Rank]:
-    """Three ranks, and the last step of each; returns when they watch one another."""
+    """Start three ranks with these last steps; return when all are ready."""
     ranks = []
     for rank, step in enumerate(last):
         out = folder / str(rank)
         process = fork.Process(target=rank_main, args=(rank, store.port, step, out), daemon=True)
         process.start()
         ranks.append((process, out))
-    while len(list(folder.glob("*.here"))) < 3:
+    while len(list(folder.glob("*.ready"))) < 3:
         time.sleep(0.05)
     return ranks  # type: ignore[return-value]
 
 
-def said(rank: Rank) -> tuple[str, int | None]:
+def result(rank: Rank) -> tuple[str, int | None]:
+    """Its standard error and exit status."""
     process, out = rank
     process.join(30)
     status = process.exitcode
@@ -63,25 +64,27 @@ def said(rank: Rank) -> tuple[str, int | None]:
     return out.read_text(), status
 
 
-def test_healthy_ranks_end_unharmed(store: dist.TCPStore, tmp_path: Path) -> None:
-    assert [said(rank) for rank in start(store, tmp_path, HEALTHY, HEALTHY, HEALTHY)] == [("", 0)] * 3
+def test_healthy_ranks_are_left_alone(store: dist.TCPStore, tmp_path: Path) -> None:
+    assert [result(rank) for rank in start(store, tmp_path, HEALTHY, HEALTHY, HEALTHY)] == [("", 0)] * 3
 
 
-@pytest.mark.parametrize("gone", [0, 2])
-def test_a_silent_rank_is_named_by_all_others_in_time(store: dist.TCPStore, tmp_path: Path, gone: int) -> None:
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_a_rank_without_heartbeats_is_named_by_all_others_in_time(
+    store: dist.TCPStore, tmp_path: Path, frozen: int
+) -> None:
     ranks = start(store, tmp_path, 99, 99, 99)
     time.sleep(1.5)
-    os.kill(ranks[gone][0].pid or 0, signal.SIGSTOP)
+    os.kill(ranks[frozen][0].pid or 0, signal.SIGSTOP)
     stopped = time.monotonic()
-    for number in {0, 1, 2} - {gone}:
-        text, status = said(ranks[number])
-        assert f"error: rank {gone} on {socket.gethostname()} fell silent in step " in text
+    for number in {0, 1, 2} - {frozen}:
+        text, status = result(ranks[number])
+        assert f"error: rank {frozen} on {socket.gethostname()} fell silent in step " in text
         assert status == EXIT_LOST_RANK
     assert time.monotonic() - stopped < TIMEOUT + 1
 
 
-def test_a_rank_that_holds_up_the_others_is_named_by_all(store: dist.TCPStore, tmp_path: Path) -> None:
-    for text, status in [said(rank) for rank in start(store, tmp_path, 7, 3, 7)]:
+def test_a_stuck_rank_is_named_by_all(store: dist.TCPStore, tmp_path: Path) -> None:
+    for text, status in [result(rank) for rank in start(store, tmp_path, 7, 3, 7)]:
         assert f"error: rank 1 on {socket.gethostname()} is alive but stuck in step 3; the others have waited" in text
         assert "for it in step 7 for" in text
         assert status == EXIT_LOST_RANK

@@ -1,7 +1,8 @@
-"""The roll call before any collective, and what a launcher's failures stand for."""
+"""The preflight check, errors on several ranks, and the launcher's exit status."""
 
 import socket
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,63 +11,62 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from bert_pretrain.distributed import world as distributed
-from bert_pretrain.distributed.launch import not_met, status
+from bert_pretrain.distributed import world as world_module
+from bert_pretrain.distributed.launch import exit_status, rendezvous_error
 from bert_pretrain.distributed.preflight import check_ranks_agree, environment_facts
-from bert_pretrain.distributed.world import World, pick_device, report_once
+from bert_pretrain.distributed.world import World, one_message_for_all_ranks, pick_device
 from bert_pretrain.errors import ConfigError, SharedError
 
 FACTS = {"torch": "2.13.0", "the set of options": "abc"}
 
 
-def verdicts(*ranks: tuple[str, dict[str, str]]) -> set[str]:
-    """What each rank, with its fault and its facts, hears."""
-    store, heard = dist.HashStore(), []
+def preflight(*ranks: tuple[str, dict[str, str]]) -> set[str]:
+    """The results of ranks with these errors and facts."""
+    store, results = dist.HashStore(), []
 
-    def call(rank: int) -> None:
-        heard.append(check_ranks_agree(store, rank, len(ranks), *ranks[rank]))
+    def check(rank: int) -> None:
+        results.append(check_ranks_agree(store, rank, len(ranks), *ranks[rank]))
 
-    threads = [threading.Thread(target=call, args=(rank,)) for rank in range(len(ranks))]
+    threads = [threading.Thread(target=check, args=(rank,)) for rank in range(len(ranks))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(heard) == len(ranks)
-    return set(heard)
+    assert len(results) == len(ranks)
+    return set(results)
 
 
-def test_equal_ranks_hear_nothing() -> None:
-    assert verdicts(("", FACTS), ("", FACTS), ("", FACTS)) == {""}
+def test_equal_ranks_pass() -> None:
+    assert preflight(("", FACTS), ("", FACTS), ("", FACTS)) == {""}
 
 
-def test_every_rank_hears_the_first_difference_by_name() -> None:
-    (text,) = verdicts(("", FACTS), ("", FACTS), ("", FACTS | {"torch": "2.12.1"}))
-    assert text.startswith("torch is not the same on all nodes: 2.13.0 here, 2.12.1 there (rank 2 on ")
+def test_the_first_difference_is_named_on_every_rank() -> None:
+    (text,) = preflight(("", FACTS), ("", FACTS), ("", FACTS | {"torch": "2.12.1"}))
+    assert text.startswith("torch is not the same on all nodes: 2.13.0 on rank 0, but 2.12.1 (rank 2 on ")
     assert text.endswith("give every node the same environment and command")
 
 
-def test_a_fault_of_one_rank_is_said_on_all() -> None:
-    (text,) = verdicts(("", FACTS), ("2 processes on a node with 1 GPUs", FACTS | {"the set of options": "xyz"}))
+def test_one_rank_s_error_is_returned_on_every_rank() -> None:
+    (text,) = preflight(("", FACTS), ("2 processes on a node with 1 GPUs", FACTS | {"the set of options": "xyz"}))
     assert text.startswith("2 processes on a node with 1 GPUs (rank 1 on ")
 
 
-def test_a_rank_that_does_not_come_is_named() -> None:
-    class Empty:
+def test_a_missing_rank_is_named() -> None:
+    class OneRankStore:
         def set(self, key: str, value: str) -> None:
-            self.said = (key, value)
+            self.written = value
 
         def get(self, key: str) -> str:
-            if key == "here/0":
-                return '["", "", {"torch": "2.13.0", "the set of options": "abc"}]'
+            if key == "preflight/0":
+                return self.written
             raise dist.DistStoreError("timed out")
 
-    store = Empty()
+    store = OneRankStore()
     text = check_ranks_agree(store, 0, 2, "", FACTS)  # type: ignore[arg-type]
-    assert text == "rank 1 of 2 did not come; see the output of its node"
-    assert store.said == ("faults", text)
+    assert text == store.written == "rank 1 of 2 did not connect in time; see the output of its node"
 
 
-def test_facts_know_a_changed_source_and_changed_options() -> None:
+def test_facts_include_source_and_options() -> None:
     cpu = torch.device("cpu")
     one, other = environment_facts(cpu, "lr: 1"), environment_facts(cpu, "lr: 2")
     assert {name for name in one if one[name] != other[name]} == {"the set of options"}
@@ -77,12 +77,12 @@ def test_too_few_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert pick_device("auto", 1, 2) == torch.device("cuda", 1)
-    for local_rank in range(4):  # every rank of the node finds it, so the first one can say it
+    for local_rank in range(4):  # every rank of the node finds it, so that the first one can print it
         with pytest.raises(ConfigError, match="4 processes on a node with 2 GPUs"):
             pick_device("auto", local_rank, 4)
 
 
-def test_one_rank_raises_its_own_mistake_unchanged() -> None:
+def test_a_single_rank_raises_its_own_error_unchanged() -> None:
     def wrong() -> None:
         raise ConfigError("data.dir is 'x'")
 
@@ -92,19 +92,19 @@ def test_one_rank_raises_its_own_mistake_unchanged() -> None:
     assert world.run_on_all_ranks(lambda: 3) == 3
 
 
-def test_what_the_file_system_refuses_counts_as_a_mistake(tmp_path: Path) -> None:
+def test_an_os_error_becomes_a_config_error(tmp_path: Path) -> None:
     world = World(0, 0, 1, torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"No such file or directory: .*progress\.json"):
         world.run_on_all_ranks(lambda: (tmp_path / "progress.json").read_text())
 
 
-class Peers(World):
-    """A world in which the others have said what stands in ``heard``."""
+class WorldWithFaults(World):
+    """A world whose other ranks report ``faults``."""
 
-    heard: tuple[tuple[str, str], ...] = ()
+    faults: tuple[tuple[str, str], ...] = ()
 
-    def gather(self, said: Any) -> list[Any]:
-        return [said if place == self.rank else other for place, other in enumerate(self.heard)]
+    def gather(self, item: Any) -> list[Any]:
+        return [item if rank == self.rank else other for rank, other in enumerate(self.faults)]
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,10 @@ class Peers(World):
 def test_the_lowest_rank_that_fails_is_named_unless_all_do(
     monkeypatch: pytest.MonkeyPatch, faults: tuple[str, ...], expected: str
 ) -> None:
-    monkeypatch.setattr(distributed, "whose", lambda rank: f" (rank {rank} there)")
-    monkeypatch.setattr(Peers, "heard", tuple((fault, f" (rank {rank} there)") for rank, fault in enumerate(faults)))
+    monkeypatch.setattr(world_module, "rank_label", lambda rank: f" (rank {rank} there)")
+    monkeypatch.setattr(
+        WorldWithFaults, "faults", tuple((fault, f" (rank {rank} there)") for rank, fault in enumerate(faults))
+    )
 
     def work() -> None:
         if faults[rank]:
@@ -127,12 +129,12 @@ def test_the_lowest_rank_that_fails_is_named_unless_all_do(
 
     for rank in range(3):
         with pytest.raises(SharedError) as found:
-            Peers(rank, rank, 3, torch.device("cpu")).run_on_all_ranks(work)
+            WorldWithFaults(rank, rank, 3, torch.device("cpu")).run_on_all_ranks(work)
         assert str(found.value) == expected
 
 
 @pytest.mark.parametrize(
-    ("error", "rank", "local_rank", "met", "printed"),
+    ("error", "rank", "local_rank", "connected", "printed"),
     [
         (SharedError("x"), 0, 0, True, "error: x\n"),
         (SharedError("x"), 1, 1, True, ""),
@@ -144,24 +146,30 @@ def test_the_lowest_rank_that_fails_is_named_unless_all_do(
         (ConfigError("x"), 9, 1, False, ""),
     ],
 )
-def test_no_rank_ends_in_silence_for_a_mistake_of_its_own(
+def test_a_rank_s_own_error_is_always_printed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
     error: ConfigError,
     rank: int,
     local_rank: int,
-    met: bool,
+    connected: bool,
     printed: str,
 ) -> None:
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("LOCAL_RANK", str(local_rank))
-    monkeypatch.setattr(dist, "is_initialized", lambda: met)
+    monkeypatch.setattr(dist, "is_initialized", lambda: connected)
     monkeypatch.setattr(socket, "gethostname", lambda: "n1")
-    ended: list[int] = []  # with a group joined, the interpreter must not end by itself
-    monkeypatch.setattr(distributed.os, "_exit", ended.append)
-    report_once(error)
+    exits: list[int] = []  # with a process group, it must exit by os._exit
+    monkeypatch.setattr(world_module.os, "_exit", exits.append)
+
+    @one_message_for_all_ranks
+    def fail(_: None) -> None:
+        raise error
+
+    with nullcontext() if connected else pytest.raises(SystemExit):
+        fail(None)
     assert capsys.readouterr().err == printed
-    assert ended == ([2] if met else [])
+    assert exits == ([2] if connected else [])
 
 
 def failed(code: int) -> SimpleNamespace:
@@ -169,12 +177,12 @@ def failed(code: int) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize(("code", "expected"), [(75, 75), (2, 2), (1, 1), (-9, 1), (-15, 1)])
-def test_the_launchers_status(code: int, expected: int) -> None:
-    assert status(failed(code)) == expected  # type: ignore[arg-type]
+def test_the_launcher_s_exit_status(code: int, expected: int) -> None:
+    assert exit_status(failed(code)) == expected  # type: ignore[arg-type]
 
 
-def test_nodes_that_do_not_meet_are_one_line() -> None:
-    place = SimpleNamespace(rdzv_endpoint="", master_addr="n0", master_port=29500, nnodes="4")
-    text = str(not_met(place, RuntimeError("timed out\nframe 1\nframe 2")))  # type: ignore[arg-type]
+def test_a_failed_rendezvous_is_reported_on_one_line() -> None:
+    arguments = SimpleNamespace(rdzv_endpoint="", master_addr="n0", master_port=29500, nnodes="4")
+    text = str(rendezvous_error(arguments, RuntimeError("timed out\nframe 1\nframe 2")))  # type: ignore[arg-type]
     assert text.startswith("the 4 nodes did not meet at n0:29500 (timed out); check the address")
     assert "\n" not in text

@@ -1,6 +1,7 @@
-"""Losses that spike, gradients that break, scales that collapse; and the way back to a checkpoint."""
+"""Loss spikes, skipped steps, collapsed loss scales, and rewinds to a checkpoint."""
 
 import random
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ REWIND = ("numerics.on_spike=rewind", "schedule.total_steps=9")
 
 
 def spikes(losses: list[float], deviations: float = 10.0) -> list[int]:
-    watch = LossSpikeDetector()
-    return [index for index, loss in enumerate(losses) if watch.note_applied(loss, deviations)]
+    detector = LossSpikeDetector()
+    return [index for index, loss in enumerate(losses) if detector.note_applied(loss, deviations)]
 
 
 def noisy(seed: int, count: int = 400) -> list[float]:
@@ -26,11 +27,11 @@ def noisy(seed: int, count: int = 400) -> list[float]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_noise_and_descent_are_no_spikes_and_outliers_are(seed: int) -> None:
+def test_outliers_are_spikes_but_noise_and_descent_are_not(seed: int) -> None:
     losses = noisy(seed)
     assert spikes(losses) == []
-    for place in (120, 121, 300):
-        losses[place] += 2.0
+    for index in (120, 121, 300):
+        losses[index] += 2.0
     assert spikes(losses) == [120, 121, 300]
 
 
@@ -42,29 +43,29 @@ def test_a_lasting_change_becomes_the_new_normal() -> None:
     assert max(found) < 550
 
 
-def test_the_running_scale_is_the_mean_and_the_mean_distance_of_neighbours() -> None:
-    watch = LossSpikeDetector()
+def test_the_statistics_are_the_mean_and_the_mean_distance_of_neighbours() -> None:
+    detector = LossSpikeDetector()
     for loss in (4.0, 2.0, 3.0):
-        watch.note_applied(loss, 10.0)
-    assert watch.mean == pytest.approx(3.0)
-    assert watch.deviation == pytest.approx((0.0 + 2.0 + 1.0) / 3)
-    assert LossSpikeDetector(**watch.state_dict()) == watch
+        detector.note_applied(loss, 10.0)
+    assert detector.mean == pytest.approx(3.0)
+    assert detector.deviation == pytest.approx((0.0 + 2.0 + 1.0) / 3)
+    assert LossSpikeDetector(**asdict(detector)) == detector
 
 
-def test_a_loss_scale_that_collapses_is_named() -> None:
-    watch = LossSpikeDetector()
+def test_a_collapsed_loss_scale_is_reported() -> None:
+    detector = LossSpikeDetector()
     for step in range(25):
-        watch.note_skipped(7, 65536.0 * 0.5**step, scaled=True, limit=100)
+        detector.note_skipped(7, 65536.0 * 0.5**step, scaled=True, limit=100)
     with pytest.raises(ConfigError, match=r"the loss scale collapsed to 0.00195 after step 7: 26 steps in a row"):
-        watch.note_skipped(7, 65536.0 * 0.5**25, scaled=True, limit=100)
+        detector.note_skipped(7, 65536.0 * 0.5**25, scaled=True, limit=100)
 
 
-def test_without_a_loss_scale_the_limit_of_the_option_holds() -> None:
-    watch = LossSpikeDetector()
+def test_without_a_loss_scale_the_option_limits_skipped_steps() -> None:
+    detector = LossSpikeDetector()
     for _ in range(4):
-        watch.note_skipped(7, 1.0, scaled=False, limit=5)
+        detector.note_skipped(7, 1.0, scaled=False, limit=5)
     with pytest.raises(ConfigError, match=r"5 steps in a row had a gradient that is not finite, after step 7"):
-        watch.note_skipped(7, 1.0, scaled=False, limit=5)
+        detector.note_skipped(7, 1.0, scaled=False, limit=5)
 
 
 def test_the_limit_on_skipped_steps_is_an_option(tmp_path: Path, shard_dir: Path) -> None:
@@ -75,29 +76,32 @@ def test_the_limit_on_skipped_steps_is_an_option(tmp_path: Path, shard_dir: Path
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, attempts: set[int]) -> None:
-    """The losses of these global batches lie far above the running scale, in every trainer."""
+    """Make the losses of these global batches spikes, in every trainer."""
     original = Trainer._finish_previous_step
 
-    def settle(trainer: Trainer) -> bool:
-        watch, spoilt = trainer._spike_detector, trainer._pending is not None and trainer.progress.attempts in attempts
-        if spoilt:
-            watch.seen, watch.mean, watch.deviation = 100, 0.0, 0.001
+    def finish_previous_step(trainer: Trainer) -> bool:
+        detector, poisoned = (
+            trainer._spike_detector,
+            trainer._pending is not None and trainer.progress.attempts in attempts,
+        )
+        if poisoned:
+            detector.seen, detector.mean, detector.deviation = 100, 0.0, 0.001
         applied = original(trainer)
-        if spoilt:
-            watch.seen = 0
+        if poisoned:
+            detector.seen = 0
         return applied
 
-    monkeypatch.setattr(Trainer, "_finish_previous_step", settle)
+    monkeypatch.setattr(Trainer, "_finish_previous_step", finish_previous_step)
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
-def test_a_rewind_passes_over_the_samples_and_is_the_run_that_never_saw_them(
+def test_a_rewind_equals_a_run_that_never_saw_the_samples(
     tmp_path: Path, shard_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Checkpoints at 3 and 6; a spike in the fifth global batch: 3, 4 are passed over, and 5, 6, ... come instead."""
+    """Checkpoints at 3 and 6; a spike in the fifth global batch: 3 and 4 are skipped, 5, 6, ... come instead."""
     expected = trainer_for(tmp_path / "expected", shard_dir, *REWIND)
     reference = trainer_for(tmp_path / "reference", shard_dir, "schedule.total_steps=9")
     poison(monkeypatch, {4})
@@ -109,12 +113,12 @@ def test_a_rewind_passes_over_the_samples_and_is_the_run_that_never_saw_them(
     assert expected.progress.samples_seen == 9 * 12
     assert [row["step"] for row in rows(tmp_path / "expected") if "lr" in row] == list(range(1, 10))
     assert load_progress(expected.store.all()[-1]).passed_over == 2
-    by_hand(reference, [0, 1, 2, 5, 6, 7, 8, 9, 10])
+    train_on(reference, [0, 1, 2, 5, 6, 7, 8, 9, 10])
     assert all(torch.equal(value, weights(expected)[name]) for name, value in weights(reference).items())
 
 
-def by_hand(trainer: Trainer, attempts: list[int]) -> None:
-    """These global batches, one after the other, by single steps."""
+def train_on(trainer: Trainer, attempts: list[int]) -> None:
+    """Single steps on these global batches."""
     for attempt in attempts:
         steps = trainer.data.steps(attempt)
         trainer.progress = type(trainer.progress)(step=0, attempts=attempt)
@@ -122,7 +126,7 @@ def by_hand(trainer: Trainer, attempts: list[int]) -> None:
         steps.close()
 
 
-def test_killed_after_a_rewind_the_run_goes_back_again(
+def test_a_run_killed_after_a_rewind_rewinds_again(
     tmp_path: Path, shard_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, {4})
@@ -148,30 +152,30 @@ def test_killed_after_a_rewind_the_run_goes_back_again(
     assert all(one.get(key) == other.get(key) for one, other in pairs for key in kept)
 
 
-def test_trouble_everywhere_ends_with_a_diagnosis(
+def test_spikes_after_every_rewind_end_the_run_with_a_diagnosis(
     tmp_path: Path, shard_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, set(range(4, 1000)))
-    with pytest.raises(ConfigError, match=r"went back 3 times \(numerics.max_rewinds\)"):
+    with pytest.raises(ConfigError, match=r"each of 3 rewinds"):
         trainer_for(tmp_path, shard_dir, *REWIND).run()
 
 
-def test_before_the_first_checkpoint_and_by_default_a_spike_is_only_said(
+def test_before_the_first_checkpoint_and_by_default_a_spike_is_only_reported(
     tmp_path: Path, shard_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     poison(monkeypatch, {1, 4})
     trainer = trainer_for(tmp_path, shard_dir)
     assert trainer.run()
     assert trainer.progress.passed_over == 0
-    said = capsys.readouterr().out
-    assert "step 2: loss" in said
-    assert "step 5: loss" in said
+    out = capsys.readouterr().out
+    assert "step 2: loss" in out
+    assert "step 5: loss" in out
     assert [row["loss_spikes"] for row in rows(tmp_path) if "lr" in row] == [0, 1, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("policy", ["continue", "rewind"])
 def test_a_weight_that_is_not_finite_is_never_saved(tmp_path: Path, shard_dir: Path, policy: str) -> None:
-    """It appears before the fourth step: then the run ends, or goes back to the third and on."""
+    """It appears before the fourth step: the run fails, or rewinds to the third."""
     trainer = trainer_for(tmp_path, shard_dir, f"numerics.on_spike={policy}", "schedule.total_steps=6")
     seen = iter(range(100))
 
@@ -184,7 +188,7 @@ def test_a_weight_that_is_not_finite_is_never_saved(tmp_path: Path, shard_dir: P
     if policy == "continue":
         with pytest.raises(ConfigError, match="after step 4 a weight or moment is not finite"):
             trainer.run()
-        trainer._writer.wait()  # as the end of the process does
+        trainer._writer.wait()  # as at the exit of the process
         assert [path.name for path in trainer.store.all()] == ["step_00000003"]
     else:
         assert trainer.run()

@@ -1,4 +1,4 @@
-"""The largest micro-batch that fits, agreed on by all ranks."""
+"""The largest micro-batch that fits on all ranks."""
 
 import threading
 from dataclasses import dataclass, field
@@ -18,23 +18,23 @@ from tests.conftest import LENGTH, PREDICTIONS
 
 @dataclass
 class Rank:
-    """A rank of three that are threads here: the smallest number needs all of them, as a collective does."""
+    """One of three ranks, here threads: ``gather`` waits for all of them, as a collective does."""
 
     number: int
     barrier: threading.Barrier
-    said: dict[int, int]
-    asked: list[int] = field(default_factory=list)
+    answers: dict[int, bool]
+    tried: list[int] = field(default_factory=list)
 
-    def smallest(self, number: int) -> int:
-        self.said[self.number] = number
+    def gather(self, answer: bool) -> list[bool]:
+        self.answers[self.number] = answer
         self.barrier.wait(timeout=10)
-        found = min(self.said.values())
+        answers = list(self.answers.values())
         self.barrier.wait(timeout=10)
-        return found
+        return answers
 
 
 @pytest.mark.parametrize(
-    ("limit", "room", "expected"),
+    ("limit", "capacities", "expected"),
     [
         (1000, (1000, 1000, 1000), 1000),
         (1000, (100, 27, 64), 24),
@@ -44,14 +44,14 @@ class Rank:
         (1, (9, 9, 9), 1),
     ],
 )
-def test_ranks_with_unlike_room_agree(limit: int, room: tuple[int, ...], expected: int) -> None:
-    barrier, said, found = threading.Barrier(3), {}, {}
-    ranks = [Rank(number, barrier, said) for number in range(3)]
+def test_ranks_with_different_memory_agree(limit: int, capacities: tuple[int, ...], expected: int) -> None:
+    barrier, answers, found = threading.Barrier(3), {}, {}
+    ranks = [Rank(number, barrier, answers) for number in range(3)]
 
     def run(rank: Rank) -> None:
         def fits(size: int) -> bool:
-            rank.asked.append(size)
-            return size <= room[rank.number]
+            rank.tried.append(size)
+            return size <= capacities[rank.number]
 
         found[rank.number] = most_that_fit(limit, fits, rank)
 
@@ -61,13 +61,13 @@ def test_ranks_with_unlike_room_agree(limit: int, room: tuple[int, ...], expecte
     for thread in threads:
         thread.join(timeout=20)
     assert found == dict.fromkeys(range(3), expected)
-    assert ranks[0].asked == ranks[1].asked == ranks[2].asked
-    assert max(ranks[0].asked) <= limit
+    assert ranks[0].tried == ranks[1].tried == ranks[2].tried
+    assert max(ranks[0].tried) <= limit
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, whose memory sets the size")
-def test_on_a_gpu_more_fits_than_one_and_nothing_is_left_behind() -> None:
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, whose memory decides the size")
+def test_on_a_gpu_several_samples_fit_and_no_gradients_are_left() -> None:
     device = torch.device("cuda")
     model = build().to(device)
     precision = MixedPrecision(PrecisionConfig("bf16", 1.0, 1, True, False), device)
@@ -84,7 +84,7 @@ def test_on_a_gpu_more_fits_than_one_and_nothing_is_left_behind() -> None:
     assert free > 200e6
 
 
-def test_on_a_cpu_it_follows_from_the_length() -> None:
+def test_on_a_cpu_the_size_depends_on_the_length() -> None:
     assert [BatchConfig(64, "auto").samples_at_once(length) for length in (64, 128, 512, 4096)] == [32, 16, 4, 1]
     assert BatchConfig(64, 5).samples_at_once(64) == 5
 

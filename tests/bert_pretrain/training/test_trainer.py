@@ -1,4 +1,4 @@
-"""The loop's bookkeeping: skipped steps, boundaries, rows."""
+"""The training loop: skipped steps, boundaries, stop requests, rows, and no waiting for the device."""
 
 import json
 import threading
@@ -43,7 +43,7 @@ def rows(tmp_path: Path) -> list[dict]:
 
 
 def spoil(trainer: Trainer, attempts: set[int]) -> None:
-    """Put a NaN into the gradient of these attempts."""
+    """Put a NaN into the gradient of these global batches."""
     seen = iter(range(10**6))
 
     def hook(*_: object) -> None:
@@ -68,8 +68,8 @@ class Casts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class NothingIsReadBack(TorchDispatchMode):
-    """Fails where the host would wait for a device: at a value that it reads, or a shape that depends on values."""
+class NoSynchronization(TorchDispatchMode):
+    """Fails if the host would wait for a device: if it reads a value, or a shape depends on values."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
@@ -80,28 +80,28 @@ class NothingIsReadBack(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("option", ["model.attention=eager", "model.attention=sdpa", "speed.last_layer_rows=false"])
-def test_a_micro_step_reads_nothing_back(tmp_path: Path, shard_dir: Path, option: str) -> None:
-    """Forward, backward and sums; without fast_dropout, whose key is drawn on the host."""
+def test_a_micro_batch_does_not_synchronize(tmp_path: Path, shard_dir: Path, option: str) -> None:
+    """Forward, backward and sums; without fast_dropout, which draws its key on the host."""
     options = ("speed.fast_dropout=false", "speed.pad_vocabulary=true", "model.hidden_dropout_prob=0.1", option)
     trainer = trainer_for(tmp_path, shard_dir, *options)
     steps = trainer.data.steps(0)
     batch = next(steps)
     counts = trainer._global_counts(batch.counts)
-    with NothingIsReadBack():
+    with NoSynchronization():
         sums = trainer._accumulate(batch, counts)
     steps.close()
     assert sums[0] > 0
-    with pytest.raises(AssertionError, match="the host waits"), NothingIsReadBack():
+    with pytest.raises(AssertionError, match="the host waits"), NoSynchronization():
         bool(sums[0] > 0)
-    with pytest.raises(AssertionError, match="the host waits"), NothingIsReadBack():
+    with pytest.raises(AssertionError, match="the host waits"), NoSynchronization():
         sums[sums > 0]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("compiled", ["true", "false"])
-def test_a_step_on_the_gpu_waits_for_nothing(tmp_path: Path, shard_dir: Path, compiled: str) -> None:
-    """Two steps before it settle what is made once; CUDA itself reports a wait."""
+def test_a_step_on_the_gpu_does_not_synchronize(tmp_path: Path, shard_dir: Path, compiled: str) -> None:
+    """After two steps that create what is created once; CUDA itself reports a synchronisation."""
     trainer = trainer_for(tmp_path, shard_dir, f"speed.compile={compiled}", device="cuda")
     steps = trainer.data.steps(0, pin=True)
     for _ in range(2):
@@ -118,7 +118,7 @@ def test_a_step_on_the_gpu_waits_for_nothing(tmp_path: Path, shard_dir: Path, co
 
 @pytest.mark.parametrize("joined", ["true", "false"])
 def test_weights_are_cast_once_a_step(tmp_path: Path, shard_dir: Path, joined: str) -> None:
-    """Three micro-batches a step; the embeddings' decoder (97, 16) and the feed-forwards are products' weights."""
+    """Three micro-batches a step. The decoder is (97, 16), the feed-forward layers are (32, 16) and (16, 32)."""
     options = f"speed.fused_qkv={joined}", f"speed.pad_vocabulary={joined}"
     trainer = trainer_for(tmp_path, shard_dir, "precision.compute=bf16", *options)
     assert trainer.plan.accumulation(0) == 3
@@ -133,8 +133,8 @@ def test_weights_are_cast_once_a_step(tmp_path: Path, shard_dir: Path, joined: s
 
 
 @pytest.mark.parametrize("padded", ["true", "false"])
-def test_gradients_are_those_of_a_cast_for_each_micro_batch(tmp_path: Path, shard_dir: Path, padded: str) -> None:
-    """In the second step, so that casts of other weights are at hand."""
+def test_gradients_equal_those_with_a_cast_for_each_micro_batch(tmp_path: Path, shard_dir: Path, padded: str) -> None:
+    """In the second step, when the weight cache holds casts of older weights."""
     trainer = trainer_for(tmp_path, shard_dir, "precision.compute=bf16", f"speed.pad_vocabulary={padded}")
     steps = trainer.data.steps(0)
     trainer.train_step(next(steps))
@@ -154,7 +154,7 @@ def test_gradients_are_those_of_a_cast_for_each_micro_batch(tmp_path: Path, shar
 
 @pytest.mark.parametrize("attempts", [{0}, {2}, {3}, {2, 3, 4}, {5, 6}])
 def test_skipped_steps_shift_nothing(tmp_path: Path, shard_dir: Path, attempts: set[int]) -> None:
-    """Six applied steps come whatever is skipped, with the schedule, the rows and the checkpoints of six steps."""
+    """There are always six applied steps, with the schedule, rows and checkpoints of six steps."""
     trainer = trainer_for(tmp_path, shard_dir)
     spoil(trainer, attempts)
     trainer.run()
@@ -169,7 +169,7 @@ def test_skipped_steps_shift_nothing(tmp_path: Path, shard_dir: Path, attempts: 
     assert trainer.applied.tolist() == [6]
 
 
-def test_a_gradient_that_stays_broken_ends_the_run_with_a_diagnosis(tmp_path: Path, shard_dir: Path) -> None:
+def test_gradients_that_stay_nonfinite_end_the_run_with_a_diagnosis(tmp_path: Path, shard_dir: Path) -> None:
     trainer = trainer_for(tmp_path, shard_dir)
     spoil(trainer, set(range(10**4)))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
@@ -178,12 +178,12 @@ def test_a_gradient_that_stays_broken_ends_the_run_with_a_diagnosis(tmp_path: Pa
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
 
 
-def test_the_last_step_is_logged_whatever_the_interval(tmp_path: Path, shard_dir: Path) -> None:
+def test_the_last_step_is_always_logged(tmp_path: Path, shard_dir: Path) -> None:
     trainer_for(tmp_path, shard_dir, "logging.every_steps=4").run()
     assert [row["step"] for row in rows(tmp_path) if "lr" in row] == [4, 6]
 
 
-def test_evaluation_does_not_depend_on_the_cut(tmp_path: Path, shard_dir: Path) -> None:
+def test_evaluation_does_not_depend_on_the_micro_batch_size(tmp_path: Path, shard_dir: Path) -> None:
     trainer = trainer_for(tmp_path, shard_dir)
     whole = trainer.evaluate()
     trainer.plan = replace(trainer.plan, micro_batch_size=3)
@@ -193,8 +193,8 @@ def test_evaluation_does_not_depend_on_the_cut(tmp_path: Path, shard_dir: Path) 
     assert trainer.model.training
 
 
-def ask_during(trainer: Trainer, attempt: int) -> None:
-    """A signal arrives while this attempt is computed."""
+def request_stop_in(trainer: Trainer, attempt: int) -> None:
+    """A stop request arrives during this global batch."""
     seen = iter(range(10**6))
 
     def hook(*_: object) -> None:
@@ -205,15 +205,15 @@ def ask_during(trainer: Trainer, attempt: int) -> None:
 
 
 @pytest.mark.parametrize("attempt", [0, 1, 2])
-def test_asked_to_stop_it_saves_and_goes_on_unseen(tmp_path: Path, shard_dir: Path, attempt: int) -> None:
-    """Asked before, at and after a boundary: the last step is saved; then the run nobody stopped, bit for bit."""
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, shard_dir: Path, attempt: int) -> None:
+    """Stopped before, at and after a boundary: the last step is saved, and the resumed run is bitwise the same."""
     whole = trainer_for(tmp_path / "whole", shard_dir)
     assert whole.run()
     trainer = trainer_for(tmp_path / "stopped", shard_dir)
-    ask_during(trainer, attempt)
+    request_stop_in(trainer, attempt)
     assert not trainer.run()
     stopped_at = load_progress(trainer.store.all()[-1]).step
-    # The flag goes with the next counts and is read one step later; after step 3 the evaluation reads it at once.
+    # The request is all-reduced with the next counts and read one step later; after step 3 the evaluation reads it.
     assert attempt + 1 + (attempt != 2) <= stopped_at <= attempt + 3
     again = trainer_for(tmp_path / "stopped", shard_dir)
     assert again.progress.step == stopped_at
@@ -227,9 +227,9 @@ def test_asked_to_stop_it_saves_and_goes_on_unseen(tmp_path: Path, shard_dir: Pa
 
 
 @pytest.mark.parametrize("attempt", [3, 4, 5])
-def test_asked_near_the_end_only_the_last_evaluation_is_left(tmp_path: Path, shard_dir: Path, attempt: int) -> None:
+def test_stopped_near_the_end_only_the_last_evaluation_is_rerun(tmp_path: Path, shard_dir: Path, attempt: int) -> None:
     trainer = trainer_for(tmp_path, shard_dir)
-    ask_during(trainer, attempt)
+    request_stop_in(trainer, attempt)
     assert not trainer.run()
     assert [path.name for path in trainer.store.all()] == ["step_00000003", "step_00000006"]
     assert trainer_for(tmp_path, shard_dir).run()
@@ -239,21 +239,21 @@ def test_asked_near_the_end_only_the_last_evaluation_is_left(tmp_path: Path, sha
 
 
 @pytest.mark.parametrize("evaluation", [0, 1])
-def test_asked_within_an_evaluation_it_is_left_and_done_later(tmp_path: Path, shard_dir: Path, evaluation: int) -> None:
-    """In the second of its five batches, of step 3 or of the last step; the rows are those of the undisturbed run."""
+def test_an_interrupted_evaluation_is_rerun_on_resume(tmp_path: Path, shard_dir: Path, evaluation: int) -> None:
+    """In the second of its five batches, after step 3 or the last; the rows equal those of an uninterrupted run."""
     whole = trainer_for(tmp_path / "whole", shard_dir)
     assert whole.run()
     trainer, batches = trainer_for(tmp_path / "stopped", shard_dir), []
 
-    def ask(*_: object) -> None:
+    def request(*_: object) -> None:
         if not trainer.model.training:
             batches.append(trainer.progress.step)
             if len(batches) == 5 * evaluation + 2:
                 trainer.stop.request()
 
-    trainer.model.register_forward_hook(ask)
+    trainer.model.register_forward_hook(request)
     assert not trainer.run()
-    assert len(batches) == 5 * evaluation + 4  # asked with the third batch, read behind the fourth
+    assert len(batches) == 5 * evaluation + 4  # all-reduced with the third batch, read after the fourth
     assert trainer.model.training
     assert load_progress(trainer.store.all()[-1]).step == 3 + 3 * evaluation
     again = trainer_for(tmp_path / "stopped", shard_dir)
@@ -263,18 +263,18 @@ def test_asked_within_an_evaluation_it_is_left_and_done_later(tmp_path: Path, sh
     assert found == expected
 
 
-def test_a_stop_beside_a_skipped_step_saves_no_step_twice(tmp_path: Path, shard_dir: Path) -> None:
+def test_a_stop_during_skipped_steps_saves_no_step_twice(tmp_path: Path, shard_dir: Path) -> None:
     trainer = trainer_for(tmp_path, shard_dir)
     spoil(trainer, {3, 4})
-    ask_during(trainer, 2)
+    request_stop_in(trainer, 2)
     assert not trainer.run()
     assert [path.name for path in trainer.store.all()] == ["step_00000003"]
     assert trainer_for(tmp_path, shard_dir).run()
 
 
 @pytest.mark.parametrize("attempts", [set(), {0}, {1}, {3}, {2, 3, 4}, {5}])
-def test_rows_on_the_layers_come_every_n_applied_steps(tmp_path: Path, shard_dir: Path, attempts: set[int]) -> None:
-    """Whatever is skipped; ||w|| of the fourth update is that of the weights in the third step's checkpoint."""
+def test_layer_rows_come_every_n_applied_steps(tmp_path: Path, shard_dir: Path, attempts: set[int]) -> None:
+    """Whatever is skipped; ||w|| of the fourth update is the norm of the weights in the third step's checkpoint."""
     trainer = trainer_for(tmp_path, shard_dir, "logging.layers_every_steps=2")
     spoil(trainer, attempts)
     trainer.run()
@@ -290,18 +290,18 @@ def test_rows_on_the_layers_come_every_n_applied_steps(tmp_path: Path, shard_dir
         assert norm == pytest.approx(saved[name].double().norm().item(), rel=1e-5)
 
 
-def test_steps_without_a_row_on_the_layers_do_not_pay_for_one(tmp_path: Path, shard_dir: Path) -> None:
+def test_steps_without_a_layer_row_compute_no_report(tmp_path: Path, shard_dir: Path) -> None:
     trainer = trainer_for(tmp_path, shard_dir, "logging.layers_every_steps=3")
-    asked = []
+    reports = []
     original = trainer.optimizer.layer_report
-    trainer.optimizer.layer_report = lambda: asked.append(trainer.progress.step) or original()
+    trainer.optimizer.layer_report = lambda: reports.append(trainer.progress.step) or original()
     trainer.run()
-    assert len(asked) <= 4  # of six steps: those that may be the third or the sixth applied one
+    assert len(reports) <= 4  # of six steps: those that may be the third or sixth applied one
     assert [row["step"] for row in rows(tmp_path) if "trust_ratio" in row] == [3, 6]
 
 
 @pytest.mark.parametrize(("optimizer", "count"), [("lars", 3), ("adamw", 0), ("adam", 0), ("sgd", 0), ("lamb", 3)])
-def test_every_optimizer_trains_by_name_and_adaptive_ones_report(
+def test_every_optimizer_trains_and_layer_wise_ones_report(
     tmp_path: Path, shard_dir: Path, optimizer: str, count: int
 ) -> None:
     trainer = trainer_for(tmp_path, shard_dir, f"optimizer={optimizer}", "logging.layers_every_steps=2")
@@ -309,32 +309,32 @@ def test_every_optimizer_trains_by_name_and_adaptive_ones_report(
     trainer.run()
     assert trainer.progress.step == 6
     assert sum("trust_ratio" in row for row in rows(tmp_path)) == count
-    moved = [name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])]
-    assert "bert.bert.embeddings.word_embeddings.weight" in moved
+    changed = [name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])]
+    assert "bert.bert.embeddings.word_embeddings.weight" in changed
 
 
-def test_no_rows_on_the_layers_where_none_are_wanted(tmp_path: Path, shard_dir: Path) -> None:
+def test_layer_rows_can_be_turned_off(tmp_path: Path, shard_dir: Path) -> None:
     trainer_for(tmp_path, shard_dir, "logging.layers_every_steps=0").run()
     assert not [row for row in rows(tmp_path) if "trust_ratio" in row]
 
 
-def test_a_run_that_ends_in_an_error_leaves_its_last_checkpoint_whole(tmp_path: Path, shard_dir: Path) -> None:
+def test_a_failed_run_finishes_its_last_checkpoint(tmp_path: Path, shard_dir: Path) -> None:
     """The step after a save diverges while the save is still being written."""
     trainer = trainer_for(tmp_path, shard_dir, "numerics.max_skipped_in_a_row=1")
     spoil(trainer, set(range(3, 9)))  # TEST_RECIPE saves after step 3
     diverged, save = threading.Event(), trainer.store.save
 
-    def late(*arguments: Any) -> Path:
+    def slow_save(*arguments: Any) -> Path:
         assert diverged.wait(60), "the run waited for the save before it diverged"
         time.sleep(0.5)
         return save(*arguments)
 
-    def note(*arguments: Any) -> None:
+    def note_skipped(*arguments: Any) -> None:
         diverged.set()
-        return noted(*arguments)
+        return original(*arguments)
 
-    noted, trainer._spike_detector.note_skipped = trainer._spike_detector.note_skipped, note  # type: ignore[method-assign]
-    trainer.store.save = late  # type: ignore[method-assign]
+    original, trainer._spike_detector.note_skipped = trainer._spike_detector.note_skipped, note_skipped  # type: ignore[method-assign]
+    trainer.store.save = slow_save  # type: ignore[method-assign]
     with pytest.raises(DivergedError):
         trainer.run()
     (path,) = trainer.store.all()
