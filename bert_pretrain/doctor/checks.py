@@ -135,8 +135,8 @@ def device(config: PretrainConfig, world: World) -> Finding:
         if free < 0.9 * total:
             return Finding(WARN, found, "another process uses memory of this GPU; nvidia-smi lists it")
     elif Path("/proc/driver/nvidia/version").exists() and config.device != "cpu":
-        advice = f"an NVIDIA driver is loaded, but torch {torch.__version__} sees no GPU; install a build of torch for this driver"
-        return Finding(WARN, found, advice)
+        fault = f"an NVIDIA driver is loaded, but torch {torch.__version__} sees no GPU"
+        return Finding(WARN, f"{found}; {fault}", "install a torch build for this driver")
     return Finding(OK, found)
 
 
