@@ -1,7 +1,9 @@
-"""The pins of a lock file that this Python has not got: ``python docker/given.py requirements.lock``.
+"""Prints the pins of a lock file that this Python lacks.
 
-What is installed stays: a container's torch, and what was built against it. transformers and those that come with it
-are taken from the lock all the same.
+    python docker/given.py requirements.lock
+
+Installed packages are kept: the container's torch, and what was built against it. transformers and its companions are
+always taken from the lock.
 """
 
 import re
@@ -10,13 +12,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 FROM_LOCK = {"transformers", "tokenizers", "huggingface-hub", "datasets", "hydra-core", "omegaconf", "safetensors"}
-NOT_HERE = re.compile(r"torch$|triton$|nvidia-|cuda-|mypy|ruff$|pytest|shellcheck|hadolint")
+EXCLUDED = re.compile(r"torch$|triton$|nvidia-|cuda-|mypy|ruff$|pytest|shellcheck|hadolint")
 
 
 def wanted(line: str) -> bool:
-    """Whether the pin ``name==version`` is to be installed."""
+    """Whether to install the pin ``name==version``."""
     name = re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower()
-    if NOT_HERE.match(name):
+    if EXCLUDED.match(name):
         return False
     try:
         found = version(name)
@@ -26,7 +28,7 @@ def wanted(line: str) -> bool:
 
 
 def main() -> None:
-    """Print the pins that are wanted."""
+    """Print the pins to install."""
     for line in Path(sys.argv[1]).read_text(encoding="utf-8").splitlines():
         if "==" in line and not line.startswith("#") and wanted(line):
             print(line)

@@ -1,19 +1,18 @@
-"""What a checkpoint costs a run: steps beside a save in the background against steps alone, in one run.
+"""Measures the cost of background checkpoints: steps during a save compared with steps without, in one run.
 
-    python scripts/bench_save.py SCRATCH_DIR RESULT.json ROUNDS OPTION...
+    OMP_NUM_THREADS=1 python scripts/bench_save.py /tmp/scratch save.json 6 recipe=bert_base_1gpu data.dir=DIR
 
-OPTIONs are those of bert_pretrain.pretrain. A round is the steps that one save lasts, and as many without. The step
-itself waits for the copy in memory alone, which is compared with a save that the run would wait for. Leave the writer
-a core of its own (OMP_NUM_THREADS below the number of cores), as a run on GPUs does.
+A round is the steps during one save, as many without, and one blocking save. A step waits only for the copy into
+host memory, which is compared with the blocking save. Leave one core to the writer (OMP_NUM_THREADS below the number
+of cores), as in a run on GPUs.
 """
 
 import shutil
 import statistics
-import sys
 import time
 from pathlib import Path
 
-from results_file import write_result
+from results_file import argument_parser, write_result
 
 from bert_pretrain.build import build_trainer
 from bert_pretrain.checkpoint.async_writer import CheckpointWriter
@@ -30,24 +29,24 @@ _WARM_UP = 3
 
 
 class Bench:
-    """A run's steps and saves, timed."""
+    """Times the steps and saves of a run."""
 
     def __init__(self, trainer: Trainer, store: CheckpointStore) -> None:
         self.trainer, self.store = trainer, store
         self.writer = CheckpointWriter(store, print)
         self.batches = trainer.data.steps(0)
         self.number = 0
-        self.alone, self.beside = list[float](), list[float]()
+        self.alone, self.during = list[float](), list[float]()
         self.copies, self.blocking = list[float](), list[float]()
 
     def step(self) -> float:
-        """Seconds of the next step, its samples at hand."""
+        """Seconds of the next step, without loading its samples."""
         batch = next(self.batches)
         ready = StepBatch(batch.counts, iter(list(batch.micro_batches)))
         return timed(lambda: self.trainer.train_step(ready), self.trainer.world.device)
 
     def save(self) -> float:
-        """Begin a save; seconds until the run could go on."""
+        """Start a save; seconds until the run can continue."""
         self.number += 1
         started = time.perf_counter()
         state = self.trainer.optimizer.state_dict()
@@ -55,13 +54,13 @@ class Bench:
         return time.perf_counter() - started
 
     def round(self) -> None:
-        """Steps beside a save, then as many alone; then a save that is waited for."""
+        """Steps during a save, as many without, then a blocking save."""
         self.copies.append(self.save())
         steps = 0
         while self.writer.is_writing():
             seconds = self.step()
-            if self.writer.is_writing():  # not where it ended within the step
-                self.beside.append(seconds)
+            if self.writer.is_writing():  # the save lasted for the whole step
+                self.during.append(seconds)
             steps += 1
         self.writer.finish()
         self.alone += [self.step() for _ in range(steps)]
@@ -72,35 +71,40 @@ class Bench:
 
 
 def main() -> None:
-    """Measure and write down."""
-    scratch, result, rounds, options = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
-    config = load_config("pretrain", options, PretrainConfig)
-    shutil.rmtree(scratch / "checkpoints", ignore_errors=True)
-    store = CheckpointStore(scratch / "checkpoints", 1, None)
+    """Measure and write the result."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("scratch", type=Path, help="directory for the checkpoints")
+    parser.add_argument("result", type=Path, help="JSON file to write")
+    parser.add_argument("rounds", type=int)
+    parser.add_argument("options", nargs="*", metavar="option", help="options of bert-pretrain pretrain")
+    given = parser.parse_args()
+    config = load_config("pretrain", given.options, PretrainConfig)
+    shutil.rmtree(given.scratch / "checkpoints", ignore_errors=True)
+    store = CheckpointStore(given.scratch / "checkpoints", 1, None)
     with open_world(config.device) as world:
         log = MetricsLog(None, config.schedule.total_steps)
         bench = Bench(build_trainer(config, world, log, store, ""), store)
         for _ in range(_WARM_UP):
             bench.step()
-        bench.save()  # the first takes the memory that the others reuse
+        bench.save()  # the first allocates the host memory that the others reuse
         bench.writer.finish()
-        for _ in range(rounds):
+        for _ in range(given.rounds):
             bench.round()
         bench.batches.close()  # type: ignore[attr-defined]
-    alone, beside = statistics.median(bench.alone), statistics.median(bench.beside)
+    alone, during = statistics.median(bench.alone), statistics.median(bench.during)
     copy, blocking = statistics.median(bench.copies), statistics.median(bench.blocking)
     size = sum(file.stat().st_size for file in store.all()[-1].rglob("*") if file.is_file())
     row = {
         "checkpoint MB": round(size / 1e6),
         "step alone, s": alone,
-        "step beside a save, s": beside,
-        "slower": f"{beside / alone - 1:+.1%}",
-        "steps beside": len(bench.beside),
-        "save waited for, s": blocking,
-        "copy that a step waits for, s": copy,
-        "share of it": f"{copy / blocking:.1%}",
+        "step during a save, s": during,
+        "slower": f"{during / alone - 1:+.1%}",
+        "steps during saves": len(bench.during),
+        "blocking save, s": blocking,
+        "copy to host memory, s": copy,
+        "share of the blocking save": f"{copy / blocking:.1%}",
     }
-    write_result(result, "What a checkpoint in the background costs a run", [row], "Medians.")
+    write_result(given.result, "Cost of background checkpoints", [row], "Medians.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Say in one line that this Python will not do, before pip fails in many."""
+"""Stop with one message if the Python version is not supported, before pip prints many."""
 
 import sys
 

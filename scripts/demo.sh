@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to a BERT of one's own: corpus, tokenizer, shards, pretraining, export, a few masks filled.
-# Every step that finds its result already there reuses it. Options given here go to the pretraining step:
+# The whole path: corpus, tokenizer, shards, pretraining, export, fill-mask. Existing results are reused.
+# Options given here go to pretraining:
 #   scripts/demo.sh optimizer.lr=0.02 run_dir=runs/faster
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,23 +17,23 @@ gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 processes=$((gpus > 0 ? gpus : 2))
 
 step "1/4  corpus, tokenizer and masked shards -> $data_dir"
-python -m data_prep.prepare corpus=embedded out_dir="$data_dir" sequence_lengths=[64] vocab_size=4096 max_predictions=[20]
-python -m data_prep.verify dir="$data_dir" samples=2
+bert-pretrain prepare corpus=embedded out_dir="$data_dir" sequence_lengths=[64] vocab_size=4096 max_predictions=[20]
+bert-pretrain verify dir="$data_dir" samples=2
 
 step "2/4  pretraining with NVLAMB on $processes processes -> $run_dir"
-# The plan checks options, shards and run directory in one process, so that a mistake ends in one line.
-python -m bert_pretrain.plan recipe=demo data.dir="$data_dir" "$@" devices="$processes"
+# The plan checks options, shards and run directory in one process, so that a mistake gives one message.
+bert-pretrain plan recipe=demo data.dir="$data_dir" "$@" devices="$processes"
 OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node="$processes" -m bert_pretrain.pretrain recipe=demo data.dir="$data_dir" "$@"
 
 step "3/4  export -> $run_dir/model"
-python -m bert_pretrain.hub.export run_dir="$run_dir" out_dir="$run_dir/model" overwrite=true
+bert-pretrain export run_dir="$run_dir" out_dir="$run_dir/model" overwrite=true
 
-step "4/4  masks filled in sentences it never saw"
+step "4/4  fill-mask on sentences that are not in the corpus"
 sentences="'If the file does not [MASK] , an error is raised .'"
 sentences+=", 'The default [MASK] is used if the argument is not given .'"
 sentences+=", 'This function returns a new [MASK] with the same shape as the input .'"
 sentences+=", 'The method must be [MASK] before the connection is closed .'"
-python -m bert_pretrain.hub.fill_mask model_dir="$run_dir/model" "sentences=[$sentences]"
+bert-pretrain fill-mask model_dir="$run_dir/model" "sentences=[$sentences]"
 
 step "done"
-python -m bert_pretrain.report run_dir="$run_dir"
+bert-pretrain report run_dir="$run_dir"

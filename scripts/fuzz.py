@@ -1,17 +1,17 @@
-"""Damaged and invented input, from hypothesis: one message for the user, or a sound result; nothing else.
+"""Fuzzes shards, manifests, configurations and checkpoints with hypothesis.
 
-    python scripts/fuzz.py shards|manifests|configurations|checkpoints SECONDS SEED RESULT.json
+    python scripts/fuzz.py shards 60 2026 fuzz_shards.json
 
-Shards and checkpoints: bytes of a sound file overwritten, cut out or cut off. Manifests: invented JSON, and damaged
-bytes. Configurations: invented command lines, with every option. Checkpoints: damage must be found whatever it is. What
-must not happen: an exception other than ``ConfigError``, a crash, or a case of more than 60 seconds.
+Shards and checkpoints: bytes of a valid file are overwritten, removed or truncated. Manifests: generated JSON, and
+damaged bytes. Configurations: generated command lines over all options. Each case must give a one-line ``ConfigError``
+or a valid result. Any other exception, a crash, a case of more than 60 seconds, or damage to a checkpoint that is not
+detected stops the script with a traceback.
 """
 
 import faulthandler
 import json
 import random
 import shutil
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -23,7 +23,7 @@ from typing import Any
 import hypothesis
 import torch
 from hypothesis import strategies as st
-from results_file import write_result
+from results_file import argument_parser, write_result
 from transformers import BertConfig, BertForPreTraining
 
 from bert_pretrain.checkpoint.files import find_fault
@@ -36,9 +36,9 @@ from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim.schedule import learning_rate_table
 from tests.conftest import LENGTH, VOCAB_SIZE, make_shards
 
-SECONDS_A_CASE = 60
+SECONDS_PER_CASE = 60
 Damage = tuple[float, bytes | None, int]
-"""Where (a share of the file), what is written there or None for nothing, and how many bytes of the old go."""
+"""Position as a share of the file; the bytes written there, or None; if None, the bytes removed, or 0 to truncate."""
 DAMAGE = st.tuples(st.floats(0, 1), st.none() | st.binary(min_size=1, max_size=64), st.integers(0, 4096))
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -58,25 +58,23 @@ VALUES = (
     | st.text(max_size=20).map(json.dumps)
     | st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 )
-
-
 WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 
 
 def damaged(content: bytes, damage: Damage) -> bytes:
-    """``content`` with one place overwritten, cut out or cut off."""
-    share, written, gone = damage
-    place = int(share * len(content))
+    """``content`` with bytes overwritten, removed or truncated."""
+    share, written, removed = damage
+    start = int(share * len(content))
     if written is None:
-        return content[:place] if gone == 0 else content[:place] + content[place + gone :]
-    return content[:place] + written + content[place + len(written) :]
+        return content[:start] if removed == 0 else content[:start] + content[start + removed :]
+    return content[:start] + written + content[start + len(written) :]
 
 
 def try_shards(directory: Path, damages: list[Damage]) -> str:
-    """Open and read a directory whose second shard is damaged; what came of it."""
+    """Open and read a directory whose second shard is damaged; return the outcome."""
     shard = directory / "train_00001.hdf5"
-    sound = (directory / "sound").read_bytes()
-    content = sound
+    valid = (directory / "valid").read_bytes()
+    content = valid
     for damage in damages:
         content = damaged(content, damage)
     shard.write_bytes(content)
@@ -86,7 +84,7 @@ def try_shards(directory: Path, damages: list[Damage]) -> str:
     for start in range(0, shards.samples, 8):
         shards.read(start, min(start + 8, shards.samples))
     close(shards)
-    return "read" if content == sound else "read, damage where nothing stands"
+    return "read" if content == valid else "read, damage in unused bytes"
 
 
 def close(shards: ShardSet) -> None:
@@ -105,7 +103,7 @@ def try_manifest(directory: Path, text: str) -> str:
 
 
 def option_names(schema: Any, prefix: str = "") -> list[str]:
-    """Every option of pretrain by its full name."""
+    """The full name of every option of pretrain."""
     names = []
     for field in fields(schema):
         inner = field.type
@@ -114,7 +112,7 @@ def option_names(schema: Any, prefix: str = "") -> list[str]:
 
 
 def try_words(words: list[str]) -> str:
-    """Compose a configuration from a command line, and use it as far as it says what a run is."""
+    """Compose a configuration from a command line; compute its schedule and compare it with itself."""
     config = load_config("pretrain", ["recipe=demo", "run_dir=run", *words], PretrainConfig)
     if config.schedule.total_steps < 10**6:
         learning_rate_table(config.optimizer.lr, config.schedule)
@@ -123,19 +121,19 @@ def try_words(words: list[str]) -> str:
 
 
 def try_checkpoint(path: Path, name: str, damage: Damage) -> str:
-    """Damage one file of a sound checkpoint, look, and mend it again."""
+    """Damage one file of a valid checkpoint, check it, and restore it."""
     file = path / name
-    sound = file.read_bytes()
-    content = damaged(sound, damage)
+    valid = file.read_bytes()
+    content = damaged(valid, damage)
     file.write_bytes(content)
     fault = find_fault(path)
-    file.write_bytes(sound)
-    assert (fault is None) == (content == sound), f"{name}: {damage} was not found"
-    return "found" if fault else "nothing was changed"
+    file.write_bytes(valid)
+    assert (fault is None) == (content == valid), f"{name}: {damage} was not detected"
+    return "detected" if fault else "unchanged bytes"
 
 
-def sound_checkpoint(directory: Path) -> Path:
-    """A small checkpoint."""
+def small_checkpoint(directory: Path) -> Path:
+    """Write a small checkpoint; return its path."""
     shape: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     model = BertForPreTraining(BertConfig(vocab_size=20, max_position_embeddings=8, **shape))
     state = {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": []}
@@ -143,42 +141,42 @@ def sound_checkpoint(directory: Path) -> Path:
 
 
 def cases(kind: str, directory: Path) -> tuple[Callable[..., str], dict[str, Any]]:
-    """What is tried, and the strategies of its arguments."""
+    """The function to fuzz, and the strategies of its arguments."""
     if kind == "shards":
         make_shards(directory)
-        shutil.copy(directory / "train_00001.hdf5", directory / "sound")
+        shutil.copy(directory / "train_00001.hdf5", directory / "valid")
         return lambda damages: try_shards(directory, damages), {"damages": st.lists(DAMAGE, min_size=1, max_size=4)}
     if kind == "manifests":
         make_shards(directory)
         text = (directory / MANIFEST).read_bytes()
-        spoilt = DAMAGE.map(lambda damage: damaged(text, damage).decode("utf-8", "surrogateescape"))
+        corrupt = DAMAGE.map(lambda damage: damaged(text, damage).decode("utf-8", "surrogateescape"))
         deep = st.integers(1, 100_000).map(lambda depth: "[" * depth)
-        invented = MANIFESTS.map(json.dumps) | st.text() | spoilt | deep
-        return lambda text: try_manifest(directory, text), {"text": invented}
+        generated = MANIFESTS.map(json.dumps) | st.text() | corrupt | deep
+        return lambda text: try_manifest(directory, text), {"text": generated}
     if kind == "configurations":
         names = st.sampled_from(option_names(PretrainConfig)) | st.text("abcdefgh._", min_size=1, max_size=9)
         word = st.builds("{}{}={}".format, st.sampled_from(["", "", "", "+", "++", "~"]), names, VALUES)
         return try_words, {"words": st.lists(word | word | WORDS, min_size=1, max_size=3)}
-    path = sound_checkpoint(directory)
+    path = small_checkpoint(directory)
     files = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
-    given = {"name": st.sampled_from(files), "damage": DAMAGE}
-    return lambda name, damage: try_checkpoint(path, name, damage), given
+    strategies = {"name": st.sampled_from(files), "damage": DAMAGE}
+    return lambda name, damage: try_checkpoint(path, name, damage), strategies
 
 
 def fuzz(kind: str, seconds: float, seed: int, directory: Path) -> Counter[str]:
-    """Try until the time is over; how often what came of it. Raises what must not happen."""
+    """Run cases until the time is over; the number of cases by outcome."""
     seen: Counter[str] = Counter()
     run, strategies = cases(kind, directory)
     end, number = time.monotonic() + seconds, 0
 
     def case(**given: Any) -> None:
-        faulthandler.dump_traceback_later(SECONDS_A_CASE, exit=True)
+        faulthandler.dump_traceback_later(SECONDS_PER_CASE, exit=True)
         try:
             seen[run(**given)] += 1
         except ConfigError as error:
             seen["refused"] += 1
             if "\n" in str(error).strip():
-                raise AssertionError(f"more than a line: {error}") from error
+                raise AssertionError(f"the message has more than one line: {error}") from error
         finally:
             faulthandler.cancel_dump_traceback_later()
 
@@ -191,14 +189,20 @@ def fuzz(kind: str, seconds: float, seed: int, directory: Path) -> Counter[str]:
 
 
 def main() -> None:
-    """Fuzz and write down the counts."""
-    kind, seconds, seed, result = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    """Fuzz and write the counts."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("kind", choices=("shards", "manifests", "configurations", "checkpoints"))
+    parser.add_argument("seconds", type=float)
+    parser.add_argument("seed", type=int)
+    parser.add_argument("result", type=Path, help="JSON file to write")
+    given = parser.parse_args()
     faulthandler.enable()
     with tempfile.TemporaryDirectory(prefix="fuzz.") as folder:
-        seen = fuzz(kind, seconds, seed, Path(folder))
-    rows = [{"input": kind, "outcome": outcome, "cases": count} for outcome, count in sorted(seen.items())]
-    note = f"Seed {seed}, {seconds:.0f} s; no exception but ConfigError, no crash, no case above {SECONDS_A_CASE} s."
-    write_result(result, f"Fuzzing {kind} with hypothesis", rows, note)
+        seen = fuzz(given.kind, given.seconds, given.seed, Path(folder))
+    rows = [{"input": given.kind, "outcome": outcome, "cases": count} for outcome, count in sorted(seen.items())]
+    note = f"Seed {given.seed}, {given.seconds:.0f} s; no exception but ConfigError, no crash, no case above "
+    note += f"{SECONDS_PER_CASE} s."
+    write_result(given.result, f"Fuzzing {given.kind} with hypothesis", rows, note)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Pretrain on several machines without a scheduler. The same command on each, but for its number, at about one time:
+# Pretrain on several machines without a scheduler. Run it on each at about the same time:
 #   scripts/pretrain_nodes.sh NODES NODE_RANK ADDRESS[:PORT] recipe=NAME [overrides]
-# NODES machines, this one is NODE_RANK (0 to NODES - 1), ADDRESS is node 0's, PORT a free one on it (default 29500).
-# run_dir and data.dir have to be on a disk that all see. PROCESSES, INTERFACE, NUMA, JOIN_SECONDS: see node.sh.
+# NODES machines; this one is NODE_RANK (0 to NODES - 1); ADDRESS of node 0; PORT free on node 0 (default 29500).
+# run_dir and data.dir must be on a shared disk. PROCESSES, INTERFACE, NUMA, JOIN_SECONDS: see node.sh.
 set -euo pipefail
 usage() { sed -n '2,5s/^# //p' "$0" >&2; exit 2; }
 [ $# -ge 4 ] || usage
 nodes=$1 node_rank=$2 place=$3
 shift 3
 if ! [[ $nodes =~ ^[1-9][0-9]*$ && $node_rank =~ ^[0-9]+$ ]] || ((node_rank >= nodes)); then
-    echo "error: NODES is '$nodes' and NODE_RANK is '$node_rank'; allowed: NODES from 1 on, NODE_RANK from 0 to NODES - 1" >&2
+    echo "error: NODES is '$nodes' and NODE_RANK is '$node_rank'; allowed: NODES 1 or more, NODE_RANK 0 to NODES - 1" >&2
     exit 2
 fi
 address=${place%:*} port=29500

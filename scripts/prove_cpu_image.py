@@ -1,12 +1,13 @@
-"""The steps of docker/Dockerfile.cpu in a clean Debian, where no docker engine is at hand.
+"""Executes docker/Dockerfile.cpu without docker, in a clean Debian.
 
-``sudo .venv/bin/python scripts/prove_cpu_image.py [--torch-index URL] [--wheels DIR]`` makes a Debian root with
-debootstrap, carries out the file's own instructions in it through chroot (RUN, COPY, ENV, ARG, WORKDIR, USER; what it
-does not know is an error), and then, as the image's user, prepares a small corpus, trains, stops at a signal, goes on,
-and exports. There must be no C compiler in that root. Some minutes, 3 GB under /var/tmp, removed at the end.
+    sudo .venv/bin/python scripts/prove_cpu_image.py
+
+Creates a Debian root with debootstrap and executes the file's instructions in it through chroot (RUN, COPY, ENV, ARG,
+WORKDIR, USER; any other is an error). Then, as the image's user, prepares a small corpus, trains, stops the run with a
+signal, resumes it, and exports. There must be no C compiler in that root. Takes some minutes and 3 GB under /var/tmp,
+which are freed at the end.
 """
 
-import argparse
 import os
 import re
 import shlex
@@ -17,15 +18,15 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
-from results_file import write_result
+from repository_root import ROOT
+from results_file import argument_parser, write_result
 
-ROOT = Path(__file__).resolve().parent.parent
-WHAT = "The steps of docker/Dockerfile.cpu without docker"
+WHAT = "docker/Dockerfile.cpu executed without docker"
 FROM = re.compile(r"debian:([a-z]+)-\d+-slim$")
 
 
 class Image:
-    """A root folder, and the state that a Dockerfile's instructions build up."""
+    """A root directory, and the state that a Dockerfile's instructions change."""
 
     def __init__(self, root: Path, arguments: dict[str, str]) -> None:
         self.root, self.arguments = root, arguments
@@ -33,42 +34,30 @@ class Image:
         self.workdir, self.user = "/", "0"
 
     def run(self, command: str) -> None:
-        """``command`` in the root, as the user and in the folder of this moment."""
+        """Run ``command`` in the root, as the current user and in the current directory."""
         words = ["env", "-i", *(f"{key}={value}" for key, value in {**self.arguments, **self.environment}.items())]
         inside = f"cd {shlex.quote(self.workdir)} || exit 1\n{command}"
-        subprocess.run(
-            [
-                "chroot",
-                f"--userspec={self.user}:{self.user}",
-                self.root,
-                *words,
-                "bash",
-                "-o",
-                "pipefail",
-                "-c",
-                inside,
-            ],
-            check=True,
-        )
+        chroot = ["chroot", f"--userspec={self.user}:{self.user}", str(self.root), *words]
+        subprocess.run([*chroot, "bash", "-o", "pipefail", "-c", inside], check=True)
 
     def expanded(self, text: str) -> str:
-        """``text`` with the build's arguments and variables put in."""
+        """``text`` with build arguments and environment variables substituted."""
         known = {**self.arguments, **self.environment}
         return re.sub(r"\$\{(\w+)\}", lambda found: known[found[1]], text)
 
     def copy(self, words: list[str]) -> None:
-        """COPY as docker does: a folder's content, or files into a folder."""
-        *sources, target = words
-        place = self.root / Path(self.workdir, target).relative_to("/")
+        """COPY as docker does: the content of a directory, or files into a directory."""
+        *sources, name = words
+        target = self.root / Path(self.workdir, name).relative_to("/")
         for source in sources:
             if (ROOT / source).is_dir():
-                shutil.copytree(ROOT / source, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(ROOT / source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
             else:
-                place.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / source, place)
+                target.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / source, target)
 
     def instruct(self, name: str, rest: str) -> None:
-        """Carry out one instruction."""
+        """Execute one instruction."""
         print(f"== {name} {rest[:100]}", flush=True)
         if name == "RUN":
             self.run(rest)
@@ -85,11 +74,11 @@ class Image:
         elif name == "USER":
             self.user = self.expanded(rest)
         elif name not in ("FROM", "SHELL"):
-            sys.exit(f"FAILED: no way to carry out {name} here")
+            sys.exit(f"FAILED: the instruction {name} is not supported")
 
 
 def instructions(path: Path) -> list[tuple[str, str]]:
-    """The file's instructions: comments dropped, continued lines joined."""
+    """The file's instructions, without comments, with continuation lines joined."""
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
     pairs = [line.split(None, 1) for line in joined.splitlines() if line.strip()]
@@ -97,7 +86,7 @@ def instructions(path: Path) -> list[tuple[str, str]]:
 
 
 def prove(image: Image) -> None:
-    """What a user does first, as the image's user."""
+    """Check for compilers, prepare, train, stop, resume, export; all as the image's user."""
     image.run("! command -v cc && ! command -v gcc && ! command -v nvcc && [ $(id -u) != 0 ]")
     image.run(
         "mkdir -p $HOME && for i in $(seq 60); do for j in $(seq 20); do "
@@ -105,7 +94,7 @@ def prove(image: Image) -> None:
         "done; echo; done > /tmp/text.txt"
     )
     image.run(
-        "python -m data_prep.prepare corpus=text corpus.path=/tmp/text.txt out_dir=data/x sequence_lengths=[32] "
+        "bert-pretrain prepare corpus=text corpus.path=/tmp/text.txt out_dir=data/x sequence_lengths=[32] "
         "vocab_size=300 duplicates.near=false heldout_fraction=0.2"
     )
     options = "recipe=demo run_dir=runs/x data.dir=data/x data.sequence_length=32 "
@@ -114,29 +103,29 @@ def prove(image: Image) -> None:
     image.run(
         f"PROCESSES=2 scripts/pretrain_node.sh {options} > /tmp/log & pid=$!; "
         "for _ in $(seq 120); do grep -q '^step' /tmp/log && break; sleep 0.5; done; kill -TERM $pid; wait $pid; "
-        "[ $? = 75 ] && grep 'stopped as asked' /tmp/log"
+        "[ $? = 75 ] && grep '^stopped' /tmp/log"
     )
-    image.run(f"PROCESSES=2 scripts/pretrain_node.sh {options} | grep -E 'going on|finished'")
-    image.run("python -m bert_pretrain.hub.export run_dir=runs/x out_dir=runs/model")
+    image.run(f"PROCESSES=2 scripts/pretrain_node.sh {options} | grep -E ' from .*, step |^finished'")
+    image.run("bert-pretrain export run_dir=runs/x out_dir=runs/model")
 
 
 def shown(steps: int, suite: str, size: float) -> list[dict[str, str]]:
-    """What has been seen where ``prove`` has returned."""
+    """The rows of the result, if ``prove`` succeeded."""
     return [
-        {"shown": f"{steps} instructions carried out in a clean {suite} of debootstrap, packages {size:.1f} GiB"},
-        {"shown": "no C compiler in it; everything below ran as the image's user, not as root"},
-        {"shown": "a corpus prepared; two ranks trained, saved at SIGTERM (status 75), went on to the end; exported"},
+        {"shown": f"{steps} instructions executed in a clean {suite} of debootstrap, packages {size:.1f} GiB"},
+        {"shown": "it has no C compiler; everything below ran as the image's user, not as root"},
+        {"shown": "prepared a corpus; trained two ranks, saved at SIGTERM (status 75), resumed to the end; exported"},
     ]
 
 
 def main() -> None:
-    """Build the root, carry out the steps, use the result."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--torch-index", help="where torch's wheel is, in place of the file's TORCH_INDEX")
-    parser.add_argument("--wheels", help="a folder with torch's wheel, where that address is out of reach")
+    """Build the root, execute the instructions, use the result."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--torch-index", help="index of torch's wheel, instead of the file's TORCH_INDEX")
+    parser.add_argument("--wheels", help="directory with torch's wheel, if no index can be reached")
     given = parser.parse_args()
     if os.geteuid() != 0:
-        sys.exit("error: debootstrap and chroot want root")
+        sys.exit("error: debootstrap and chroot need root")
     steps = instructions(ROOT / "docker/Dockerfile.cpu")
     suite = FROM.match(steps[0][1])
     assert suite is not None, "the CPU image starts from a dated Debian"
@@ -153,7 +142,7 @@ def main() -> None:
             shutil.copy(name, root / name[1:])
         shutil.copy("/etc/ssl/certs/ca-certificates.crt", root / "etc/certificates-of-the-host.crt")
         image = Image(root, {"TORCH_INDEX": given.torch_index} if given.torch_index else {})
-        image.environment["PIP_CERT"] = "/etc/certificates-of-the-host.crt"  # a proxy's own may be among them
+        image.environment["PIP_CERT"] = "/etc/certificates-of-the-host.crt"  # may include that of a proxy
         if given.wheels:
             image.environment["PIP_FIND_LINKS"] = given.wheels
         for name, arguments in steps:

@@ -1,8 +1,8 @@
-"""A run whose disk becomes full: said, nothing lost, and the same command goes on when there is room again.
+"""A run on a full disk reports the error, loses nothing, and continues with the same command once there is space.
 
-    sudo PYTHONPATH=. .venv/bin/python scripts/prove_full_disk.py RESULT.json
+    sudo .venv/bin/python scripts/prove_full_disk.py RESULT.json
 
-``run_dir`` is on a tmpfs that this script mounts, too small for all checkpoints of the run. Needs root; a minute.
+``run_dir`` is on a tmpfs that this script mounts, too small for all checkpoints of the run. Needs root; takes a minute.
 """
 
 import subprocess
@@ -10,8 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from results_file import write_result
-from safetensors.torch import load  # load_file would hold the disk
+from results_file import argument_parser, write_result
+from safetensors.torch import load  # load_file would keep the file open, so that the disk could not be unmounted
 
 from bert_pretrain.checkpoint.files import find_fault
 from bert_pretrain.checkpoint.store import CheckpointStore
@@ -21,7 +21,7 @@ STEPS = 40
 
 
 def run(run_dir: Path, data: Path) -> tuple[int, str]:
-    """The command, always the same; its status and what it said."""
+    """Run the command, the same each time; its exit status and output."""
     options = [
         *TEST_RECIPE, f"data.dir={data}", f"run_dir={run_dir}", f"schedule.total_steps={STEPS}",
         "checkpoint.every_steps=4", "checkpoint.keep_last=100", "training.evaluate_every_steps=1000",
@@ -32,44 +32,48 @@ def run(run_dir: Path, data: Path) -> tuple[int, str]:
 
 
 def steps(run_dir: Path) -> list[int]:
-    """The checkpoints, each whole."""
+    """The steps of the checkpoints, all of which must be valid."""
     found = CheckpointStore(run_dir / "checkpoints", 1, None).all()
     assert all(find_fault(path) is None for path in found)
     return [int(path.name[5:]) for path in found]
 
 
 def main() -> None:
-    """Fill, look, make room, go on, compare."""
+    """Fill the disk, check, enlarge it, continue, compare the weights."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("result", type=Path, help="JSON file to write")
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="prove_full_disk.") as folder:
         work, data = Path(folder), make_shards(Path(folder) / "data")
-        roomy, small = work / "roomy", work / "small"
-        assert run(roomy, data)[0] == 0
-        one = sum(file.stat().st_size for file in (roomy / "checkpoints/step_00000004").rglob("*") if file.is_file())
+        reference, small = work / "reference", work / "small"
+        assert run(reference, data)[0] == 0
+        files = [path for path in (reference / "checkpoints/step_00000004").rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in files)
         small.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={4 * one}", "tmpfs", str(small)], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={4 * size}", "tmpfs", str(small)], check=True)
         try:
-            status, said = run(small / "run", data)
+            status, output = run(small / "run", data)
             full = steps(small / "run")
-            faults = said.count("could not be written")
-            assert status == 2, said
-            assert "Traceback" not in said, said
-            assert " MB are left there" in said or "No space left" in said, said
-            assert full, said
-            subprocess.run(["mount", "-o", f"remount,size={40 * one}", str(small)], check=True)
-            again, more = run(small / "run", data)
-            assert again == 0, more
-            left = steps(small / "run")
+            faults = output.count("could not be written")
+            assert status == 2, output
+            assert "Traceback" not in output, output
+            assert " MB are left there" in output or "No space left" in output, output
+            assert full, output
+            subprocess.run(["mount", "-o", f"remount,size={40 * size}", str(small)], check=True)
+            second_status, second_output = run(small / "run", data)
+            assert second_status == 0, second_output
+            finished = steps(small / "run")
             final = f"checkpoints/step_{STEPS:08d}/model/model.safetensors"
-            ours, theirs = load((small / "run" / final).read_bytes()), load((roomy / final).read_bytes())
-            assert all(bool((value == theirs[name]).all()) for name, value in ours.items())
+            ours, expected = load((small / "run" / final).read_bytes()), load((reference / final).read_bytes())
+            assert all(bool((value == expected[name]).all()) for name, value in ours.items())
         finally:
             subprocess.run(["umount", str(small)], check=True)
     rows = [
-        {"shown": f"on {4 * one / 1e6:.1f} MB: status {status}, {faults} messages, checkpoints of steps {full}, whole"},
-        {"shown": f"the last message: {said.strip().splitlines()[-1].replace(str(work), '')}"},
-        {"shown": f"with more room, the same command: status {again}, checkpoints {left}; weights bit for bit"},
+        {"shown": f"{4 * size / 1e6:.1f} MB: status {status}, {faults} messages, valid checkpoints of steps {full}"},
+        {"shown": f"the last message: {output.strip().splitlines()[-1].replace(str(work), '')}"},
+        {"shown": f"with more space: status {second_status}, checkpoints {finished}; weights equal bit for bit"},
     ]
-    write_result(Path(sys.argv[1]), "A run whose disk becomes full", rows)
+    write_result(given.result, "A run whose disk becomes full", rows)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""Two network namespaces as two nodes, joined by one virtual cable.
+"""Runs training on two network namespaces as two nodes, connected by a veth pair.
 
-    sudo PYTHONPATH=. .venv/bin/python scripts/prove_nodes.py [bytes] [seconds] [cut]
+    sudo .venv/bin/python scripts/prove_nodes.py bytes seconds cut
 
-runs ``pretrain_nodes.sh`` on both, and measures on the cable
-- the bytes of a step, for several accumulations and for 16-bit gradients, against the ring's minimum,
-- the time of a step with the cable slowed by tc, for several bucket sizes, against the plan's prediction from the
-  compute rate of one node alone and the rate of a bare all-reduce over that cable,
-- the weights of two nodes against those of two ranks on one; the cable cut in mid-step: both nodes name the other's
-  rank within ``communication.timeout_seconds``, and go on from there.
-Writes ``scripts/results/cpu_DATE_nodes_*.json``. Needs root and iproute2; ten minutes on two cores. Only the namespaces
-named here are made, and they are removed.
+Starts ``pretrain_nodes.sh`` on both, and measures
+- bytes: the bytes sent in a step, for several accumulations and for 16-bit gradients, against the minimum of a ring;
+- seconds: the time of a step with the link slowed by tc, for several bucket sizes, against the plan's prediction from
+  the compute rate of one node alone and the rate of a bare all-reduce over the link;
+- cut: the weights of two nodes against those of two ranks on one; with the link cut in mid-step, both nodes must name
+  the other's rank within ``communication.timeout_seconds``, and the run must resume.
+Writes ``scripts/results/cpu_DATE_nodes_*.json``. Needs root and iproute2; takes ten minutes on two cores.
 """
 
 import json
@@ -26,9 +25,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from results_file import write_result
+from repository_root import ROOT
+from results_file import argument_parser, write_result
 from safetensors.torch import load_file
-from two_nodes import ADDRESSES, CABLE, build_cable, cut_cable, on_node, remove_cable, sent, slow_down
+from two_nodes import (
+    ADDRESSES,
+    INTERFACE,
+    bytes_sent,
+    create_network,
+    drop_packets,
+    limit_bandwidth,
+    on_node,
+    remove_network,
+)
 
 from bert_pretrain.distributed.options import CommunicationConfig
 from bert_pretrain.distributed.watchdog import EXIT_LOST_RANK
@@ -37,7 +46,6 @@ from bert_pretrain.model.options import ModelConfig
 from bert_pretrain.plan.scaling import GpuConfig, NetworkConfig, Scaling
 from tests.conftest import make_shards
 
-ROOT = Path(__file__).resolve().parent.parent
 CUT_TIMEOUT = 20
 WIDTH, LAYERS, LENGTH, BATCH, LOGGED = 256, 2, 16, 128, 5
 _ALL_REDUCE = """if True:
@@ -62,7 +70,7 @@ Row = dict[str, Any]
 
 
 class Node(NamedTuple):
-    """What runs on a node."""
+    """A process on a node."""
 
     process: subprocess.Popen[bytes]
     run_dir: Path
@@ -70,7 +78,7 @@ class Node(NamedTuple):
 
 
 def start(work: Path, name: str, *options: str, kind: str = "both") -> list[Node]:
-    """A run over ``both`` nodes, or one on ``each``, or one of two ranks on the ``first``."""
+    """Start a run over ``both`` nodes, or one on ``each``, or one of two ranks on the ``first``."""
     cores, started = sorted(os.sched_getaffinity(0)), []
     for number in (0,) if kind == "first" else (0, 1):
         run_dir = work / (f"{name}-{number}" if kind == "each" else name)
@@ -78,7 +86,7 @@ def start(work: Path, name: str, *options: str, kind: str = "both") -> list[Node
         if kind != "both":
             script = ["scripts/pretrain_node.sh"]
         processes, core = (2, cores) if kind == "first" else (1, [cores[number % len(cores)]])
-        variables = ["env", f"PYTHON={sys.executable}", f"INTERFACE={CABLE}{number}", f"PROCESSES={processes}"]
+        variables = ["env", f"PYTHON={sys.executable}", f"INTERFACE={INTERFACE}{number}", f"PROCESSES={processes}"]
         command = [*on_node(number), "taskset", "-c", ",".join(map(str, core)), *variables, *script, *OPTIONS]
         log = Path(f"{run_dir}.{number}.log")
         with log.open("a") as out:
@@ -91,7 +99,7 @@ def start(work: Path, name: str, *options: str, kind: str = "both") -> list[Node
 
 
 def run(work: Path, name: str, *options: str, kind: str = "both") -> list[Path]:
-    """The same to its end; the run directories."""
+    """``start``, and wait for the end; the run directories."""
     nodes = start(work, name, *options, kind=kind)
     for number, node in enumerate(nodes):
         if node.process.wait(timeout=900) != 0:
@@ -100,56 +108,56 @@ def run(work: Path, name: str, *options: str, kind: str = "both") -> list[Path]:
 
 
 def all_reduce_rate() -> float:
-    """Bytes a second, each way, of bare all-reduces of the gradient's size over the cable as it is."""
+    """Bytes per second, each way, of bare all-reduces of the gradient's size over the link."""
     started = []
     for number in (0, 1):
         variables = ["env", f"MASTER_ADDR={ADDRESSES[0]}", "MASTER_PORT=29700", "WORLD_SIZE=2", f"RANK={number}"]
         command = [sys.executable, "-c", _ALL_REDUCE, str(parameter_count(model_config()))]
-        inside = [*on_node(number), *variables, f"GLOO_SOCKET_IFNAME={CABLE}{number}"]
+        inside = [*on_node(number), *variables, f"GLOO_SOCKET_IFNAME={INTERFACE}{number}"]
         started.append(subprocess.Popen([*inside, *command], stdout=subprocess.PIPE, text=True))
-    said = [process.communicate(timeout=300)[0] for process in started]
-    return float(said[0])
+    first, _ = [process.communicate(timeout=300)[0] for process in started]
+    return float(first)
 
 
 def bytes_per_step(work: Path, name: str, *options: str) -> tuple[float, float]:
-    """What each node sends in one step: two runs that differ in nothing but 30 steps."""
+    """Bytes that each node sends in one step, from two runs that differ by 30 steps."""
     totals = []
     for steps in (5, 35):
-        before = [sent(0), sent(1)]
+        before = [bytes_sent(0), bytes_sent(1)]
         run(work, f"{name}-{steps}", f"schedule.total_steps={steps}", f"batch.global_batch_size={BATCH}", *options)
-        totals.append([sent(number) - before[number] for number in (0, 1)])
+        totals.append([bytes_sent(number) - before[number] for number in (0, 1)])
     one, other = ((more - few) / 30 for few, more in zip(*totals, strict=True))
     return one, other
 
 
 def seconds_per_step(run_dir: Path, batch: int) -> float:
-    """Median over the logged rows but the first two."""
+    """Median over the logged rows without the first two."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     rates = [row["tokens_per_second"] for row in rows if "tokens_per_second" in row][2:]
     return batch * MEAN_LENGTH / statistics.median(rates)
 
 
-MEAN_LENGTH = (LENGTH // 2 + LENGTH) / 2  # of the test shards: uniform from half to all
+MEAN_LENGTH = (LENGTH // 2 + LENGTH) / 2  # of the test shards: uniform from L/2 to L
 
 
 def model_config() -> ModelConfig:
-    """The shape that ``OPTIONS`` give."""
+    """The model of ``OPTIONS``."""
     return ModelConfig(WIDTH, LAYERS, 2, 4 * WIDTH, LENGTH, 97, "gelu", 0.0, 0.0, 0.02, "eager")
 
 
-def predicted(rate: float, cable: float, micro: int, bucket_mb: float, gradients: str, overlap: bool) -> float:
-    """Seconds of a step by the plan, from the measured rates of one node and of the cable."""
+def predicted(rate: float, link: float, micro: int, bucket_mb: float, gradients: str, overlap: bool) -> float:
+    """Seconds of a step by the plan, from the measured rates of one node and of the link."""
     scaling = Scaling(
         model=model_config(), sequence_length=LENGTH, mean_length=MEAN_LENGTH, micro_batch_size=micro,
         communication=CommunicationConfig(gradients, bucket_mb, 600.0), device_tokens_per_second=rate,
-        gpu=GpuConfig("processor", "fp32", 0.1, 0.5, 1e6, 0.0, 1, 1e6, 16.0),  # the rate has the optimizer in it
-        network=NetworkConfig(cable / 1e9, 1.0, 50.0), overlap=overlap, sharded=False,
+        gpu=GpuConfig("CPU", "fp32", 0.1, 0.5, 1e6, 0.0, 1, 1e6, 16.0),  # the rate includes the optimizer
+        network=NetworkConfig(link / 1e9, 1.0, 50.0), overlap=overlap, sharded=False,
     )  # fmt: skip
     return scaling.step(BATCH, 2).total
 
 
 def measure_bytes(work: Path) -> list[Row]:
-    """Bytes of a step against the least that a ring needs: 2 (n-1)/n times the gradient, each way."""
+    """Bytes of a step against the minimum of a ring: 2 (n-1)/n times the gradient, each way."""
     rows = []
     for accumulation, gradients in ((1, "fp32"), (2, "fp32"), (8, "fp32"), (1, "bf16")):
         micro = BATCH // 2 // accumulation
@@ -168,7 +176,7 @@ def measure_bytes(work: Path) -> list[Row]:
 
 
 def node_rate(work: Path, accumulation: int) -> float:
-    """Tokens a second of the slower node, both at work but neither waiting for the other."""
+    """Tokens per second of the slower node, with one independent run on each."""
     options = ["schedule.total_steps=25", f"batch.micro_batch_size={BATCH // 2 // accumulation}"]
     options.append(f"batch.global_batch_size={BATCH // 2}")
     dirs = run(work, f"alone-{accumulation}", *options, kind="each")
@@ -176,24 +184,24 @@ def node_rate(work: Path, accumulation: int) -> float:
 
 
 def measure_seconds(work: Path) -> list[Row]:
-    """Seconds of a step over a slow cable against the plan's, with the reduction hidden and without."""
+    """Seconds of a step over a slow link against the plan's, with and without overlap of the all-reduce."""
     rows: list[Row] = []
     rates = {accumulation: node_rate(work, accumulation) for accumulation in (1, 4)}
     for megabits, accumulation, bucket_mb, gradients in (
         (100, 1, 25.0, "fp32"), (100, 1, 4.0, "fp32"), (100, 1, 1.0, "fp32"), (100, 1, 0.25, "fp32"),
         (100, 1, 1.0, "bf16"), (50, 4, 1.0, "fp32"),
     ):  # fmt: skip
-        slow_down(megabits)
-        rate, cable, micro = rates[accumulation], all_reduce_rate(), BATCH // 2 // accumulation
+        limit_bandwidth(megabits)
+        rate, link, micro = rates[accumulation], all_reduce_rate(), BATCH // 2 // accumulation
         options = ["schedule.total_steps=25", f"batch.micro_batch_size={micro}", f"batch.global_batch_size={BATCH}"]
         options += [f"communication.bucket_mb={bucket_mb}", f"communication.gradients={gradients}"]
         both = run(work, f"slow-{megabits}-{accumulation}-{bucket_mb}-{gradients}", *options)
         found = seconds_per_step(both[0], BATCH)
-        plan, behind = (predicted(rate, cable, micro, bucket_mb, gradients, overlap) for overlap in (True, False))
+        plan, serial = (predicted(rate, link, micro, bucket_mb, gradients, overlap) for overlap in (True, False))
         rows.append(
-            {"cable, Mbit/s": megabits, "accumulation": accumulation, "bucket, MiB": bucket_mb, "gradients": gradients,
-             "all-reduce, Mbit/s": 8e-6 * cable, "compute alone, s": BATCH // 2 * MEAN_LENGTH / rate,
-             "plan without overlap, s": behind, "plan, s": plan, "measured, s": found,
+            {"link, Mbit/s": megabits, "accumulation": accumulation, "bucket, MiB": bucket_mb, "gradients": gradients,
+             "all-reduce, Mbit/s": 8e-6 * link, "compute alone, s": BATCH // 2 * MEAN_LENGTH / rate,
+             "plan without overlap, s": serial, "plan, s": plan, "measured, s": found,
              "error": f"{plan / found - 1:+.1%}"}
         )  # fmt: skip
         print(rows[-1], flush=True)
@@ -202,12 +210,12 @@ def measure_seconds(work: Path) -> list[Row]:
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    """The last checkpoint's."""
+    """The weights of the last checkpoint."""
     return load_file(max((run_dir / "checkpoints").glob("step_*")) / "model/model.safetensors")
 
 
 def equal(one: Path, other: Path) -> str:
-    """How two runs compare, in words. Raises where the weights differ by more than rounding."""
+    """How equal the weights of two runs are, in words. Raises if they differ by more than rounding."""
     pairs = [(first, weights(other)[name]) for name, first in weights(one).items()]
     difference = max(float((first - second).abs().max() / first.abs().max()) for first, second in pairs)
     assert difference < 1e-5, difference
@@ -215,61 +223,62 @@ def equal(one: Path, other: Path) -> str:
 
 
 def measure_cut(work: Path) -> list[Row]:
-    """The weights of two nodes and of one with two ranks; the cable cut in mid-step, and what comes after."""
+    """Compare the weights of two nodes and of two ranks on one; cut the link in mid-step, check the exit, resume."""
     options = ["schedule.total_steps=60", f"batch.global_batch_size={BATCH}", "model.hidden_dropout_prob=0.1"]
     options += ["checkpoint.every_steps=10", f"communication.timeout_seconds={CUT_TIMEOUT}"]
     (whole,), (one_node,) = set(run(work, "whole", *options)), run(work, "one-node", *options, kind="first")
     rows = [{"shown": f"weights of two nodes and of two ranks on one after 60 steps: equal {equal(whole, one_node)}"}]
-    slow_down(50)  # a step is on the cable most of its time
+    limit_bandwidth(50)  # a step then spends most of its time in the all-reduce
     nodes, metrics = start(work, "cut", *options), work / "cut/metrics.jsonl"
     while not (metrics.exists() and '"step": 25,' in metrics.read_text()):
         time.sleep(0.1)
-    cut_cable()
+    drop_packets()
     cut = time.monotonic()
     for number, node in enumerate(nodes):
         status = node.process.wait(timeout=10 * CUT_TIMEOUT)
         seconds, errors = time.monotonic() - cut, re.findall(r"error: (.*)", node.log.read_text())
-        rows.append({"shown": f"cable cut: node {number} ended after {seconds:.0f} s with {status}: {errors}"})
+        rows.append({"shown": f"link cut: node {number} exited after {seconds:.0f} s with {status}: {errors}"})
         print(rows[-1], node.log.read_text()[-1000:], flush=True)
         assert status == EXIT_LOST_RANK
-        assert seconds < CUT_TIMEOUT + 5, "and torchrun's own end"
+        assert seconds < CUT_TIMEOUT + 5, "including the exit of torchrun"
         assert len(errors) == 1
         assert f"rank {1 - number} on " in errors[0], errors
-    build_cable()
+    create_network()
     run(work, "cut", *options)
-    resumed = re.findall(r"going on from \S+, step (\d+)", (work / "cut.0.log").read_text())
+    resumed = re.findall(r" from \S+, step (\d+)", (work / "cut.0.log").read_text())
     rows.append({"shown": f"the same command, from step {resumed[0]}: weights equal {equal(whole, work / 'cut')}"})
     return rows
 
 
 def main() -> None:
-    """The parts that were asked for, or all."""
+    """Measure the given parts, or all."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"some of {', '.join(PARTS)}; default: all")
+    parts = parser.parse_args().parts or list(PARTS)
+    if unknown := set(parts) - PARTS.keys():
+        parser.error(f"unknown parts {', '.join(unknown)}; allowed: {', '.join(PARTS)}")
     if os.geteuid() != 0:
-        sys.exit("error: network namespaces want root")
-    asked = sys.argv[1:] or list(PARTS)
-    for name in asked:
-        if name not in PARTS:
-            sys.exit(f"error: no part {name!r}; there are: {', '.join(PARTS)}")
+        sys.exit("error: network namespaces need root")
     with tempfile.TemporaryDirectory(prefix="prove_nodes.") as folder:
         make_shards(Path(folder) / "data", train=(3000, 2000))
-        for name in asked:
+        for name in parts:
             what, measure = PARTS[name]
-            build_cable()
+            create_network()
             try:
                 rows = measure(Path(folder))
             finally:
-                remove_cable()
+                remove_network()
             path = ROOT / f"scripts/results/cpu_{date.today()}_nodes_{name}.json"
-            write_result(path, what, rows, NOTE, f"PYTHONPATH=. python scripts/prove_nodes.py {name}")
+            write_result(path, what, rows, NOTE, f"python scripts/prove_nodes.py {name}")
     print("ok")
 
 
 PARTS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
-    "bytes": ("Bytes on the cable between two nodes, a step", measure_bytes),
-    "seconds": ("A step over a slowed cable against the plan", measure_seconds),
-    "cut": ("The cable between two nodes cut in mid-step", measure_cut),
+    "bytes": ("Bytes sent between two nodes in a step", measure_bytes),
+    "seconds": ("Time of a step over a slow link, compared with the plan", measure_seconds),
+    "cut": ("The link between two nodes is cut in mid-step", measure_cut),
 }
-NOTE = "Two network namespaces on one machine, joined by a virtual cable."
+NOTE = "Two network namespaces on one machine, connected by a veth pair."
 
 
 if __name__ == "__main__":

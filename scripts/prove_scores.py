@@ -1,12 +1,11 @@
-"""What pretraining is worth: the same model fine-tuned from its pretrained and from random weights, five seeds each.
+"""The gain from pretraining: one model fine-tuned from pretrained and from random weights, with five seeds each.
 
-    python scripts/prove_scores.py MODEL DATA WORK_DIR RESULT.json [TASK...]
+    python scripts/prove_scores.py my-bert shared/data work scores.json sst2 mrpc
 
-``DATA`` holds ``glue/SST-2``, ``glue/MRPC`` and files in SQuAD's format, as published: for ``squad_v1`` the new
-questions on Wikipedia of squadshifts to train on and a fixed part of SQuAD 1.1's development set to evaluate; for
-``squad_reviews`` its questions on reviews, those on the last products to evaluate. Training sets are cut, so that a
-run takes minutes on one core. Both sides have the same options and learning rates. Stopped, it goes on with the runs
-that ``WORK_DIR`` does not hold.
+DATA has ``glue/SST-2``, ``glue/MRPC`` and files in SQuAD's format, as published. ``squad_v1`` trains on squadshifts'
+new Wikipedia questions and evaluates on a fixed part of SQuAD 1.1's dev set. ``squad_reviews`` trains on squadshifts'
+Amazon reviews and evaluates on the last products. Training sets are truncated, so that a run takes minutes on one core.
+Both sides use the same options and learning rate. Results that exist in WORK_DIR are not computed again.
 """
 
 import json
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from results_file import write_result
+from results_file import argument_parser, write_result
 
 from bert_pretrain.model.precision import compute_dtype
 
@@ -29,7 +28,7 @@ TASKS = {
     "squad_v1": ("f1", "5e-4", QUESTIONS),
     "squad_reviews": ("f1", "5e-4", QUESTIONS),
 }
-"""The metric that is compared, the learning rate of both sides, and other options."""
+"""The metric to compare, the learning rate of both sides, and other options."""
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -40,13 +39,13 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def written(articles: list[dict[str, Any]], path: Path) -> Path:
-    """The file that holds ``articles``."""
+    """Write ``articles`` to ``path``; return it."""
     path.write_text(json.dumps({"data": articles}), encoding="utf-8")
     return path
 
 
 def source(task: str, data: Path, work: Path) -> list[str]:
-    """The task for ``bert_pretrain.finetune``, and where its data are."""
+    """Options of ``bert-pretrain finetune``: the task and its data."""
     if task == "squad_v1":
         train = data / "squad/squadshifts_new_wiki_v1.0.json.xz"
         whole = read(data / "squad/dev-v1.1.rebuilt.json.xz")[:DEV_ARTICLES]
@@ -61,7 +60,7 @@ def source(task: str, data: Path, work: Path) -> list[str]:
 
 
 def results(task: str, scratch: bool, model: str, data: Path, work: Path) -> dict[str, Any]:
-    """The results of one side, computed where they are not there yet."""
+    """The results of one side, computed unless they exist."""
     out_dir = work / f"{task}_{'scratch' if scratch else 'pretrained'}"
     _, lr, more = TASKS[task]
     if not (out_dir / "results.json").exists():
@@ -73,7 +72,7 @@ def results(task: str, scratch: bool, model: str, data: Path, work: Path) -> dic
 
 
 def has_bf16() -> bool:
-    """Whether this processor has instructions for it."""
+    """Whether this CPU has bf16 instructions."""
     return compute_dtype("auto", torch.device("cpu")) == torch.bfloat16
 
 
@@ -89,12 +88,20 @@ def row(task: str, model: str, data: Path, work: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Compute what is missing and write the table."""
-    model, data, work, result = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
-    work.mkdir(parents=True, exist_ok=True)
-    tasks = sys.argv[5:] or list(TASKS)
-    rows = [row(task, model, data, work) for task in tasks]
+    parser = argument_parser(__doc__)
+    parser.add_argument("model", help="folder of the pretrained model")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("work_dir", type=Path)
+    parser.add_argument("result", type=Path, help="JSON file to write")
+    parser.add_argument("tasks", nargs="*", metavar="task", help=f"some of {', '.join(TASKS)}; default: all")
+    given = parser.parse_args()
+    tasks = given.tasks or list(TASKS)
+    if unknown := set(tasks) - TASKS.keys():
+        parser.error(f"unknown tasks {', '.join(unknown)}; allowed: {', '.join(TASKS)}")
+    given.work_dir.mkdir(parents=True, exist_ok=True)
+    rows = [row(task, given.model, given.data, given.work_dir) for task in tasks]
     note = "In percent, over five seeds. " + "; ".join(f"{task}: {' '.join(TASKS[task][2])}" for task in tasks)
-    write_result(result, "What pretraining is worth: one model from pretrained and from random weights", rows, note)
+    write_result(given.result, "Gain from pretraining: one model from pretrained and from random weights", rows, note)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# A real SLURM on this one machine (a controller and two node daemons) runs slurm_pretrain.sbatch over two nodes: ended
-# by its own signal, queued again, resumed, to the end, with the weights of a run that nobody stopped; scancel leaves a
-# valid checkpoint; two phases run in one chain. As root on Debian, after make setup and
+# Tests the SLURM scripts with a real SLURM on this machine (a controller and two node daemons): slurm_pretrain.sbatch
+# over two nodes is stopped by its signal, requeued and resumed until the end, and its weights equal those of an
+# uninterrupted run; scancel leaves a valid checkpoint; two phases run as a chain. As root on Debian, after make setup:
 #   apt-get install --no-install-recommends slurm-wlm munge
-# Ten minutes on two cores. Writes scripts/results/cpu_DATE_slurm.json; PARTS="two_phases preparation" runs some of it
-# and writes nothing. Nothing else outside a temporary folder is touched; every daemon started here is ended.
+# Takes ten minutes on two cores. Writes scripts/results/cpu_DATE_slurm.json; PARTS="two_phases preparation" runs only
+# those and writes nothing. Touches nothing else outside a temporary folder, and stops every daemon that it starts.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD work=$(mktemp -d /tmp/prove_slurm.XXXXXX)
 chmod 755 "$work"
 fail() { echo "FAILED: $*; see $work" >&2; trap stop EXIT; exit 1; }
 passed() { echo "ok: $*" | tee -a "$work/passed"; }
-[ "$(id -u)" = 0 ] || { echo "error: SLURM's daemons want root" >&2; exit 2; }
+[ "$(id -u)" = 0 ] || { echo "error: SLURM's daemons need root" >&2; exit 2; }
 for program in munged slurmctld slurmd sbatch; do
     command -v "$program" > /dev/null || { echo "error: no $program; apt-get install slurm-wlm munge" >&2; exit 2; }
 done
@@ -65,7 +65,7 @@ for node in n0 n1; do
     pids+=($!)
 done
 for _ in $(seq 60); do [ "$(sinfo -h -o %D%t 2> /dev/null)" = 2idle ] && break; sleep 1; done
-[ "$(sinfo -h -o %D%t)" = 2idle ] || fail "the nodes did not come up"
+[ "$(sinfo -h -o %D%t)" = 2idle ] || fail "the nodes did not start"
 passed "SLURM $(sinfo --version | cut -d' ' -f2), $(sinfo -h -o '%D nodes: %N')"
 
 export PYTHON=$root/.venv/bin/python INTERFACE=lo PYTHONPATH=$root
@@ -75,6 +75,7 @@ options=(recipe=demo device=cpu model.vocab_size=97 "data.dir=$work/data" data.s
     model.max_position_embeddings=16 model.hidden_dropout_prob=0.1 batch.global_batch_size=128 logging.every_steps=10
     training.evaluate_every_steps=300 checkpoint.every_steps=100000 precision.compute=fp32)
 steps=${STEPS:-500}
+resume_pattern='^.* from .*, step \([0-9]*\)$' # of the message of a run that resumes
 
 state() { scontrol show job "$1" | sed -n 's/.*JobState=\([A-Z]*\).*/\1/p'; }
 wait_for() { # JOB SECONDS STATE...
@@ -93,7 +94,7 @@ store = CheckpointStore(Path(sys.argv[1]) / 'checkpoints', 1, None)
 found = store.newest_valid(lambda text: sys.exit(text)); print(load_progress(found).step if found else 0)" "$1"
 }
 
-# To the end through the job's own signal: SLURM sends it up to a minute early, 45 to 105 seconds after the start
+# Stopped by the job's own signal, which SLURM sends up to a minute early, 45 to 105 seconds after the start
 requeue() {
     job=$(sbatch --parsable --nodes=2 --time=3 --signal=B:USR1@75 --output="$work/job.out" scripts/slurm_pretrain.sbatch \
         "${options[@]}" "run_dir=$work/run" "schedule.total_steps=$steps")
@@ -102,24 +103,24 @@ requeue() {
     cat "$work/job.out"
     [ "$(state "$job")" = COMPLETED ] || fail "the job is $(state "$job")"
     ((restarts >= 1)) || fail "it was never requeued: give it more STEPS"
-    mapfile -t stopped < <(sed -n 's/stopped as asked after step \([0-9]*\).*/\1/p' "$work/job.out")
-    mapfile -t resumed < <(sed -n 's/going on from .*, step \([0-9]*\)$/\1/p' "$work/job.out")
+    mapfile -t stopped < <(sed -n 's/^stopped.* step \([0-9]*\).*/\1/p' "$work/job.out")
+    mapfile -t resumed < <(sed -n "s/$resume_pattern/\1/p" "$work/job.out")
     [ "${stopped[*]}" = "${resumed[*]}" ] || fail "stopped after ${stopped[*]}, resumed from ${resumed[*]}"
     [ "$(valid_step "$work/run")" = "$steps" ] || fail "no valid last checkpoint"
     passed "two nodes to step $steps through $restarts requeue(s), stopped and resumed after step ${stopped[*]}"
-    for node in 0 1; do # as under SLURM, both with the threads of a whole machine, which decide the last bit
-        scripts/pretrain_nodes.sh 2 "$node" 127.0.0.1:27900 "${options[@]}" "run_dir=$work/undisturbed" \
-            "schedule.total_steps=$steps" > "$work/undisturbed-$node.out" 2>&1 &
+    for node in 0 1; do # as under SLURM, each with as many threads as the machine has: they determine the rounding
+        scripts/pretrain_nodes.sh 2 "$node" 127.0.0.1:27900 "${options[@]}" "run_dir=$work/uninterrupted" \
+            "schedule.total_steps=$steps" > "$work/uninterrupted-$node.out" 2>&1 &
         alone[node]=$!
     done
     for node in 0 1; do
-        wait "${alone[node]}" || { cat "$work/undisturbed-$node.out"; fail "the undisturbed run failed"; }
+        wait "${alone[node]}" || { cat "$work/uninterrupted-$node.out"; fail "the uninterrupted run failed"; }
     done
     "$PYTHON" -c "import sys, torch; from safetensors.torch import load_file
 one, other = (load_file(f'{run}/checkpoints/step_{int(sys.argv[3]):08d}/model/model.safetensors') for run in sys.argv[1:3])
-sys.exit(not all(torch.equal(one[name], other[name]) for name in one))" "$work/run" "$work/undisturbed" "$steps" ||
-        fail "the weights are not those of the undisturbed run"
-    passed "the weights are those of an undisturbed run, bit for bit"
+sys.exit(not all(torch.equal(one[name], other[name]) for name in one))" "$work/run" "$work/uninterrupted" "$steps" ||
+        fail "the weights differ from those of the uninterrupted run"
+    passed "the weights equal those of an uninterrupted run, bit for bit"
 }
 
 # scancel
@@ -133,36 +134,36 @@ cancelled() {
     step=$(valid_step "$work/cancelled")
     ((step >= 20)) || { cat "$work/cancelled.out"; fail "scancel left no valid checkpoint"; }
     [ "$(state "$job")" = CANCELLED ] || fail "the cancelled job is $(state "$job")"
-    passed "scancel left a valid checkpoint of step $step, and the job did not queue again"
+    passed "scancel left a valid checkpoint of step $step, and the job was not requeued"
 }
 
-# The run's own time limit, which SLURM knows nothing of
+# The run's own time limit
 own_limit() {
     job=$(sbatch --parsable --nodes=2 --time=30 --output="$work/limit.out" scripts/slurm_pretrain.sbatch "${options[@]}" \
         "run_dir=$work/limit" schedule.total_steps=100000 training.stop_after_minutes=0.3)
-    for _ in $(seq 400); do grep -qs 'going on from' "$work/limit.out" && break; sleep 1; done
-    grep -q 'saved as asked; the job queues again' "$work/limit.out" || { cat "$work/limit.out"; fail "it did not queue again"; }
-    grep -q 'going on from' "$work/limit.out" || fail "it queued again, but did not go on"
+    for _ in $(seq 400); do grep -qs "$resume_pattern" "$work/limit.out" && break; sleep 1; done
+    grep -q 'saved; requeueing the job' "$work/limit.out" || { cat "$work/limit.out"; fail "it was not requeued"; }
+    grep -q "$resume_pattern" "$work/limit.out" || fail "it was requeued, but did not resume"
     scancel "$job"
     wait_for "$job" 90 CANCELLED
-    passed "stopped by training.stop_after_minutes, the job queued again and went on"
+    passed "stopped by training.stop_after_minutes, the job was requeued and resumed"
 }
 
-# A rank that dies
+# A killed rank
 lost() {
     job=$(sbatch --parsable --nodes=2 --time=30 --output="$work/lost.out" scripts/slurm_pretrain.sbatch "${options[@]}" \
         "run_dir=$work/lost" schedule.total_steps=100000 checkpoint.every_steps=10 communication.timeout_seconds=20)
     for _ in $(seq 200); do [ -d "$work/lost/checkpoints/step_00000010" ] && break; sleep 1; done
     kill -9 "$(pgrep -f "bert_pretrain.pretrain .*run_dir=$work/lost" | tail -n 1)"
-    for _ in $(seq 400); do grep -qs 'going on from' "$work/lost.out" && break; sleep 1; done
-    grep -q 'a rank was lost; the job queues again' "$work/lost.out" || { cat "$work/lost.out"; fail "it did not queue again"; }
-    grep -q 'going on from' "$work/lost.out" || fail "it queued again, but did not go on"
+    for _ in $(seq 400); do grep -qs "$resume_pattern" "$work/lost.out" && break; sleep 1; done
+    grep -q 'a rank was lost; requeueing the job' "$work/lost.out" || { cat "$work/lost.out"; fail "it was not requeued"; }
+    grep -q "$resume_pattern" "$work/lost.out" || fail "it was requeued, but did not resume"
     scancel "$job"
     wait_for "$job" 90 CANCELLED
-    passed "one rank killed: the job queued again and went on from step $(sed -n 's/.*going on from .*, step //p' "$work/lost.out")"
+    passed "one rank killed: the job was requeued and resumed from step $(sed -n "s/$resume_pattern/\1/p" "$work/lost.out")"
 }
 
-# Two phases in one chain
+# Two phases as a chain of jobs
 two_phases() {
     line=$(scripts/slurm_two_phases.sh --nodes=2 --time=30 --output="$work/phase-%j.out" -- "${options[@]}" \
         "run_dir=$work/one" schedule.total_steps=30 -- "${options[@]}" "run_dir=$work/two" "init_from=$work/one" \
@@ -171,13 +172,13 @@ two_phases() {
     wait_for "$job" 300 COMPLETED FAILED CANCELLED
     [ "$(state "$job")" = COMPLETED ] || { cat "$work"/phase-*.out; fail "phase 2 is $(state "$job")"; }
     grep -q "weights from $work/one/checkpoints/step_00000030" "$work/phase-$job.out" || fail "phase 2 did not start from phase 1"
-    passed "two phases in one chain: $line"
+    passed "two phases as a chain of jobs: $line"
 }
 
-# Data preparation on both nodes through Dask
+# Data preparation on both nodes with Dask
 preparation() {
     if ! "$PYTHON" -c 'import distributed' 2> /dev/null || ! grep -q '^engine:' configs/prepare.yaml; then
-        echo "not shown: data preparation, which has no Dask here"
+        echo "skipped data preparation: Dask is not installed"
         return
     fi
     for document in $(seq 200); do
@@ -191,8 +192,8 @@ preparation() {
     [ "$(state "$job")" = COMPLETED ] || { cat "$work/prepare.out"; fail "data preparation is $(state "$job")"; }
     "$PYTHON" -m data_prep.prepare "${prepare[@]}" "out_dir=$work/prepared-here" > /dev/null
     diff -r --exclude=corpus --exclude=manifest.json "$work/prepared" "$work/prepared-here" > "$work/prepare.diff" ||
-        fail "the shards differ from those of one machine" # the bookkeeping holds seconds
-    passed "shards made on both nodes through Dask are those of one machine, byte for byte"
+        fail "the shards differ from those of one machine" # the manifest has seconds in it
+    passed "shards made on both nodes with Dask equal those of one machine, byte for byte"
 }
 
 for part in ${PARTS:-requeue cancelled own_limit lost two_phases preparation}; do "$part"; done

@@ -1,32 +1,34 @@
-"""The plan against published runs, calibrated on one of them: ``python scripts/published_runs.py``.
+"""Compares the plan with published runs, calibrated on one of them.
 
-Writes ``scripts/results/plan_published.json``. Figures and their sources: ``published_runs.yaml``.
+    python scripts/published_runs.py
+
+Writes ``scripts/results/plan_published.json``. Published figures and their sources: ``published_runs.yaml``.
 """
 
 import json
-import sys
 from dataclasses import replace
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from repository_root import ROOT
+from results_file import argument_parser
 
 from bert_pretrain.config_loading import load_config
 from bert_pretrain.plan.run import PlanConfig, scaling_of
 from bert_pretrain.plan.scaling import Scaling
 
-HERE = Path(__file__).resolve().parent
+HERE = ROOT / "scripts"
 Row = dict[str, Any]
 
 
 def published() -> Any:
-    """The figures, as plain dictionaries."""
+    """The published figures, as plain dictionaries."""
     return OmegaConf.to_container(OmegaConf.load(HERE / "published_runs.yaml"))
 
 
 def planned(recipe: str, gpu: str, network: str, micro: int, mean_length: float) -> tuple[PlanConfig, Scaling]:
-    """A recipe as NVIDIA's code ran it: attention scores kept, one reduction in 16 bit after the backward pass."""
+    """A recipe as NVIDIA's code ran it: eager attention, and one 16-bit all-reduce after the backward pass."""
     options = [f"recipe={recipe}", f"gpu={gpu}", f"network={network}", f"mean_length={mean_length}", "overlap=false"]
     options += [f"batch.micro_batch_size={micro}", "communication.gradients=fp16", "communication.bucket_mb=100000"]
     options += ["model.attention=eager"]
@@ -36,12 +38,12 @@ def planned(recipe: str, gpu: str, network: str, micro: int, mean_length: float)
 
 
 def with_share(scaling: Scaling, share: float) -> Scaling:
-    """The same devices, reaching another share of their peak."""
+    """The same devices with another ``gpu.matrix_share``."""
     return replace(scaling, gpu=replace(scaling.gpu, matrix_share=share))
 
 
 def calibrated_share(figures: Any) -> float:
-    """``gpu.matrix_share`` at which the plan gives the calibration point; by bisection."""
+    """The ``gpu.matrix_share`` for which the plan matches the calibration point, by bisection."""
     phase, nodes = figures["calibration"]["phase"], figures["calibration"]["nodes"]
     kind, shape = figures["throughput"], figures["phases"][phase]
     config, scaling = planned(
@@ -65,7 +67,7 @@ def row(run: str, unit: str, found: float, expected: float, efficiency: float | 
 
 
 def rows() -> list[Row]:
-    """Every published figure beside the plan's."""
+    """Every published figure and the plan's."""
     figures = published()
     share, kind, found = calibrated_share(figures), figures["throughput"], []
     for phase, shape in figures["phases"].items():
@@ -91,14 +93,17 @@ def rows() -> list[Row]:
 
 def main() -> None:
     """Write the result and print it."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("commit", nargs="?", default="", help="commit to record in the result")
+    given = parser.parse_args()
     share = calibrated_share(published())
     result = {
-        "what": "The plan against NVIDIA's published runs of BERT-large, calibrated on the first row alone",
+        "what": "The plan compared with NVIDIA's published runs of BERT-large, calibrated on the first row",
         "date": str(date.today()),
         "device": "arithmetic, no device",
-        "commit": sys.argv[1] if len(sys.argv) > 1 else "",
+        "commit": given.commit,
         "command": "python scripts/published_runs.py",
-        "note": f"gpu.matrix_share from the first row: {share:.4f}. Sources and what was assumed of each run: "
+        "note": f"gpu.matrix_share from the first row: {share:.4f}. Sources and assumptions for each run: "
         "`scripts/published_runs.yaml`.",
         "rows": rows(),
     }

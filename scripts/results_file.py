@@ -1,5 +1,6 @@
-"""One file of measured results in the form that ``write_results.py`` reads."""
+"""Writes one file of measured results, in the format that ``write_results.py`` reads; the arguments of scripts."""
 
+import argparse
 import json
 import os
 import platform
@@ -10,22 +11,36 @@ import time
 from pathlib import Path
 from typing import Any
 
+from repository_root import ROOT
+
+
+def argument_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is the module docstring ``doc``."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
 
 def write_result(
     path: Path, what: str, rows: list[dict[str, Any]], note: str = "", command: str | None = None, **more: Any
 ) -> None:
-    """Write flat ``rows`` with the date, the machine, the commit and the command, or those given; print them."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
-    python = f"python scripts/{Path(sys.argv[0]).name} {shlex.join(Path(a).name for a in sys.argv[1:])}"
+    """Write flat ``rows`` with date, machine, commit and command (default: this script's); print them."""
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    script = f"python scripts/{Path(sys.argv[0]).name} {shlex.join(map(_without_folders, sys.argv[1:]))}"
     result = {
         "what": what,
         "date": time.strftime("%Y-%m-%d"),
         "device": f"{os.cpu_count()}-core {platform.machine()}, shared with other work",
         "commit": commit.strip(),
-        "command": command or python.strip(),
+        "command": command or script.strip(),
         "rows": rows,
         **({"note": note} if note else {}),
         **more,
     }
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
+
+
+def _without_folders(word: str) -> str:
+    """``word`` with only the last part of a path, in ``option=path`` too."""
+    option, equals, value = word.rpartition("=")
+    return f"{option}{equals}{Path(value).name}"

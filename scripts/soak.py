@@ -1,12 +1,11 @@
-"""A long run watched from outside: resident memory, open files and threads must stay flat.
+"""Soak test: the resident memory, open files and threads of a long run must not grow.
 
-    python scripts/soak.py MINUTES RESULT.json OPTION...
+    python scripts/soak.py 60 soak.json recipe=demo run_dir=runs/soak schedule.total_steps=400000
 
-OPTIONs are those of bert_pretrain.pretrain. Evaluations, checkpoints in the background and metrics should fall often
-into the time: set their intervals so. Looks every second; a row of the table is a tenth of the time. Flat means: over
-the last half of the time the median of the memory is at most 2 % above that of the half before it but for the first
-tenth, in which a run warms up, and likewise no more files and threads. The run ends as its options say, or with a
-SIGTERM when the time is over.
+Choose short intervals of evaluations, checkpoints and metrics, so that each happens often. Samples once a second; a
+row of the table is a tenth of the time. The test passes if in the second half of the time the median memory is at most
+2 % above that of the first half, and files and threads are not above theirs; the first tenth, the warm-up, is ignored.
+The run ends when its options say so, or is sent SIGTERM after MINUTES.
 """
 
 import statistics
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from results_file import write_result
+from results_file import argument_parser, write_result
 
 TENTHS = 10
 GROWTH = 1.02
@@ -26,7 +25,7 @@ Sample = tuple[float, float, int, int]
 
 
 def watch(process: psutil.Popen, minutes: float) -> list[Sample]:
-    """A sample a second until the process ends or the time is over."""
+    """One sample per second until the process exits or the time is over."""
     start, samples = time.monotonic(), []
     while process.poll() is None and time.monotonic() - start < 60 * minutes:
         with process.oneshot():
@@ -36,8 +35,8 @@ def watch(process: psutil.Popen, minutes: float) -> list[Sample]:
     return samples
 
 
-def tenth(number: int, samples: list[Sample]) -> dict[str, Any]:
-    """A row of the table."""
+def summary(number: int, samples: list[Sample]) -> dict[str, Any]:
+    """A row of the table: one tenth of the samples."""
     size = len(samples) // TENTHS
     part = samples[number * size : (number + 1) * size]
     resident = [sample[1] for sample in part]
@@ -51,7 +50,7 @@ def tenth(number: int, samples: list[Sample]) -> dict[str, Any]:
 
 
 def grown(rows: list[dict[str, Any]]) -> list[str]:
-    """What is not flat, in words."""
+    """What grew, in words."""
     before, after = rows[1 : TENTHS // 2], rows[TENTHS // 2 :]
     found = []
     for name in ("resident MB, median", "open files, most", "threads, most"):
@@ -62,17 +61,21 @@ def grown(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    """Run, watch, write down; status 1 where something grew."""
-    minutes, result, options = float(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
-    process = psutil.Popen([sys.executable, "-m", "bert_pretrain.pretrain", *options], stdout=subprocess.DEVNULL)
-    samples = watch(process, minutes)
+    """Run, watch, write the result; exit with 1 if something grew."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("minutes", type=float)
+    parser.add_argument("result", type=Path, help="JSON file to write")
+    parser.add_argument("options", nargs="*", metavar="option", help="options of bert-pretrain pretrain")
+    given = parser.parse_args()
+    process = psutil.Popen([sys.executable, "-m", "bert_pretrain.pretrain", *given.options], stdout=subprocess.DEVNULL)
+    samples = watch(process, given.minutes)
     if process.poll() is None:
         process.terminate()
     status = process.wait()
-    rows = [tenth(number, samples) for number in range(TENTHS)]
+    rows = [summary(number, samples) for number in range(TENTHS)]
     fault = grown(rows)
-    note = f"Ended with status {status}. " + ("Not flat: " + "; ".join(fault) if fault else "Flat.")
-    write_result(result, "A long run: memory, open files and threads", rows, note)
+    note = f"Exit status {status}. " + ("Grown: " + "; ".join(fault) if fault else "Nothing grew.")
+    write_result(given.result, "Soak test: memory, open files and threads of a long run", rows, note)
     sys.exit(bool(fault))
 
 

@@ -1,58 +1,61 @@
-"""Two network namespaces as two nodes, joined by one virtual cable, for the proofs: needs root and iproute2.
+"""Two network namespaces as two nodes, connected by a veth pair. Needs root and iproute2.
 
-Only the namespaces named here are made, and ``remove_cable`` removes them.
+Creates only the namespaces named here; ``remove_network`` deletes them.
 """
 
 import json
 import subprocess
 
-SPACES, ADDRESSES, CABLE = ("bert-node-0", "bert-node-1"), ("10.97.0.1", "10.97.0.2"), "veth-bert"
+NAMESPACES, ADDRESSES, INTERFACE = ("bert-node-0", "bert-node-1"), ("10.97.0.1", "10.97.0.2"), "veth-bert"
 
 
 def shell(*command: str) -> None:
-    """Run a command that has to succeed."""
+    """Run a command, which must succeed."""
     subprocess.run(command, check=True)
 
 
-def build_cable() -> None:
-    """Two namespaces, a cable between them."""
-    remove_cable()
-    for space in SPACES:
-        shell("ip", "netns", "add", space)
-    ends = [CABLE + str(number) for number in (0, 1)]
-    shell("ip", "link", "add", ends[0], "netns", SPACES[0], "type", "veth", "peer", ends[1], "netns", SPACES[1])
-    for space, end, address in zip(SPACES, ends, ADDRESSES, strict=True):
-        shell("ip", "-n", space, "link", "set", "lo", "up")
-        shell("ip", "-n", space, "address", "add", f"{address}/24", "dev", end)
-        shell("ip", "-n", space, "link", "set", end, "up")
+def create_network() -> None:
+    """Create two namespaces and the veth pair between them."""
+    remove_network()
+    for namespace in NAMESPACES:
+        shell("ip", "netns", "add", namespace)
+    ends = [INTERFACE + str(number) for number in (0, 1)]
+    first, second = NAMESPACES
+    shell("ip", "link", "add", ends[0], "netns", first, "type", "veth", "peer", ends[1], "netns", second)
+    for namespace, end, address in zip(NAMESPACES, ends, ADDRESSES, strict=True):
+        shell("ip", "-n", namespace, "link", "set", "lo", "up")
+        shell("ip", "-n", namespace, "address", "add", f"{address}/24", "dev", end)
+        shell("ip", "-n", namespace, "link", "set", end, "up")
 
 
-def remove_cable() -> None:
-    """Remove the namespaces, and the cable with them."""
-    for space in SPACES:
-        subprocess.run(["ip", "netns", "delete", space], check=False, stderr=subprocess.DEVNULL)
+def remove_network() -> None:
+    """Delete the namespaces, and with them the veth pair."""
+    for namespace in NAMESPACES:
+        subprocess.run(["ip", "netns", "delete", namespace], check=False, stderr=subprocess.DEVNULL)
 
 
-def slow_down(megabits: float) -> None:
-    """Let through so many Mbit/s each way."""
-    for number, space in enumerate(SPACES):
-        shaping = ["tbf", "rate", f"{megabits}mbit", "burst", "16kb", "limit", "32mb"]
-        shell("tc", "-n", space, "qdisc", "replace", "dev", CABLE + str(number), "root", *shaping)
+def limit_bandwidth(megabits: float) -> None:
+    """Limit the link to ``megabits`` Mbit/s each way."""
+    _shape("rate", f"{megabits}mbit", "burst", "16kb", "limit", "32mb")
 
 
-def sent(number: int) -> int:
-    """Bytes that node ``number`` has put on the cable."""
-    shown = subprocess.check_output(["ip", "-n", SPACES[number], "-j", "-s", "link", "show", CABLE + str(number)])
-    return int(json.loads(shown)[0]["stats64"]["tx"]["bytes"])
+def drop_packets() -> None:
+    """Drop every packet silently: no frame fits into a burst of 10 bytes."""
+    _shape("rate", "1kbit", "burst", "10", "limit", "10")
 
 
-def cut_cable() -> None:
-    """Lose every packet, and tell nobody: no frame is as small as this burst."""
-    for number, space in enumerate(SPACES):
-        shaping = ["tbf", "rate", "1kbit", "burst", "10", "limit", "10"]
-        shell("tc", "-n", space, "qdisc", "replace", "dev", CABLE + str(number), "root", *shaping)
+def _shape(*options: str) -> None:
+    for number, namespace in enumerate(NAMESPACES):
+        device = INTERFACE + str(number)
+        shell("tc", "-n", namespace, "qdisc", "replace", "dev", device, "root", "tbf", *options)
+
+
+def bytes_sent(number: int) -> int:
+    """Bytes that node ``number`` has sent."""
+    command = ["ip", "-n", NAMESPACES[number], "-j", "-s", "link", "show", INTERFACE + str(number)]
+    return int(json.loads(subprocess.check_output(command))[0]["stats64"]["tx"]["bytes"])
 
 
 def on_node(number: int) -> list[str]:
-    """The beginning of a command that runs on node ``number``."""
-    return ["ip", "netns", "exec", SPACES[number]]
+    """The prefix of a command that runs on node ``number``."""
+    return ["ip", "netns", "exec", NAMESPACES[number]]

@@ -1,1 +1,1 @@
-"""Where the time of a step goes, as ratios within one run."""
+"""Benchmarks of a training step and of the optimizer, as ratios within one run."""

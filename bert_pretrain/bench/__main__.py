@@ -1,4 +1,4 @@
-"""``bert-pretrain bench step|optimizer``: where the time of a step goes."""
+"""``bert-pretrain bench step`` and ``bert-pretrain bench optimizer``."""
 
 import sys
 
@@ -6,36 +6,37 @@ from bert_pretrain.bench.options import BenchOptimizerConfig, BenchStepConfig
 from bert_pretrain.config_loading import entry_point, print_error
 from bert_pretrain.errors import ConfigError, did_you_mean
 
-_HELP = """Measure where the time goes, as ratios within one run.
+_HELP = """Measure the time of a training step, or of the optimizer, as ratios within one run.
 
-    bert-pretrain bench step recipe=demo      a training step, against a plain script and each technique in turn
-    bert-pretrain bench optimizer             one update of NVLAMB by every kernel, against torch's optimizers
+    bert-pretrain bench step recipe=demo      a training step, compared with a plain script; one row per technique
+    bert-pretrain bench optimizer             one NVLAMB step with every kernel, compared with torch's optimizers
 
 bench step --help and bench optimizer --help list their options."""
 
 
 @entry_point("bench_step", BenchStepConfig)
 def step(config: BenchStepConfig) -> None:
-    """Measure the training step against a plain script, each technique added in turn.
+    """Measure a training step, compared with a plain script, adding one technique at a time.
 
         bert-pretrain bench step recipe=demo
 
-    Writes step.json and step.png. Under torchrun (-m bert_pretrain.bench step) communication is measured too.
+    Prints time, tokens per second, MFU and memory of each variant, and the time of each phase. Writes step.json and
+    step.png. To include communication: torchrun ... -m bert_pretrain.bench step recipe=demo
     """
-    from bert_pretrain.bench.step import run  # loads torch, once the command is right
+    from bert_pretrain.bench.step import run  # imports torch; by now the options are known to be valid
 
     run(config)
 
 
 @entry_point("bench_optimizer", BenchOptimizerConfig)
 def optimizer(config: BenchOptimizerConfig) -> None:
-    """Measure one update of NVLAMB by every kernel, against torch's and other optimizers.
+    """Measure one NVLAMB step with every kernel, compared with torch's and other optimizers.
 
         bert-pretrain bench optimizer models=[base]
 
-    Writes optimizer.json. One process; times are given as ratios to torch's fused AdamW.
+    Prints time, memory traffic and ratios to torch's fused AdamW. Writes optimizer.json. Runs as one process.
     """
-    from bert_pretrain.bench.optimizer import run  # loads torch, once the command is right
+    from bert_pretrain.bench.optimizer import run  # imports torch; by now the options are known to be valid
 
     run(config)
 
@@ -44,7 +45,7 @@ BENCHMARKS = {"step": step, "optimizer": optimizer}
 
 
 def main(words: list[str] | None = None) -> None:
-    """Dispatch on the first word."""
+    """Run the benchmark that the first word names."""
     words = list(sys.argv[1:] if words is None else words)
     if words and words[0] in BENCHMARKS:
         return BENCHMARKS[words[0]](words[1:])

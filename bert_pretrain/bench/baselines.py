@@ -1,4 +1,4 @@
-"""What one would otherwise write: a loop of one's own around ``transformers``' model, or ``transformers``' Trainer."""
+"""Baselines for ``bench step``: a plain training loop around ``transformers``' model, and ``transformers.Trainer``."""
 
 import statistics
 import time
@@ -20,7 +20,7 @@ from bert_pretrain.model.bert import bert_config
 
 @dataclass
 class Measured:
-    """Something that trains: a step of it, and the parts that its time goes to."""
+    """A training step to measure, with its network and optimizer."""
 
     run: Callable[[StepBatch], object]
     network: nn.Module
@@ -28,7 +28,7 @@ class Measured:
 
 
 def plain_script(config: PretrainConfig, world: World) -> Measured:
-    """The obvious script: transformers' model and loss with its defaults, labels on all positions, torch's AdamW."""
+    """The obvious script: transformers' model and loss with their defaults, labels on all positions, torch's AdamW."""
     model = _plain_model(config).to(world.device)
     network = DistributedDataParallel(model) if world.size > 1 else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.lr)
@@ -45,7 +45,7 @@ def plain_script(config: PretrainConfig, world: World) -> Measured:
 
 
 def plain_inputs(batch: MicroBatch) -> dict[str, Tensor]:
-    """The arguments of ``BertForPreTraining``: labels (B, L), -100 where nothing is predicted."""
+    """The arguments of ``BertForPreTraining``: labels (B, L), -100 at positions that are not masked."""
     labels = torch.full_like(batch.input_ids, -100).flatten()
     predicted = batch.masked_labels >= 0
     labels[batch.masked_positions[predicted]] = batch.masked_labels[predicted]
@@ -67,9 +67,9 @@ def _plain_model(config: PretrainConfig) -> nn.Module:
 
 
 def transformers_trainer(config: PretrainConfig, device: torch.device, steps: list[list[MicroBatch]]) -> float:
-    """Seconds of a step of ``transformers.Trainer`` with its defaults, in bf16 on a GPU, on the samples of ``steps``.
+    """Median seconds of a step of ``transformers.Trainer`` with its defaults, in bf16 on a GPU, without the first two.
 
-    The median over all but two. Needs ``accelerate``.
+    Trains on the samples of ``steps``. Needs ``accelerate``.
     """
     cuda = device.type == "cuda"
     arguments = TrainingArguments(
@@ -93,7 +93,7 @@ def transformers_trainer(config: PretrainConfig, device: torch.device, steps: li
 
 
 class _Clock(TrainerCallback):
-    """When each step of the Trainer had ended on the device."""
+    """Times at which each step of the Trainer was finished on the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.times = device, list[float]()

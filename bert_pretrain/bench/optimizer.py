@@ -1,9 +1,9 @@
-"""``bench optimizer``: every kernel of NVLAMB on this machine against what one would otherwise use, in turns.
+"""``bench optimizer``: every NVLAMB kernel of this machine compared with other optimizers, in interleaved blocks.
 
-On the parameters of a BERT, with random gradients, as one process. Bytes a parameter are counted from the source of an
-implementation, every pass over memory once, float32 throughout; None where nobody has counted them. Their share of the
-copy bandwidth measured in the same run says how close to memory an implementation runs; above 1 on a CPU, because a
-copy fetches its target's memory before it writes it, and an update in place does not.
+On the parameters of a BERT, with random gradients, in one process. Bytes per parameter are counted from the source of
+an implementation: each memory pass once, all in float32; None if not counted. Divided by the time and by the copy
+bandwidth measured in the same run, they show how close an implementation is to the memory limit. On a CPU that share
+can exceed 1: a copy reads the target's cache lines before it writes them, an in-place update does not.
 """
 
 import importlib
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -36,15 +36,18 @@ from bert_pretrain.plan.hardware_peaks import device_name, measured_copy_bandwid
 from bert_pretrain.training.metrics import writable_directory
 
 NVLAMB_BYTES = {"fused": 44.0, "foreach": 44.0, "reference": 144.0, "apex": 72.0}
-"""As the docstrings of the kernels count them; the reference as a naive update, an operation a pass."""
+"""As counted in the kernels' docstrings; the reference makes one memory pass per operation."""
 
 _BUSY = "import torch\na = torch.ones(1500, 1500)\nwhile True:\n    a @ a"
+Parameters = list[torch.Tensor]
+Implementation = tuple[float | None, Callable[[Parameters], Callable[[], object]]]
+"""Bytes per parameter; and a function from parameters with gradients to a step."""
 
 
 def run(config: BenchOptimizerConfig) -> None:
-    """Measure, print the table and write the rows."""
+    """Measure, print the table and write optimizer.json."""
     fault = writable_directory(Path(config.out_dir))
-    require(fault is None, "out_dir", config.out_dir, f"a directory that can be written ({fault})")
+    require(fault is None, "out_dir", config.out_dir, f"a writable directory ({fault})")
     with open_world(config.device) as world:
         require(world.size == 1, "processes", world.size, "1: the benchmark measures one device")
         with _second_process(config.busy):
@@ -56,11 +59,12 @@ def run(config: BenchOptimizerConfig) -> None:
         print(f"{row['model']:<8}{row['implementation']:<26}{row['milliseconds']:10.1f} ms{counted} B{share}{ratios}")
     out = Path(config.out_dir) / "optimizer.json"
     out.write_text(json.dumps({"rows": rows, "options": asdict(config)}, indent=2), encoding="utf-8")
-    print(f"bytes a parameter, share of the copy bandwidth, time over adamw_fused and over clip+adamw_fused: {out}")
+    print("columns: ms, bytes per parameter, share of the copy bandwidth, time / adamw_fused, time / clip+adamw_fused")
+    print(f"wrote {out}")
 
 
 def measure(name: str, config: BenchOptimizerConfig, device: torch.device) -> list[dict[str, Any]]:
-    """A row for each implementation that this machine has, on the parameters of model ``name``."""
+    """One row per available implementation, on the parameters of model ``name``."""
     parameters = model_parameters(name, device)
     elements = sum(parameter.numel() for parameter in parameters)
     bandwidth = measured_copy_bandwidth(device)
@@ -68,13 +72,13 @@ def measure(name: str, config: BenchOptimizerConfig, device: torch.device) -> li
     times: dict[str, list[float]] = {label: [] for label in candidates}
     turns = [label for _ in range(config.rounds) for label in candidates]
     for label in tqdm(turns, desc=name, leave=False):
-        step = candidates[label].build(parameters)  # its state lives for one block: not all fit side by side
+        step = candidates[label][1](parameters)  # its state is freed after the block: all states would not fit
         timed(step, device)
         times[label] += [timed(step, device) for _ in range(config.steps)]
     medians = {label: statistics.median(values) for label, values in times.items()}
     rows = []
     for label, seconds in medians.items():
-        counted = candidates[label].bytes_per_parameter
+        counted = candidates[label][0]
         rows.append(
             {
                 "model": name,
@@ -91,43 +95,34 @@ def measure(name: str, config: BenchOptimizerConfig, device: torch.device) -> li
     return rows
 
 
-@dataclass
-class Implementation:
-    """One row of the table."""
-
-    bytes_per_parameter: float | None
-    build: Callable[[list[torch.Tensor]], Callable[[], object]]
-    """From parameters with gradients to a step."""
-
-
 def implementations(device: torch.device) -> dict[str, Implementation]:
-    """Those that run here, by name; says which are left out and why."""
-    found = {}
+    """The implementations that run here, by name. Prints which are skipped and why."""
+    found: dict[str, Implementation] = {}
     for kernel, counted in NVLAMB_BYTES.items():
         try:
             _stepper(NVLamb, lr=1e-4, kernel=kernel)([_with_gradient(torch.ones(8, device=device))])()
         except ConfigError as error:
-            print(f"nvlamb/{kernel} left out: {error}")
+            print(f"skipped nvlamb/{kernel}: {error}")
             continue
-        found[f"nvlamb/{kernel}"] = Implementation(counted, _stepper(NVLamb, lr=1e-4, kernel=kernel))
-    for package, labelled in (("timm", _timm), ("pytorch_optimizer", _pytorch_optimizer)):
+        found[f"nvlamb/{kernel}"] = counted, _stepper(NVLamb, lr=1e-4, kernel=kernel)
+    for package, variants in (("timm", _timm), ("pytorch_optimizer", _pytorch_optimizer)):
         if find_spec(package) is None:
-            print(f"{package} left out: not installed (pip install --no-deps {package})")
+            print(f"skipped {package}: not installed (pip install --no-deps {package})")
         else:
-            found |= labelled()
+            found |= variants()
     if amp_C is not None and device.type == "cuda":
         fused_lamb = importlib.import_module("apex.optimizers").FusedLAMB
-        found["apex/fused_lamb"] = Implementation(52.0, _stepper(fused_lamb, lr=1e-4, use_nvlamb=True))
-    found["adamw_fused"] = Implementation(28.0, _stepper(torch.optim.AdamW, lr=1e-4, fused=True))
-    found["clip+adamw_fused"] = Implementation(40.0, _clipped_adamw)
+        found["apex/fused_lamb"] = 52.0, _stepper(fused_lamb, lr=1e-4, use_nvlamb=True)
+    found["adamw_fused"] = 28.0, _stepper(torch.optim.AdamW, lr=1e-4, fused=True)
+    found["clip+adamw_fused"] = 40.0, _clipped_adamw
     return found
 
 
-def _stepper(optimizer: Callable[..., Any], **options: Any) -> Callable[[list[torch.Tensor]], Callable[[], object]]:
+def _stepper(optimizer: Callable[..., Any], **options: Any) -> Callable[[Parameters], Callable[[], object]]:
     return lambda parameters: optimizer(parameters, **options).step
 
 
-def _clipped_adamw(parameters: list[torch.Tensor]) -> Callable[[], object]:
+def _clipped_adamw(parameters: Parameters) -> Callable[[], object]:
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
 
     def step() -> None:
@@ -138,10 +133,9 @@ def _clipped_adamw(parameters: list[torch.Tensor]) -> Callable[[], object]:
 
 
 def _timm() -> dict[str, Implementation]:
-    """timm's LAMB set as NVLAMB (clip at 1, every layer adapted), in both of its forms.
+    """timm's LAMB configured as NVLAMB (gradient clipping at 1, trust ratio for every layer), per tensor and foreach.
 
-    timm itself imports its image models, and those torchvision; the optimizer needs neither, so that its folder is
-    imported as a package of its own.
+    ``import timm`` needs torchvision; the optimizers do not, so their folder is imported as a separate package.
     """
     spec = find_spec("timm")
     assert spec is not None
@@ -152,22 +146,22 @@ def _timm() -> dict[str, Implementation]:
     lamb = importlib.import_module("timm_optim.lamb").Lamb
     options = {"lr": 1e-4, "weight_decay": 0.01, "max_grad_norm": 1.0, "always_adapt": True}
     return {
-        "timm": Implementation(None, _stepper(lamb, foreach=False, **options)),
-        "timm/foreach": Implementation(104.0, _stepper(lamb, foreach=True, **options)),
+        "timm": (None, _stepper(lamb, foreach=False, **options)),
+        "timm/foreach": (104.0, _stepper(lamb, foreach=True, **options)),
     }
 
 
 def _pytorch_optimizer() -> dict[str, Implementation]:
-    """pytorch_optimizer's LAMB with its pre-normalisation on, in both of its forms."""
+    """pytorch_optimizer's LAMB with pre-normalisation, per tensor and foreach."""
     lamb = importlib.import_module("pytorch_optimizer").Lamb
     options = {"lr": 1e-4, "weight_decay": 0.01, "pre_norm": True}
     return {
-        "pytorch_optimizer": Implementation(None, _stepper(lamb, foreach=False, **options)),
-        "pytorch_optimizer/foreach": Implementation(None, _stepper(lamb, foreach=True, **options)),
+        "pytorch_optimizer": (None, _stepper(lamb, foreach=False, **options)),
+        "pytorch_optimizer/foreach": (None, _stepper(lamb, foreach=True, **options)),
     }
 
 
-def model_parameters(name: str, device: torch.device) -> list[torch.Tensor]:
+def model_parameters(name: str, device: torch.device) -> Parameters:
     """Random parameters with gradients, in the shapes of model ``name``."""
     values = OmegaConf.load(CONFIG_DIR / "model" / f"{name}.yaml")
     assert isinstance(values, DictConfig)
@@ -185,7 +179,7 @@ def _with_gradient(parameter: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _second_process(wanted: bool) -> Iterator[None]:
-    """A process that multiplies matrices on all cores meanwhile."""
+    """A background process that multiplies matrices on all cores."""
     process = subprocess.Popen([sys.executable, "-c", _BUSY]) if wanted else None
     try:
         yield

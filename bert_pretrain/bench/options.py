@@ -3,20 +3,20 @@
 from dataclasses import dataclass
 
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_loading import CONFIG_DIR
+from bert_pretrain.config_files import choices
 from bert_pretrain.errors import require
 
 
 @dataclass
 class BenchStepConfig(PretrainConfig):
-    """Options of ``python -m bert_pretrain.bench step``: those of pretrain, and how long to measure."""
+    """Options of ``bert-pretrain bench step``: those of pretrain, and these."""
 
     rounds: int
-    """Steps of each variant, taken in turns; the median counts."""
+    """Timed steps of each variant, interleaved with those of the others; the median counts."""
     transformers_trainer: bool | None
-    """Measure ``transformers.Trainer``, too, in a run of its own; null: on one GPU, where accelerate is installed."""
+    """Also measure transformers.Trainer, separately; null: on one GPU if accelerate is installed."""
     out_dir: str
-    """Where ``step.json`` and ``step.png`` go."""
+    """Directory for step.json and step.png."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -25,24 +25,24 @@ class BenchStepConfig(PretrainConfig):
 
 @dataclass
 class BenchOptimizerConfig:
-    """Options of ``python -m bert_pretrain.bench optimizer``."""
+    """Options of ``bert-pretrain bench optimizer``."""
 
     device: str
-    """``auto``, ``cpu`` or ``cuda``."""
+    """auto, cpu or cuda."""
     models: list[str]
-    """Whose parameters: names of files in ``configs/model``."""
+    """Models whose parameter shapes are used: base, large, tiny."""
     rounds: int
-    """Blocks of each implementation, taken in turns; the median step of all blocks counts."""
+    """Blocks of steps per implementation, interleaved with those of the others; the median over all steps counts."""
     steps: int
-    """Timed steps in a block, after one that is not timed."""
+    """Timed steps in a block, after one warm-up step."""
     busy: bool
-    """Run a second heavy process on the same cores meanwhile."""
+    """Run a second process with matrix products on the same cores meanwhile."""
     out_dir: str
-    """Where ``optimizer.json`` goes."""
+    """Directory for optimizer.json."""
 
     def __post_init__(self) -> None:
+        known = choices("model", None)
         for name in self.models:
-            known = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
             require(name in known, "models", name, ", ".join(known))
         require(len(self.models) >= 1, "models", self.models, "one name or more")
         require(self.rounds >= 1, "rounds", self.rounds, "1 or more")

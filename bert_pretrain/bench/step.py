@@ -1,9 +1,9 @@
-"""``bench step``: this program's step against what one would otherwise write, on the same samples, in turns in one run.
+"""``bench step``: our training step compared with plain PyTorch, on the same samples, interleaved in one run.
 
 The baseline is the obvious script: ``BertForPreTraining`` with ``transformers``' defaults, labels on all positions,
-float32, ``torch.optim.AdamW``; on GPUs also ``transformers.Trainer`` in bf16. Then a row for each technique, added to
-those before it. Shares are of the matrix rate measured on the device in the same run. Under torchrun every process is
-measured, and the gradients' way between them.
+float32, ``torch.optim.AdamW``; on GPUs also ``transformers.Trainer`` in bf16. Each further row adds one technique to
+those above it. MFU is relative to the matrix rate measured in the same run. Under torchrun the all-reduce of the
+gradients is measured too.
 """
 
 import json
@@ -13,15 +13,15 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
+import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from bert_pretrain.bench.baselines import Measured, plain_script, transformers_trainer
-from bert_pretrain.bench.figure import draw_step
 from bert_pretrain.bench.options import BenchStepConfig
-from bert_pretrain.bench.split import PHASES, Stopwatch, kept_bytes, peak_memory
+from bert_pretrain.bench.phases import PHASES, Stopwatch, peak_memory, state_bytes
 from bert_pretrain.build import build_trainer
 from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.data.collate import Counts, StepBatch
@@ -33,17 +33,18 @@ from bert_pretrain.model.flops import training_flops
 from bert_pretrain.model.options import SpeedConfig
 from bert_pretrain.model.precision import compute_dtype
 from bert_pretrain.plan.hardware_peaks import device_name, measured_copy_bandwidth, timed
-from bert_pretrain.training.metrics import MetricsLog, writable_directory
+from bert_pretrain.training.metrics import MetricsLog, Row, writable_directory
 from bert_pretrain.training.trainer import Trainer
 
 _WARM_UP = 2  # rounds
-_SPLIT_ROUNDS = 3
-_COLUMNS = ("data", *PHASES, "communication")
+_PHASE_ROUNDS = 3
+_COLUMNS = {"data": "", "forward": "#4477aa", "backward": "#88bbdd", "optimizer": "#ee7733", "communication": "#228833"}
+"""Columns of the table, and their colours in the figure. Data is loaded in parallel to the step and not drawn."""
 
 
 @one_message_for_all_ranks
 def run(config: BenchStepConfig) -> None:
-    """Measure the step, print the table, write the rows and draw them."""
+    """Measure the step, print the table, write step.json and step.png."""
     silence_transformers()
     with open_world(config.device) as world:
         world.run_on_all_ranks(lambda: _check_out_dir(config.out_dir, world))
@@ -62,26 +63,26 @@ def run(config: BenchStepConfig) -> None:
             f"{'-' if memory is None else f'{memory / 2**20:,.0f} MB':>9}{''.join(parts)}"
         )
     run = next(row for row in rows if row["variant"] == "all")
-    computing = 1 - (run["optimizer_ms"] + run["communication_ms"]) / run["milliseconds"]
-    alone = run["real_tokens_per_second"] / run["processes"] / computing
-    print(f"for bert_pretrain.plan: device_tokens_per_second={alone:.0f}, of forward and backward alone")
-    rate = rows[-1]["matrix_rate"]
-    print(f"measured here: {rate / 1e12:.3g} TFLOP/s of matrix products, {bandwidth / 1e9:.3g} GB/s copied")
+    share = 1 - (run["optimizer_ms"] + run["communication_ms"]) / run["milliseconds"]
+    rate = run["real_tokens_per_second"] / run["processes"] / share
+    print(f"forward and backward alone, for bert-pretrain plan: device_tokens_per_second={rate:.0f}")
+    peak = rows[-1]["matrix_rate"]
+    print(f"measured peaks: {peak / 1e12:.3g} TFLOP/s of matrix products, {bandwidth / 1e9:.3g} GB/s copied")
     out = Path(config.out_dir) / "step.json"
     content = {"rows": rows, "copy_bandwidth": bandwidth, "options": asdict(config)}
     out.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    draw_step(out.with_suffix(".png"), rows, _COLUMNS)
-    print(f"written to {out}, drawn in {out.with_suffix('.png')}")
+    draw_step(out.with_suffix(".png"), rows)
+    print(f"wrote {out} and {out.with_suffix('.png')}")
 
 
 def _check_out_dir(out_dir: str, world: World) -> None:
     fault = writable_directory(Path(out_dir)) if world.is_first else None
-    require(fault is None, "out_dir", out_dir, f"a directory that can be written ({fault})")
+    require(fault is None, "out_dir", out_dir, f"a writable directory ({fault})")
 
 
 @dataclass
 class Figures:
-    """What was measured of one variant, in seconds and bytes."""
+    """Measurements of one variant, in seconds and bytes."""
 
     steps: list[float] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
@@ -90,37 +91,34 @@ class Figures:
 
 @dataclass
 class Outcome:
-    """What was measured of all variants, and of the run itself, which is the variant ``all``."""
+    """Measurements of all variants; samples and waiting time of the variant ``all``, which is the run itself."""
 
     variants: dict[str, Figures] = field(default_factory=dict)
     total: Counts = field(default_factory=lambda: Counts(0, 0, 0, 0))
     waited: float = 0.0
+    """Seconds that the steps waited for data."""
     peak_rate: float = 0.0
 
 
-def measure(config: BenchStepConfig, world: World) -> list[dict[str, Any]]:
-    """The rows of all variants. Every variant sees the same samples in its own cut, of the first one's size.
+def measure(config: BenchStepConfig, world: World) -> list[Row]:
+    """The rows of all variants. All see the same samples and use the micro-batch size of the first.
 
-    On a CPU, which other work disturbs, the variants take turns. A GPU's memory holds one of them at a time.
+    On a CPU the steps of all variants are interleaved, against disturbance by other processes. On a GPU the variants
+    run one after the other, because only one fits into memory.
     """
     configs, outcome = variants(config, world.device), Outcome()
     names = list(configs)
     for group in [[name] for name in names] if world.device.type == "cuda" else [names]:
-        size = measure_in_turns({name: configs[name] for name in group}, world, outcome)
-        configs = {name: with_size(variant, size) for name, variant in configs.items()}
+        size = measure_interleaved({name: configs[name] for name in group}, world, outcome)
+        configs = {k: replace(c, batch=replace(c.batch, micro_batch_size=size)) for k, c in configs.items()}
     _add_transformers_trainer(configs[names[0]], world, outcome.variants)
     sums = world.sum(torch.tensor(list(asdict(outcome.total).values()), dtype=torch.float64, device=world.device))
     total = Counts(*map(int, sums.tolist()))
     return [_row(config, world, name, outcome, total) for name in outcome.variants]
 
 
-def with_size(config: BenchStepConfig, micro_batch_size: int) -> BenchStepConfig:
-    """``config`` with the micro-batch size as a number."""
-    return replace(config, batch=replace(config.batch, micro_batch_size=micro_batch_size))
-
-
-def measure_in_turns(configs: dict[str, BenchStepConfig], world: World, outcome: Outcome) -> int:
-    """Add the figures of these variants, with the first of all those of the baseline; returns the micro-batch size."""
+def measure_interleaved(configs: dict[str, BenchStepConfig], world: World, outcome: Outcome) -> int:
+    """Measure these variants, and in the first call also the baseline; return the micro-batch size."""
     trainers = {name: _trainer(variant, world) for name, variant in configs.items()}
     sources, runs = dict(trainers), {}
     (first, config), *_ = configs.items()
@@ -134,7 +132,7 @@ def measure_in_turns(configs: dict[str, BenchStepConfig], world: World, outcome:
         source = None
         for name, measured in runs.items():
             started = time.perf_counter()
-            if source is not sources[name]:  # the baseline and the first variant run on one cut
+            if source is not sources[name]:  # the baseline runs on the micro-batches of the first variant
                 source = sources[name]
                 batch = next(streams[id(source)])
                 micro_batches = list(batch.micro_batches)
@@ -148,33 +146,35 @@ def measure_in_turns(configs: dict[str, BenchStepConfig], world: World, outcome:
     for stream in streams.values():
         stream.close()  # type: ignore[attr-defined]
     for name, measured in runs.items():
-        take_apart(measured, sources[name], found[name])
+        measure_phases(measured, sources[name], found[name])
     outcome.variants |= found
-    outcome.peak_rate = trainers[list(trainers)[-1]].peak_rate  # all comes last
+    outcome.peak_rate = trainers[list(trainers)[-1]].peak_rate  # the variant ``all`` is the last
     return trainers[first].plan.micro_batch_size
 
 
-def take_apart(measured: Measured, source: Trainer, found: Figures) -> None:
-    """A few more steps: phases, the time to prepare the samples (on a thread beside the step), and memory."""
+def measure_phases(measured: Measured, source: Trainer, found: Figures) -> None:
+    """A few more steps, for the time of each phase, the time to load the samples, and memory."""
     device = source.world.device
-    prepared, alone = 0.0, list[float]()
+    loading = 0.0
     stopwatch = Stopwatch(measured.network, measured.optimizer, device)
-    for step in range(_SPLIT_ROUNDS):
+    for step in range(_PHASE_ROUNDS):
         started = time.perf_counter()
         counts, micro_batches = source.data.counts(step), list(source.data.micro_batches(step))
-        prepared += time.perf_counter() - started
+        loading += time.perf_counter() - started
         stopwatch.measure(partial(measured.run, StepBatch(counts, iter(micro_batches))))
     stopwatch.remove()
-    found.phases = {name: stopwatch.seconds[name] / _SPLIT_ROUNDS for name in PHASES}
-    found.phases |= {"data": prepared / _SPLIT_ROUNDS, "communication": 0.0}
-    if source.world.size > 1:  # what a step takes less when no gradient travels
-        for _ in range(_SPLIT_ROUNDS):
-            with sync_gradients(measured.network, now=False):
-                alone.append(timed(lambda: measured.run(StepBatch(counts, iter(micro_batches))), device))
-        found.phases["communication"] = max(0.0, statistics.median(found.steps) - statistics.median(alone))
+    found.phases = {name: stopwatch.seconds[name] / _PHASE_ROUNDS for name in PHASES}
+    found.phases |= {"data": loading / _PHASE_ROUNDS, "communication": 0.0}
+
+    def run_step() -> object:
+        return measured.run(StepBatch(counts, iter(micro_batches)))
+
+    if source.world.size > 1:  # communication: the time that a step saves without the all-reduce
+        with sync_gradients(measured.network, now=False):
+            local = [timed(run_step, device) for _ in range(_PHASE_ROUNDS)]
+        found.phases["communication"] = max(0.0, statistics.median(found.steps) - statistics.median(local))
         found.phases["backward"] -= found.phases["communication"]
-    beyond = peak_memory(lambda: measured.run(StepBatch(counts, iter(micro_batches))), device)
-    found.memory = kept_bytes(measured.network, measured.optimizer) + beyond
+    found.memory = state_bytes(measured.network, measured.optimizer) + peak_memory(run_step, device)
 
 
 def _add_transformers_trainer(config: BenchStepConfig, world: World, found: dict[str, Figures]) -> None:
@@ -182,7 +182,7 @@ def _add_transformers_trainer(config: BenchStepConfig, world: World, found: dict
     if wanted is None:
         wanted = world.device.type == "cuda" and world.size == 1
     if wanted and find_spec("accelerate") is None:
-        print("transformers.Trainer left out: it needs accelerate (pip install --no-deps accelerate)")
+        print("skipped transformers.Trainer: it needs accelerate (pip install 'bert-pretrain[finetune]')")
     elif wanted:
         data = _trainer(config, world).data
         steps = [list(data.micro_batches(step)) for step in range(_WARM_UP + config.rounds)]
@@ -190,7 +190,7 @@ def _add_transformers_trainer(config: BenchStepConfig, world: World, found: dict
 
 
 def variants(config: BenchStepConfig, device: torch.device) -> dict[str, BenchStepConfig]:
-    """Each technique of the run added to the ones before it, beginning in float32; the last, ``all``, is the run."""
+    """One technique of the run after the other, cumulatively, from float32 on; the last, ``all``, is the run itself."""
     wanted = asdict(config.speed.on(device))
     speed = SpeedConfig(**dict.fromkeys(wanted, False))
     plain = replace(config, speed=speed, precision=replace(config.precision, compute="fp32"))
@@ -203,7 +203,7 @@ def variants(config: BenchStepConfig, device: torch.device) -> dict[str, BenchSt
         speed = replace(speed, **{name: True})
         found["+ " + name.replace("_", " ")] = replace(plain, speed=speed)
     if len(found) > 1:
-        found.popitem()  # with the last technique added it is the run itself
+        found.popitem()  # with the last technique it would equal the run
     return found | {"all": config}
 
 
@@ -213,7 +213,7 @@ def _trainer(config: BenchStepConfig, world: World) -> Trainer:
     return build_trainer(config, world, log, store, config_yaml="")
 
 
-def _row(config: BenchStepConfig, world: World, name: str, outcome: Outcome, total: Counts) -> dict[str, Any]:
+def _row(config: BenchStepConfig, world: World, name: str, outcome: Outcome, total: Counts) -> Row:
     found, waited = outcome.variants, outcome.waited
     rounds = len(found["all"].steps)
     flops = training_flops(config.model, total.samples, total.tokens, total.squared_lengths, total.masked_tokens)
@@ -235,3 +235,24 @@ def _row(config: BenchStepConfig, world: World, name: str, outcome: Outcome, tot
         "processes": world.size,
         "device": device_name(world.device),
     }
+
+
+def draw_step(path: Path, rows: list[Row]) -> None:
+    """Draw one stacked bar per variant, made of its phases."""
+    figure, axes = plt.subplots(figsize=(9, 1.4 + 0.4 * len(rows)), layout="constrained")
+    names = [row["variant"] for row in rows]
+    left = np.zeros(len(rows))
+    for phase, color in list(_COLUMNS.items())[1:]:
+        width = np.array([row[f"{phase}_ms"] or 0.0 for row in rows])
+        axes.barh(names, width, left=left, color=color, label=phase)
+        left += width
+    axes.plot([row["milliseconds"] for row in rows], names, "k|", markersize=14, label="step without hooks")
+    for row, end in zip(rows, left, strict=True):
+        text = f"  {row['speedup_over_baseline']:.2f}x, {row['mfu']:.0%} MFU"
+        axes.text(max(end, row["milliseconds"]), row["variant"], text, va="center", fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.3 * max(row["milliseconds"] for row in rows))
+    axes.set_xlabel(f"milliseconds per step: {rows[0]['model']}, {rows[0]['device']}")
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,4 +1,4 @@
-"""``bert-pretrain doctor``: check a machine before a run."""
+"""``bert-pretrain doctor``."""
 
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.config_loading import entry_point
@@ -10,10 +10,10 @@ def main(config: PretrainConfig) -> None:
 
         bert-pretrain doctor recipe=demo
 
-    One line per check, with advice where something is wrong. Under torchrun (-m bert_pretrain.doctor) all ranks are
-    checked. Exits with 0 if a run can start, with 1 if not. Writes nothing that stays.
+    Prints one line per check, with advice if something is wrong. Exits with 0 if a run can start, else with 1. Leaves
+    no files behind. To check all ranks of a cluster: torchrun ... -m bert_pretrain.doctor recipe=demo
     """
-    from bert_pretrain.doctor.checks import run_checks  # loads torch, once the command is right
+    from bert_pretrain.doctor.checks import run_checks  # imports torch; by now the options are known to be valid
 
     run_checks(config)
 

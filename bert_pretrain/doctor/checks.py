@@ -1,4 +1,4 @@
-"""The checks of ``bert-pretrain doctor``, each a function of the run's options that returns what it found."""
+"""The checks of ``bert-pretrain doctor``: each is a function of the run's options that returns a ``Finding``."""
 
 import os
 import platform
@@ -30,12 +30,12 @@ from bert_pretrain.training.metrics import MetricsLog
 from bert_pretrain.training.trainer import Trainer
 
 OK, WARN, FAIL = "ok", "warn", "fail"
-_MICRO_BATCHES = 2  # gradients of the first only add up, those of the last travel
+_MICRO_BATCHES = 2  # gradients are accumulated in the first and all-reduced in the last
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found on one rank."""
+    """The result of one check on one rank."""
 
     level: str
     found: str
@@ -44,22 +44,22 @@ class Finding:
 
 @dataclass(frozen=True)
 class KnownFault:
-    """A release of a package that is known to be wrong."""
+    """A known bug in releases of a package."""
 
     package: str
     first: str
-    """The first release that has the fault."""
-    mended: str
-    """The first that has not; empty: none yet."""
+    """The first affected release."""
+    fixed: str
+    """The first release with a fix; empty: none yet."""
     what: str
-    guard: str
-    """What this program does about it by itself; empty: nothing, so that the user has to follow ``advice``."""
+    workaround: str
+    """What this program does about it; empty: nothing, so the user has to follow ``advice``."""
     advice: str = ""
 
-    def strikes(self, installed: str) -> bool:
-        """Whether the release ``installed`` has it."""
+    def affects(self, installed: str) -> bool:
+        """Whether the release ``installed`` is affected."""
         found = _release(installed)
-        return _release(self.first) <= found and (not self.mended or found < _release(self.mended))
+        return _release(self.first) <= found and (not self.fixed or found < _release(self.fixed))
 
 
 KNOWN_FAULTS = (
@@ -67,7 +67,7 @@ KNOWN_FAULTS = (
         "torch", "2.13", "2.15",
         "compiled dropout (inductor's RAND4X) draws masks that repeat or differ between forward and backward "
         "(pytorch issue 198333)",
-        "speed.compile turns RAND4X off by itself",
+        "speed.compile turns RAND4X off",
     ),
 )  # fmt: skip
 
@@ -78,7 +78,7 @@ def _release(text: str) -> tuple[int, ...]:
 
 @one_message_for_all_ranks
 def run_checks(config: PretrainConfig) -> None:
-    """Run all checks on all ranks, print the worst finding of each, end with 1 where one failed."""
+    """Run all checks on all ranks and print the worst finding of each. Exits with 1 if one failed."""
     silence_transformers()
     with open_world(config.device, resolved_yaml(config), config.communication.timeout_seconds) as world:
         levels = [checked(name, check, config, world) for name, check in CHECKS.items()]
@@ -87,9 +87,9 @@ def run_checks(config: PretrainConfig) -> None:
 
 
 def checked(name: str, check: Callable[[PretrainConfig, World], Finding], config: PretrainConfig, world: World) -> str:
-    """Run one check on every rank; rank 0 prints the worst finding and whose it is. Returns its level.
+    """Run one check on every rank; rank 0 prints the worst finding and its rank. Returns its level.
 
-    A rank that fails alone while the others wait for it in an exchange cannot meet them here: it says so and ends.
+    If one rank fails in a check with collectives, the others are blocked there; it prints its error and exits.
     """
     try:
         finding = check(config, world)
@@ -98,140 +98,139 @@ def checked(name: str, check: Callable[[PretrainConfig, World], Finding], config
             raise
         finding = Finding(FAIL, str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
         if world.size > 1 and check in EXCHANGES and not isinstance(error, SharedError):
-            say(name, finding, rank_label(world.rank))
+            print_finding(name, finding, rank_label(world.rank))
             leave(1)
-    heard = world.gather((finding, rank_label(world.rank)))
-    worst, place = max(heard, key=lambda one: (OK, WARN, FAIL).index(one[0].level))
+    findings = world.gather((finding, rank_label(world.rank)))
+    worst, rank = max(findings, key=lambda pair: (OK, WARN, FAIL).index(pair[0].level))
     if world.is_first:
-        alone = worst.level != OK and any(found != worst for found, _ in heard)
-        say(name, worst, place if alone else "")
+        differs = worst.level != OK and any(found != worst for found, _ in findings)
+        print_finding(name, worst, rank if differs else "")
     return worst.level
 
 
-def say(name: str, finding: Finding, place: str) -> None:
-    """A check's line."""
+def print_finding(name: str, finding: Finding, rank: str) -> None:
+    """Print the line of a check."""
     advice = f"; {finding.advice}" if finding.advice else ""
-    print(f"{finding.level:<5} {name:<16} {finding.found}{place}{advice}", flush=True)
+    print(f"{finding.level:<5} {name:<16} {finding.found}{rank}{advice}", flush=True)
 
 
 def versions(config: PretrainConfig, world: World) -> Finding:
-    """Python and the packages, against ``KNOWN_FAULTS``."""
+    """Python and package versions, compared with ``KNOWN_FAULTS``."""
     packages = ("torch", "transformers", "numpy", "h5py")
     found = ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)])
-    struck = [fault for fault in KNOWN_FAULTS if fault.strikes(version(fault.package))]
-    found += "".join(f"; {fault.what}{fault.guard and f': {fault.guard}'}" for fault in struck)
-    exposed = [fault for fault in struck if not fault.guard]
-    return Finding(WARN, found, "; ".join(fault.advice for fault in exposed)) if exposed else Finding(OK, found)
+    faults = [fault for fault in KNOWN_FAULTS if fault.affects(version(fault.package))]
+    found += "".join(f"; {fault.what}{fault.workaround and f': {fault.workaround}'}" for fault in faults)
+    advice = [fault.advice for fault in faults if not fault.workaround]
+    return Finding(WARN if advice else OK, found, "; ".join(advice))
 
 
 def device(config: PretrainConfig, world: World) -> Finding:
-    """The device, its driver, the type of its products and how fast they are."""
+    """The device, its driver, the compute type and the matrix rate in it."""
     dtype = compute_dtype(config.precision.compute, world.device)
     rate = measured_matrix_rate(world.device, dtype)
-    found = f"{device_name(world.device)}, {str(dtype).removeprefix('torch.')} products at {rate / 1e12:.3g} TFLOP/s"
+    found = f"{device_name(world.device)}, {rate / 1e12:.3g} TFLOP/s in {str(dtype).removeprefix('torch.')}"
     if world.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(world.device)
         found += f", CUDA {torch.version.cuda}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
         if free < 0.9 * total:
-            return Finding(WARN, found, "another program holds memory of this GPU: nvidia-smi names it")
+            return Finding(WARN, found, "another process uses memory of this GPU; nvidia-smi lists it")
     elif Path("/proc/driver/nvidia/version").exists() and config.device != "cpu":
-        return Finding(
-            WARN, found, f"an NVIDIA driver is loaded, but torch {torch.__version__} sees no GPU; see README"
-        )
+        fault = f"an NVIDIA driver is loaded, but torch {torch.__version__} sees no GPU"
+        return Finding(WARN, f"{found}; {fault}", "install a torch build for this driver")
     return Finding(OK, found)
 
 
 def processors(config: PretrainConfig, world: World) -> Finding:
-    """Cores for the ranks of this node, and files that a process may open."""
+    """Cores for the ranks of this node, and the limit of open files."""
     cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    found = f"{cores} cores, {threads} threads a rank, {files:,} open files"
+    found = f"{cores} cores, {threads} threads per rank, limit of {files:,} open files"
     if files < 1024:
-        return Finding(WARN, found, "ulimit -n 4096")
+        return Finding(WARN, found, "raise the limit with ulimit -n 4096")
     if world.size > 1 and world.device.type == "cpu" and threads * (world.local_rank + 1) > cores:
-        return Finding(WARN, found, "more threads than cores: use fewer processes")
+        return Finding(WARN, found, "there are more threads than cores; use fewer processes")
     return Finding(OK, found)
 
 
 def shared_memory(config: PretrainConfig, world: World) -> Finding:
-    """Room in /dev/shm, through which NCCL moves data between the processes of a node."""
+    """Free space in /dev/shm, which NCCL uses between the processes of a node."""
     if not Path("/dev/shm").is_dir():
         return Finding(WARN if world.size > 1 else OK, "there is no /dev/shm", "mount a tmpfs there")
     free = shutil.disk_usage("/dev/shm").free / 2**20
     small = free < 512 and world.size > 1 and world.device.type == "cuda"
-    advice = "docker run --ipc=host, or --shm-size=1g (docker/run.sh does it)" if small else ""
+    advice = "start docker with --ipc=host (as docker/run.sh does) or --shm-size=1g" if small else ""
     return Finding(WARN if small else OK, f"{free:,.0f} MiB free in /dev/shm", advice)
 
 
 def disk(config: PretrainConfig, world: World) -> Finding:
-    """Room for the checkpoints of the run where they will be written, and how fast it takes them."""
+    """Free space for the run's checkpoints, and the write speed."""
     if not world.is_first:
         return Finding(OK, "")
     check_run_dir(config)
-    place = _existing(Path(config.run_dir))
+    directory = _nearest_directory(Path(config.run_dir))
     moments = 1 if config.optimizer.algorithm in ("lars", "sgd") else 2
-    one = 4 * parameter_count(config.model) * (1 + moments)
-    milestones = (
-        config.checkpoint.keep_every_steps and config.schedule.total_steps // config.checkpoint.keep_every_steps
-    )
-    wanted, free = one * (config.checkpoint.keep_last + 1 + milestones), shutil.disk_usage(place).free
-    with tempfile.NamedTemporaryFile(dir=place) as file:
+    size = 4 * parameter_count(config.model) * (1 + moments)
+    every = config.checkpoint.keep_every_steps
+    kept = config.checkpoint.keep_last + 1 + (every and config.schedule.total_steps // every)
+    needed, free = size * kept, shutil.disk_usage(directory).free
+    with tempfile.NamedTemporaryFile(dir=directory) as file:
         block = os.urandom(1 << 24)
         started = time.perf_counter()
         file.write(block)
         os.fsync(file.fileno())
         rate = len(block) / (time.perf_counter() - started)
     found = (
-        f"{free / 2**30:,.1f} GiB free in {place}, {rate / 2**20:,.0f} MiB/s; the run keeps {wanted / 2**30:.2f} GiB"
+        f"{free / 2**30:,.1f} GiB free in {directory}, {rate / 2**20:,.0f} MiB/s; run needs {needed / 2**30:.2f} GiB"
     )
-    if free < wanted:
-        return Finding(FAIL, found, "make room, set run_dir elsewhere, or lower checkpoint.keep_last")
+    if free < needed:
+        return Finding(FAIL, found, "free some space, choose another run_dir, or lower checkpoint.keep_last")
     return Finding(OK, found)
 
 
 def collectives(config: PretrainConfig, world: World) -> Finding:
-    """A sum over all ranks: whether it is right, and how fast a gradient's worth of it travels."""
+    """An all-reduce of the gradient's size: its result and its speed."""
     if world.size == 1:
-        return Finding(OK, "one process: nothing to exchange (torchrun ... -m bert_pretrain.doctor tries all)")
+        return Finding(OK, "not tested with one process; start with torchrun ... -m bert_pretrain.doctor")
     numbers = torch.full((min(parameter_count(config.model), 1 << 24),), world.rank + 1.0, device=world.device)
     world.sum(numbers)
     expected = world.size * (world.size + 1) / 2
     if not bool((numbers == expected).all()):
-        return Finding(FAIL, f"the sum over {world.size} ranks is wrong", "see the network, and NCCL_DEBUG=INFO")
+        return Finding(
+            FAIL, f"all-reduce over {world.size} ranks is wrong", "check the network; NCCL_DEBUG=INFO shows details"
+        )
     numbers.zero_()
     seconds = min(timed(lambda: world.sum(numbers), world.device) for _ in range(3))
     rate = 2 * (world.size - 1) / world.size * numbers.nbytes / seconds
     kind = "NCCL" if world.device.type == "cuda" else "gloo"
-    return Finding(
-        OK, f"{world.size} ranks add up by {kind}: {numbers.nbytes >> 20} MiB at {rate / 1e9:.2f} GB/s each way"
-    )
+    size = f"{numbers.nbytes >> 20} MiB over {world.size} ranks"
+    return Finding(OK, f"{kind} all-reduce of {size} at {rate / 1e9:.2f} GB/s each way")
 
 
 def kernels(config: PretrainConfig, world: World) -> Finding:
-    """What will compute the update and the attention."""
+    """The kernels of the optimizer and of attention."""
     model = build_model(config.model, config.speed, config.seed, world.device)
     line = describe_optimizer(build_optimizer(model, config.optimizer), config.optimizer).splitlines()[0]
     return Finding(OK, f"{line}; attention {model.bert.config._attn_implementation}")
 
 
 def shards(config: PretrainConfig, world: World) -> Finding:
-    """The shards, read as the run would read them, and the vocabulary that they were made with."""
-    said: list[str] = []
+    """The shards, opened as in a run, and their vocabulary."""
+    warnings: list[str] = []
     train, heldout = (open_split(config.data, split, config.model.vocab_size) for split in ("train", "heldout"))
     if train is None:
-        return Finding(FAIL, f"data.dir {config.data.dir} holds no training samples", "data_prep.prepare makes shards")
-    check_vocabulary(config.data, [split for split in (train, heldout) if split is not None], said.append)
+        return Finding(FAIL, f"data.dir {config.data.dir} holds no training samples", "run bert-pretrain prepare")
+    check_vocabulary(config.data, [split for split in (train, heldout) if split is not None], warnings.append)
+    if heldout is None:
+        warnings.append("without held-out samples there are no evaluations")
     held = heldout.samples if heldout is not None else 0
-    found = f"{train.samples:,} samples in {len(train.paths)} shards, {held:,} held out"
-    return Finding(
-        WARN if said or not held else OK, found, "; ".join(said) or ("" if held else "nothing to evaluate on")
-    )
+    found = f"{train.samples:,} training samples in {len(train.paths)} shards, {held:,} held-out samples"
+    return Finding(WARN if warnings else OK, found, "; ".join(warnings))
 
 
 def two_steps(config: PretrainConfig, world: World) -> Finding:
-    """Two short steps and a checkpoint, in a folder that is thrown away."""
-    place = _existing(Path(config.run_dir)) if world.is_first else None  # the others' stays empty
-    with world.run_on_all_ranks(lambda: tempfile.TemporaryDirectory(dir=place)) as folder:
+    """Two short steps and a checkpoint, in a temporary directory."""
+    parent = _nearest_directory(Path(config.run_dir)) if world.is_first else None  # the other ranks write nothing
+    with world.run_on_all_ranks(lambda: tempfile.TemporaryDirectory(dir=parent)) as folder:
         trial = replace(config, checkpoint=replace(config.checkpoint, every_steps=2, keep_every_steps=0))
         schedule = replace(config.schedule, total_steps=2)
         trial = replace(trial, schedule=schedule, training=replace(config.training, evaluate_every_steps=10**9))
@@ -243,24 +242,24 @@ def two_steps(config: PretrainConfig, world: World) -> Finding:
         trainer.run()
         seconds = time.perf_counter() - started
         skipped = trainer.progress.skipped
-    whole = config.batch.global_batch_size
-    cut = f" ({whole:,} in the run; here {_MICRO_BATCHES} micro-batches a rank)" if samples < whole else ""
-    found = f"two steps of {samples:,} samples{cut} and a checkpoint in {seconds:.1f} s"
-    return (
-        Finding(WARN, f"{found}, {skipped} skipped", "fp16's loss scale settles so") if skipped else Finding(OK, found)
-    )
+    batch = config.batch.global_batch_size
+    note = f" ({batch:,} in the run; here {_MICRO_BATCHES} micro-batches a rank)" if samples < batch else ""
+    found = f"two steps of {samples:,} samples{note} and a checkpoint in {seconds:.1f} s"
+    if skipped:
+        return Finding(WARN, f"{found}, {skipped} skipped", "fp16 skips steps while its loss scale adapts")
+    return Finding(OK, found)
 
 
 def _shorten(trainer: Trainer) -> int:
-    """Leave of a step as many micro-batches a rank as tell something new; the samples that it then has."""
+    """Cut a step down to ``_MICRO_BATCHES`` micro-batches per rank; return its number of samples."""
     plan = trainer.plan
     samples = min(plan.global_batch_size, _MICRO_BATCHES * plan.micro_batch_size * plan.world_size)
     trainer.plan = trainer.data.plan = replace(plan, global_batch_size=samples)
     return samples
 
 
-def _existing(path: Path) -> Path:
-    return next(place for place in (path, *path.absolute().parents) if place.is_dir())
+def _nearest_directory(path: Path) -> Path:
+    return next(directory for directory in (path, *path.absolute().parents) if directory.is_dir())
 
 
 CHECKS: dict[str, Callable[[PretrainConfig, World], Finding]] = {
@@ -275,4 +274,4 @@ CHECKS: dict[str, Callable[[PretrainConfig, World], Finding]] = {
     "two steps": two_steps,
 }
 EXCHANGES = (collectives, two_steps)
-"""Checks in which ranks wait for each other."""
+"""Checks with collectives."""

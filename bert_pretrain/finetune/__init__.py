@@ -1,1 +1,1 @@
-"""Fine-tuning an exported model on GLUE or SQuAD, and what it scores."""
+"""Fine-tuning and scoring an exported model on GLUE or SQuAD."""

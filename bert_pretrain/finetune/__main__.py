@@ -1,4 +1,4 @@
-"""``bert-pretrain finetune``: scores of a pretrained model on GLUE and SQuAD."""
+"""``bert-pretrain finetune``."""
 
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.finetune.options import FinetuneConfig
@@ -6,13 +6,15 @@ from bert_pretrain.finetune.options import FinetuneConfig
 
 @entry_point("finetune", FinetuneConfig)
 def main(config: FinetuneConfig) -> None:
-    """Fine-tune a pretrained model on a GLUE task or SQuAD, with several seeds, and write the scores.
+    """Fine-tune a pretrained model on a GLUE task or SQuAD with several seeds, and write the scores.
 
         bert-pretrain finetune task=mrpc model_dir=my-bert
 
-    Under torchrun (-m bert_pretrain.finetune) a step is divided over the ranks.
+    Writes the scores of each seed, their median and spread to out_dir/results.json, and predictions in the format
+    that the benchmark accepts. The data comes from the hub, or from files with data.dir. On several GPUs:
+    torchrun --nproc-per-node=N -m bert_pretrain.finetune task=mrpc model_dir=my-bert
     """
-    from bert_pretrain.finetune.run import run  # loads torch, once the command is right
+    from bert_pretrain.finetune.run import run  # imports torch; by now the options are known to be valid
 
     run(config)
 

@@ -1,4 +1,4 @@
-"""A split of a task as the model takes it, with what reads the model's output: scores, and predictions to submit."""
+"""One split of a task: model inputs, their collate function, and the scoring of the model's logits."""
 
 import json
 from collections.abc import Callable
@@ -11,56 +11,49 @@ import numpy as np
 import torch
 
 from bert_pretrain.finetune import sentences, squad
-from bert_pretrain.finetune.options import SourceConfig, TaskConfig
+from bert_pretrain.finetune.options import FinetuneConfig, TaskConfig
 from bert_pretrain.finetune.scores import Scores, best_threshold, sentence_scores, squad_scores
-from bert_pretrain.finetune.tasks import Say, read_split
+from bert_pretrain.finetune.tasks import Log, read_split
 
-SAMPLE_SEED = 0  # of max_samples: every run of a task sees the same ones
+SUBSET_SEED = 0  # of training.max_train_samples: every run of a task trains on the same subset
 Files = dict[str, str]
 
 
 @dataclass(frozen=True)
 class InputSet:
-    """One split: ``inputs`` become the model's by ``batch``; ``read`` turns what comes out into scores and files."""
+    """One split."""
 
     split: str
     inputs: list[Any]
-    batch: Callable[[list[Any]], dict[str, torch.Tensor]]
-    read: Callable[[Any], tuple[Scores, Files]]
-    """From logits, in the order of ``inputs``, to scores (none for a test set) and what to submit, by file name."""
+    collate: Callable[[list[Any]], dict[str, torch.Tensor]]
+    score: Callable[[Any], tuple[Scores, Files]]
+    """From logits, in the order of ``inputs``, to scores (empty for a test set) and prediction files by name."""
 
 
-def load_split(
-    task: TaskConfig,
-    source: SourceConfig,
-    split: str,
-    tokenizer: Any,
-    max_length: int,
-    max_samples: int | None,
-    say: Say,
-) -> InputSet | None:
-    """Read ``split``, or ``max_samples`` examples of it drawn at random; None where an optional split is not there."""
-    found = read_split(task, source, split, say)
+def load_split(config: FinetuneConfig, split: str, tokenizer: Any, log: Log) -> InputSet | None:
+    """Read and tokenize ``split``; None if it is optional and absent."""
+    task, training = config.task, config.training
+    found = read_split(task, config.data, split, log)
     if found is None:
         return None
     rows, where = found
-    file = task.splits[split].predictions
+    is_train, file = split == "train", task.splits[split].predictions
+    limit = training.max_train_samples if is_train else None
     if task.answers is not None:
-        training = split == "train"
-        questions = _sample(squad.read_questions(rows, where, task.answers.unanswerable, training), max_samples)
-        windows = squad.windows(questions, tokenizer, task.answers, max_length)
-        read = partial(read_answers, task, questions, windows, file)
-        return InputSet(split, windows, squad.batcher(tokenizer, questions, training), read)
-    examples = _sample(sentences.read_examples(task, rows, where, not split.startswith("test")), max_samples)
-    batch = sentences.batcher(task, tokenizer, max_length)
-    return InputSet(split, examples, batch, partial(read_labels, task, examples, file))
+        questions = _subset(squad.read_questions(rows, where, task.answers.unanswerable, is_train), limit)
+        windows = squad.windows(questions, tokenizer, task.answers, training.max_length)
+        score = partial(score_answers, task, questions, windows, file)
+        return InputSet(split, windows, squad.make_collate(tokenizer, questions, is_train), score)
+    examples = _subset(sentences.read_examples(task, rows, where, not split.startswith("test")), limit)
+    collate = sentences.make_collate(task, tokenizer, training.max_length)
+    return InputSet(split, examples, collate, partial(score_labels, task, examples, file))
 
 
-def _sample(examples: list[Any], count: int | None) -> list[Any]:
-    return examples if count is None or count >= len(examples) else Random(SAMPLE_SEED).sample(examples, count)
+def _subset(examples: list[Any], count: int | None) -> list[Any]:
+    return examples if count is None or count >= len(examples) else Random(SUBSET_SEED).sample(examples, count)
 
 
-def read_labels(
+def score_labels(
     task: TaskConfig, examples: list[sentences.Example], file: str, logits: np.ndarray
 ) -> tuple[Scores, Files]:
     """Scores and predictions from logits (examples, labels)."""
@@ -70,14 +63,14 @@ def read_labels(
     return scores, {file: sentences.submission(task, predictions)}
 
 
-def read_answers(
+def score_answers(
     task: TaskConfig,
     questions: list[squad.Question],
     windows: list[squad.Window],
     file: str,
     logits: tuple[np.ndarray, np.ndarray],
 ) -> tuple[Scores, Files]:
-    """Scores and answers from the logits of starts and ends, each (windows, tokens)."""
+    """Scores and answers from start and end logits, each (windows, tokens)."""
     assert task.answers is not None
     unanswerable = task.answers.unanswerable
     answers = squad.best_answers(questions, windows, *logits, task.answers)

@@ -5,39 +5,37 @@ from pathlib import Path
 
 from bert_pretrain.errors import ConfigError, require
 
-PACKED = ("", ".gz", ".bz2", ".xz", ".zst")
-
-
-def existing(path: Path, option: str) -> Path:
-    """``path``, if it is a file."""
-    if not path.is_file():
-        raise ConfigError(f"{option} is {str(path)!r}, which is no file; give one that exists")
-    return path
+COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zst")
 
 
 @dataclass
 class TrainingConfig:
-    """The hyper-parameters of fine-tuning: AdamW, the learning rate rising and falling linearly."""
+    """Hyper-parameters: AdamW with linear warm-up and linear decay of the learning rate."""
 
     batch_size: int
-    """Examples (for SQuAD: windows) a step, over all ranks."""
+    """Examples (for SQuAD: windows) in one step, over all ranks."""
     micro_batch_size: int | None
-    """Of these, what a rank takes at a time; null: all of its share."""
+    """Examples that one rank runs forward at once; null: its whole share of the batch."""
     eval_batch_size: int
-    """Examples a rank predicts at a time."""
+    """Examples that one rank evaluates at once."""
     epochs: float
+    """Passes over the training set."""
     lr: float
+    """Peak learning rate."""
     warmup_proportion: float
-    """Share of all steps in which the learning rate rises to ``lr``."""
+    """Share of all steps in which the learning rate rises from 0 to lr."""
     weight_decay: float
+    """Decoupled weight decay; biases and LayerNorms have none."""
     adam_eps: float
+    """Epsilon of AdamW."""
     max_grad_norm: float
+    """Gradients with a larger global norm are scaled down to it."""
     max_length: int
-    """Tokens of an input, at most."""
+    """Longest input in tokens; longer ones are truncated (SQuAD: split into windows)."""
     max_train_samples: int | None
-    """Train on this many examples, the same for all seeds; null: on all."""
+    """Train on this many randomly drawn examples, the same for every seed; null: on all."""
     precision: str
-    """auto (bf16 on GPUs that have it), fp32, bf16, fp16."""
+    """auto (bf16 on GPUs that support it, else fp32), fp32, bf16 or fp16."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batch_size", "eval_batch_size", "max_train_samples"):
@@ -53,62 +51,62 @@ class TrainingConfig:
 
 @dataclass
 class SplitConfig:
-    """One set of examples of a task."""
+    """One split of a task."""
 
     file: str
-    """Its published file name, looked for in ``data_dir``, packed or not."""
+    """Name of the published file, looked up in data.dir, compressed or not."""
     hub: str | None
-    """Its name on the hub; null where the hub does not have it."""
+    """Name of the split on the hub; null if the hub does not have it."""
     predictions: str
-    """The file name under which predictions for it are submitted."""
+    """Name of the file with predictions, as the benchmark's submission requires."""
 
 
 @dataclass
 class AnswerConfig:
-    """How questions are put to the model, and answers read from it."""
+    """SQuAD: how contexts are split into windows, and how answers are decoded."""
 
     unanswerable: bool
-    """Questions without an answer are allowed, and scored (SQuAD 2.0)."""
+    """Whether questions may have no answer (SQuAD 2.0)."""
     max_query_length: int
-    """Tokens after which a question is cut."""
+    """Longest question in tokens; longer ones are truncated."""
     doc_stride: int
     """Tokens between the starts of two windows of one context."""
     max_answer_length: int
-    """Tokens of an answer, at most."""
+    """Longest answer in tokens."""
     n_best: int
-    """Starts and ends of each window that are combined."""
+    """Number of best start and of best end positions per window that are combined."""
     null_threshold: float
-    """No answer where its score exceeds the best answer's by more than this."""
+    """Predict "no answer" if its score exceeds that of the best span by more than this."""
 
 
 @dataclass
 class TaskConfig:
-    """A task: its data as published, and how it is scored."""
+    """A task: its published data and its metrics."""
 
     name: str
-    """Its name in files and tables."""
+    """Name in tables and file names."""
     kind: str
     """classification, regression or squad."""
     hub: str
-    """The data set's name on the hub."""
+    """Dataset name on the hub."""
     hub_subset: str | None
-    """Its part there."""
+    """Subset of that dataset; null: it has none."""
     splits: dict[str, SplitConfig]
-    """train; dev, and further sets to evaluate, which begin with dev; test sets, which begin with test."""
+    """train, dev, further dev_NAME sets to evaluate, and test sets whose names begin with test."""
     columns: list[str]
-    """The one or two columns of text in the published files."""
+    """The one or two text columns in the published files."""
     label_column: str
-    """The column of the label in the published files."""
+    """The label column in the published files."""
     no_header: list[str] | None
-    """All columns of files that are published without a header line; null where they have one."""
+    """Column names, for files that are published without a header line; null: they have one."""
     hub_columns: list[str]
-    """The columns of text on the hub, whose label is always ``label``."""
+    """The text columns on the hub, where the label column is always called label."""
     labels: list[str]
-    """The labels as the published files spell them, in the order of the hub's numbers; none for regression."""
+    """Labels as spelled in the published files, in the order of the hub's label ids; empty for a regression."""
     label_range: list[float] | None
-    """Least and largest label of a regression."""
+    """Smallest and largest label of a regression."""
     metrics: list[str]
-    """What is measured; the first is the task's own."""
+    """accuracy, f1, matthews, pearson, spearman (SQuAD: f1, exact_match); the first is the task's main metric."""
     answers: AnswerConfig | None
     """Only for kind squad."""
 
@@ -119,60 +117,65 @@ class TaskConfig:
         allowed = "two or more" if self.kind == "classification" else "none"
         require((len(self.labels) > 1) == (self.kind == "classification"), "task.labels", self.labels, allowed)
         require((self.answers is not None) == (self.kind == "squad"), "task.answers", self.answers, "for kind squad")
-        require((self.label_range is not None) == (self.kind == "regression"), "task.label_range", self.label_range, "")
+        regression = self.kind == "regression"
+        allowed = "[LOW, HIGH]" if regression else "null"
+        require((self.label_range is not None) == regression, "task.label_range", self.label_range, allowed)
 
 
 @dataclass
 class SourceConfig:
-    """Where the data is. Nothing given: the hub."""
+    """Where the data is. If all are null, it is loaded from the hub."""
 
     dir: str | None
-    """A folder with the task's files under their published names."""
+    """Directory with the task's files under their published names, compressed or not."""
     train_file: str | None
-    """This file for training, whatever its name."""
+    """Training file of any name, instead of the one in data.dir."""
     dev_file: str | None
-    """This file for evaluation."""
+    """Evaluation file of any name."""
     test_file: str | None
-    """This file for predictions without labels."""
+    """File of any name to predict; labels are not read."""
 
     def file(self, split: str, name: str) -> Path | None:
-        """The file of ``split``, published as ``name``; None where files do not hold it."""
+        """The file of ``split``, which is published as ``name``; None if there is none."""
         given = {"train": self.train_file, "dev": self.dev_file, "test": self.test_file}.get(split)
         if given is not None:
-            return existing(Path(given), f"data.{split}_file")
+            if not Path(given).is_file():
+                raise ConfigError(f"data.{split}_file is {given!r}, which is not a file; give one that exists")
+            return Path(given)
         if self.dir is None:
             return None
-        found = [Path(self.dir, name + ending) for ending in PACKED]
+        found = [Path(self.dir, name + suffix) for suffix in COMPRESSIONS]
         return next((path for path in found if path.is_file()), None)
 
     @property
     def is_hub(self) -> bool:
-        """True where no file is named."""
+        """Whether the data is loaded from the hub."""
         return not any((self.dir, self.train_file, self.dev_file, self.test_file))
 
 
 @dataclass
 class FinetuneConfig:
-    """Options of ``python -m bert_pretrain.finetune``."""
+    """Options of ``bert-pretrain finetune``."""
 
     model_dir: str
-    """A folder that ``bert_pretrain.hub.export`` wrote, any other that ``transformers`` loads, or a name on the hub."""
+    """A folder written by bert-pretrain export, any other that transformers loads, or a model name on the hub."""
     from_scratch: bool
-    """Random weights instead of the pretrained ones: what pretraining is worth is the difference."""
+    """Start from random weights: a baseline that shows what pretraining gains."""
     task: TaskConfig
     data: SourceConfig
     training: TrainingConfig
     seeds: list[int]
-    """A run for each: it decides the new weights, the order of the examples, and dropout."""
+    """One run per seed. The seed sets the weights of the new head, the order of the examples, and dropout."""
     out_dir: str
-    """Gets results.json and, for each seed, predictions."""
+    """Directory for results.json and the predictions of each seed."""
     overwrite: bool
-    """Replace the results of an earlier run in ``out_dir``."""
+    """Replace earlier results in out_dir."""
     predict_test: bool
-    """Predict the test sets, too."""
+    """Also predict the test sets."""
     save_models: bool
-    """Keep the fine-tuned model of each seed."""
+    """Save the fine-tuned model of each seed in out_dir/seed_N/model."""
     device: str
+    """auto, cpu or cuda."""
 
     def __post_init__(self) -> None:
         require(len(set(self.seeds)) == len(self.seeds) > 0, "seeds", self.seeds, "one or more, all different")

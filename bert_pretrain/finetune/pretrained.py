@@ -1,4 +1,4 @@
-"""A pretrained folder, or a name on the hub, under the head of a task."""
+"""Loads a pretrained folder, or a model from the hub, with the head of a task."""
 
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ from transformers import AutoConfig, AutoTokenizer
 
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.finetune.options import TaskConfig
-from bert_pretrain.finetune.tasks import Say
+from bert_pretrain.finetune.tasks import Log
 
 
 def load_tokenizer(model_dir: str, max_length: int) -> Any:
-    """The tokenizer of ``model_dir``. Raises ``ConfigError`` where it and the model do not fit each other."""
+    """The tokenizer of ``model_dir``. Raises ``ConfigError`` if it is missing or does not fit the model."""
     config, folder = load_config(model_dir), Path(model_dir)
     try:
         if folder.is_dir() and not any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt")):
@@ -26,10 +26,10 @@ def load_tokenizer(model_dir: str, max_length: int) -> Any:
             "data.tokenizer in place"
         ) from None
     if not tokenizer.is_fast:
-        raise ConfigError(f"model_dir {model_dir} has a tokenizer without offsets; give one with tokenizer.json")
+        raise ConfigError(f"model_dir {model_dir} has no fast tokenizer; give a folder with tokenizer.json")
     if len(tokenizer) > config.vocab_size:
         raise ConfigError(
-            f"model_dir {model_dir} has {len(tokenizer)} words in its tokenizer and {config.vocab_size} in its model; "
+            f"model_dir {model_dir}: its tokenizer has {len(tokenizer)} tokens, its model only {config.vocab_size}; "
             "export it again"
         )
     positions = getattr(config, "max_position_embeddings", max_length)
@@ -39,31 +39,31 @@ def load_tokenizer(model_dir: str, max_length: int) -> Any:
 
 
 def load_config(model_dir: str) -> Any:
-    """The model's configuration. Raises ``ConfigError`` where ``model_dir`` is no model."""
+    """The model's configuration. Raises ``ConfigError`` if ``model_dir`` is not a model."""
     folder = Path(model_dir)
     if folder.exists() and not (folder / "config.json").exists():
         is_run = (folder / "checkpoints").is_dir()
-        hint = f"; it is a run: bert_pretrain.hub.export run_dir={folder} makes a folder of it" if is_run else ""
+        hint = f"; it is a run: export it with bert-pretrain export run_dir={folder}" if is_run else ""
         raise ConfigError(f"model_dir is {model_dir!r}, which is no exported folder (no config.json){hint}")
     try:
         return AutoConfig.from_pretrained(model_dir)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"model_dir is {model_dir!r}, which is neither a folder that `bert-pretrain export` wrote nor a model on "
-            f"the hub that can be reached ({_first_line(error)})"
+            f"model_dir is {model_dir!r}, which is neither a folder written by bert-pretrain export nor a model on the "
+            f"hub that can be downloaded ({_first_line(error)})"
         ) from None
 
 
-def new_model(model_dir: str, task: TaskConfig, from_scratch: bool, seed: int, say: Say) -> Any:
-    """The model of ``model_dir`` under a new head, whose weights ``seed`` decides; all are new where ``from_scratch``.
+def new_model(model_dir: str, task: TaskConfig, from_scratch: bool, seed: int, log: Log) -> Any:
+    """The model with a new head, initialised from ``seed``; if ``from_scratch``, all weights are.
 
-    Raises ``ConfigError`` where ``model_dir`` lacks weights of the model itself, which would be random.
+    Raises ``ConfigError`` if ``model_dir`` lacks encoder weights, which would otherwise be random.
     """
     config = load_config(model_dir)
     auto: Any = transformers.AutoModelForSequenceClassification
     if task.kind == "squad":
         auto = transformers.AutoModelForQuestionAnswering
-        config.num_labels = 2  # a start and an end, whatever head was trained before
+        config.num_labels = 2  # start and end, whatever head was trained before
     else:
         config.num_labels = max(1, len(task.labels))
         config.id2label = dict(enumerate(task.labels or ["score"]))
@@ -78,13 +78,13 @@ def new_model(model_dir: str, task: TaskConfig, from_scratch: bool, seed: int, s
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"model_dir {model_dir} does not load ({_first_line(error)})") from None
-    absent = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
-    absent = {name for name in absent if not name.startswith(("classifier.", "qa_outputs."))}
-    pooler = {name for name in absent if ".pooler." in name}
-    if absent != pooler:
-        raise ConfigError(f"model_dir {model_dir} lacks weights, such as {min(absent - pooler)}; export it again")
+    missing = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    missing = {name for name in missing if not name.startswith(("classifier.", "qa_outputs."))}
+    pooler = {name for name in missing if ".pooler." in name}
+    if missing != pooler:
+        raise ConfigError(f"model_dir {model_dir} lacks weights, such as {min(missing - pooler)}; export it again")
     if pooler:
-        say(f"{model_dir} has no pooler: that layer begins with random weights")
+        log(f"{model_dir} has no pooler; it starts from random weights")
     return model
 
 

@@ -1,8 +1,8 @@
-"""What a task is scored by, in percent. GLUE's metrics are scikit-learn's and scipy's.
+"""Metrics, in percent. Those of GLUE are scikit-learn's and scipy's.
 
-SQuAD's two are ours, a few lines after its papers (arXiv 1606.05250, 1806.03822) and the rules of its evaluation
-programs. torchmetrics has them for 1.1: it fails where a question has no answer, and compares answers that are empty
-once normalised, which 1.1 does not.
+Those of SQuAD follow its papers (arXiv 1606.05250, 1806.03822) and the rules of its evaluation scripts. torchmetrics
+has only SQuAD 1.1: it fails on questions without an answer, and scores answers that are empty once normalised, which
+1.1 does not.
 """
 
 import re
@@ -21,7 +21,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def _correlation(correlate: Callable[..., Any], labels: np.ndarray, predictions: np.ndarray) -> float:
-    # Undefined where one side is constant. Such predictions say nothing, as with Matthews' coefficient, so 0.
+    # Undefined if one side is constant; 0 then, as for the Matthews coefficient.
     if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
         return 0.0
     return correlate(labels, predictions).statistic
@@ -39,46 +39,41 @@ def sentence_scores(metrics: list[str], labels: np.ndarray, predictions: np.ndar
     return {name: 100.0 * float(known[name]()) for name in metrics}
 
 
-def normalised(answer: str) -> str:
-    """SQuAD's normalisation: lower case, no ASCII punctuation, no articles, single spaces. In this order."""
+def normalize_answer(answer: str) -> str:
+    """SQuAD's normalisation, in this order: lower case, no ASCII punctuation, no articles, single spaces."""
     without_punctuation = answer.lower().translate(_PUNCTUATION)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", without_punctuation).split())
 
 
-def exact_match(prediction: str, gold: str) -> float:
-    """1 where both are the same, normalised."""
-    return float(normalised(prediction) == normalised(gold))
-
-
 def word_f1(prediction: str, gold: str, unanswerable: bool) -> float:
-    """Harmonic mean of precision and recall over words, normalised, with their multiplicity.
+    """F1 over the bags of normalised words.
 
-    Where one side has no words, SQuAD 2.0 (``unanswerable``) compares the sides; SQuAD 1.1 gives nothing.
+    If either bag is empty, SQuAD 2.0 (``unanswerable``) gives 1 if both are and else 0; SQuAD 1.1 always gives 0.
     """
-    found, right = normalised(prediction).split(), normalised(gold).split()
-    if unanswerable and not (found and right):
-        return float(found == right)
-    common = sum((Counter(found) & Counter(right)).values())
-    return 2.0 * common / (len(found) + len(right)) if common else 0.0
+    found, expected = normalize_answer(prediction).split(), normalize_answer(gold).split()
+    if unanswerable and not (found and expected):
+        return float(found == expected)
+    common = sum((Counter(found) & Counter(expected)).values())
+    return 2.0 * common / (len(found) + len(expected)) if common else 0.0
 
 
 def question_scores(prediction: str, golds: list[str], unanswerable: bool) -> tuple[float, float]:
-    """Exact match and F1 of one question, each against the gold answer that suits best.
+    """Exact match and F1 of one question, each the best over its gold answers.
 
-    SQuAD 2.0 passes gold answers over that are empty once normalised; a question left with none has no answer.
+    SQuAD 2.0 ignores gold answers that are empty once normalised; a question left with none has no answer.
     """
     if unanswerable:
-        golds = [gold for gold in golds if normalised(gold)] or [""]
+        golds = [gold for gold in golds if normalize_answer(gold)] or [""]
     return (
-        max(exact_match(prediction, gold) for gold in golds),
+        max(float(normalize_answer(prediction) == normalize_answer(gold)) for gold in golds),
         max(word_f1(prediction, gold, unanswerable) for gold in golds),
     )
 
 
 def squad_scores(predictions: dict[str, str], golds: dict[str, list[str]], unanswerable: bool) -> Scores:
-    """Exact match and F1 over all questions of ``golds``; one that is not in ``predictions`` scores 0.
+    """Mean exact match and F1 over all questions of ``golds``; a question without a prediction scores 0.
 
-    With ``unanswerable``, also those of the questions that have an answer (HasAns) and of those that have none (NoAns).
+    With ``unanswerable``, also over the questions with an answer (HasAns) and over those without (NoAns).
     """
     each = {
         key: question_scores(predictions[key], answers, unanswerable) if key in predictions else (0.0, 0.0)
@@ -99,15 +94,15 @@ def squad_scores(predictions: dict[str, str], golds: dict[str, list[str]], unans
 def best_threshold(
     predictions: dict[str, str], golds: dict[str, list[str]], null_odds: dict[str, float]
 ) -> dict[str, float]:
-    """The best F1 (and exact match) that any threshold of ``null_odds`` would give, with that threshold.
+    """The best exact match and F1 over all thresholds on ``null_odds``, and those thresholds, as in SQuAD 2.0.
 
-    As SQuAD 2.0 reports them. ``predictions`` are the answers without a threshold. Answering nothing at all scores the
-    questions without an answer; each question that is then answered, in the order of its odds, gains or loses.
+    ``predictions`` are the answers without a threshold. The lowest threshold answers no question and scores those
+    that have no answer. Raising it answers one more question at a time, in the order of their odds.
     """
     keys = sorted(golds, key=lambda key: null_odds[key])
     best = {}
     for number, metric in enumerate(("exact_match", "f1")):
-        # To answer a question that has no answer costs its point for silence.
+        # Answering a question that has no answer loses its point.
         gains = [
             question_scores(predictions[key], golds[key], True)[number] if any(golds[key]) else -bool(predictions[key])
             for key in keys

@@ -1,4 +1,4 @@
-"""Tasks on one sentence or a pair (GLUE): rows -> examples -> batches, and predictions in the form of a submission."""
+"""Tasks on single sentences or sentence pairs (GLUE): rows to examples to batches, and predictions to submissions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ class Example:
     """One row of a task."""
 
     texts: tuple[str, ...]
-    """A sentence or two."""
+    """One sentence, or two."""
     label: float | None
-    """The label's number or, for a regression, its value; None in a test set."""
+    """The label id, for a regression the value; None in a test set."""
 
 
 def read_examples(task: TaskConfig, rows: list[Row], where: str, labelled: bool) -> list[Example]:
-    """``rows`` as examples. Raises ``ConfigError`` for missing columns and labels that the task does not have."""
+    """Convert ``rows`` to examples. Raises ``ConfigError`` for missing columns and unknown labels."""
     if not rows:
         raise ConfigError(f"{where} has no rows")
     published = set(task.columns) <= set(rows[0])
@@ -45,7 +45,7 @@ def read_examples(task: TaskConfig, rows: list[Row], where: str, labelled: bool)
 
 
 def read_label(task: TaskConfig, value: Any, where: str) -> float:
-    """The number of a label that is a word of a file or a number of the hub; the value itself for a regression."""
+    """The label id of ``value``, a name (files) or an id (hub); for a regression the number itself."""
     if task.label_range is not None:
         low, high = task.label_range
         try:
@@ -62,26 +62,26 @@ def read_label(task: TaskConfig, value: Any, where: str) -> float:
     return task.labels.index(value)
 
 
-def batcher(task: TaskConfig, tokenizer: Any, max_length: int) -> Callable[[list[Example]], Batch]:
-    """From examples to a batch of (examples, longest of them) ids, cut at ``max_length`` tokens, longest text first."""
+def make_collate(task: TaskConfig, tokenizer: Any, max_length: int) -> Callable[[list[Example]], Batch]:
+    """A collate function: ids (examples, longest of them), truncated to ``max_length`` from the longer text."""
     label_type = torch.float32 if task.kind == "regression" else torch.int64
 
-    def batch(examples: list[Example]) -> Batch:
+    def collate(examples: list[Example]) -> Batch:
         texts = [list(column) for column in zip(*(example.texts for example in examples), strict=True)]
         encoded = tokenizer(*texts, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
         if examples[0].label is not None:
             encoded["labels"] = torch.tensor([example.label for example in examples], dtype=label_type)
         return dict(encoded)
 
-    return batch
+    return collate
 
 
 def predicted(task: TaskConfig, logits: np.ndarray) -> np.ndarray:
-    """Labels' numbers, or values of a regression, from logits (examples, labels)."""
+    """Label ids, or the values of a regression, from logits (examples, labels)."""
     return logits[:, 0].astype(np.float64) if task.kind == "regression" else logits.argmax(-1)
 
 
 def submission(task: TaskConfig, predictions: np.ndarray) -> str:
-    """GLUE's form: a tab-separated table of the row's number, from 0, and the label as the published files spell it."""
-    spelt = [f"{value:.3f}" if task.kind == "regression" else task.labels[value] for value in predictions]
-    return "index\tprediction\n" + "".join(f"{index}\t{label}\n" for index, label in enumerate(spelt))
+    """GLUE's submission format: a TSV of row number, from 0, and label as the published files spell it."""
+    labels = [f"{value:.3f}" if task.kind == "regression" else task.labels[value] for value in predictions]
+    return "index\tprediction\n" + "".join(f"{index}\t{label}\n" for index, label in enumerate(labels))

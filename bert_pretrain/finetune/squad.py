@@ -1,9 +1,9 @@
-"""Questions on a context (SQuAD): windows over long contexts, and answers as spans of the original text.
+"""SQuAD: splits long contexts into windows, and decodes answers as spans of the original text.
 
-As Google's BERT (2018) does it: the windows of a context begin ``doc_stride`` tokens apart, the answer is the span with
-the largest sum of start and end scores over all windows. Unlike there, an answer is cut from the text by character
-offsets, never put together from word pieces; and it may come from any window, while Google's program lets a span begin
-only in the window that shows most around its first token, which loses answers that run on behind that window.
+As in Google's BERT (2018), windows start ``doc_stride`` tokens apart, and the answer is the span with the largest sum
+of start and end logits over all windows. Two differences: the answer text is sliced from the context by character
+offsets instead of joined from word pieces; and a span may come from any window, whereas Google's code accepts a start
+only in the window with the most context around it and so loses answers that end outside that window.
 """
 
 from collections import defaultdict
@@ -17,36 +17,37 @@ from bert_pretrain.errors import ConfigError
 from bert_pretrain.finetune.options import AnswerConfig
 from bert_pretrain.finetune.tasks import Row
 
-NOTHING = -1e9  # the score of an answer where no span is possible: below any other, and finite for JSON
+NO_SPAN = -1e9  # score if no span is possible: below any other, and finite for JSON
 Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its context, and its gold answers: none where it cannot be answered."""
+    """A question and its context."""
 
     key: str
     text: str
     context: str
     answers: tuple[str, ...]
+    """Gold answers; empty if the question has no answer."""
     answer_start: int
-    """Where the first answer begins in the context, in characters; -1 where there is none."""
+    """Character offset of the first answer in the context; -1 if there is none."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """One input of the model: a question and a part of its context."""
+    """One model input: a question and a part of its context."""
 
     question: int
-    """Which of the questions."""
+    """Index of the question."""
     inputs: dict[str, np.ndarray]
-    """What the tokenizer gives, each (length,)."""
+    """The tokenizer's output, each (length,)."""
     offsets: np.ndarray
-    """(length, 2): each token's first character in the context and the one behind its last; -1 outside of it."""
+    """(length, 2): start and end (exclusive) of each token in the context, in characters; -1 outside the context."""
 
 
 def read_questions(rows: list[Row], where: str, unanswerable: bool, training: bool) -> list[Question]:
-    """``rows`` as questions. Raises ``ConfigError`` for missing fields and answers, and answers not in their place."""
+    """Convert ``rows``. Raises ``ConfigError`` for missing fields or answers, and for wrong answer offsets."""
     if not rows:
         raise ConfigError(f"{where} has no questions")
     questions: dict[str, Question] = {}
@@ -55,7 +56,7 @@ def read_questions(rows: list[Row], where: str, unanswerable: bool, training: bo
         if missing:
             raise ConfigError(f"{where}: question {number} has no {missing[0]!r}, only {', '.join(row)}")
         if row["id"] in questions:
-            raise ConfigError(f"{where} has two questions with the id {row['id']!r}; predictions are named by it")
+            raise ConfigError(f"{where} has two questions with the id {row['id']!r}; ids must be unique")
         questions[row["id"]] = _question(row, f"{where}: question {row['id']!r}", unanswerable, training)
     return list(questions.values())
 
@@ -70,7 +71,7 @@ def _question(row: Row, where: str, unanswerable: bool, training: bool) -> Quest
     if row.get("is_impossible"):
         answers = []
     if not answers and not (unanswerable and row.get("is_impossible", True)):
-        raise ConfigError(f"{where} has no answer; only task=squad_v2 has such questions, marked is_impossible")
+        raise ConfigError(f"{where} has no answer; only task=squad_v2 allows this, with is_impossible: true")
     if any(not isinstance(answer, dict) or not answer.get("text") for answer in answers):
         raise ConfigError(f"{where} has an answer without text")
     start = -1
@@ -86,19 +87,19 @@ def windows(questions: list[Question], tokenizer: Any, config: AnswerConfig, max
     """All windows of all questions, in order, each at most ``max_length`` tokens."""
     texts: list[str] = []
     by_length = defaultdict(list)
-    asked = tokenizer([q.text for q in questions], add_special_tokens=False, return_offsets_mapping=True)
-    for number, offsets in enumerate(asked["offset_mapping"]):
+    encoded = tokenizer([q.text for q in questions], add_special_tokens=False, return_offsets_mapping=True)
+    for number, offsets in enumerate(encoded["offset_mapping"]):
         kept = offsets[: config.max_query_length]
         texts.append(questions[number].text[: kept[-1][1] if kept else 0])
         by_length[len(kept)].append(number)
     special = tokenizer.num_special_tokens_to_add(pair=True)
     found: list[list[Window]] = [[] for _ in questions]
-    for length, numbers in by_length.items():  # the tokenizer wants the overlap, which depends on the question's length
+    for length, numbers in by_length.items():  # the tokenizer takes the overlap, which depends on the question's length
         room = max_length - length - special
         if room < 2:
             raise ConfigError(
-                f"training.max_length is {max_length}, which leaves a question of {length} tokens no context; "
-                "give more, or a smaller task.answers.max_query_length"
+                f"training.max_length is {max_length}, which leaves no room for context after a question of {length} "
+                "tokens; give a larger one, or a smaller task.answers.max_query_length"
             )
         encoded = tokenizer(
             [texts[number] for number in numbers],
@@ -126,7 +127,7 @@ def _window(encoded: Any, row: int, question: int) -> Window:
 
 
 def span(window: Window, question: Question) -> tuple[int, int]:
-    """First and last token of the answer in ``window``; (0, 0), the [CLS] token, where it does not hold it whole."""
+    """First and last token of the answer in ``window``; (0, 0), the [CLS] token, unless all of it is in the window."""
     start, end = question.answer_start, question.answer_start + len("".join(question.answers[:1]))
     inside = np.flatnonzero((window.offsets[:, 1] > start) & (window.offsets[:, 0] < end) & (window.offsets[:, 0] >= 0))
     if start < 0 or not len(inside):
@@ -137,10 +138,10 @@ def span(window: Window, question: Question) -> tuple[int, int]:
     return int(inside[0]), int(inside[-1])
 
 
-def batcher(tokenizer: Any, questions: list[Question], training: bool) -> Any:
-    """From windows to a batch of (windows, longest of them) ids, and the places of the answers where ``training``."""
+def make_collate(tokenizer: Any, questions: list[Question], training: bool) -> Any:
+    """A collate function: ids (windows, longest of them), and if ``training`` the start and end positions."""
 
-    def batch(chosen: list[Window]) -> Batch:
+    def collate(chosen: list[Window]) -> Batch:
         names = chosen[0].inputs
         padded = tokenizer.pad({name: [w.inputs[name].tolist() for w in chosen] for name in names}, return_tensors="pt")
         if training:
@@ -148,26 +149,26 @@ def batcher(tokenizer: Any, questions: list[Question], training: bool) -> Any:
             padded["start_positions"], padded["end_positions"] = torch.tensor(spans).T
         return dict(padded)
 
-    return batch
+    return collate
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model answers, by the question's id."""
+    """A model's answers, by question id."""
 
     predictions: dict[str, str]
-    """The answers to submit; empty where it finds none."""
+    """The answers to submit; empty for "no answer"."""
     spans: dict[str, str]
-    """The best span of each, whatever the score of having no answer."""
+    """The best span of each question, without a threshold."""
     null_odds: dict[str, float]
-    """The score of no answer less that of the best span; larger where an answer is less likely."""
+    """Score of "no answer" minus score of the best span."""
 
 
 def best_answers(
     questions: list[Question], all_windows: list[Window], starts: np.ndarray, ends: np.ndarray, config: AnswerConfig
 ) -> Answers:
-    """Answers, from the scores of starts and ends, each (windows, tokens); beyond a window's end they are unread."""
-    best = [(NOTHING, "") for _ in questions]
+    """Decode answers from start and end logits, each (windows, tokens). The logits of padding are ignored."""
+    best = [(NO_SPAN, "") for _ in questions]
     null = np.full(len(questions), np.inf)
     for window, start, end in zip(all_windows, starts, ends, strict=True):
         number = window.question
@@ -179,12 +180,12 @@ def best_answers(
     keys = [question.key for question in questions]
     spans = {key: text for key, (_, text) in zip(keys, best, strict=True)}
     odds = {key: float(none - score) for key, none, (score, _) in zip(keys, null, best, strict=True)}
-    silent = {key for key in keys if config.unanswerable and odds[key] > config.null_threshold}
-    return Answers({key: "" if key in silent else spans[key] for key in keys}, spans, odds)
+    unanswered = {key for key in keys if config.unanswerable and odds[key] > config.null_threshold}
+    return Answers({key: "" if key in unanswered else spans[key] for key in keys}, spans, odds)
 
 
 def _best_span(window: Window, start: np.ndarray, end: np.ndarray, config: AnswerConfig) -> tuple[float, int, int]:
-    """The best span of a window among its ``n_best`` starts and ends; a score of -inf where none is possible."""
+    """Score, first and last token of the best span among the ``n_best`` starts and ends; -inf if none is possible."""
     length = len(window.offsets)
     context = window.offsets[:, 0] >= 0
     firsts = np.where(context, start[:length], -np.inf)

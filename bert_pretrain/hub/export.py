@@ -1,7 +1,6 @@
-"""Entry: ``python -m bert_pretrain.hub.export run_dir=RUN out_dir=FOLDER``.
+"""Exports a checkpoint as a folder that ``transformers`` loads: weights, configuration, tokenizer, model card.
 
-The newest valid checkpoint of a run, or one that is named, as a folder that ``transformers`` loads: weights,
-configuration, tokenizer and a card that says what it is. The folder is loaded back, strictly, before it gets its name.
+The folder is loaded back and checked before it gets its final name.
 """
 
 import shutil
@@ -17,14 +16,14 @@ from bert_pretrain.training.metrics import read_rows, writable_directory
 
 @dataclass
 class ExportConfig:
-    """Options of ``python -m bert_pretrain.hub.export``."""
+    """Options of ``bert-pretrain export``."""
 
     run_dir: str
-    """A run directory, or one checkpoint in it."""
+    """Directory of a run, or of one of its checkpoints."""
     out_dir: str
-    """The folder to write."""
+    """Directory to write."""
     overwrite: bool
-    """Replace ``out_dir`` where it is an earlier export."""
+    """Replace an earlier export in out_dir."""
 
 
 @entry_point("export", ExportConfig)
@@ -33,13 +32,17 @@ def main(config: ExportConfig) -> None:
 
         bert-pretrain export run_dir=runs/demo out_dir=my-bert
 
-    Takes the newest valid checkpoint of the run, or the one that run_dir names. The folder is loaded back and compared
-    before it gets its name.
+    Exports the newest valid checkpoint of the run, or the one that run_dir names. The folder is loaded back and
+    checked before it gets its final name.
     """
-    from bert_pretrain.model.bert import silence_transformers  # loads torch, once the command is right
+    from bert_pretrain.checkpoint.store import resolve_init  # imports torch
+    from bert_pretrain.model.bert import silence_transformers
 
     silence_transformers()
-    checkpoint = find_checkpoint(Path(config.run_dir))
+    try:
+        checkpoint = resolve_init(Path(config.run_dir), print)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("init_from", "run_dir", 1)) from None
     out_dir = Path(config.out_dir)
     if out_dir.exists() and not (config.overwrite and (out_dir / "config.json").exists()):
         raise ConfigError(f"out_dir {out_dir} exists; give another, or overwrite=true to replace an earlier export")
@@ -47,21 +50,11 @@ def main(config: ExportConfig) -> None:
     if fault is not None:
         raise ConfigError(f"out_dir {out_dir} cannot be written ({fault}); give another")
     export_checkpoint(checkpoint, out_dir)
-    print(f"exported {checkpoint} to {out_dir}: load it with transformers' Auto classes")
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that ``run_dir`` means."""
-    from bert_pretrain.checkpoint.store import resolve_init
-
-    try:
-        return resolve_init(path, print)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("init_from", "run_dir", 1)) from None
+    print(f"exported {checkpoint} to {out_dir}; load it with the Auto classes of transformers")
 
 
 def export_checkpoint(checkpoint: Path, out_dir: Path) -> None:
-    """Write ``checkpoint``'s model to ``out_dir`` and prove that it loads."""
+    """Write the model of ``checkpoint`` to ``out_dir``, after checking that it loads."""
     temporary = out_dir.with_name(f".{out_dir.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(checkpoint / "model", temporary)
@@ -73,22 +66,22 @@ def export_checkpoint(checkpoint: Path, out_dir: Path) -> None:
 
 
 def check_loads(folder: Path) -> None:
-    """Load ``folder`` as its users will; raise ``ConfigError`` where a weight is missing or the tokenizer differs."""
+    """Load ``folder`` with transformers. Raises ``ConfigError`` for missing weights or a tokenizer of another size."""
     import torch
     from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
 
     for auto in (AutoModelForPreTraining, AutoModelForMaskedLM):
         model, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         faults = ["missing_keys", "mismatched_keys"]
-        faults += ["unexpected_keys"] if auto is AutoModelForPreTraining else []  # masked words alone need no pooler
+        faults += ["unexpected_keys"] if auto is AutoModelForPreTraining else []  # the MLM model has no pooler
         if any(report[fault] for fault in faults):
             raise ConfigError(f"{folder} does not load as {auto.__name__}: {report}")
     if (folder / "tokenizer.json").exists() and len(AutoTokenizer.from_pretrained(folder)) != model.config.vocab_size:
-        raise ConfigError(f"the tokenizer in {folder} does not have the model's {model.config.vocab_size} words")
+        raise ConfigError(f"{folder}: the tokenizer's vocabulary differs from the model's {model.config.vocab_size}")
 
 
 def model_card(checkpoint: Path) -> str:
-    """What a reader of the folder needs to know, from the checkpoint's own records."""
+    """The README of the folder: steps, samples, held-out loss and configuration of the run."""
     from bert_pretrain.checkpoint.store import load_progress
 
     progress = load_progress(checkpoint)
@@ -96,7 +89,7 @@ def model_card(checkpoint: Path) -> str:
     metrics = checkpoint.parent.parent / "metrics.jsonl"
     rows = [row for row in read_rows(metrics) if "eval_mlm_loss" in row] if metrics.exists() else []
     rows = [row for row in rows if row["step"] == progress.step]
-    heldout = f"Held-out masked-word loss {rows[-1]['eval_mlm_loss']:.4f} nats.\n" if rows else ""
+    heldout = f"Held-out MLM loss {rows[-1]['eval_mlm_loss']:.4f} nats.\n" if rows else ""
     return (
         "---\nlibrary_name: transformers\npipeline_tag: fill-mask\n---\n\n"
         f"A BERT pretrained for {progress.step:,} steps on {progress.samples_seen:,} samples "

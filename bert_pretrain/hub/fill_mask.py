@@ -1,7 +1,4 @@
-"""Entry: ``python -m bert_pretrain.hub.fill_mask model_dir=FOLDER 'sentences=["The [MASK] ..."]'``.
-
-The most likely words for each [MASK], as anyone who loads the folder gets them.
-"""
+"""Predicts the most likely tokens for each [MASK], with an exported model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +10,14 @@ from bert_pretrain.errors import ConfigError, require
 
 @dataclass
 class FillMaskConfig:
-    """Options of ``python -m bert_pretrain.hub.fill_mask``."""
+    """Options of ``bert-pretrain fill-mask``."""
 
     model_dir: str
-    """A folder that ``bert_pretrain.hub.export`` wrote, or any BERT folder."""
+    """A folder written by bert-pretrain export, or any other BERT that transformers loads."""
     sentences: list[str]
-    """Sentences, each with one [MASK] or more."""
+    """Sentences, each with one or more [MASK]."""
     top: int
-    """Words shown for a mask."""
+    """Number of tokens to print for each [MASK]."""
 
     def __post_init__(self) -> None:
         require(self.top >= 1, "top", self.top, "1 or more")
@@ -28,15 +25,17 @@ class FillMaskConfig:
 
 @entry_point("fill_mask", FillMaskConfig)
 def main(config: FillMaskConfig) -> None:
-    """Print the most likely words for each [MASK] of some sentences.
+    """Print the most likely tokens for each [MASK] of some sentences.
 
-    bert-pretrain fill-mask model_dir=my-bert 'sentences=["The capital of France is [MASK]."]'
+        bert-pretrain fill-mask model_dir=my-bert 'sentences=["The capital of France is [MASK]."]'
+
+    Prints each sentence, and below it one line per [MASK] with the tokens and their probabilities.
     """
     if not (Path(config.model_dir) / "config.json").exists():
         raise ConfigError(
-            f"model_dir is {config.model_dir!r}, which is no exported folder; make one with bert_pretrain.hub.export"
+            f"model_dir is {config.model_dir!r}, which is no exported folder; make one with bert-pretrain export"
         )
-    from transformers import AutoModelForMaskedLM, AutoTokenizer  # loads torch, once the command is right
+    from transformers import AutoModelForMaskedLM, AutoTokenizer  # imports torch
 
     from bert_pretrain.model.bert import silence_transformers
 
@@ -50,12 +49,12 @@ def main(config: FillMaskConfig) -> None:
 
 
 def fill(model: Any, tokenizer: Any, sentence: str, top: int) -> list[list[tuple[str, float]]]:
-    """For each [MASK] of ``sentence`` the ``top`` words and their probabilities, best first."""
+    """For each [MASK] of ``sentence``: the ``top`` tokens and their probabilities, best first."""
     encoded = tokenizer(sentence, return_tensors="pt")
-    where = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero().squeeze(1)
-    if len(where) == 0:
-        raise ConfigError(f"sentences: {sentence!r} has no {tokenizer.mask_token}; put one where a word is to be found")
-    best = model(**encoded).logits.detach()[0, where].softmax(-1).topk(top)
+    positions = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero().squeeze(1)
+    if len(positions) == 0:
+        raise ConfigError(f"sentences: {sentence!r} has no {tokenizer.mask_token}; put one in place of a word")
+    best = model(**encoded).logits.detach()[0, positions].softmax(-1).topk(top)
     return [
         [(str(tokenizer.convert_ids_to_tokens(int(i))), float(p)) for i, p in zip(ids, values, strict=True)]
         for ids, values in zip(best.indices, best.values, strict=True)

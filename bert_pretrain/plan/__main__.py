@@ -1,4 +1,4 @@
-"""Entry: ``python -m bert_pretrain.plan``."""
+"""``python -m bert_pretrain.plan``."""
 
 from bert_pretrain.plan.run import main
 

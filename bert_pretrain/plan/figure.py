@@ -5,29 +5,38 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
-from bert_pretrain.plan.scaling import ScalingCurve
+from bert_pretrain.plan.scaling import MOST_DEVICES, Scaling, powers_of_two
 
-_SERIES = ("#4477aa", "#ee7733", "#228833")
+_BATCHES = {1: "#4477aa", 4: "#ee7733", 16: "#228833"}
+"""The recipe's global batch divided by this, and the colour of the curve."""
 
 
-def draw_scaling(path: Path, machine: str, curves: list[ScalingCurve]) -> None:
-    """On ``machine``: hours and efficiency against devices; a dot where each batch pays last."""
+def draw_scaling(path: Path, title: str, scaling: Scaling, global_batch: int, steps: int, floor: float) -> None:
+    """Draw hours and efficiency over devices, for the batch and fractions of it on the same number of samples.
+
+    A dot marks the largest number of devices whose efficiency is at least ``floor``.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-    for curve, color in zip(curves, _SERIES, strict=False):
-        last = curve.devices.index(curve.last_paying)
-        left.plot(curve.devices, curve.hours, color=color, label=curve.label)
-        right.plot(curve.devices, curve.efficiency, color=color, label=curve.label)
-        for axes, values in ((left, curve.hours), (right, curve.efficiency)):
-            axes.plot(curve.last_paying, values[last], "o", color=color)
-        right.annotate(f"{curve.last_paying:,}", (curve.last_paying, curve.efficiency[last]), (4, 6),
+    for divisor, color in _BATCHES.items():
+        batch = global_batch // divisor
+        if batch == 0:
+            continue
+        devices = powers_of_two(min(MOST_DEVICES, batch))
+        hours = [scaling.step(batch, n).total * steps * global_batch / batch / 3600 for n in devices]
+        efficiency = [scaling.efficiency(batch, n) for n in devices]
+        if divisor == 1:
+            ticks = devices[::2]
+            left.plot(devices, [hours[0] / n for n in devices], color="grey", linestyle=":", label="ideal")
+            right.axhline(floor, color="grey", linestyle=":", label=f"efficiency_floor {floor:.0%}")
+        last = scaling.most_efficient_devices(batch, floor)
+        for axes, values in ((left, hours), (right, efficiency)):
+            axes.plot(devices, values, color=color, label=f"{batch:,} samples a step")
+            axes.plot(last, values[devices.index(last)], "o", color=color)
+        right.annotate(f"{last:,}", (last, efficiency[devices.index(last)]), (4, 6),
                        textcoords="offset points", color=color)  # fmt: skip
-    first = curves[0]
-    ideal = [first.hours[0] / n for n in first.devices]
-    left.plot(first.devices, ideal, color="grey", linestyle=":", label="without any loss")
-    right.axhline(first.floor, color="grey", linestyle=":", label=f"{first.floor:.0%}: the batch pays up to here")
     for axes, label in ((left, "hours"), (right, "scaling efficiency")):
         axes.set_xscale("log", base=2)
-        axes.set_xticks(first.devices[::2], [f"{n:,}" for n in first.devices[::2]])
+        axes.set_xticks(ticks, [f"{n:,}" for n in ticks])
         axes.set_xlabel("devices")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
@@ -36,7 +45,7 @@ def draw_scaling(path: Path, machine: str, curves: list[ScalingCurve]) -> None:
     left.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     right.yaxis.set_major_formatter(PercentFormatter(1))
     right.set_ylim(0, 1.05)
-    figure.suptitle(machine)
+    figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""What the machine at hand can do, measured: the yardsticks of the benchmarks."""
+"""Measured peaks of this machine: matrix rate and copy bandwidth."""
 
 import platform
 import time
@@ -8,7 +8,7 @@ import torch
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds that ``run`` takes, until the device is done with it."""
+    """Seconds that ``run`` takes, including a device synchronisation."""
     started = time.perf_counter()
     run()
     if device.type == "cuda":
@@ -17,14 +17,14 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
 
 
 def measured_matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """Peak matrix rate of ``device`` in FLOP/s: the best of repeated square products. A device synchronisation."""
+    """Peak matrix rate of ``device`` in FLOP/s: the best of repeated square products. Synchronises the device."""
     size = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2.0 * size**3 / _shortest(lambda: a @ b, device, seconds)
 
 
 def measured_copy_bandwidth(device: torch.device, seconds: float = 0.5) -> float:
-    """Bytes read plus bytes written per second by the best of repeated copies of 256 MiB. A device synchronisation."""
+    """Bytes read plus written per second: the best of repeated copies of 256 MiB. Synchronises the device."""
     source = torch.zeros(1 << 26, device=device)
     target = torch.zeros_like(source)
     return 2.0 * source.nbytes / _shortest(lambda: target.copy_(source), device, seconds)
@@ -38,7 +38,7 @@ def _shortest(run: Callable[[], object], device: torch.device, seconds: float) -
 
 
 def device_name(device: torch.device) -> str:
-    """The device in words, with the threads that torch uses on a CPU."""
+    """Name of the device; for a CPU also its instruction set and the number of torch threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"

@@ -1,14 +1,14 @@
-"""What a step takes on N devices: arithmetic, from a machine's data sheet or a measured rate.
+"""Predicts the time of a step on N devices from data sheets or a measured rate.
 
-    step       = compute + exposed communication + optimizer
-    compute    = the busiest rank's micro-batches, each its FLOPs / (peak * share), or the launching of its kernels;
-                 with model.attention=eager also the attention scores' passes over memory
-    reduction  = 2 (N-1)/N * gradient bytes / slowest cable + 2 log2(N) hops for each bucket           (a ring's bytes)
-    exposed    = what the last micro-batch's backward, two thirds of it, does not cover; at least the last bucket, with
-                 the word embeddings, whose gradient is complete last: the decoder is tied to them
-    optimizer  = bytes touched / memory bandwidth; sharded: a rank's share of them, then the weights travel once
+    step       = compute + exposed all-reduce + optimizer
+    compute    = the micro-batches of the rank with the most samples, each its FLOPs / (peak * matrix_share), but at
+                 least the time to launch its kernels; with model.attention=eager also the memory traffic of the scores
+    all-reduce = 2 (N-1)/N * gradient bytes / bandwidth of the slowest link (a ring) + 2 log2(N) hops for each bucket
+    exposed    = the part that does not overlap with the backward pass (2/3) of the last micro-batch; at least the last
+                 bucket, which holds the word embeddings: they are tied to the decoder, so their gradient completes last
+    optimizer  = bytes accessed / memory bandwidth; sharded: one rank's share of them, then an all-gather of the weights
 
-Not in it: evaluation, checkpoints, waiting for data, stragglers. All times in seconds, sizes in bytes.
+Not included: evaluation, checkpoints, waiting for data, stragglers. Times are in seconds, sizes in bytes.
 """
 
 import math
@@ -20,35 +20,39 @@ from bert_pretrain.errors import require
 from bert_pretrain.model.flops import parameter_count, training_flops
 from bert_pretrain.model.options import ModelConfig
 
-_MASKED_SHARE = 0.15  # BERT's
+MOST_DEVICES = 4096
+MASKED_SHARE = 0.15  # BERT's; the real share is known only once the shards are read
 _KERNELS_PER_LAYER = 75  # forward and backward of one layer, in eager mode
-_NORM_BYTES, _UPDATE_BYTES = 4, 44  # a parameter: its gradient for ||G||; then gradient, weight, moments, in and out
+_NORM_BYTES, _UPDATE_BYTES = 4, 44  # per parameter: gradient for ||G||; gradient, weight, moments read and written
 _WEIGHT_BYTES = 4
-# An attention score that is kept, 16 bit, 20 passes over memory: forward the product writes it, scale with mask,
-# softmax and dropout each read and write, the product reads, and the dropout mask is half a pass (8.5); backward 11.5
+# Memory traffic of one materialised 16-bit attention score: 20 accesses. Forward 8.5: the product writes it; scale and
+# mask, softmax, and dropout each read and write; the product reads; the dropout mask is half an access. Backward 11.5.
 _SCORE_BYTES = 40
 _BACKWARD = 2 / 3  # of a micro-batch
 
 
 @dataclass
 class GpuConfig:
-    """Options ``gpu.*`` of the plan: a device and the node it is in."""
+    """Options ``gpu.*`` of the plan: a device and its node."""
 
     name: str
+    """Name in the output."""
     compute: str
-    """What ``precision.compute=auto`` is on it."""
+    """Type that precision.compute=auto selects on this device: bf16, fp16 or fp32."""
     matrix_tflops: float
-    """Peak of dense matrix products in the compute type."""
+    """Peak dense TFLOP/s of matrix products in that type."""
     matrix_share: float
-    """Share of that peak that a large micro-batch reaches."""
+    """Share of the peak that a large micro-batch reaches (MFU of forward and backward)."""
     memory_gb_per_s: float
+    """Memory bandwidth in GB/s."""
     launch_us: float
-    """To start one kernel; bounds small micro-batches from below."""
+    """Microseconds to launch one kernel; a lower bound for small micro-batches."""
     per_node: int
+    """Devices in a node."""
     node_gb_per_s: float
-    """Of one device to the others of its node, one way."""
+    """One-way GB/s of a device to the others of its node."""
     memory_gb: float
-    """What it holds; ``batch.micro_batch_size=auto`` fills it."""
+    """Memory in GB; batch.micro_batch_size=auto fills it."""
 
     def __post_init__(self) -> None:
         require(self.compute in ("bf16", "fp16", "fp32"), "gpu.compute", self.compute, "bf16, fp16, fp32")
@@ -61,14 +65,14 @@ class GpuConfig:
 
 @dataclass
 class NetworkConfig:
-    """Options ``network.*`` of the plan: what is between nodes."""
+    """Options ``network.*`` of the plan: the network between nodes."""
 
     gb_per_s: float
-    """Out of a node, one way, all its adapters together."""
+    """One-way GB/s of a node, over all its adapters."""
     share: float
-    """Of that, what large messages reach."""
+    """Share of the bandwidth that large messages reach."""
     latency_us: float
-    """Of one hop."""
+    """Microseconds per hop."""
 
     def __post_init__(self) -> None:
         require(self.gb_per_s > 0, "network.gb_per_s", self.gb_per_s, "a number above 0")
@@ -78,29 +82,29 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one step, and where they go."""
+    """Seconds of one step by phase."""
 
     compute: float
-    reduction: float
-    """All of it, hidden behind the backward pass or not."""
+    all_reduce: float
+    """All of it, overlapped or not."""
     exposed: float
-    """The part of the reduction for which the devices wait."""
+    """The part of the all-reduce that the devices wait for."""
     optimizer: float
 
     @property
     def total(self) -> float:
-        """Seconds from step to step."""
+        """Seconds per step."""
         return self.compute + self.exposed + self.optimizer
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """A recipe on machines of one kind."""
+    """A recipe on devices of one kind."""
 
     model: ModelConfig
     sequence_length: int
     mean_length: float
-    """Real tokens a sample that are computed."""
+    """Real (computed) tokens per sample."""
     micro_batch_size: int
     communication: CommunicationConfig
     gpu: GpuConfig
@@ -112,12 +116,12 @@ class Scaling:
     def sample_flops(self) -> float:
         """Model FLOPs of an average sample."""
         mean = self.mean_length
-        return training_flops(self.model, 1, mean, self.squared_length(), _MASKED_SHARE * mean)
+        return training_flops(self.model, 1, mean, self.squared_length(), MASKED_SHARE * mean)
 
     def squared_length(self) -> float:
-        """Its mean, for lengths spread evenly about ``mean_length`` up to the greatest; at most mean times greatest."""
-        mean, greatest = self.mean_length, self.sequence_length
-        return min(mean**2 + (greatest - mean) ** 2 / 3, mean * greatest)
+        """Mean squared length, for lengths uniform around ``mean_length`` up to L; at most mean times L."""
+        mean, longest = self.mean_length, self.sequence_length
+        return min(mean**2 + (longest - mean) ** 2 / 3, mean * longest)
 
     def _micro_batch(self, samples: int) -> float:
         sample = self.sample_flops() / (self.gpu.matrix_tflops * 1e12 * self.gpu.matrix_share)
@@ -129,63 +133,45 @@ class Scaling:
         launches = self.model.num_hidden_layers * _KERNELS_PER_LAYER * self.gpu.launch_us * 1e-6
         return max(samples * sample, launches)
 
-    def _cable(self, devices: int) -> float:
-        inside, between = self.gpu.node_gb_per_s * 1e9, self.network.gb_per_s * 1e9
-        slowest = inside if devices <= self.gpu.per_node else min(inside, between)
-        return slowest * self.network.share
-
-    def _travel(self, size: float, messages: int, devices: int) -> float:
-        """Seconds to sum ``size`` bytes over all devices, in so many messages."""
+    def _all_reduce(self, size: float, messages: int, devices: int) -> float:
+        """Seconds to all-reduce ``size`` bytes over all devices in ``messages`` buckets."""
         if devices == 1:
             return 0.0
+        inside, between = self.gpu.node_gb_per_s * 1e9, self.network.gb_per_s * 1e9
+        slowest = inside if devices <= self.gpu.per_node else min(inside, between)
         hops = 2 * math.ceil(math.log2(devices)) * self.network.latency_us * 1e-6
-        return 2 * (devices - 1) / devices * size / self._cable(devices) + messages * hops
+        return 2 * (devices - 1) / devices * size / (slowest * self.network.share) + messages * hops
 
     def step(self, global_batch_size: int, devices: int) -> StepTime:
-        """One step of ``global_batch_size`` samples. Raises ``ConfigError`` where there is no sample for a rank."""
+        """One step of ``global_batch_size`` samples. Raises ``ConfigError`` if there are fewer samples than ranks."""
         plan = BatchPlan(global_batch_size, self.micro_batch_size, devices)
-        sizes = [stop - start for start, stop in plan.micro_batches(devices - 1)]  # the last rank has most, if any has
+        sizes = [stop - start for start, stop in plan.micro_batches(devices - 1)]  # no rank has more than the last
         parameters, words = parameter_count(self.model), self.model.vocab_size * self.model.hidden_size
         buckets = math.ceil(4 * parameters / (self.communication.bucket_mb * 2**20))
         width = self.communication.gradient_bytes
-        reduction = self._travel(width * parameters, buckets, devices)
-        exposed = reduction
+        all_reduce = exposed = self._all_reduce(width * parameters, buckets, devices)
         if self.overlap:
-            behind = _BACKWARD * self._micro_batch(sizes[-1])
+            backward = _BACKWARD * self._micro_batch(sizes[-1])
             last = max(words, min(parameters, self.communication.bucket_mb * 2**20 / 4))
-            exposed = max(reduction - behind, self._travel(width * last, 1, devices))
-        shares = devices if self.sharded else 1
-        touched = (_NORM_BYTES + _UPDATE_BYTES / shares) * parameters
-        optimizer = touched / (self.gpu.memory_gb_per_s * 1e9)
-        if self.sharded:
-            optimizer += self._travel(_WEIGHT_BYTES * parameters, shares, devices) / 2  # one way only
+            exposed = max(all_reduce - backward, self._all_reduce(width * last, 1, devices))
+        shards = devices if self.sharded else 1
+        accessed = (_NORM_BYTES + _UPDATE_BYTES / shards) * parameters
+        optimizer = accessed / (self.gpu.memory_gb_per_s * 1e9)
+        if self.sharded:  # an all-gather is half an all-reduce
+            optimizer += self._all_reduce(_WEIGHT_BYTES * parameters, shards, devices) / 2
         compute = sum(self._micro_batch(size) for size in sizes)
-        return StepTime(compute, reduction, exposed, optimizer)
+        return StepTime(compute, all_reduce, exposed, optimizer)
 
     def efficiency(self, global_batch_size: int, devices: int) -> float:
-        """Steps a second of N devices, over N times those of one."""
+        """Speed on N devices relative to N times the speed on one."""
         return self.step(global_batch_size, 1).total / (devices * self.step(global_batch_size, devices).total)
 
-    def last_paying(self, global_batch_size: int, floor: float, most: int) -> int:
-        """The largest power of two, up to ``most`` devices, whose efficiency is not below ``floor``."""
-        paying = [
-            n for n in powers_of_two(min(most, global_batch_size)) if self.efficiency(global_batch_size, n) >= floor
-        ]
-        return max(paying, default=1)
+    def most_efficient_devices(self, global_batch_size: int, floor: float) -> int:
+        """The largest power of two, up to ``MOST_DEVICES``, with an efficiency of at least ``floor``."""
+        candidates = powers_of_two(min(MOST_DEVICES, global_batch_size))
+        return max((n for n in candidates if self.efficiency(global_batch_size, n) >= floor), default=1)
 
 
 def powers_of_two(most: int) -> list[int]:
     """1, 2, 4 and so on, up to ``most``."""
     return [2**exponent for exponent in range(most.bit_length())]
-
-
-@dataclass(frozen=True)
-class ScalingCurve:
-    """One global batch on more and more devices."""
-
-    label: str
-    devices: list[int]
-    hours: list[float]
-    efficiency: list[float]
-    last_paying: int
-    floor: float

@@ -1,4 +1,4 @@
-"""Entry: ``python -m bert_pretrain.report``."""
+"""``python -m bert_pretrain.report``."""
 
 from bert_pretrain.report.run import main
 

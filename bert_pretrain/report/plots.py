@@ -1,4 +1,4 @@
-"""The pictures of a run, drawn from its ``metrics.jsonl``, and of a plan."""
+"""The plots of a run, drawn from its ``metrics.jsonl``."""
 
 import re
 from itertools import groupby, pairwise
@@ -7,28 +7,31 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")  # a run has no screen
+matplotlib.use("Agg")  # runs have no display
 import matplotlib.pyplot as plt
 from matplotlib.colors import LogNorm
 
 from bert_pretrain.training.metrics import LAYER_KINDS, Row, read_rows
 
 _TRAIN, _HELDOUT = "#4477aa", "#cc3311"
+_PLOTS = {
+    "loss": ("MLM loss (nats)", "mlm_loss"),
+    "accuracy": ("MLM accuracy", "mlm_accuracy"),
+    "next_sentence": ("next-sentence loss (nats)", "nsp_loss"),
+    "learning_rate": ("learning rate", "lr"),
+    "gradient_norm": ("gradient norm before normalisation", "grad_norm"),
+    "speed": ("real tokens per second", "tokens_per_second"),
+}
+"""File name, label, and key of the metric."""
 
 
 def draw_run(run_dir: Path) -> Path:
     """Draw loss, accuracy, learning rate, gradient norm, speed and layers into ``run_dir/plots``; return that."""
     rows = read_rows(run_dir / "metrics.jsonl")
-    training = [row for row in rows if "mlm_loss" in row]
-    heldout = [row for row in rows if "eval_mlm_loss" in row]
     folder = run_dir / "plots"
     folder.mkdir(exist_ok=True)
-    _draw(folder / "loss.png", "masked-word loss (nats)", training, "mlm_loss", heldout, "eval_mlm_loss")
-    _draw(folder / "accuracy.png", "masked-word accuracy", training, "mlm_accuracy", heldout, "eval_mlm_accuracy")
-    _draw(folder / "next_sentence.png", "next-sentence loss (nats)", training, "nsp_loss", heldout, "eval_nsp_loss")
-    _draw(folder / "learning_rate.png", "learning rate", training, "lr")
-    _draw(folder / "gradient_norm.png", "gradient norm before normalisation", training, "grad_norm", log=True)
-    _draw(folder / "speed.png", "real tokens per second", training, "tokens_per_second")
+    for name, (label, key) in _PLOTS.items():
+        _draw(folder / f"{name}.png", label, rows, key)
     layers = [row for row in rows if LAYER_KINDS[0] in row]
     for kind, title in zip(LAYER_KINDS, ("trust ratio", "norm of the weights", "norm of the update"), strict=True):
         if layers:
@@ -37,9 +40,9 @@ def draw_run(run_dir: Path) -> Path:
 
 
 def _draw_layers(path: Path, title: str, rows: list[Row], kind: str) -> None:
-    """Layers over time, colour on a log scale; the same tensor of all encoder layers is one band, first layer on top.
+    """Heat map of layers over steps, on a log scale. The same tensor of all encoder layers is one band.
 
-    A band of n layers is as high as n/6 single ones, so that its label has room in a model of any depth.
+    A band of n layers is as high as n/6 single ones, so that its label fits for a model of any depth.
     """
     names = sorted({name for row in rows for name in row[kind]}, key=_band)
     bands = [(band, len(list(members))) for band, members in groupby(names, key=lambda name: _band(name)[1])]
@@ -69,53 +72,33 @@ def _draw_layers(path: Path, title: str, rows: list[Row], kind: str) -> None:
 
 
 def _band(name: str) -> tuple[int, str, int]:
-    """Order of layers in the picture: embeddings, encoder by tensor and then by depth, heads."""
+    """Sort key of layers: embeddings, encoder by tensor and then by depth, heads."""
     found = re.search(r"\.layer\.(\d+)\.", name)
     if found is None:
         return (0 if "embeddings" in name else 2, name.removeprefix("bert."), 0)
     return (1, name[found.end() :], int(found.group(1)))
 
 
-def _draw(
-    path: Path,
-    label: str,
-    training: list[Row],
-    key: str,
-    heldout: list[Row] | None = None,
-    heldout_key: str = "",
-    log: bool = False,
-) -> None:
+def _draw(path: Path, label: str, rows: list[Row], key: str) -> None:
+    """One metric over steps, and that of the evaluations if they have it."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    training, heldout = ([row for row in rows if name in row] for name in ("mlm_loss", f"eval_{key}"))
     steps, values = [row["step"] for row in training], [row[key] for row in training]
-    smooth = _smoothed(values)
-    if smooth != values and key not in ("lr",):
+    window = np.ones(2 * (len(values) // 100) + 1)  # a fiftieth of the run
+    if len(window) > 1 and key != "lr":
         axes.plot(steps, values, color=_TRAIN, alpha=0.25, linewidth=0.8)
-        axes.plot(steps, smooth, color=_TRAIN, label="training batches, smoothed")
+        smooth = np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
+        axes.plot(steps, smooth, color=_TRAIN, label="training batches, moving average")
     else:
         axes.plot(steps, values, color=_TRAIN, label="training batches")
     if heldout:
-        axes.plot(
-            [row["step"] for row in heldout],
-            [row[heldout_key] for row in heldout],
-            color=_HELDOUT,
-            marker="o",
-            markersize=3,
-            label="held out",
-        )
+        held_steps, held_values = [row["step"] for row in heldout], [row[f"eval_{key}"] for row in heldout]
+        axes.plot(held_steps, held_values, color=_HELDOUT, marker="o", markersize=3, label="held-out")
         axes.legend(frameon=False)
-    if log:
+    if key == "grad_norm":
         axes.set_yscale("log")
     axes.set_xlabel("step")
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
-
-
-def _smoothed(values: list[float]) -> list[float]:
-    """A running mean over about a fiftieth of the run, short at the ends."""
-    half = len(values) // 100
-    return [
-        sum(values[max(0, i - half) : i + half + 1]) / len(values[max(0, i - half) : i + half + 1])
-        for i in range(len(values))
-    ]

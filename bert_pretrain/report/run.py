@@ -1,4 +1,4 @@
-"""Entry: ``python -m bert_pretrain.report run_dir=RUN``. A run on one page, and where everything lies."""
+"""A report of a run: one HTML page with its main figures, its plots and its configuration."""
 
 import html
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.shards import read_manifest
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.report.plots import draw_run
-from bert_pretrain.training.metrics import Row, read_rows, writable_directory
+from bert_pretrain.training.metrics import read_rows, writable_directory
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -25,35 +25,35 @@ table {{ border-collapse: collapse }} td {{ padding: .15rem 1.5rem .15rem 0; fon
 
 @dataclass
 class ReportConfig:
-    """Options of ``python -m bert_pretrain.report``."""
+    """Options of ``bert-pretrain report``."""
 
     run_dir: str
-    """A run directory."""
+    """Directory of the run."""
 
 
 @entry_point("report", ReportConfig)
 def main(config: ReportConfig) -> None:
-    """Write report.html for a run: its main figures, plots and configuration; print the figures.
+    """Write report.html for a run: its main figures, plots and configuration. Print the figures.
 
-    bert-pretrain report run_dir=runs/demo
+        bert-pretrain report run_dir=runs/demo
+
+    The page and the plots are written into run_dir. It also works while the run goes on.
     """
     run_dir = Path(config.run_dir)
     if not (run_dir / "metrics.jsonl").exists() or not (run_dir / "config.yaml").exists():
         raise ConfigError(f"run_dir is {config.run_dir!r}, which holds no run (metrics.jsonl, config.yaml)")
     fault = writable_directory(run_dir)
     if fault is not None:
-        raise ConfigError(f"run_dir {run_dir} cannot be written ({fault}); copy the run to where it can")
-    page = write_report(run_dir)
-    for name, value in facts(run_dir):
+        raise ConfigError(f"run_dir {run_dir} cannot be written ({fault}); copy the run to a writable directory")
+    rows = facts(run_dir)
+    paths = {"model": run_dir / "model", "plots": run_dir / "plots", "report": write_report(run_dir)}
+    rows += [(name, str(path)) for name, path in paths.items() if path.exists()]
+    for name, value in [*rows, ("metrics", str(run_dir / "metrics.jsonl"))]:
         print(f"  {name:<34}{value}")
-    for name, path in (("model", run_dir / "model"), ("plots", run_dir / "plots"), ("report", page)):
-        if path.exists():
-            print(f"  {name:<34}{path}")
-    print(f"  {'metrics':<34}{run_dir / 'metrics.jsonl'}")
 
 
 def write_report(run_dir: Path) -> Path:
-    """Draw the plots and write ``report.html`` beside them; return its path."""
+    """Draw the plots and write ``report.html``; return its path."""
     plots = sorted(draw_run(run_dir).glob("*.png"))
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>" for name, value in facts(run_dir)
@@ -66,42 +66,34 @@ def write_report(run_dir: Path) -> Path:
 
 
 def facts(run_dir: Path) -> list[tuple[str, str]]:
-    """The numbers that sum a run up."""
+    """The main figures of a run, each with its name."""
     rows = read_rows(run_dir / "metrics.jsonl")
     training = [row for row in rows if "mlm_loss" in row]
     heldout = [row for row in rows if "eval_mlm_loss" in row]
     found = []
     if training:
-        found += _training_facts(training)
+        last = training[-1]
+        # The first row includes the start-up of threads and kernels.
+        rates = sorted(row["tokens_per_second"] for row in training[1:] or training)
+        found += [
+            ("steps", f"{last['step']:,}, {last['skipped_steps']} of them skipped"),
+            ("samples", f"{last['samples_seen']:,}"),
+            ("real tokens per second, median", f"{rates[len(rates) // 2]:,.0f}"),
+            ("MLM loss, last batch", f"{last['mlm_loss']:.4f} nats"),
+        ]
     if heldout:
-        found += _heldout_facts(heldout[-1], run_dir)
-    return found
-
-
-def _training_facts(training: list[Row]) -> list[tuple[str, str]]:
-    last = training[-1]
-    # The first row counts the start-up of threads and kernels.
-    rates = sorted(row["tokens_per_second"] for row in training[1:] or training)
-    return [
-        ("steps", f"{last['step']:,}, of them skipped {last['skipped_steps']}"),
-        ("samples", f"{last['samples_seen']:,}"),
-        ("real tokens per second, median", f"{rates[len(rates) // 2]:,.0f}"),
-        ("masked-word loss, last batch", f"{last['mlm_loss']:.4f} nats"),
-    ]
-
-
-def _heldout_facts(last: Row, run_dir: Path) -> list[tuple[str, str]]:
-    found = [
-        ("held-out masked-word loss", f"{last['eval_mlm_loss']:.4f} nats"),
-        ("held-out masked-word accuracy", f"{last['eval_mlm_accuracy']:.4f}"),
-        ("held-out next-sentence accuracy", f"{last['eval_nsp_accuracy']:.4f}"),
-    ]
-    directory = Path(OmegaConf.load(run_dir / "config.yaml").data.dir)
-    manifest = read_manifest(directory) if directory.is_dir() else None
-    if manifest is not None and "unigram_entropy" in manifest:
-        entropy = float(manifest["unigram_entropy"])
-        found.append(("unigram entropy of the corpus", f"{entropy:.4f} nats"))
-        found.append(("held-out loss below that by", f"{entropy - last['eval_mlm_loss']:.4f} nats"))
+        last = heldout[-1]
+        found += [
+            ("held-out MLM loss", f"{last['eval_mlm_loss']:.4f} nats"),
+            ("held-out MLM accuracy", f"{last['eval_mlm_accuracy']:.4f}"),
+            ("held-out next-sentence accuracy", f"{last['eval_nsp_accuracy']:.4f}"),
+        ]
+        directory = Path(OmegaConf.load(run_dir / "config.yaml").data.dir)
+        manifest = read_manifest(directory) if directory.is_dir() else None
+        if manifest is not None and "unigram_entropy" in manifest:
+            entropy = float(manifest["unigram_entropy"])
+            found.append(("unigram entropy of the corpus", f"{entropy:.4f} nats"))
+            found.append(("held-out MLM loss below that by", f"{entropy - last['eval_mlm_loss']:.4f} nats"))
     return found
 
 

@@ -1,1 +1,1 @@
-"""The article's comparisons as commands."""
+"""Repeats the comparisons of NVIDIA's NVLAMB article: optimizers, batch sizes, schedules."""

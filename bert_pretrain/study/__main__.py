@@ -1,4 +1,4 @@
-"""``bert-pretrain study NAME``: the comparisons of optimizers, batch sizes and schedules."""
+"""``bert-pretrain study NAME``."""
 
 import json
 import re
@@ -13,19 +13,21 @@ from bert_pretrain.study.options import StudyConfig
 
 @entry_point("study", StudyConfig)
 def study(config: StudyConfig) -> None:
-    """Run a comparison of the article (optimizers, batch sizes, schedules), and write its table and figure.
+    """Repeat a comparison of the NVLAMB article with several seeds, and write its table, figure and verdict.
 
         bert-pretrain study pre_normalization scale=toy
 
-    Other options, such as data.dir=DIR, go to every run of the study. A study that was stopped continues.
+    scale=toy takes minutes on a CPU, with a tiny model on a synthetic language. scale=base is BERT-base on one GPU, on
+    your shards. Any option of pretrain, such as data.dir=DIR, applies to every run of the study. Run the same command
+    again to continue a stopped study.
     """
-    from bert_pretrain.study.run import run_study  # loads torch, once the command is right
+    from bert_pretrain.study.run import run_study  # imports torch; by now the options are known to be valid
 
     run_study(config)
 
 
 def main(words: list[str] | None = None) -> None:
-    """Take the study's name from the first word, and the options of its runs from the others."""
+    """Take the study's name from the first word, and options of its runs from all that are not the study's own."""
     words = list(sys.argv[1:] if words is None else words)
     if words and not words[0].startswith("-") and "=" not in words[0]:
         words[0] = f"study={words[0]}"
@@ -36,7 +38,7 @@ main.command = study.command  # type: ignore[attr-defined]
 
 
 def with_run_options(words: list[str]) -> list[str]:
-    """``words`` with all that is no option of the study itself gathered in ``run_options``, as text for Hydra."""
+    """Collect all ``words`` that are not options of the study itself in ``run_options``, quoted for Hydra."""
     own = {field.name for field in fields(StudyConfig)} | {"study", "hydra"}
     ours = [word for word in words if "=" not in word or re.split(r"[.=@]", word.lstrip("-+~"))[0] in own]
     of_runs = [word for word in words if word not in ours]

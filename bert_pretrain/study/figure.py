@@ -1,40 +1,40 @@
-"""The picture of a study."""
+"""The figure of a study."""
 
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")  # a run has no screen
+matplotlib.use("Agg")  # runs have no display
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from bert_pretrain.study.verdict import Curve
 
-_ARMS = ("#4477aa", "#cc3311", "#228833", "#ee7733", "#aa3377", "#009988", "#555555", "#ccaa00")
+_COLORS = ("#4477aa", "#cc3311", "#228833", "#ee7733", "#aa3377", "#009988", "#555555", "#ccaa00")
 
 
 def draw_study(path: Path, title: str, curves: dict[str, list[Curve]]) -> None:
-    """Left: each arm's mean loss over samples, the band from its lowest to its highest seed. Right: the last losses."""
+    """Left: mean loss of each arm over samples, in a band from lowest to highest seed. Right: the final losses."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained", width_ratios=(3, 2))
-    for place, (arm, runs) in enumerate(curves.items()):
-        color = _ARMS[place % len(_ARMS)]
+    for row, (arm, runs) in enumerate(curves.items()):
+        color = _COLORS[row % len(_COLORS)]
         _draw_band(left, arm, runs, color)
         finals = [run.final for run in runs if np.isfinite(run.final)]
-        right.plot(finals, [place] * len(finals), "o", color=color, alpha=0.6)
+        right.plot(finals, [row] * len(finals), "o", color=color, alpha=0.6)
         if finals:
-            right.plot(np.mean(finals), place, "|", color=color, markersize=18, markeredgewidth=2)
-        lost = len(runs) - len(finals)
-        if lost:
-            right.annotate(f"{lost} of {len(runs)} diverged", (1, place), (-4, 0), xycoords=("axes fraction", "data"),
+            right.plot(np.mean(finals), row, "|", color=color, markersize=18, markeredgewidth=2)
+        diverged = len(runs) - len(finals)
+        if diverged:
+            right.annotate(f"{diverged} of {len(runs)} diverged", (1, row), (-4, 0), xycoords=("axes fraction", "data"),
                            textcoords="offset points", ha="right", va="center", color=color)  # fmt: skip
     left.set_xlabel("samples")
     left.xaxis.set_major_formatter("{x:,.0f}")
-    left.set_ylabel("held-out masked-word loss (nats)")
+    left.set_ylabel("held-out MLM loss (nats)")
     left.legend(frameon=False, fontsize=8)
     right.set_yticks(range(len(curves)), [f"{arm}\nlr {runs[0].rate:g}" for arm, runs in curves.items()], fontsize=8)
     right.set_ylim(len(curves) - 0.5, -0.5)
-    right.set_xlabel("loss after the last step: each seed, and their mean")
+    right.set_xlabel("held-out MLM loss after the last step: each seed, and the mean")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.suptitle(title, fontsize=11)
@@ -43,7 +43,7 @@ def draw_study(path: Path, title: str, curves: dict[str, list[Curve]]) -> None:
 
 
 def _draw_band(axes: Axes, arm: str, runs: list[Curve], color: str) -> None:
-    """Mean and band over the samples that all of the runs reached."""
+    """Mean and band up to the last evaluation that all seeds reached."""
     common = min(len(run.losses) for run in runs)
     if common:
         losses = np.array([run.losses[:common] for run in runs])

@@ -1,10 +1,9 @@
-"""A synthetic language that a tiny model learns in tens of steps, written as shards: what toy studies train on.
+"""Shards of a synthetic language that a tiny model learns in tens of steps, for toy studies.
 
-A sample is two segments of words, each with a topic; the second has the topic of the first, or, with next-sentence
-label 1, another. A word is, with probability 0.8, the one successor of the word before it, or else drawn from the
-topic's words: a Zipf distribution (the k-th word with probability proportional to 1/k) over an order of the words
-that is the topic's own. So there is something to learn at three speeds: how often words are, which topic the
-neighbours tell of, and which words follow each other.
+A sample is two segments of words. Each segment has a topic: the same for both, or different ones if the next-sentence
+label is 1. With probability 0.8 a word is the fixed successor of the word before it; otherwise it is drawn from the
+topic's Zipf distribution (the k-th word has probability proportional to 1/k, in an order of words that each topic has
+for itself). A model learns three things at three speeds: word frequencies, topics, successors.
 """
 
 import hashlib
@@ -20,31 +19,31 @@ from bert_pretrain.study.options import LanguageConfig
 
 _SUCCESSION = 0.8
 _MASKED_SHARE = 0.15
-_ROWS = 65_536  # of a shard: bounds the memory
+_ROWS = 65_536  # per shard; bounds the memory
 _CLS, _SEP = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
 
 
 class Language:
-    """The tables of the language that ``config.seed`` draws."""
+    """The distributions of the language, drawn from ``config.seed``."""
 
     def __init__(self, config: LanguageConfig) -> None:
         rng = np.random.default_rng([config.seed, 0])
         words = config.vocab_size - len(SPECIAL_TOKENS)
         shares = 1.0 / np.arange(1, words + 1)
         self.config = config
-        self.steps = np.cumsum(shares / shares.sum())  # (words,) of the ranks
+        self.cumulative = np.cumsum(shares / shares.sum())  # (words,), by rank
         self.ranked = np.stack([rng.permutation(words) for _ in range(config.topics)])  # (topics, words)
         cycle = rng.permutation(words)
         self.successor = np.empty(words, np.int64)  # one cycle through all words: no word follows itself
         self.successor[cycle] = np.roll(cycle, -1)
 
     def words(self, topics: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
-        """Words numbered from 0, (n, length), for the topics (n,)."""
-        ranks = np.searchsorted(self.steps, rng.random((len(topics), length)))
-        drawn = self.ranked[topics[:, None], np.minimum(ranks, len(self.steps) - 1)]
+        """Word numbers from 0, (n, length), for the topics (n,)."""
+        ranks = np.searchsorted(self.cumulative, rng.random((len(topics), length)))
+        drawn = self.ranked[topics[:, None], np.minimum(ranks, len(self.cumulative) - 1)]
         follows = rng.random((len(topics), length)) < _SUCCESSION
-        for place in range(1, length):
-            drawn[:, place] = np.where(follows[:, place], self.successor[drawn[:, place - 1]], drawn[:, place])
+        for i in range(1, length):
+            drawn[:, i] = np.where(follows[:, i], self.successor[drawn[:, i - 1]], drawn[:, i])
         return drawn
 
     def samples(self, number: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -64,9 +63,9 @@ class Language:
 
 
 def write_corpus(directory: Path, config: LanguageConfig) -> None:
-    """Write the shards of both splits and their manifest; nothing where they are there already.
+    """Write the shards of both splits and the manifest, unless they exist.
 
-    Raises ``ConfigError`` where ``directory`` holds a corpus made with other options.
+    Raises ``ConfigError`` if ``directory`` holds a corpus made with other options.
     """
     manifest, made_with = read_manifest(directory) if directory.is_dir() else None, asdict(config)
     if manifest is not None:
@@ -84,7 +83,7 @@ def write_corpus(directory: Path, config: LanguageConfig) -> None:
 
 
 def _header(config: LanguageConfig, split: str) -> ShardHeader:
-    """The vocabulary is the five special tokens and numbers; there is no tokenizer, as there is no text."""
+    """The vocabulary is the five special tokens and numbers. There is no text, hence no tokenizer."""
     name = hashlib.sha256(f"synthetic {config.vocab_size} {config.topics} {config.seed}".encode()).hexdigest()
     return ShardHeader(
         sequence_length=config.sequence_length,
@@ -102,7 +101,7 @@ def _header(config: LanguageConfig, split: str) -> ShardHeader:
 
 
 def _arrays(language: Language, header: ShardHeader, start: int, number: int) -> Arrays:
-    """``number`` samples from place ``start`` of a split on, masked."""
+    """Masked samples ``start`` to ``start + number`` of a split."""
     config, is_train = language.config, header.split == "train"
     rng = np.random.default_rng([config.seed, 1 if is_train else 2, start])
     ids, segments, labels = language.samples(number, rng)

@@ -1,4 +1,4 @@
-"""The options of ``bert_pretrain.study``: what a YAML under ``configs/study`` says, and the command line."""
+"""Options of ``bert-pretrain study``: the YAML of a study under ``configs/study``, and the command line."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,15 +10,20 @@ from bert_pretrain.study.verdict import Claim
 
 @dataclass
 class LanguageConfig:
-    """A language and how many samples of it. None is padded: every sample has ``sequence_length`` tokens."""
+    """A synthetic language, and the number of samples. There is no padding."""
 
     samples: int
+    """Training samples."""
     heldout_samples: int
+    """Held-out samples."""
     sequence_length: int
+    """Tokens in every sample."""
     vocab_size: int
-    """The five special tokens included."""
+    """Words, including the five special tokens."""
     topics: int
+    """Topics, each with its own word frequencies."""
     seed: int
+    """Seed of the language and of its samples."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "heldout_samples"):
@@ -31,11 +36,12 @@ class LanguageConfig:
 
 @dataclass
 class SpikeConfig:
-    """A gradient out of scale: that of one update is multiplied by ``factor``."""
+    """An artificial gradient spike: the gradient of one step is scaled."""
 
     step: int
-    """Updates applied before it."""
+    """Number of steps before the spike."""
     factor: float
+    """Factor by which the gradient of that step is multiplied."""
 
     def __post_init__(self) -> None:
         require(self.step >= 1, "spike.step", self.step, "1 or more")
@@ -44,26 +50,28 @@ class SpikeConfig:
 
 @dataclass
 class ScaleConfig:
-    """A study's numbers at one scale."""
+    """A study at one scale."""
 
     recipe: str
-    """What every run starts from."""
+    """Recipe of every run."""
     seeds: list[int]
+    """Each arm is run once per seed."""
     samples: int
-    """Of every run; its steps follow from its batch."""
+    """Training samples of each run; the number of steps follows from the batch size."""
     note: str
-    """What this scale can show, and what not."""
+    """What this scale can show and what it cannot."""
     options: list[str] = field(default_factory=list)
-    """Of every run, over the recipe; the arm's options come over these."""
+    """Options of every run, which override the recipe; those of the arm override these."""
     arms: list[str] | None = None
-    """Those that run at this scale; null: all."""
+    """Arms to run at this scale; null: all."""
     learning_rates: dict[str, list[float]] = field(default_factory=dict)
-    """For an arm, the peak rates that are tried with ``tuning_seed``; the best is run with ``seeds``."""
+    """By arm: peak learning rates to try with tuning_seed; the best is run with all seeds."""
     tuning_seed: int = 0
+    """Seed of the runs that choose the learning rate."""
     spikes: dict[str, SpikeConfig] = field(default_factory=dict)
-    """The arms whose runs get one."""
+    """By arm: a gradient spike in each of its runs."""
     corpus: LanguageConfig | None = None
-    """A corpus that the study makes itself, in ``out_dir/corpus``."""
+    """Synthetic corpus that the study writes to out_dir/corpus; null: none."""
 
     def __post_init__(self) -> None:
         distinct = len(self.seeds) == len(set(self.seeds)) >= 1 and self.tuning_seed not in self.seeds
@@ -72,48 +80,52 @@ class ScaleConfig:
 
 @dataclass
 class StudyConfig:
-    """Options of ``python -m bert_pretrain.study``."""
+    """Options of ``bert-pretrain study``."""
 
     name: str
+    """Name of the study."""
     scale: str
-    """One of the study's ``scales``: ``toy`` | ``base``."""
+    """toy (tiny model, synthetic language, CPU) or base (BERT-base on one GPU, your shards)."""
     out_dir: str
-    """Runs, corpora, figure, page and data; started again, the study goes on from there."""
+    """Directory for the runs, the figure, the page and the numbers; an existing study continues."""
     device: str
-    """``auto``, ``cpu`` or ``cuda``."""
+    """auto, cpu or cuda."""
     run_options: list[str]
-    """Options of ``pretrain`` for every run, over all others; on the command line, all that are not the study's own."""
+    """Options of pretrain for every run, which override all others; you may give them directly."""
     question: str
+    """What is compared."""
     article: str
-    """What the article found, in words."""
+    """What the article found."""
     arms: dict[str, list[str]]
-    """What is compared: the options of each, over the scale's."""
+    """By arm: its options, which override those of the scale."""
     claims: list[Claim]
+    """Comparisons of two arms, each with the article's result."""
     scales: dict[str, ScaleConfig]
+    """The study at each scale."""
 
     def __post_init__(self) -> None:
         require(self.scale in self.scales, "scale", self.scale, " | ".join(self.scales))
-        known = self.arms.keys()
+        known, allowed = self.arms.keys(), f"the arms {', '.join(self.arms)}"
         for name, scale in self.scales.items():
             for arm in (*(scale.arms or ()), *scale.learning_rates, *scale.spikes):
-                require(arm in known, f"scales.{name}", arm, f"the arms {', '.join(known)}")
+                require(arm in known, f"scales.{name}", arm, allowed)
         for claim in self.claims:
             for arm in (claim.arm, claim.against):
-                require(arm in known, "claims", arm, f"the arms {', '.join(known)}")
+                require(arm in known, "claims", arm, allowed)
         if not self.chosen_arms:
             raise ConfigError(f"study {self.name} has no arms at scale {self.scale}")
 
     @property
     def chosen(self) -> ScaleConfig:
-        """The numbers of ``scale``."""
+        """The chosen scale."""
         return self.scales[self.scale]
 
     @property
     def chosen_arms(self) -> list[str]:
-        """The arms that run at ``scale``."""
+        """The arms that run at the chosen scale."""
         return list(self.arms) if self.chosen.arms is None else self.chosen.arms
 
     @property
     def chosen_claims(self) -> list[Claim]:
-        """The claims whose arms both run at ``scale``."""
+        """The claims of which both arms run at the chosen scale."""
         return [claim for claim in self.claims if {claim.arm, claim.against} <= set(self.chosen_arms)]

@@ -1,9 +1,9 @@
-"""``python -m bert_pretrain.study NAME scale=toy|base [option=value ...]``: a comparison of the article's, run by run.
+"""Runs a study.
 
-A study is one YAML, ``configs/study/NAME.yaml``: arms, each a few options of ``pretrain``; what the article says of
-them; and for each scale the numbers. Every run is an ordinary run of ``pretrain`` in a directory of its own under
-``out_dir/runs``, one after the other, all on one device. Stopped, the same command goes on with the run, and within
-it with the step, where it was. Of a finished run its curve stays (``result.json``, ``metrics.jsonl``), not its weights.
+A study is one YAML, ``configs/study/NAME.yaml``: arms, each a few options of ``pretrain``; the article's claims about
+them; and seeds, samples and learning rates for each scale. Every run is an ordinary run of ``pretrain`` with its own
+directory under ``out_dir/runs``. Runs go one after the other on one device. A study that was stopped resumes at the
+step where it stopped. Finished runs keep ``result.json`` and ``metrics.jsonl``, but no checkpoints.
 """
 
 import json
@@ -34,19 +34,19 @@ from bert_pretrain.study.options import SpikeConfig, StudyConfig
 from bert_pretrain.study.verdict import Curve, best_rate, judge, page, table
 from bert_pretrain.training.metrics import read_rows, writable_directory
 
-_EVALUATIONS, _CHECKPOINTS = 25, 5  # of a run, about
+_EVALUATIONS, _CHECKPOINTS = 25, 5  # per run, approximately
 
 
 class Study:
-    """The runs of one study, each done once."""
+    """The runs of one study; finished runs are not repeated."""
 
     def __init__(self, config: StudyConfig, world: World, stop: StopRequest) -> None:
         self.config, self.world, self.stop = config, world, stop
         self.scale, self.out_dir = config.chosen, Path(config.out_dir)
 
     def run(self) -> dict[str, list[Curve]]:
-        """The curves of every arm, one for each seed; raises ``_StopError`` where it was asked to stop."""
-        for arm in self.config.chosen_arms:  # all of them first: a mistake in the last must not cost the others' hours
+        """The curves of each arm, one per seed. Raises ``_StopError`` if a stop was requested."""
+        for arm in self.config.chosen_arms:  # check the options of all arms before the first run
             self._run_config(arm, self.scale.seeds[0])
         if self.scale.corpus is not None:
             write_corpus(self.out_dir / "corpus", self.scale.corpus)
@@ -57,20 +57,20 @@ class Study:
         return curves
 
     def _rate(self, arm: str) -> float | None:
-        """The best of those to try for the arm; None: what its options say."""
+        """The best of the learning rates to try for ``arm``; None: the one in its options."""
         rates = self.scale.learning_rates.get(arm, [])
         if len(rates) > 1:
             return best_rate([self._curve(arm, self.scale.tuning_seed, rate) for rate in rates])
         return rates[0] if rates else None
 
     def _run_config(self, arm: str, seed: int, rate: float | None = None) -> PretrainConfig:
-        """The options of one run; ``rate`` None: what the options say."""
+        """The options of one run, with learning rate ``rate`` unless None."""
         options = [f"recipe={self.scale.recipe}", f"device={self.config.device}", *self.scale.options]
         options += [*self.config.arms[arm], *self.config.run_options]
         try:
             base = load_config("pretrain", options, PretrainConfig)
         except ConfigError as error:
-            raise ConfigError(f"arm {arm} of the study, whose options are {' '.join(options)}: {error}") from None
+            raise ConfigError(f"arm {arm} of the study, with the options {' '.join(options)}: {error}") from None
         rate, steps = rate or base.optimizer.lr, self.scale.samples // base.batch.global_batch_size
         require(steps >= 2, f"scales.{self.config.scale}.samples", self.scale.samples, f"two batches or more ({arm})")
         return replace(
@@ -84,7 +84,7 @@ class Study:
         )
 
     def _curve(self, arm: str, seed: int, rate: float | None) -> Curve:
-        """The curve of a run, which is done first where it is not yet."""
+        """The curve of a run, which is run first unless it is finished."""
         config = self._run_config(arm, seed, rate)
         check_run_dir(config)
         path = Path(config.run_dir) / "result.json"
@@ -92,11 +92,11 @@ class Study:
             with spiked(self.scale.spikes.get(arm)):
                 self._train(config, path)
         curve = Curve(arm, config.optimizer.lr, seed, **json.loads(path.read_text(encoding="utf-8")))
-        print(f"{arm:<30}lr {curve.rate:<10g}seed {seed:<6}held-out masked-word loss {curve.final:.4f}", flush=True)
+        print(f"{arm:<30}lr {curve.rate:<10g}seed {seed:<6}held-out MLM loss {curve.final:.4f}", flush=True)
         return curve
 
     def _train(self, config: PretrainConfig, path: Path) -> None:
-        """Run ``pretrain`` to its end, what it says in ``log.txt``, and write the curve to ``path``."""
+        """Run ``pretrain`` to the end with its output in ``log.txt``, and write the curve to ``path``."""
         run_dir, diverged = path.parent, False
         run_dir.mkdir(parents=True, exist_ok=True)
         try:
@@ -120,10 +120,10 @@ class Study:
 
 @contextmanager
 def spiked(spike: SpikeConfig | None) -> Iterator[None]:
-    """Multiply the gradient of one update of whatever optimizer runs here meanwhile, through torch's own hook.
+    """Scale the gradient of one step of any optimizer that runs inside, through torch's step hook.
 
-    The count is read from the optimizer's state, so that a run that goes on spikes where it would have. For
-    optimizers that count their updates.
+    The step count is read from the optimizer's state, so a resumed run spikes at the same step. The optimizer must
+    count its steps there.
     """
     if spike is None:
         yield
@@ -142,21 +142,21 @@ def spiked(spike: SpikeConfig | None) -> Iterator[None]:
 
 
 class _StopError(Exception):
-    """The study was asked to stop; the run at hand has saved itself."""
+    """A stop was requested, and the current run has saved a checkpoint."""
 
 
 def run_study(config: StudyConfig) -> None:
-    """Run what is missing, then judge and draw."""
+    """Run what is missing, then write verdicts and figure."""
     silence_transformers()
     fault = writable_directory(Path(config.out_dir))
-    require(fault is None, "out_dir", config.out_dir, f"a directory that can be written ({fault})")
+    require(fault is None, "out_dir", config.out_dir, f"a writable directory ({fault})")
     stop = StopRequest().install_handlers()
     with open_world(config.device) as world:
-        require(world.size == 1, "processes", world.size, "1: the runs of a study come one after the other")
+        require(world.size == 1, "processes", world.size, "1: a study runs on one device")
         try:
             curves = Study(config, world, stop).run()
         except _StopError:
-            print("stopped as asked; the same command goes on")
+            print("stopped as requested; run the same command to continue")
             sys.exit(EXIT_STOPPED)
         write_study(config, curves, device_name(world.device))
 
@@ -173,7 +173,7 @@ def write_study(config: StudyConfig, curves: dict[str, list[Curve]], device: str
         "scale": config.scale,
         "date": time.strftime("%Y-%m-%d"),
         "device": device,
-        "command": f"python -m bert_pretrain.study {config.name} scale={config.scale}",
+        "command": f"bert-pretrain study {config.name} scale={config.scale}",
         "article": config.article,
         "verdicts": [verdict.sentence for verdict in verdicts],
         "note": config.chosen.note,
@@ -182,4 +182,4 @@ def write_study(config: StudyConfig, curves: dict[str, list[Curve]], device: str
         "options": asdict(config),
     }
     (out_dir / "study.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"\n{text}\nfigure, page and data: {out_dir}/study.png, study.md, study.json")
+    print(f"\n{text}\nwrote {out_dir}/study.md, study.png and study.json")

@@ -1,9 +1,9 @@
-"""What the runs of a study show: a table, and a verdict for each of the article's claims.
+"""Evaluates a study: a table, and a verdict on each of the article's claims.
 
-Plain statistics. The result of a run is its held-out masked-word loss after the last step. Of an arm: mean, and
-spread = largest minus smallest over the seeds. Two arms differ by the difference of their means; that counts as an
-effect only where it exceeds the larger of their two spreads. A run that diverged has an infinite loss: of two arms
-with unequal numbers of such runs, the one with more of them is worse.
+The result of a run is its held-out MLM loss after the last step. An arm has a mean over its seeds and a spread,
+largest minus smallest. A difference of two means counts as an effect only if it exceeds the larger of the two
+spreads. A run that diverged has an infinite loss; if two arms have different numbers of such runs, the one with more
+is worse.
 """
 
 import math
@@ -14,14 +14,14 @@ from bert_pretrain.errors import require
 
 WORSE, BETTER, SAME = "worse", "better", "same"
 RULE = (
-    "Loss: held-out masked-word loss after the last step, in nats. Spread: largest minus smallest over the seeds. A "
-    "difference of two means is called an effect only where it exceeds the larger of the two spreads."
+    "Loss: held-out MLM loss after the last step, in nats. Spread: largest minus smallest over the seeds. A "
+    "difference of two means counts as an effect only if it exceeds the larger of the two spreads."
 )
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One run: held-out masked-word loss over samples."""
+    """Held-out MLM loss of one run over samples."""
 
     arm: str
     rate: float
@@ -33,7 +33,7 @@ class Curve:
 
     @property
     def final(self) -> float:
-        """The last loss; infinite where the run diverged."""
+        """The last loss; infinite if the run diverged."""
         if self.diverged or not self.losses or math.isnan(self.losses[-1]):
             return math.inf
         return self.losses[-1]
@@ -41,12 +41,14 @@ class Curve:
 
 @dataclass
 class Claim:
-    """What the article says of two arms."""
+    """The article's result for two arms."""
 
     arm: str
+    """The arm that is compared."""
     against: str
+    """The arm that it is compared with."""
     article: str
-    """``worse`` | ``better`` | ``same``: ``arm`` than ``against``."""
+    """worse, better or same: arm compared with against."""
 
     def __post_init__(self) -> None:
         allowed = (WORSE, BETTER, SAME)
@@ -55,37 +57,31 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim beside what was found."""
+    """A claim and our result."""
 
     claim: Claim
     difference: float
-    """Mean loss of ``claim.arm`` minus that of ``claim.against``, nats; infinite or NaN where runs diverged."""
+    """Mean loss of ``claim.arm`` minus that of ``claim.against``, in nats; infinite or NaN if runs diverged."""
     spread: float
     """The larger of the two arms' spreads."""
     found: str
-    """``worse`` | ``better`` | ``same``."""
+    """worse, better or same."""
 
     @property
     def sentence(self) -> str:
-        """The verdict in words."""
+        """The verdict as a sentence of Markdown."""
         claim = self.claim
-        seen = {WORSE: "is worse", BETTER: "is better", SAME: "shows no difference"}[self.found]
+        result = {WORSE: "is worse", BETTER: "is better", SAME: "shows no difference"}[self.found]
         if self.found == claim.article:
-            beside = "as the article has it"
+            comparison = "as in the article"
         elif self.found == SAME:
-            beside = f"the article's effect ({claim.article}) does not show here"
+            comparison = f"the article's effect ({claim.article}) is not reproduced"
         else:
-            beside = f"against the article, which has it {'the same' if claim.article == SAME else claim.article}"
+            comparison = f"the article finds it {'the same' if claim.article == SAME else claim.article}"
         numbers = f"{self.difference:+.3f} nats, spread {self.spread:.3f}"
         if not math.isfinite(self.difference):
             numbers = "runs diverged"
-        return f"**{claim.arm}** against **{claim.against}**: {seen} ({numbers}); {beside}."
-
-
-def spread(values: list[float]) -> float:
-    """Largest minus smallest; 0 where all are the same infinity."""
-    low, high = min(values), max(values)
-    return 0.0 if low == high else high - low
+        return f"**{claim.arm}** against **{claim.against}**: {result} ({numbers}); {comparison}."
 
 
 def judge(claim: Claim, curves: dict[str, list[Curve]]) -> Verdict:
@@ -93,9 +89,9 @@ def judge(claim: Claim, curves: dict[str, list[Curve]]) -> Verdict:
     arm, against = ([curve.final for curve in curves[name]] for name in (claim.arm, claim.against))
     difference = mean(arm) - mean(against)
     larger = max(spread(arm), spread(against))
-    more = sum(map(math.isinf, arm)) - sum(map(math.isinf, against))
-    if more:
-        found = WORSE if more > 0 else BETTER
+    more_diverged = sum(map(math.isinf, arm)) - sum(map(math.isinf, against))
+    if more_diverged:
+        found = WORSE if more_diverged > 0 else BETTER
     elif not abs(difference) > larger:
         found = SAME
     else:
@@ -108,13 +104,19 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
+def spread(values: list[float]) -> float:
+    """Largest minus smallest; 0 if all are infinite."""
+    low, high = min(values), max(values)
+    return 0.0 if low == high else high - low
+
+
 def best_rate(tried: list[Curve]) -> float:
-    """The learning rate of the run that ended lowest; of equals, the first."""
+    """The learning rate of the run with the lowest final loss; the first of equals."""
     return min(tried, key=lambda curve: curve.final).rate
 
 
 def table(curves: dict[str, list[Curve]], rates: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """A row for each arm; ``rates``: those that were tried for it."""
+    """One row per arm. ``rates``: the learning rates that were tried for it."""
     rows = []
     for arm, runs in curves.items():
         finals = [curve.final for curve in runs]
@@ -136,7 +138,7 @@ def table(curves: dict[str, list[Curve]], rates: dict[str, list[float]]) -> list
 
 
 def page(question: str, article: str, rows: list[dict[str, Any]], verdicts: list[Verdict], note: str) -> str:
-    """The study on one page of Markdown."""
+    """The study as a page of Markdown."""
     columns = list(rows[0])
     lines = [f"# {question}", "", f"The article: {article}", "", *(f"- {verdict.sentence}" for verdict in verdicts)]
     lines += ["", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]

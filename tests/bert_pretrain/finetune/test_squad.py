@@ -1,4 +1,4 @@
-"""Windows and answers of SQuAD, against Google's description in plain loops, and on real questions."""
+"""SQuAD windows and answers, against plain loops after Google's run_squad.py, and on real questions."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from transformers import BertTokenizerFast
 
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.finetune.options import AnswerConfig
-from bert_pretrain.finetune.squad import Question, Window, batcher, best_answers, read_questions, span, windows
+from bert_pretrain.finetune.squad import Question, Window, best_answers, make_collate, read_questions, span, windows
 from bert_pretrain.finetune.tasks import read_file
 from tests.bert_pretrain.finetune.test_tasks import composed
 from tests.conftest import ROOT
@@ -40,7 +40,7 @@ def answers(**changes: float) -> AnswerConfig:
 
 
 def google_spans(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
-    """First token and length of each window, as run_squad.py has it."""
+    """First token and length of each window, as run_squad.py computes them."""
     spans, start = [], 0
     while start < tokens:
         length = min(tokens - start, room)
@@ -54,21 +54,21 @@ def google_spans(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
 @pytest.mark.parametrize(
     ("max_length", "stride", "query"), [(16, 5, 9), (16, 1, 9), (17, 100, 4), (24, 7, 2), (200, 128, 5)]
 )
-def test_windows_are_googles(tokenizer: BertTokenizerFast, max_length: int, stride: int, query: int) -> None:
+def test_windows_match_run_squad(tokenizer: BertTokenizerFast, max_length: int, stride: int, query: int) -> None:
     questions = [Question("1", "Who is the a?", CONTEXT, ("b",), 2), Question("2", "What", CONTEXT[:30], ("b",), 2)]
     found = windows(questions, tokenizer, answers(doc_stride=stride, max_query_length=query), max_length)
     expected = []
     for number, question in enumerate(questions):
-        asked = tokenizer(question.text, add_special_tokens=False)["input_ids"][:query]
+        query_ids = tokenizer(question.text, add_special_tokens=False)["input_ids"][:query]
         whole = tokenizer(question.context, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = whole["input_ids"], whole["offset_mapping"]
-        spans = google_spans(len(ids), max_length - len(asked) - 3, stride)
+        spans = google_spans(len(ids), max_length - len(query_ids) - 3, stride)
         for start, length in spans:
-            before = len(asked) + 2
+            before = len(query_ids) + 2
             expected.append(
                 {
                     "question": number,
-                    "ids": [2, *asked, 3, *ids[start : start + length], 3],
+                    "ids": [2, *query_ids, 3, *ids[start : start + length], 3],
                     "segments": [0] * before + [1] * (length + 1),
                     "offsets": [(-1, -1)] * before + offsets[start : start + length] + [(-1, -1)],
                 }
@@ -85,8 +85,8 @@ def as_lists(window: Window) -> dict:
     }
 
 
-def certain(found: list[Window], questions: list[Question]) -> tuple[np.ndarray, np.ndarray]:
-    """The scores of a model that knows every answer, from the spans that training is given."""
+def perfect_logits(found: list[Window], questions: list[Question]) -> tuple[np.ndarray, np.ndarray]:
+    """The logits of a model that knows every answer, from the training spans."""
     longest = max(len(window.offsets) for window in found)
     starts, ends = np.zeros((2, len(found), longest), dtype=np.float32)
     for row, window in enumerate(found):
@@ -96,8 +96,8 @@ def certain(found: list[Window], questions: list[Question]) -> tuple[np.ndarray,
     return starts, ends
 
 
-def test_every_answer_comes_back_to_the_character_whatever_window_holds_it(tokenizer: BertTokenizerFast) -> None:
-    """All runs of one to four words of a text with odd spaces and signs."""
+def test_every_answer_is_recovered_to_the_character_from_any_window(tokenizer: BertTokenizerFast) -> None:
+    """All spans of one to four words of a text with unusual spaces and characters."""
     offsets = tokenizer(CONTEXT, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     questions = []
     for first in range(len(offsets)):
@@ -106,11 +106,11 @@ def test_every_answer_comes_back_to_the_character_whatever_window_holds_it(token
             questions.append(Question(f"{first}-{last}", "Who is the a?", CONTEXT, (CONTEXT[start:end],), start))
     found = windows(questions, tokenizer, answers(), 16)
     assert len(found) > 5 * len(questions)
-    given = best_answers(questions, found, *certain(found, questions), answers())
+    given = best_answers(questions, found, *perfect_logits(found, questions), answers())
     assert given.predictions == {question.key: question.answers[0] for question in questions}
 
 
-def test_a_window_that_cuts_the_answer_points_at_cls(tokenizer: BertTokenizerFast) -> None:
+def test_a_window_with_part_of_the_answer_points_at_cls(tokenizer: BertTokenizerFast) -> None:
     start = CONTEXT.index("by cz. Ex")
     question = Question("1", "Who", CONTEXT, ("by cz. Ex",), start)
     found = windows([question], tokenizer, answers(doc_stride=3), 16)
@@ -126,7 +126,7 @@ def test_a_window_that_cuts_the_answer_points_at_cls(tokenizer: BertTokenizerFas
     assert 0 < held < len(found)
 
 
-def test_an_answer_too_long_backwards_or_outside_the_context_is_never_given(tokenizer: BertTokenizerFast) -> None:
+def test_spans_that_are_too_long_reversed_or_outside_the_context_are_rejected(tokenizer: BertTokenizerFast) -> None:
     question = Question("1", "Who is", "a b c d e f g", ("b",), 2)
     config = answers(max_answer_length=2, doc_stride=100)
     (window,) = windows([question], tokenizer, config, 40)
@@ -134,20 +134,20 @@ def test_an_answer_too_long_backwards_or_outside_the_context_is_never_given(toke
     at = {word: place for place, word in enumerate(tokenizer.convert_ids_to_tokens(window.inputs["input_ids"]))}
     start[0, [at["who"], at["e"], at["b"]]] = 99.0, 9.0, 6.0
     end[0, [at["is"], at["b"], at["c"], at["g"]]] = 99.0, 8.0, 5.0, 7.0
-    # e..b runs backwards and e..g, b..g are too long; b..b scores 14, e..e 9, b..c 11
+    # e..b is reversed and e..g, b..g are too long; b..b scores 14, e..e 9, b..c 11
     assert best_answers([question], [window], start, end, config).predictions == {"1": "b"}
     tied = best_answers([question], [window], start * 0, end * 0, config).predictions["1"]
-    assert tied == "a"  # among equals the first
+    assert tied == "a"  # of equal scores, the first
 
 
-def test_no_answer_where_its_score_is_above_the_threshold(tokenizer: BertTokenizerFast) -> None:
+def test_no_answer_is_predicted_if_its_score_is_above_the_threshold(tokenizer: BertTokenizerFast) -> None:
     question = Question("1", "Who", CONTEXT, (), -1)
     config = answers(unanswerable=True, doc_stride=8)
     found = windows([question], tokenizer, config, 16)
     assert {span(window, question) for window in found} == {(0, 0)}
     starts, ends = np.zeros((2, len(found), 16), dtype=np.float32)
     starts[:, 0], ends[:, 0] = 4.0, 1.0
-    starts[1, 0] = 2.0  # the window that doubts most decides: 2 + 1
+    starts[1, 0] = 2.0  # the lowest "no answer" score of all windows counts: 2 + 1
     place = int(np.flatnonzero(found[2].offsets[:, 0] >= 0)[0])
     starts[2, place], ends[2, place] = 1.5, 0.5
     given = best_answers([question], found, starts, ends, config)
@@ -158,21 +158,16 @@ def test_no_answer_where_its_score_is_above_the_threshold(tokenizer: BertTokeniz
     assert best_answers([question], found, starts, ends, lenient).predictions == given.spans
 
 
-def test_batches_are_padded_and_hold_the_places_of_answers(tokenizer: BertTokenizerFast) -> None:
+def test_batches_are_padded_and_hold_answer_positions(tokenizer: BertTokenizerFast) -> None:
     questions = [Question("1", "Who", CONTEXT, ("efg",), CONTEXT.index("efg")), Question("2", "Who", "a b", ("b",), 2)]
     found = windows(questions, tokenizer, answers(doc_stride=100), 100)
-    batch = batcher(tokenizer, questions, training=True)(found)
+    batch = make_collate(tokenizer, questions, training=True)(found)
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, len(found[0].offsets))
     assert batch["attention_mask"].sum(1).tolist() == [len(window.offsets) for window in found]
-    places = torch_spans(batch)
-    for row, question in enumerate(questions):
-        first, last = places[row]
+    spans = zip(batch["start_positions"].tolist(), batch["end_positions"].tolist(), strict=True)
+    for row, (question, (first, last)) in enumerate(zip(questions, spans, strict=True)):
         assert question.context[found[row].offsets[first, 0] : found[row].offsets[last, 1]] == question.answers[0]
-    assert "start_positions" not in batcher(tokenizer, questions, training=False)(found)
-
-
-def torch_spans(batch: dict) -> list[list[int]]:
-    return list(zip(batch["start_positions"].tolist(), batch["end_positions"].tolist(), strict=True))
+    assert "start_positions" not in make_collate(tokenizer, questions, training=False)(found)
 
 
 def row(**changes: object) -> dict:
@@ -193,15 +188,15 @@ def row(**changes: object) -> dict:
         ([], False, r"has no questions"),
     ],
 )
-def test_what_is_wrong_with_a_question_is_said(rows: list[dict], unanswerable: bool, message: str) -> None:
+def test_errors_in_questions_are_reported(rows: list[dict], unanswerable: bool, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_questions(rows, "train.json", unanswerable, training=True)
 
 
 def test_files_and_the_hub_give_the_same_questions(tmp_path: Path) -> None:
-    asked = [{"id": "1", "question": " Who?", "answers": [{"text": "b", "answer_start": 2}], "is_impossible": False}]
-    asked += [{"id": "2", "question": "What?", "answers": [], "is_impossible": True, "plausible_answers": ["a"]}]
-    document = {"version": "v2.0", "data": [{"title": "t", "paragraphs": [{"context": "a b c", "qas": asked}]}]}
+    qas = [{"id": "1", "question": " Who?", "answers": [{"text": "b", "answer_start": 2}], "is_impossible": False}]
+    qas += [{"id": "2", "question": "What?", "answers": [], "is_impossible": True, "plausible_answers": ["a"]}]
+    document = {"version": "v2.0", "data": [{"title": "t", "paragraphs": [{"context": "a b c", "qas": qas}]}]}
     (tmp_path / "train-v2.0.json").write_text(json.dumps(document))
     of_file = read_file(composed("squad_v2").task, tmp_path / "train-v2.0.json", "train", print)
     of_hub = [
@@ -218,21 +213,21 @@ def test_files_and_the_hub_give_the_same_questions(tmp_path: Path) -> None:
     assert read_questions(of_file, "f", True, training=True) == expected
     assert read_questions(of_hub, "h", True, training=True) == expected
     (tmp_path / "x.json").write_text('{"data": [{"paragraphs": [{"qas": [{}]}]}]}')
-    with pytest.raises(ConfigError, match=r"x.json is not SQuAD's JSON.*'context'"):
+    with pytest.raises(ConfigError, match=r"x.json is not in SQuAD's format.*'context'"):
         read_file(composed("squad_v1").task, tmp_path / "x.json", "train", print)
 
 
-def test_real_questions_come_back() -> None:
-    """A model that knows the answers scores all but those that begin or end inside a word piece."""
+def test_answers_of_real_questions_are_recovered() -> None:
+    """From perfect logits all answers come back, except those that start or end inside a word piece."""
     path = DATA / "squad/squadshifts_new_wiki_v1.0.json.xz"
     if not path.exists():
         pytest.skip("shared/data is not beside the repository")
     tokenizer = of_vocabulary(DATA / "vocab/bert-base-uncased-vocab.txt")
     rows = read_file(composed("squad_v1").task, path, "train", print)[::40]
     questions = read_questions(rows, str(path), False, training=True)
-    config = answers(doc_stride=64)  # half of a window, so that every answer stands in one whole
+    config = answers(doc_stride=64)  # half a window, so that some window contains all of the answer
     found = windows(questions, tokenizer, config, 160)
-    given = best_answers(questions, found, *certain(found, questions), config).predictions
+    given = best_answers(questions, found, *perfect_logits(found, questions), config).predictions
     pieces = [len(tokenizer(question.answers[0], add_special_tokens=False)["input_ids"]) for question in questions]
     short = [question for question, count in zip(questions, pieces, strict=True) if count <= config.max_answer_length]
     assert len(short) >= 0.97 * len(questions)

@@ -1,4 +1,4 @@
-"""The published files of every task, and what is wrong with others."""
+"""Reading the published files of every task, and errors in files."""
 
 import functools
 import json
@@ -25,14 +25,14 @@ def composed(task: str, *options: str) -> FinetuneConfig:
 
 def read(task: str, folder: Path, split: str, *options: str) -> list[Example]:
     config = composed(task, f"data.dir={folder}", *options)
-    found = read_split(config.task, config.data, split, said.append)
+    found = read_split(config.task, config.data, split, logged.append)
     assert found is not None
     return read_examples(config.task, *found, labelled=not split.startswith("test"))
 
 
-said: list[str] = []
+logged: list[str] = []
 
-# As GLUE publishes them, with | for the tab: the file, its text, and the examples.
+# Files as GLUE publishes them, with | for the tab: task, split, content, and the expected examples.
 MNLI_HEAD = (
     "index|promptID|pairID|genre|sentence1_binary_parse|sentence2_binary_parse|sentence1_parse|sentence2_parse|"
     "sentence1|sentence2|"
@@ -87,11 +87,11 @@ def test_published_files(tmp_path: Path, task: str, split: str, text: str, examp
     assert read(task, tmp_path, split) == [Example(tuple(texts), label) for *texts, label in examples]
 
 
-def test_every_task_has_published_files_tested() -> None:
+def test_every_task_is_tested_on_a_published_file() -> None:
     assert {task for task, *_ in PUBLISHED} | {"squad_v1", "squad_v2"} == set(TASKS)
 
 
-def test_packed_files_json_lines_and_single_files(tmp_path: Path) -> None:
+def test_compressed_files_json_lines_and_single_files(tmp_path: Path) -> None:
     (tmp_path / "train.tsv.xz").write_bytes(lzma.compress(b"sentence\tlabel\nfine\t1\n"))
     assert read("sst2", tmp_path, "train") == [Example(("fine",), 1)]
     lines = [
@@ -118,35 +118,35 @@ def test_packed_files_json_lines_and_single_files(tmp_path: Path) -> None:
         ("cola", "a|b\n", r"has the columns a, b; cola needs"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, task: str, text: str, message: str) -> None:
+def test_errors_in_files_are_reported(tmp_path: Path, task: str, text: str, message: str) -> None:
     (tmp_path / "train.tsv").write_bytes(tabbed(text))
     with pytest.raises(ConfigError, match=message):
         read(task, tmp_path, "train")
 
 
-def test_few_short_rows_of_a_training_set_are_left_out_aloud(tmp_path: Path) -> None:
+def test_a_few_short_training_rows_are_skipped_and_logged(tmp_path: Path) -> None:
     head = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
     text = head + "9\t1\t2\tWhy?\tHow?\t0\n" * 150 + "9\t1\t2\tWhy?\n" + "9\t1\t2\tWho?\tHow?\t1\n"
     for name in ("train.tsv", "dev.tsv"):
         (tmp_path / name).write_text(text)
-    said.clear()
+    logged.clear()
     assert len(read("qqp", tmp_path, "train")) == 151
-    assert "1 rows with too few columns are left out, the first in line 152" in said[0]
-    with pytest.raises(ConfigError, match="line 152 has 4 columns"):  # a prediction is due for every row
+    assert "skipped 1 rows with too few columns, the first in line 152" in logged[0]
+    with pytest.raises(ConfigError, match="line 152 has 4 columns"):  # every row of a dev set needs a prediction
         read("qqp", tmp_path, "dev")
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data.dir is .* holds no train.tsv .* or data.train_file"):
         read("rte", tmp_path, "train")
-    with pytest.raises(ConfigError, match=r"data.dev_file is 'nowhere.tsv', which is no file"):
+    with pytest.raises(ConfigError, match=r"data.dev_file is 'nowhere.tsv', which is not a file"):
         read("rte", tmp_path, "dev", "data.dev_file=nowhere.tsv")
     (tmp_path / "train.tsv").write_bytes(b"index\tsentence1\xff")
     with pytest.raises(ConfigError, match=r"train.tsv cannot be read \(UnicodeDecodeError"):
         read("rte", tmp_path, "train")
 
 
-def test_submissions_are_glues() -> None:
+def test_submissions_have_the_format_of_glue() -> None:
     mnli, stsb = composed("mnli").task, composed("stsb").task
     logits = np.array([[0.1, 0.2, 0.3], [0.5, 0.2, 0.3]])
     assert submission(mnli, predicted(mnli, logits)) == "index\tprediction\n0\tcontradiction\n1\tentailment\n"
@@ -161,7 +161,7 @@ def test_submissions_are_glues() -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_recipes_are_the_published_ones(task: str) -> None:
+def test_hyper_parameters_are_the_published_ones(task: str) -> None:
     config = composed(task)
     training = config.training
     expected = {"squad_v1": (32, 3, 5e-5, 384), "squad_v2": (48, 2, 5e-5, 384)}.get(task, (32, 3, 2e-5, 128))

@@ -1,4 +1,4 @@
-"""The picture of layers over time: what it shows, and where."""
+"""The contents of the layer plots."""
 
 import itertools
 import json
@@ -21,13 +21,13 @@ NAMES = [
 
 @pytest.fixture
 def kept(monkeypatch) -> list:
-    """Figures as they are when they are saved."""
+    """The figures at the time they are saved."""
     figures: list = []
     monkeypatch.setattr(plt, "close", figures.append)
     return figures
 
 
-def test_layers_of_a_deep_model_in_bands_with_labels_that_do_not_overlap(tmp_path: Path, kept: list) -> None:
+def test_labels_of_the_layer_bands_of_a_deep_model_do_not_overlap(tmp_path: Path, kept: list) -> None:
     rng = np.random.default_rng(0)
     rows = LayerRows(NAMES, 10)
     with open(tmp_path / "metrics.jsonl", "w") as file:
@@ -52,7 +52,7 @@ def test_layers_of_a_deep_model_in_bands_with_labels_that_do_not_overlap(tmp_pat
     assert mesh.mask.sum() == 1 + 9  # a norm of 0, and a layer that was not updated at first
 
 
-def test_runs_without_reports_have_no_such_picture(tmp_path: Path) -> None:
+def test_runs_without_layer_rows_have_no_layer_plots(tmp_path: Path) -> None:
     row = {"step": 1, "mlm_loss": 1.0, "mlm_accuracy": 0.1, "nsp_loss": 1.0, "lr": 1.0, "grad_norm": 1.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row | {"tokens_per_second": 1.0}) + "\n")
     assert not list(plots.draw_run(tmp_path).glob("layers_*"))

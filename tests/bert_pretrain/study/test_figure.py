@@ -1,4 +1,4 @@
-"""The picture of a study: what it shows, and where."""
+"""The contents of a study's figure."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from bert_pretrain.study.verdict import Curve
 
 @pytest.fixture
 def kept(monkeypatch) -> list:
-    """Figures as they are when they are saved."""
+    """The figures at the time they are saved."""
     figures: list = []
     monkeypatch.setattr(plt, "close", figures.append)
     return figures
 
 
-def test_a_study_in_bands_with_the_runs_that_diverged_named(tmp_path: Path, kept: list) -> None:
+def test_bands_over_the_seeds_and_the_number_of_diverged_runs(tmp_path: Path, kept: list) -> None:
     def curve(arm: str, seed: int, losses: list[float], diverged: bool = False) -> Curve:
         return Curve(arm, 0.1, seed, [10, 20, 30][: len(losses)], losses, diverged)
 

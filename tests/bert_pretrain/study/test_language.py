@@ -1,4 +1,4 @@
-"""The synthetic language: what it says is in it."""
+"""The synthetic language has the statistics that its docstring states."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def rows(folder: Path, name: str = "train_00000.hdf5") -> dict:
 
 
 def test_words_follow_each_other_and_their_topic(corpus: Path) -> None:
-    """A successor with probability 0.8, and by chance else; one cycle through all words; Zipf within a topic."""
+    """Successors with probability 0.8 plus chance; one cycle through all words; Zipf within a topic."""
     language = Language(options())
     arrays = rows(corpus)
     words = restore_ids(arrays).astype(int) - 5
@@ -44,7 +44,7 @@ def test_words_follow_each_other_and_their_topic(corpus: Path) -> None:
         word = language.successor[word]
         seen.add(int(word))
     assert len(seen) == WORDS
-    top = language.ranked[:, 0]  # of each topic, the commonest: 1 / (1 + 1/2 + ... + 1/59) of the words drawn
+    top = language.ranked[:, 0]  # each topic's most frequent word: 1 / (1 + 1/2 + ... + 1/59) of the words drawn
     share = np.isin(words[:, 1], top).mean()
     harmonic = sum(1 / k for k in range(1, WORDS + 1))
     ranks = np.stack([np.argsort(order) for order in language.ranked])  # (topics, words)
@@ -52,14 +52,14 @@ def test_words_follow_each_other_and_their_topic(corpus: Path) -> None:
     assert share == pytest.approx(expected, abs=0.03)
 
 
-def test_the_next_sentence_label_is_the_change_of_topic(corpus: Path) -> None:
-    """By likelihood: the first words of both segments are drawn from their topics."""
+def test_the_next_sentence_label_tells_whether_the_topic_changes(corpus: Path) -> None:
+    """By likelihood of the first words of both segments, which are drawn from their topics."""
     language = Language(options())
     arrays = rows(corpus)
     words = restore_ids(arrays).astype(int) - 5
     shares = np.empty((4, WORDS))
     for topic in range(4):
-        shares[topic, language.ranked[topic]] = np.diff(language.steps, prepend=0.0)
+        shares[topic, language.ranked[topic]] = np.diff(language.cumulative, prepend=0.0)
     same = (shares[:, words[:, 1]] * shares[:, words[:, 6]]).mean(0)
     total = shares[:, words[:, 1]].mean(0) * shares[:, words[:, 6]].mean(0)
     other = (total * 16 - same * 4) / 12
@@ -68,7 +68,7 @@ def test_the_next_sentence_label_is_the_change_of_topic(corpus: Path) -> None:
     assert arrays["next_sentence_labels"].mean() == pytest.approx(0.5, abs=0.03)
 
 
-def test_another_draw_for_the_held_out_split_the_same_for_the_same_seed(corpus: Path, tmp_path: Path) -> None:
+def test_the_held_out_split_differs_and_the_same_seed_gives_the_same_corpus(corpus: Path, tmp_path: Path) -> None:
     write_corpus(tmp_path, options())
     first, again = rows(corpus), rows(tmp_path)
     assert all((first[name] == again[name]).all() for name in first)

@@ -1,4 +1,4 @@
-"""The arithmetic of a study's verdict, by hand."""
+"""The arithmetic of a study's verdict, on worked examples."""
 
 import math
 
@@ -20,7 +20,7 @@ def arms(**finals: list[float]) -> dict[str, list[Curve]]:
     ("off", "difference", "spread", "found"),
     [
         ([2.6, 2.8, 2.7], 0.6, 0.3, "worse"),  # means 2.7 and 2.1; spreads 0.2 and 0.3
-        ([2.5, 2.3, 2.4], 0.3, 0.3, "same"),  # not more than the spread
+        ([2.5, 2.3, 2.4], 0.3, 0.3, "same"),  # equal to the spread
         ([2.0, 2.9, 2.6], 0.4, 0.9, "same"),
         ([1.5, 1.6, 1.4], -0.6, 0.3, "better"),
     ],
@@ -35,19 +35,19 @@ def test_a_difference_is_an_effect_only_beyond_the_larger_spread(off, difference
 @pytest.mark.parametrize(
     ("article", "final", "words"),
     [
-        ("worse", 3.0, "is worse (+1.000 nats, spread 0.100); as the article has it"),
-        ("worse", 2.0, "shows no difference (+0.000 nats, spread 0.100); the article's effect (worse) does not show"),
-        ("worse", 1.0, "is better (-1.000 nats, spread 0.100); against the article, which has it worse"),
-        ("same", 3.0, "is worse (+1.000 nats, spread 0.100); against the article, which has it the same"),
-        ("same", 2.0, "shows no difference (+0.000 nats, spread 0.100); as the article has it"),
+        ("worse", 3.0, "is worse (+1.000 nats, spread 0.100); as in the article"),
+        ("worse", 2.0, "shows no difference (+0.000 nats, spread 0.100); the article's effect (worse) is not"),
+        ("worse", 1.0, "is better (-1.000 nats, spread 0.100); the article finds it worse"),
+        ("same", 3.0, "is worse (+1.000 nats, spread 0.100); the article finds it the same"),
+        ("same", 2.0, "shows no difference (+0.000 nats, spread 0.100); as in the article"),
     ],
 )
-def test_the_verdict_in_words(article: str, final: float, words: str) -> None:
+def test_the_sentence_of_a_verdict(article: str, final: float, words: str) -> None:
     found = judge(Claim("off", "on", article), arms(on=[1.95, 2.05], off=[final - 0.05, final + 0.05]))
     assert words in found.sentence
 
 
-def test_runs_that_diverged_decide() -> None:
+def test_the_arm_with_more_diverged_runs_is_worse() -> None:
     runs = arms(on=[2.0, 2.1], off=[2.0, 2.1])
     runs["off"][1] = curve("off", 2.1, diverged=True)
     for off_index in (1, 0):  # one of two, then both
@@ -73,7 +73,7 @@ def test_table_and_best_rate() -> None:
     assert best_rate(tried) == 0.3
 
 
-def test_the_page_says_article_verdict_and_rule() -> None:
+def test_the_page_has_article_verdict_and_rule() -> None:
     runs = arms(on=[2.0], off=[3.0])
     text = page("Is it so?", "yes.", table(runs, {}), [judge(Claim("off", "on", "worse"), runs)], "A toy.")
     for part in ("# Is it so?", "The article: yes.", "**off** against **on**: is worse", "| off | 0.1 | - | 1 | 3.0 |",
@@ -81,6 +81,6 @@ def test_the_page_says_article_verdict_and_rule() -> None:
         assert part in text
 
 
-def test_a_claim_of_another_word_is_refused() -> None:
+def test_an_unknown_result_of_a_claim_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"claim on off: article is 'bad'; allowed: worse \| better \| same"):
         Claim("off", "on", "bad")

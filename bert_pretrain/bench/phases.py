@@ -1,4 +1,4 @@
-"""Where the time and the memory of one step go."""
+"""Time of each phase of a training step, and its memory."""
 
 import itertools
 import time
@@ -13,7 +13,7 @@ PHASES = ("forward", "backward", "optimizer")
 
 
 class Stopwatch:
-    """Seconds of each phase of a step, by hooks that wait for the device: their sum is a little more than a step."""
+    """Seconds of each phase of a step, by hooks that synchronise the device, which makes the step slightly slower."""
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         self.seconds = defaultdict[str, float](float)
@@ -26,7 +26,7 @@ class Stopwatch:
         ]
 
     def measure(self, step: Callable[[], object]) -> None:
-        """Run one step; what precedes its first forward counts as forward, what follows the update as optimizer."""
+        """Run one step. Time before the first forward counts as forward, time after the update as optimizer."""
         self._phase, self._since = "forward", time.perf_counter()
         step()
         self._now("")
@@ -39,13 +39,13 @@ class Stopwatch:
         self._phase, self._since = phase, now
 
     def remove(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
 
 
 def peak_memory(step: Callable[[], object], device: torch.device) -> int:
-    """Most bytes of tensors that ``step`` holds beyond those that were there before."""
+    """Peak bytes of tensors that ``step`` allocates beyond those allocated before."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -53,14 +53,14 @@ def peak_memory(step: Callable[[], object], device: torch.device) -> int:
         step()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         step()
-    events = watched.profiler.kineto_results.events()
+    events = recorded.profiler.kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     return max(itertools.accumulate(size for _, size in changes), default=0)
 
 
-def kept_bytes(network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of weights and of the optimizer's state, which stay between steps."""
+def state_bytes(network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of weights and optimizer state, which stay allocated between steps."""
     kept = [*network.parameters(), *(t for state in optimizer.state.values() for t in state.values())]
     return sum(tensor.nbytes for tensor in kept if isinstance(tensor, torch.Tensor))
