@@ -13,7 +13,7 @@ for word in "$@"; do
     ((part < 3)) && parts[part]+=" $(printf %q "$word")"
 done
 if ((part != 2)) || [ -z "${parts[1]}" ] || [ -z "${parts[2]}" ]; then
-    echo "error: give two recipes, each after a --" >&2
+    echo "error: two recipes are needed, each after a --" >&2
     sed -n '2,4s/^# //p' "$0" >&2
     exit 2
 fi

@@ -243,7 +243,3 @@ def with_micro_batch_size(config: PlanConfig, gpu: GpuConfig, compute: str) -> P
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**28 else f"{size / 2**20:.1f} MiB"
-
-
-if __name__ == "__main__":
-    main()

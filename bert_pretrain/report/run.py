@@ -95,7 +95,3 @@ def facts(run_dir: Path) -> list[tuple[str, str]]:
             found.append(("unigram entropy of the corpus", f"{entropy:.4f} nats"))
             found.append(("held-out MLM loss below that by", f"{entropy - last['eval_mlm_loss']:.4f} nats"))
     return found
-
-
-if __name__ == "__main__":
-    main()
