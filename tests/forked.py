@@ -92,20 +92,34 @@ class Forked:
                 process.join()
 
     def wait(self, timeout: float = 240) -> subprocess.CompletedProcess:
-        """Wait for all ranks. The status is the first that is not 0."""
-        end, terminated = time.monotonic() + timeout, False
+        """Wait for all ranks. The status is that of the first rank that failed."""
+        end, failed = time.monotonic() + timeout, 0
         while self.is_running():
-            if not terminated and any(self.statuses):
-                terminated, end = True, min(end, time.monotonic() + _GRACE_SECONDS)
+            if not failed and (failed := self._failed()):
+                end = min(end, time.monotonic() + _GRACE_SECONDS)
                 for rank in range(len(self.processes)):
                     self.signal(rank, signal.SIGTERM)
             if time.monotonic() > end:
                 self.kill()
-                if not terminated:
+                if not failed:
                     raise subprocess.TimeoutExpired(self.args, timeout, self.stdout, self.stderr)
             time.sleep(0.01)
-        status = next((status for status in self.statuses if status), 0)
-        return subprocess.CompletedProcess(self.args, status, self.stdout, self.stderr)
+        return subprocess.CompletedProcess(self.args, failed or self._failed(), self.stdout, self.stderr)
+
+    def _failed(self) -> int:
+        return next((status for status in self.statuses if status), 0)
+
+
+def two_nodes(folders: list[Path], module: str, *words: str, own: tuple[str, str] | None = None) -> list[Forked]:
+    """One rank on each of two nodes, each in a folder of its own and with one word of its ``own``."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    return [
+        Forked(
+            module, *words, *(own[rank : rank + 1] if own else ()), cwd=folder, RANK=str(rank), LOCAL_RANK="0",
+            LOCAL_WORLD_SIZE="1", **place,
+        )
+        for rank, folder in enumerate(folders)
+    ]  # fmt: skip
 
 
 _running: list[Forked] = []
