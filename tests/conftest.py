@@ -17,8 +17,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from bert_pretrain.data.shards import ShardHeader, write_manifest, write_shard
+from tests.forked import ROOT, Forked
 
-ROOT = Path(__file__).resolve().parent.parent
 VOCAB_SIZE, LENGTH, PREDICTIONS = 97, 16, 3
 
 
@@ -107,13 +107,15 @@ TEST_RECIPE = (
 
 
 def run_module(module: str, *options: str, processes: int = 0, timeout: float = 240) -> subprocess.CompletedProcess:
-    """Run an entry point as a user does, under torchrun where ``processes`` is given."""
-    command = [sys.executable, "-m", module]
-    if processes:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        command = [*launcher, "-m", module]
+    """Run ``python -m module options`` in a forked process, or in one for each rank."""
+    return Forked(module, *options, ranks=processes).wait(timeout)
+
+
+def run_command(*command: str, timeout: float = 240) -> subprocess.CompletedProcess:
+    """Run a command in a new interpreter, as a user does: ``python`` is the one that runs the tests."""
+    words = [sys.executable if word == "python" else word for word in command]
     return subprocess.run(
-        [*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
+        words, cwd=ROOT, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, check=False
     )
 
 

@@ -12,18 +12,18 @@ import pytest
 from bert_pretrain.distributed.preemption import STOP_SIGNALS
 from tests.bert_pretrain.data.test_loader import damaged
 from tests.conftest import ROOT, TEST_RECIPE, run_module
+from tests.forked import Forked
 
 
 def tree(directory: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
 
 
-def refused(module: str, *options: str, mentions: str, processes: int = 0) -> str:
-    done = run_module(module, *options, processes=processes)
-    assert done.returncode == (1 if processes else 2), done.stdout  # torchrun's own is 1
-    if not processes:
-        check(done.stdout, done.stderr, mentions)
-    assert [line for line in done.stderr.splitlines() if mentions in line], done.stderr
+def refused(module: str, *options: str, mentions: str, ranks: int = 0) -> str:
+    run = Forked(module, *options, ranks=ranks)
+    done = run.wait()
+    assert run.statuses == [2] * max(1, ranks), done.stdout
+    check(done.stdout, done.stderr, mentions)
     return done.stderr
 
 
@@ -36,7 +36,7 @@ def check(out: str, error: str, mentions: str) -> None:
 
 @pytest.fixture
 def refused_here(monkeypatch, capsys) -> Iterator[Callable[..., str]]:
-    """``refused`` without a process of its own, which would take seconds to start."""
+    """``refused`` in this process."""
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
     def run(module: str, *options: str, mentions: str) -> str:
@@ -120,10 +120,9 @@ def test_the_plan_refuses_it_too_before_torchrun_starts(tmp_path: Path, shard_di
         ("optimizer.lrr=1", "error: there is no option 'optimizer.lrr'"),
     ],
 )
-def test_under_torchrun_the_message_comes_once(tmp_path: Path, shard_dir: Path, option: str, mentions: str) -> None:
+def test_two_ranks_print_the_message_once(tmp_path: Path, shard_dir: Path, option: str, mentions: str) -> None:
     options = [*TEST_RECIPE, f"data.dir={shard_dir}", f"run_dir={tmp_path / 'run'}", option]
-    message = refused("bert_pretrain.pretrain", *options, mentions=mentions, processes=2)
-    assert message.count(mentions) == 1
+    refused("bert_pretrain.pretrain", *options, mentions=mentions, ranks=2)
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path, shard_dir: Path) -> None:

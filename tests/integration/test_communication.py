@@ -1,9 +1,6 @@
 """Gradients travel once a step, whole, and 16 bit rounds them no further than stated."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +8,15 @@ import pytest
 
 from bert_pretrain.distributed.options import CommunicationConfig
 from bert_pretrain.errors import ConfigError
-from tests.conftest import ROOT, TEST_RECIPE
+from tests.conftest import TEST_RECIPE, run_module
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory, shard_dir: Path) -> list[dict[str, Any]]:
     """What two ranks found."""
     out = tmp_path_factory.mktemp("communication")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    worker = [str(ROOT / "tests/integration/communication_worker.py"), str(out)]
-    done = subprocess.run(
-        [*command, *worker, *TEST_RECIPE, f"data.dir={shard_dir}", "run_dir=unused"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    options = (*TEST_RECIPE, f"data.dir={shard_dir}", "run_dir=unused")
+    done = run_module("tests.integration.communication_worker", str(out), *options, processes=2)
     assert done.returncode == 0, done.stderr
     return [json.loads((out / f"{rank}.json").read_text()) for rank in (0, 1)]
 

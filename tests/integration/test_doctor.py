@@ -1,8 +1,6 @@
 """The doctor on a machine that is well, and on shards that are not."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,18 +9,15 @@ import torch
 from bert_pretrain.distributed.world import World
 from bert_pretrain.doctor import checks
 from bert_pretrain.doctor.checks import KnownFault
-from tests.conftest import ROOT, TEST_RECIPE
+from tests.conftest import TEST_RECIPE, run_module
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
 
 
 def doctor(tmp_path: Path, shard_dir: Path, *options: str) -> tuple[int, dict[str, list[str]], str]:
     """Exit status, checks by level, and all that was printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "bert_pretrain.doctor", *TEST_RECIPE, "device=cpu", f"run_dir={tmp_path / 'run'}",
-         f"data.dir={shard_dir}", *options],
-        cwd=ROOT, capture_output=True, text=True, timeout=180, check=False,
-    )  # fmt: skip
+    folders = (f"run_dir={tmp_path / 'run'}", f"data.dir={shard_dir}")
+    done = run_module("bert_pretrain.doctor", *TEST_RECIPE, *folders, *options)
     levels: dict[str, list[str]] = {"ok": [], "warn": [], "fail": []}
     for line in done.stdout.splitlines():
         level, _, rest = line.partition(" ")

@@ -10,18 +10,21 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
 
-from tests.conftest import run_module
+from tests.conftest import run_command, run_module
 
 
-def succeed(module: str, *options: str, processes: int = 0) -> str:
-    done = run_module(module, *options, processes=processes)
+def succeed(module: str, *options: str) -> str:
+    done = run_module(module, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Python's manual, a document a topic, pretrained for 120 steps by two processes and exported."""
+    """Python's manual, a document a topic, pretrained for 120 steps by two processes and exported.
+
+    By torchrun and in new interpreters, as a user does.
+    """
     home = tmp_path_factory.mktemp("end_to_end")
     (home / "text").mkdir()
     for number, text in enumerate(topics.values()):
@@ -36,7 +39,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     length = ("schedule.total_steps=120", "training.evaluate_every_steps=60", "checkpoint.every_steps=60",
               "logging.every_steps=1")  # fmt: skip
     assert "global batch" in succeed("bert_pretrain.plan", *recipe, *model, *length, "devices=2", "device=cpu")
-    succeed("bert_pretrain.pretrain", *recipe, *model, *length, "device=cpu", processes=2)
+    launch = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "bert_pretrain.pretrain")
+    done = run_command("python", "-m", *launch, *recipe, *model, *length, "device=cpu")
+    assert done.returncode == 0, done.stdout + done.stderr
     succeed("bert_pretrain.hub.export", f"run_dir={home / 'run'}", f"out_dir={home / 'run' / 'model'}")
     return home
 
@@ -116,7 +121,7 @@ def test_plots_and_report_are_there(finished: Path) -> None:
 def test_a_second_phase_starts_from_the_weights(finished: Path) -> None:
     options = ("recipe=demo", f"data.dir={finished / 'data'}", "data.sequence_length=32", "model.vocab_size=1000",
                "model.hidden_size=64", "model.intermediate_size=128", "schedule.total_steps=2", "device=cpu",
-               "logging.every_steps=1", "optimizer.lr=1e-9", f"init_from={finished / 'run'}")  # fmt: skip
+               "batch.global_batch_size=64", "logging.every_steps=1", "optimizer.lr=1e-9", f"init_from={finished / 'run'}")  # fmt: skip
     last = [row["eval_mlm_loss"] for row in rows(finished) if "eval_loss" in row][-1]
     for moments in ("keep", "restart", "reset"):
         run_dir = finished / f"phase2_{moments}"

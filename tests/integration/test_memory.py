@@ -1,18 +1,14 @@
 """65,536 sequences in one step take no more memory than 1,024."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bert_pretrain.data.shards import write_manifest, write_shard
-from tests.conftest import ROOT, header, random_arrays
+from tests.conftest import header, random_arrays, run_module
 
 LENGTH, PREDICTIONS = 64, 10
-RUN = "import resource, runpy, sys; runpy.run_module('bert_pretrain.pretrain', run_name='__main__', alter_sys=True)"
-MEASURE = f"import atexit, resource; atexit.register(lambda: print('peak', resource.getrusage(0).ru_maxrss)); {RUN}"
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +25,7 @@ def peak_kib(run_dir: Path, data: Path, batch: int) -> int:
                "batch.micro_batch_size=256", "schedule.total_steps=1", "model.vocab_size=97", "model.hidden_size=8",
                "model.num_hidden_layers=1", "model.intermediate_size=8", "model.num_attention_heads=1",
                f"run_dir={run_dir}", "device=cpu"]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, *options], cwd=ROOT, capture_output=True, text=True, timeout=400
-    )
+    done = run_module("tests.integration.measured_run", *options)
     assert done.returncode == 0, done.stderr
     assert f"global batch  {batch:,} samples" in done.stdout
     return int(done.stdout.split("peak ")[-1])

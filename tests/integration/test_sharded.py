@@ -1,8 +1,5 @@
 """State divided over two ranks: the weights of one rank, half the memory, one checkpoint format for all."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,7 @@ from bert_pretrain.config_loading import load_config
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import open_world
 from bert_pretrain.training.metrics import read_rows
-from tests.conftest import ROOT, TEST_RECIPE
+from tests.conftest import TEST_RECIPE, run_module
 
 FAMILY = [
     "nvlamb", "nvlamb_foreach", "nvlamb_reference", "nvidia_code", "lamb", "lars", "larc", "adamw", "adam", "sgd",
@@ -36,11 +33,7 @@ def run_options(shard_dir: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def ranks(out: Path, shard_dir: Path) -> list[dict]:
     """What both ranks found; the folder holds the runs beside it."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launcher, str(ROOT / "tests/integration/sharded_worker.py"), str(out), *run_options(shard_dir)],
-        cwd=ROOT, capture_output=True, text=True, timeout=200, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    done = run_module("tests.integration.sharded_worker", str(out), *run_options(shard_dir), processes=2)
     assert done.returncode == 0, done.stderr
     return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 

@@ -1,13 +1,10 @@
-"""What one node alone does not see or cannot do ends all ranks at once, in one message that names the rank.
+"""What one node alone does not see or cannot do ends all ranks in one message that names the rank.
 
-Two nodes on this machine, each in a folder of its own: a relative path is what a disk of that node is.
+Two nodes on this machine, each in a folder of its own, so that a relative path stands for a disk of that node.
 """
 
 import hashlib
-import os
 import socket
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +12,13 @@ import numpy as np
 import pytest
 
 from bert_pretrain.data.shards import write_manifest, write_shard
-from tests.conftest import ROOT, TEST_RECIPE, VOCAB_SIZE, header, random_arrays, run_module
+from tests.conftest import TEST_RECIPE, VOCAB_SIZE, header, random_arrays, run_module
+from tests.forked import two_nodes
 
 
 @dataclass
 class Case:
-    """What is asked of both nodes, and what is said of which rank."""
+    """Options of both nodes, and the message about which rank."""
 
     options: tuple[str, ...]
     rank: int
@@ -29,24 +27,11 @@ class Case:
 
 def ended(place: Path, data: Path, module: str, case: Case) -> list[tuple[int, str]]:
     """Status and output of both nodes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    nodes = []
-    for rank in (0, 1):
-        (place / f"node_{rank}").mkdir(exist_ok=True)
-        launcher = ["--nnodes=2", f"--node-rank={rank}", "--master-addr=127.0.0.1", f"--master-port={port}"]
-        options = [*TEST_RECIPE, f"data.dir={data}", "run_dir=run", *case.options]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TORCH_CPP_LOG_LEVEL": "ERROR"}
-        nodes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "bert_pretrain.distributed.launch", *launcher, "-m", module, *options],
-                cwd=place / f"node_{rank}", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                env=environment,
-            )
-        )  # fmt: skip
-    outs = [node.communicate(timeout=200)[0] for node in nodes]
-    return [(node.returncode, out) for node, out in zip(nodes, outs, strict=True)]
+    folders = [place / "node_0", place / "node_1"]
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+    nodes = two_nodes(folders, module, *TEST_RECIPE, f"data.dir={data}", "run_dir=run", *case.options)
+    return [(node.returncode, node.stdout + node.stderr) for node in (node.wait() for node in nodes)]
 
 
 CASES = {
@@ -89,6 +74,19 @@ def test_all_ranks_end_at_once_in_one_message(tmp_path: Path, data: Path, name: 
     assert case.says in message
     assert message.endswith(f"(rank {case.rank} on {socket.gethostname()})")
     assert "Traceback" not in whole
+
+
+def test_nodes_with_other_options_are_told_apart(tmp_path: Path, data: Path) -> None:
+    """The message comes once, on node 0, before anything is trained or written."""
+    words = (*TEST_RECIPE, f"data.dir={data}", f"run_dir={tmp_path / 'run'}")
+    nodes = two_nodes([tmp_path] * 2, "bert_pretrain.pretrain", *words, own=("optimizer.lr=0.01", "optimizer.lr=0.02"))
+    first, second = (node.wait() for node in nodes)
+    assert (first.returncode, second.returncode) == (2, 2), first.stderr
+    (message,) = [line for line in first.stderr.splitlines() if "error: " in line]
+    assert "the set of options is not the same on all nodes" in message
+    assert "rank 1 on" in message
+    assert "error: " not in second.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_doctor_names_the_rank_in_the_line_of_the_check(tmp_path: Path, data: Path) -> None:

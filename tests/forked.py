@@ -1,0 +1,150 @@
+"""Commands in processes forked from one that has imported torch and this program.
+
+A new interpreter needs five seconds of processor time for its imports, a forked process a few milliseconds; apart from
+that it is the same: its own ``sys.argv``, environment, working directory, output and exit status. What depends on a new
+interpreter or on torchrun itself is tested with ``conftest.run_command``.
+"""
+
+import atexit
+import contextlib
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    [
+        "bert_pretrain.bench.optimizer",
+        "bert_pretrain.bench.step",
+        "bert_pretrain.build",
+        "bert_pretrain.doctor.checks",
+        "bert_pretrain.finetune.run",
+        "bert_pretrain.hub.export",
+        "bert_pretrain.hub.fill_mask",
+        "bert_pretrain.study.run",
+    ]
+)
+_GRACE_SECONDS = 30
+"""As torchrun: so long after SIGTERM the ranks that are left get SIGKILL."""
+
+
+class Forked:
+    """``python -m module words`` in one forked process, or in ``ranks`` of them with torchrun's environment.
+
+    As under torchrun, the other ranks get SIGTERM where one ends with another status than 0. Usable as a context, which
+    kills what is left.
+    """
+
+    def __init__(self, module: str, *words: str, ranks: int = 0, cwd: Path = ROOT, **environment: str) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="forked.")
+        self.args = [module, *words]
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **environment} if ranks else environment
+        self.processes = []
+        for rank in range(max(1, ranks)):
+            numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+            variables = {**{name: str(number) for name, number in numbers.items() if ranks}, **place}
+            process = _CONTEXT.Process(target=_run, args=(self.args, cwd, variables, self._folder.name))
+            process.start()
+            self.processes.append(process)
+        _running.append(self)
+
+    def __enter__(self) -> "Forked":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def stdout(self) -> str:
+        """What all ranks have printed so far."""
+        return (Path(self._folder.name) / "1").read_text()
+
+    @property
+    def stderr(self) -> str:
+        return (Path(self._folder.name) / "2").read_text()
+
+    @property
+    def statuses(self) -> list[int | None]:
+        """Exit status of each rank, None where it runs."""
+        return [process.exitcode for process in self.processes]
+
+    def is_running(self) -> bool:
+        return None in self.statuses
+
+    def signal(self, rank: int, number: int) -> None:
+        """Send a signal to a rank, if it still runs."""
+        if self.processes[rank].exitcode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.processes[rank].pid or 0, number)
+
+    def kill(self) -> None:
+        for process in self.processes:
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+
+    def wait(self, timeout: float = 240) -> subprocess.CompletedProcess:
+        """Wait for all ranks. The status is that of the first rank that failed."""
+        end, failed = time.monotonic() + timeout, 0
+        while self.is_running():
+            if not failed and (failed := self._failed()):
+                end = min(end, time.monotonic() + _GRACE_SECONDS)
+                for rank in range(len(self.processes)):
+                    self.signal(rank, signal.SIGTERM)
+            if time.monotonic() > end:
+                self.kill()
+                if not failed:
+                    raise subprocess.TimeoutExpired(self.args, timeout, self.stdout, self.stderr)
+            time.sleep(0.01)
+        return subprocess.CompletedProcess(self.args, failed or self._failed(), self.stdout, self.stderr)
+
+    def _failed(self) -> int:
+        return next((status for status in self.statuses if status), 0)
+
+
+def two_nodes(folders: list[Path], module: str, *words: str, own: tuple[str, str] | None = None) -> list[Forked]:
+    """One rank on each of two nodes, each in a folder of its own and with one word of its ``own``."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    return [
+        Forked(
+            module, *words, *(own[rank : rank + 1] if own else ()), cwd=folder, RANK=str(rank), LOCAL_RANK="0",
+            LOCAL_WORLD_SIZE="1", **place,
+        )
+        for rank, folder in enumerate(folders)
+    ]  # fmt: skip
+
+
+_running: list[Forked] = []
+
+
+@atexit.register  # multiprocessing would wait for them
+def _kill_all() -> None:
+    for forked in _running:
+        forked.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _run(args: list[str], cwd: Path, variables: dict[str, str], folder: str) -> None:
+    for descriptor in (1, 2):
+        os.dup2(os.open(f"{folder}/{descriptor}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    os.environ.update(variables)
+    sys.path[:0] = variables.get("PYTHONPATH", "").split(os.pathsep) if "PYTHONPATH" in variables else []
+    os.chdir(cwd)
+    sys.argv = args
+    for name in (args[0], f"{args[0]}.__main__"):
+        if not hasattr(sys.modules.get(name), "__path__"):
+            sys.modules.pop(name, None)  # runpy warns of a module that is already imported
+    runpy.run_module(args[0], run_name="__main__", alter_sys=True)
