@@ -81,7 +81,9 @@ def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
         raise
     log.close()
     if not finished:
-        log.message(f"stopped as asked after step {trainer.progress.step}, which is saved; the same command goes on")
+        log.message(
+            f"stopped on request after step {trainer.progress.step}, which is saved; rerun the same command to resume"
+        )
     return finished
 
 
@@ -163,7 +165,9 @@ def open_data(config: PretrainConfig, log: MetricsLog) -> tuple[ShardSet, ShardS
     """Training and held-out shards, checked, and the dynamic masking. Raises ``ConfigError``."""
     shards = open_split(config.data, "train", config.model.vocab_size, log.message)
     if shards is None:
-        raise ConfigError(f"data.dir {config.data.dir} holds no training samples; make shards with data_prep.prepare")
+        raise ConfigError(
+            f"data.dir {config.data.dir} holds no training samples; make shards with: bert-pretrain prepare"
+        )
     heldout = open_split(config.data, "heldout", config.model.vocab_size)
     check_vocabulary(config.data, [split for split in (shards, heldout) if split is not None], log.message)
     return shards, heldout, dynamic_masking(config.data, shards, config.seed)
@@ -204,7 +208,7 @@ def resume(
         return None
     world.run_on_all_ranks(lambda: check_checkpoint(Path(path), shards))
     progress = world.run_on_all_ranks(lambda: restore(Path(path), model, optimizer, precision, world.device))
-    log.message(f"going on from {path}, step {progress.step}")
+    log.message(f"resuming from {path}, step {progress.step}")
     return progress
 
 

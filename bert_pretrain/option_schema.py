@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 ANY_NAME = "NAME"
 """Stands in an option's name for a key that the user chooses, as in ``mix.NAME.path``."""
-_TYPES = {int: "integer", float: "number", bool: "true|false", str: "text"}
+_TYPES: dict[Any, str] = {Any: "integer or text", int: "integer", float: "number", bool: "true|false", str: "text"}
 
 
 @dataclass(frozen=True)

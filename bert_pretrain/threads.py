@@ -39,7 +39,7 @@ class Threads:
 _cached_threads = functools.cache(Threads)
 
 
-def in_parts(loop: Callable[[int, int], None], size: int, least: int, threads: int) -> None:
+def parallel_for(loop: Callable[[int, int], None], size: int, least: int, threads: int) -> None:
     """Parallel for: call ``loop(start, stop)`` over parts of ``range(size)``, each at least ``least`` long.
 
     It may be called from any thread; torch's backward pass runs in its own.

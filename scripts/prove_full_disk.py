@@ -57,7 +57,7 @@ def main() -> None:
             faults = output.count("could not be written")
             assert status == 2, output
             assert "Traceback" not in output, output
-            assert " MB are left there" in output or "No space left" in output, output
+            assert " MB are free there" in output or "No space left" in output, output
             assert full, output
             subprocess.run(["mount", "-o", f"remount,size={40 * size}", str(small)], check=True)
             second_status, second_output = run(small / "run", data)

@@ -20,7 +20,7 @@ class DataConfig:
     """Options ``data.*``."""
 
     dir: str
-    """Directory with the shards, as written by data_prep.prepare or in NVIDIA's published layout."""
+    """Directory with the shards, as written by `bert-pretrain prepare` or in NVIDIA's published layout."""
     tokenizer: str
     """The tokenizer's folder. It is copied into every checkpoint."""
     sequence_length: int
@@ -88,7 +88,7 @@ class ShardSet:
                 return check_ids(self._reader(shard).read(start, stop), self.vocab_size, self.paths[shard])
             except ConfigError as error:
                 if pause is None:
-                    raise ConfigError(f"{error}; the same command goes on from the newest checkpoint") from None
+                    raise ConfigError(f"{error}; rerun the same command to resume from the newest checkpoint") from None
                 if shard in self._open:
                     self._open.pop(shard).close()
                 time.sleep(pause)
@@ -171,5 +171,5 @@ def check_vocabulary(config: DataConfig, splits: list[ShardSet], report: Callabl
         if shards.header is not None and shards.header.vocab_hash != digest:
             raise ConfigError(
                 f"data.tokenizer is {config.tokenizer!r}, but {shards.paths[0]} was made with another vocabulary; "
-                "give the tokenizer that data_prep.prepare wrote beside the shards"
+                "give the tokenizer that bert-pretrain prepare wrote beside the shards"
             )

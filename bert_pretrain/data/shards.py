@@ -137,7 +137,7 @@ class ShardReader:
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # h5py raises these for damage
             raise ConfigError(
                 f"shard {path} cannot be read ({error}); it is missing, damaged or no HDF5 file: "
-                "write it again with data_prep.prepare, or remove it"
+                "write it again with: bert-pretrain prepare, or remove it"
             ) from None
 
     def _read_layout(self) -> tuple[int, int, int]:
@@ -230,7 +230,9 @@ def shard_paths(directory: Path, split: str) -> list[Path]:
     Raises ``ConfigError`` if the directory or a listed shard is missing.
     """
     if not directory.is_dir():
-        raise ConfigError(f"data.dir is {str(directory)!r}, which is no directory; make shards with data_prep.prepare")
+        raise ConfigError(
+            f"data.dir is {str(directory)!r}, which is no directory; make shards with: bert-pretrain prepare"
+        )
     manifest = read_manifest(directory)
     if manifest is not None:
         paths = [directory / row["name"] for row in manifest["shards"] if row["split"] == split]
@@ -241,7 +243,7 @@ def shard_paths(directory: Path, split: str) -> list[Path]:
     found = sorted(path for path in directory.iterdir() if path.suffix in {".hdf5", ".h5"})
     if not found:
         raise ConfigError(
-            f"data.dir {directory} holds no shards (*.hdf5, *.h5) and no {MANIFEST}; make shards with data_prep.prepare"
+            f"data.dir {directory} holds no shards (*.hdf5, *.h5) and no {MANIFEST}; make shards with: bert-pretrain prepare"
         )
     return [path for path in found if bool(_HELDOUT_NAME.search(path.name)) == (split == "heldout")]
 

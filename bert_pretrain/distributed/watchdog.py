@@ -22,7 +22,7 @@ from bert_pretrain.distributed.preemption import StopRequest
 
 EXIT_LOST_RANK = 76
 """Exit status of a run that lost a rank and can be resumed (EX_PROTOCOL of sysexits.h)."""
-_ADVICE = "the same command goes on from the newest checkpoint"
+_ADVICE = "rerun the same command to resume from the newest checkpoint"
 _VERDICT = "verdict"
 
 
@@ -137,7 +137,7 @@ class Watchdog:
         (last_seen, rank), more = dead[0], f" (and {len(dead) - 1} more)" if len(dead) > 1 else ""
         peer, seconds = self._peers[rank], now - last_seen
         return (
-            f"rank {rank} on {peer.host}{more} fell silent in step {peer.step}, {seconds:.0f} s ago: "
+            f"rank {rank} on {peer.host}{more} sent its last heartbeat in step {peer.step}, {seconds:.0f} s ago: "
             "its process or its node died, or the network failed"
         )
 

@@ -62,7 +62,7 @@ class World:
             dist.all_gather_object(items, item)
         return items
 
-    def wait_for_all(self) -> None:
+    def barrier(self) -> None:
         """Barrier: return when every rank has called this."""
         if self.size > 1:
             dist.barrier()
@@ -147,11 +147,11 @@ def open_world(
     try:
         yield world
         # Not in a finally: a rank that fails while its peers wait in a collective must exit, not wait for them.
-        world.wait_for_all()
+        world.barrier()
     except SharedError:
         # The launcher kills the other ranks once one has exited: wait until each has printed its error, or saved.
         with suppress(RuntimeError):  # a lost rank, which matters less than the error to report
-            world.wait_for_all()
+            world.barrier()
         raise
     except RuntimeError as error:
         if watchdog is None or not is_collective_error(error):
@@ -214,12 +214,12 @@ def one_message_for_all_ranks(function: Callable[[Options], None]) -> Callable[[
                 error = ConfigError(f"{error}{rank_label(rank)}") if connected else error
             if prints:
                 print_error(error)
-            leave(2)
+            exit_process(2)
 
     return guarded
 
 
-def leave(status: int) -> NoReturn:
+def exit_process(status: int) -> NoReturn:
     """Exit; while a process group exists, by ``os._exit``.
 
     If a peer exits at the same moment, gloo's threads may abort an interpreter that is shutting down.

@@ -19,7 +19,13 @@ from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml
 from bert_pretrain.data.dataset import check_vocabulary, open_split
 from bert_pretrain.distributed.preflight import rank_label
-from bert_pretrain.distributed.world import World, is_collective_error, leave, one_message_for_all_ranks, open_world
+from bert_pretrain.distributed.world import (
+    World,
+    exit_process,
+    is_collective_error,
+    one_message_for_all_ranks,
+    open_world,
+)
 from bert_pretrain.errors import ConfigError, SharedError
 from bert_pretrain.model.bert import build_model, silence_transformers
 from bert_pretrain.model.flops import parameter_count
@@ -99,7 +105,7 @@ def checked(name: str, check: Callable[[PretrainConfig, World], Finding], config
         finding = Finding(FAIL, str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
         if world.size > 1 and check in EXCHANGES and not isinstance(error, SharedError):
             print_finding(name, finding, rank_label(world.rank))
-            leave(1)
+            exit_process(1)
     findings = world.gather((finding, rank_label(world.rank)))
     worst, rank = max(findings, key=lambda pair: (OK, WARN, FAIL).index(pair[0].level))
     if world.is_first:

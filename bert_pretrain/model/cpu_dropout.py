@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bert_pretrain.jit import cached_njit
-from bert_pretrain.threads import in_parts
+from bert_pretrain.threads import parallel_for
 
 _LEAST = 1 << 17  # elements that are worth a thread
 _INTEGERS = {
@@ -47,7 +47,7 @@ def noise(shape: torch.Size, p: float, dtype: torch.dtype) -> Tensor:
     low, high = np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32 & 0xFFFFFFFF)
     flat = out.view(-1).view(_INTEGERS[dtype]).numpy()
     kept = _bits(1.0 / (1.0 - p), dtype)
-    in_parts(
+    parallel_for(
         lambda start, stop: _fill(flat, threshold, low, high, kept, start, stop),
         flat.size,
         _LEAST,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bert_pretrain.jit import cached_njit
-from bert_pretrain.threads import in_parts
+from bert_pretrain.threads import parallel_for
 
 _ROWS = 16  # fewer are not worth a thread
 
@@ -47,7 +47,7 @@ class _VocabularyLoss(torch.autograd.Function):
         logits = x @ weight.T
         losses, right = torch.empty(len(x), dtype=torch.float64), torch.empty(len(x), dtype=torch.int64)
         z, b, of_row = logits.numpy(), bias.detach().numpy(), (labels.numpy(), losses.numpy(), right.numpy())
-        in_parts(lambda start, stop: _loss_rows(z, b, *of_row, start, stop), len(x), _ROWS, torch.get_num_threads())
+        parallel_for(lambda start, stop: _loss_rows(z, b, *of_row, start, stop), len(x), _ROWS, torch.get_num_threads())
         correct = right.sum()
         ctx.save_for_backward(x, weight, logits)  # which are the gradient by now
         ctx.mark_non_differentiable(correct)

@@ -226,7 +226,7 @@ class Trainer:
             self.evaluate()
         if self._save_is_due(step):
             self._save()
-        self.world.wait_for_all()
+        self.world.barrier()
         self._throughput.since += time.perf_counter() - started
 
     def evaluate(self) -> Row | None:

@@ -219,7 +219,7 @@ def refusals() -> dict:
 
 
 def runs(out: Path, options: list[str]) -> None:
-    """A run of six steps, and the same going on from its third."""
+    """A run of six steps, and the same resuming from its third."""
     world = World(dist.get_rank(), dist.get_rank(), 2, torch.device("cpu"))
     for name in ("through", "again"):
         words = [*options, f"run_dir={out / name}", "optimizer.sharded=true"]

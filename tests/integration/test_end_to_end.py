@@ -121,7 +121,8 @@ def test_plots_and_report_are_there(finished: Path) -> None:
 def test_a_second_phase_starts_from_the_weights(finished: Path) -> None:
     options = ("recipe=demo", f"data.dir={finished / 'data'}", "data.sequence_length=32", "model.vocab_size=1000",
                "model.hidden_size=64", "model.intermediate_size=128", "schedule.total_steps=2", "device=cpu",
-               "batch.global_batch_size=64", "logging.every_steps=1", "optimizer.lr=1e-9", f"init_from={finished / 'run'}")  # fmt: skip
+               "batch.global_batch_size=64", "logging.every_steps=1", "optimizer.lr=1e-9",
+               f"init_from={finished / 'run'}")  # fmt: skip
     last = [row["eval_mlm_loss"] for row in rows(finished) if "eval_loss" in row][-1]
     for moments in ("keep", "restart", "reset"):
         run_dir = finished / f"phase2_{moments}"

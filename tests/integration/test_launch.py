@@ -50,7 +50,7 @@ def test_one_rank_asked_to_stop_all_save_the_same_step(tmp_path: Path, shard_dir
     step = load_progress(found).step
     assert step > 5
     assert find_fault(found) is None
-    assert out.count(f"stopped as asked after step {step}, which is saved") == 1
+    assert out.count(f"stopped on request after step {step}, which is saved") == 1
     assert "Traceback" not in out
 
 
@@ -111,8 +111,8 @@ def test_a_dead_node_is_named_by_the_other(tmp_path: Path, shard_dir: Path) -> N
     messages = [line for line in out.splitlines() if "error: " in line]
     assert len(messages) == 1, out
     assert messages[0].startswith("error: rank 1 on ")
-    assert "fell silent in step " in messages[0]
-    assert "the same command goes on from the newest checkpoint" in messages[0]
+    assert "sent its last heartbeat in step " in messages[0]
+    assert "rerun the same command to resume from the newest checkpoint" in messages[0]
     assert "Traceback" not in out
     nodes[1].communicate(timeout=60)
 

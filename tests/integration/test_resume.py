@@ -60,7 +60,7 @@ def test_sigkill_leaves_no_trace(tmp_path: Path, shard_dir: Path, undisturbed: P
     for step in (2, rng.randint(5, 12), rng.randint(18, 26)):
         kill_one_rank(words, step, rng)
         assert len(rows(run_dir)) < len(rows(undisturbed))
-    assert "going on from" in train(words, 2)
+    assert "resuming from" in train(words, 2)
     expected = weights(undisturbed)
     assert all(torch.equal(value, expected[name]) for name, value in weights(run_dir).items())
     assert rows(run_dir) == rows(undisturbed)
@@ -74,7 +74,7 @@ def test_another_number_of_processes_sees_the_same_samples(tmp_path: Path, shard
     exact = ("model.hidden_dropout_prob=0", "precision.compute=fp32")  # the cut decides what is dropped, and rounds
     train(options(alone, shard_dir, *exact), 1)
     kill_one_rank(options(changed, shard_dir, *exact), 18, random.Random(1))
-    assert "going on from" in train(options(changed, shard_dir, *exact), 1)
+    assert "resuming from" in train(options(changed, shard_dir, *exact), 1)
     for found, expected in zip(rows(changed), rows(alone), strict=True):
         assert found["step"] == expected["step"]
         assert found.get("samples_seen") == expected.get("samples_seen")

@@ -78,7 +78,7 @@ def test_a_rank_without_heartbeats_is_named_by_all_others_in_time(
     stopped = time.monotonic()
     for number in {0, 1, 2} - {frozen}:
         text, status = result(ranks[number])
-        assert f"error: rank {frozen} on {socket.gethostname()} fell silent in step " in text
+        assert f"error: rank {frozen} on {socket.gethostname()} sent its last heartbeat in step " in text
         assert status == EXIT_LOST_RANK
     assert time.monotonic() - stopped < TIMEOUT + 1
 
