@@ -166,7 +166,7 @@ def open_data(config: PretrainConfig, log: MetricsLog) -> tuple[ShardSet, ShardS
     shards = open_split(config.data, "train", config.model.vocab_size, log.message)
     if shards is None:
         raise ConfigError(
-            f"data.dir {config.data.dir} holds no training samples; make shards with: bert-pretrain prepare"
+            f"data.dir {config.data.dir} holds no training samples; bert-pretrain prepare makes them"
         )
     heldout = open_split(config.data, "heldout", config.model.vocab_size)
     check_vocabulary(config.data, [split for split in (shards, heldout) if split is not None], log.message)

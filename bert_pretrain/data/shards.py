@@ -231,7 +231,7 @@ def shard_paths(directory: Path, split: str) -> list[Path]:
     """
     if not directory.is_dir():
         raise ConfigError(
-            f"data.dir is {str(directory)!r}, which is no directory; make shards with: bert-pretrain prepare"
+            f"data.dir is {str(directory)!r}, which is no directory; bert-pretrain prepare makes them"
         )
     manifest = read_manifest(directory)
     if manifest is not None:
@@ -243,7 +243,7 @@ def shard_paths(directory: Path, split: str) -> list[Path]:
     found = sorted(path for path in directory.iterdir() if path.suffix in {".hdf5", ".h5"})
     if not found:
         raise ConfigError(
-            f"data.dir {directory} holds no shards (*.hdf5, *.h5) and no {MANIFEST}; make shards with: bert-pretrain prepare"
+            f"data.dir {directory} holds no shards (*.hdf5, *.h5) and no {MANIFEST}; bert-pretrain prepare makes them"
         )
     return [path for path in found if bool(_HELDOUT_NAME.search(path.name)) == (split == "heldout")]
 
