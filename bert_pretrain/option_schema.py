@@ -59,7 +59,7 @@ def _without_none(hint: Any) -> tuple[bool, Any]:
 
 def _type_text(hint: Any) -> str:
     if get_origin(hint) is list:
-        return f"list of {_TYPES.get(get_args(hint)[0], 'values')}s".replace("true|falses", "true|false")
+        return f"list of {_TYPES.get(get_args(hint)[0], 'mapping')}"
     return _TYPES.get(hint, "mapping")
 
 
