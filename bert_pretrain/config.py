@@ -74,9 +74,9 @@ class PretrainConfig:
     logging: LoggingConfig
 
     def __post_init__(self) -> None:
-        require(
-            self.init_moments in ("keep", "restart", "reset"), "init_moments", self.init_moments, "keep, restart, reset"
-        )
+        moments = ("keep", "restart", "reset")
+        require(self.init_moments in moments, "init_moments", self.init_moments, ", ".join(moments))
+        require(self.device in ("auto", "cpu", "cuda"), "device", self.device, "auto, cpu, cuda")
         length, limit = self.data.sequence_length, self.model.max_position_embeddings
         require(length <= limit, "data.sequence_length", length, f"up to model.max_position_embeddings ({limit})")
 

@@ -1,5 +1,6 @@
 """All-reduce of gradients: once a step, in buckets, overlapping the backward pass of the last micro-batch."""
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -46,9 +47,11 @@ def data_parallel(
     if world.size == 1:
         return model
     device_ids = [world.local_rank] if world.device.type == "cuda" else None
-    network = DistributedDataParallel(
-        model, device_ids, broadcast_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=config.bucket_mb
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 renames broadcast_buffers, which 2.11 needs
+        network = DistributedDataParallel(
+            model, device_ids, broadcast_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=config.bucket_mb
+        )
     if config.gradients in HOOKS:
         network.register_comm_hook(None, HOOKS[config.gradients])
     tokens = torch.zeros((1, 2), dtype=torch.long, device=world.device)
