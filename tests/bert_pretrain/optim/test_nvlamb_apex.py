@@ -88,9 +88,9 @@ def test_state_moves_to_and_from_the_other_kernels_and_reports_agree(fake_apex):
     weights, gradients = problem()
     (params, optimizer), (others, reference) = build(weights, "apex"), build(weights, "reference")
     for k in range(10):
-        for who, by in ((params, optimizer), (others, reference)):
-            set_grads(who, gradients(k))
-            by.step()
+        for run, stepper in ((params, optimizer), (others, reference)):
+            set_grads(run, gradients(k))
+            stepper.step()
     torch.testing.assert_close(optimizer.layer_report(), reference.layer_report(), rtol=1e-4, atol=1e-6)
     state = optimizer.state_dict()
     assert state["state"].keys() == reference.state_dict()["state"].keys()
