@@ -165,9 +165,7 @@ def open_data(config: PretrainConfig, log: MetricsLog) -> tuple[ShardSet, ShardS
     """Training and held-out shards, checked, and the dynamic masking. Raises ``ConfigError``."""
     shards = open_split(config.data, "train", config.model.vocab_size, log.message)
     if shards is None:
-        raise ConfigError(
-            f"data.dir {config.data.dir} holds no training samples; bert-pretrain prepare makes them"
-        )
+        raise ConfigError(f"data.dir {config.data.dir} holds no training samples; bert-pretrain prepare makes them")
     heldout = open_split(config.data, "heldout", config.model.vocab_size)
     check_vocabulary(config.data, [split for split in (shards, heldout) if split is not None], log.message)
     return shards, heldout, dynamic_masking(config.data, shards, config.seed)

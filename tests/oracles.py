@@ -1,6 +1,6 @@
-"""The family of optimizers in float64 numpy, written from the published equations; no code of the product in it.
+"""The optimizers in float64 numpy, written from the published equations, without any code of the product.
 
-And a problem to run them on: layers of odd shapes, one of zeros, one without gradient, two groups.
+And a problem to run them on: two groups of layers of odd shapes, one of them zero, one with zero gradients.
 """
 
 import functools
@@ -17,7 +17,7 @@ PRESETS = {
     "lamb_appendix": {"pre_normalization": "none", "bias_correction": False},
     "lamb_phi": {"pre_normalization": "none", "phi_min": 0.5, "phi_max": 2.0},
 }
-# float32: relative error of the weights of a layer after 100 updates, and of what the updates added up to
+# float32: relative error of the weights of a layer after 100 updates, and of the sum of its updates
 WEIGHT_TOLERANCE, CHANGE_TOLERANCE = 1e-6, 5e-5
 
 
@@ -29,7 +29,7 @@ class Oracle:
         self.lr, self.decay = [x[1] for x in layers], [x[2] for x in layers]
         self.m, self.v = [np.zeros_like(w) for w in self.w], [np.zeros_like(w) for w in self.w]
         self.t = [0] * len(self.w)
-        self.norms = [(0.0, 0.0)] * len(self.w)  # of w before the last update, and of u
+        self.norms = [(0.0, 0.0)] * len(self.w)  # ||w|| before the last update, and ||u||
         self.b1, self.b2, self.eps, self.o = b1, b2, eps, options
 
     def step(self, grads):
@@ -64,7 +64,7 @@ class Oracle:
 
 
 class AdamOracle:
-    """Kingma and Ba, algorithm 1; Loshchilov and Hutter, algorithm 2 where ``decoupled``. Layers as in ``Oracle``."""
+    """Kingma and Ba, algorithm 1; if ``decoupled``, Loshchilov and Hutter, algorithm 2. Layers as in ``Oracle``."""
 
     def __init__(self, layers, *, b1=0.9, b2=0.999, eps=1e-8, decoupled=False, max_grad_norm=None):
         self.w = [np.asarray(w, dtype=np.float64).copy() for w, _, _ in layers]
@@ -89,7 +89,7 @@ class AdamOracle:
 
 
 class MomentumOracle:
-    """SGD with momentum; with ``eta`` LARS (You et al. 2017, algorithm 1), with ``larc`` apex's LARC around SGD."""
+    """SGD with momentum; with ``eta``, LARS (You et al. 2017, algorithm 1); with ``larc``, apex's LARC around SGD."""
 
     def __init__(self, layers, *, momentum=0.9, max_grad_norm=None, eta=None, eps=0.0, larc=False, only_decayed=False):
         self.w = [np.asarray(w, dtype=np.float64).copy() for w, _, _ in layers]
@@ -141,7 +141,7 @@ def gradients_of_step(dtype, k):
 
 
 def problem(dtype=np.float32):
-    """Weights, and a function from the step to its gradients: one layer of zeros, one without gradient signal."""
+    """Weights, and a function that returns the gradients of step k. One layer is zero, one has zero gradients."""
     rng = np.random.default_rng(0)
     weights = [(0.5 * rng.standard_normal(shape)).astype(dtype) for shape in SHAPES]
     weights[ZERO_WEIGHT][:] = 0
@@ -177,7 +177,10 @@ def relative(found, expected):
 
 
 def assert_close(params, oracle, start, weight_tolerance=WEIGHT_TOLERANCE, change_tolerance=CHANGE_TOLERANCE):
-    """Errors relative to the weights (to those at the start, where decay alone has left next to nothing)."""
+    """Compare with errors relative to the norm of the weights, or of the initial weights if that is larger.
+
+    (Decay alone can leave almost nothing of a layer.)
+    """
     for param, expected, w0 in zip(params, oracle.w, start, strict=True):
         found = param.detach().double().cpu().numpy()
         size = max(np.linalg.norm(expected), np.linalg.norm(w0))

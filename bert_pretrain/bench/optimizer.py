@@ -31,7 +31,7 @@ from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.model.bert import bert_config
 from bert_pretrain.model.options import ModelConfig
 from bert_pretrain.optim import NVLamb
-from bert_pretrain.optim.nvlamb_apex import amp_C
+from bert_pretrain.optim.nvlamb_apex import HAS_APEX
 from bert_pretrain.plan.hardware_peaks import device_name, measured_copy_bandwidth, timed
 from bert_pretrain.training.metrics import writable_directory
 
@@ -110,7 +110,7 @@ def implementations(device: torch.device) -> dict[str, Implementation]:
             print(f"skipped {package}: not installed (pip install --no-deps {package})")
         else:
             found |= variants()
-    if amp_C is not None and device.type == "cuda":
+    if HAS_APEX and device.type == "cuda":
         fused_lamb = importlib.import_module("apex.optimizers").FusedLAMB
         found["apex/fused_lamb"] = 52.0, _stepper(fused_lamb, lr=1e-4, use_nvlamb=True)
     found["adamw_fused"] = 28.0, _stepper(torch.optim.AdamW, lr=1e-4, fused=True)

@@ -230,9 +230,7 @@ def shard_paths(directory: Path, split: str) -> list[Path]:
     Raises ``ConfigError`` if the directory or a listed shard is missing.
     """
     if not directory.is_dir():
-        raise ConfigError(
-            f"data.dir is {str(directory)!r}, which is no directory; bert-pretrain prepare makes them"
-        )
+        raise ConfigError(f"data.dir is {str(directory)!r}, which is no directory; bert-pretrain prepare makes them")
     manifest = read_manifest(directory)
     if manifest is not None:
         paths = [directory / row["name"] for row in manifest["shards"] if row["split"] == split]

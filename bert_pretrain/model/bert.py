@@ -1,10 +1,10 @@
-"""``transformers``' BERT for pretraining, returning sums of losses.
+"""``transformers``' BERT for pretraining, with summed losses.
 
-The weights are those of ``BertForPreTraining``, to the name; only the way through them differs:
+The weights are those of ``BertForPreTraining``, under the same names. Only the forward pass differs:
 
-- the vocabulary projection runs on the masked positions alone (15 % of all), which halves a small model's work;
-- losses come back as sums, so that a step divides once by the counts of its global batch (a mean of means would
-  weigh masked tokens by the micro-batch they happen to be in).
+- The vocabulary projection runs on the masked positions only (15 % of all), which halves the work of a small model.
+- Losses are sums, so that a step divides once by the counts of its global batch. A mean of means would weight a masked
+  token by the micro-batch it is in.
 """
 
 from collections.abc import Callable
@@ -19,37 +19,37 @@ import transformers
 from torch import nn
 from transformers import BertConfig, BertForPreTraining
 
-from bert_pretrain.model.cpu_vocabulary_loss import expressible, vocabulary_loss
+from bert_pretrain.model.cpu_vocabulary_loss import supported, vocabulary_loss
 from bert_pretrain.model.encoder import Product, embed, layer_weights, run_layer
 from bert_pretrain.model.options import ModelConfig, SpeedConfig
 from bert_pretrain.model.weight_cache import Join, WeightCache, joined_once
 
-_VOCABULARY_MULTIPLE = 64  # rows of 128 bytes in bf16: what tensor cores and their loads are laid out for
-_UNLIKELY = -65504.0  # the lowest number of fp16: its exponential is 0 in every type
+_VOCABULARY_MULTIPLE = 64  # 128 bytes in bf16: the alignment that tensor cores and their loads are made for
+_PAD_LOGIT = -65504.0  # the lowest number of fp16: its exponential is 0 in every type
 
 
 class PretrainingSums(NamedTuple):
-    """What one micro-batch adds to a step; each a 0-d tensor, the losses with gradient."""
+    """The sums over one micro-batch; each a 0-d tensor, the losses with gradient."""
 
     mlm_loss: torch.Tensor
     """Sum of the masked tokens' cross entropies, in nats."""
     nsp_loss: torch.Tensor
     """Sum of the samples' next-sentence cross entropies, in nats."""
     mlm_correct: torch.Tensor
-    """Masked tokens whose most likely word is the right one."""
+    """Masked tokens that are predicted correctly."""
     nsp_correct: torch.Tensor
-    """Samples whose next-sentence label is predicted."""
+    """Samples whose next-sentence label is predicted correctly."""
 
 
 def decoder_weights(cls: Any, speed: SpeedConfig, stack: Join = joined_once) -> Product:
-    """The vocabulary product, filled up to a good multiple where ``speed`` says so, by words that are never likely.
+    """Weight and bias of the vocabulary product, padded with words of probability 0 if ``speed`` asks for it.
 
-    The filling is no parameter: neither gradients nor trust ratios ever see it.
+    The padding is not part of a parameter: gradients and trust ratios do not include it.
     """
     decoder = cls.predictions.decoder
     words = len(decoder.weight)
     rows = words + (-words % _VOCABULARY_MULTIPLE if speed.pad_vocabulary else 0)
-    return stack([decoder.weight], rows, 0.0), stack([decoder.bias], rows, _UNLIKELY)
+    return stack([decoder.weight], rows, 0.0), stack([decoder.bias], rows, _PAD_LOGIT)
 
 
 def run_heads(
@@ -61,23 +61,23 @@ def run_heads(
     next_sentence_labels: torch.Tensor,
     speed: SpeedConfig,
 ) -> PretrainingSums:
-    """Both heads and their losses on the last hidden states of the B [CLS] and the M masked positions: (B + M, H).
+    """Both heads and their losses, on the last hidden states of the B [CLS] and the M masked positions: (B + M, H).
 
-    ``decoder`` are the weights of the vocabulary product, made once for many micro-batches; None: made here.
+    ``decoder``: weight and bias of the vocabulary product from the weight cache; None: made here.
     """
     samples = len(next_sentence_labels)
     decoder = decoder_weights(cls, speed) if decoder is None else decoder
-    mlm_loss, mlm_correct = _masked_words(cls.predictions.transform(x[samples:]), decoder, masked_labels, speed)
+    mlm_loss, mlm_correct = _mlm_sums(cls.predictions.transform(x[samples:]), decoder, masked_labels, speed)
     nsp_logits = cls.seq_relationship(pooler(x[:samples, None]))  # (B, 2); the pooler reads the first of its positions
     nsp_loss, nsp_correct = _sums(nsp_logits, next_sentence_labels)
     return PretrainingSums(mlm_loss, nsp_loss, mlm_correct, nsp_correct)
 
 
-def _masked_words(
+def _mlm_sums(
     x: torch.Tensor, decoder: Product, labels: torch.Tensor, speed: SpeedConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The masked words' summed loss and how many are right, from (M, H)."""
-    if speed.fused_loss and expressible(x, decoder[0]):
+    """The summed loss of the masked tokens and how many are predicted correctly, from (M, H)."""
+    if speed.fused_loss and supported(x, decoder[0]):
         return vocabulary_loss(x, *decoder, labels)
     return _sums(F.linear(x, *decoder), labels)  # (M, V)
 
@@ -87,13 +87,13 @@ def _sums(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, tor
         logits = logits.float()
     loss = F.cross_entropy(logits, labels, reduction="sum")
     with torch.no_grad():
-        # amax vectorises on CPU where argmax does not; equal to the largest is the most likely word.
+        # amax vectorises on CPU, argmax does not: a label is predicted if its logit equals the largest.
         right = logits.gather(1, labels.clamp(min=0)[:, None]).squeeze(1) == logits.amax(1)
     return loss, (right & (labels >= 0)).sum()
 
 
 class Pieces(NamedTuple):
-    """What the model runs one after the other, and ``compiling`` compiles one by one."""
+    """The functions that the model calls in turn. ``compile`` compiles each of them separately."""
 
     embed: Callable[..., torch.Tensor] = embed
     layer: Callable[..., torch.Tensor] = run_layer
@@ -101,21 +101,21 @@ class Pieces(NamedTuple):
 
 
 class PretrainingModel(nn.Module):
-    """``BertForPreTraining`` under the attribute ``bert``, run on masked positions only."""
+    """``BertForPreTraining``, as the attribute ``bert``, with the forward pass described above."""
 
     def __init__(self, bert: BertForPreTraining, speed: SpeedConfig) -> None:
         super().__init__()
         self.bert = bert
         self.speed = speed
         self.pieces = Pieces()
-        """What runs while training; evaluation, in its own shapes and types, is never compiled."""
+        """Used in training. Evaluation has other shapes and types and is never compiled."""
         self._weight_cache = WeightCache()
 
     def step(self) -> AbstractContextManager[None]:
-        """The forward and backward passes of one step, between which no weight changes: those of the layers and of the
-        vocabulary product are cast once.
+        """Context of the forward and backward passes of one step, in which no weight may change: each large weight is
+        joined and cast once.
 
-        CUDA graphs cast in each replay: whatever is no parameter they would copy in each.
+        Not with CUDA graphs, which would copy the cached weights in every replay: they cast in every replay instead.
         """
         return nullcontext() if self.speed.cuda_graphs else self._weight_cache.step()
 
@@ -130,13 +130,12 @@ class PretrainingModel(nn.Module):
     ) -> PretrainingSums:
         """Run B samples of L tokens, M of them masked over the whole micro-batch.
 
-        ``input_ids`` and ``segment_ids`` are (B, L); ``attention_mask`` is (B, L) or None where nothing is padded;
-        ``masked_positions`` (M,) index the flattened (B * L,) tokens; ``masked_labels`` (M,) are -100 where nothing is
-        to be predicted; M may be 0;
-        ``next_sentence_labels`` is (B,), -100 where a sample is only filled up. All int64.
+        ``input_ids`` and ``segment_ids`` are (B, L); ``attention_mask`` is (B, L), or None without padding.
+        ``masked_positions`` (M,) index the flattened (B * L,) tokens; ``masked_labels`` (M,) are -100 for padding; M
+        may be 0. ``next_sentence_labels`` (B,) are -100 for padding samples. All int64.
         """
         if self.speed.cuda_graphs:
-            torch.compiler.cudagraph_mark_step_begin()  # what the last micro-batch left may be overwritten
+            torch.compiler.cudagraph_mark_step_begin()  # tensors of the last micro-batch may be overwritten
         samples, length = input_ids.shape
         attention: str = self.bert.config._attn_implementation
         mask = None if attention_mask is None else _key_mask(attention_mask, attention)
@@ -177,9 +176,9 @@ class PretrainingModel(nn.Module):
 
 
 def _key_mask(attention_mask: torch.Tensor, attention: str) -> torch.Tensor:
-    """(B, L) ones and zeros as the (B, 1, 1, L) mask that the attention adds (eager) or selects by (sdpa).
+    """Convert a (B, L) mask of ones and zeros to the (B, 1, 1, L) mask that eager adds and sdpa selects by.
 
-    Given the (B, L) form, ``transformers`` looks whether it is all ones, which waits for the device.
+    Given the (B, L) form, ``transformers`` tests whether it is all ones, which waits for the device.
     """
     allowed = attention_mask[:, None, None, :].bool()
     if attention == "sdpa":
@@ -188,7 +187,7 @@ def _key_mask(attention_mask: torch.Tensor, attention: str) -> torch.Tensor:
 
 
 def bert_config(config: ModelConfig, device: torch.device | None = None) -> BertConfig:
-    """The ``transformers`` configuration; ``attention: auto`` is settled for ``device``."""
+    """The ``transformers`` configuration, with ``attention=auto`` resolved for ``device``."""
     shape: dict[str, Any] = asdict(config)
     attention = shape.pop("attention")
     if attention == "auto":
@@ -197,21 +196,18 @@ def bert_config(config: ModelConfig, device: torch.device | None = None) -> Bert
 
 
 def build_model(config: ModelConfig, speed: SpeedConfig, seed: int, device: torch.device) -> PretrainingModel:
-    """A freshly initialised model on ``device``: the same weights for the same seed on every rank."""
+    """A newly initialised model on ``device``: the same weights for the same seed on every rank."""
     torch.manual_seed(seed)
     return PretrainingModel(BertForPreTraining(bert_config(config, device)), speed.on(device)).to(device)
 
 
 def load_weights(model: PretrainingModel, folder: Path) -> None:
-    """Load a ``transformers`` folder into ``model``, strictly: every name, every shape.
-
-    Raises ``RuntimeError`` as torch does where they differ.
-    """
+    """Load a ``transformers`` folder into ``model``. Raises torch's ``RuntimeError`` if a name or shape differs."""
     loaded: Any = BertForPreTraining.from_pretrained(folder, dtype=torch.float32)
     model.bert.load_state_dict(loaded.state_dict(), strict=True)
 
 
 def silence_transformers() -> None:
-    """No progress bars and warnings of ``transformers`` between the lines of an entry point."""
+    """Turn off the progress bars and warnings of ``transformers``."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -1,8 +1,8 @@
-"""torch.compile for the model's pieces, in fixed shapes, before the first step.
+"""torch.compile for the functions of ``bert.Pieces``, in fixed shapes, before the first step.
 
-Each piece is compiled alone and without a break: all layers of an encoder share one piece of code, so that a deep model
-compiles no longer than a shallow one, and gradients of a layer are ready to travel before those of the next. Shapes are
-those of ``batches.fixed_shapes`` and no others, so that nothing is compiled once training has begun.
+Each function is compiled separately and without graph breaks. All layers share the compiled code, so a deep model
+compiles as fast as a shallow one, and the gradients of a layer can be all-reduced before those of the next are
+computed. Only the shapes of ``data.collate.fixed_shapes`` occur, so nothing is compiled during training.
 """
 
 import time
@@ -19,25 +19,25 @@ from bert_pretrain.model.precision import MixedPrecision
 
 
 def compile_model(
-    model: PretrainingModel, precision: MixedPrecision, shapes: list[Shape], say: Callable[[str], None]
+    model: PretrainingModel, precision: MixedPrecision, shapes: list[Shape], log: Callable[[str], None]
 ) -> None:
-    """Compile the pieces of ``model`` for ``shapes``, forward and backward, saying how far it is.
+    """Compile the functions of ``model`` for ``shapes``, forward and backward, and report progress with ``log``.
 
-    Leaves no gradients behind. Raises ``ConfigError`` where the compiler fails or cannot be trusted.
+    Leaves no gradients. Raises ``ConfigError`` if the compiler fails, or if this torch compiles wrong dropout.
     """
-    _keep_dropout_independent()
-    # One limit counts all shapes of a piece, with and without autocast; beyond it torch silently no longer compiles.
+    _disable_fourfold_random()
+    # The limit counts all shapes of a function, with and without autocast. Beyond it torch silently stops compiling.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(shapes))
     graphs = model.speed.cuda_graphs
     options: dict[str, Any] = {"triton.cudagraphs": True} if graphs else {}
     model.pieces = Pieces(
         *(torch.compile(piece, dynamic=False, fullgraph=True, options=options) for piece in Pieces())  # type: ignore[arg-type]
     )
-    if graphs:  # a gradient that is taken over from a graph would be overwritten when the graph runs again
+    if graphs:  # a gradient allocated by a graph would be overwritten when the graph runs again
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
     began = time.perf_counter()
-    say(f"compiling the model for {len(shapes)} shapes of micro-batches (speed.compile=false does without)")
+    log(f"compiling the model for {len(shapes)} micro-batch shapes (speed.compile=false turns this off)")
     for number, shape in enumerate(shapes, 1):
         started = time.perf_counter()
         try:
@@ -48,25 +48,25 @@ def compile_model(
                 f"speed.compile is on, but torch could not compile the model ({reason}); install a C++ compiler and, "
                 "for GPUs, triton, or use speed.compile=false"
             ) from None
-        say(f"  {number} of {len(shapes)}: {shape.text()} in {time.perf_counter() - started:.1f} s")
+        log(f"  {number} of {len(shapes)}: {shape.text()} in {time.perf_counter() - started:.1f} s")
     model.zero_grad(set_to_none=not graphs)
-    say(f"compiled in {time.perf_counter() - began:.0f} s")
+    log(f"compiled in {time.perf_counter() - began:.0f} s")
 
 
 def _forward_backward(model: PretrainingModel, precision: MixedPrecision, shape: Shape) -> None:
-    """What a step does with a micro-batch, on one that holds nothing."""
+    """The forward and backward pass of a step on a dummy batch."""
     with precision.autocast(), model.step():
         out = model(*dummy_batch(shape).to(precision.device).tensors())
         with precision.autocast(enabled=False):
             ((out.mlm_loss + out.nsp_loss) * 0).backward()
 
 
-def _keep_dropout_independent() -> None:
-    """Switch off inductor's fourfold random numbers, which in torch 2.13 and 2.14 repeat in dropout masks on GPUs.
+def _disable_fourfold_random() -> None:
+    """Turn off inductor's fourfold random numbers: in torch 2.13 and 2.14 they repeat in dropout masks on GPUs.
 
-    pytorch issue 198333. ``TORCHINDUCTOR_USE_RAND4X=0`` does the same in versions that know it, which 2.13 does not.
+    pytorch issue 198333. ``TORCHINDUCTOR_USE_RAND4X=0`` does the same, but torch 2.13 does not support it.
     """
-    from torch._inductor.codegen.triton import TritonOverrides  # slow, and needed here alone
+    from torch._inductor.codegen.triton import TritonOverrides  # slow to import, and needed only here
 
     if hasattr(TritonOverrides, "_can_use_4x_random"):
         TritonOverrides._can_use_4x_random = staticmethod(lambda: False)  # type: ignore[method-assign]

@@ -1,9 +1,9 @@
-"""Dropout whose random numbers cost next to nothing on CPU.
+"""Dropout with cheap random numbers on CPU.
 
-torch draws one Bernoulli variable an element from a serial generator there: 6 ns each, a tenth of a small model's
-step and more. Here every element's decision is a hash of its place and of one 64-bit draw from torch's generator: the
-loop vectorises, and ``torch.manual_seed`` decides the outcome as ever. Elsewhere torch's own dropout runs, which
-works the same way, and so does the compiler's. The hash is the 32-bit finalizer of Wellons' prospector ("lowbias32").
+On CPU torch draws one Bernoulli variable per element from a serial generator: 6 ns each, a tenth or more of a small
+model's step. Here each element's mask is a hash of its index and of one 64-bit draw from torch's generator, so the loop
+vectorises and ``torch.manual_seed`` still determines the result. On other devices and in compiled code torch's own
+dropout runs, which is also a hash of the index. The hash is the 32-bit finalizer of Wellons' prospector ("lowbias32").
 """
 
 import functools
@@ -16,7 +16,7 @@ from torch import Tensor
 from bert_pretrain.jit import cached_njit
 from bert_pretrain.threads import parallel_for
 
-_LEAST = 1 << 17  # elements that are worth a thread
+_LEAST = 1 << 17  # least elements for a thread
 _INTEGERS = {
     torch.float64: torch.int64,
     torch.float32: torch.int32,
@@ -26,9 +26,9 @@ _INTEGERS = {
 
 
 def dropout(x: Tensor, p: float, residual: Tensor | None = None) -> Tensor:
-    """``x`` with each element 0 with probability ``p`` and the others over 1 - p, added to ``residual`` if given.
+    """Set each element of ``x`` to 0 with probability ``p``, divide the others by 1 - p, and add ``residual`` if given.
 
-    ``p`` in [0, 1). Gradients flow to ``x`` through the same elements, and to ``residual``.
+    ``p`` in [0, 1). Gradients flow to ``x`` through the kept elements, and to ``residual``.
     """
     if p == 0.0:
         return x if residual is None else x + residual
@@ -40,7 +40,7 @@ def dropout(x: Tensor, p: float, residual: Tensor | None = None) -> Tensor:
 
 
 def noise(shape: torch.Size, p: float, dtype: torch.dtype) -> Tensor:
-    """A CPU tensor of 0 (with probability ``p``) and 1 / (1 - p), drawn by torch's default generator."""
+    """A CPU tensor of 0 (with probability ``p``) and 1 / (1 - p), seeded by torch's default generator."""
     out = torch.empty(shape, dtype=dtype)
     key = int(torch.empty((), dtype=torch.int64).random_(-(2**63), None))
     threshold = np.uint32(min(round(p * 2**32), 2**32 - 1))
@@ -58,7 +58,7 @@ def noise(shape: torch.Size, p: float, dtype: torch.dtype) -> Tensor:
 
 @functools.cache
 def _bits(value: float, dtype: torch.dtype) -> np.integer:
-    """The bit pattern of ``value`` as a whole number of its size."""
+    """The bit pattern of ``value`` as an integer of the same size."""
     return torch.tensor([value], dtype=dtype).view(_INTEGERS[dtype]).numpy()[0]
 
 
@@ -66,10 +66,10 @@ def _bits(value: float, dtype: torch.dtype) -> np.integer:
 def _fill(
     out: np.ndarray, threshold: np.uint32, low: np.uint32, high: np.uint32, kept: np.integer, start: int, stop: int
 ) -> None:
-    """Write ``kept`` or 0 to the elements from ``start`` to ``stop``, both as bit patterns."""
+    """Write ``kept`` or 0, as bit patterns, to the elements from ``start`` to ``stop``."""
     zero = kept ^ kept
     for i in range(start, stop):
-        # Numba widens to 64 bits at every operation; cut back at each, the loop stays in 32.
+        # Numba widens every operation to 64 bits; the casts keep the loop at 32.
         h = np.uint32(np.uint32(i * 0x9E3779B9) + low)
         h = np.uint32(np.uint32(h ^ np.uint32(h >> 16)) * np.uint32(0x7FEB352D)) ^ high
         h = np.uint32(np.uint32(h ^ np.uint32(h >> 15)) * np.uint32(0x846CA68B))

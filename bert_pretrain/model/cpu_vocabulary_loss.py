@@ -1,8 +1,8 @@
-"""Vocabulary projection and cross entropy on CPU, in one piece: one pass of exponentials over the logits.
+"""Vocabulary projection and cross entropy on CPU, with one pass over the logits.
 
-torch adds the bias, takes the logarithm of the softmax, finds the largest logit, fills a gradient with zeros, scatters
-into it and takes all exponentials again: some ten passes over the largest tensor of the step. Here one loop over a row,
-which stays in the cache, leaves the gradient of its loss in the place of the logits: softmax less one at the label.
+torch makes about ten passes over the largest tensor of the step: bias, log-softmax, largest logit, zeroing and filling
+the gradient, exponentials again. Here one loop handles a row while it is in the cache and overwrites the logits with
+the gradient of the loss: the softmax, minus one at the label.
 """
 
 import math
@@ -15,27 +15,27 @@ from torch import Tensor
 from bert_pretrain.jit import cached_njit
 from bert_pretrain.threads import parallel_for
 
-_ROWS = 16  # fewer are not worth a thread
+_ROWS = 16  # least rows for a thread
 
 _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)  # ln 2 in two parts, the first exact
-_TO_INTEGER = np.float32(1.5 * 2**23)  # added and taken away again, it rounds to whole numbers
+_TO_INTEGER = np.float32(1.5 * 2**23)  # adding and subtracting it rounds to an integer
 _SMALLEST = np.float32(-87.0)  # e to this is still a normal number
 _TAYLOR = tuple(np.float32(1 / math.factorial(n)) for n in range(2, 8))
 
 
 def vocabulary_loss(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of the cross entropies of ``x @ weight.T + bias`` against ``labels``, and how many labels are most likely.
+    """Summed cross entropy of ``x @ weight.T + bias`` against ``labels``, and the number of correct predictions.
 
-    ``x`` (M, H), ``weight`` (V, H), ``bias`` (V,), all float32 on CPU; ``labels`` (M,) int64, negative where nothing is
-    to be predicted. Gradients flow to the first three.
+    ``x`` (M, H), ``weight`` (V, H), ``bias`` (V,), all float32 on CPU; ``labels`` (M,) int64, negative for rows to
+    ignore. Gradients flow to the first three.
     """
     loss, correct = _VocabularyLoss.apply(x, weight, bias, labels)
     return loss, correct
 
 
-def expressible(x: Tensor, weight: Tensor) -> bool:
-    """Whether ``vocabulary_loss`` takes these, here."""
+def supported(x: Tensor, weight: Tensor) -> bool:
+    """Whether ``vocabulary_loss`` can run on these: float32 on CPU, without autocast and torch.compile."""
     if torch.compiler.is_compiling() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
     return x.dtype == weight.dtype == torch.float32
@@ -49,7 +49,7 @@ class _VocabularyLoss(torch.autograd.Function):
         z, b, of_row = logits.numpy(), bias.detach().numpy(), (labels.numpy(), losses.numpy(), right.numpy())
         parallel_for(lambda start, stop: _loss_rows(z, b, *of_row, start, stop), len(x), _ROWS, torch.get_num_threads())
         correct = right.sum()
-        ctx.save_for_backward(x, weight, logits)  # which are the gradient by now
+        ctx.save_for_backward(x, weight, logits)  # the logits have been overwritten with their gradient
         ctx.mark_non_differentiable(correct)
         return losses.sum().float(), correct
 
@@ -69,7 +69,7 @@ def _loss_rows(
     start: int,
     stop: int,
 ) -> None:
-    """Rows ``start`` to ``stop`` of ``logits`` (M, V), still without bias, become the gradients of their losses."""
+    """Overwrite rows ``start`` to ``stop`` of ``logits`` (M, V), given without bias, with the gradient of the loss."""
     for i in range(start, stop):
         row, label = logits[i], labels[i]
         if label < 0:
@@ -89,7 +89,7 @@ def _loss_rows(
 
 @cached_njit(fastmath={"reassoc", "nnan", "nsz"})
 def _add(row: np.ndarray, bias: np.ndarray) -> np.float32:
-    """Add ``bias`` to ``row`` in place; the largest of it (not a number, too, if anything is: what comes after is)."""
+    """Add ``bias`` to ``row`` in place and return the maximum. It may miss a NaN, which makes the loss NaN anyway."""
     largest = np.float32(-np.inf)
     for j in range(len(row)):
         row[j] += bias[j]
@@ -99,12 +99,12 @@ def _add(row: np.ndarray, bias: np.ndarray) -> np.float32:
 
 @cached_njit(fastmath={"contract"})
 def _exponentials(row: np.ndarray, largest: np.float32) -> None:
-    """Put e^(value - largest), good to 2e-7 of itself, in the place of each value. Nothing may be reordered here."""
+    """Replace each value with e^(value - largest), relative error 2e-7. Operations must not be reordered here."""
     for j in range(len(row)):
         x = row[j] - largest
         x = _SMALLEST if x < _SMALLEST else x
         n = (x * _LOG2_E + _TO_INTEGER) - _TO_INTEGER
-        r = x - n * _LN2_HIGH - n * _LN2_LOW  # within half of ln 2
+        r = x - n * _LN2_HIGH - n * _LN2_LOW  # at most ln 2 / 2
         s = _TAYLOR[5]
         s = s * r + _TAYLOR[4]
         s = s * r + _TAYLOR[3]

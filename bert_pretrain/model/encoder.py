@@ -1,20 +1,20 @@
-"""BERT's layers, run faster than ``transformers`` runs them on the same weights.
+"""A faster forward pass of BERT's embeddings and layers, on the modules and weights of ``transformers``.
 
-What pretraining lets one leave out or join, each an option so that it can be measured alone:
+Each speed-up is an option, so that it can be measured alone:
 
-- ``group_by_length``: nothing is computed for padding that a micro-batch shares (``data`` and ``batches`` do this).
-- ``last_layer_rows``: the heads read [CLS] and the masked positions only, so behind the last attention everything
-  runs on those rows: half of that layer's work is never asked for.
-- ``fused_qkv``: query, key and value as one matrix product. The three weights stay three parameters.
-- ``fast_dropout``: on CPU, random numbers that cost next to nothing (``dropout``).
-- ``fused_loss``: on CPU, one pass of exponentials over the logits (``vocabulary_loss``).
-- ``pad_vocabulary``: the vocabulary product in a width that matrix units like (``model`` does this).
-- ``compile``, ``cuda_graphs``: what lies between the matrix products as few kernels (``compiling`` does this).
+- ``group_by_length``: common padding is cut off (in ``data.loader`` and ``data.collate``).
+- ``last_layer_rows``: the heads read only [CLS] and the masked positions, so after the last attention only those rows
+  are computed. That saves half of the layer's work.
+- ``fused_qkv``: query, key and value in one matrix product. The three weights stay three parameters.
+- ``fast_dropout``: on CPU, vectorised random numbers (``cpu_dropout``).
+- ``fused_loss``: on CPU, one pass over the logits (``cpu_vocabulary_loss``).
+- ``pad_vocabulary``: the vocabulary product is padded to a width that suits matrix units (``bert``).
+- ``compile``, ``cuda_graphs``: few kernels between the matrix products (``compile``).
 
-With all but the first off, ``transformers``' own forward runs. Parity with it is a test, for each option and for all.
+With all but the first off, ``transformers``' own forward runs. Tests compare both, for each option and for all.
 
-The functions that take a module of ``transformers`` are what ``compiling`` compiles, each by itself: twelve layers are
-one piece of compiled code, and gradients set out on their way between ranks layer by layer.
+``compile`` compiles ``embed`` and ``run_layer`` separately: all layers share the compiled code, and the gradients of a
+layer can be all-reduced before those of the next are computed.
 """
 
 from typing import Any, NamedTuple
@@ -27,21 +27,21 @@ from bert_pretrain.model.options import SpeedConfig
 from bert_pretrain.model.weight_cache import Join, joined_once
 
 Product = tuple[Tensor, Tensor]
-"""Weight (O, I) and bias (O,) of x @ weight.T + bias."""
+"""Weight (O, I) and bias (O,) of a matrix product x @ weight.T + bias."""
 
 
 class LayerWeights(NamedTuple):
-    """The matrix products of an encoder layer."""
+    """Weights and biases of an encoder layer."""
 
     attention: tuple[Product, ...]
-    """Query, key and value, joined or one by one."""
+    """Query, key and value: joined into one, or three."""
     projection: Product
     intermediate: Product
     output: Product
 
 
 def layer_weights(layer: Any, speed: SpeedConfig, stack: Join = joined_once) -> LayerWeights:
-    """What ``run_layer`` multiplies by."""
+    """The weights of ``layer``, joined and cast by ``stack``."""
 
     def product(*linears: Any) -> Product:
         rows = sum(linear.out_features for linear in linears)
@@ -59,7 +59,7 @@ def layer_weights(layer: Any, speed: SpeedConfig, stack: Join = joined_once) -> 
 
 
 def embed(embeddings: Any, input_ids: Tensor, segment_ids: Tensor, speed: SpeedConfig) -> Tensor:
-    """Words, segments and places of (B, L) int64, normalised: (B, L, H)."""
+    """Sum of word, segment and position embeddings of (B, L) int64, with LayerNorm and dropout: (B, L, H)."""
     places = embeddings.position_embeddings.weight[: input_ids.shape[1]]
     x = embeddings.word_embeddings(input_ids) + embeddings.token_type_embeddings(segment_ids) + places
     x = embeddings.LayerNorm(x)
@@ -75,11 +75,10 @@ def run_layer(
     attention: str,
     speed: SpeedConfig,
 ) -> Tensor:
-    """One encoder layer on (B, L, H); behind its attention only the ``rows`` (R,) of the flattened (B * L,), if given.
+    """One encoder layer on (B, L, H); after attention only on the ``rows`` (R,) of the flattened (B * L,), if given.
 
-    ``weights`` are the layer's, made once for many micro-batches; None: made here.
-    ``mask`` (B, 1, 1, L) is added to the scores where ``attention`` is eager, and True where a key may be seen where
-    it is sdpa. Returns (B, L, H), or (R, H).
+    ``weights``: the layer's from the weight cache; None: made here. ``mask`` (B, 1, 1, L) is added to the scores if
+    ``attention`` is eager; if it is sdpa, it is True for the keys to attend to. Returns (B, L, H), or (R, H).
     """
     weights = layer_weights(layer, speed) if weights is None else weights
     attended = _attend(layer.attention.self, weights.attention, x, mask, attention, speed)
@@ -98,7 +97,7 @@ def _attend(
     implementation: str,
     speed: SpeedConfig,
 ) -> Tensor:
-    """Multi-head attention of (B, L, H), before its output projection: (B, L, H)."""
+    """Multi-head attention on (B, L, H), without the output projection: (B, L, H)."""
     samples, length, _ = x.shape
     heads = attention.num_attention_heads
     parts = [
@@ -119,7 +118,7 @@ def _attend(
 
 
 def _block(output: Any, product: Product, x: Tensor, residual: Tensor, speed: SpeedConfig) -> Tensor:
-    """Projection, dropout, residual and normalisation: the end of an attention and of a feed-forward."""
+    """Projection, dropout, residual and LayerNorm: the end of an attention and of a feed-forward block."""
     x = F.linear(x, *product)
     x = _dropout(x, _probability(output.dropout), speed, residual)
     return output.LayerNorm(x)

@@ -11,20 +11,31 @@ if TYPE_CHECKING:
 
 @dataclass
 class ModelConfig:
-    """Options ``model.*``: the shape of the BERT, in ``transformers``' words."""
+    """Options ``model.*``: the shape of the BERT, named as in ``transformers``."""
 
     hidden_size: int
+    """Width of the hidden states, a multiple of ``num_attention_heads``."""
     num_hidden_layers: int
+    """Encoder layers."""
     num_attention_heads: int
+    """Attention heads of a layer."""
     intermediate_size: int
+    """Width of the feed-forward part of a layer."""
     max_position_embeddings: int
+    """Position embeddings: the longest sequence that the model can read, in tokens."""
     vocab_size: int
+    """Entries of the vocabulary; must be those of the shards' tokenizer."""
     hidden_act: str
+    """Activation function: ``gelu``, ``gelu_pytorch_tanh`` or ``relu``."""
     hidden_dropout_prob: float
+    """Dropout of embeddings and layer outputs, in [0, 1)."""
     attention_probs_dropout_prob: float
+    """Dropout of attention weights, in [0, 1)."""
     initializer_range: float
+    """Standard deviation of the initial weights."""
     attention: str
-    """``auto`` (eager on CPU, where it is faster, sdpa on GPUs), ``eager`` or ``sdpa``."""
+    """Implementation of attention: ``eager``, ``sdpa`` (torch's fused kernels), or ``auto``: sdpa on GPUs, eager on
+    CPUs, where it is faster."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -51,43 +62,44 @@ class ModelConfig:
 
 @dataclass
 class SpeedConfig:
-    """Options ``speed.*``: ways to the same weights in less time."""
+    """Options ``speed.*``: faster ways to compute the same update."""
 
     group_by_length: bool
-    """Put samples of like length into a micro-batch, and cut off the padding that they share."""
+    """Put samples of similar length into one micro-batch and cut off their common padding."""
     last_layer_rows: bool
-    """Behind the last attention, compute only the rows that the losses read."""
+    """In the last layer, after attention, compute only the positions that the losses read."""
     fused_qkv: bool
-    """Query, key and value of a layer as one matrix product."""
+    """Compute query, key and value of a layer in one matrix product."""
     fast_dropout: bool
-    """CPU: dropout by vectorised random numbers; another draw than torch's, of the same distribution."""
+    """CPU: draw dropout masks with vectorised random numbers. Same distribution as torch's, other masks."""
     fused_loss: bool
-    """CPU, in float32: vocabulary product and cross entropy in one piece."""
+    """CPU, float32: compute the cross entropy of the vocabulary logits in one pass instead of torch's ten."""
     pad_vocabulary: bool | None
-    """Fill the vocabulary up to a multiple of 64 for its product; weights, gradients and files keep their size.
-    null: on GPUs."""
+    """Pad the vocabulary product to a multiple of 64, which tensor cores prefer. Weights, gradients and files keep
+    their size. null: on GPUs."""
     compile: bool | None
-    """torch.compile, a layer at a time, in a few fixed shapes that are compiled before the first step.
-    null: on GPUs; on CPUs it gains nothing."""
+    """torch.compile, layer by layer, for a few fixed shapes that are compiled before the first step. null: on GPUs; it
+    gains nothing on CPUs."""
     cuda_graphs: bool
-    """With ``compile``: replay kernels instead of launching them. Pays below some 8,192 tokens a micro-batch."""
+    """With ``compile``: replay CUDA graphs instead of launching kernels. Gains below about 8,192 tokens per
+    micro-batch."""
 
     def own_layers(self) -> bool:
-        """Whether the layers run here; otherwise ``transformers``' own forward does."""
+        """Whether this project's layers run; otherwise ``transformers``' forward does."""
         return any((self.last_layer_rows, self.fused_qkv, self.fast_dropout, self.pad_vocabulary, self.compile))
 
     def on(self, device: "torch.device") -> "SpeedConfig":
-        """These options with null settled for ``device``, and what it has no use for off.
+        """These options with every null resolved for ``device``, and options for other devices off.
 
-        Raises ``ConfigError`` for graphs that cannot be.
+        Raises ``ConfigError`` for CUDA graphs without a GPU or without ``compile``.
         """
         gpu = device.type == "cuda"
         compiled = gpu if self.compile is None else self.compile
         allowed = not self.cuda_graphs or (gpu and compiled)
         require(allowed, "speed.cuda_graphs", True, "false, unless the device is a GPU and speed.compile is on")
         padded = gpu if self.pad_vocabulary is None else self.pad_vocabulary
-        kept = {name: getattr(self, name) and not gpu for name in ("fast_dropout", "fused_loss")}
-        return replace(self, compile=compiled, pad_vocabulary=padded, **kept)
+        on_cpu = {name: getattr(self, name) and not gpu for name in ("fast_dropout", "fused_loss")}
+        return replace(self, compile=compiled, pad_vocabulary=padded, **on_cpu)
 
 
 @dataclass
@@ -95,16 +107,16 @@ class PrecisionConfig:
     """Options ``precision.*``."""
 
     compute: str
-    """``auto``, ``bf16``, ``fp16`` or ``fp32``: the type of the matrix products. Weights stay float32.
-    ``auto`` is bf16 where the device has instructions for it, fp16 on older GPUs, fp32 on other CPUs."""
+    """Type of the matrix products: ``bf16``, ``fp16`` (GPUs only), ``fp32``, or ``auto``: bf16 if the device has
+    instructions for it, else fp16 on GPUs and fp32 on CPUs. Weights stay float32."""
     initial_loss_scale: float
-    """fp16 only: where the loss scale starts."""
+    """fp16: initial loss scale, above 0."""
     growth_interval: int
-    """fp16 only: applied steps in a row before the loss scale doubles."""
+    """fp16: the loss scale doubles after this many applied steps in a row."""
     tf32: bool
-    """GPUs: products that remain in float32 round their factors to TF32's 10 bits."""
+    """GPUs: let float32 matrix products round their inputs to TF32 (10 bits of mantissa)."""
     deterministic: bool
-    """GPUs: only kernels that give the same bits every time, which are slower. CPUs have no others."""
+    """GPUs: use only deterministic kernels, which are slower. CPU kernels are always deterministic."""
 
     def __post_init__(self) -> None:
         allowed = ("auto", "bf16", "fp16", "fp32")

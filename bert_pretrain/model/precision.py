@@ -1,7 +1,7 @@
-"""Autocast, loss scaling, and whether a step was applied.
+"""Autocast and loss scaling.
 
-The optimizer decides from the norm of the whole gradient, once, whether a step is applied; the loss scale follows
-that decision. No extra pass over the gradients: unscaling happens inside the optimizer.
+The optimizer decides from the norm of the whole gradient whether a step is skipped, and the loss scale follows that
+decision. The optimizer also unscales, so no extra pass over the gradients is needed.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -16,29 +16,29 @@ _GROWTH, _BACKOFF = 2.0, 0.5
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype that ``precision.compute`` means on ``device``."""
+    """The dtype of ``precision.compute`` on ``device``."""
     if name != "auto":
         return DTYPES[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    # Where the processor has no bf16 instructions, products are emulated, hundreds of times slower than float32.
+    # Without bf16 instructions the products are emulated, hundreds of times slower than float32.
     has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The name of ``dtype`` among the choices of ``precision.compute``."""
+    """The choice of ``precision.compute`` that means ``dtype``."""
     return next(name for name, known in DTYPES.items() if known == dtype)
 
 
 def check_compute(config: PrecisionConfig, device: torch.device) -> None:
-    """Raise ``ConfigError`` for fp16 on a CPU, whose products in it are slower than in float32."""
+    """Raise ``ConfigError`` for fp16 on a CPU, where its products are slower than in float32."""
     on_cpu = device.type == "cpu"
     require(not (on_cpu and config.compute == "fp16"), "precision.compute", "fp16", "auto, bf16, fp32 on a CPU")
 
 
 class MixedPrecision:
-    """Autocast for the forward pass, and the loss scale of fp16 (1 and constant otherwise)."""
+    """Autocast for the forward pass, and the loss scale (constantly 1 unless the type is fp16)."""
 
     def __init__(self, config: PrecisionConfig, device: torch.device) -> None:
         self.device = device
@@ -52,15 +52,15 @@ class MixedPrecision:
         self._good_steps = torch.zeros((), dtype=torch.int32, device=device)
 
     def autocast(self, enabled: bool = True) -> AbstractContextManager[object]:
-        """The context of forward passes. Not ``enabled``: an island in it without."""
+        """Context of forward passes; with ``enabled=False``, a nested context without autocast."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled)
 
     def step(self, optimizer: torch.optim.Optimizer) -> torch.Tensor:
-        """Step ``optimizer`` on scaled gradients; return a 0-d float tensor, 1 where the step was skipped.
+        """Step ``optimizer`` on scaled gradients; return a 0-d float tensor, 1 if the step was skipped.
 
-        Nothing is read back: the new scale is computed on the device.
+        The new scale is computed on the device, without a synchronisation.
         """
         if self.scaled:
             optimizer.grad_scale = self.scale  # type: ignore[attr-defined]
@@ -71,13 +71,13 @@ class MixedPrecision:
         return skipped
 
     def state_dict(self) -> dict[str, float] | None:
-        """Loss scale and the run of good steps behind it; None where nothing is scaled. A device synchronisation."""
+        """Loss scale and applied steps since it changed; None without scaling. A device synchronisation."""
         if not self.scaled:
             return None
         return {"loss_scale": self.scale.item(), "good_steps": self._good_steps.item()}
 
     def load_state_dict(self, state: dict[str, float] | None) -> None:
-        """Restore what ``state_dict`` gave; of no effect where this run or the one that saved does not scale."""
+        """Restore a ``state_dict``; no effect if this run or the saved one does not scale."""
         if self.scaled and state is not None:
             self.scale.fill_(state["loss_scale"])
             self._good_steps.fill_(int(state["good_steps"]))

@@ -1,9 +1,8 @@
-"""The large weights of matrix products, joined, filled up and in the products' type, once a step instead of once a use.
+"""Cache of the large weights of matrix products: joined, padded and cast once per step instead of once per use.
 
-Autocast keeps what it has cast, too, but not in compiled code, and nothing that is joined or filled up. Besides, from
-the second micro-batch on a gradient through what autocast has kept is cast back only when backward is through with
-everything else, too late to travel between ranks in the meantime. Here the data alone is shared; each use has its own
-place in the graph.
+Autocast has a cache of cast weights too, but not in compiled code, and not of joined or padded weights. Also, from the
+second micro-batch on, backward casts the gradients of its cached weights back only at its very end, too late to
+all-reduce them during the backward pass. Here only the data is shared; each use is a node of its own in the graph.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,28 +14,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Join = Callable[[Sequence[Tensor], int, float], Tensor]
-"""(parts, rows, fill) -> the parts one below the other, and rows of ``fill`` up to the number of ``rows``."""
+"""(parts, rows, fill) -> the parts concatenated, and padded with ``fill`` to ``rows`` rows."""
 
 
 def joined_once(parts: Sequence[Tensor], rows: int, fill: float) -> Tensor:
-    """A ``Join`` for one use."""
+    """A ``Join`` without cache."""
     joined = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
     missing = rows - len(joined)
     return F.pad(joined, (0, 0) * (joined.dim() - 1) + (0, missing), value=fill) if missing else joined
 
 
 class WeightCache:
-    """A ``Join`` for all uses within a step, in which no weight may change."""
+    """Keeps joined weights for all uses within a step, in which no weight may change."""
 
     def __init__(self) -> None:
         self.in_step = False
-        # Between steps, too: fresh pages cost as much as the cast.
+        # The buffers are kept between steps: allocating new pages costs as much as the cast.
         self._kept: dict[tuple[object, ...], tuple[Sequence[Tensor], Tensor]] = {}
         self._of_this_step: set[tuple[object, ...]] = set()
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """The micro-batches of one step; what is made in it is of no use behind it."""
+        """Context of the micro-batches of one step; the cached values are invalid after it."""
         self._of_this_step.clear()
         self.in_step = True
         try:
@@ -45,18 +44,18 @@ class WeightCache:
             self.in_step = False
 
     def stack(self, parts: Sequence[Tensor], rows: int, fill: float) -> Tensor:
-        """In autocast's type where it is on; a vector that is used as it is, autocast's own work, stays.
+        """A ``Join`` with cache, in autocast's type if autocast is on. Gradients flow to ``parts``, in their own type.
 
-        Gradients flow to ``parts``, in their own type.
+        A single vector without padding is returned as it is: autocast casts it.
         """
         first = parts[0]
         device = first.device.type
-        cast = torch.is_autocast_enabled(device) and first.dtype != torch.float64  # which autocast leaves alone, too
+        cast = torch.is_autocast_enabled(device) and first.dtype != torch.float64  # autocast does not cast float64
         dtype = torch.get_autocast_dtype(device) if cast else first.dtype
         if rows == len(first) and (dtype == first.dtype or first.dim() == 1):
             return first
         key = (*map(id, parts), rows, dtype, first.device)
-        if key not in self._kept:  # with the parts, so that nothing else gets their ids
+        if key not in self._kept:  # keeps the parts alive, so that no other tensor gets their ids
             self._kept[key] = parts, first.new_full((rows, *first.shape[1:]), fill, dtype=dtype)
         _, whole = self._kept[key]
         if key not in self._of_this_step:
@@ -73,7 +72,7 @@ class WeightCache:
 
 
 class _UseCached(torch.autograd.Function):
-    """``stack`` instead of the ``parts`` that it was made of."""
+    """Use ``stack`` in the forward pass; split its gradient over the ``parts`` in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, stack: Tensor, *parts: Tensor) -> Tensor:

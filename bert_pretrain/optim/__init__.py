@@ -1,6 +1,6 @@
-"""NVLAMB and the optimizers beside it, each an ordinary ``torch.optim.Optimizer``.
+"""NVLAMB and other optimizers, each an ordinary ``torch.optim.Optimizer``. They need only torch and numpy.
 
-Nothing is imported before its first use, so that ``bert_pretrain.optim.options`` needs no torch.
+The classes are imported on first use, so that ``bert_pretrain.optim.options`` does not import torch.
 """
 
 from importlib import import_module

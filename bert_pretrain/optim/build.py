@@ -1,4 +1,4 @@
-"""From options to an optimizer: which parameters decay, and which class updates them."""
+"""Build the optimizer from its options: which parameters decay, and which class updates them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,9 +19,9 @@ from bert_pretrain.optim.torch_fused import SGD, Adam, AdamW
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return the trainable parameters in two groups, ``decay`` and ``no_decay``, in the model's order.
 
-    Biases and normalisation layers do not decay, as in Google's BERT. A tied parameter comes once, under its first
-    name. Each group holds ``name``, ``weight_decay`` and ``params`` as (name, parameter), from which torch makes
-    ``param_names``. A group without parameters is left out. Raises ``ConfigError`` where nothing is trainable.
+    Biases and normalisation layers have no decay, as in Google's BERT. A tied parameter is listed once, under its first
+    name. Each group has ``name``, ``weight_decay`` and ``params`` as (name, parameter), from which torch makes
+    ``param_names``. A group without parameters is left out. Raises ``ConfigError`` if nothing is trainable.
     """
     norms = (nn.LayerNorm, nn.RMSNorm)
     norm_prefixes = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, norms))
@@ -46,7 +46,7 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Return the optimizer of ``config`` over the decay groups of ``model``. Raises ``ConfigError``.
 
-    With ``config.sharded``, every rank of the default process group has to call it.
+    Collective if ``config.sharded`` is set.
     """
     groups = decay_groups(model, config.weight_decay)
     classes: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -63,9 +63,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 
 def describe_optimizer(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> str:
-    """The optimizer in a line, and a line for each decay group: its layers, its size and the rule."""
-    kernel = f", kernel {kernel_of(optimizer)}" if config.algorithm == "nvlamb" else ""
-    over = f", state divided over {dist.get_world_size()} ranks" if isinstance(optimizer, ShardedOptimizer) else ""
+    """One line for the optimizer, and one for each decay group: its layers, its size and the rule."""
+    kernel = f", kernel {config.kernel}" if config.algorithm == "nvlamb" else ""
+    over = f", state sharded over {dist.get_world_size()} ranks" if isinstance(optimizer, ShardedOptimizer) else ""
     rules = {"decay": "all but biases and normalisation layers", "no_decay": "biases and normalisation layers"}
     lines = [f"optimizer {config.algorithm}{kernel}{over}"]
     for group in optimizer.param_groups:
@@ -76,16 +76,10 @@ def describe_optimizer(optimizer: torch.optim.Optimizer, config: OptimizerConfig
 
 
 def layer_names(optimizer: torch.optim.Optimizer) -> list[str]:
-    """The layers of ``layer_report``, in its order; none where the optimizer adapts no layers."""
+    """The names of the layers in ``layer_report``; empty if the optimizer has no report."""
     inner = optimizer.optim if isinstance(optimizer, ShardedOptimizer) else optimizer
     if not isinstance(inner, NVLamb | LARS):
         return []
     names = [name for group in optimizer.param_groups for name in group["param_names"]]
-    prefix = "bert."  # where the model holds transformers' under this name, the layers have transformers' names
+    prefix = "bert."  # the attribute of PretrainingModel that holds transformers' model
     return [name.removeprefix(prefix) for name in names] if all(name.startswith(prefix) for name in names) else names
-
-
-def kernel_of(optimizer: torch.optim.Optimizer) -> str:
-    """The kernel that ``auto`` became."""
-    inner = optimizer.optim if isinstance(optimizer, ShardedOptimizer) else optimizer
-    return str(getattr(inner, "kernel", "torch"))

@@ -1,7 +1,7 @@
-"""Layers that are cut into slices over ranks, as FSDP2's ``fully_shard`` leaves them (DTensors).
+"""Parameters that are sliced over ranks by FSDP2's ``fully_shard`` (DTensors).
 
-A kernel computes on the slices that lie here, uneven and empty ones too; what has to be known of whole layers are
-norms alone, and those are completed here by adding up squares over the ranks that share a layer.
+A kernel updates the slices on this rank, which may be uneven or empty. Only the norms need the whole layers: they are
+completed here by all-reducing squares over the ranks that share a layer.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from bert_pretrain.errors import ConfigError
 
 @dataclass(frozen=True)
 class Shards:
-    """The process groups over which layers are cut."""
+    """The process groups over which layers are sliced."""
 
     groups: list[dist.ProcessGroup]
 
     def whole(self, norms: Tensor) -> Tensor:
-        """L2 norms of whole layers from those of the slices, any shape; every rank calls it, and gets the same."""
+        """L2 norms of whole layers from the norms of the slices, any shape. Collective; the same on every rank."""
         squares = norms.square()
         for group in self.groups:
             dist.all_reduce(squares, group=group)
@@ -33,39 +33,39 @@ class Shards:
         return self.whole(flag.double()) > 0
 
 
-def is_cut(tensor: Tensor) -> bool:
+def is_dtensor(tensor: Tensor) -> bool:
     """Whether ``tensor`` is a DTensor."""
     return isinstance(tensor, DTensor)
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """What lies on this rank: the tensor itself, or a DTensor's slice (the same memory)."""
+    """The slice of a DTensor on this rank (the same memory), or the tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def divided_as(value: Tensor, param: Tensor) -> Tensor:
-    """``value`` cut as ``param`` where that is a DTensor and ``value`` is not: a whole state goes into slices."""
+def sharded_like(value: Tensor, param: Tensor) -> Tensor:
+    """``value`` sharded like ``param`` if that is a DTensor and ``value``, from a saved state, is not."""
     if isinstance(param, DTensor) and not isinstance(value, DTensor):
         return distribute_tensor(value.to(param.device), param.device_mesh, param.placements, src_data_rank=None)
     return value
 
 
 def shards_of(params: Sequence[Tensor]) -> Shards | None:
-    """How ``params`` are cut; None where they are ordinary tensors.
+    """How ``params`` are sliced; None if they are ordinary tensors.
 
-    Raises ``ConfigError`` where some are cut otherwise than others: the norms would need other sums for each.
+    Raises ``ConfigError`` if they are not all sliced alike: their norms would need different all-reduces.
     """
-    cut = [param for param in params if isinstance(param, DTensor)]
-    if not cut:
+    sliced = [param for param in params if isinstance(param, DTensor)]
+    if not sliced:
         return None
-    if len(cut) < len(params):
-        raise ConfigError("parameters are DTensors and ordinary tensors; allowed: one kind, so fully_shard all of them")
-    mesh, over = cut[0].device_mesh, [placement.is_shard() for placement in cut[0].placements]
-    everything: list[Any] = [*cut, *(param.grad for param in cut if param.grad is not None)]
+    if len(sliced) < len(params):
+        raise ConfigError("parameters are DTensors and ordinary tensors; allowed: one kind, so fully_shard all")
+    mesh, over = sliced[0].device_mesh, [placement.is_shard() for placement in sliced[0].placements]
+    everything: list[Any] = [*sliced, *(param.grad for param in sliced if param.grad is not None)]
     for tensor in everything:
         fits = isinstance(tensor, DTensor) and tensor.device_mesh == mesh
         if not fits or [placement.is_shard() for placement in tensor.placements] != over:
-            raise ConfigError("DTensors (parameters and gradients) lie on several meshes or placements; allowed: one")
+            raise ConfigError("DTensors (parameters and gradients) have several meshes or placements; allowed: one")
         if any(placement.is_partial() for placement in tensor.placements):
             raise ConfigError("a DTensor is a partial sum; allowed: sharded or replicated")
-    return Shards([mesh.get_group(i) for i, is_cut in enumerate(over) if is_cut])
+    return Shards([mesh.get_group(i) for i, is_sharded in enumerate(over) if is_sharded])

@@ -5,12 +5,12 @@ algorithm 1; LARC is NVIDIA's variant of it in apex (``apex.parallel.LARC`` arou
 
 One update of a layer with weights w, gradient g, momentum buffer b:
 
-    (1)  r = eta ||w|| / (||g|| + decay ||w|| + eps)     1 where ||w|| or ||g|| is 0
+    (1)  r = eta ||w|| / (||g|| + decay ||w|| + eps)     1 if ||w|| or ||g|| is 0
     (2)  LARS:  b <- momentum b + lr r (g + decay w)                    w <- w - b
          LARC:  b <- momentum b + min(r / lr, 1) (g + decay w)          w <- w - lr b
 
-So ``clip=True`` takes the smaller of the layer's rate and lr, and has the learning rate outside the buffer, as apex
-has. Differences from both: the decay stays where r = 1 because ||g|| is 0 (apex drops it there). ``trust_ratio``
+So ``clip=True`` takes the smaller of the layer's rate and lr and applies the learning rate outside the buffer, like
+apex. Differences: if ||g|| is 0, so that r = 1, the decay is still applied (apex drops it). ``trust_ratio="decayed"``
 leaves layers without decay (biases, LayerNorm) at r = 1, as most codes do; the paper adapts every layer.
 """
 
@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from bert_pretrain.errors import require
-from bert_pretrain.optim.layers import check_plain, decide, gradients_of_model, prepare_group
-from bert_pretrain.optim.norms import global_norm, layer_norms
+from bert_pretrain.optim.base import MeasuredOptimizer, loss_of
+from bert_pretrain.optim.norms import layer_norms
 from bert_pretrain.optim.options import TRUST_RATIOS
 from bert_pretrain.optim.trust import LayerReport
 
 
-class LARS(torch.optim.Optimizer):
-    """LARS, and LARC with ``clip=True``; the surface of ``NVLamb``.
+class LARS(MeasuredOptimizer):
+    """LARS, and LARC with ``clip=True``.
 
     Args:
         params: parameters, named parameters or groups, float32 or float64.
@@ -39,14 +39,13 @@ class LARS(torch.optim.Optimizer):
         trust_coefficient: eta, above 0.
         eps: in the denominator of (1), above 0.
         clip: LARC.
-        trust_ratio: ``all`` | ``decayed``: the layers that (1) applies to; r = 1 for the others (and min(1 / lr, 1),
-            so plain momentum wherever lr is at most 1).
+        trust_ratio: ``all`` | ``decayed``: the layers that (1) applies to; r = 1 for the others (LARC: min(1 / lr, 1),
+            so plain momentum if lr is at most 1).
 
-    After each step ``grad_norm``, ``skipped`` and, in ``layer_report``, the norms (||g|| + decay ||w|| + eps as the
-    update's), as ``NVLamb``. Raises ``ConfigError`` as it does, and for bf16 or fp16 parameters.
+    Raises ``ConfigError`` as ``NVLamb`` does, and for bf16 or fp16 parameters.
     """
 
-    _step_supports_amp_scaling = True
+    _kept = ("trust_coefficient", "clip", "trust_ratio")
 
     def __init__(
         self,
@@ -64,48 +63,34 @@ class LARS(torch.optim.Optimizer):
         require(0 < found < math.inf, "trust_coefficient", found, "a finite number above 0")
         require(trust_ratio in TRUST_RATIOS, "trust_ratio", trust_ratio, " | ".join(TRUST_RATIOS))
         self.trust_coefficient, self.clip, self.trust_ratio = trust_coefficient, clip, trust_ratio
-        self.norm_params: list[Tensor] | None = None
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eps": eps})
-        device = self.param_groups[0]["params"][0].device
-        self.grad_norm = torch.zeros((), dtype=torch.float64, device=device)
-        self.skipped = torch.zeros((), dtype=torch.float32, device=device)
         self._report = LayerReport()
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eps": eps})
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle and deepcopy keep the options too."""
-        keys = ("trust_coefficient", "clip", "trust_ratio", "norm_params", "grad_norm", "skipped")
-        return super().__getstate__() | {key: self.__dict__[key] for key in keys} | {"_report": LayerReport()}
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in torch; raises ``ConfigError`` for its options or parameters."""
-        group = prepare_group(param_group, self.defaults, self.param_groups)
-        check_plain(group["params"])
-        super().add_param_group(group)
+        """What pickle and deepcopy keep."""
+        return super().__getstate__() | {"_report": LayerReport()}
 
     def layer_report(self) -> Tensor:
-        """As ``NVLamb.layer_report``; the trust ratio is the layer's rate: r, or min(r, lr) for LARC."""
+        """As ``NVLamb.layer_report``, with the layer's rate (r, or min(r, lr) for LARC) as its trust ratio.
+
+        The third row is ||g|| + decay ||w|| + eps, the denominator of (1).
+        """
         return self._report.table(self.param_groups)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Apply one update, or skip it on the device; returns what ``closure`` returns."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        norm = global_norm(gradients_of_model(self.norm_params, self.param_groups)).to(self.grad_norm.device)
-        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        decision = decide(norm, "none", 1.0, scale, found_inf)
-        self.grad_norm, self.skipped = decision.grad_norm, decision.skipped.to(torch.float32)
+        loss = loss_of(closure)
+        decision = self._decide("none", 1.0)
         self._report = LayerReport()
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None and param.numel()]
-            if params and not (norm.device.type == "cpu" and bool(decision.skipped)):
+            if params and not (decision.skipped.device.type == "cpu" and bool(decision.skipped)):
                 self._update(group, params, decision.grad_factor, decision.skipped)
         return loss
 
     def _update(self, group: dict[str, Any], params: list[Tensor], grad_factor: Tensor, skipped: Tensor) -> None:
-        """Equations (1) and (2); nothing here waits for the device, where ``skipped`` masks what is added."""
+        """Equations (1) and (2). Never waits for the device: ``skipped`` masks what is added."""
         decay, lr = group["weight_decay"], _on_device(group["lr"], skipped.device)
         dtype = params[0].dtype
         for param in params:
@@ -127,8 +112,8 @@ class LARS(torch.optim.Optimizer):
         torch._foreach_mul_(updates, list(inside.to(dtype).unbind()))
         for update in updates:
             update.masked_fill_(skipped, 0.0)
-        kept = _on_device(group["momentum"], skipped.device).masked_fill(skipped, 1.0)
-        torch._foreach_mul_(buffers, kept.to(dtype))
+        momentum = _on_device(group["momentum"], skipped.device).masked_fill(skipped, 1.0)
+        torch._foreach_mul_(buffers, momentum.to(dtype))
         torch._foreach_add_(buffers, updates)
         torch._foreach_copy_(updates, buffers)
         torch._foreach_mul_(updates, -outside.to(dtype))
@@ -138,5 +123,5 @@ class LARS(torch.optim.Optimizer):
 
 
 def _on_device(number: float | Tensor, device: torch.device) -> Tensor:
-    """``number`` as 0-d float64, filled in on the device: a copy would wait for it."""
+    """``number`` as 0-d float64, created on the device: a copy from the host would wait for it."""
     return number.double() if isinstance(number, Tensor) else torch.full((), number, dtype=torch.float64, device=device)

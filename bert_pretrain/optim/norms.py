@@ -1,11 +1,11 @@
-"""L2 norms that are right for layers of any size.
+"""L2 norms that are accurate for layers of any size.
 
-On CPU, torch adds up the squares of a float32 tensor in a few float32 running sums. Over an embedding matrix
-(23 million elements) the result is off by 1e-3 (pytorch issues 68326 and 151761), and so would be every trust
-ratio. Here a float32 sum never runs over more than ``BLOCK`` elements; what is above it is float64, in a fixed
-order that depends neither on the number of threads nor on the other layers. That is as fast, and right to 1e-7.
+On CPU, torch sums the squares of a float32 tensor in a few float32 accumulators. For an embedding matrix (23 million
+elements) the result is off by 1e-3 (pytorch issues 68326 and 151761), and so would be every trust ratio. Here float32
+sums cover at most ``BLOCK`` elements and are added in float64, in a fixed order that depends neither on the number of
+threads nor on the other layers. This is as fast, and accurate to 1e-7.
 
-CUDA adds up by trees, so that torch's own kernel is right there and needs fewer launches.
+CUDA sums in trees, so torch's own kernel is accurate there and needs fewer launches.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ BLOCK = 4096
 def layer_norms(tensors: Sequence[Tensor]) -> Tensor:
     """Return the L2 norm of each tensor: float64, shape ``(len(tensors),)``, on their device.
 
-    All tensors lie on one device; they may differ in shape, layout and floating-point type. An empty one has
-    norm 0. A NaN or infinity gives a norm that is not finite. Float64 tensors are summed in float64.
+    All tensors must be on one device; they may differ in shape, layout and floating-point type. An empty tensor has
+    norm 0. NaN or infinity gives a norm that is not finite. Float64 tensors are summed in float64.
     """
     if not tensors:
         return torch.zeros(0, dtype=torch.float64)
@@ -42,10 +42,7 @@ def layer_norms(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the L2 norm of all tensors taken together (as if concatenated): float64, 0-d.
-
-    The norm of no tensors is 0, on the CPU.
-    """
+    """Return the L2 norm of all tensors together, as if concatenated: float64, 0-d. Of no tensors: 0, on the CPU."""
     return torch.linalg.vector_norm(layer_norms(tensors))
 
 

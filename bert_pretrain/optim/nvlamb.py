@@ -1,8 +1,8 @@
-"""NVLAMB: layer-wise adaptive moments with a pre-normalised gradient, for batches up to 64K sequences.
+"""NVLAMB: LAMB with a pre-normalised gradient, for batches of up to 64K sequences.
 
 Provenance: LAMB is You et al., "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes"
-(arXiv 1904.00962, ICLR 2020). NVLAMB is NVIDIA's variant of it, as their article "Pretraining BERT with
-Layer-wise Adaptive Learning Rates" (2019) defines it. Written from those equations.
+(arXiv 1904.00962, ICLR 2020). NVLAMB is NVIDIA's variant of it, as defined in their article "Pretraining BERT with
+Layer-wise Adaptive Learning Rates" (2019). Written from those equations.
 
 One update of a layer (one parameter tensor) with weights w and gradient g, at its t-th applied update:
 
@@ -11,21 +11,21 @@ One update of a layer (one parameter tensor) with weights w and gradient g, at i
     (3)  m <- b1 m + (1 - b1) g                v <- b2 v + (1 - b2) g*g
     (4)  m' = m / (1 - b1^t)                   v' = v / (1 - b2^t)
     (5)  u = m' / (sqrt(v') + eps) + decay w
-    (6)  r = ||w|| / ||u||                     1 where either norm is 0; every layer, those without decay too
+    (6)  r = ||w|| / ||u||                     1 if either norm is 0; every layer, those without decay too
     (7)  w <- w - lr r u
 
-What the published versions do differently, and the option here that reproduces it:
+Differences of the published versions, and the option that reproduces each:
 
-- NVIDIA's PyTorch code divides in (2) only where ||G|| > 1 (``pre_normalization="clip"``) and applies (6) only to
-  layers with decay (``trust_ratio="decayed"``); its TensorFlow code clips too, and adapts every layer.
-- The article's figure has eps inside the root. No code does; with a unit gradient it would drown v. Not offered.
-- LAMB (ICLR, algorithm 2) has no (2) (``pre_normalization="none"``) and puts a function phi around ||w||: here the
-  clamp ``phi_min``, ``phi_max``. Its appendix, and arXiv version 3, omit (4) (``bias_correction=False``).
-- Others clamp the ratio (DeepSpeed to [0.01, 10]) or take the decay out of u. Not offered.
+- NVIDIA's PyTorch code divides in (2) only if ||G|| > 1 (``pre_normalization="clip"``) and applies (6) only to layers
+  with decay (``trust_ratio="decayed"``). Its TensorFlow code also clips, and applies (6) to every layer.
+- The article's figure has eps inside the root. No code does; with a unit gradient it would dominate v. Not offered.
+- LAMB (ICLR, algorithm 2) has no (2) (``pre_normalization="none"``) and applies a function phi to ||w||: here a clamp
+  to ``phi_min``, ``phi_max``. Its appendix, and arXiv version 3, omit (4) (``bias_correction=False``).
+- Others clamp the ratio (DeepSpeed to [0.01, 10]) or leave the decay out of u. Not offered.
 
-Numbers: moments float32 (float64 for float64 parameters), norms as in ``norms``, step scalars in double. A zero
-gradient leaves the moments decaying; a gradient that is None skips its layer whole. Weights or moments that are
-not finite stay visible: they propagate, and set ``nonfinite_state``.
+Moments are float32 (float64 for float64 parameters), norms as in ``norms``, step scalars in double precision. If ||G||
+is 0, (2) divides by 1. With a gradient of zeros the moments of a layer decay; a layer whose gradient is None is left
+out. Weights and moments that are not finite are not hidden: they propagate and set ``nonfinite_state``.
 """
 
 import math
@@ -38,7 +38,8 @@ from torch import Tensor
 import bert_pretrain.optim.nvlamb_cpu as nvlamb_cpu
 import bert_pretrain.optim.nvlamb_triton as nvlamb_triton
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.optim.dtensors import divided_as, shards_of
+from bert_pretrain.optim.base import MeasuredOptimizer, loss_of
+from bert_pretrain.optim.dtensors import sharded_like, shards_of
 from bert_pretrain.optim.layers import (
     LOW_PRECISION,
     Outcome,
@@ -46,8 +47,6 @@ from bert_pretrain.optim.layers import (
     Work,
     copy_masters,
     gather,
-    gradients_of_model,
-    prepare_group,
     state_dtype,
     zeros_for,
 )
@@ -59,7 +58,7 @@ from bert_pretrain.optim.trust import Adaptation, LayerReport
 
 
 def reference_step(work: Work) -> Outcome:
-    """Update by the equations as they stand, layer by layer. Waits for the device at every layer."""
+    """Update layer by layer, by the equations as written above. Waits for the device at every layer."""
     decision = work.decide()
     if bool(decision.skipped):
         return Outcome.of_skipped(work, decision)
@@ -89,7 +88,7 @@ def reference_step(work: Work) -> Outcome:
 
 
 def fused_step(work: Work) -> Outcome:
-    """Update by the project's own kernel for the device."""
+    """Update with the project's own kernel for the device."""
     if work.device.type == "cpu":
         return nvlamb_cpu.fused_step(work)
     if work.device.type == "cuda":
@@ -98,16 +97,12 @@ def fused_step(work: Work) -> Outcome:
 
 
 def auto_step(work: Work) -> Outcome:
-    """Update by the fastest kernel that can."""
-    cpu = work.device.type == "cpu"
-    available = nvlamb_cpu.HAS_NUMBA if cpu else work.device.type == "cuda"
-    expressible = nvlamb_cpu.expressible if cpu else nvlamb_triton.expressible
-    fused = (
-        available
-        and work.shards is None
-        and all(expressible(weights) for layers in work.parts for weights in layers.weights)
-    )
-    return fused_step(work) if fused else foreach_step(work)
+    """Update with the fused kernel if it supports the device and all layers, else with ``foreach``."""
+    supported = {"cpu": nvlamb_cpu.supported, "cuda": nvlamb_triton.supported}.get(work.device.type)
+    fused = supported is not None and work.shards is None
+    if fused and all(supported(weights) for layers in work.parts for weights in layers.weights):  # type: ignore[misc]
+        return fused_step(work)
+    return foreach_step(work)
 
 
 Kernel = Callable[[Work], Outcome]
@@ -119,11 +114,11 @@ KERNELS: dict[str, Kernel] = {
     "apex": apex_step,
 }
 FOR_DTENSORS = ("auto", "reference", "foreach")
-"""The kernels that complete their norms over ranks."""
+"""The kernels that complete norms over ranks."""
 
 
-class NVLamb(torch.optim.Optimizer):
-    """NVLAMB, and by its options the other published forms of LAMB; an ordinary ``torch.optim.Optimizer``.
+class NVLamb(MeasuredOptimizer):
+    """NVLAMB and, by its options, the other published forms of LAMB; an ordinary ``torch.optim.Optimizer``.
 
     Args:
         params: parameters, named parameters or groups, as for every torch optimizer. A group may set its own
@@ -133,32 +128,27 @@ class NVLamb(torch.optim.Optimizer):
         eps: added to the root of the second moment, above 0.
         weight_decay: ``decay`` in (5), at least 0. Give biases and LayerNorm a group with 0.
         pre_normalization: ``unit`` | ``clip`` | ``none``, equation (2).
-        max_grad_norm: the norm above which ``clip`` divides, above 0. The other two do not read it.
+        max_grad_norm: the norm above which ``clip`` divides, above 0. The other two ignore it.
         trust_ratio: ``all`` layers, or only the ``decayed`` ones (weight_decay > 0); r = 1 for the others.
         bias_correction: whether (4) is applied.
-        phi_min, phi_max: clamp ||w|| in (6); ``None`` means no bound. A layer of zeros still has r = 1.
+        phi_min, phi_max: clamp ||w|| in (6); ``None``: no bound. A layer of zeros still has r = 1.
         kernel: ``reference`` | ``foreach`` | ``fused`` (the project's own, on CPU and CUDA) | ``apex`` (NVIDIA's, on
-            CUDA) | ``auto`` (fused where it runs, else foreach). All compute the same update from the same state,
-            which moves between them. DTensors (FSDP2): ``reference`` and ``foreach``.
+            CUDA) | ``auto`` (fused if it is supported, else foreach). All compute the same update from the same state,
+            so a state can be loaded with any of them. DTensors (FSDP2): ``reference`` and ``foreach``.
 
-    State of a parameter: ``step`` (0-d float32, applied updates), ``exp_avg``, ``exp_avg_sq`` and, for bf16 and
-    fp16, ``master``: float32 weights, copied from the parameter at the first update and from then on the truth.
+    State of a parameter: ``step`` (0-d float32, applied updates), ``exp_avg``, ``exp_avg_sq`` and, for bf16 and fp16,
+    ``master``: float32 weights, copied from the parameter at its first update. From then on the master is updated and
+    the parameter is its rounded copy.
 
-    After each step: ``grad_norm`` (0-d float64, unscaled ||G|| before pre-normalisation), ``skipped`` (0-d float32,
-    1.0 if ||G|| was not finite or ``found_inf`` set: then weights, moments and t are as before, bit for bit) and
-    ``nonfinite_state`` (0-d bool, stays True once a weight or moment was not finite, until a state is loaded).
+    After each step: ``grad_norm`` and ``skipped`` as in ``MeasuredOptimizer``, and ``nonfinite_state`` (0-d bool: True
+    once a weight or moment was not finite, until a state is loaded). Gradients are never written.
 
-    ``norm_params``: where this instance updates a part of the model only, the parameters of all of it; G is then
-    taken over their gradients. None: over its own.
-
-    Loss scaling follows torch's protocol for fused optimizers: ``grad_scale`` and ``found_inf``, if set, are 0-d
-    tensors that ``torch.amp.GradScaler`` or the caller provides; gradients are unscaled on the fly, never written.
-
-    Raises ``ConfigError`` (a ``ValueError``) for options out of range, for parameters that share memory or lie on
+    Raises ``ConfigError`` (a ``ValueError``) for options out of range, for parameters that share memory or are on
     several devices, and for sparse gradients.
     """
 
-    _step_supports_amp_scaling = True
+    _kept = ("rules", "kernel", "nonfinite_state")
+    _only_plain_params = False
 
     def __init__(
         self,
@@ -185,43 +175,30 @@ class NVLamb(torch.optim.Optimizer):
         self.rules = Rules(pre_normalization, max_grad_norm, adaptation, bias_correction)
         self.kernel = kernel
         self.workspace: dict[str, Any] = {}
-        self.norm_params: list[Tensor] | None = None
         self._updated: list[tuple[list[Tensor], float]] = []
         self._outcome: Outcome | None = None
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
         if kernel == "apex":
             check_apex(self.rules, [param for group in self.param_groups for param in group["params"]])
-        device = self._device()
-        self.grad_norm = torch.zeros((), dtype=torch.float64, device=device)
-        self.skipped = torch.zeros((), dtype=torch.float32, device=device)
-        self.nonfinite_state = torch.zeros((), dtype=torch.bool, device=device)
+        self.nonfinite_state = torch.zeros((), dtype=torch.bool, device=self._device())
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle and deepcopy keep the options too; torch's own version keeps only what lies in groups."""
-        keys = ("rules", "kernel", "norm_params", "grad_norm", "skipped", "nonfinite_state")
-        kept = {key: self.__dict__[key] for key in keys}
-        return super().__getstate__() | kept | {"workspace": {}, "_updated": [], "_outcome": None}
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in torch; raises ``ConfigError`` for its options or parameters."""
-        super().add_param_group(prepare_group(param_group, self.defaults, self.param_groups))
+        """What pickle and deepcopy keep."""
+        return super().__getstate__() | {"workspace": {}, "_updated": [], "_outcome": None}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Apply one update, or skip it; returns what ``closure`` returns. No device synchronisation in ``foreach``."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        """Apply one update, or skip it; returns what ``closure`` returns. ``foreach`` never waits for the device."""
+        loss = loss_of(closure)
         parts = [layers for group in self.param_groups for layers in gather(group, self.state)]
         if not parts:
             return loss
         # GradScaler sets these two for the call and deletes them after it.
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        norm_grads = gradients_of_model(self.norm_params, self.param_groups)
         shards = shards_of([param for layers in parts for param in layers.owners])
         if shards is not None:
             require(self.kernel in FOR_DTENSORS, "kernel", self.kernel, f"{' | '.join(FOR_DTENSORS)} for DTensors")
+        norm_grads = self._norm_grads()
         work = Work(parts, self._device(), self.rules, grad_scale, found_inf, self.workspace, norm_grads, shards)
         outcome = KERNELS[self.kernel](work)
         if shards is not None:
@@ -235,10 +212,10 @@ class NVLamb(torch.optim.Optimizer):
 
     @torch.no_grad()
     def layer_report(self) -> Tensor:
-        """What layer-wise adaptation did in the last step: (3, layers) float64 on the device, without waiting.
+        """Trust ratio, ||w|| before the update and ||u|| of each layer in the last step: (3, layers) float64.
 
-        Trust ratio, ||w|| before the update and ||u||, for each parameter in the order of the groups; NaN where it
-        was not updated, meaningless after a skipped step. Computed here, so that steps nobody asks about pay nothing.
+        In the order of the groups; NaN for layers that were not updated, meaningless after a skipped step. Does not
+        wait for the device. Computed here, so that steps whose report is not read cost nothing.
         """
         report = LayerReport()
         if self._outcome is not None:
@@ -251,9 +228,9 @@ class NVLamb(torch.optim.Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state, of whichever kernel. Raises ``ConfigError`` where it does not fit the parameters.
+        """Load a state that any kernel has saved. Raises ``ConfigError`` if it does not fit the parameters.
 
-        torch's version casts moments and masters to the parameter's type; here they keep their float32.
+        torch's version casts moments and masters to the type of the parameter; here they stay float32.
         """
         super().load_state_dict(state_dict)
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
@@ -271,9 +248,6 @@ class NVLamb(torch.optim.Optimizer):
                 if key == "step":
                     own[key] = torch.empty(shape, dtype=torch.float32, device=param.device).copy_(value)
                 else:
-                    own[key] = zeros_for(param, state_dtype(param)).copy_(divided_as(value, param))
+                    own[key] = zeros_for(param, state_dtype(param)).copy_(sharded_like(value, param))
             self.state[param] = own
-        self.nonfinite_state = torch.zeros_like(self.nonfinite_state)  # what was seen was seen in another state
-
-    def _device(self) -> torch.device:
-        return next(param.device for group in self.param_groups for param in group["params"])
+        self.nonfinite_state = torch.zeros_like(self.nonfinite_state)  # it described the state before

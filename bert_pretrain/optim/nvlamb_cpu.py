@@ -1,15 +1,15 @@
-"""NVLAMB on the CPU, compiled by Numba: the equations of ``nvlamb`` in two passes over memory, on threads of its own.
+"""NVLAMB on CPU, compiled by Numba: the equations of ``nvlamb`` in two passes over memory, on its own threads.
 
-Bytes a parameter, float32: 4 to measure ``||G||``; 24 to advance a layer (g, m, v, w read, m and v written) while
-summing ||w||^2 and ||u||^2; 16 to apply (m, v, w read, w written), since u is computed again and never stored. A
-layer that fits the cache is applied right after it was advanced, from back to front, so that most of the 16 does
-not come from memory: 28 at best, 44 at worst. Clipping and fused AdamW of torch move 40 in their two calls.
+Bytes moved per parameter, float32: 4 to measure ``||G||``; 24 to advance a layer (read g, m, v, w; write m, v) and sum
+||w||^2 and ||u||^2; 16 to apply the update (read m, v, w; write w), since u is computed again and not stored. A layer
+that fits into the cache is applied right after it was advanced, from back to front, so most of the 16 bytes come from
+the cache: 28 at best, 44 at worst. torch's gradient clipping and fused AdamW together move 40.
 
-Threads wait for one another two or three times a step (``threads`` says why they are not OpenMP's). Layers above a
-share of the model are cut into tasks of all threads; the others are updated whole by one thread, the largest first.
+Threads wait for each other two or three times a step (``threads`` explains why they are not OpenMP's). Layers above a
+share of the model are cut into tasks for all threads; each other layer is updated by one thread, the largest first.
 
-Numbers are those of the reference but for rounding (see ``nvlamb_cpu_loops``), and bitwise the same with any number
-of threads.
+The results differ from the reference by rounding only (see ``nvlamb_cpu_loops``) and are bitwise the same with any
+number of threads.
 """
 
 import sys
@@ -30,10 +30,10 @@ from bert_pretrain.threads import Threads
 
 HAS_NUMBA = find_spec("numba") is not None
 PIECE = 1 << 18
-"""Elements of a task, at most, where a layer is cut, and about that many where small layers are put together."""
+"""Most elements of a task of a layer that is cut, and about the elements of a task of several small layers."""
 
 Task = tuple[int, int]
-"""A range of pieces, first and one past the last."""
+"""A range of pieces: the first, and one past the last."""
 
 
 @dataclass
@@ -43,10 +43,10 @@ class Plan:
     sizes: list[int]
     threads: Threads
     pieces: np.ndarray = field(init=False)
-    """(P, 5) int64: the layer, its first element here, how many, and where the layer's pieces begin and end. Those of
-    a layer follow one another; the pieces of shared layers come first."""
+    """(P, 5) int64: layer, first element, number of elements, and where the layer's pieces begin and end. The pieces
+    of a layer are consecutive; those of shared layers come first."""
     shared: list[Task] = field(init=False)
-    """One piece each, of the layers that are too large for one thread."""
+    """One piece each, of layers that are too large for one thread."""
     whole: list[Task] = field(init=False)
     """One or several layers each, the largest first."""
 
@@ -72,24 +72,24 @@ class Plan:
 
 
 def fused_step(work: Work) -> Outcome:
-    """Update all layers. Raises ``ConfigError`` where a layer is float64 or its weights are not contiguous."""
+    """Update all layers. Raises ``ConfigError`` if a layer is float64 or its weights are not contiguous."""
     require(HAS_NUMBA, "kernel", "fused", "foreach or auto where numba is not installed")
     loops = _loops()
     layers = [(part, i) for part in work.parts for i in range(len(part.params))]
     for part, i in layers:
         weights = part.weights[i]
-        require(expressible(weights), "kernel", "fused", "foreach or auto where a layer is float64 or not contiguous")
+        require(supported(weights), "kernel", "fused", "foreach or auto where a layer is float64 or not contiguous")
     plan = _plan(work.workspace, [part.weights[i].numel() for part, i in layers])
-    # A gradient in another type or layout is copied first; the copies live until the step is over.
+    # Gradients of another type or layout are copied; the copies live until the end of the step.
     grads = [part.grads[i].to(torch.float32).contiguous() for part, i in layers]
     memory = [
         (part.weights[i].data_ptr(), grad.data_ptr(), part.exp_avgs[i].data_ptr(), part.exp_avg_sqs[i].data_ptr())
         for (part, i), grad in zip(layers, grads, strict=True)
     ]
     addresses = np.array(memory, dtype=np.int64)
-    sums = np.zeros((len(plan.pieces), 4))  # of g^2, w^2, u^2; the last is not a number where a v is not finite
+    sums = np.zeros((len(plan.pieces), 4))  # of g^2, w^2, u^2; the last is NaN if a v is not finite
     rules = work.rules
-    if len(work.norm_grads) > len(layers):  # other ranks' layers count too, in an order that is theirs as well
+    if len(work.norm_grads) > len(layers):  # ||G|| includes other ranks' layers, summed in the same order on all ranks
         decision = work.decide()
     else:
         everything = plan.shared + plan.whole
@@ -114,17 +114,17 @@ def fused_step(work: Work) -> Outcome:
 
 @cache
 def _loops() -> ModuleType:
-    """The compiled loops; numba is loaded at the first step, so that importing the optimizer needs torch alone."""
+    """The compiled loops; numba is imported at the first step, so that importing the optimizer needs only torch."""
     return import_module("bert_pretrain.optim.nvlamb_cpu_loops")
 
 
-def expressible(weights: Tensor) -> bool:
+def supported(weights: Tensor) -> bool:
     """Whether this kernel can update ``weights`` (for bf16 and fp16 parameters: their float32 masters)."""
-    return weights.device.type == "cpu" and weights.dtype != torch.float64 and weights.is_contiguous()
+    return HAS_NUMBA and weights.device.type == "cpu" and weights.dtype != torch.float64 and weights.is_contiguous()
 
 
 def _plan(workspace: dict[str, Any], sizes: list[int]) -> Plan:
-    """The kept plan, or a new one where the layers or torch's number of threads have changed."""
+    """The kept plan, or a new one if the layers or torch's number of threads have changed."""
     kept: Plan | None = workspace.get("cpu plan")
     number = torch.get_num_threads()
     if kept is None or kept.sizes != sizes or kept.threads.number != number:
@@ -134,7 +134,7 @@ def _plan(workspace: dict[str, Any], sizes: list[int]) -> Plan:
 
 
 def _numbers(layers: Layers, rules: Rules, decision: Decision) -> np.ndarray:
-    """What the arithmetic of each layer needs besides its memory: (layers, 10) float64."""
+    """The scalars of each layer, in the columns that ``nvlamb_cpu_loops`` names: (layers, 10) float64."""
     loops = _loops()
     group, adaptation = layers.group, rules.adaptation
     t = torch.stack(layers.steps).double().numpy() + 1
@@ -147,7 +147,6 @@ def _numbers(layers: Layers, rules: Rules, decision: Decision) -> np.ndarray:
     numbers[:, loops.GAIN] = root2 / (1 - beta1**t) if rules.bias_correction else 1.0
     numbers[:, loops.DECAY] = group["weight_decay"]
     numbers[:, loops.LR] = float(group["lr"])
-    numbers[:, loops.ADAPTED] = adaptation.layers == "all" or group["weight_decay"] > 0
-    numbers[:, loops.PHI_MIN] = 0.0 if adaptation.phi_min is None else adaptation.phi_min
-    numbers[:, loops.PHI_MAX] = np.inf if adaptation.phi_max is None else adaptation.phi_max
+    numbers[:, loops.ADAPTED] = adaptation.applies(group["weight_decay"])
+    numbers[:, loops.PHI_MIN], numbers[:, loops.PHI_MAX] = adaptation.bounds
     return numbers

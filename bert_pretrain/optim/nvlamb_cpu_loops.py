@@ -1,13 +1,13 @@
-"""The loops of ``nvlamb_cpu``, compiled. They see memory by address, so that one call serves any number of layers.
+"""The compiled loops of ``nvlamb_cpu``. They take addresses, so that one call can handle any number of layers.
 
-Arguments everywhere: ``begin`` to ``end``, a range of ``pieces`` ((P, 5) int64: layer, first element, number of
-elements, and where the layer's pieces begin and end); ``addresses`` ((layers, 4) int64: w, g, m, v, all float32);
-``numbers`` ((layers, 10) float64, columns below); ``sums`` ((P, 4) float64: of g^2, w^2, u^2, and of what is 0 while
-v is finite). A range is computed by one thread, and no two ranges touch the same memory.
+Arguments: ``begin`` to ``end``, a range of ``pieces`` ((P, 5) int64: layer, first element, number of elements, and
+where the layer's pieces begin and end); ``addresses`` ((layers, 4) int64: of w, g, m, v, all float32); ``numbers``
+((layers, 10) float64, columns below); ``sums`` ((P, 4) float64: of g^2, w^2, u^2, and of 0 v, which is NaN if v is
+infinite). One thread computes a range, and no two ranges touch the same memory.
 
-Arithmetic in float32; bias correction folded into two numbers a layer, as in ``nvlamb_foreach``; norms as in
-``norms``: float32 sums over at most ``BLOCK`` elements, float64 above, in an order that depends neither on the
-threads nor on the other layers.
+Arithmetic is float32. Bias correction is folded into two numbers per layer, as in ``nvlamb_foreach``. Norms are summed
+as in ``norms``: in float32 over at most ``BLOCK`` elements and in float64 above that, in an order that depends neither
+on the threads nor on the other layers.
 """
 
 from typing import Any
@@ -19,16 +19,16 @@ from numba.extending import intrinsic
 from bert_pretrain.jit import cached_njit
 from bert_pretrain.optim.norms import BLOCK
 
-# Of a layer: factor of its gradient, betas, e and k of the bias correction, decay, rate, rule of its trust ratio.
+# Of a layer: gradient factor, betas, e and k of the bias correction, decay, learning rate, rules of the trust ratio.
 FACTOR, BETA1, BETA2, EPS, GAIN, DECAY, LR, ADAPTED, PHI_MIN, PHI_MAX = range(10)
 
-# Sums may be reordered and products fused, so that loops vectorise; NaN and infinity keep their meaning.
+# Sums may be reordered and products fused, so that loops vectorise; NaN and infinity are still handled correctly.
 _compiled = cached_njit(error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 
 
 @intrinsic
 def _pointer(_context: Any, address: Any) -> Any:
-    """An address as a pointer to float32."""
+    """Convert an address to a pointer to float32."""
     pointer = types.CPointer(types.float32)
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -39,7 +39,7 @@ def _pointer(_context: Any, address: Any) -> Any:
 
 @_compiled
 def _view(address: int, first: int, size: int) -> np.ndarray:
-    """``size`` float32 elements from element ``first`` of what lies at ``address``."""
+    """An array of ``size`` float32 elements, from element ``first`` of the tensor at ``address``."""
     return carray(_pointer(address + 4 * first), size)  # type: ignore[call-arg]
 
 
@@ -99,7 +99,7 @@ def _advance_block(
         u = gain * moment / (np.sqrt(second) + eps) + decay * w[i]
         w_sum += w[i] * w[i]
         u_sum += u * u
-        broken += second * nothing  # not a number where v is infinite, which u would hide (m / inf = 0)
+        broken += second * nothing  # NaN if v is infinite, which u would hide (m / inf = 0)
     return w_sum, u_sum, broken
 
 
@@ -107,7 +107,7 @@ def _advance_block(
 def descend(
     begin: int, end: int, pieces: np.ndarray, addresses: np.ndarray, numbers: np.ndarray, sums: np.ndarray
 ) -> None:
-    """Equations (6) and (7) on the pieces, the last one first: it was the last to be advanced."""
+    """Equations (6) and (7) on the pieces, last to first: the last is most likely still in the cache."""
     for p in range(end - 1, begin - 1, -1):
         layer, first, size = pieces[p, 0], pieces[p, 1], pieces[p, 2]
         w, m, v = (
@@ -122,7 +122,7 @@ def descend(
 
 @_compiled
 def _trust_ratio(w_norm: float, u_norm: float, numbers: np.ndarray) -> float:
-    """``Adaptation.ratio``, for one layer."""
+    """``Adaptation.ratio`` for one layer."""
     if numbers[ADAPTED] == 0 or w_norm == 0 or u_norm == 0:
         return 1.0
     phi = w_norm
@@ -144,7 +144,7 @@ def _descend_piece(w: np.ndarray, m: np.ndarray, v: np.ndarray, step_size: np.fl
 def update(
     begin: int, end: int, pieces: np.ndarray, addresses: np.ndarray, numbers: np.ndarray, sums: np.ndarray
 ) -> None:
-    """Both passes over whole layers, each layer while it is still in the cache."""
+    """Both passes over whole layers, layer by layer, so that the second pass finds the layer in the cache."""
     while begin < end:
         end_of_layer = pieces[begin, 4]
         advance(begin, end_of_layer, pieces, addresses, numbers, sums)

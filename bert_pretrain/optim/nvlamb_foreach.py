@@ -1,17 +1,17 @@
-"""NVLAMB on torch's multi-tensor operations: the equations of ``nvlamb``, in few launches and few passes of memory.
+"""NVLAMB with torch's multi-tensor operations: the equations of ``nvlamb`` in few launches and few passes over memory.
 
-What differs from the reference, in rounding only:
+Differences from the reference, in rounding only:
 
-- Bias correction is two numbers a layer: m'/(sqrt(v') + eps) = k m / (sqrt(v) + e), k = sqrt(1-b2^t) / (1-b1^t),
+- Bias correction is two numbers per layer: m'/(sqrt(v') + eps) = k m / (sqrt(v) + e), k = sqrt(1-b2^t) / (1-b1^t),
   e = eps sqrt(1-b2^t).
-- Layers are taken in runs: a large layer alone and, on CPU, in pieces; small layers together. All passes over a
-  piece happen while it lies in the cache. From memory come g, m, v, w once, and u and w once more to apply the
-  update, since the trust ratio needs the norm of the whole u: about 44 bytes a parameter.
-- u lies in one buffer that is kept between steps, as large as the largest layer: fresh pages cost more than the
-  arithmetic.
+- Layers are processed in runs: a large layer alone and, on CPU, in pieces; small layers together. All passes over a
+  piece find it in the cache. g, m, v, w are read from memory once, and u and w once more to apply the update, since
+  the trust ratio needs the norm of the whole u: about 44 bytes per parameter.
+- u is kept in one buffer as large as the largest layer, which is reused at every step: allocating new pages costs more
+  than the arithmetic.
 
-On CPU the decision to skip is read by the host, which costs nothing there. On other devices nothing is read: the
-factors become 1 and what is added becomes -0.0, which leaves every number as it is, bit for bit.
+On CPU the host reads whether the step is skipped, which costs nothing there. On other devices it does not: in a skipped
+step the factors become 1 and what is added becomes -0.0, which leaves every number unchanged, bit for bit.
 """
 
 from collections.abc import Iterator
@@ -26,34 +26,34 @@ from bert_pretrain.optim.norms import layer_norms
 
 CPU_RUN = 1 << 20
 """Elements of a run of small layers, and of a piece of a large one: five float32 arrays of it fit a last-level cache.
-Smaller ones would fit a nearer cache, but starting an operation on all threads costs more than that saves."""
+Smaller pieces would fit a faster cache, but starting an operation on all threads costs more than that saves."""
 DEVICE_RUN = 1 << 25
-"""The same elsewhere: few launches matter, and no layer is cut."""
+"""The same on other devices, where few launches matter and no layer is cut."""
 
 
 @dataclass
 class Scalars:
-    """Numbers of a step. On CPU Python floats; elsewhere 0-d tensors on the device, so that the host never waits."""
+    """The scalars of a step: floats on CPU; elsewhere 0-d tensors on the device, so that the host never waits."""
 
     masked: bool
-    """Whether the step may turn out to be skipped: only where the host does not know."""
+    """Whether the host does not know if the step is skipped, so that ``skipped`` must mask it."""
     skipped: Tensor
     grad_factor: float | Tensor
     keep1: float | Tensor
-    """b1, or 1 where the step is skipped."""
+    """b1, or 1 if the step is skipped."""
     keep2: float | Tensor
     add1: float
     add2: float
     decay: float
     eps: float | list[Any]
-    """e of each layer (floats or 0-d tensors), or one number for all: t is the same unless a layer had no gradient."""
+    """e of each layer, or one float for all of them: t differs only if a layer once had no gradient."""
     gain: float | list[Any]
     """k, likewise."""
 
 
 @dataclass
 class Piece:
-    """What is computed in one go: whole small layers, or one part of a large layer. Parallel lists."""
+    """What is processed together: whole small layers, or one part of a large layer. Parallel lists."""
 
     w: list[Tensor]
     g: list[Tensor]
@@ -61,13 +61,13 @@ class Piece:
     v: list[Tensor]
     u: list[Tensor]
     flat_u: Tensor
-    """The memory of all of ``u``."""
+    """All of ``u`` as one vector."""
 
 
 def foreach_step(work: Work) -> Outcome:
-    """Update all layers. Never waits for the device; on CPU it returns at once where the step is skipped.
+    """Update all layers. Never waits for the device; on CPU a skipped step returns at once.
 
-    The workspace keeps the buffer of the updates between calls.
+    The workspace keeps the buffer for u.
     """
     return _apply(work, host_decides=work.device.type == "cpu")
 
@@ -88,7 +88,7 @@ def _apply(work: Work, *, host_decides: bool) -> Outcome:
 def _apply_part(
     layers: Layers, work: Work, decision: Decision, host_decides: bool, norms: list[Tensor], healthy: list[Tensor]
 ) -> None:
-    """Update ``layers``; append their norms, (2, layers), and whether what was met is finite."""
+    """Update ``layers``; append their norms, (2, layers), and whether norms and moments are finite."""
     on_cpu = work.device.type == "cpu"
     limit = CPU_RUN if on_cpu else DEVICE_RUN
     scalars = _scalars(layers, decision, work.rules.bias_correction, host_decides)
@@ -146,7 +146,7 @@ def _scalars(layers: Layers, decision: Decision, bias_correction: bool, host_dec
 
 
 def _buffer(workspace: dict[str, Tensor], size: int, like: Tensor) -> Tensor:
-    """Return a kept buffer of at least ``size`` elements, with the type and device of ``like``."""
+    """Return the kept buffer, of at least ``size`` elements, with the type and device of ``like``."""
     key = f"update {like.dtype} {like.device}"
     if key not in workspace or workspace[key].numel() < size:
         workspace[key] = torch.empty(size, dtype=like.dtype, device=like.device)
@@ -154,7 +154,7 @@ def _buffer(workspace: dict[str, Tensor], size: int, like: Tensor) -> Tensor:
 
 
 def _runs(sizes: list[int], limit: int) -> Iterator[list[int]]:
-    """Yield the layers, by index, in runs: large ones alone, small ones while they fit into ``limit`` together."""
+    """Yield runs of layer indices: a large layer alone, small layers together up to ``limit`` elements."""
     small: list[int] = []
     total = 0
     for i, size in enumerate(sizes):
@@ -171,7 +171,7 @@ def _runs(sizes: list[int], limit: int) -> Iterator[list[int]]:
 
 
 def _pieces(layers: Layers, run: list[int], buffer: Tensor, cut: int | None) -> Iterator[Piece]:
-    """Yield a run in pieces of at most ``cut`` elements; layers are cut only if their weights are contiguous."""
+    """Yield the pieces of a run. A layer of more than ``cut`` elements is cut if its weights are contiguous."""
     columns = (layers.weights, layers.grads, layers.exp_avgs, layers.exp_avg_sqs)
     first = layers.weights[run[0]]
     if cut is not None and first.numel() > cut and first.is_contiguous():
@@ -187,9 +187,9 @@ def _pieces(layers: Layers, run: list[int], buffer: Tensor, cut: int | None) -> 
 
 
 def _direction(piece: Piece, run: list[int], scalars: Scalars) -> Tensor:
-    """Equations (2) to (5): advance m and v, leave u in ``piece.u``. Returns max sqrt(v), 0-d.
+    """Equations (2) to (5): advance m and v, write u to ``piece.u``. Returns max sqrt(v), 0-d.
 
-    The maximum shows an infinite v, which u would hide (m / inf = 0).
+    The maximum reveals an infinite v, which u would hide (m / inf = 0).
     """
     _set_scaled(piece, scalars.grad_factor)
     if scalars.masked:
@@ -216,7 +216,7 @@ def _direction(piece: Piece, run: list[int], scalars: Scalars) -> Tensor:
     return peak
 
 
-# u <- factor g; u <- sqrt(v); u <- m / u. One tensor (nearly all of a model lies in such pieces) saves a pass.
+# u <- factor g; u <- sqrt(v); u <- m / u. A piece of one tensor, which most of a model consists of, saves a pass.
 
 
 def _set_scaled(piece: Piece, factor: float | Tensor) -> None:
@@ -244,7 +244,7 @@ def _divide_into(piece: Piece) -> None:
 
 
 def _descend(pieces: list[Piece], step_size: Tensor, scalars: Scalars) -> None:
-    """Equation (7): w <- w - step_size u, ``step_size`` = lr r, one value a layer of the run."""
+    """Equation (7): w <- w - step_size u, with step_size = lr r for each layer of the run."""
     if not scalars.masked:
         sizes = step_size.tolist()
         for piece in pieces:

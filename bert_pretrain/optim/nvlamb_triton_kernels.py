@@ -1,17 +1,16 @@
-"""The Triton kernels that ``nvlamb_triton`` launches for NVLAMB. Equations as numbered in ``nvlamb``.
+"""The Triton kernels that ``nvlamb_triton`` launches for NVLAMB. Equations are numbered as in ``nvlamb``.
 
-No value is added up by atomic operations, and the order of every sum is fixed: the same input gives the same bits.
+There are no atomic additions and the order of every sum is fixed: the same input gives the same bits.
 
 Tables, all on the device:
 
 - ``layers`` int64 and ``groups`` float64: rows of ``LAYER_FIELDS`` and ``GROUP_FIELDS``, see ``nvlamb_triton_plan``
 - ``layer_of`` int32: the layer of each chunk; ``total`` chunks in all, ``first`` the first of this launch
-- ``partials`` float64: of each program of the norm, the sum of its squares
-- ``sums`` float64 (3, total): of each chunk ||w||^2, ||u||^2 and the largest v
-- ``kept`` float64 (layers, 4): t, k, e and step size of each layer
+- ``partials`` float64: the sum of squares of each program of the norm kernel
+- ``sums`` float64 (3, total): ||w||^2, ||u||^2 and the largest v of each chunk
+- ``kept`` float64 (layers, 3): t, k and e of each layer
 - ``report`` float64 (2 + 2 n_layers): ||G||, gradient factor, ||w|| and ||u|| of each layer
 - ``flags`` uint8 (2): skipped, nonfinite
-- ``arrivals`` int32 (2 n_layers), persistent form: how many chunks of a layer are updated; whether it may be applied
 """
 
 import triton
@@ -19,12 +18,22 @@ import triton.language as tl
 
 from bert_pretrain.optim.nvlamb_triton_blocks import (
     ADAPTED,
+    ADD1,
+    ADD2,
+    AVG,
+    AVG_SQ,
+    COPY,
     COUNT,
+    DECAY,
+    EPS,
     FIRST,
     GRAD,
     GROUP,
     GROUP_COLUMNS,
-    LAYER_COLUMNS,
+    KEEP1,
+    KEEP2,
+    LOG1,
+    LOG2,
     LR,
     LR_AT,
     MAX_NORM,
@@ -32,29 +41,34 @@ from bert_pretrain.optim.nvlamb_triton_blocks import (
     PHI_MIN,
     PLACE,
     STEP,
-    apply_chunk,
+    WEIGHT,
+    apply_block,
     chunk_of,
     gradient_block,
     sums_of_4,
-    update_chunk,
+    update_block,
 )
 
 LANES = tl.constexpr(1024)
-"""Partial sums that are read at a time."""
+"""Partial sums that a program reads at once."""
 
 
 @triton.jit(do_not_specialize=["first", "chunks", "slot", "n_layers"])
 def norm_kernel(
-    layers, layer_of, first, chunks, partials, slot, report, flags, arrivals, n_layers,
+    layers, layer_of, first, chunks, partials, slot, report, flags, n_layers,
     CLEAR: tl.constexpr, TYPE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sum of squares of the gradients, as stored, of ``chunks`` chunks: one sum a program, from ``slot`` on.
+    """Sum the squares of the stored gradients of ``chunks`` chunks: one sum per program, written from ``slot`` on.
 
-    With ``CLEAR``, the first program empties what the step reports and the arrivals.
+    With ``CLEAR``, program 0 also clears the report and the flags of the step.
     """
     program = tl.program_id(0)
-    if CLEAR:
-        _clear(program == 0, report, flags, arrivals, n_layers)
+    if CLEAR:  # noqa: SIM102 - resolved at compile time
+        if program == 0:
+            tl.store(flags + tl.arange(0, 2), tl.zeros([2], tl.uint8))
+            for i in range(0, 2 * n_layers + 2, LANES):
+                places = i + tl.arange(0, LANES)
+                tl.store(report + places, tl.zeros([LANES], tl.float64), mask=places < 2 * n_layers + 2)
     total = tl.zeros([BLOCK // 4], tl.float64)
     for chunk in range(first + program, first + chunks, tl.num_programs(0)):
         row, start, size, whole = chunk_of(layers, layer_of, chunk, CHUNK, BLOCK)
@@ -73,11 +87,40 @@ def update_kernel(
     layers, groups, layer_of, first, total, partials, n_partials, extra, scale, found, report, flags, sums, kept,
     PRE: tl.constexpr, TYPE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Decide; unless skipped advance the moments of one chunk, (2) to (4), and leave its ||w||^2 and ||u||^2."""
+    """Decide whether the step is skipped; if not, (3) to (5) for one chunk, and its sums.
+
+    The program of a layer's first chunk keeps t, k and e for ``apply_kernel``.
+    """
     factor, skipped = _decide(groups, partials, n_partials, extra, scale, found, PRE, report, flags, first == 0)
     if skipped == 0:
         chunk = first + tl.program_id(0)
-        update_chunk(layers, groups, layer_of, chunk, total, factor, sums, kept, TYPE, CHUNK, BLOCK)
+        row, start, size, whole = chunk_of(layers, layer_of, chunk, CHUNK, BLOCK)
+        group = groups + tl.load(row + GROUP) * GROUP_COLUMNS
+        # (4): m'/(sqrt(v') + eps) = k m / (sqrt(v) + e) with k = sqrt(1-b2^t) / (1-b1^t), e = eps sqrt(1-b2^t)
+        t = tl.load(tl.load(row + STEP).to(tl.pointer_type(tl.float32))).to(tl.float64) + 1.0
+        root2 = tl.sqrt(1.0 - tl.exp(t * tl.load(group + LOG2)))
+        k = root2 / (1.0 - tl.exp(t * tl.load(group + LOG1)))
+        e = tl.load(group + EPS) * root2
+        if chunk == tl.load(row + FIRST):
+            at = kept + tl.load(layer_of + chunk) * 3
+            tl.store(at, t)
+            tl.store(at + 1, k)
+            tl.store(at + 2, e)
+        addresses = (tl.load(row + GRAD), tl.load(row + WEIGHT), tl.load(row + AVG), tl.load(row + AVG_SQ))
+        moments = (_number(group + KEEP1), _number(group + ADD1), _number(group + KEEP2), _number(group + ADD2))
+        update = (k.to(tl.float32), e.to(tl.float32), _number(group + DECAY))
+        w_sum, u_sum = tl.zeros([BLOCK // 4], tl.float64), tl.zeros([BLOCK // 4], tl.float64)
+        v_max = tl.zeros([BLOCK // 4], tl.float32)
+        for i in range(whole):
+            w2, u2, peak = update_block(addresses, start + i * BLOCK, BLOCK, factor, moments, update, 4, TYPE, BLOCK)
+            w_sum, u_sum, v_max = w_sum + w2, u_sum + u2, tl.maximum(v_max, peak)
+        for i in range(whole, tl.cdiv(size, BLOCK)):
+            left = size - i * BLOCK
+            w2, u2, peak = update_block(addresses, start + i * BLOCK, left, factor, moments, update, 0, TYPE, BLOCK)
+            w_sum, u_sum, v_max = w_sum + w2, u_sum + u2, tl.maximum(v_max, peak)
+        tl.store(sums + chunk, tl.sum(w_sum, 0))
+        tl.store(sums + total + chunk, tl.sum(u_sum, 0))
+        tl.store(sums + 2 * total + chunk, tl.max(v_max, 0).to(tl.float64))
 
 
 @triton.jit(do_not_specialize=["first", "total", "n_layers"])
@@ -85,70 +128,33 @@ def apply_kernel(
     layers, groups, layer_of, first, total, report, flags, sums, kept, n_layers,
     COPY_TYPE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Unless skipped: (6) for the layer, by every program of it, and (7) for one chunk. The layer's first reports."""
+    """Unless the step is skipped: (6), which every program of a layer computes alike, and (7) for one chunk.
+
+    Blocks are taken last to first: what the update kernel touched last is most likely still in the cache.
+    """
     if tl.load(flags) == 0:
         chunk = first + tl.program_id(0)
         layer = tl.load(layer_of + chunk)
-        leader = chunk == tl.load(layers + layer * LAYER_COLUMNS + FIRST)
-        step_size = _layer_step_size(layers, groups, layer, total, sums, kept, report, flags, n_layers, leader)
-        apply_chunk(layers, groups, layer_of, chunk, kept, step_size, COPY_TYPE, CHUNK, BLOCK)
-
-
-@triton.jit(do_not_specialize=["rounds", "first", "total", "n_partials", "n_layers"])
-def persistent_kernel(
-    items, rounds, layers, groups, layer_of, first, total, partials, n_partials, extra, scale, found, report, flags,
-    sums, kept, arrivals, n_layers,
-    PRE: tl.constexpr, TYPE: tl.constexpr, COPY_TYPE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Update and apply in one launch, by programs that are all resident at once.
-
-    ``items``, int32 (programs, rounds): what a program does, in order. 2 chunk: update it. 2 chunk + 1: wait until
-    all chunks of its layer are updated, then apply it; always a chunk that the same program has updated. -1: end.
-    """
-    factor, skipped = _decide(groups, partials, n_partials, extra, scale, found, PRE, report, flags, first == 0)
-    if skipped == 0:
-        for i in range(rounds):
-            item = tl.load(items + tl.program_id(0) * rounds + i)
-            if item >= 0:
-                chunk = item // 2
-                layer = tl.load(layer_of + chunk)
-                if item % 2 == 0:
-                    update_chunk(layers, groups, layer_of, chunk, total, factor, sums, kept, TYPE, CHUNK, BLOCK)
-                    _arrive(layers, groups, layer, total, sums, kept, report, flags, arrivals, n_layers)
-                else:
-                    while tl.atomic_add(arrivals + n_layers + layer, 0, sem="acquire", scope="gpu") == 0:
-                        pass
-                    step_size = tl.load(kept + layer * 4 + 3, cache_modifier=".cg")
-                    apply_chunk(layers, groups, layer_of, chunk, kept, step_size, COPY_TYPE, CHUNK, BLOCK)
-
-
-@triton.jit
-def _clear(here, report, flags, arrivals, n_layers):
-    lanes = tl.arange(0, LANES)
-    if here:
-        tl.store(flags + tl.arange(0, 2), tl.zeros([2], tl.uint8))
-        for i in range(0, 2 * n_layers + 2, LANES):
-            tl.store(report + i + lanes, tl.zeros([LANES], tl.float64), mask=i + lanes < 2 * n_layers + 2)
-            tl.store(arrivals + i + lanes, tl.zeros([LANES], tl.int32), mask=i + lanes < 2 * n_layers)
-
-
-@triton.jit
-def _arrive(layers, groups, layer, total, sums, kept, report, flags, arrivals, n_layers):
-    """Count a chunk as updated. Whoever comes last of a layer takes its norms and lets the others go on."""
-    tl.debug_barrier()  # the release below speaks for all threads of the program
-    before = tl.atomic_add(arrivals + layer, 1, sem="acq_rel", scope="gpu")
-    if before == tl.load(layers + layer * LAYER_COLUMNS + COUNT) - 1:
-        step_size = _layer_step_size(layers, groups, layer, total, sums, kept, report, flags, n_layers, True)
-        tl.store(kept + layer * 4 + 3, step_size)
-        tl.debug_barrier()
-        tl.atomic_xchg(arrivals + n_layers + layer, 1, sem="release", scope="gpu")
+        row, start, size, whole = chunk_of(layers, layer_of, chunk, CHUNK, BLOCK)
+        group = groups + tl.load(row + GROUP) * GROUP_COLUMNS
+        leader = chunk == tl.load(row + FIRST)
+        rate = _layer_step_size(row, group, kept + layer * 3, total, sums, report, flags, n_layers, leader)
+        step_size = rate.to(tl.float32)
+        update = (_number(kept + layer * 3 + 1), _number(kept + layer * 3 + 2), _number(group + DECAY))
+        addresses = (tl.load(row + WEIGHT), tl.load(row + AVG), tl.load(row + AVG_SQ), tl.load(row + COPY))
+        blocks = tl.cdiv(size, BLOCK)
+        for i in range(blocks - whole):
+            j = blocks - 1 - i
+            apply_block(addresses, start + j * BLOCK, size - j * BLOCK, update, step_size, 0, COPY_TYPE, BLOCK)
+        for i in range(whole):
+            apply_block(addresses, start + (whole - 1 - i) * BLOCK, BLOCK, update, step_size, 4, COPY_TYPE, BLOCK)
 
 
 @triton.jit
 def _decide(groups, partials, n_partials, extra, scale, found, PRE: tl.constexpr, report, flags, is_first):
-    """Return the factor of the stored gradients, float32, and whether the step is skipped; (2).
+    """(2). Returns the factor of the stored gradients, float32, and whether the step is skipped.
 
-    ``extra``: sum of squares of gradients that no kernel here reads. All programs come to the same numbers.
+    ``extra``: sum of squares of gradients that no kernel here reads. All programs compute the same numbers.
     """
     lanes = tl.arange(0, LANES)
     total = tl.zeros([LANES], tl.float64)
@@ -173,19 +179,20 @@ def _decide(groups, partials, n_partials, extra, scale, found, PRE: tl.constexpr
 
 
 @triton.jit
-def _layer_step_size(layers, groups, layer, total, sums, kept, report, flags, n_layers, leader):
-    """Return lr r, float64, r from (6) and the sums of all chunks of the layer; the leader reports and counts t."""
-    row = layers + layer * LAYER_COLUMNS
-    group = groups + tl.load(row + GROUP) * GROUP_COLUMNS
+def _layer_step_size(row, group, kept, total, sums, report, flags, n_layers, leader):
+    """Return lr r in float64, with r from (6) and the sums of all chunks of the layer.
+
+    The leader also writes the norms to the report, stores t and flags norms and moments that are not finite.
+    """
     first, count = tl.load(row + FIRST), tl.load(row + COUNT)
     lanes = tl.arange(0, LANES)
     w_sum, u_sum = tl.zeros([LANES], tl.float64), tl.zeros([LANES], tl.float64)
     v_max = tl.zeros([LANES], tl.float64)
     for i in range(0, count, LANES):
         at, inside = sums + first + i + lanes, i + lanes < count
-        w_sum += tl.load(at, mask=inside, other=0.0, cache_modifier=".cg")
-        u_sum += tl.load(at + total, mask=inside, other=0.0, cache_modifier=".cg")
-        v_max = tl.maximum(v_max, tl.load(at + 2 * total, mask=inside, other=0.0, cache_modifier=".cg"))
+        w_sum += tl.load(at, mask=inside, other=0.0)
+        u_sum += tl.load(at + total, mask=inside, other=0.0)
+        v_max = tl.maximum(v_max, tl.load(at + 2 * total, mask=inside, other=0.0))
     w_norm, u_norm, peak = tl.sqrt(tl.sum(w_sum, 0)), tl.sqrt(tl.sum(u_sum, 0)), tl.max(v_max, 0)
     low, high = tl.load(group + PHI_MIN), tl.load(group + PHI_MAX)
     # Comparisons with NaN are false: a NaN norm stays NaN.
@@ -200,9 +207,13 @@ def _layer_step_size(layers, groups, layer, total, sums, kept, report, flags, n_
         place = tl.load(row + PLACE)
         tl.store(report + 2 + place, w_norm)
         tl.store(report + 2 + n_layers + place, u_norm)
-        t = tl.load(kept + layer * 4, cache_modifier=".cg")
-        tl.store(tl.load(row + STEP).to(tl.pointer_type(tl.float32)), t.to(tl.float32))
+        tl.store(tl.load(row + STEP).to(tl.pointer_type(tl.float32)), tl.load(kept).to(tl.float32))
         health = w_norm + u_norm + peak
         if health - health != 0.0:
             tl.store(flags + 1, tl.full([], 1, tl.uint8))
     return rate * ratio
+
+
+@triton.jit
+def _number(place):
+    return tl.load(place).to(tl.float32)

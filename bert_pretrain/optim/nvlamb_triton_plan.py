@@ -1,7 +1,7 @@
-"""What the Triton kernels of NVLAMB are told: which layer lies where, in what chunks, and under which options.
+"""The tables that the Triton kernels of NVLAMB read: where each layer lies, its chunks and its options.
 
-Everything here is computed on the host from sizes, addresses and options, and lies on the device in tables that are
-replaced only when their contents change. Nothing waits for the device, and nothing here imports triton.
+All of it is computed on the host from sizes, addresses and options. A table is copied to the device only when its
+content changes. Nothing here waits for the device or imports triton.
 """
 
 import math
@@ -18,23 +18,23 @@ from bert_pretrain.optim.layers import Work
 
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 LAYER_FIELDS = (
-    *("grad", "weight", "exp_avg", "exp_avg_sq", "step", "copy"),  # addresses; copy: 0 without one
+    *("grad", "weight", "exp_avg", "exp_avg_sq", "step", "copy"),  # addresses; copy: 0 if there is none
     *("size", "aligned", "group", "first", "count", "place"),  # first: number of its first chunk of ``count``
 )
-"""Of a layer, all int64. ``place`` is its position among all layers of the step."""
+"""A row of the layer table, all int64. ``place`` is the layer's position among all layers of the step."""
 GROUP_FIELDS = (
-    *("lr_at", "lr"),  # lr_at: address of a float64 rate, as whole number; 0: the rate is lr
+    *("lr_at", "lr"),  # lr_at: address of a float64 rate, as an integer; 0: the rate is lr
     *("keep1", "add1", "keep2", "add2", "log1", "log2"),  # b1, 1 - b1, b2, 1 - b2, log b1, log b2
     *("eps", "decay", "adapted", "phi_min", "phi_max", "max_norm"),
 )
-"""Of a part, all float64 but ``lr_at``. log b = -inf switches bias correction off: 1 - b^t = 1."""
+"""A row of the group table, all float64 but ``lr_at``. log b = -inf turns bias correction off: 1 - b^t = 1."""
 NORM_PROGRAMS = 1024
-"""Most programs of the norm for one kind of gradient; one partial sum each."""
+"""Largest number of programs of a norm kernel; each writes one partial sum."""
 
 
 @dataclass
 class Columns:
-    """All layers of a step in the order of the parts: parallel lists, as in ``Layers``. Gradients are contiguous."""
+    """All layers of a step in the order of the parts, as parallel lists like ``Layers``. Gradients are contiguous."""
 
     params: list[Tensor]
     grads: list[Tensor]
@@ -45,14 +45,14 @@ class Columns:
 
     @classmethod
     def of(cls, work: Work) -> "Columns":
-        """Put the parts one after the other; copy gradients that the kernels cannot read as they are."""
+        """Concatenate the parts; copy gradients whose layout or type the kernels cannot read."""
         columns = cls(*([x for part in work.parts for x in getattr(part, field.name)] for field in fields(cls)))
-        columns.grads = [grad if grad.is_contiguous() else grad.contiguous() for grad in columns.grads]
+        columns.grads = [grad.contiguous() for grad in columns.grads]
         columns.grads = [grad if grad.dtype in TYPES else grad.to(torch.float32) for grad in columns.grads]
         return columns
 
     def signature(self) -> tuple[list[Any], ...]:
-        """What a plan depends on besides the parts' lengths, one list for each question; cheap enough for each step."""
+        """What a plan depends on besides the lengths of the parts; cheap enough to compute at every step."""
         params, weights = self.params, self.weights
         return (
             [weight.numel() for weight in weights],
@@ -64,61 +64,57 @@ class Columns:
         )
 
     def addresses(self) -> np.ndarray:
-        """int64 (6, layers), in the order of ``LAYER_FIELDS``; that of the parameter where the copy is asked for."""
+        """int64 (6, layers), in the order of ``LAYER_FIELDS``; ``copy`` is the address of the parameter."""
         ordered = (self.grads, self.weights, self.exp_avgs, self.exp_avg_sqs, self.steps, self.params)
         return np.array([[tensor.data_ptr() for tensor in column] for column in ordered], dtype=np.int64)
 
 
 @dataclass
 class Launch:
-    """The chunks of one kind of layers."""
+    """The chunks of the layers of one kind: one type of gradient and of low-precision copy."""
 
     types: tuple[str, str]
     first: int
     chunks: int
     norm_programs: int
     slot: int
-    """Where its partial sums of the norm start."""
-    items: Tensor | None
-    """int32 (programs, rounds), the persistent form's lists."""
+    """Index of the first partial sum of its norm kernel."""
 
 
 @dataclass
 class Plan:
-    """What follows from the sizes of the layers: the launches, and buffers that live between steps."""
+    """What follows from the sizes of the layers: the launches, and buffers that are kept between steps."""
 
     key: object
     launches: list[Launch]
     order: np.ndarray
-    """The layers by kind, as positions in ``Columns``: the order of the tables."""
+    """The layers sorted by kind, as positions in ``Columns``: the order of the tables."""
     fixed: np.ndarray
-    """int64 (layers, fields): rows of ``LAYER_FIELDS`` but for the addresses and ``aligned``; ``copy`` 1 or 0."""
+    """int64 (layers, fields): rows of ``LAYER_FIELDS`` without addresses and ``aligned``; ``copy`` is 1 or 0."""
     strided: list[int]
-    """The bf16 and fp16 parameters that are not contiguous, by position: their copy is left to torch."""
+    """Positions of the bf16 and fp16 parameters that are not contiguous: torch copies their masters to them."""
     layer_of: Tensor
     partials: Tensor
     sums: Tensor
     kept: Tensor
-    arrivals: Tensor
     tables: dict[str, tuple[np.ndarray, Tensor]] = field(default_factory=dict)
-    """Contents as the host knows them, and the same on the device."""
+    """Each table on the host and on the device."""
     rates: list[Tensor] = field(default_factory=list)
     """Learning rates that the last step read on the device."""
 
     def table(self, name: str, content: np.ndarray, device: torch.device) -> Tensor:
-        """Return ``content`` on the device; it is sent only if it differs from the last time."""
+        """Return ``content`` on the device; copy it only if it has changed."""
         if name not in self.tables or not np.array_equal(self.tables[name][0], content):
             self.tables[name] = content, upload(content, device)
         return self.tables[name][1]
 
 
-def plan_for(work: Work, columns: Columns, chunk: int, programs: int | None) -> Plan:
-    """Return the kept plan or, where layers are others than at the last step, a new one.
+def plan_for(work: Work, columns: Columns, chunk: int) -> Plan:
+    """Return the kept plan, or a new one if the layers have changed. ``chunk``: elements of a chunk.
 
-    ``chunk``: elements of a chunk. ``programs``: of the persistent form; None: the other form. Raises ``ConfigError``
-    for float64 layers and for weights that are not contiguous.
+    Raises ``ConfigError`` for float64 layers and for weights that are not contiguous.
     """
-    key = (chunk, programs, [len(part.params) for part in work.parts], columns.signature())
+    key = (chunk, [len(part.params) for part in work.parts], columns.signature())
     kept: Plan | None = work.workspace.get("triton")
     if kept is not None and kept.key == key:
         return kept
@@ -141,7 +137,7 @@ def plan_for(work: Work, columns: Columns, chunk: int, programs: int | None) -> 
     of["first"][1:] = np.cumsum(of["count"])[:-1]
     of["place"][:] = order
     first = [*of["first"].tolist(), int(of["count"].sum())]
-    launches = _launches([kinds[i] for i in order], first, programs, work.device)
+    launches = _launches([kinds[i] for i in order], first)
     options: dict[str, Any] = {"dtype": torch.float64, "device": work.device}
     plan = work.workspace["triton"] = Plan(
         key,
@@ -152,50 +148,22 @@ def plan_for(work: Work, columns: Columns, chunk: int, programs: int | None) -> 
         layer_of=upload(np.repeat(np.arange(len(order), dtype=np.int32), of["count"]), work.device),
         partials=torch.empty(launches[-1].slot + launches[-1].norm_programs, **options),
         sums=torch.empty(3, first[-1], **options),
-        kept=torch.empty(len(order), 4, **options),
-        arrivals=torch.empty(2, len(order), dtype=torch.int32, device=work.device),
+        kept=torch.empty(len(order), 3, **options),
     )
     return plan
 
 
-def _launches(
-    kinds: list[tuple[str, str]], first: list[int], programs: int | None, device: torch.device
-) -> list[Launch]:
-    """One launch for each kind. ``first``: number of the first chunk of each layer, and of the one after the last."""
+def _launches(kinds: list[tuple[str, str]], first: list[int]) -> list[Launch]:
+    """One launch for each kind. ``first``: number of the first chunk of each layer, and the number of all chunks."""
     launches: list[Launch] = []
     starts = [i for i, kind in enumerate(kinds) if i == 0 or kind != kinds[i - 1]]
     slot = 0
     for i, j in pairwise([*starts, len(kinds)]):
         chunks = first[j] - first[i]
         norm_programs = min(chunks, NORM_PROGRAMS)
-        items = None if programs is None else upload(program_lists(first[i : j + 1], programs), device)
-        launches.append(Launch(kinds[i], first[i], chunks, norm_programs, slot, items))
+        launches.append(Launch(kinds[i], first[i], chunks, norm_programs, slot))
         slot += norm_programs
     return launches
-
-
-def program_lists(first: list[int], programs: int) -> np.ndarray:
-    """Return what each program of the persistent form does, int32 (programs, rounds): see ``persistent_kernel``.
-
-    ``first``: number of the first chunk of each layer, and of the chunk after the last. Layers are taken in runs of at
-    least ``programs`` chunks: in a run a program updates every ``programs``-th chunk and then applies the same ones
-    in reverse. An update never waits, and an apply only for updates of its own run, which stand before every apply of
-    the run in every list: programs that are all resident cannot wait for each other in a circle.
-    """
-    lists: list[list[int]] = [[] for _ in range(programs)]
-    start = first[0]
-    for end in first[1:]:
-        if end - start < programs and end != first[-1]:
-            continue
-        for program in range(programs):
-            own = range(start + (program - start) % programs, end, programs)
-            lists[program] += [2 * chunk for chunk in own]
-            lists[program] += [2 * chunk + 1 for chunk in reversed(own)]
-        start = end
-    items = np.full((programs, max(len(each) for each in lists)), -1, dtype=np.int32)
-    for row, each in zip(items, lists, strict=True):
-        row[: len(each)] = each
-    return items
 
 
 def layer_table(work: Work, columns: Columns, plan: Plan) -> Tensor:
@@ -210,7 +178,7 @@ def layer_table(work: Work, columns: Columns, plan: Plan) -> Tensor:
 
 
 def group_table(work: Work, plan: Plan) -> Tensor:
-    """Return the rows of ``GROUP_FIELDS``, one of each part, on the device. Its learning rates stay where they are."""
+    """Return the rows of ``GROUP_FIELDS``, one per part, on the device. Learning rates on the device stay there."""
     rules, adaptation = work.rules, work.rules.adaptation
     content, plan.rates = [], []
     for layers in work.parts:
@@ -222,29 +190,27 @@ def group_table(work: Work, plan: Plan) -> Tensor:
         else:
             lr = float(rate)
         logs = [math.log(beta) if beta > 0 and rules.bias_correction else -math.inf for beta in (beta1, beta2)]
-        adapted = adaptation.layers == "all" or decay != 0
-        low = 0.0 if adaptation.phi_min is None else adaptation.phi_min
-        high = math.inf if adaptation.phi_max is None else adaptation.phi_max
         bits = np.array(lr_at, dtype=np.int64).view(np.float64).item()
-        numbers = (beta1, 1 - beta1, beta2, 1 - beta2, *logs, layers.group["eps"], decay, float(adapted))
-        content.append((bits, lr, *numbers, low, high, rules.max_grad_norm))
+        numbers = (beta1, 1 - beta1, beta2, 1 - beta2, *logs, layers.group["eps"], decay)
+        adapted = float(adaptation.applies(decay))
+        content.append((bits, lr, *numbers, adapted, *adaptation.bounds, rules.max_grad_norm))
     return plan.table("groups", np.array(content), work.device)
 
 
 def upload(array: np.ndarray, device: torch.device) -> Tensor:
-    """Return ``array`` on ``device``. torch's host allocator keeps the pinned memory until it is read."""
+    """Return ``array`` on ``device``. torch's host allocator keeps the pinned memory until the copy is done."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.clone()
 
 
 def device_scalar(value: Tensor | float | None, default: float, work: Work) -> Tensor:
-    """Return ``value`` as a tensor with one element on the device. A number that is met again is not sent again."""
+    """Return ``value`` as a tensor with one element on the device. Numbers are cached, so each is copied once."""
     if isinstance(value, Tensor) and value.device.type != "cpu":
         return value.to(work.device, non_blocking=True)
     number = default if value is None else float(value)
     constants = work.workspace.setdefault("triton constants", {})
     if number not in constants:
-        if len(constants) > 8:  # a loss scale that changes, given as a number
+        if len(constants) > 8:  # a loss scale that is passed as a number and changes
             constants.clear()
         constants[number] = torch.full((), number, dtype=torch.float64, device=work.device)
     return constants[number]

@@ -16,9 +16,7 @@ REQUIRED = {
     "adam": ("betas", "eps"),
     "sgd": ("momentum",),
 }
-"""The options that an algorithm needs beside lr and weight_decay."""
-
-
+"""The options that an algorithm needs besides lr and weight_decay."""
 OPTIONAL = {
     "nvlamb": ("max_grad_norm", "phi_min", "phi_max"),
     "lars": (),
@@ -26,9 +24,7 @@ OPTIONAL = {
     "adam": ("max_grad_norm",),
     "sgd": ("max_grad_norm",),
 }
-"""Those that it may have; all others are null."""
-
-
+"""The options that it also takes. All others must be null."""
 CHOICES = {
     "algorithm": tuple(REQUIRED),
     "pre_normalization": PRE_NORMALIZATIONS,
@@ -39,41 +35,45 @@ CHOICES = {
 
 @dataclass
 class OptimizerConfig:
-    """An optimizer by name and its options. The presets in ``configs/optimizer`` hold the values."""
+    """The optimizer and its options. The presets in ``configs/optimizer`` set the values."""
 
     algorithm: str
-    """``nvlamb`` (all forms of LAMB) | ``lars`` (LARC too) | ``adamw`` | ``adam`` | ``sgd``."""
+    """``nvlamb`` (all forms of LAMB), ``lars`` (and LARC), ``adamw``, ``adam`` or ``sgd``."""
     lr: float
-    """Peak learning rate; the schedule scales it."""
+    """Peak learning rate, above 0; the schedule scales it."""
     weight_decay: float
-    """Decay of weight matrices and embeddings; biases and normalisation layers have 0."""
+    """Decay of weight matrices and embeddings, at least 0. Biases and normalisation layers have none."""
     betas: list[float] | None = None
-    """nvlamb, adamw, adam: decay of the first and second moment, two numbers in [0, 1)."""
+    """nvlamb, adamw, adam: decay rates of the first and second moment, two numbers in [0, 1). null for others."""
     eps: float | None = None
-    """All but sgd: added to the root of the second moment (lars: to the denominator of the rate), above 0."""
+    """Added to the root of the second moment (lars: to the denominator of the layer's rate), above 0. null for sgd."""
     momentum: float | None = None
-    """lars, sgd: what the buffer keeps of itself in a step, in [0, 1)."""
+    """lars, sgd: factor of the momentum buffer, in [0, 1). null for others."""
     max_grad_norm: float | None = None
-    """nvlamb: needed with ``pre_normalization=clip`` and unused otherwise. adamw, adam, sgd: norm to clip to; null: no
-    clip."""
+    """adamw, adam, sgd: clip the gradient of the model to this norm; null: no clipping. nvlamb: the norm of
+    ``pre_normalization=clip``, otherwise unused."""
     pre_normalization: str | None = None
-    """nvlamb only: ``unit`` | ``clip`` | ``none``: what the gradient is divided by before anything else."""
+    """nvlamb: what to do with the gradient first: ``unit`` divides it by its norm over the whole model, ``clip`` only
+    if that is above ``max_grad_norm``, ``none`` leaves it. null for others."""
     trust_ratio: str | None = None
-    """nvlamb, lars: ``all`` | ``decayed``: the layers whose update is scaled to the length of their weights."""
+    """nvlamb, lars: which layers have a rate of their own: ``all``, or only the ``decayed`` ones (no biases and
+    normalisation layers). null for others."""
     bias_correction: bool | None = None
-    """nvlamb only: whether moments are corrected for their start at 0."""
+    """nvlamb: correct the moments for their start at 0. null for others."""
     phi_min: float | None = None
-    """nvlamb only, optional: lower bound of the weight norm in the trust ratio."""
+    """nvlamb: lower bound of the weight norm in the trust ratio. null: none."""
     phi_max: float | None = None
-    """nvlamb only, optional: upper bound of the weight norm in the trust ratio."""
+    """nvlamb: upper bound of the weight norm in the trust ratio. null: none."""
     kernel: str | None = None
-    """nvlamb only: ``auto`` | ``reference`` | ``foreach`` | ``fused`` | ``apex``."""
+    """nvlamb: the implementation. ``fused`` is Numba on CPU and Triton on CUDA, ``foreach`` torch's multi-tensor
+    operations, ``apex`` NVIDIA's kernel, ``reference`` the equations layer by layer. ``auto`` is fused if possible,
+    else foreach. null for others."""
     trust_coefficient: float | None = None
-    """lars only: eta, the length of a layer's update relative to its weights, above 0."""
+    """lars: eta, the norm of a layer's update relative to the norm of its weights, above 0. null for others."""
     clip: bool | None = None
-    """lars only: true is LARC, which takes the smaller of the layer's rate and ``lr``."""
+    """lars: true is LARC, which limits each layer's rate to ``lr``. null for others."""
     sharded: bool = False
-    """Divide state and work over the ranks, whole layers each (ZeRO 1). Of no effect on one rank."""
+    """Shard optimizer state and updates over the ranks by whole layers (ZeRO 1). No effect on one rank."""
 
     def __post_init__(self) -> None:
         for option, allowed in CHOICES.items():
@@ -112,16 +112,17 @@ DECAY_FROM = ("warmup_end", "start")
 
 @dataclass
 class ScheduleConfig:
-    """The shape of the schedule; the peak rate is the optimizer's ``lr``."""
+    """The shape of the learning rate schedule; its peak is the optimizer's ``lr``."""
 
     total_steps: int
-    """T, updates in the whole run, at least 1."""
+    """T, the optimizer updates of the whole run, at least 1."""
     warmup_proportion: float
-    """w, the share of ``total_steps`` that is warm-up, in [0, 1]."""
+    """w, the share of ``total_steps`` that is linear warm-up, in [0, 1]."""
     degree: float
-    """d, exponent of the decay, at least 0: 0.5 is the article's root, 1 is linear, 0 is constant."""
+    """d, the exponent of the polynomial decay, at least 0: 0 is constant, 0.5 as in NVIDIA's article, 1 linear."""
     decay_from: str
-    """``warmup_end``: continuous, above 0 in the last update. ``start``: the published code, with its drop."""
+    """Where the decay starts: ``warmup_end``, at the peak; or ``start``, at step 0 as in NVIDIA's published code, which
+    makes the rate drop at the end of warm-up."""
 
     def __post_init__(self) -> None:
         require(self.total_steps >= 1, "schedule.total_steps", self.total_steps, "at least 1")

@@ -1,13 +1,13 @@
-"""Optimizer state and work divided over the ranks, whole layers each (ZeRO stage 1, Rajbhandari et al. 2020).
+"""Optimizer state and updates sharded over the ranks by whole layers (ZeRO stage 1, Rajbhandari et al. 2020).
 
-The engine is torch's ``ZeroRedundancyOptimizer``: it deals the layers out by size, steps an ordinary optimizer over
-this rank's, and broadcasts the new weights, one buffer a rank. DDP has left the whole reduced gradient on every rank
-(it travels once), so that ||G||, and whether the step is skipped, come out the same everywhere without a word between
-the ranks: every inner optimizer takes it over all gradients (``norm_params``), in the order of a single process.
+Based on torch's ``ZeroRedundancyOptimizer``: it assigns layers to ranks by size, runs an ordinary optimizer on those of
+this rank, and broadcasts the new weights, one buffer per rank. After DDP's all-reduce every rank has the whole
+gradient. Every inner optimizer computes ||G|| over all of it (``norm_params``), in the order of a single process, so
+||G|| and the decision to skip are the same on all ranks without communication.
 
-Changed here: options and results of our optimizers pass through; the state dictionary is the ordinary one, whatever
-the number of ranks, in both directions (torch's own casts moments and masters to the type of the parameter and moves
-step counts to the CPU).
+Added here: the options and results of our optimizers are passed through, and states are saved and loaded in the
+ordinary format for any number of ranks (torch's version casts moments and masters to the type of the parameter and
+moves step counts to the CPU).
 """
 
 from collections.abc import Callable, Iterable
@@ -24,21 +24,21 @@ _RESULTS = ("grad_norm", "skipped", "nonfinite_state")
 
 
 class ShardedOptimizer(ZeroRedundancyOptimizer):
-    """``make(groups)``, divided over the default process group.
+    """``make(groups)``, sharded over the default process group.
 
     Args:
-        groups: parameter groups as ``decay_groups`` gives them: ``params`` are (name, parameter).
-        make: from parameter groups to one of the optimizers of this package.
+        groups: parameter groups as ``decay_groups`` returns them: ``params`` are (name, parameter).
+        make: makes one of the optimizers of this package from parameter groups.
 
-    Every rank has to construct it, step it and call ``state_dict``, ``load_state_dict`` and ``layer_report`` with the
-    others. After a step ``grad_norm`` and ``skipped`` are as the inner optimizer's, the same on every rank;
-    ``nonfinite_state`` (not for torch's) tells of this rank's layers. ``grad_scale`` and ``found_inf`` may be set, the
-    same on every rank. Weights become views of one buffer a rank. Raises ``ConfigError`` as the optimizer does, and
-    where a rank would get no layer or the weights are of several types.
+    Constructor, ``step``, ``state_dict``, ``load_state_dict`` and ``layer_report`` are collective. After a step
+    ``grad_norm`` and ``skipped`` are those of the inner optimizer, the same on every rank; ``nonfinite_state`` (not for
+    torch's optimizers) covers the layers of this rank. ``grad_scale`` and ``found_inf`` may be set, to the same on
+    every rank. Weights become views of one buffer per rank. Raises ``ConfigError`` as the optimizer does, and if a rank
+    would get no layer or the weights have several types.
     """
 
     _step_supports_amp_scaling = True
-    # torch's, which its annotations do not show
+    # attributes of torch's class that it does not annotate
     _all_params: list[Tensor]
     _all_state_dicts: list[dict[str, Any]]
     _param_to_index: dict[Tensor, int]
@@ -54,8 +54,8 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
         layers = sum(len(group["params"]) for group in whole)
         require(layers >= dist.get_world_size(), "ranks", dist.get_world_size(), f"up to {layers}, the layers to deal")
         dtypes = {param.dtype for group in whole for param in group["params"]}
-        require(len(dtypes) == 1, "dtypes of the parameters", dtypes, "one: they travel in one buffer")
-        make(whole)  # of no use but to be refused: each rank alone would not see what is wrong between the layers
+        require(len(dtypes) == 1, "dtypes of the parameters", dtypes, "one: a rank's weights share a buffer")
+        make(whole)  # only checks: a rank alone would not see that layers of different ranks do not fit together
         super().__init__(whole, make, parameters_as_bucket_view=True)  # type: ignore[arg-type]
         self.optim.norm_params = self._all_params
         self._take_results()
@@ -74,7 +74,7 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
                 setattr(self, key, getattr(self.optim, key))
 
     def layer_report(self) -> Tensor:
-        """As ``NVLamb.layer_report``, of all layers, on every rank: a sum over the ranks of a small table."""
+        """As ``NVLamb.layer_report`` for all layers, on every rank: one all-reduce of a small table."""
         own = self.optim.layer_report()
         table = torch.zeros((3, len(self._all_params)), dtype=own.dtype, device=own.device)
         mine = [param for group in self.optim.param_groups for param in group["params"]]
@@ -83,20 +83,21 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
         return table
 
     def state_dict(self) -> dict[str, Any]:
-        """The ordinary state of all layers on rank 0; on the others, the groups without state. On the CPU."""
+        """The ordinary state of all layers on rank 0, the groups without state on the others. On the CPU."""
         self.consolidate_state_dict(to=0)
         if self.rank == 0:
             state = super().state_dict()
-            self._all_state_dicts = []  # torch would keep the copy
+            self._all_state_dicts = []  # drop the copy that torch keeps
             return state
         return {"state": {}, "param_groups": torch.optim.Optimizer.state_dict(self)["param_groups"]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take this rank's part of an ordinary state, whatever the number of ranks that saved it."""
+        """Load this rank's part of an ordinary state, saved by any number of ranks."""
         saved = state_dict["state"]
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         require(len(ids) == len(self._all_params), "layers of the state", len(ids), f"{len(self._all_params)}")
-        self._sync_param_groups(self._without_layers(state_dict["param_groups"]), self.param_groups)
+        options = ({k: v for k, v in group.items() if k != "param_names"} for group in state_dict["param_groups"])
+        self._sync_param_groups(list(options), self.param_groups)  # the names stay those of this model
         self._sync_param_groups(self.param_groups, self.optim.param_groups)
         groups, state, position = [], {}, 0
         for group in self.optim.param_groups:
@@ -108,8 +109,3 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
                 if saved_id in saved:
                     state[place] = saved[saved_id]
         self.optim.load_state_dict({"state": state, "param_groups": groups})
-
-    @staticmethod
-    def _without_layers(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Options alone: names stay those of the model in hand."""
-        return [{key: value for key, value in group.items() if key != "param_names"} for group in groups]

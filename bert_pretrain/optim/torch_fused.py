@@ -1,11 +1,11 @@
-"""Adam, AdamW and SGD beside NVLAMB: torch's own, fused, with the same surface.
+"""torch's own fused Adam, AdamW and SGD, with ``grad_norm``, ``skipped`` and clipping like the optimizers here.
 
-The updates are torch's. Added here: ``||G||`` and whether the step was skipped, and clipping of the global norm, for
-which no extra pass is made: the fused kernels divide gradients by ``grad_scale``, and that is loss scale times clip.
+The updates are torch's. Clipping the global norm needs no extra pass: the fused kernels divide the gradients by
+``grad_scale``, which is set to the loss scale times the clipping divisor.
 
-Known difference from NVLAMB: where they divide, torch's kernels also write the divided gradient back. So after a
-step with loss scaling or ``max_grad_norm``, ``param.grad`` holds the unscaled, clipped gradient (not where the step
-was skipped). With neither, gradients are left alone.
+Difference from NVLAMB: torch's kernels also write the divided gradient back. After a step with loss scaling or
+``max_grad_norm``, ``param.grad`` holds the unscaled, clipped gradient (unless the step was skipped). With neither,
+gradients are not written.
 """
 
 import math
@@ -16,61 +16,29 @@ import torch
 from torch import Tensor
 
 from bert_pretrain.errors import require
-from bert_pretrain.optim.layers import (
-    check_options,
-    check_plain,
-    decide,
-    gradients_of_model,
-    prepare_group,
-)
-from bert_pretrain.optim.norms import global_norm
+from bert_pretrain.optim.base import MeasuredOptimizer, check_options, loss_of
 
 
-class TorchFused(torch.optim.Optimizer):
-    """What the three have in common; comes before torch's class in the order of bases.
+class TorchFused(MeasuredOptimizer):
+    """What the three classes share; precedes torch's class among their bases."""
 
-    After each step: ``grad_norm`` (0-d float64, unscaled, before clipping) and ``skipped`` (0-d float32: 1.0 if
-    ``||G||`` was not finite or ``found_inf`` set; weights, state and step counts are then unchanged).
-    ``norm_params``: as in ``NVLamb``.
-    """
+    _kept = ("max_grad_norm",)
 
     def __init__(self, params: Iterable[Any], *, max_grad_norm: float | None, **options: Any) -> None:
         found = max_grad_norm
         require(found is None or 0 < found < math.inf, "max_grad_norm", found, "a finite number above 0, or null")
         self.max_grad_norm = max_grad_norm
-        self.norm_params: list[Tensor] | None = None
         check_options(options)
-        super().__init__(params, fused=True, **options)  # type: ignore[call-arg]  # torch's class, next in line
-        device = self.param_groups[0]["params"][0].device
-        self.grad_norm = torch.zeros((), dtype=torch.float64, device=device)
-        self.skipped = torch.zeros((), dtype=torch.float32, device=device)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle and deepcopy keep what this class adds."""
-        keys = ("max_grad_norm", "norm_params", "grad_norm", "skipped", "_step_supports_amp_scaling")
-        return super().__getstate__() | {key: self.__dict__[key] for key in keys}
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in torch; raises ``ConfigError`` for its options or parameters."""
-        group = prepare_group(param_group, self.defaults, self.param_groups)
-        check_plain(group["params"])
-        super().add_param_group(group)
+        super().__init__(params, fused=True, **options)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Apply one update, or skip it on the device; returns what ``closure`` returns."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        # Set by GradScaler or the caller; replaced for torch's step, which reads the same two, and then put back.
+        loss = loss_of(closure)
+        # Set by GradScaler or the caller. torch's step reads the same two: replaced for the call, then restored.
         given = {key: getattr(self, key, None) for key in ("grad_scale", "found_inf")}
         clip = self.max_grad_norm
         with torch.no_grad():
-            pre_normalization = "none" if clip is None else "clip"
-            norm = global_norm(gradients_of_model(self.norm_params, self.param_groups)).to(self.grad_norm.device)
-            decision = decide(norm, pre_normalization, clip or 1.0, **given)
-            self.grad_norm = decision.grad_norm
-            self.skipped = decision.skipped.to(torch.float32)
+            decision = self._decide("none" if clip is None else "clip", clip or 1.0)
             divides = clip is not None or given["grad_scale"] is not None
             self.grad_scale = decision.grad_factor.reciprocal().to(torch.float32) if divides else None
             self.found_inf = self.skipped
@@ -97,7 +65,7 @@ class AdamW(TorchFused, torch.optim.AdamW):
 
     Args:
         params, lr, betas, eps, weight_decay: as ``NVLamb``; ``lr`` may be a 0-d tensor.
-        max_grad_norm: gradients are divided by ``||G|| / max_grad_norm`` where that is above 1; None: never.
+        max_grad_norm: gradients are divided by ``||G|| / max_grad_norm`` if that is above 1; None: never.
 
     Raises ``ConfigError`` as ``NVLamb`` does, and for bf16 or fp16 parameters, which would need masters.
     """
@@ -119,8 +87,8 @@ class AdamW(TorchFused, torch.optim.AdamW):
 class Adam(TorchFused, torch.optim.Adam):
     """``torch.optim.Adam(fused=True)`` (Kingma and Ba, arXiv 1412.6980).
 
-    As ``AdamW``, but the decay is added to the (unscaled, clipped) gradient, ``g <- g + decay w``, and so goes
-    through the moments. Arguments and errors as there.
+    As ``AdamW``, but the decay is added to the (unscaled, clipped) gradient, ``g <- g + decay w``, and so enters the
+    moments. Same arguments and errors.
     """
 
     def __init__(
@@ -140,7 +108,7 @@ class Adam(TorchFused, torch.optim.Adam):
 class SGD(TorchFused, torch.optim.SGD):
     """``torch.optim.SGD(fused=True)`` with momentum: ``b <- momentum b + g + decay w``; ``w <- w - lr b``.
 
-    ``momentum``: in [0, 1). The other arguments and the errors as ``AdamW``.
+    ``momentum``: in [0, 1). Other arguments and errors as in ``AdamW``.
     """
 
     def __init__(
@@ -156,7 +124,7 @@ class SGD(TorchFused, torch.optim.SGD):
         super().__init__(params, max_grad_norm=max_grad_norm, **options)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """As the others. torch would leave new buffers unwritten where the very first step is skipped: zeros here."""
+        """As the others. Buffers start at zero here: torch leaves them uninitialised if the first step is skipped."""
         for group in self.param_groups:
             for param in group["params"] if group["momentum"] else ():
                 if self.state[param].get("momentum_buffer") is None:

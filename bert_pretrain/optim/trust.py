@@ -1,4 +1,4 @@
-"""The trust ratio of LAMB: which layers have one, what it is, and how it is shown."""
+"""The trust ratio of LAMB, and the table of ratios and norms of one update."""
 
 import math
 from collections.abc import Sequence
@@ -13,14 +13,12 @@ from bert_pretrain.errors import require
 
 @dataclass(frozen=True)
 class Adaptation:
-    """How the length of a layer's update follows the length of its weights (You et al., ICLR 2020, algorithm 2)."""
+    """Which layers have a trust ratio, and the clamp phi of their weight norm (You et al., ICLR 2020, algorithm 2)."""
 
     layers: str
-    """``all`` | ``decayed``: the layers with weight decay only."""
+    """``all`` | ``decayed``: only the layers with weight decay."""
     phi_min: float | None
-    """Lower bound of ||w||, or None."""
     phi_max: float | None
-    """Upper bound of ||w||, or None."""
 
     def __post_init__(self) -> None:
         low, high = self.phi_min, self.phi_max
@@ -28,13 +26,22 @@ class Adaptation:
         require(high is None or 0 < high < math.inf, "phi_max", high, "a finite number above 0, or null")
         require(low is None or high is None or low <= high, "phi_min", low, f"at most phi_max ({high})")
 
-    def ratio(self, weight_norm: Tensor, update_norm: Tensor, weight_decay: float) -> Tensor:
-        """Return phi(||w||) / ||u||, or 1 where either norm is 0 or the layer is not adapted.
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Lower and upper bound of ||w||."""
+        return (0.0 if self.phi_min is None else self.phi_min, math.inf if self.phi_max is None else self.phi_max)
 
-        Norms and result: float64, one value a layer, any shape. A NaN norm gives NaN: a comparison that turned it
-        into 1 would hide that the state is broken.
+    def applies(self, weight_decay: float) -> bool:
+        """Whether a layer with this weight decay has a trust ratio."""
+        return self.layers == "all" or weight_decay != 0
+
+    def ratio(self, weight_norm: Tensor, update_norm: Tensor, weight_decay: float) -> Tensor:
+        """Return phi(||w||) / ||u||, or 1 where either norm is 0 or the layer has no trust ratio.
+
+        Norms and result: float64, one value per layer, any shape. A NaN norm gives NaN: a ratio of 1 would hide that
+        the state is broken.
         """
-        if self.layers == "decayed" and weight_decay == 0:
+        if not self.applies(weight_decay):
             return torch.ones_like(weight_norm)
         phi = weight_norm
         if self.phi_min is not None or self.phi_max is not None:
@@ -45,13 +52,13 @@ class Adaptation:
 
 @dataclass
 class LayerReport:
-    """Trust ratios and norms of one update, as they lie on the device until somebody asks for the table."""
+    """Trust ratios and norms of one update. They stay on the device until the table is asked for."""
 
     _params: list[Tensor] = field(default_factory=list)
     _rows: list[Tensor] = field(default_factory=list)
 
     def add(self, params: Sequence[Tensor], ratios: Tensor, weight_norms: Tensor, update_norms: Tensor) -> None:
-        """Add layers that were updated; three vectors with one value of each."""
+        """Add layers that were updated, with one ratio and two norms each."""
         self._params += params
         self._rows.append(torch.stack([ratios, weight_norms, update_norms]))
 

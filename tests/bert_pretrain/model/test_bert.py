@@ -1,4 +1,4 @@
-"""The fast path against plain transformers on the same weights."""
+"""The project's forward pass against that of transformers on the same weights."""
 
 from contextlib import nullcontext
 from dataclasses import fields, replace
@@ -34,7 +34,7 @@ def tiny(**changes: object) -> ModelConfig:
 
 SWITCHES = [field.name for field in fields(SpeedConfig)]
 NONE = SpeedConfig(**dict.fromkeys(SWITCHES, False))
-TECHNIQUES = [name for name in SWITCHES if name not in ("compile", "cuda_graphs")]  # compiled: test_compiling.py
+TECHNIQUES = [name for name in SWITCHES if name not in ("compile", "cuda_graphs")]  # these two: test_compile.py
 ALL = replace(NONE, **dict.fromkeys(TECHNIQUES, True))
 
 
@@ -50,13 +50,13 @@ def all_labels(batch: MicroBatch) -> torch.Tensor:
     """transformers' form: (B * L,) labels, -100 where nothing is predicted."""
     labels = torch.full_like(batch.input_ids, -100).flatten()
     predicted = batch.masked_labels >= 0
-    assert not predicted.all(), "the micro-batch should be filled up, to see that it does no harm"
+    assert not predicted.all(), "the micro-batch should have padding, to test that it has no effect"
     labels[batch.masked_positions[predicted]] = batch.masked_labels[predicted]
     return labels
 
 
 def plain_losses(model: PretrainingModel, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """transformers' own forward on all positions, its losses separated: labels -100 where nothing is predicted."""
+    """Both losses from transformers' own forward on all positions, with labels of -100 where nothing is predicted."""
     labels = all_labels(batch)
     out = model.bert(input_ids=batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.segment_ids)
     cross_entropy = torch.nn.functional.cross_entropy
@@ -77,7 +77,7 @@ def test_losses_and_gradients_are_those_of_transformers(
 def assert_parity(model: PretrainingModel, batch: MicroBatch, tolerance: float) -> None:
     """Both losses and every gradient are those of transformers' own forward on the same weights.
 
-    With weights made for a step, and, where nothing is compiled, for one use.
+    With the weight cache and, if nothing is compiled, without.
     """
     mlm, nsp = plain_losses(model, batch)
     (mlm + nsp).backward()
@@ -125,7 +125,7 @@ def test_accuracy_counts_match_argmax() -> None:
     assert 0 < ours.nsp_correct < 200
 
 
-def test_a_micro_batch_without_masked_tokens_adds_nothing_and_keeps_every_gradient() -> None:
+def test_a_micro_batch_without_masked_tokens_has_no_mlm_loss_and_all_gradients() -> None:
     model = build()
     batch = micro_batch(4)
     empty = torch.empty(0, dtype=torch.long)
@@ -155,7 +155,7 @@ def test_parameters_are_those_of_transformers_and_flops_those_counted_by_hand() 
 
 
 def test_base_and_large_flops_agree_with_the_published_table() -> None:
-    """545.4 MF a token for BERT-base at 128 and 1992.0 for BERT-large at 512, 15 % masked, heads left out there."""
+    """545.4 MFLOPs per token for BERT-base at 128, 1992.0 for BERT-large at 512; 15 % masked, without heads."""
     base = tiny(hidden_size=768, num_hidden_layers=12, intermediate_size=3072, vocab_size=30522)
     assert training_flops(base, 0, 1, 128, 0.15) == pytest.approx(545.4e6, rel=1e-3)
     large = tiny(hidden_size=1024, num_hidden_layers=24, intermediate_size=4096, vocab_size=30522)
@@ -188,7 +188,7 @@ def test_dropout_differs_between_micro_batches_and_follows_the_seed(option: str,
 
 
 def test_dropout_in_the_forward_is_dropout_in_the_backward() -> None:
-    """A directional derivative by finite differences, at fixed draws, agrees with the gradient."""
+    """With a fixed seed, a directional derivative by finite differences agrees with the gradient."""
     model, batch = build(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2).double(), micro_batch(8)
 
     def loss() -> torch.Tensor:
@@ -212,7 +212,7 @@ def test_dropout_in_the_forward_is_dropout_in_the_backward() -> None:
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("speed", [ALL, NONE], ids=["all", "none"])
 def test_samples_cannot_see_each_other(speed: SpeedConfig, attention: str) -> None:
-    """Other words, another length and another mask in one sample: the others stay, bit for bit."""
+    """Other words, another length and another mask in one sample leave the others unchanged, bit for bit."""
     model, batch = build(replace(speed, last_layer_rows=False), attention=attention), micro_batch(6)
     changed = batch.input_ids.clone()
     changed[2] = changed[2].flip(0) + 1
@@ -233,8 +233,8 @@ def test_samples_cannot_see_each_other(speed: SpeedConfig, attention: str) -> No
         assert torch.equal(one[sample], two[sample]) == (sample != 2)
 
 
-def test_no_mask_reaches_the_attention_where_nothing_is_padded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mask of ones would rule the flash kernel out."""
+def test_attention_gets_no_mask_without_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a mask, even of ones, torch cannot use its flash kernel."""
     model, arrays, masks = build(attention="sdpa"), random_arrays(np.random.default_rng(3), 4), []
     original = torch.nn.functional.scaled_dot_product_attention
 
@@ -249,8 +249,8 @@ def test_no_mask_reaches_the_attention_where_nothing_is_padded(monkeypatch: pyte
     assert [mask is None for mask in masks] == [False, False, True, True]
 
 
-def test_the_padded_vocabulary_stays_inside() -> None:
-    """97 words are 128 in the product; weights, gradients and files keep 97."""
+def test_vocabulary_padding_is_only_in_the_product() -> None:
+    """97 words are padded to 128 in the product; weights, gradients and files keep 97."""
     model, batch, widths = build(replace(NONE, pad_vocabulary=True)), micro_batch(), []
     original = torch.nn.functional.linear
 

@@ -1,8 +1,7 @@
-"""The compiled model: parity, dropout, and nothing compiled late.
+"""The compiled model: parity, dropout, and no compilation during training.
 
-Inductor runs on CPU through the system's C++ compiler, on the layers alone to save time. What does not depend on the
-code that it writes (which shapes are compiled, gradients through the pieces) is tested with ``aot_eager``, which
-traces alike and writes none.
+On CPU Inductor uses the system's C++ compiler; to save time, only the layers are compiled with it. What does not depend
+on generated code (the shapes that are compiled, gradients) is tested with ``aot_eager``, which only traces.
 """
 
 import functools
@@ -23,7 +22,7 @@ from bert_pretrain.data.collate import MicroBatch, Shape, dummy_batch, fixed_sha
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.model.bert import Pieces, PretrainingModel
 from bert_pretrain.model.compile import compile_model
-from bert_pretrain.model.encoder import run_layer
+from bert_pretrain.model.encoder import layer_weights, run_layer
 from bert_pretrain.model.options import PrecisionConfig
 from bert_pretrain.model.precision import MixedPrecision
 from tests.bert_pretrain.model.test_bert import ALL, assert_parity, build
@@ -38,9 +37,10 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="inducto
 
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
-    """Code compiled for one test is not there for the next."""
+    """Nothing compiled for one test is reused by the next."""
     torch._dynamo.reset()
-    with torch._inductor.config.patch(compile_threads=1):  # a pool of processes costs more than it saves here
+    # A pool of processes costs more than it saves here, and so does compiling a test of each vector instruction set.
+    with torch._inductor.config.patch({"compile_threads": 1, "cpp.vec_isa_ok": True}):
         yield
     torch._dynamo.reset()
 
@@ -56,7 +56,7 @@ def layers_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _compile_by(monkeypatch: pytest.MonkeyPatch, inductor: tuple) -> None:
-    """``torch.compile`` as it is for these pieces, and tracing alone for the others."""
+    """Use Inductor for the functions in ``inductor`` and ``aot_eager`` for the others."""
     original = torch.compile
 
     def compile_piece(piece, options, **how):
@@ -67,9 +67,9 @@ def _compile_by(monkeypatch: pytest.MonkeyPatch, inductor: tuple) -> None:
 
 def compiled(dtype: torch.dtype, **changes: object) -> PretrainingModel:
     model = build(COMPILED, **changes).to(dtype)
-    said: list[str] = []
-    compile_model(model, MixedPrecision(PrecisionConfig("fp32", 1.0, 1, False, False), CPU), [SHAPE], said.append)
-    assert len(said) == 3, "the user is told while it compiles"
+    lines: list[str] = []
+    compile_model(model, MixedPrecision(PrecisionConfig("fp32", 1.0, 1, False, False), CPU), [SHAPE], lines.append)
+    assert len(lines) == 3, "progress is reported"
     assert all(parameter.grad is None for parameter in model.parameters())
     return model
 
@@ -84,15 +84,15 @@ def test_parity_in_float64_with_all_techniques(attention: str) -> None:
     model = compiled(torch.float64, attention=attention)
     with torch._dynamo.config.patch(error_on_recompile=True):
         assert_parity(model, batch(), 1e-12)
-        assert_parity(model, dummy_batch(SHAPE), 1e-12)  # not one masked token
+        assert_parity(model, dummy_batch(SHAPE), 1e-12)  # no masked token
 
 
-@pytest.mark.parametrize("graphs", [False, True], ids=["cast once a step", "cast in each use"])
+@pytest.mark.parametrize("graphs", [False, True], ids=["cached weights", "no cache"])
 @pytest.mark.usefixtures("traced")
-def test_compiled_in_bf16_the_gradients_are_those_of_the_pieces_as_they_are(
+def test_compiled_gradients_in_bf16_are_those_of_the_uncompiled_model(
     graphs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three micro-batches a step, two steps, weights changed between; and the way that CUDA graphs go."""
+    """Two steps of three micro-batches, with the weight cache and, as with CUDA graphs, without it."""
     mixed = MixedPrecision(PrecisionConfig("bf16", 1.0, 1, False, False), CPU)
     model, found = build(COMPILED), []
     if graphs:
@@ -122,7 +122,7 @@ def test_compiled_in_bf16_the_gradients_are_those_of_the_pieces_as_they_are(
 @needs_compiler
 @pytest.mark.usefixtures("layers_compiled")
 def test_compiled_dropout_is_alive_and_the_same_in_the_backward() -> None:
-    """At fixed draws the gradient is the slope by finite differences; layers and micro-batches draw apart."""
+    """With a fixed seed the gradient agrees with finite differences; layers and micro-batches have their own masks."""
     model = compiled(torch.float64, num_hidden_layers=1, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2)
 
     def loss() -> torch.Tensor:
@@ -133,7 +133,7 @@ def test_compiled_dropout_is_alive_and_the_same_in_the_backward() -> None:
     torch.manual_seed(5)
     first = loss()
     first.backward()
-    assert first != loss(), "two micro-batches under one mask"
+    assert first != loss(), "two micro-batches have the same mask"
     torch.manual_seed(0)
     steps = [torch.randn_like(parameter) for parameter in model.parameters()]
     slope = sum((step * parameter.grad).sum() for step, parameter in zip(steps, model.parameters(), strict=True))
@@ -149,7 +149,7 @@ def test_compiled_dropout_is_alive_and_the_same_in_the_backward() -> None:
 
 
 def masks_of_two_layers_are_independent(model: PretrainingModel) -> None:
-    """The layer's last dropout, laid bare: it drops from ones, and its LayerNorm shows what was dropped as negative."""
+    """Isolates the last dropout of the layer: it gets ones, and after LayerNorm the dropped elements are negative."""
     layer = model.bert.bert.encoder.layer[0]
     with torch.no_grad():
         layer.attention.output.LayerNorm.weight.zero_()
@@ -161,7 +161,10 @@ def masks_of_two_layers_are_independent(model: PretrainingModel) -> None:
     x = torch.zeros(SHAPE.samples, SHAPE.length, 16, dtype=torch.float64, requires_grad=True)
     positions = torch.arange(SHAPE.samples * (1 + PREDICTIONS))
     mask = torch.zeros(SHAPE.samples, 1, 1, SHAPE.length)
-    drawn = [model.pieces.layer(layer, None, x, mask, positions, "eager", model.speed).detach() < 0 for _ in range(2)]
+    with model.step():
+        weights = layer_weights(layer, model.speed, model._weight_cache.stack)
+        given = (layer, weights, x, mask, positions, "eager", model.speed)
+        drawn = [model.pieces.layer(*given).detach() < 0 for _ in range(2)]
     for dropped in drawn:
         assert dropped.double().mean().item() == pytest.approx(0.2, abs=0.06)
     both = (drawn[0] & drawn[1]).double().mean().item()
@@ -169,8 +172,8 @@ def masks_of_two_layers_are_independent(model: PretrainingModel) -> None:
 
 
 @pytest.mark.usefixtures("traced")
-def test_a_run_compiles_nothing_after_it_has_begun(tmp_path: Path, shard_dir: Path) -> None:
-    """Micro-batches of all lengths, the last smaller than the others, evaluations in between; the same loss curve."""
+def test_nothing_is_compiled_during_training(tmp_path: Path, shard_dir: Path) -> None:
+    """With micro-batches of all lengths, a smaller last one and evaluations; the loss curve is that without compile."""
     options = ("batch.global_batch_size=30", "model.num_hidden_layers=1")
     trainer_for(tmp_path / "plain", shard_dir, *options).run()
     trainer = trainer_for(tmp_path / "compiled", shard_dir, "speed.compile=true", *options)
@@ -188,9 +191,9 @@ def test_a_run_compiles_nothing_after_it_has_begun(tmp_path: Path, shard_dir: Pa
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, where inductor writes other code")
-def test_on_a_gpu_neither_neighbours_nor_layers_share_a_mask() -> None:
-    """What pytorch issue 198333 describes: fourfold repetition within a mask."""
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, for which inductor generates other code")
+def test_dropout_masks_on_a_gpu_are_independent() -> None:
+    """The fault of pytorch issue 198333: fourfold repetition within a mask."""
     device, shape = torch.device("cuda"), Shape(8, LENGTH, 8 * PREDICTIONS, has_mask=False)
     model = build(COMPILED, hidden_size=256, num_attention_heads=4, hidden_dropout_prob=0.5).to(device)
     compile_model(model, MixedPrecision(PrecisionConfig("bf16", 1.0, 1, True, False), device), [shape], lambda _: None)
@@ -220,7 +223,7 @@ def test_fixed_shapes_hold_the_same_samples() -> None:
         assert found.masked_labels[kept].tolist() == arrays["masked_lm_ids"][flat].tolist()
         where = found.masked_positions[kept]
         assert torch.equal(where // found.input_ids.shape[1], torch.from_numpy(flat[0]))
-        assert (found.input_ids.flatten()[where] == 4).all()  # where random_arrays puts its mask word
+        assert (found.input_ids.flatten()[where] == 4).all()  # the [MASK] id of random_arrays
         assert found.attention_mask is not None
         assert int(found.attention_mask[:samples].sum()) == arrays["input_mask"].sum()
         assert (found.next_sentence_labels[samples:] == -100).all()
@@ -228,7 +231,7 @@ def test_fixed_shapes_hold_the_same_samples() -> None:
     assert to_fixed_micro_batch(arrays, shapes).attention_mask is None
 
 
-def test_what_cannot_be_compiled_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_compilation_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(piece: object, **_: object) -> object:
         def fail(*given: object) -> None:
             raise torch._dynamo.exc.TorchDynamoException("no compiler\nat all")
@@ -240,7 +243,7 @@ def test_what_cannot_be_compiled_is_one_message(monkeypatch: pytest.MonkeyPatch)
         compiled(torch.float32)
 
 
-def test_fourfold_random_numbers_are_off_where_they_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fourfold_random_numbers_are_off_if_they_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda piece, **_: piece)
     compiled(torch.float32)
     if hasattr(TritonOverrides, "_can_use_4x_random"):
@@ -251,6 +254,6 @@ def test_fourfold_random_numbers_are_off_where_they_repeat(monkeypatch: pytest.M
         compiled(torch.float32)
 
 
-def test_graphs_are_for_gpus() -> None:
+def test_cuda_graphs_need_a_gpu() -> None:
     with pytest.raises(ConfigError, match=r"speed\.cuda_graphs"):
         build(replace(COMPILED, cuda_graphs=True))

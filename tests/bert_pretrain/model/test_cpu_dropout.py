@@ -1,4 +1,4 @@
-"""Dropout's random numbers: their distribution, and that nothing in them repeats."""
+"""Dropout masks on CPU: their distribution and their independence."""
 
 import math
 
@@ -20,7 +20,7 @@ def test_share_and_value(p: float, dtype: torch.dtype) -> None:
     dropped = (drawn == 0).double()
     deviation = math.sqrt(p * (1 - p))
     assert abs(dropped.mean() - p) < 5 * deviation / math.sqrt(SHAPE.numel())
-    for dim in (0, 1):  # the spread of columns and rows is that of independent draws
+    for dim in (0, 1):  # the deviation of column and row means is that of independent draws
         assert dropped.mean(dim).std().item() == pytest.approx(deviation / math.sqrt(SHAPE[dim]), rel=0.15)
 
 
@@ -33,7 +33,7 @@ def test_neighbours_and_calls_are_uncorrelated() -> None:
         assert abs((first[:-distance] * second[distance:]).mean()) < 5e-3, distance
 
 
-def test_the_seed_decides() -> None:
+def test_the_seed_determines_the_mask() -> None:
     torch.manual_seed(3)
     first = noise(SHAPE, 0.1, torch.float32)
     again = noise(SHAPE, 0.1, torch.float32)
@@ -42,7 +42,7 @@ def test_the_seed_decides() -> None:
     assert not torch.equal(first, again)
 
 
-def test_gradient_goes_where_the_value_went() -> None:
+def test_gradients_flow_through_the_kept_elements() -> None:
     x, residual = torch.ones(64, 64, requires_grad=True), torch.ones(64, 64, requires_grad=True)
     out = dropout(x, 0.25, residual)
     out.sum().backward()
@@ -51,7 +51,7 @@ def test_gradient_goes_where_the_value_went() -> None:
     assert 0 < (x.grad == 0).sum() < x.numel()
 
 
-def test_nothing_is_drawn_at_zero() -> None:
+def test_no_random_number_is_drawn_at_zero() -> None:
     torch.manual_seed(1)
     x = torch.randn(4)
     before = torch.get_rng_state()

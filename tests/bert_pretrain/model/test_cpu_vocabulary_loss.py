@@ -20,7 +20,7 @@ def problem(rows: int, words: int, width: int, scale: float) -> list[torch.Tenso
     ("rows", "words", "width", "scale"), [(1, 2, 1, 1.0), (7, 97, 16, 1.0), (100, 1001, 8, 30.0), (50, 640, 64, 1e-3)]
 )
 def test_values_and_gradients(rows: int, words: int, width: int, scale: float, threads: int, monkeypatch) -> None:
-    """Also where logits are 1e2 apart, and where they are all alike."""
+    """Also with logits that differ by 1e2, and with almost equal logits."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     *given, labels = problem(rows, words, width, scale)
     loss, correct = vocabulary_loss(*given, labels)
@@ -33,11 +33,11 @@ def test_values_and_gradients(rows: int, words: int, width: int, scale: float, t
     assert correct == ((logits.argmax(1) == labels) & (labels >= 0)).sum()
     for found, wanted in zip(given, precise, strict=True):
         largest = wanted.grad.abs().max().item()
-        tolerance = 2e-6 * max(1.0, scale)  # float32 rounds a logit of 1e2 by 1e-5, and so the exponential of it
+        tolerance = 2e-6 * max(1.0, scale)  # float32 rounds a logit of 1e2 by 1e-5, and its exponential accordingly
         torch.testing.assert_close(found.grad.double(), wanted.grad, rtol=0, atol=tolerance * largest)
 
 
-def test_without_labels_nothing_flows() -> None:
+def test_without_labels_loss_and_gradients_are_zero() -> None:
     *given, labels = problem(6, 10, 4, 1.0)
     loss, correct = vocabulary_loss(*given, torch.full_like(labels, -100))
     loss.backward()
@@ -55,8 +55,8 @@ def test_no_rows() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", [0, 1, 2])
-def test_what_is_not_finite_stays_so(value: float, where: int) -> None:
-    """A step with such a gradient is skipped; it must not be hidden."""
+def test_nan_and_inf_are_not_hidden(value: float, where: int) -> None:
+    """The optimizer skips a step with such a gradient."""
     *given, labels = problem(6, 40, 4, 1.0)
     with torch.no_grad():
         given[where].view(-1)[5] = value  # in a row that has a label

@@ -1,3 +1,5 @@
+"""Autocast, the loss scale and deterministic kernels."""
+
 from pathlib import Path
 
 import pytest
@@ -50,7 +52,7 @@ def test_scaled_gradients_give_the_update_of_unscaled_ones() -> None:
     torch.testing.assert_close(updates[0], updates[1], rtol=1e-6, atol=0)
 
 
-def test_state_comes_back() -> None:
+def test_state_is_restored() -> None:
     mixed, other = precision(), precision()
     optimizer, _ = optimizer_with(float("inf"))
     mixed.step(optimizer)
@@ -89,8 +91,8 @@ def test_bad_options_are_named(values: tuple, option: str) -> None:
         PrecisionConfig(*values, tf32=False, deterministic=False)
 
 
-def test_deterministic_kernels_are_asked_for_and_the_step_has_no_others() -> None:
-    """torch raises where a kernel is not deterministic; the compute type is bf16, as where it matters."""
+def test_the_step_uses_deterministic_kernels_only() -> None:
+    """torch raises for a kernel that is not deterministic. In bf16, as on GPUs."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options = PrecisionConfig("bf16", 1.0, 1, tf32=True, deterministic=True)
     try:

@@ -1,4 +1,4 @@
-"""The kernels of NVLAMB, as the tests of its rules and of its state go through them."""
+"""The kernels of NVLAMB that the tests of its equations and of its state run on."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from bert_pretrain.optim import nvlamb_cpu, nvlamb_foreach
 
 @pytest.fixture(params=["reference", "foreach", "foreach_pieces", "foreach_masked", "fused", "fused_pieces"])
 def kernel(request, monkeypatch):
-    """The kernels; also with large layers cut to pieces, and foreach as on a device that the host does not wait for."""
+    """Each kernel; also with large layers cut into pieces, and foreach as on a device, where the host does not wait."""
     if request.param == "fused_pieces":
         monkeypatch.setattr(nvlamb_cpu, "PIECE", 1000)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 3)

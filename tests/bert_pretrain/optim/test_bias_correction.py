@@ -1,8 +1,8 @@
-"""What bias correction does to an update, in float64, where theory says what it must be.
+"""The effect of bias correction on an update, against theory, in float64.
 
 u = (m/B1) / (sqrt(v/B2) + eps) = f m / (sqrt(v) + eps') with f = sqrt(B2)/B1: without decay the correction is one
-factor for the whole layer. The trust ratio divides by ||u||, so that it cancels; a layer without trust ratio takes
-steps that are longer by 1/f without it: 3.16 times at t = 1, 6.57 times at t = 12, still 2 times at t = 287.
+factor for the whole layer. The trust ratio divides by ||u||, so the factor cancels. In a layer without trust ratio, the
+uncorrected steps are longer by 1/f: 3.16 times at t = 1, 6.57 times at t = 12, still 2 times at t = 287.
 """
 
 import numpy as np
@@ -34,8 +34,8 @@ def test_the_correction_cancels_in_the_trust_ratio_of_a_layer_without_decay() ->
         assert torch.allclose(corrected, plain, rtol=0, atol=1e-11)
 
 
-def test_with_decay_it_changes_how_much_the_decay_weighs() -> None:
-    """Uncorrected, u is longer at first and decay * w is not, so that the two differ."""
+def test_with_decay_it_changes_the_weight_of_the_decay() -> None:
+    """Uncorrected, the moments' part of u is longer at first and decay * w is not."""
     corrected, plain = (weights_after(12, on, "all", 0.1)[-1] for on in (True, False))
     assert not torch.allclose(corrected, plain, rtol=0, atol=1e-4)
 

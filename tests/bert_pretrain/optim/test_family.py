@@ -1,4 +1,4 @@
-"""LARS, LARC, Adam, AdamW and SGD against oracles in float64 numpy, and the surface that all of the family share."""
+"""LARS, LARC, Adam, AdamW and SGD against oracles in float64 numpy, and the interface that all optimizers share."""
 
 import copy
 from functools import partial
@@ -21,7 +21,7 @@ from tests.oracles import (
     snapshot,
 )
 
-# name: how it is made, and the oracle that says what it computes
+# name: constructor and oracle
 FAMILY = {
     "adamw": (partial(AdamW, max_grad_norm=1.0), partial(AdamOracle, eps=1e-6, decoupled=True, max_grad_norm=1.0)),
     "adamw_unclipped": (AdamW, partial(AdamOracle, eps=1e-6, decoupled=True)),
@@ -36,8 +36,8 @@ FAMILY = {
     "larc": (partial(LARS, trust_coefficient=0.5, clip=True), partial(MomentumOracle, eta=0.5, eps=1e-8, larc=True)),
 }
 
-# Of what the updates added up to: a layer with decay alone changes by 1e-4 of itself a step, and torch's factor for
-# that, 1 - lr decay in float32, is off by 3e-4 of the 1e-4.
+# Error of the sum of the updates: with decay alone a layer changes by 1e-4 of itself per step, and torch's factor for
+# that, 1 - lr decay in float32, has a relative error of 3e-4 in the 1e-4.
 LONG_CHANGE = 1e-3
 
 
@@ -47,21 +47,21 @@ def build(weights, name, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_1000_updates_agree_with_the_oracle(name):
+def test_300_updates_agree_with_the_oracle(name):
     weights, gradients = problem()
     params, optimizer = build(weights, name)
     oracle = build_oracle(weights, kind=FAMILY[name][1])
-    for k in range(1000):
+    for k in range(300):
         set_grads(params, gradients(k))
         optimizer.step()
         oracle.step(gradients(k))
-    assert optimizer.grad_norm.item() == pytest.approx(norm_of(gradients(999)), rel=1e-6)
+    assert optimizer.grad_norm.item() == pytest.approx(norm_of(gradients(299)), rel=1e-6)
     assert_close(params, oracle, weights, 5e-5, LONG_CHANGE)
 
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_float64_agrees_to_rounding(name):
-    """But for the learning rate and the clip, which torch's kernels read as float32 where they are tensors."""
+    """Except for the learning rate and the clip, which torch's kernels read as float32 if they are tensors."""
     weights, gradients = problem(np.float64)
     params, optimizer = build(weights, name, torch.float64)
     oracle = build_oracle(weights, kind=FAMILY[name][1])
@@ -80,16 +80,16 @@ def test_skips_bit_for_bit_at_any_step_and_undoes_the_loss_scale(name, at, scale
     params, optimizer = build(weights, name)
     oracle = build_oracle(weights, kind=FAMILY[name][1])
     for k in range(12):
-        for poisoned in (True, False) if k == at else (False,):
+        for broken in (True, False) if k == at else (False,):
             set_grads(params, [g * np.float32(scale or 1.0) for g in gradients(k)])
-            if poisoned:
+            if broken:
                 params[7].grad[77] = float("inf")
             if scale is not None:
                 optimizer.grad_scale, optimizer.found_inf = torch.tensor(scale), torch.tensor(0.0)
             before = copy.deepcopy([params, [optimizer.state[p] for p in params]])
             optimizer.step()
-            assert optimizer.skipped == float(poisoned)
-            if poisoned:
+            assert optimizer.skipped == float(broken)
+            if broken:
                 for param, kept, state in zip(params, *before, strict=True):
                     assert torch.equal(param, kept)
                     assert all(torch.equal(value, optimizer.state[param][key]) for key, value in state.items())
@@ -98,8 +98,8 @@ def test_skips_bit_for_bit_at_any_step_and_undoes_the_loss_scale(name, at, scale
 
 
 @pytest.mark.parametrize("name", ["lars", "larc"])
-def test_lars_masks_a_skipped_step_where_the_host_does_not_know(name, monkeypatch):
-    """On a GPU nobody waits for the decision: the update runs, and adds nothing."""
+def test_lars_masks_a_skipped_step_on_the_device(name, monkeypatch):
+    """On a GPU the host does not wait for the decision: the update runs, and changes nothing."""
     weights, gradients = problem()
     params, optimizer = build(weights, name)
     set_grads(params, gradients(0))
@@ -115,7 +115,7 @@ def test_lars_masks_a_skipped_step_where_the_host_does_not_know(name, monkeypatc
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_state_goes_through_a_file_and_a_copy_and_continues_bitwise(name, tmp_path):
+def test_a_saved_state_and_a_deepcopy_continue_bitwise(name, tmp_path):
     weights, gradients = problem()
     params, optimizer = build(weights, name)
     for k in range(5):
@@ -126,9 +126,9 @@ def test_state_goes_through_a_file_and_a_copy_and_continues_bitwise(name, tmp_pa
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     deep_params, deep = copy.deepcopy((params, optimizer))
     for k in range(5, 10):
-        for who, by in ((params, optimizer), (copies, resumed), (deep_params, deep)):
-            set_grads(who, gradients(k))
-            by.step()
+        for run, stepper in ((params, optimizer), (copies, resumed), (deep_params, deep)):
+            set_grads(run, gradients(k))
+            stepper.step()
     for straight, other, third in zip(params, copies, deep_params, strict=True):
         assert torch.equal(straight, other)
         assert torch.equal(straight, third)
@@ -167,7 +167,7 @@ def test_under_grad_scaler(name):
         assert scaler.get_scale() == 2.0 ** (9 if k >= 2 else 10)
 
 
-def test_gradients_are_left_alone_without_scale_and_clip():
+def test_gradients_are_not_written_without_scale_and_clip():
     for make in (AdamW, Adam, SGD, LARS):
         param = torch.ones(100, requires_grad=True)
         optimizer = make([param], 0.1)
@@ -178,8 +178,8 @@ def test_gradients_are_left_alone_without_scale_and_clip():
 
 
 @pytest.mark.parametrize("make", [NVLamb, LARS, AdamW, Adam, SGD])
-def test_the_norm_may_be_taken_over_more_than_the_own_parameters(make):
-    """As where another rank updates the rest: ||G|| of all decides, and the own update follows it."""
+def test_the_norm_may_include_parameters_of_other_ranks(make):
+    """The optimizer updates its own parameters by the norm of all."""
     own, other = torch.ones(4, requires_grad=True), torch.ones(9, requires_grad=True)
     optimizer = make([own], 0.1)
     optimizer.norm_params = [own, other]
@@ -194,7 +194,7 @@ def test_the_norm_may_be_taken_over_more_than_the_own_parameters(make):
     assert torch.equal(own, before)
 
 
-def test_report_on_the_layers_of_lars():
+def test_layer_report_of_lars():
     """By hand: ||w|| = 2, ||g|| = 4, decay 0.5: length 4 + 1; the second layer is zero; the third has no gradient."""
     layers = [torch.ones(4), torch.zeros(3), torch.ones(2)]
     layers = [layer.requires_grad_() for layer in layers]
@@ -210,7 +210,7 @@ def test_report_on_the_layers_of_lars():
             layer.data.fill_(float(layer.numel() != 3))
 
 
-def test_report_on_the_layers_of_nvlamb():
+def test_layer_report_of_nvlamb():
     """By hand: at t = 1 u is the sign of the gradient, so ||u|| = 3 for 9 elements; ||w|| = 6; r = 2."""
     for kernel in ("reference", "foreach", "fused"):
         layers = [torch.full((9,), 2.0, requires_grad=True), torch.ones(2, requires_grad=True)]

@@ -1,4 +1,4 @@
-"""Norms against float64 numpy, at the sizes where float32 sums go wrong."""
+"""Norms against float64 numpy, at sizes at which float32 sums are inaccurate."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_no_tensors_have_norm_zero():
 
 @pytest.mark.parametrize("size", [3, 3 * BLOCK + 1])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_not_finite_is_not_hidden(size, value):
+def test_nan_and_inf_are_not_hidden(size, value):
     tensor = torch.zeros(size)
     tensor[-1] = value
     assert not torch.isfinite(global_norm([tensor, torch.ones(2)]))

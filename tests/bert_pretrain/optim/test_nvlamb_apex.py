@@ -1,9 +1,10 @@
-"""kernel=apex: what is refused, for real; how the kernel is called, against a stand-in written from its interface.
+"""kernel=apex: what is refused, and how the kernel is called, against a fake kernel written from its interface.
 
-The stand-in shows that the arguments mean what they should and that the rules around the kernel hold. That NVIDIA's
-kernel does what the stand-in does, only the ``gpu`` test can show, where apex is installed.
+The fake proves the meaning of the arguments and the code around the kernel. Only the ``gpu`` test, which needs apex,
+proves that NVIDIA's kernel does the same.
 """
 
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,20 +13,16 @@ import torch
 
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim import NVLamb, nvlamb, nvlamb_apex
+from tests.oracles import PRESETS as ALL_PRESETS
 from tests.oracles import assert_close, build, build_oracle, problem, set_grads, snapshot
 
-PRESETS = {
-    "nvlamb": {"pre_normalization": "unit"},
-    "nvidia_code": {"pre_normalization": "clip", "max_grad_norm": 1.0, "trust_ratio": "decayed"},
-    "lamb": {"pre_normalization": "none"},
-    "lamb_appendix": {"pre_normalization": "none", "bias_correction": False},
-}
+PRESETS = {name: options for name, options in ALL_PRESETS.items() if name != "lamb_phi"}  # apex has no phi
 
 
 def multi_tensor_lamb(
     chunk, flag, lists, lr, beta1, beta2, eps, step, correct, decay, averaging, mode, norm, limit, everywhere
 ):
-    """apex's kernel in numpy: betas are float32, the gradients become the updates; NaN goes through."""
+    """apex's kernel in numpy: betas are float32, the gradients are overwritten with the updates, NaN propagates."""
     assert isinstance(step, int)
     assert isinstance(lr, float)
     assert (flag.dtype, norm.dtype, mode) == (torch.int32, torch.float32, 1)
@@ -45,20 +42,22 @@ def multi_tensor_lamb(
             tensor.copy_(torch.from_numpy(value))
 
 
+def applier(kernel, flag, lists, *rest):
+    kernel(65536, flag, lists, *rest)
+
+
 @pytest.fixture
-def stand_in(monkeypatch):
-    monkeypatch.setattr(nvlamb_apex, "amp_C", SimpleNamespace(multi_tensor_lamb=multi_tensor_lamb))
-    monkeypatch.setattr(
-        nvlamb_apex, "multi_tensor_applier", lambda kernel, flag, lists, *rest: kernel(65536, flag, lists, *rest)
-    )
+def fake_apex(monkeypatch):
+    monkeypatch.setitem(sys.modules, "amp_C", SimpleNamespace(multi_tensor_lamb=multi_tensor_lamb))
+    monkeypatch.setitem(sys.modules, "apex.multi_tensor_apply", SimpleNamespace(multi_tensor_applier=applier))
     for module in (nvlamb, nvlamb_apex):
         monkeypatch.setattr(module, "check_apex", lambda *_: None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_agrees_with_the_oracle_skips_and_leaves_gradients_alone(preset, dtype, stand_in):
-    """A NaN in the middle, and a layer without gradient for one step: from then on the layers' t differ."""
+def test_agrees_with_the_oracle_skips_and_leaves_gradients_alone(preset, dtype, fake_apex):
+    """With a NaN gradient, which must skip the step, and a layer without gradient in one step: t differs afterwards."""
     weights, gradients = problem()
     params, optimizer = build(weights, "apex", dtype, **PRESETS[preset])
     start = [p.detach().double().numpy() for p in params]
@@ -85,13 +84,13 @@ def test_agrees_with_the_oracle_skips_and_leaves_gradients_alone(preset, dtype, 
     assert not optimizer.nonfinite_state
 
 
-def test_state_moves_to_and_from_the_other_kernels_and_reports_agree(stand_in):
+def test_state_moves_to_and_from_the_other_kernels_and_reports_agree(fake_apex):
     weights, gradients = problem()
     (params, optimizer), (others, reference) = build(weights, "apex"), build(weights, "reference")
     for k in range(10):
-        for who, by in ((params, optimizer), (others, reference)):
-            set_grads(who, gradients(k))
-            by.step()
+        for run, stepper in ((params, optimizer), (others, reference)):
+            set_grads(run, gradients(k))
+            stepper.step()
     torch.testing.assert_close(optimizer.layer_report(), reference.layer_report(), rtol=1e-4, atol=1e-6)
     state = optimizer.state_dict()
     assert state["state"].keys() == reference.state_dict()["state"].keys()
@@ -99,7 +98,7 @@ def test_state_moves_to_and_from_the_other_kernels_and_reports_agree(stand_in):
     optimizer.load_state_dict(reference.state_dict())
 
 
-def test_loss_scale_is_undone(stand_in):
+def test_loss_scale_is_undone(fake_apex):
     weights, gradients = problem()
     (plain, first), (scaled, second) = build(weights, "apex"), build(weights, "apex")
     set_grads(plain, gradients(0))
@@ -110,7 +109,7 @@ def test_loss_scale_is_undone(stand_in):
     assert all(torch.equal(a, b) for a, b in zip(plain, scaled, strict=True))
 
 
-def test_broken_moments_are_reported(stand_in):
+def test_broken_moments_are_reported(fake_apex):
     param = torch.ones(10, requires_grad=True)
     optimizer = NVLamb([param], 0.1, kernel="apex")
     param.grad = torch.ones(10)
@@ -122,7 +121,7 @@ def test_broken_moments_are_reported(stand_in):
 
 
 @pytest.mark.parametrize(
-    ("param", "options", "says"),
+    ("param", "options", "message"),
     [
         (torch.ones(2), {"phi_min": 0.1}, r"foreach or reference with phi_min, phi_max = \(0\.1, None\)"),
         (torch.ones(2), {"phi_max": 10.0}, r"phi_max = \(None, 10\.0\)"),
@@ -131,20 +130,20 @@ def test_broken_moments_are_reported(stand_in):
         (torch.ones(2, dtype=torch.float64), {}, "torch.float64"),
     ],
 )
-def test_what_apex_cannot_express_is_refused(param, options, says):
-    with pytest.raises(ConfigError, match=f"kernel is 'apex'; allowed: .*{says}"):
+def test_what_apex_does_not_support_is_refused(param, options, message):
+    with pytest.raises(ConfigError, match=f"kernel is 'apex'; allowed: .*{message}"):
         NVLamb([param.requires_grad_()], 0.1, kernel="apex", **options)
 
 
-@pytest.mark.skipif(nvlamb_apex.amp_C is not None, reason="apex is installed here")
-def test_absent_apex_is_named_with_what_to_do():
+@pytest.mark.skipif(nvlamb_apex.HAS_APEX, reason="apex is installed here")
+def test_missing_apex_is_named_with_what_to_do():
     rules = NVLamb([torch.ones(2)], 0.1).rules
-    with pytest.raises(ConfigError, match=r"kernel is 'apex', but apex .*\(amp_C\) cannot be imported; .*kernel=auto"):
+    with pytest.raises(ConfigError, match=r"kernel is 'apex', but apex .*\(amp_C\) is not installed; .*kernel=auto"):
         nvlamb_apex.check_apex(rules, [])
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(nvlamb_apex.amp_C is None or not torch.cuda.is_available(), reason="needs a CUDA device and apex")
+@pytest.mark.skipif(not nvlamb_apex.HAS_APEX or not torch.cuda.is_available(), reason="needs a CUDA device and apex")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_nvidias_kernel_agrees_with_the_oracle(preset, dtype):

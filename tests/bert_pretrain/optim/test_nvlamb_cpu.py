@@ -1,4 +1,4 @@
-"""What is particular to the fused kernel on CPU: how it cuts the work, its threads, and what it refuses."""
+"""The fused kernel on CPU: how it splits the work, its threads, and what it refuses."""
 
 import copy
 import pickle
@@ -48,7 +48,7 @@ def test_bitwise_the_same_with_any_number_of_threads(monkeypatch):
         assert optimizer.workspace["cpu plan"].threads.number == threads
 
 
-def test_another_number_of_threads_in_mid_run(monkeypatch):
+def test_the_number_of_threads_may_change_during_a_run(monkeypatch):
     params, optimizer = trained(2, monkeypatch)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     before = params[1].detach().clone()
@@ -70,12 +70,12 @@ def test_norms_of_each_layer_are_reported(monkeypatch):
     (outcome,) = work
     assert outcome.weight_norms.numpy() == pytest.approx([np.linalg.norm(w) for w in start], rel=1e-6)
     moved = [np.linalg.norm(p.detach().double().numpy() - w) for p, w in zip(params, start, strict=True)]
-    # w <- w - lr r u with r = |w|/|u|: every layer moves by lr |w|
+    # w <- w - lr r u with r = |w|/|u|: the change of every layer has the norm lr |w|
     assert moved == pytest.approx([0.01 * np.linalg.norm(w) for w in start], rel=1e-4)
 
 
 @pytest.mark.parametrize("what", ["float64", "transposed"])
-def test_what_it_cannot_express_is_refused_and_auto_hands_it_over(what):
+def test_unsupported_layers_are_refused_and_auto_uses_foreach(what):
     weights = torch.ones(4, 3).t() if what == "transposed" else torch.ones(3, dtype=torch.float64)
     param = weights.clone(memory_format=torch.preserve_format).requires_grad_()
     param.grad = torch.ones_like(param)
@@ -86,7 +86,7 @@ def test_what_it_cannot_express_is_refused_and_auto_hands_it_over(what):
     assert param.detach().double().numpy() == pytest.approx(0.9, rel=1e-6)
 
 
-def test_copies_and_pickles_without_its_threads(monkeypatch):
+def test_copies_and_pickles_leave_out_the_threads(monkeypatch):
     _, optimizer = trained(2, monkeypatch, steps=1)
     for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
         for param in other.param_groups[0]["params"]:

@@ -1,4 +1,4 @@
-"""NVLamb's state: through files, between kernels, under loss scaling, when it breaks."""
+"""NVLamb's state: saved and loaded, between kernels, with loss scaling, and not finite."""
 
 import copy
 import itertools
@@ -15,7 +15,7 @@ KERNELS = ["reference", "foreach", "fused"]
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.permutations(KERNELS, 2)))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_state_moves_between_kernels_and_through_a_file(first, second, dtype, tmp_path):
+def test_a_saved_state_loads_with_any_kernel(first, second, dtype, tmp_path):
     weights, gradients = problem()
     params, optimizer = build(weights, first, dtype)
     straight_params, straight = build(weights, first, dtype)
@@ -31,9 +31,9 @@ def test_state_moves_between_kernels_and_through_a_file(first, second, dtype, tm
                 assert optimizer.state[params[0]][key].dtype == torch.float32
                 assert torch.equal(optimizer.state[params[0]][key], straight.state[straight_params[0]][key])
             assert optimizer.kernel == second
-        for who, by in ((params, optimizer), (straight_params, straight)):
-            set_grads(who, gradients(k))
-            by.step()
+        for run, stepper in ((params, optimizer), (straight_params, straight)):
+            set_grads(run, gradients(k))
+            stepper.step()
     for a, b in zip(params, straight_params, strict=True):
         a, b = (optimizer.state[a]["master"], straight.state[b]["master"]) if dtype == torch.bfloat16 else (a, b)
         assert relative(a.detach(), b.detach().double().numpy()) < 1e-6
@@ -49,9 +49,9 @@ def test_resume_within_a_kernel_is_bitwise_and_shares_no_memory(kernel_name):
     copies, resumed = build([p.detach().numpy().copy() for p in params], kernel_name)
     resumed.load_state_dict(optimizer.state_dict())
     for k in range(5, 10):
-        for who, by in ((params, optimizer), (copies, resumed)):
-            set_grads(who, gradients(k))
-            by.step()
+        for run, stepper in ((params, optimizer), (copies, resumed)):
+            set_grads(run, gradients(k))
+            stepper.step()
     assert all(torch.equal(a, b) for a, b in zip(params, copies, strict=True))
 
 

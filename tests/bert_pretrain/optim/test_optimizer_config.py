@@ -1,4 +1,4 @@
-"""Presets, the schema, decay groups and the builder."""
+"""Presets, option checks, decay groups and ``build_optimizer``."""
 
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def test_preset_builds_and_steps(name, model):
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_the_log_says_which_layers_decay(name, model):
+def test_the_description_names_the_layers_that_decay(name, model):
     config = load(name, lr=1e-3)
     text = describe_optimizer(build_optimizer(model, config), config)
     first, decay, rest = text.splitlines()
@@ -89,7 +89,7 @@ def test_larc_is_lars_with_clip(model):
     assert build_optimizer(model, load("lars", lr=1.0, clip=True)).clip
 
 
-def test_every_preset_is_tested_and_leaves_the_rate_to_the_recipe():
+def test_every_preset_is_tested_and_leaves_lr_to_the_recipe():
     assert {path.stem for path in PRESETS.glob("*.yaml")} == set(EXPECTED)
     for name in EXPECTED:
         with pytest.raises(MissingMandatoryValue, match="lr"):
@@ -162,7 +162,7 @@ def test_decay_groups_of_bert(model):
     assert [group["param_names"] for group in optimizer.param_groups] == [decayed, others]
 
 
-def test_decay_groups_leave_out_what_is_frozen():
+def test_decay_groups_leave_out_frozen_parameters():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.LayerNorm(2))
     model[1].requires_grad_(False)
     (only,) = decay_groups(model, 0.1)

@@ -1,4 +1,4 @@
-"""What a user can hand to an optimizer by mistake: a ConfigError (a ValueError) that names the option."""
+"""Wrong arguments of an optimizer: a ConfigError (a ValueError) that names the option."""
 
 from collections.abc import Callable
 

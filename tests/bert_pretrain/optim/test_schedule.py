@@ -1,4 +1,4 @@
-"""The schedule against values computed by hand, and against those that the published code is known to produce."""
+"""The schedule against values computed by hand and against known values of the published code."""
 
 import math
 
@@ -56,7 +56,7 @@ def test_never_negative_never_nan_never_above_base(decay_from, warmup, total, de
         assert learning_rate(ahead - 1, 0.1, schedule) == pytest.approx(learning_rate(ahead, 0.1, schedule))
 
 
-def test_table_holds_the_rate_of_every_update_and_of_the_end():
+def test_table_has_the_rate_of_every_update_and_of_the_end():
     schedule = ScheduleConfig(50, 0.1, 1.0, "warmup_end")
     table = learning_rate_table(0.3, schedule)
     assert table == [learning_rate(k, 0.3, schedule) for k in range(51)]
