@@ -121,7 +121,8 @@ def check_plain(params: Iterable[Any]) -> None:
         param = item[1] if isinstance(item, tuple) else item
         allowed = "float32 or float64; for others use NVLamb, which keeps float32 masters"
         require(param.dtype not in LOW_PRECISION, "dtype of a parameter", param.dtype, allowed)
-        require(not is_dtensor(param), "a parameter", "a DTensor", "ordinary tensors, or NVLamb")
+        if is_dtensor(param):
+            raise ConfigError("a parameter is 'a DTensor'; allowed: ordinary tensors, or NVLamb")
 
 
 def check_params(params: Iterable[Tensor], earlier_groups: Sequence[dict[str, Any]]) -> None:
