@@ -3,57 +3,38 @@
 Everything here works on names alone, before a configuration is composed, so that a typing mistake is told at once.
 """
 
+import argparse
 import difflib
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 from bert_pretrain.config_files import choices, groups_of
 from bert_pretrain.errors import ConfigError, did_you_mean
 from bert_pretrain.option_schema import ANY_NAME, Option, options_of
 
-_FLAGS = ("--help", "--cfg", "--config-dir")
-_PARSERS: dict[str, Callable[[str], object]] = {
-    "integer": int,
-    "number": float,
-    "true|false": lambda value: {"true", "false", "yes", "no", "on", "off"} & {value.lower()} or int(value),
-}
 _ALLOWED = {"integer": "a whole number", "number": "a number", "true|false": "true or false"}
 _KEPT = re.compile(r"""null|'.*'|".*"|.*\$\{.*""", re.DOTALL)
 """Values of text options that mean what Hydra's grammar says: null, quoted text, interpolations."""
 
 
-@dataclass(frozen=True)
-class CommandLine:
-    """What was typed, by kind."""
+def split_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flags that every command has (``help``, ``cfg``, ``config_dir``), and the other words, in order.
 
-    words: list[str]
-    """``option=value`` and ``group=choice``."""
-    help: bool = False
-    print_config: bool = False
-    config_dir: str | None = None
-
-
-def split_flags(words: list[str]) -> CommandLine:
-    """Take the flags that every command has from ``words``. Raises ``ConfigError`` for others."""
-    kept, found = [], dict.fromkeys(_FLAGS, "")
-    remaining = iter(words)
-    for word in remaining:
-        flag, equals, value = word.partition("=")
-        flag = {"-h": "--help", "-c": "--cfg"}.get(flag, flag)
-        if not flag.startswith("-"):
-            kept.append(word)
-        elif flag not in _FLAGS:
-            raise ConfigError(f"{flag} is not a flag of this command; {did_you_mean(flag, _FLAGS)}")
-        elif flag == "--help":
-            found[flag] = "yes"
-        else:
-            found[flag] = value if equals else next(remaining, "")
-            if flag == "--cfg" and found[flag] != "job":
-                raise ConfigError(f"--cfg is {found[flag]!r}; allowed: job, which prints all options and their values")
-    given = any(word.partition("=")[0] == "--config-dir" for word in words)
-    return CommandLine(kept, bool(found["--help"]), bool(found["--cfg"]), found["--config-dir"] if given else None)
+    Raises ``ConfigError`` for an unknown flag or a flag without its value.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--cfg", "-c", choices=["job"])
+    parser.add_argument("--config-dir")
+    try:
+        flags, others = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{error}; --help explains the flags") from None
+    if unknown := [word for word in others if word.startswith("-")]:
+        known = ["--help", "--cfg", "--config-dir"]
+        raise ConfigError(f"{unknown[0]} is not a flag of this command; {did_you_mean(unknown[0], known)}")
+    return flags, others
 
 
 def checked_words(words: list[str], config_name: str, schema: type, user_dir: Path | None) -> list[str]:
@@ -98,15 +79,17 @@ def _checked(word: str, options: tuple[Option, ...], groups: Iterable[str], user
     if not value.strip() and not (option.is_text and option.type.endswith("null")):
         raise ConfigError(f"{name} is empty; give a value, as in {name}=VALUE")
     kind = option.type.removesuffix(" or null")
-    if kind in _PARSERS and not _is_a(kind, value):
+    if kind in _ALLOWED and not _is_a(kind, value):
         raise ConfigError(f"{name} is {value!r}; allowed: {_ALLOWED[kind]}{' or null' * option.type.endswith('null')}")
     return f"{key}={quoted(value)}" if option.is_text else word
 
 
 def _is_a(kind: str, value: str) -> bool:
+    if kind == "true|false":
+        return value.lower() in ("true", "false", "yes", "no", "on", "off", "0", "1")
     try:
-        _PARSERS[kind](value)
-    except (ValueError, KeyError):
+        (int if kind == "integer" else float)(value)
+    except ValueError:
         return False
     return True
 

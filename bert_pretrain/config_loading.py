@@ -156,21 +156,19 @@ def entry_point(config_name: str, schema: type[Schema]) -> Callable[[Callable[[S
         @functools.wraps(function)
         @exit_on_config_error
         def start(words: list[str] | None = None) -> None:
-            typed = split_flags(sys.argv[1:] if words is None else words)
-            user_dir = user_config_dir(typed.config_dir)
-            if typed.help:
-                return print(_help(function.__doc__ or "", typed.words, user_dir))
-            if typed.print_config:
-                config = _composed(config_name, typed.words, schema, user_dir)
-                return print(OmegaConf.to_yaml(config), end="")
-            return function(load_config(config_name, typed.words, schema, user_dir))
+            flags, options = split_flags(sys.argv[1:] if words is None else words)
+            user_dir = user_config_dir(flags.config_dir)
+            if flags.help:
+                return print(_help(function.__doc__ or "", options, user_dir))
+            if flags.cfg:
+                return print(OmegaConf.to_yaml(_composed(config_name, options, schema, user_dir)), end="")
+            return function(load_config(config_name, options, schema, user_dir))
 
         def _help(intro: str, words: list[str], user_dir: Path | None) -> str:
             """With the values that ``words`` give; a group that has to be chosen is shown with an example."""
             chosen = [word.partition("=")[0] for word in words]
-            missing = [
-                group for group, choice in groups_of(config_name).items() if choice == "???" and group not in chosen
-            ]
+            required = [group for group, choice in groups_of(config_name).items() if choice == "???"]
+            missing = [group for group in required if group not in chosen]
             examples = [f"{group}={_EXAMPLES.get(group, choices(group, None)[0])}" for group in missing]
             config = _composed(config_name, [*words, *examples], schema, user_dir)
             note = f"Values below are those of {' '.join([*words, *examples])}.\n\n" if words or examples else ""

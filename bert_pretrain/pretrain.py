@@ -29,10 +29,10 @@ def main(config: PretrainConfig) -> None:
 def on_this_machine(words: list[str]) -> None:
     """Run ``main`` in one process per GPU, or in as many as ``--processes N`` says."""
     wanted, words = _take_processes(words)
-    if {"-h", "--help"} & set(words) or any(word.startswith(("--cfg", "-c")) for word in words):
+    flags, options = split_flags(words)
+    if flags.help or flags.cfg:
         return main(words)
-    typed = split_flags(words)
-    config = load_config("pretrain", typed.words, PretrainConfig, user_config_dir(typed.config_dir))
+    config = load_config("pretrain", options, PretrainConfig, user_config_dir(flags.config_dir))
     check_run_dir(config)  # these two need no torch, which takes seconds to load
     shard_paths(Path(config.data.dir), "train")
     processes = wanted or (1 if config.device == "cpu" else max(1, _gpus()))

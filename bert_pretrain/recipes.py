@@ -22,18 +22,18 @@ Your folder is --config-dir DIR, or BERT_PRETRAIN_CONFIGS=DIR, or for copy ./my_
 @exit_on_config_error
 def main(words: list[str]) -> None:
     """Dispatch on the first word."""
-    typed = split_flags(words)
-    verb, *rest = typed.words or ["--help" if typed.help else ""]
-    if typed.help:
+    flags, others = split_flags(words)
+    verb, *rest = others or [""]
+    if flags.help:
         return print(_HELP)
     if verb == "ls" and not rest:
-        return print("\n".join(f"  {name:<34}{summary}" for name, summary in listed(user_config_dir(typed.config_dir))))
+        return print("\n".join(f"  {name:<34}{summary}" for name, summary in listed(user_config_dir(flags.config_dir))))
     if verb == "copy" and 1 <= len(rest) <= 2:
-        given = typed.config_dir
+        given = flags.config_dir
         folder = Path(given) if given and not Path(given).exists() else user_config_dir(given) or Path("my_configs")
         return print(copied(rest[0], rest[1] if len(rest) == 2 else f"my_{rest[0]}", folder))
     if verb == "validate" and len(rest) == 1:
-        return print(validated(Path(rest[0]), user_config_dir(typed.config_dir)))
+        return print(validated(Path(rest[0]), user_config_dir(flags.config_dir)))
     raise ConfigError(f"recipes was asked for {' '.join(words)!r}; {did_you_mean(verb, ['ls', 'copy', 'validate'])}")
 
 

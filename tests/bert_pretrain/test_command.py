@@ -101,6 +101,8 @@ MISTAKES = [
     ("pretrain recipe=demo ~seed", "an option cannot be removed"),
     ("pretrain recipe=demo lr", "'lr' is not of the form option=value; did you mean optimizer.lr"),
     ("pretrain recipe=demo --config-dri x", "--config-dri is not a flag of this command; did you mean --config-dir"),
+    ("pretrain recipe=demo --cfg all", "invalid choice: 'all' (choose from"),
+    ("pretrain recipe=demo --config-dir", "argument --config-dir: expected one argument"),
     ("pretrain recipe=demo --processes none", "--processes is 'none'; allowed: a whole number above 0"),
     ("pretrain recipe=demo data.dir=/nowhere", "data.dir is '/nowhere', which is no directory"),
     ("plan recipe=demo device=8", "device is '8'; allowed: auto, cpu, cuda"),
@@ -258,7 +260,8 @@ def test_processes_are_taken_from_the_words() -> None:
     assert _take_processes(["recipe=demo"]) == (None, ["recipe=demo"])
     with pytest.raises(ConfigError, match="--processes is ''"):
         _take_processes(["--processes"])
-    assert split_flags(["a=1", "-h"]).help
+    flags, others = split_flags(["a=1", "-h", "b=2", "--config-dir", "d"])
+    assert (flags.help, flags.config_dir, others) == (True, "d", ["a=1", "b=2"])
 
 
 def test_a_missing_extra_is_one_message(capsys) -> None:
