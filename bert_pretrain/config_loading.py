@@ -23,8 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bert_pretrain.command_line import checked_words, nearest_options, quoted, split_flags
 from bert_pretrain.config_files import CONFIG_DIR, choices, groups_of, user_config_dir
 from bert_pretrain.errors import ConfigError, did_you_mean
-from bert_pretrain.extras import missing_extra
-from bert_pretrain.option_help import help_text
+from bert_pretrain.option_schema import help_text
 
 Schema = TypeVar("Schema")
 
@@ -58,6 +57,11 @@ def _missing(values: Any, prefix: str = "") -> list[str]:
     return [name for key, value in values.items() for name in _missing(value, f"{prefix}.{key}".lstrip("."))]
 
 
+_EXTRAS = {
+    "data": ("bokeh", "distributed", "mwparserfromhell", "py3langid", "rensa", "sentencex", "zstandard"),
+    "finetune": ("accelerate", "scipy", "sklearn"),
+}
+"""The packages that each extra of ``pip install`` brings."""
 _EXAMPLES = {"recipe": "demo", "task": "sst2"}
 _FOR_HYDRA = r"Config search path.*|(To append to|See https|full_key|object_type|reference_type)[^\n]*"
 
@@ -101,6 +105,17 @@ def load_config(config_name: str, words: list[str], schema: type[Schema], user_d
     return to_dataclass(_composed(config_name, words, schema, user_dir), schema)
 
 
+def _missing_extra(error: ModuleNotFoundError) -> ConfigError | None:
+    """What to tell the user if ``error`` is about an optional package; None if it is about another."""
+    package = (error.name or "").partition(".")[0]
+    for extra, packages in _EXTRAS.items():
+        if package in packages:
+            return ConfigError(
+                f"this needs the package {package}, which is not installed: pip install 'bert-pretrain[{extra}]'"
+            )
+    return None
+
+
 def print_error(error: ConfigError) -> None:
     """Print a user's error on one line of standard error."""
     print(f"error: {error}", file=sys.stderr, flush=True)
@@ -128,7 +143,7 @@ def exit_on_config_error(function: EntryPoint) -> EntryPoint:
         except ConfigError as error:
             fault = error
         except ModuleNotFoundError as error:
-            missing = missing_extra(error)
+            missing = _missing_extra(error)
             if missing is None:
                 raise
             fault = missing

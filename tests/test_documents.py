@@ -145,8 +145,8 @@ def compose(function: Callable, words: list[str]) -> None:
     names = {option.name for option in options_of(schema)}
     for word in words:
         demand(not word.endswith("=...") or word.removesuffix("=...") in names, f"no option {word}")
-    typed = split_flags([word for word in words if not word.endswith("=...")])
-    config = load_config(config_name, typed.words, schema, user_config_dir(typed.config_dir))
+    flags, options = split_flags([word for word in words if not word.endswith("=...")])
+    config = load_config(config_name, options, schema, user_config_dir(flags.config_dir))
     if isinstance(config, StudyConfig):
         load_config("pretrain", [f"recipe={config.chosen.recipe}", *config.run_options], PretrainConfig)
 
