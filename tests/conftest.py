@@ -17,7 +17,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from bert_pretrain.data.shards import ShardHeader, write_manifest, write_shard
-from tests.forked import ROOT, Forked
+from tests.forked import HANGS, ROOT, Forked
 
 VOCAB_SIZE, LENGTH, PREDICTIONS = 97, 16, 3
 
@@ -106,12 +106,12 @@ TEST_RECIPE = (
 )
 
 
-def run_module(module: str, *options: str, processes: int = 0, timeout: float = 240) -> subprocess.CompletedProcess:
+def run_module(module: str, *options: str, processes: int = 0, timeout: float = HANGS) -> subprocess.CompletedProcess:
     """Run ``python -m module options`` in a forked process, or in one for each rank."""
     return Forked(module, *options, ranks=processes).wait(timeout)
 
 
-def run_command(*command: str, timeout: float = 240) -> subprocess.CompletedProcess:
+def run_command(*command: str, timeout: float = HANGS) -> subprocess.CompletedProcess:
     """Run a command in a new interpreter, as a user does: ``python`` is the one that runs the tests."""
     words = [sys.executable if word == "python" else word for word in command]
     return subprocess.run(

@@ -32,6 +32,8 @@ _CONTEXT.set_forkserver_preload(
         "bert_pretrain.study.run",
     ]
 )
+HANGS = 600
+"""Seconds after which a process counts as hung; many times what a slow machine needs."""
 _GRACE_SECONDS = 30
 """As torchrun: so long after SIGTERM the ranks that are left get SIGKILL."""
 
@@ -91,7 +93,7 @@ class Forked:
                 process.kill()
                 process.join()
 
-    def wait(self, timeout: float = 240) -> subprocess.CompletedProcess:
+    def wait(self, timeout: float = HANGS) -> subprocess.CompletedProcess:
         """Wait for all ranks. The status is that of the first rank that failed."""
         end, failed = time.monotonic() + timeout, 0
         while self.is_running():
@@ -110,13 +112,18 @@ class Forked:
         return next((status for status in self.statuses if status), 0)
 
 
-def two_nodes(folders: list[Path], module: str, *words: str, own: tuple[str, str] | None = None) -> list[Forked]:
-    """One rank on each of two nodes, each in a folder of its own and with one word of its ``own``."""
+def two_nodes(
+    folders: tuple[Path, Path], module: str, *words: str, last: tuple[str, ...] = (), python_path: str = ""
+) -> list[Forked]:
+    """One rank on each of two nodes, each in a folder of its own.
+
+    ``last``: one more word for each; ``python_path``: a folder that comes first on the path of the second.
+    """
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     return [
         Forked(
-            module, *words, *(own[rank : rank + 1] if own else ()), cwd=folder, RANK=str(rank), LOCAL_RANK="0",
-            LOCAL_WORLD_SIZE="1", **place,
+            module, *words, *last[rank : rank + 1], cwd=folder, RANK=str(rank), LOCAL_RANK="0", LOCAL_WORLD_SIZE="1",
+            **({"PYTHONPATH": python_path} if rank and python_path else {}), **place,
         )
         for rank, folder in enumerate(folders)
     ]  # fmt: skip
@@ -141,7 +148,7 @@ def _run(args: list[str], cwd: Path, variables: dict[str, str], folder: str) -> 
     for descriptor in (1, 2):
         os.dup2(os.open(f"{folder}/{descriptor}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     os.environ.update(variables)
-    sys.path[:0] = variables.get("PYTHONPATH", "").split(os.pathsep) if "PYTHONPATH" in variables else []
+    sys.path[:0] = [path for path in variables.get("PYTHONPATH", "").split(os.pathsep) if path]
     os.chdir(cwd)
     sys.argv = args
     for name in (args[0], f"{args[0]}.__main__"):

@@ -1,5 +1,6 @@
 """Measured peaks of this machine: matrix rate and copy bandwidth."""
 
+import functools
 import platform
 import time
 from collections.abc import Callable
@@ -16,8 +17,12 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
+@functools.cache
 def measured_matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """Peak matrix rate of ``device`` in FLOP/s: the best of repeated square products. Synchronises the device."""
+    """Peak matrix rate of ``device`` in FLOP/s: the best of repeated square products. Synchronises the device.
+
+    Measured once per process: a study trains many models.
+    """
     size = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2.0 * size**3 / _shortest(lambda: a @ b, device, seconds)

@@ -11,7 +11,7 @@ import pytest
 
 from bert_pretrain.distributed.preemption import STOP_SIGNALS
 from tests.bert_pretrain.data.test_loader import damaged
-from tests.conftest import ROOT, TEST_RECIPE, run_module
+from tests.conftest import HANGS, ROOT, TEST_RECIPE, run_module
 from tests.forked import Forked
 
 
@@ -157,5 +157,5 @@ def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path, shard_dir: Path, w
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()
-    assert process.communicate(timeout=100)[1] == b""
+    assert process.communicate(timeout=HANGS)[1] == b""
     assert process.returncode == 128 + signal.SIGPIPE

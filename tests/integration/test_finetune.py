@@ -194,7 +194,7 @@ def test_a_model_without_some_weights_is_refused_and_one_without_pooler_said(tmp
     ("options", "message"),
     [
         (("model_dir=nowhere/at/all",), r"model_dir is 'nowhere/at/all', which is neither a folder"),
-        (("model_dir={run}",), r"no exported folder .*; it is a run: bert_pretrain.hub.export run_dir="),
+        (("model_dir={run}",), r"no exported folder .*; it is a run: export it with bert-pretrain export run_dir="),
         (("model_dir={bare}",), r"has no tokenizer that loads \(no tokenizer.json\)"),
         (("training.max_length=64",), r"training.max_length is 64; allowed: up to 32"),
         (("training.lr=-1",), r"training.lr is -1"),

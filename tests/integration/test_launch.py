@@ -12,10 +12,9 @@ import pytest
 from bert_pretrain.checkpoint.files import find_fault
 from bert_pretrain.checkpoint.store import CheckpointStore, load_progress
 from bert_pretrain.distributed.launch import main as launcher  # noqa: F401  # fails early where torch's interface has changed
-from tests.conftest import ROOT, TEST_RECIPE
-from tests.forked import free_port
+from tests.conftest import HANGS, ROOT, TEST_RECIPE
 
-ENVIRONMENT = {**os.environ, "PYTHON": sys.executable, "TORCH_CPP_LOG_LEVEL": "ERROR", "JOIN_SECONDS": "60"}
+ENVIRONMENT = {**os.environ, "PYTHON": sys.executable, "TORCH_CPP_LOG_LEVEL": "ERROR", "JOIN_SECONDS": "300"}
 
 
 def started(*command: str, **environment: str) -> subprocess.Popen:
@@ -44,7 +43,7 @@ def test_one_rank_asked_to_stop_all_save_the_same_step(tmp_path: Path, shard_dir
     while process.poll() is None and not (metrics.exists() and '"step": 5,' in metrics.read_text()):
         time.sleep(0.05)
     os.kill(workers(process)[-1], signal.SIGTERM)
-    out = process.communicate(timeout=120)[0]
+    out = process.communicate(timeout=HANGS)[0]
     assert process.returncode == 75, out
     (found,) = CheckpointStore(tmp_path / "run/checkpoints", 1, None).all()
     step = load_progress(found).step
@@ -60,61 +59,10 @@ def test_the_launcher_hands_signals_on_to_its_children_only() -> None:
         from bert_pretrain.distributed.launch import forward
         children = [subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in range(2)]
         forward(signal.SIGUSR1, None)
-        assert [child.wait(timeout=20) for child in children] == [-signal.SIGUSR1] * 2
+        assert [child.wait(timeout=120) for child in children] == [-signal.SIGUSR1] * 2
     """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stderr
-
-
-def test_nodes_that_differ_are_told_apart(tmp_path: Path, shard_dir: Path) -> None:
-    """Two nodes on this machine; the message comes once, on node 0, before anything is trained or written."""
-    metadata = tmp_path / "old/h5py-0.1.dist-info/METADATA"  # comes before the real one on node 1's path
-    metadata.parent.mkdir(parents=True)
-    metadata.write_text("Metadata-Version: 2.1\nName: h5py\nVersion: 0.1\n")
-    place = f"127.0.0.1:{free_port()}"
-    nodes = [
-        started(
-            "scripts/pretrain_nodes.sh", "2", str(rank), place, *options(tmp_path, shard_dir), PROCESSES="1",
-            **environment,
-        )
-        for rank, environment in enumerate(({}, {"PYTHONPATH": str(metadata.parent.parent)}))
-    ]  # fmt: skip
-    outs = [node.communicate(timeout=120)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [2, 2], outs
-    messages = [line for line in outs[0].splitlines() if "error: " in line]
-    assert len(messages) == 1, outs[0]
-    assert "h5py is not the same on all nodes" in messages[0]
-    assert "rank 1 on" in messages[0]
-    assert "error: " not in outs[1]
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_dead_node_is_named_by_the_other(tmp_path: Path, shard_dir: Path) -> None:
-    """Two nodes on this machine, of which one dies: launcher first, so that nothing ends its rank in order."""
-    place = f"127.0.0.1:{free_port()}"
-    nodes = [
-        started(
-            "scripts/pretrain_nodes.sh", "2", str(rank), place, *options(tmp_path, shard_dir),
-            "schedule.total_steps=100000", "communication.timeout_seconds=10", PROCESSES="1",
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    metrics = tmp_path / "run/metrics.jsonl"
-    while nodes[0].poll() is None and not (metrics.exists() and '"step": 5,' in metrics.read_text()):
-        time.sleep(0.05)
-    ranks = workers(nodes[1])
-    nodes[1].kill()
-    for rank in ranks:
-        os.kill(rank, signal.SIGKILL)
-    out = nodes[0].communicate(timeout=120)[0]
-    assert nodes[0].returncode == 76, out
-    messages = [line for line in out.splitlines() if "error: " in line]
-    assert len(messages) == 1, out
-    assert messages[0].startswith("error: rank 1 on ")
-    assert "sent its last heartbeat in step " in messages[0]
-    assert "rerun the same command to resume from the newest checkpoint" in messages[0]
-    assert "Traceback" not in out
-    nodes[1].communicate(timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +74,7 @@ def test_a_dead_node_is_named_by_the_other(tmp_path: Path, shard_dir: Path) -> N
         (("pretrain_nodes.sh", "2", "1", "127.0.0.1", "recipe=demo"), {"INTERFACE": "eth99"}, "INTERFACE is 'eth99'"),
         (("pretrain_node.sh", "recipe=demo"), {"PROCESSES": "0"}, "PROCESSES is '0'"),
         (("pretrain_node.sh", "recipe=demo"), {"PYTHON": "/no/python"}, "PYTHON is '/no/python'"),
-        (("slurm_two_phases.sh", "--nodes=2", "--", "recipe=demo"), {}, "two recipes are needed"),
+        (("slurm_two_phases.sh", "--nodes=2", "--", "recipe=demo"), {}, "give two recipes"),
         (("slurm_pretrain.sbatch", "recipe=demo"), {"SLURM_JOB_ID": ""}, "this is a job for sbatch"),
         (("slurm_prepare.sbatch", "corpus=text"), {"SLURM_JOB_ID": ""}, "this is a job for sbatch"),
     ],
@@ -135,7 +83,7 @@ def test_scripts_fail_early_with_one_message(
     command: tuple[str, ...], environment: dict[str, str], mentions: str
 ) -> None:
     process = started(f"scripts/{command[0]}", *command[1:], **environment)
-    out = process.communicate(timeout=60)[0]
+    out = process.communicate(timeout=HANGS)[0]
     assert process.returncode == 2, out
     messages = [line for line in out.splitlines() if line.startswith("error: ")]
     assert len(messages) == 1, out
@@ -145,7 +93,7 @@ def test_scripts_fail_early_with_one_message(
 def test_a_batch_smaller_than_the_ranks_is_said_once(tmp_path: Path, shard_dir: Path) -> None:
     kept = [option for option in options(tmp_path, shard_dir) if not option.startswith("batch.global")]
     process = started("scripts/pretrain_node.sh", *kept, "batch.global_batch_size=1", PROCESSES="2")
-    out = process.communicate(timeout=120)[0]
+    out = process.communicate(timeout=HANGS)[0]
     assert process.returncode == 2, out
     messages = [line for line in out.splitlines() if "error: " in line]
     assert len(messages) == 1, out

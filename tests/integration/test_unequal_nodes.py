@@ -4,7 +4,9 @@ Two nodes on this machine, each in a folder of its own, so that a relative path 
 """
 
 import hashlib
+import signal
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +29,7 @@ class Case:
 
 def ended(place: Path, data: Path, module: str, case: Case) -> list[tuple[int, str]]:
     """Status and output of both nodes."""
-    folders = [place / "node_0", place / "node_1"]
+    folders = (place / "node_0", place / "node_1")
     for folder in folders:
         folder.mkdir(exist_ok=True)
     nodes = two_nodes(folders, module, *TEST_RECIPE, f"data.dir={data}", "run_dir=run", *case.options)
@@ -76,17 +78,41 @@ def test_all_ranks_end_at_once_in_one_message(tmp_path: Path, data: Path, name: 
     assert "Traceback" not in whole
 
 
-def test_nodes_with_other_options_are_told_apart(tmp_path: Path, data: Path) -> None:
+@pytest.mark.parametrize("differing", ["the set of options", "h5py"])
+def test_nodes_that_differ_are_told_apart(tmp_path: Path, data: Path, differing: str) -> None:
     """The message comes once, on node 0, before anything is trained or written."""
-    words = (*TEST_RECIPE, f"data.dir={data}", f"run_dir={tmp_path / 'run'}")
-    nodes = two_nodes([tmp_path] * 2, "bert_pretrain.pretrain", *words, own=("optimizer.lr=0.01", "optimizer.lr=0.02"))
+    metadata = tmp_path / "old/h5py-0.1.dist-info/METADATA"  # found before the real one on node 1
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: h5py\nVersion: 0.1\n")
+    nodes = two_nodes(
+        (tmp_path, tmp_path), "bert_pretrain.pretrain", *TEST_RECIPE, f"data.dir={data}", "run_dir=run",
+        last=("optimizer.lr=0.01", "optimizer.lr=0.01" if differing == "h5py" else "optimizer.lr=0.02"),
+        python_path=str(metadata.parent.parent) if differing == "h5py" else "",
+    )  # fmt: skip
     first, second = (node.wait() for node in nodes)
     assert (first.returncode, second.returncode) == (2, 2), first.stderr
     (message,) = [line for line in first.stderr.splitlines() if "error: " in line]
-    assert "the set of options is not the same on all nodes" in message
+    assert f"{differing} is not the same on all nodes" in message
     assert "rank 1 on" in message
     assert "error: " not in second.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dead_node_is_named_by_the_other(tmp_path: Path, data: Path) -> None:
+    options = (*TEST_RECIPE, f"data.dir={data}", "run_dir=run", "schedule.total_steps=100000")
+    limits = ("checkpoint.every_steps=100000", "communication.timeout_seconds=20")
+    first, second = two_nodes((tmp_path, tmp_path), "bert_pretrain.pretrain", *options, *limits)
+    metrics = tmp_path / "run/metrics.jsonl"
+    while first.is_running() and not (metrics.exists() and '"step": 5,' in metrics.read_text()):
+        time.sleep(0.05)
+    second.signal(0, signal.SIGKILL)
+    done = first.wait()
+    assert done.returncode == 76, done.stderr
+    (message,) = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert message.startswith("error: rank 1 on ")
+    assert "fell silent in step " in message
+    assert "the same command goes on from the newest checkpoint" in message
+    assert "Traceback" not in done.stderr
 
 
 def test_the_doctor_names_the_rank_in_the_line_of_the_check(tmp_path: Path, data: Path) -> None:

@@ -176,7 +176,7 @@ def failed(code: int) -> SimpleNamespace:
     return SimpleNamespace(get_first_failure=lambda: (0, SimpleNamespace(exitcode=code)))
 
 
-@pytest.mark.parametrize(("code", "expected"), [(75, 75), (2, 2), (1, 1), (-9, 1), (-15, 1)])
+@pytest.mark.parametrize(("code", "expected"), [(75, 75), (76, 76), (2, 2), (1, 1), (-9, 1), (-15, 1)])
 def test_the_launcher_s_exit_status(code: int, expected: int) -> None:
     assert exit_status(failed(code)) == expected  # type: ignore[arg-type]
 

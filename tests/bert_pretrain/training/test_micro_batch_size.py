@@ -27,9 +27,9 @@ class Rank:
 
     def gather(self, answer: bool) -> list[bool]:
         self.answers[self.number] = answer
-        self.barrier.wait(timeout=10)
+        self.barrier.wait(timeout=120)
         answers = list(self.answers.values())
-        self.barrier.wait(timeout=10)
+        self.barrier.wait(timeout=120)
         return answers
 
 
@@ -59,7 +59,7 @@ def test_ranks_with_different_memory_agree(limit: int, capacities: tuple[int, ..
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=20)
+        thread.join(timeout=240)
     assert found == dict.fromkeys(range(3), expected)
     assert ranks[0].tried == ranks[1].tried == ranks[2].tried
     assert max(ranks[0].tried) <= limit
