@@ -95,8 +95,18 @@ def help_text(intro: str, config_name: str, schema: type, values: Mapping[Any, A
     groups = [_row(f"{group}=", " | ".join(choices(group, user_dir))) for group in groups_of(config_name)]
     if groups:
         parts.append("Groups of options and their choices:\n" + "\n".join(groups))
-    rows = [_row(option.name, _described(option, values)) for option in options_of(schema)]
-    parts.append("Options [type, value]:\n" + "\n".join(rows))
+    rows: dict[str, str] = {}
+    for option in options_of(schema):
+        name, of_any, last = option.name.partition(f".{ANY_NAME}.")
+        alike = [other for other in options_of(schema) if of_any and other.name.endswith(f".{last}")]
+        if (
+            alike and alike[0].meaning == option.meaning and ANY_NAME not in alike[0].name
+        ):  # mix.NAME.path
+            known = alike[0].name.removesuffix(last)
+            rows[f"{name}.{ANY_NAME}.*"] = f"The options {known}* for another one, which you call {ANY_NAME}."
+        else:
+            rows[option.name] = _described(option, values)
+    parts.append("Options [type, value]:\n" + "\n".join(_row(name, text) for name, text in rows.items()))
     flags = [
         _row("--cfg job", "Print all options with their values, and exit."),
         _row("--config-dir DIR", "A folder with recipe/NAME.yaml files of yours; also BERT_PRETRAIN_CONFIGS=DIR."),
