@@ -33,9 +33,11 @@ def on_this_machine(words: list[str]) -> None:
         return main(words)
     typed = split_flags(words)
     config = load_config("pretrain", typed.words, PretrainConfig, user_config_dir(typed.config_dir))
-    check_run_dir(config)  # these two need no torch, which takes seconds to load
+    check_run_dir(config)
     shard_paths(Path(config.data.dir), "train")
-    processes = wanted or (1 if config.device == "cpu" else max(1, _gpus()))
+    import torch  # takes seconds to load
+
+    processes = wanted or (1 if config.device == "cpu" else max(1, torch.cuda.device_count()))
     if processes == 1:
         return main(words)
     from bert_pretrain.distributed.launch import main as launch
@@ -55,12 +57,6 @@ def _take_processes(words: list[str]) -> tuple[int | None, list[str]]:
             require(value.isdecimal() and int(value) > 0, flag, value, "a whole number above 0")
             return int(value), [*words[:i], *words[i + (1 if equals else 2) :]]
     return None, words
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
 
 
 if __name__ == "__main__":

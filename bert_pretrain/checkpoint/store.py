@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -58,16 +58,6 @@ class Progress:
     """State of ``MixedPrecision``."""
     spike_detector: dict[str, Any] = field(default_factory=dict)
     """State of ``LossSpikeDetector``."""
-
-    def after(self, applied: bool, samples: int, tokens: int) -> "Progress":
-        """This progress after one more global batch."""
-        return replace(
-            self,
-            step=self.step + applied,
-            attempts=self.attempts + 1,
-            samples_seen=self.samples_seen + samples,
-            tokens_seen=self.tokens_seen + tokens,
-        )
 
     @property
     def skipped(self) -> int:

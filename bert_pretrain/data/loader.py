@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import count as numbers
 from itertools import islice
 from typing import Any, TypeVar
@@ -80,24 +81,22 @@ class BlockReader:
         self._cache = {key: arrays for key, arrays in self._cache.items() if key in needed}
 
 
+@dataclass
 class TrainingData:
     """This rank's slice of every step."""
 
-    def __init__(
-        self,
-        shards: ShardSet,
-        order: SampleOrder,
-        plan: BatchPlan,
-        rank: int,
-        masking: DynamicMasking | None,
-        prefetch: int,
-        group_by_length: bool,
-        shapes: list[Shape] | None = None,
-    ) -> None:
-        """``shapes``: the only shapes that micro-batches may have, for a compiled model."""
-        self.plan, self.rank, self.prefetch, self.group_by_length = plan, rank, prefetch, group_by_length
-        self.shapes = shapes
-        self._blocks = BlockReader(shards, order, masking)
+    shards: ShardSet
+    order: SampleOrder
+    plan: BatchPlan
+    rank: int
+    masking: DynamicMasking | None
+    prefetch: int
+    group_by_length: bool
+    shapes: list[Shape] | None = None
+    """The only shapes that micro-batches may have, for a compiled model."""
+
+    def __post_init__(self) -> None:
+        self._blocks = BlockReader(self.shards, self.order, self.masking)
 
     def counts(self, step: int) -> Counts:
         """The counts of this rank's slice of ``step``."""
