@@ -10,14 +10,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.optim import Optimizer
 
-from bert_pretrain.checkpoint.store import (
-    CheckpointStore,
-    Progress,
-    load_optimizer_state,
-    load_progress,
-    resolve_init,
-    restore,
-)
+from bert_pretrain.checkpoint.store import CheckpointStore, Progress, load_optimizer_state, resolve_init, restore
 from bert_pretrain.config import PretrainConfig, check_moments, check_run_dir, resolved_yaml
 from bert_pretrain.data.batch_plan import AUTO, BatchConfig, BatchPlan
 from bert_pretrain.data.collate import fixed_shapes
@@ -191,24 +184,24 @@ def resume(
     path = world.broadcast(str(newest or ""))
     if not path:
         return None
-    world.run_on_all_ranks(lambda: check_checkpoint(Path(path), shards))
-    progress = world.run_on_all_ranks(lambda: restore(Path(path), model, optimizer, precision, world.device))
+
+    def load() -> Progress:
+        if not Path(path).is_dir():
+            raise ConfigError(
+                f"rank 0 resumes from {path}, which this node does not see; run_dir must lie on a file system that all "
+                "nodes share"
+            )
+        progress = restore(Path(path), model, optimizer, precision, world.device)
+        if progress.data_fingerprint != shards.fingerprint:
+            raise ConfigError(
+                f"{path} was trained on other shards than those in data.dir now; restore them, or give another run_dir "
+                f"with init_from={path}"
+            )
+        return progress
+
+    progress = world.run_on_all_ranks(load)
     log.message(f"resuming from {path}, step {progress.step}")
     return progress
-
-
-def check_checkpoint(path: Path, shards: ShardSet) -> None:
-    """Raise ``ConfigError`` if this rank does not see the checkpoint that rank 0 found, or has other shards."""
-    if not path.is_dir():
-        raise ConfigError(
-            f"rank 0 resumes from {path}, which this node does not see; run_dir must lie on a file system that all "
-            "nodes share"
-        )
-    if load_progress(path).data_fingerprint != shards.fingerprint:
-        raise ConfigError(
-            f"{path} was trained on other shards than those in data.dir now; restore them, or give another run_dir "
-            f"with init_from={path}"
-        )
 
 
 def start(

@@ -101,7 +101,11 @@ class CheckpointStore:
             write_checksums(temporary, throttle)
             fsync(*temporary.rglob("*"), temporary)
         except (OSError, RuntimeError, SafetensorError) as error:  # libraries hide a full disk in the latter two
-            free = "" if isinstance(error, OSError) else f"; {_free_megabytes(self.directory):.1f} MB are free there"
+            free = (
+                ""
+                if isinstance(error, OSError)
+                else f"; {shutil.disk_usage(self.directory).free / 1e6:.1f} MB are free there"
+            )
             shutil.rmtree(temporary, ignore_errors=True)
             raise OSError(f"{error}{free}") from error
         if final.exists():  # damaged: the run would have resumed from a valid one
@@ -132,10 +136,6 @@ class CheckpointStore:
             milestone = self.keep_every_steps and int(path.name[5:]) % self.keep_every_steps == 0
             if not milestone and find_fault(path, throttle) is None:  # a damaged one stays, as evidence
                 shutil.rmtree(path)
-
-
-def _free_megabytes(directory: Path) -> float:
-    return shutil.disk_usage(next(path for path in (directory, *directory.parents) if path.exists())).free / 1e6
 
 
 def load_progress(path: Path) -> Progress:

@@ -55,20 +55,16 @@ class BlockReader:
         """All samples of a block in visiting order."""
         key = (epoch, block)
         if key not in self._cache:
-            arrays = self._read(epoch, block)
+            first = self.order.block_start(epoch, block)
+            permutation = self.order.block_permutation(epoch, block)
+            arrays = select(self.shards.read(first, first + len(permutation)), permutation)
+            if self.masking is not None:
+                arrays = self.masking(arrays, epoch, (first + permutation) % self.order.samples)
             size = sum(array.nbytes for array in arrays.values())  # the same for all blocks, but for the last
             while self._cache and (len(self._cache) + 1) * size > _CACHE_BYTES:
                 self._cache.pop(next(iter(self._cache)))
             self._cache[key] = arrays
         return self._cache[key]
-
-    def _read(self, epoch: int, block: int) -> Arrays:
-        first = self.order.block_start(epoch, block)
-        permutation = self.order.block_permutation(epoch, block)
-        arrays = select(self.shards.read(first, first + len(permutation)), permutation)
-        if self.masking is None:
-            return arrays
-        return self.masking(arrays, epoch, (first + permutation) % self.order.samples)
 
     def read(self, start: int, stop: int) -> Iterator[Arrays]:
         """The stream's positions ``start`` to ``stop``, in parts of at most a block."""

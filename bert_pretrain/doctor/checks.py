@@ -63,7 +63,7 @@ def run_checks(config: PretrainConfig) -> None:
     """Run all checks on all ranks and print the worst finding of each. Exits with 1 if one failed."""
     silence_transformers()
     with open_world(config.device, resolved_yaml(config), config.communication.timeout_seconds) as world:
-        levels = [checked(name, check, config, world) for name, check in CHECKS.items()]
+        levels = [checked(check.__name__.replace("_", " "), check, config, world) for check in CHECKS]
     if FAIL in levels:
         sys.exit(1)
 
@@ -235,16 +235,6 @@ def _nearest_directory(path: Path) -> Path:
     return next(directory for directory in (path, *path.absolute().parents) if directory.is_dir())
 
 
-CHECKS: dict[str, Callable[[PretrainConfig, World], Finding]] = {
-    "versions": versions,
-    "device": device,
-    "processors": processors,
-    "shared memory": shared_memory,
-    "disk": disk,
-    "collectives": collectives,
-    "kernels": kernels,
-    "shards": shards,
-    "two steps": two_steps,
-}
+CHECKS = (versions, device, processors, shared_memory, disk, collectives, kernels, shards, two_steps)
 EXCHANGES = (collectives, two_steps)
 """Checks with collectives."""
