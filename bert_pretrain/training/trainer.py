@@ -23,6 +23,7 @@ from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import DivergedError, SharedError
 from bert_pretrain.model.bert import PretrainingModel
+from bert_pretrain.model.flops import training_flops
 from bert_pretrain.model.options import ModelConfig
 from bert_pretrain.model.precision import MixedPrecision
 from bert_pretrain.optim.build import layer_names
@@ -30,7 +31,7 @@ from bert_pretrain.training.evaluation import evaluate
 from bert_pretrain.training.loss_spikes import LossSpikeDetector
 from bert_pretrain.training.metrics import LayerRows, MetricsLog, Row, Throughput, evaluation_line, training_line
 from bert_pretrain.training.options import CheckpointConfig, LoggingConfig, NumericsConfig, TrainingConfig
-from bert_pretrain.training.step_result import StepNumbers, StepResult, fetch
+from bert_pretrain.training.step_result import StepNumbers, StepResult
 
 
 @dataclass
@@ -134,7 +135,7 @@ class Trainer:
         numbers = [torch.stack(head), counts, sums[:4]]  # in the order of StepNumbers
         if self.layers.due(self.progress.step + 1, 1 + (self._pending is not None)):
             numbers.append(self.optimizer.layer_report().flatten())  # type: ignore[attr-defined]
-        return fetch(torch.cat(numbers))
+        return StepResult(torch.cat(numbers))
 
     def _accumulate(self, batch: StepBatch, counts: torch.Tensor) -> torch.Tensor:
         """Forward and backward of all micro-batches; this rank's ``PretrainingSums``, (4,) float64 on the device."""
@@ -173,7 +174,9 @@ class Trainer:
             samples_seen=self.progress.samples_seen + int(numbers.samples),
             tokens_seen=self.progress.tokens_seen + int(numbers.tokens),
         )
-        self._throughput.add(self.model_config, numbers)
+        self._throughput.tokens += numbers.tokens
+        work = numbers.samples, numbers.tokens, numbers.squared_lengths, numbers.masked
+        self._throughput.flops += training_flops(self.model_config, *work)
         step = self.progress.step
         if skipped:
             self.log.message(f"after step {step}: the update is skipped, gradient norm {numbers.grad_norm}")
