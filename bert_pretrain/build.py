@@ -10,17 +10,10 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.optim import Optimizer
 
-from bert_pretrain.checkpoint.store import (
-    CheckpointStore,
-    Progress,
-    load_optimizer_state,
-    load_progress,
-    resolve_init,
-    restore,
-)
+from bert_pretrain.checkpoint.store import CheckpointStore, Progress, load_optimizer_state, resolve_init, restore
 from bert_pretrain.config import PretrainConfig, check_moments, check_run_dir, resolved_yaml
 from bert_pretrain.data.batch_plan import AUTO, BatchConfig, BatchPlan
-from bert_pretrain.data.collate import Shape, fixed_shapes
+from bert_pretrain.data.collate import fixed_shapes
 from bert_pretrain.data.dataset import ShardSet, check_vocabulary, open_split
 from bert_pretrain.data.dynamic_masking import dynamic_masking
 from bert_pretrain.data.loader import DynamicMasking, TrainingData
@@ -31,12 +24,12 @@ from bert_pretrain.errors import ConfigError
 from bert_pretrain.model.bert import PretrainingModel, build_model, load_weights, silence_transformers
 from bert_pretrain.model.compile import compile_model
 from bert_pretrain.model.precision import MixedPrecision, check_compute, dtype_name
-from bert_pretrain.optim.build import build_optimizer, describe_optimizer, layer_names
+from bert_pretrain.optim.build import build_optimizer, describe_optimizer
 from bert_pretrain.optim.schedule import learning_rate_table
 from bert_pretrain.plan.hardware_peaks import measured_matrix_rate
 from bert_pretrain.plan.run import describe
 from bert_pretrain.report.run import write_report
-from bert_pretrain.training.metrics import LayerRows, MetricsLog, writable_directory
+from bert_pretrain.training.metrics import MetricsLog, writable_directory
 from bert_pretrain.training.micro_batch_size import micro_batch_that_fits
 from bert_pretrain.training.trainer import Trainer
 
@@ -60,16 +53,11 @@ def run(config: PretrainConfig) -> None:
 
 def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     """Build all parts and train; False if the run stopped before its last step, on request."""
-    run_dir, tokenizer = Path(config.run_dir), Path(config.data.tokenizer)
+    run_dir, kept = Path(config.run_dir), config.checkpoint
     world.run_on_all_ranks(lambda: check_device_and_run_dir(config, world))
     config_yaml = resolved_yaml(config)
     log = MetricsLog(run_dir / "metrics.jsonl" if world.is_first else None, config.schedule.total_steps)
-    store = CheckpointStore(
-        run_dir / "checkpoints",
-        config.checkpoint.keep_last,
-        tokenizer if tokenizer.is_dir() else None,
-        config.checkpoint.keep_every_steps,
-    )
+    store = CheckpointStore(run_dir / "checkpoints", kept.keep_last, Path(config.data.tokenizer), kept.keep_every_steps)
     trainer = build_trainer(config, world, log, store, config_yaml)
     world.run_on_all_ranks(lambda: initialize_run_dir(run_dir, config_yaml, world, log, trainer.progress.step))
     log.open_wandb(config.logging.wandb, config.logging.wandb_project, run_dir, wandb_key_present(), asdict(config))
@@ -111,7 +99,8 @@ def build_trainer(
     log.message(describe_optimizer(optimizer, config.optimizer))
     shapes = None
     if model.speed.compile:  # last, because it takes minutes
-        shapes = compiled_shapes(config, shards, plan)
+        samples, trim = min(size, -(-batch.global_batch_size // world.size)), config.speed.group_by_length
+        shapes = fixed_shapes(samples, config.data.sequence_length, shards.max_predictions, trim)
         world.run_on_all_ranks(partial(compile_model, model, precision, shapes, log.message))
     learning_rates = learning_rate_table(config.optimizer.lr, config.schedule)
     return Trainer(
@@ -131,12 +120,10 @@ def build_trainer(
         progress=progress,
         seed=config.seed,
         config_yaml=config_yaml,
-        total_steps=config.schedule.total_steps,
-        log_every=config.logging.every_steps,
-        layers=LayerRows(layer_names(optimizer), config.logging.layers_every_steps),
-        evaluate_every=config.training.evaluate_every_steps,
-        checkpoint_every=config.checkpoint.every_steps,
         peak_rate=measured_matrix_rate(world.device, precision.dtype),
+        training=config.training,
+        checkpoint=config.checkpoint,
+        logging=config.logging,
         communication=config.communication,
         numerics=config.numerics,
     )
@@ -183,13 +170,6 @@ def resolve_micro_batch_size(
     return replace(batch, micro_batch_size=size)
 
 
-def compiled_shapes(config: PretrainConfig, shards: ShardSet, plan: BatchPlan) -> list[Shape]:
-    """The only shapes that micro-batches may have if the model is compiled."""
-    samples = min(plan.micro_batch_size, -(-plan.global_batch_size // plan.world_size))
-    trim = config.speed.group_by_length
-    return fixed_shapes(samples, config.data.sequence_length, shards.max_predictions, trim)
-
-
 def resume(
     store: CheckpointStore,
     model: PretrainingModel,
@@ -204,24 +184,24 @@ def resume(
     path = world.broadcast(str(newest or ""))
     if not path:
         return None
-    world.run_on_all_ranks(lambda: check_checkpoint(Path(path), shards))
-    progress = world.run_on_all_ranks(lambda: restore(Path(path), model, optimizer, precision, world.device))
+
+    def load() -> Progress:
+        if not Path(path).is_dir():
+            raise ConfigError(
+                f"rank 0 resumes from {path}, which this node does not see; run_dir must lie on a file system that all "
+                "nodes share"
+            )
+        progress = restore(Path(path), model, optimizer, precision, world.device)
+        if progress.data_fingerprint != shards.fingerprint:
+            raise ConfigError(
+                f"{path} was trained on other shards than those in data.dir now; restore them, or give another run_dir "
+                f"with init_from={path}"
+            )
+        return progress
+
+    progress = world.run_on_all_ranks(load)
     log.message(f"resuming from {path}, step {progress.step}")
     return progress
-
-
-def check_checkpoint(path: Path, shards: ShardSet) -> None:
-    """Raise ``ConfigError`` if this rank does not see the checkpoint that rank 0 found, or has other shards."""
-    if not path.is_dir():
-        raise ConfigError(
-            f"rank 0 resumes from {path}, which this node does not see; run_dir must lie on a file system that all "
-            "nodes share"
-        )
-    if load_progress(path).data_fingerprint != shards.fingerprint:
-        raise ConfigError(
-            f"{path} was trained on other shards than those in data.dir now; restore them, or give another run_dir "
-            f"with init_from={path}"
-        )
 
 
 def start(

@@ -6,14 +6,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from bert_pretrain.checkpoint.options import CheckpointConfig
 from bert_pretrain.data.batch_plan import BatchConfig
 from bert_pretrain.data.dataset import DataConfig
 from bert_pretrain.distributed.options import CommunicationConfig
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.model.options import ModelConfig, PrecisionConfig, SpeedConfig
 from bert_pretrain.optim.options import OptimizerConfig, ScheduleConfig
-from bert_pretrain.training.options import LoggingConfig, NumericsConfig, TrainingConfig
+from bert_pretrain.training.options import CheckpointConfig, LoggingConfig, NumericsConfig, TrainingConfig
 
 # Options that may differ when a run is resumed: they change neither the samples of a step nor, except for rounding, its
 # arithmetic.

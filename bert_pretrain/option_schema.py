@@ -99,9 +99,7 @@ def help_text(intro: str, config_name: str, schema: type, values: Mapping[Any, A
     for option in options_of(schema):
         name, of_any, last = option.name.partition(f".{ANY_NAME}.")
         alike = [other for other in options_of(schema) if of_any and other.name.endswith(f".{last}")]
-        if (
-            alike and alike[0].meaning == option.meaning and ANY_NAME not in alike[0].name
-        ):  # mix.NAME.path
+        if alike and alike[0].meaning == option.meaning and ANY_NAME not in alike[0].name:  # mix.NAME.path
             known = alike[0].name.removesuffix(last)
             rows[f"{name}.{ANY_NAME}.*"] = f"The options {known}* for another one, which you call {ANY_NAME}."
         else:

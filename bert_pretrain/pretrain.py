@@ -35,7 +35,9 @@ def on_this_machine(words: list[str]) -> None:
     config = load_config("pretrain", options, PretrainConfig, user_config_dir(flags.config_dir))
     check_run_dir(config)  # these two need no torch, which takes seconds to load
     shard_paths(Path(config.data.dir), "train")
-    processes = wanted or (1 if config.device == "cpu" else max(1, _gpus()))
+    import torch  # takes seconds to load
+
+    processes = wanted or (1 if config.device == "cpu" else max(1, torch.cuda.device_count()))
     if processes == 1:
         return main(words)
     from bert_pretrain.distributed.launch import main as launch
@@ -55,12 +57,6 @@ def _take_processes(words: list[str]) -> tuple[int | None, list[str]]:
             require(value.isdecimal() and int(value) > 0, flag, value, "a whole number above 0")
             return int(value), [*words[:i], *words[i + (1 if equals else 2) :]]
     return None, words
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
 
 
 if __name__ == "__main__":

@@ -57,9 +57,11 @@ class Bench:
         """Steps during a save, as many without, then a blocking save."""
         self.copies.append(self.save())
         steps = 0
-        while self.writer.is_writing():
+        thread = self.writer._thread
+        assert thread is not None
+        while thread.is_alive():
             seconds = self.step()
-            if self.writer.is_writing():  # the save lasted for the whole step
+            if thread.is_alive():  # the save lasted for the whole step
                 self.during.append(seconds)
             steps += 1
         self.writer.finish()

@@ -83,10 +83,6 @@ class CheckpointWriter:
             self._copied = torch.cuda.Event()
             self._copied.record()
 
-    def is_writing(self) -> bool:
-        """Whether a checkpoint is being written."""
-        return self._thread is not None and self._thread.is_alive()
-
     def join(self) -> None:
         """Return when nothing is being written."""
         if self._thread is not None:

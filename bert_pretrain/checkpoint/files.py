@@ -22,7 +22,7 @@ def find_fault(path: Path, throttle: Throttle = lambda: None) -> str | None:
     try:
         text = (path / CHECKSUMS).read_text(encoding="utf-8")
         expected = json.loads(text)
-        if text != _as_json(expected) or not expected.keys() >= _ESSENTIAL:
+        if text != json.dumps(expected, indent=2) or not expected.keys() >= _ESSENTIAL:
             return f"{CHECKSUMS} is damaged"
         for name, digest in expected.items():
             if _sha256(path / name, throttle) != digest:
@@ -69,11 +69,7 @@ def write_checksums(path: Path, throttle: Throttle) -> None:
     """Write the SHA-256 of every file under ``path`` to ``checksums.json`` there."""
     files = sorted(file for file in path.rglob("*") if file.is_file())
     digests = {str(file.relative_to(path)): _sha256(file, throttle) for file in files}
-    (path / CHECKSUMS).write_text(_as_json(digests), encoding="utf-8")
-
-
-def _as_json(digests: dict[str, str]) -> str:
-    return json.dumps(digests, indent=2)
+    (path / CHECKSUMS).write_text(json.dumps(digests, indent=2), encoding="utf-8")
 
 
 def _sha256(path: Path, throttle: Throttle) -> str:

@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -59,16 +59,6 @@ class Progress:
     spike_detector: dict[str, Any] = field(default_factory=dict)
     """State of ``LossSpikeDetector``."""
 
-    def after(self, applied: bool, samples: int, tokens: int) -> "Progress":
-        """This progress after one more global batch."""
-        return replace(
-            self,
-            step=self.step + applied,
-            attempts=self.attempts + 1,
-            samples_seen=self.samples_seen + samples,
-            tokens_seen=self.tokens_seen + tokens,
-        )
-
     @property
     def skipped(self) -> int:
         """Steps skipped because their gradient was not finite."""
@@ -111,7 +101,11 @@ class CheckpointStore:
             write_checksums(temporary, throttle)
             fsync(*temporary.rglob("*"), temporary)
         except (OSError, RuntimeError, SafetensorError) as error:  # libraries hide a full disk in the latter two
-            free = "" if isinstance(error, OSError) else f"; {_free_megabytes(self.directory):.1f} MB are free there"
+            free = (
+                ""
+                if isinstance(error, OSError)
+                else f"; {shutil.disk_usage(self.directory).free / 1e6:.1f} MB are free there"
+            )
             shutil.rmtree(temporary, ignore_errors=True)
             raise OSError(f"{error}{free}") from error
         if final.exists():  # damaged: the run would have resumed from a valid one
@@ -142,10 +136,6 @@ class CheckpointStore:
             milestone = self.keep_every_steps and int(path.name[5:]) % self.keep_every_steps == 0
             if not milestone and find_fault(path, throttle) is None:  # a damaged one stays, as evidence
                 shutil.rmtree(path)
-
-
-def _free_megabytes(directory: Path) -> float:
-    return shutil.disk_usage(next(path for path in (directory, *directory.parents) if path.exists())).free / 1e6
 
 
 def load_progress(path: Path) -> Progress:

@@ -101,10 +101,6 @@ class Shape:
     masked: int
     has_mask: bool
 
-    def text(self) -> str:
-        """For messages."""
-        return f"{self.samples} x {self.length} tokens, {'padded' if self.has_mask else 'all real'}"
-
 
 def fixed_shapes(samples: int, length: int, predictions: int, trim: bool) -> list[Shape]:
     """All shapes that ``to_fixed_micro_batch`` may use for up to ``samples`` samples of ``length``, shortest first.

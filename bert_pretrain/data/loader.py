@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import count as numbers
 from itertools import islice
 from typing import Any, TypeVar
@@ -54,20 +55,16 @@ class BlockReader:
         """All samples of a block in visiting order."""
         key = (epoch, block)
         if key not in self._cache:
-            arrays = self._read(epoch, block)
+            first = self.order.block_start(epoch, block)
+            permutation = self.order.block_permutation(epoch, block)
+            arrays = select(self.shards.read(first, first + len(permutation)), permutation)
+            if self.masking is not None:
+                arrays = self.masking(arrays, epoch, (first + permutation) % self.order.samples)
             size = sum(array.nbytes for array in arrays.values())  # the same for all blocks, but for the last
             while self._cache and (len(self._cache) + 1) * size > _CACHE_BYTES:
                 self._cache.pop(next(iter(self._cache)))
             self._cache[key] = arrays
         return self._cache[key]
-
-    def _read(self, epoch: int, block: int) -> Arrays:
-        first = self.order.block_start(epoch, block)
-        permutation = self.order.block_permutation(epoch, block)
-        arrays = select(self.shards.read(first, first + len(permutation)), permutation)
-        if self.masking is None:
-            return arrays
-        return self.masking(arrays, epoch, (first + permutation) % self.order.samples)
 
     def read(self, start: int, stop: int) -> Iterator[Arrays]:
         """The stream's positions ``start`` to ``stop``, in parts of at most a block."""
@@ -80,24 +77,22 @@ class BlockReader:
         self._cache = {key: arrays for key, arrays in self._cache.items() if key in needed}
 
 
+@dataclass
 class TrainingData:
     """This rank's slice of every step."""
 
-    def __init__(
-        self,
-        shards: ShardSet,
-        order: SampleOrder,
-        plan: BatchPlan,
-        rank: int,
-        masking: DynamicMasking | None,
-        prefetch: int,
-        group_by_length: bool,
-        shapes: list[Shape] | None = None,
-    ) -> None:
-        """``shapes``: the only shapes that micro-batches may have, for a compiled model."""
-        self.plan, self.rank, self.prefetch, self.group_by_length = plan, rank, prefetch, group_by_length
-        self.shapes = shapes
-        self._blocks = BlockReader(shards, order, masking)
+    shards: ShardSet
+    order: SampleOrder
+    plan: BatchPlan
+    rank: int
+    masking: DynamicMasking | None
+    prefetch: int
+    group_by_length: bool
+    shapes: list[Shape] | None = None
+    """The only shapes that micro-batches may have, for a compiled model."""
+
+    def __post_init__(self) -> None:
+        self._blocks = BlockReader(self.shards, self.order, self.masking)
 
     def counts(self, step: int) -> Counts:
         """The counts of this rank's slice of ``step``."""

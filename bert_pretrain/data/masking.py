@@ -9,7 +9,7 @@ Random numbers are keyed: the masks of a sample depend on (seed, epoch, index of
 any batch on any number of processes gives the same masks. Needs numba and numpy only.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,7 @@ def draw_unit(state: np.ndarray) -> float:
 # --- the rule ---
 
 
-@dataclass(frozen=True)
+@dataclass
 class MaskingRule:
     """How samples are masked.
 
@@ -78,14 +78,11 @@ class MaskingRule:
     vocab_size: int
     special_ids: np.ndarray
     is_continuation: np.ndarray | None = None
-    is_special: np.ndarray = field(init=False, repr=False)
-    words: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        is_special = np.zeros(self.vocab_size, dtype=np.bool_)
-        is_special[np.asarray(self.special_ids, dtype=np.int64)] = True
-        object.__setattr__(self, "is_special", is_special)
-        object.__setattr__(self, "words", np.flatnonzero(~is_special).astype(np.int64))
+        self.is_special = np.zeros(self.vocab_size, dtype=np.bool_)
+        self.is_special[np.asarray(self.special_ids, dtype=np.int64)] = True
+        self.words = np.flatnonzero(~self.is_special).astype(np.int64)
         if len(self.words) == 0:
             raise ConfigError(f"the vocabulary has {self.vocab_size} entries, all of them special tokens")
 

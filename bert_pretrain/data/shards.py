@@ -99,18 +99,13 @@ def write_shard(path: Path, arrays: Arrays, header: ShardHeader) -> dict[str, An
         for name, dtype in zip(SHARD_FIELDS, dtypes, strict=True):
             file.create_dataset(name, data=np.asarray(arrays[name], dtype=dtype))
         attributes = {"format_version": FORMAT_VERSION, "samples": samples, "checksum": checksum, **asdict(header)}
-        for key, value in attributes.items():
-            file.attrs.create(key, value, dtype=_string_dtype(value))
+        for key, value in attributes.items():  # fixed-length strings: a damaged heap of variable ones hangs HDF5
+            text = h5py.string_dtype("utf-8", max(1, len(value.encode()))) if isinstance(value, str) else None
+            file.attrs.create(key, value, dtype=text)
     with open(temporary, "rb") as written:
         os.fsync(written.fileno())
     temporary.rename(path)
     return {"name": path.name, "split": header.split, "samples": samples, "checksum": checksum}
-
-
-def _string_dtype(value: object) -> np.dtype | None:
-    """A fixed length for strings: HDF5 stores variable-length ones in a heap without checksums, and hangs if it is
-    damaged."""
-    return h5py.string_dtype("utf-8", max(1, len(value.encode()))) if isinstance(value, str) else None
 
 
 def _to_python(value: Any) -> Any:

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bert_pretrain.distributed.options import CommunicationConfig
 from bert_pretrain.distributed.world import World
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.errors import SharedError
 from bert_pretrain.model.bert import PretrainingModel
 
 Gradients = torch.futures.Future[torch.Tensor]
@@ -40,10 +40,14 @@ def data_parallel(
 
     Runs one dummy forward and backward: DDP rebuilds its buckets after its first backward, and the buckets decide the
     order in which three or more ranks sum, so that a resumed run would differ in the last bit from an uninterrupted
-    one. BERT's buffers are constants and are not broadcast. Raises ``ConfigError`` for fp16 gradients without a loss
+    one. BERT's buffers are constants and are not broadcast. Raises ``SharedError`` for fp16 gradients without a loss
     scale.
     """
-    world.run_on_all_ranks(lambda: _check_dtype(config, loss_is_scaled))
+    if config.gradients == "fp16" and not loss_is_scaled:
+        raise SharedError(
+            "communication.gradients is 'fp16', but precision.compute is not: without a loss scale small gradients "
+            "become 0; allowed here: fp32, bf16"
+        )
     if world.size == 1:
         return model
     device_ids = [world.local_rank] if world.device.type == "cuda" else None
@@ -61,14 +65,6 @@ def data_parallel(
     network.train()
     network.zero_grad(set_to_none=not model.speed.cuda_graphs)
     return network
-
-
-def _check_dtype(config: CommunicationConfig, loss_is_scaled: bool) -> None:
-    if config.gradients == "fp16" and not loss_is_scaled:
-        raise ConfigError(
-            "communication.gradients is 'fp16', but precision.compute is not: without a loss scale small gradients "
-            "become 0; allowed here: fp32, bf16"
-        )
 
 
 def sync_gradients(network: nn.Module, now: bool) -> AbstractContextManager[None]:

@@ -38,20 +38,13 @@ _LEFT_TO_TORCHRUN = "SIGHUP,SIGQUIT"
 
 def forward(number: int, frame: FrameType | None) -> None:
     """Signal handler: send a stop signal to the child processes, the ranks."""
-    for child in _children():
-        os.kill(child, number)
-
-
-def _children() -> list[int]:
-    found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent = path.read_text().rpartition(")")[2].split()[:2]
         except (OSError, ValueError):  # it has exited meanwhile
             continue
         if int(parent) == os.getpid() and state != "Z":
-            found.append(int(path.parent.name))
-    return found
+            os.kill(int(path.parent.name), number)
 
 
 def exit_status(error: ChildFailedError) -> int:

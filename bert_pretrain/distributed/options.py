@@ -23,8 +23,3 @@ class CommunicationConfig:
         require(self.gradients in allowed, "communication.gradients", self.gradients, ", ".join(allowed))
         require(self.bucket_mb > 0, "communication.bucket_mb", self.bucket_mb, "a number above 0")
         require(self.timeout_seconds >= 5, "communication.timeout_seconds", self.timeout_seconds, "5 or more")
-
-    @property
-    def gradient_bytes(self) -> int:
-        """Bytes sent per gradient element."""
-        return 4 if self.gradients == "fp32" else 2

@@ -33,7 +33,6 @@ from bert_pretrain.model.precision import compute_dtype
 from bert_pretrain.optim.build import build_optimizer, describe_optimizer
 from bert_pretrain.plan.hardware_peaks import device_name, measured_matrix_rate, timed
 from bert_pretrain.training.metrics import MetricsLog
-from bert_pretrain.training.trainer import Trainer
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 _MICRO_BATCHES = 2  # gradients are accumulated in the first and all-reduced in the last
@@ -48,38 +47,15 @@ class Finding:
     advice: str = ""
 
 
-@dataclass(frozen=True)
-class KnownFault:
-    """A known bug in releases of a package."""
-
-    package: str
-    first: str
-    """The first affected release."""
-    fixed: str
-    """The first release with a fix; empty: none yet."""
-    what: str
-    workaround: str
-    """What this program does about it; empty: nothing, so the user has to follow ``advice``."""
-    advice: str = ""
-
-    def affects(self, installed: str) -> bool:
-        """Whether the release ``installed`` is affected."""
-        found = _release(installed)
-        return _release(self.first) <= found and (not self.fixed or found < _release(self.fixed))
-
-
 KNOWN_FAULTS = (
-    KnownFault(
-        "torch", "2.13", "2.15",
-        "compiled dropout (inductor's RAND4X) draws masks that repeat or differ between forward and backward "
-        "(pytorch issue 198333)",
-        "speed.compile turns RAND4X off",
+    (
+        "torch",
+        (2, 13),
+        (2, 15),
+        "compiled dropout repeats masks (pytorch issue 198333): speed.compile turns RAND4X off",
     ),
-)  # fmt: skip
-
-
-def _release(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.partition("+")[0].split(".")[:2])
+)
+"""Known bugs: the package, its first affected and first fixed release, the bug and what this program does about it."""
 
 
 @one_message_for_all_ranks
@@ -87,7 +63,7 @@ def run_checks(config: PretrainConfig) -> None:
     """Run all checks on all ranks and print the worst finding of each. Exits with 1 if one failed."""
     silence_transformers()
     with open_world(config.device, resolved_yaml(config), config.communication.timeout_seconds) as world:
-        levels = [checked(name, check, config, world) for name, check in CHECKS.items()]
+        levels = [checked(check.__name__.replace("_", " "), check, config, world) for check in CHECKS]
     if FAIL in levels:
         sys.exit(1)
 
@@ -124,10 +100,10 @@ def versions(config: PretrainConfig, world: World) -> Finding:
     """Python and package versions, compared with ``KNOWN_FAULTS``."""
     packages = ("torch", "transformers", "numpy", "h5py")
     found = ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)])
-    faults = [fault for fault in KNOWN_FAULTS if fault.affects(version(fault.package))]
-    found += "".join(f"; {fault.what}{fault.workaround and f': {fault.workaround}'}" for fault in faults)
-    advice = [fault.advice for fault in faults if not fault.workaround]
-    return Finding(WARN if advice else OK, found, "; ".join(advice))
+    for package, first, fixed, fault in KNOWN_FAULTS:
+        if first <= tuple(map(int, version(package).split(".")[:2])) < fixed:
+            found += f"; {fault}"
+    return Finding(OK, found)
 
 
 def device(config: PretrainConfig, world: World) -> Finding:
@@ -237,13 +213,12 @@ def two_steps(config: PretrainConfig, world: World) -> Finding:
     """Two short steps and a checkpoint, in a temporary directory."""
     parent = _nearest_directory(Path(config.run_dir)) if world.is_first else None  # the other ranks write nothing
     with world.run_on_all_ranks(lambda: tempfile.TemporaryDirectory(dir=parent)) as folder:
-        trial = replace(config, checkpoint=replace(config.checkpoint, every_steps=2, keep_every_steps=0))
-        schedule = replace(config.schedule, total_steps=2)
-        trial = replace(trial, schedule=schedule, training=replace(config.training, evaluate_every_steps=10**9))
-        log = MetricsLog(None, 2)
-        trainer = build_trainer(trial, world, log, CheckpointStore(Path(folder), 1, None), "")
+        trial = replace(config, schedule=replace(config.schedule, total_steps=2))
+        trainer = build_trainer(trial, world, MetricsLog(None, 2), CheckpointStore(Path(folder), 1, None), "")
         trainer.heldout = None
-        samples = _shorten(trainer)
+        plan = trainer.plan
+        samples = min(plan.global_batch_size, _MICRO_BATCHES * plan.micro_batch_size * plan.world_size)
+        trainer.plan = trainer.data.plan = replace(plan, global_batch_size=samples)
         started = time.perf_counter()
         trainer.run()
         seconds = time.perf_counter() - started
@@ -256,28 +231,10 @@ def two_steps(config: PretrainConfig, world: World) -> Finding:
     return Finding(OK, found)
 
 
-def _shorten(trainer: Trainer) -> int:
-    """Cut a step down to ``_MICRO_BATCHES`` micro-batches per rank; return its number of samples."""
-    plan = trainer.plan
-    samples = min(plan.global_batch_size, _MICRO_BATCHES * plan.micro_batch_size * plan.world_size)
-    trainer.plan = trainer.data.plan = replace(plan, global_batch_size=samples)
-    return samples
-
-
 def _nearest_directory(path: Path) -> Path:
     return next(directory for directory in (path, *path.absolute().parents) if directory.is_dir())
 
 
-CHECKS: dict[str, Callable[[PretrainConfig, World], Finding]] = {
-    "versions": versions,
-    "device": device,
-    "processors": processors,
-    "shared memory": shared_memory,
-    "disk": disk,
-    "collectives": collectives,
-    "kernels": kernels,
-    "shards": shards,
-    "two steps": two_steps,
-}
+CHECKS = (versions, device, processors, shared_memory, disk, collectives, kernels, shards, two_steps)
 EXCHANGES = (collectives, two_steps)
 """Checks with collectives."""

@@ -48,7 +48,8 @@ def compile_model(
                 f"speed.compile is on, but torch could not compile the model ({reason}); install a C++ compiler and, "
                 "for GPUs, triton, or use speed.compile=false"
             ) from None
-        log(f"  {number} of {len(shapes)}: {shape.text()} in {time.perf_counter() - started:.1f} s")
+        name = f"{shape.samples} x {shape.length} tokens, {'padded' if shape.has_mask else 'all real'}"
+        log(f"  {number} of {len(shapes)}: {name} in {time.perf_counter() - started:.1f} s")
     model.zero_grad(set_to_none=not graphs)
     log(f"compiled in {time.perf_counter() - began:.0f} s")
 

@@ -148,7 +148,7 @@ class Scaling:
         sizes = [stop - start for start, stop in plan.micro_batches(devices - 1)]  # no rank has more than the last
         parameters, words = parameter_count(self.model), self.model.vocab_size * self.model.hidden_size
         buckets = math.ceil(4 * parameters / (self.communication.bucket_mb * 2**20))
-        width = self.communication.gradient_bytes
+        width = 4 if self.communication.gradients == "fp32" else 2
         all_reduce = exposed = self._all_reduce(width * parameters, buckets, devices)
         if self.overlap:
             backward = _BACKWARD * self._micro_batch(sizes[-1])

@@ -15,15 +15,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from tqdm import tqdm
-
-from bert_pretrain.model.flops import training_flops
-from bert_pretrain.model.options import ModelConfig
-
-if TYPE_CHECKING:
-    from bert_pretrain.training.step_result import StepNumbers
 
 Row = dict[str, Any]
 Item = TypeVar("Item")
@@ -179,18 +173,13 @@ class LayerRows:
 
 @dataclass
 class Throughput:
-    """Tokens, FLOPs and waiting time since the last row."""
+    """Tokens and FLOPs of all ranks, and waiting time, since the last row."""
 
     tokens: float = 0.0
     flops: float = 0.0
     waited: float = 0.0
     """Seconds spent waiting for data."""
     since: float = field(default_factory=time.perf_counter)
-
-    def add(self, model: ModelConfig, step: "StepNumbers") -> None:
-        """Add a step of all ranks."""
-        self.tokens += step.tokens
-        self.flops += training_flops(model, step.samples, step.tokens, step.squared_lengths, step.masked)
 
     def time_waiting(self, items: Iterator[Item]) -> Iterator[Item]:
         """``items``, measuring the time that the consumer waits for them."""

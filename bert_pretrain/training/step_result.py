@@ -51,29 +51,22 @@ class StepNumbers:
         }
 
 
-@dataclass(frozen=True)
 class StepResult:
     """An enqueued step, whose numbers are being copied to the host."""
 
-    numbers: torch.Tensor
-    """float64, in the order of ``StepNumbers``."""
-    copied: torch.cuda.Event | None
-    """Recorded behind the copy; None on CPU."""
+    def __init__(self, numbers: torch.Tensor) -> None:
+        """Start the copy of ``numbers`` (float64, in the order of ``StepNumbers``), without waiting for it."""
+        self.numbers = numbers
+        self._copied: torch.cuda.Event | None = None
+        if numbers.is_cuda:
+            self.numbers = torch.empty_like(numbers, device="cpu", pin_memory=True)
+            self.numbers.copy_(numbers, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
 
     def read(self) -> StepNumbers:
         """Wait for the copy; the numbers."""
-        if self.copied is not None:
-            self.copied.synchronize()
+        if self._copied is not None:
+            self._copied.synchronize()
         values: Any = self.numbers.tolist()
         return StepNumbers(*[*values[:14], values[14:]])
-
-
-def fetch(numbers: torch.Tensor) -> StepResult:
-    """Start the copy to the host, without waiting for it."""
-    if numbers.device.type != "cuda":
-        return StepResult(numbers, None)
-    host = torch.empty_like(numbers, device="cpu", pin_memory=True)
-    host.copy_(numbers, non_blocking=True)
-    copied = torch.cuda.Event()
-    copied.record()
-    return StepResult(host, copied)

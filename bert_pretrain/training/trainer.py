@@ -23,18 +23,20 @@ from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import DivergedError, SharedError
 from bert_pretrain.model.bert import PretrainingModel
+from bert_pretrain.model.flops import training_flops
 from bert_pretrain.model.options import ModelConfig
 from bert_pretrain.model.precision import MixedPrecision
+from bert_pretrain.optim.build import layer_names
 from bert_pretrain.training.evaluation import evaluate
 from bert_pretrain.training.loss_spikes import LossSpikeDetector
 from bert_pretrain.training.metrics import LayerRows, MetricsLog, Row, Throughput, evaluation_line, training_line
-from bert_pretrain.training.options import NumericsConfig
-from bert_pretrain.training.step_result import StepNumbers, StepResult, fetch
+from bert_pretrain.training.options import CheckpointConfig, LoggingConfig, NumericsConfig, TrainingConfig
+from bert_pretrain.training.step_result import StepNumbers, StepResult
 
 
 @dataclass
 class Trainer:
-    """One run, from the step in ``progress`` to ``total_steps``."""
+    """One run, from the step in ``progress`` to the last of ``learning_rates``."""
 
     world: World
     model: PretrainingModel
@@ -51,18 +53,18 @@ class Trainer:
     progress: Progress
     seed: int
     config_yaml: str
-    total_steps: int
-    log_every: int
-    layers: LayerRows
-    evaluate_every: int
-    checkpoint_every: int
     peak_rate: float
     """Measured FLOP/s of one rank's device."""
+    training: TrainingConfig
+    checkpoint: CheckpointConfig
+    logging: LoggingConfig
     communication: CommunicationConfig
     numerics: NumericsConfig
     stop: StopRequest = field(default_factory=StopRequest)
 
     def __post_init__(self) -> None:
+        self.total_steps = len(self.learning_rates) - 1
+        self.layers = LayerRows(layer_names(self.optimizer), self.logging.layers_every_steps)
         self.network = data_parallel(self.model, self.world, self.communication, self.precision.scaled)
         self.applied = torch.tensor([self.progress.step], device=self.world.device)
         self._writer = CheckpointWriter(self.store, self.log.message)
@@ -104,8 +106,8 @@ class Trainer:
                 result = self.train_step(next(self._throughput.time_waiting(steps)))
                 self._finish_previous_step()  # by now it is done, so that reading it does not wait
                 self._pending = None if self._rewind_reason else result
-                following = self.progress.step + 1
-                boundary = self._evaluation_is_due(following) or self._save_is_due(following)
+                intervals = self.training.evaluate_every_steps, self.checkpoint.every_steps
+                boundary = any(self._is_due(self.progress.step + 1, every) for every in intervals)
                 if boundary and self._finish_previous_step():
                     self._evaluate_and_save()
         finally:
@@ -133,7 +135,7 @@ class Trainer:
         numbers = [torch.stack(head), counts, sums[:4]]  # in the order of StepNumbers
         if self.layers.due(self.progress.step + 1, 1 + (self._pending is not None)):
             numbers.append(self.optimizer.layer_report().flatten())  # type: ignore[attr-defined]
-        return fetch(torch.cat(numbers))
+        return StepResult(torch.cat(numbers))
 
     def _accumulate(self, batch: StepBatch, counts: torch.Tensor) -> torch.Tensor:
         """Forward and backward of all micro-batches; this rank's ``PretrainingSums``, (4,) float64 on the device."""
@@ -165,8 +167,16 @@ class Trainer:
         numbers, self._pending = self._pending.read(), None
         self._stopping = self._stopping or numbers.stop_requests > 0
         skipped = numbers.skipped > 0
-        self.progress = self.progress.after(not skipped, int(numbers.samples), int(numbers.tokens))
-        self._throughput.add(self.model_config, numbers)
+        self.progress = replace(
+            self.progress,
+            step=self.progress.step + (not skipped),
+            attempts=self.progress.attempts + 1,
+            samples_seen=self.progress.samples_seen + int(numbers.samples),
+            tokens_seen=self.progress.tokens_seen + int(numbers.tokens),
+        )
+        self._throughput.tokens += numbers.tokens
+        work = numbers.samples, numbers.tokens, numbers.squared_lengths, numbers.masked
+        self._throughput.flops += training_flops(self.model_config, *work)
         step = self.progress.step
         if skipped:
             self.log.message(f"after step {step}: the update is skipped, gradient norm {numbers.grad_norm}")
@@ -177,7 +187,7 @@ class Trainer:
         if self._needs_rewind(numbers):
             return False
         self.log.advance(step)
-        if step % self.log_every == 0 or step == self.total_steps:
+        if self._is_due(step, self.logging.every_steps):
             self._log_step(numbers)
         if self.layers.due(step):
             self.log.row(self.layers.row(step, numbers.layers))
@@ -213,18 +223,15 @@ class Trainer:
         self.log.row(row)
         self.log.message(training_line(row, self.total_steps, self.log.seconds_left(self.progress.step)))
 
-    def _evaluation_is_due(self, step: int) -> bool:
-        return step == self.total_steps or step % self.evaluate_every == 0
-
-    def _save_is_due(self, step: int) -> bool:
-        return step == self.total_steps or step % self.checkpoint_every == 0
+    def _is_due(self, step: int, every: int) -> bool:
+        return step == self.total_steps or step % every == 0
 
     def _evaluate_and_save(self) -> None:
         """Evaluate and save, if due after the step just applied."""
         started, step = time.perf_counter(), self.progress.step
-        if self._evaluation_is_due(step):
+        if self._is_due(step, self.training.evaluate_every_steps):
             self.evaluate()
-        if self._save_is_due(step):
+        if self._is_due(step, self.checkpoint.every_steps):
             self._save()
         self.world.barrier()
         self._throughput.since += time.perf_counter() - started
@@ -245,7 +252,7 @@ class Trainer:
     def _last_evaluation_is_missing(self) -> bool:
         """Whether the run was interrupted in the evaluation after the step that it is resumed from."""
         step = self.progress.step
-        due = self.heldout is not None and step > 0 and self._evaluation_is_due(step)
+        due = self.heldout is not None and step > 0 and self._is_due(step, self.training.evaluate_every_steps)
         missing = due and self.world.is_first and step not in self.log.evaluated
         return bool(self.world.broadcast("missing" if missing else ""))
 

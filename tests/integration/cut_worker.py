@@ -18,7 +18,7 @@ from bert_pretrain.model.bert import build_model
 from bert_pretrain.model.precision import MixedPrecision
 from bert_pretrain.optim.build import build_optimizer
 from bert_pretrain.optim.schedule import learning_rate_table
-from bert_pretrain.training.metrics import LayerRows, MetricsLog
+from bert_pretrain.training.metrics import MetricsLog
 from bert_pretrain.training.trainer import Trainer
 
 
@@ -47,12 +47,10 @@ def build_trainer(config: PretrainConfig, world: World, loss_is_scaled: bool = F
         progress=Progress(),
         seed=config.seed,
         config_yaml="",
-        total_steps=config.schedule.total_steps,
-        log_every=1,
-        layers=LayerRows([], 0),
-        evaluate_every=10**9,
-        checkpoint_every=10**9,
         peak_rate=1.0,
+        training=config.training,
+        checkpoint=config.checkpoint,
+        logging=replace(config.logging, layers_every_steps=0),
         communication=config.communication,
         numerics=config.numerics,
     )

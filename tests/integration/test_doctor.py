@@ -8,7 +8,6 @@ import torch
 
 from bert_pretrain.distributed.world import World
 from bert_pretrain.doctor import checks
-from bert_pretrain.doctor.checks import KnownFault
 from tests.conftest import TEST_RECIPE, run_module
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
@@ -48,17 +47,13 @@ def test_a_damaged_shard_is_named(tmp_path: Path, shard_dir: Path) -> None:
     assert "Traceback" not in printed
 
 
-@pytest.mark.parametrize(("guard", "level"), [("this program does without it", "ok"), ("", "warn")])
-def test_a_known_fault_warns_where_nothing_guards_against_it(
-    monkeypatch: pytest.MonkeyPatch, guard: str, level: str
+@pytest.mark.parametrize(("fixed", "named"), [((99, 0), True), ((1, 0), False)])
+def test_a_known_fault_of_an_installed_version_is_named(
+    monkeypatch: pytest.MonkeyPatch, fixed: tuple[int, int], named: bool
 ) -> None:
-    fault = KnownFault("numpy", "0.1", "", "sums are wrong", guard, "use another")
-    monkeypatch.setattr(checks, "KNOWN_FAULTS", (fault,))
+    monkeypatch.setattr(checks, "KNOWN_FAULTS", (("numpy", (0, 1), fixed, "sums are wrong"),))
     found = checks.versions(None, ALONE)  # type: ignore[arg-type]
-    assert found.level == level
-    assert "sums are wrong" in found.found
-    assert guard in found.found
-    assert found.advice == ("" if guard else "use another")
+    assert ("sums are wrong" in found.found) == named
 
 
 def test_a_rank_that_fails_alone_in_an_exchange_says_so_and_ends(
