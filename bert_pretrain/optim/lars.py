@@ -32,13 +32,8 @@ class LARS(MeasuredOptimizer):
     """LARS, and LARC with ``clip=True``.
 
     Args:
-        params: parameters, named parameters or groups, float32 or float64.
-        lr: the global rate, a float or a 0-d tensor.
-        momentum: in [0, 1).
-        weight_decay: at least 0.
+        params, lr, weight_decay: as ``NVLamb``; parameters are float32 or float64.
         trust_coefficient: eta, above 0.
-        eps: in the denominator of (1), above 0.
-        clip: LARC.
         trust_ratio: ``all`` | ``decayed``: the layers that (1) applies to; r = 1 for the others (LARC: min(1 / lr, 1),
             so plain momentum if lr is at most 1).
 

@@ -124,17 +124,11 @@ class NVLamb(MeasuredOptimizer):
         params: parameters, named parameters or groups, as for every torch optimizer. A group may set its own
             ``lr``, ``betas``, ``eps`` and ``weight_decay``; ``||G||`` is taken over all groups.
         lr: learning rate, a float or a 0-d tensor (also as ``group["lr"]``: then no step waits for the device).
-        betas: decay of the first and second moment, each in [0, 1).
-        eps: added to the root of the second moment, above 0.
-        weight_decay: ``decay`` in (5), at least 0. Give biases and LayerNorm a group with 0.
-        pre_normalization: ``unit`` | ``clip`` | ``none``, equation (2).
-        max_grad_norm: the norm above which ``clip`` divides, above 0. The other two ignore it.
-        trust_ratio: ``all`` layers, or only the ``decayed`` ones (weight_decay > 0); r = 1 for the others.
-        bias_correction: whether (4) is applied.
+        weight_decay: ``decay`` in (5). Give biases and LayerNorm a group with 0.
         phi_min, phi_max: clamp ||w|| in (6); ``None``: no bound. A layer of zeros still has r = 1.
-        kernel: ``reference`` | ``foreach`` | ``fused`` (the project's own, on CPU and CUDA) | ``apex`` (NVIDIA's, on
-            CUDA) | ``auto`` (fused if it is supported, else foreach). All compute the same update from the same state,
-            so a state can be loaded with any of them. DTensors (FSDP2): ``reference`` and ``foreach``.
+        kernel: all compute the same update from the same state, so a state can be loaded with any of them. DTensors
+            (FSDP2): ``reference`` and ``foreach``.
+        others: as in ``options.OptimizerConfig``.
 
     State of a parameter: ``step`` (0-d float32, applied updates), ``exp_avg``, ``exp_avg_sq`` and, for bf16 and fp16,
     ``master``: float32 weights, copied from the parameter at its first update. From then on the master is updated and

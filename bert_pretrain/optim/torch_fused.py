@@ -10,7 +10,7 @@ gradients are not written.
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,14 +20,28 @@ from bert_pretrain.optim.base import MeasuredOptimizer, check_options, loss_of
 
 
 class TorchFused(MeasuredOptimizer):
-    """What the three classes share; precedes torch's class among their bases."""
+    """What the three classes share; precedes torch's class among their bases.
 
+    Args:
+        params, lr: as ``NVLamb``; ``lr`` may be a 0-d tensor.
+        max_grad_norm: gradients are divided by ``||G|| / max_grad_norm`` if that is above 1; None: never.
+        options: those of torch's class. Where one is not given, ``option_defaults`` hold.
+
+    Raises ``ConfigError`` as ``NVLamb`` does, and for bf16 or fp16 parameters, which would need masters.
+    """
+
+    option_defaults: ClassVar[dict[str, Any]]
     _kept = ("max_grad_norm",)
 
-    def __init__(self, params: Iterable[Any], *, max_grad_norm: float | None, **options: Any) -> None:
+    def __init__(
+        self, params: Iterable[Any], lr: float | Tensor, *, max_grad_norm: float | None = None, **options: Any
+    ) -> None:
         found = max_grad_norm
         require(found is None or 0 < found < math.inf, "max_grad_norm", found, "a finite number above 0, or null")
         self.max_grad_norm = max_grad_norm
+        options = self.option_defaults | {"lr": lr} | options
+        if "betas" in options:
+            options["betas"] = tuple(options["betas"])
         check_options(options)
         super().__init__(params, fused=True, **options)
 
@@ -62,66 +76,25 @@ class AdamW(TorchFused, torch.optim.AdamW):
     """``torch.optim.AdamW(fused=True)`` (Loshchilov and Hutter, arXiv 1711.05101).
 
     ``w <- (1 - lr decay) w - lr m'/(sqrt(v') + eps)``: no trust ratio.
-
-    Args:
-        params, lr, betas, eps, weight_decay: as ``NVLamb``; ``lr`` may be a 0-d tensor.
-        max_grad_norm: gradients are divided by ``||G|| / max_grad_norm`` if that is above 1; None: never.
-
-    Raises ``ConfigError`` as ``NVLamb`` does, and for bf16 or fp16 parameters, which would need masters.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float | Tensor,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.01,
-        *,
-        max_grad_norm: float | None = None,
-    ) -> None:
-        options = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, max_grad_norm=max_grad_norm, **options)
+    option_defaults: ClassVar[dict[str, Any]] = {"betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01}
 
 
 class Adam(TorchFused, torch.optim.Adam):
     """``torch.optim.Adam(fused=True)`` (Kingma and Ba, arXiv 1412.6980).
 
     As ``AdamW``, but the decay is added to the (unscaled, clipped) gradient, ``g <- g + decay w``, and so enters the
-    moments. Same arguments and errors.
+    moments.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float | Tensor,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        *,
-        max_grad_norm: float | None = None,
-    ) -> None:
-        options = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, max_grad_norm=max_grad_norm, **options)
+    option_defaults: ClassVar[dict[str, Any]] = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 
 
 class SGD(TorchFused, torch.optim.SGD):
-    """``torch.optim.SGD(fused=True)`` with momentum: ``b <- momentum b + g + decay w``; ``w <- w - lr b``.
+    """``torch.optim.SGD(fused=True)`` with momentum: ``b <- momentum b + g + decay w``; ``w <- w - lr b``."""
 
-    ``momentum``: in [0, 1). Other arguments and errors as in ``AdamW``.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float | Tensor,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        *,
-        max_grad_norm: float | None = None,
-    ) -> None:
-        options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        super().__init__(params, max_grad_norm=max_grad_norm, **options)
+    option_defaults: ClassVar[dict[str, Any]] = {"momentum": 0.9, "weight_decay": 0.0}
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """As the others. Buffers start at zero here: torch leaves them uninitialised if the first step is skipped."""
