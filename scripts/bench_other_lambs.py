@@ -24,6 +24,8 @@ def timm() -> dict[str, Implementation]:
     ``import timm`` needs torchvision; the optimizers do not, so their folder is imported as a separate package.
     """
     spec = find_spec("timm")
+    assert spec is not None
+    assert spec.origin is not None
     package = ModuleType("timm_optim")
     package.__path__ = [str(Path(spec.origin).parent / "optim")]
     sys.modules["timm_optim"] = package

@@ -29,7 +29,7 @@ from bert_pretrain.model.bert import bert_config
 from bert_pretrain.model.options import ModelConfig
 from bert_pretrain.optim import NVLamb
 from bert_pretrain.plan.hardware_peaks import device_name, measured_copy_bandwidth, timed
-from bert_pretrain.training.metrics import writable_directory
+from bert_pretrain.training.metrics import require_writable
 
 NVLAMB_BYTES = {"fused": 44.0, "foreach": 44.0, "reference": 144.0, "apex": 72.0}
 """As counted in the kernels' docstrings; the reference makes one memory pass per operation."""
@@ -42,8 +42,7 @@ Implementation = tuple[float | None, Callable[[Parameters], Callable[[], object]
 
 def run(config: BenchOptimizerConfig, others: dict[str, Implementation] | None = None) -> None:
     """Measure every kernel, torch's AdamW and ``others``, print the table and write optimizer.json."""
-    fault = writable_directory(Path(config.out_dir))
-    require(fault is None, "out_dir", config.out_dir, f"a writable directory ({fault})")
+    require_writable(Path(config.out_dir), "out_dir")
     with open_world(config.device) as world:
         require(world.size == 1, "processes", world.size, "1: the benchmark measures one device")
         with _second_process(config.busy):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tqdm import tqdm
 
+from bert_pretrain.errors import ConfigError
 from bert_pretrain.model.flops import training_flops
 from bert_pretrain.model.options import ModelConfig
 
@@ -256,11 +257,11 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def writable_directory(path: Path) -> str | None:
-    """Create ``path`` and try to write into it; the error, or None."""
+def require_writable(path: Path, option: str, instead: str = "give another") -> None:
+    """Create the directory ``path`` and try to write into it. Raises ``ConfigError`` with the advice ``instead``."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
-            return None
+            pass
     except OSError as error:
-        return str(error)
+        raise ConfigError(f"{option} {path} cannot be written ({error}); {instead}") from None
