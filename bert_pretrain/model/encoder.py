@@ -5,9 +5,6 @@ Each speed-up is an option of ``SpeedConfig``, so that it can be measured alone.
 
 ``last_layer_rows`` saves half of the last layer's work: the heads read only [CLS] and the masked positions, so after
 the attention only those rows are computed. ``fused_qkv`` joins three weights, which stay three parameters.
-
-``compile`` compiles ``embed`` and ``run_layer`` separately: all layers share the compiled code, and the gradients of a
-layer can be all-reduced before those of the next are computed.
 """
 
 from typing import Any, NamedTuple

@@ -54,7 +54,7 @@ from bert_pretrain.optim.norms import layer_norms
 from bert_pretrain.optim.nvlamb_apex import apex_step, check_apex
 from bert_pretrain.optim.nvlamb_foreach import foreach_step
 from bert_pretrain.optim.options import PRE_NORMALIZATIONS, TRUST_RATIOS
-from bert_pretrain.optim.trust import Adaptation, LayerReport
+from bert_pretrain.optim.trust import Adaptation, layer_table
 
 
 def reference_step(work: Work) -> Outcome:
@@ -211,14 +211,14 @@ class NVLamb(MeasuredOptimizer):
         In the order of the groups; NaN for layers that were not updated, meaningless after a skipped step. Does not
         wait for the device. Computed here, so that steps whose report is not read cost nothing.
         """
-        report = LayerReport()
+        updated = []
         if self._outcome is not None:
             sizes = [len(params) for params, _ in self._updated]
             norms = (self._outcome.weight_norms.split(sizes), self._outcome.update_norms.split(sizes))
             for (params, decay), weight_norms, update_norms in zip(self._updated, *norms, strict=True):
                 ratios = self.rules.adaptation.ratio(weight_norms, update_norms, decay)
-                report.add(params, ratios, weight_norms, update_norms)
-        return report.table(self.param_groups)
+                updated.append((params, torch.stack([ratios, weight_norms, update_norms])))
+        return layer_table(self.param_groups, updated)
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
