@@ -40,16 +40,7 @@ import bert_pretrain.optim.nvlamb_triton as nvlamb_triton
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.optim.base import MeasuredOptimizer, loss_of
 from bert_pretrain.optim.dtensors import sharded_like, shards_of
-from bert_pretrain.optim.layers import (
-    LOW_PRECISION,
-    Outcome,
-    Rules,
-    Work,
-    copy_masters,
-    gather,
-    state_dtype,
-    zeros_for,
-)
+from bert_pretrain.optim.layers import LOW_PRECISION, Outcome, Rules, Work, copy_masters, gather, state_dtype, zeros_for
 from bert_pretrain.optim.norms import layer_norms
 from bert_pretrain.optim.nvlamb_apex import apex_step, check_apex
 from bert_pretrain.optim.nvlamb_foreach import foreach_step

@@ -35,14 +35,7 @@ from torch import Tensor
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim.layers import Decision, Outcome, Work
 from bert_pretrain.optim.norms import global_norm
-from bert_pretrain.optim.nvlamb_triton_plan import (
-    Columns,
-    Plan,
-    device_scalar,
-    group_table,
-    layer_table,
-    plan_for,
-)
+from bert_pretrain.optim.nvlamb_triton_plan import Columns, Plan, device_scalar, group_table, layer_table, plan_for
 
 HAS_TRITON = find_spec("triton") is not None  # torch installs triton for CUDA only
 BLOCK, WARPS = 2048, 8
