@@ -29,7 +29,7 @@ from bert_pretrain.optim.schedule import learning_rate_table
 from bert_pretrain.plan.hardware_peaks import measured_matrix_rate
 from bert_pretrain.plan.run import describe
 from bert_pretrain.report.run import write_report
-from bert_pretrain.training.metrics import MetricsLog, writable_directory
+from bert_pretrain.training.metrics import MetricsLog, require_writable
 from bert_pretrain.training.micro_batch_size import micro_batch_that_fits
 from bert_pretrain.training.trainer import Trainer
 
@@ -133,9 +133,8 @@ def check_device_and_run_dir(config: PretrainConfig, world: World) -> None:
     """Raise ``ConfigError`` if ``run_dir`` holds another run or is not writable, or the device lacks the precision."""
     check_run_dir(config)
     check_compute(config.precision, world.device)
-    fault = writable_directory(Path(config.run_dir)) if world.is_first else None
-    if fault is not None:
-        raise ConfigError(f"run_dir {config.run_dir} cannot be written ({fault}); give another run_dir")
+    if world.is_first:
+        require_writable(Path(config.run_dir), "run_dir")
 
 
 def initialize_run_dir(run_dir: Path, config_yaml: str, world: World, log: MetricsLog, step: int) -> None:

@@ -30,7 +30,7 @@ def step(config: BenchStepConfig) -> None:
 
 @entry_point("bench_optimizer", BenchOptimizerConfig)
 def optimizer(config: BenchOptimizerConfig) -> None:
-    """Measure one NVLAMB step with every kernel, compared with torch's and other optimizers.
+    """Measure one NVLAMB step with every kernel, compared with torch's AdamW.
 
         bert-pretrain bench optimizer models=[base]
 

@@ -1,4 +1,4 @@
-"""``bench optimizer``: every NVLAMB kernel of this machine compared with other optimizers, in interleaved blocks.
+"""``bench optimizer``: every NVLAMB kernel of this machine compared with torch's AdamW, in interleaved blocks.
 
 On the parameters of a BERT, with random gradients, in one process. Bytes per parameter are counted from the source of
 an implementation: each memory pass once, all in float32; None if not counted. Divided by the time and by the copy
@@ -6,7 +6,6 @@ bandwidth measured in the same run, they show how close an implementation is to 
 can exceed 1: a copy reads the target's cache lines before it writes them, an in-place update does not.
 """
 
-import importlib
 import json
 import statistics
 import subprocess
@@ -14,9 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -31,9 +28,8 @@ from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.model.bert import bert_config
 from bert_pretrain.model.options import ModelConfig
 from bert_pretrain.optim import NVLamb
-from bert_pretrain.optim.nvlamb_apex import HAS_APEX
 from bert_pretrain.plan.hardware_peaks import device_name, measured_copy_bandwidth, timed
-from bert_pretrain.training.metrics import writable_directory
+from bert_pretrain.training.metrics import require_writable
 
 NVLAMB_BYTES = {"fused": 44.0, "foreach": 44.0, "reference": 144.0, "apex": 72.0}
 """As counted in the kernels' docstrings; the reference makes one memory pass per operation."""
@@ -44,14 +40,14 @@ Implementation = tuple[float | None, Callable[[Parameters], Callable[[], object]
 """Bytes per parameter; and a function from parameters with gradients to a step."""
 
 
-def run(config: BenchOptimizerConfig) -> None:
-    """Measure, print the table and write optimizer.json."""
-    fault = writable_directory(Path(config.out_dir))
-    require(fault is None, "out_dir", config.out_dir, f"a writable directory ({fault})")
+def run(config: BenchOptimizerConfig, others: dict[str, Implementation] | None = None) -> None:
+    """Measure every kernel, torch's AdamW and ``others``, print the table and write optimizer.json."""
+    require_writable(Path(config.out_dir), "out_dir")
     with open_world(config.device) as world:
         require(world.size == 1, "processes", world.size, "1: the benchmark measures one device")
         with _second_process(config.busy):
-            rows = [row for name in config.models for row in measure(name, config, world.device)]
+            candidates = implementations(world.device) | (others or {})
+            rows = [row for name in config.models for row in measure(name, config, world.device, candidates)]
     for row in rows:
         counted = "        -" if row["bytes_per_parameter"] is None else f"{row['bytes_per_parameter']:9.0f}"
         share = "      -" if row["copy_bandwidth_share"] is None else f"{row['copy_bandwidth_share']:7.0%}"
@@ -63,12 +59,13 @@ def run(config: BenchOptimizerConfig) -> None:
     print(f"wrote {out}")
 
 
-def measure(name: str, config: BenchOptimizerConfig, device: torch.device) -> list[dict[str, Any]]:
-    """One row per available implementation, on the parameters of model ``name``."""
+def measure(
+    name: str, config: BenchOptimizerConfig, device: torch.device, candidates: dict[str, Implementation]
+) -> list[dict[str, Any]]:
+    """One row per implementation, on the parameters of model ``name``."""
     parameters = model_parameters(name, device)
     elements = sum(parameter.numel() for parameter in parameters)
     bandwidth = measured_copy_bandwidth(device)
-    candidates = implementations(device)
     times: dict[str, list[float]] = {label: [] for label in candidates}
     turns = [label for _ in range(config.rounds) for label in candidates]
     for label in tqdm(turns, desc=name, leave=False):
@@ -96,29 +93,22 @@ def measure(name: str, config: BenchOptimizerConfig, device: torch.device) -> li
 
 
 def implementations(device: torch.device) -> dict[str, Implementation]:
-    """The implementations that run here, by name. Prints which are skipped and why."""
+    """The kernels that run here, and torch's AdamW, by name. Prints which are skipped and why."""
     found: dict[str, Implementation] = {}
     for kernel, counted in NVLAMB_BYTES.items():
         try:
-            _stepper(NVLamb, lr=1e-4, kernel=kernel)([_with_gradient(torch.ones(8, device=device))])()
+            stepper(NVLamb, lr=1e-4, kernel=kernel)([_with_gradient(torch.ones(8, device=device))])()
         except ConfigError as error:
             print(f"skipped nvlamb/{kernel}: {error}")
             continue
-        found[f"nvlamb/{kernel}"] = counted, _stepper(NVLamb, lr=1e-4, kernel=kernel)
-    for package, variants in (("timm", _timm), ("pytorch_optimizer", _pytorch_optimizer)):
-        if find_spec(package) is None:
-            print(f"skipped {package}: not installed (pip install --no-deps {package})")
-        else:
-            found |= variants()
-    if HAS_APEX and device.type == "cuda":
-        fused_lamb = importlib.import_module("apex.optimizers").FusedLAMB
-        found["apex/fused_lamb"] = 52.0, _stepper(fused_lamb, lr=1e-4, use_nvlamb=True)
-    found["adamw_fused"] = 28.0, _stepper(torch.optim.AdamW, lr=1e-4, fused=True)
+        found[f"nvlamb/{kernel}"] = counted, stepper(NVLamb, lr=1e-4, kernel=kernel)
+    found["adamw_fused"] = 28.0, stepper(torch.optim.AdamW, lr=1e-4, fused=True)
     found["clip+adamw_fused"] = 40.0, _clipped_adamw
     return found
 
 
-def _stepper(optimizer: Callable[..., Any], **options: Any) -> Callable[[Parameters], Callable[[], object]]:
+def stepper(optimizer: Callable[..., Any], **options: Any) -> Callable[[Parameters], Callable[[], object]]:
+    """A function from parameters to the step of an optimizer made with ``options``."""
     return lambda parameters: optimizer(parameters, **options).step
 
 
@@ -130,35 +120,6 @@ def _clipped_adamw(parameters: Parameters) -> Callable[[], object]:
         optimizer.step()
 
     return step
-
-
-def _timm() -> dict[str, Implementation]:
-    """timm's LAMB configured as NVLAMB (gradient clipping at 1, trust ratio for every layer), per tensor and foreach.
-
-    ``import timm`` needs torchvision; the optimizers do not, so their folder is imported as a separate package.
-    """
-    spec = find_spec("timm")
-    assert spec is not None
-    assert spec.origin is not None
-    package = ModuleType("timm_optim")
-    package.__path__ = [str(Path(spec.origin).parent / "optim")]
-    sys.modules["timm_optim"] = package
-    lamb = importlib.import_module("timm_optim.lamb").Lamb
-    options = {"lr": 1e-4, "weight_decay": 0.01, "max_grad_norm": 1.0, "always_adapt": True}
-    return {
-        "timm": (None, _stepper(lamb, foreach=False, **options)),
-        "timm/foreach": (104.0, _stepper(lamb, foreach=True, **options)),
-    }
-
-
-def _pytorch_optimizer() -> dict[str, Implementation]:
-    """pytorch_optimizer's LAMB with pre-normalisation, per tensor and foreach."""
-    lamb = importlib.import_module("pytorch_optimizer").Lamb
-    options = {"lr": 1e-4, "weight_decay": 0.01, "pre_norm": True}
-    return {
-        "pytorch_optimizer": (None, _stepper(lamb, foreach=False, **options)),
-        "pytorch_optimizer/foreach": (None, _stepper(lamb, foreach=True, **options)),
-    }
 
 
 def model_parameters(name: str, device: torch.device) -> Parameters:

@@ -27,13 +27,12 @@ from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.data.collate import Counts, StepBatch
 from bert_pretrain.distributed.gradients import sync_gradients
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
-from bert_pretrain.errors import require
 from bert_pretrain.model.bert import silence_transformers
 from bert_pretrain.model.flops import training_flops
 from bert_pretrain.model.options import SpeedConfig
 from bert_pretrain.model.precision import compute_dtype
 from bert_pretrain.plan.hardware_peaks import device_name, measured_copy_bandwidth, timed
-from bert_pretrain.training.metrics import MetricsLog, Row, writable_directory
+from bert_pretrain.training.metrics import MetricsLog, Row, require_writable
 from bert_pretrain.training.trainer import Trainer
 
 _WARM_UP = 2  # rounds
@@ -47,7 +46,7 @@ def run(config: BenchStepConfig) -> None:
     """Measure the step, print the table, write step.json and step.png."""
     silence_transformers()
     with open_world(config.device) as world:
-        world.run_on_all_ranks(lambda: _check_out_dir(config.out_dir, world))
+        world.run_on_all_ranks(lambda: require_writable(Path(config.out_dir), "out_dir") if world.is_first else None)
         rows = measure(config, world)
         bandwidth = measured_copy_bandwidth(world.device)
     if not world.is_first:
@@ -73,11 +72,6 @@ def run(config: BenchStepConfig) -> None:
     out.write_text(json.dumps(content, indent=2), encoding="utf-8")
     draw_step(out.with_suffix(".png"), rows)
     print(f"wrote {out} and {out.with_suffix('.png')}")
-
-
-def _check_out_dir(out_dir: str, world: World) -> None:
-    fault = writable_directory(Path(out_dir)) if world.is_first else None
-    require(fault is None, "out_dir", out_dir, f"a writable directory ({fault})")
 
 
 @dataclass

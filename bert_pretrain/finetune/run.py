@@ -25,7 +25,7 @@ from bert_pretrain.finetune.pretrained import load_tokenizer, new_model
 from bert_pretrain.finetune.scores import Scores
 from bert_pretrain.finetune.tasks import Log
 from bert_pretrain.model.bert import silence_transformers
-from bert_pretrain.training.metrics import writable_directory
+from bert_pretrain.training.metrics import require_writable
 
 _SUMMARY: dict[str, Callable[[list[float]], float]] = {
     "median": statistics.median,
@@ -100,9 +100,7 @@ def check_out_dir(out_dir: Path, overwrite: bool) -> None:
     """Raise ``ConfigError`` if earlier results would be lost or new ones cannot be written."""
     if (out_dir / "results.json").exists() and not overwrite:
         raise ConfigError(f"out_dir {out_dir} holds results; give another, or overwrite=true to replace them")
-    fault = writable_directory(out_dir)
-    if fault is not None:
-        raise ConfigError(f"out_dir {out_dir} cannot be written ({fault}); give another")
+    require_writable(out_dir, "out_dir")
 
 
 def load_data(config: FinetuneConfig, tokenizer: Any, log: Log) -> tuple[InputSet, list[InputSet]]:

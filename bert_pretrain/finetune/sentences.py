@@ -11,8 +11,6 @@ from bert_pretrain.errors import ConfigError
 from bert_pretrain.finetune.options import TaskConfig
 from bert_pretrain.finetune.tasks import Row
 
-Batch = dict[str, torch.Tensor]
-
 
 @dataclass(frozen=True)
 class Example:
@@ -62,11 +60,13 @@ def read_label(task: TaskConfig, value: Any, where: str) -> float:
     return task.labels.index(value)
 
 
-def make_collate(task: TaskConfig, tokenizer: Any, max_length: int) -> Callable[[list[Example]], Batch]:
+def make_collate(
+    task: TaskConfig, tokenizer: Any, max_length: int
+) -> Callable[[list[Example]], dict[str, torch.Tensor]]:
     """A collate function: ids (examples, longest of them), truncated to ``max_length`` from the longer text."""
     label_type = torch.float32 if task.kind == "regression" else torch.int64
 
-    def collate(examples: list[Example]) -> Batch:
+    def collate(examples: list[Example]) -> dict[str, torch.Tensor]:
         texts = [list(column) for column in zip(*(example.texts for example in examples), strict=True)]
         encoded = tokenizer(*texts, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
         if examples[0].label is not None:

@@ -18,7 +18,6 @@ from bert_pretrain.finetune.options import AnswerConfig
 from bert_pretrain.finetune.tasks import Row
 
 NO_SPAN = -1e9  # score if no span is possible: below any other, and finite for JSON
-Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def span(window: Window, question: Question) -> tuple[int, int]:
 def make_collate(tokenizer: Any, questions: list[Question], training: bool) -> Any:
     """A collate function: ids (windows, longest of them), and if ``training`` the start and end positions."""
 
-    def collate(chosen: list[Window]) -> Batch:
+    def collate(chosen: list[Window]) -> dict[str, torch.Tensor]:
         names = chosen[0].inputs
         padded = tokenizer.pad({name: [w.inputs[name].tolist() for w in chosen] for name in names}, return_tensors="pt")
         if training:

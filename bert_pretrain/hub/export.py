@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.training.metrics import read_rows, writable_directory
+from bert_pretrain.training.metrics import read_rows, require_writable
 
 
 @dataclass
@@ -46,9 +46,7 @@ def main(config: ExportConfig) -> None:
     out_dir = Path(config.out_dir)
     if out_dir.exists() and not (config.overwrite and (out_dir / "config.json").exists()):
         raise ConfigError(f"out_dir {out_dir} exists; give another, or overwrite=true to replace an earlier export")
-    fault = writable_directory(out_dir.parent)
-    if fault is not None:
-        raise ConfigError(f"out_dir {out_dir} cannot be written ({fault}); give another")
+    require_writable(out_dir.parent, "the directory of out_dir,")
     export_checkpoint(checkpoint, out_dir)
     print(f"exported {checkpoint} to {out_dir}; load it with the Auto classes of transformers")
 

@@ -67,19 +67,14 @@ def run_heads(
     """
     samples = len(next_sentence_labels)
     decoder = decoder_weights(cls, speed) if decoder is None else decoder
-    mlm_loss, mlm_correct = _mlm_sums(cls.predictions.transform(x[samples:]), decoder, masked_labels, speed)
+    words = cls.predictions.transform(x[samples:])  # (M, H)
+    if speed.fused_loss and supported(words, decoder[0]):
+        mlm_loss, mlm_correct = vocabulary_loss(words, *decoder, masked_labels)
+    else:
+        mlm_loss, mlm_correct = _sums(F.linear(words, *decoder), masked_labels)  # (M, V)
     nsp_logits = cls.seq_relationship(pooler(x[:samples, None]))  # (B, 2); the pooler reads the first of its positions
     nsp_loss, nsp_correct = _sums(nsp_logits, next_sentence_labels)
     return PretrainingSums(mlm_loss, nsp_loss, mlm_correct, nsp_correct)
-
-
-def _mlm_sums(
-    x: torch.Tensor, decoder: Product, labels: torch.Tensor, speed: SpeedConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The summed loss of the masked tokens and how many are predicted correctly, from (M, H)."""
-    if speed.fused_loss and supported(x, decoder[0]):
-        return vocabulary_loss(x, *decoder, labels)
-    return _sums(F.linear(x, *decoder), labels)  # (M, V)
 
 
 def _sums(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,37 +137,21 @@ class PretrainingModel(nn.Module):
         first = torch.arange(0, samples * length, length, device=masked_positions.device)
         rows = torch.cat([first, masked_positions])
         pieces = self.pieces if self.training else Pieces()
-        if self.speed.own_layers():
-            x = self._encode(pieces, input_ids, segment_ids, mask, rows, attention)
-        else:
-            encoded = self.bert.bert(input_ids=input_ids, attention_mask=mask, token_type_ids=segment_ids)
-            x = encoded.last_hidden_state.flatten(0, 1).index_select(0, rows)
-        stack = self._stack()
-        decoder = None if stack is None else decoder_weights(self.bert.cls, self.speed, stack)
-        heads = self.bert.cls, self.bert.bert.pooler, decoder
-        return pieces.heads(*heads, x, masked_labels, next_sentence_labels, self.speed)
-
-    def _stack(self) -> Join | None:
-        return self._weight_cache.stack if self._weight_cache.in_step else None
-
-    def _encode(
-        self,
-        pieces: Pieces,
-        input_ids: torch.Tensor,
-        segment_ids: torch.Tensor,
-        mask: torch.Tensor | None,
-        rows: torch.Tensor,
-        attention: str,
-    ) -> torch.Tensor:
-        """The last hidden states of ``rows`` (R,) of the flattened (B * L,): (R, H)."""
+        stack = self._weight_cache.stack if self._weight_cache.in_step else None
         bert: Any = self.bert.bert
-        x = pieces.embed(bert.embeddings, input_ids, segment_ids, self.speed)
-        stack = self._stack()
-        for layer in bert.encoder.layer:
-            weights = None if stack is None else layer_weights(layer, self.speed, stack)
-            wanted = rows if self.speed.last_layer_rows and layer is bert.encoder.layer[-1] else None
-            x = pieces.layer(layer, weights, x, mask, wanted, attention, self.speed)
-        return x if self.speed.last_layer_rows else x.flatten(0, 1).index_select(0, rows)
+        if self.speed.own_layers():
+            x = pieces.embed(bert.embeddings, input_ids, segment_ids, self.speed)
+            for layer in bert.encoder.layer:
+                weights = None if stack is None else layer_weights(layer, self.speed, stack)
+                wanted = rows if self.speed.last_layer_rows and layer is bert.encoder.layer[-1] else None
+                x = pieces.layer(layer, weights, x, mask, wanted, attention, self.speed)
+        else:
+            x = bert(input_ids=input_ids, attention_mask=mask, token_type_ids=segment_ids).last_hidden_state
+        if not self.speed.last_layer_rows:
+            x = x.flatten(0, 1).index_select(0, rows)
+        decoder = None if stack is None else decoder_weights(self.bert.cls, self.speed, stack)
+        heads = self.bert.cls, bert.pooler, decoder
+        return pieces.heads(*heads, x, masked_labels, next_sentence_labels, self.speed)
 
 
 def _key_mask(attention_mask: torch.Tensor, attention: str) -> torch.Tensor:

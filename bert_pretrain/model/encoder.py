@@ -1,20 +1,10 @@
 """A faster forward pass of BERT's embeddings and layers, on the modules and weights of ``transformers``.
 
-Each speed-up is an option, so that it can be measured alone:
+Each speed-up is an option of ``SpeedConfig``, so that it can be measured alone. With all of them off but
+``group_by_length``, ``transformers``' own forward runs. Tests compare both, for each option and for all.
 
-- ``group_by_length``: common padding is cut off (in ``data.loader`` and ``data.collate``).
-- ``last_layer_rows``: the heads read only [CLS] and the masked positions, so after the last attention only those rows
-  are computed. That saves half of the layer's work.
-- ``fused_qkv``: query, key and value in one matrix product. The three weights stay three parameters.
-- ``fast_dropout``: on CPU, vectorised random numbers (``cpu_dropout``).
-- ``fused_loss``: on CPU, one pass over the logits (``cpu_vocabulary_loss``).
-- ``pad_vocabulary``: the vocabulary product is padded to a width that suits matrix units (``bert``).
-- ``compile``, ``cuda_graphs``: few kernels between the matrix products (``compile``).
-
-With all but the first off, ``transformers``' own forward runs. Tests compare both, for each option and for all.
-
-``compile`` compiles ``embed`` and ``run_layer`` separately: all layers share the compiled code, and the gradients of a
-layer can be all-reduced before those of the next are computed.
+``last_layer_rows`` saves half of the last layer's work: the heads read only [CLS] and the masked positions, so after
+the attention only those rows are computed. ``fused_qkv`` joins three weights, which stay three parameters.
 """
 
 from typing import Any, NamedTuple

@@ -1,6 +1,6 @@
 """Options ``model.*``, ``speed.*`` and ``precision.*``."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from bert_pretrain.errors import require
@@ -38,21 +38,10 @@ class ModelConfig:
     CPUs, where it is faster."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-            "vocab_size",
-        ):
+        for name in (field.name for field in fields(self) if field.type is int):
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "1 or more")
-        require(
-            self.hidden_size % self.num_attention_heads == 0,
-            "model.hidden_size",
-            self.hidden_size,
-            f"a multiple of model.num_attention_heads ({self.num_attention_heads})",
-        )
+        allowed = f"a multiple of model.num_attention_heads ({self.num_attention_heads})"
+        require(self.hidden_size % self.num_attention_heads == 0, "model.hidden_size", self.hidden_size, allowed)
         activations = ("gelu", "gelu_pytorch_tanh", "relu")
         require(self.hidden_act in activations, "model.hidden_act", self.hidden_act, ", ".join(activations))
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
@@ -121,7 +110,6 @@ class PrecisionConfig:
     def __post_init__(self) -> None:
         allowed = ("auto", "bf16", "fp16", "fp32")
         require(self.compute in allowed, "precision.compute", self.compute, ", ".join(allowed))
-        require(
-            self.initial_loss_scale > 0, "precision.initial_loss_scale", self.initial_loss_scale, "a number above 0"
-        )
+        scale = self.initial_loss_scale
+        require(scale > 0, "precision.initial_loss_scale", scale, "a number above 0")
         require(self.growth_interval >= 1, "precision.growth_interval", self.growth_interval, "1 or more")

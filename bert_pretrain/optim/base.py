@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.optim.dtensors import is_dtensor, local_part
+from bert_pretrain.optim.dtensors import local_part
 from bert_pretrain.optim.layers import LOW_PRECISION, Decision, check_gradient, decide
 from bert_pretrain.optim.norms import global_norm
 
@@ -46,11 +47,16 @@ class MeasuredOptimizer(torch.optim.Optimizer):
         return super().__getstate__() | {key: getattr(self, key) for key in keys}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in torch; raises ``ConfigError`` for its options or parameters."""
-        group = checked_group(param_group, self.defaults, self.param_groups)
+        """Add a group, as in torch. Raises ``ConfigError`` for what the checks below refuse; torch checks the rest."""
+        params = param_group["params"]
+        if not isinstance(params, set):  # torch's own message refuses a set
+            params = [params] if isinstance(params, Tensor) else list(params)
+        tensors = [param[1] if isinstance(param, tuple) else param for param in params]
+        check_options(self.defaults | param_group)
+        check_params(tensors, self.param_groups)
         if self._only_plain_params:
-            check_plain(group["params"])
-        super().add_param_group(group)
+            check_plain(tensors)
+        super().add_param_group(param_group | {"params": params})
 
     def _device(self) -> torch.device:
         return next(param.device for group in self.param_groups for param in group["params"])
@@ -81,24 +87,6 @@ def loss_of(closure: Callable[[], Any] | None) -> Any:
         return closure()
 
 
-def checked_group(
-    group: dict[str, Any], defaults: dict[str, Any], earlier_groups: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    """Return a new parameter group with its parameters as a list, after checking it.
-
-    ``params`` may be one tensor, or an ordered collection of tensors or of (name, tensor). Raises ``ConfigError`` for
-    an option out of range and for what ``check_params`` refuses; torch checks the rest.
-    """
-    params = group["params"]
-    if isinstance(params, Tensor):
-        params = [params]
-    elif not isinstance(params, set):
-        params = list(params)
-    check_options(defaults | group)
-    check_params([param[1] if isinstance(param, tuple) else param for param in params], earlier_groups)
-    return group | {"params": params}
-
-
 def check_options(group: dict[str, Any]) -> None:
     """Raise ``ConfigError`` for a learning rate, betas, eps, momentum or weight decay out of range."""
     lr, decay = group["lr"], group["weight_decay"]
@@ -115,13 +103,12 @@ def check_options(group: dict[str, Any]) -> None:
     require(0 <= decay < math.inf, "weight_decay", decay, "a finite number, at least 0")
 
 
-def check_plain(params: Iterable[Any]) -> None:
+def check_plain(params: Iterable[Tensor]) -> None:
     """Raise ``ConfigError`` for parameters that only ``NVLamb`` can update: bf16, fp16 and DTensors."""
-    for item in params:
-        param = item[1] if isinstance(item, tuple) else item
+    for param in params:
         allowed = "float32 or float64; for others use NVLamb, which keeps float32 masters"
         require(param.dtype not in LOW_PRECISION, "dtype of a parameter", param.dtype, allowed)
-        if is_dtensor(param):
+        if isinstance(param, DTensor):
             raise ConfigError("a parameter is 'a DTensor'; allowed: ordinary tensors, or NVLamb")
 
 

@@ -33,11 +33,6 @@ class Shards:
         return self.whole(flag.double()) > 0
 
 
-def is_dtensor(tensor: Tensor) -> bool:
-    """Whether ``tensor`` is a DTensor."""
-    return isinstance(tensor, DTensor)
-
-
 def local_part(tensor: Tensor) -> Tensor:
     """The slice of a DTensor on this rank (the same memory), or the tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

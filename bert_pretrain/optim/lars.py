@@ -25,20 +25,15 @@ from bert_pretrain.errors import require
 from bert_pretrain.optim.base import MeasuredOptimizer, loss_of
 from bert_pretrain.optim.norms import layer_norms
 from bert_pretrain.optim.options import TRUST_RATIOS
-from bert_pretrain.optim.trust import LayerReport
+from bert_pretrain.optim.trust import layer_table
 
 
 class LARS(MeasuredOptimizer):
     """LARS, and LARC with ``clip=True``.
 
     Args:
-        params: parameters, named parameters or groups, float32 or float64.
-        lr: the global rate, a float or a 0-d tensor.
-        momentum: in [0, 1).
-        weight_decay: at least 0.
+        params, lr, weight_decay: as ``NVLamb``; parameters are float32 or float64.
         trust_coefficient: eta, above 0.
-        eps: in the denominator of (1), above 0.
-        clip: LARC.
         trust_ratio: ``all`` | ``decayed``: the layers that (1) applies to; r = 1 for the others (LARC: min(1 / lr, 1),
             so plain momentum if lr is at most 1).
 
@@ -63,26 +58,26 @@ class LARS(MeasuredOptimizer):
         require(0 < found < math.inf, "trust_coefficient", found, "a finite number above 0")
         require(trust_ratio in TRUST_RATIOS, "trust_ratio", trust_ratio, " | ".join(TRUST_RATIOS))
         self.trust_coefficient, self.clip, self.trust_ratio = trust_coefficient, clip, trust_ratio
-        self._report = LayerReport()
+        self._updated: list[tuple[list[Tensor], Tensor]] = []
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eps": eps})
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep."""
-        return super().__getstate__() | {"_report": LayerReport()}
+        return super().__getstate__() | {"_updated": []}
 
     def layer_report(self) -> Tensor:
         """As ``NVLamb.layer_report``, with the layer's rate (r, or min(r, lr) for LARC) as its trust ratio.
 
         The third row is ||g|| + decay ||w|| + eps, the denominator of (1).
         """
-        return self._report.table(self.param_groups)
+        return layer_table(self.param_groups, self._updated)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Apply one update, or skip it on the device; returns what ``closure`` returns."""
         loss = loss_of(closure)
         decision = self._decide("none", 1.0)
-        self._report = LayerReport()
+        self._updated = []
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None and param.numel()]
             if params and not (decision.skipped.device.type == "cpu" and bool(decision.skipped)):
@@ -106,7 +101,8 @@ class LARS(MeasuredOptimizer):
             plain = torch.ones_like(plain)
         ratio = torch.where(plain, 1.0, ratio)
         inside, outside = (torch.clamp(ratio / lr, max=1.0), lr) if self.clip else (lr * ratio, torch.ones_like(lr))
-        self._report.add(params, torch.minimum(ratio, lr) if self.clip else ratio, weight_norms, length)
+        rate = torch.minimum(ratio, lr) if self.clip else ratio
+        self._updated.append((params, torch.stack([rate, weight_norms, length])))
         if decay:
             torch._foreach_add_(updates, params, alpha=decay)
         torch._foreach_mul_(updates, list(inside.to(dtype).unbind()))

@@ -40,21 +40,12 @@ import bert_pretrain.optim.nvlamb_triton as nvlamb_triton
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.optim.base import MeasuredOptimizer, loss_of
 from bert_pretrain.optim.dtensors import sharded_like, shards_of
-from bert_pretrain.optim.layers import (
-    LOW_PRECISION,
-    Outcome,
-    Rules,
-    Work,
-    copy_masters,
-    gather,
-    state_dtype,
-    zeros_for,
-)
+from bert_pretrain.optim.layers import LOW_PRECISION, Outcome, Rules, Work, copy_masters, gather, state_dtype, zeros_for
 from bert_pretrain.optim.norms import layer_norms
 from bert_pretrain.optim.nvlamb_apex import apex_step, check_apex
 from bert_pretrain.optim.nvlamb_foreach import foreach_step
 from bert_pretrain.optim.options import PRE_NORMALIZATIONS, TRUST_RATIOS
-from bert_pretrain.optim.trust import Adaptation, LayerReport
+from bert_pretrain.optim.trust import Adaptation, layer_table
 
 
 def reference_step(work: Work) -> Outcome:
@@ -124,17 +115,11 @@ class NVLamb(MeasuredOptimizer):
         params: parameters, named parameters or groups, as for every torch optimizer. A group may set its own
             ``lr``, ``betas``, ``eps`` and ``weight_decay``; ``||G||`` is taken over all groups.
         lr: learning rate, a float or a 0-d tensor (also as ``group["lr"]``: then no step waits for the device).
-        betas: decay of the first and second moment, each in [0, 1).
-        eps: added to the root of the second moment, above 0.
-        weight_decay: ``decay`` in (5), at least 0. Give biases and LayerNorm a group with 0.
-        pre_normalization: ``unit`` | ``clip`` | ``none``, equation (2).
-        max_grad_norm: the norm above which ``clip`` divides, above 0. The other two ignore it.
-        trust_ratio: ``all`` layers, or only the ``decayed`` ones (weight_decay > 0); r = 1 for the others.
-        bias_correction: whether (4) is applied.
+        weight_decay: ``decay`` in (5). Give biases and LayerNorm a group with 0.
         phi_min, phi_max: clamp ||w|| in (6); ``None``: no bound. A layer of zeros still has r = 1.
-        kernel: ``reference`` | ``foreach`` | ``fused`` (the project's own, on CPU and CUDA) | ``apex`` (NVIDIA's, on
-            CUDA) | ``auto`` (fused if it is supported, else foreach). All compute the same update from the same state,
-            so a state can be loaded with any of them. DTensors (FSDP2): ``reference`` and ``foreach``.
+        kernel: all compute the same update from the same state, so a state can be loaded with any of them. DTensors
+            (FSDP2): ``reference`` and ``foreach``.
+        others: as in ``options.OptimizerConfig``.
 
     State of a parameter: ``step`` (0-d float32, applied updates), ``exp_avg``, ``exp_avg_sq`` and, for bf16 and fp16,
     ``master``: float32 weights, copied from the parameter at its first update. From then on the master is updated and
@@ -217,14 +202,14 @@ class NVLamb(MeasuredOptimizer):
         In the order of the groups; NaN for layers that were not updated, meaningless after a skipped step. Does not
         wait for the device. Computed here, so that steps whose report is not read cost nothing.
         """
-        report = LayerReport()
+        updated = []
         if self._outcome is not None:
             sizes = [len(params) for params, _ in self._updated]
             norms = (self._outcome.weight_norms.split(sizes), self._outcome.update_norms.split(sizes))
             for (params, decay), weight_norms, update_norms in zip(self._updated, *norms, strict=True):
                 ratios = self.rules.adaptation.ratio(weight_norms, update_norms, decay)
-                report.add(params, ratios, weight_norms, update_norms)
-        return report.table(self.param_groups)
+                updated.append((params, torch.stack([ratios, weight_norms, update_norms])))
+        return layer_table(self.param_groups, updated)
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

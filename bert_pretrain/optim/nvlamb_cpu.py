@@ -14,10 +14,8 @@ number of threads.
 
 import sys
 from dataclasses import dataclass, field
-from functools import cache, partial
-from importlib import import_module
+from functools import partial
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -74,7 +72,8 @@ class Plan:
 def fused_step(work: Work) -> Outcome:
     """Update all layers. Raises ``ConfigError`` if a layer is float64 or its weights are not contiguous."""
     require(HAS_NUMBA, "kernel", "fused", "foreach or auto where numba is not installed")
-    loops = _loops()
+    import bert_pretrain.optim.nvlamb_cpu_loops as loops  # imports numba; importing the optimizer needs only torch
+
     layers = [(part, i) for part in work.parts for i in range(len(part.params))]
     for part, i in layers:
         weights = part.weights[i]
@@ -112,12 +111,6 @@ def fused_step(work: Work) -> Outcome:
     return Outcome(decision, ~torch.isfinite(of_layers).all(), norms[:, 0], norms[:, 1])
 
 
-@cache
-def _loops() -> ModuleType:
-    """The compiled loops; numba is imported at the first step, so that importing the optimizer needs only torch."""
-    return import_module("bert_pretrain.optim.nvlamb_cpu_loops")
-
-
 def supported(weights: Tensor) -> bool:
     """Whether this kernel can update ``weights`` (for bf16 and fp16 parameters: their float32 masters)."""
     return HAS_NUMBA and weights.device.type == "cpu" and weights.dtype != torch.float64 and weights.is_contiguous()
@@ -135,7 +128,8 @@ def _plan(workspace: dict[str, Any], sizes: list[int]) -> Plan:
 
 def _numbers(layers: Layers, rules: Rules, decision: Decision) -> np.ndarray:
     """The scalars of each layer, in the columns that ``nvlamb_cpu_loops`` names: (layers, 10) float64."""
-    loops = _loops()
+    import bert_pretrain.optim.nvlamb_cpu_loops as loops
+
     group, adaptation = layers.group, rules.adaptation
     t = torch.stack(layers.steps).double().numpy() + 1
     beta1, beta2 = group["betas"]

@@ -29,6 +29,8 @@ CPU_RUN = 1 << 20
 Smaller pieces would fit a faster cache, but starting an operation on all threads costs more than that saves."""
 DEVICE_RUN = 1 << 25
 """The same on other devices, where few launches matter and no layer is cut."""
+HOST_DECIDES = ("cpu",)
+"""Devices on which the host reads whether a step is skipped."""
 
 
 @dataclass
@@ -69,10 +71,7 @@ def foreach_step(work: Work) -> Outcome:
 
     The workspace keeps the buffer for u.
     """
-    return _apply(work, host_decides=work.device.type == "cpu")
-
-
-def _apply(work: Work, *, host_decides: bool) -> Outcome:
+    host_decides = work.device.type in HOST_DECIDES
     decision = work.decide()
     if host_decides and bool(decision.skipped):
         return Outcome.of_skipped(work, decision)

@@ -26,10 +26,7 @@ Offsets are 64-bit.
 """
 
 import contextlib
-from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -38,14 +35,7 @@ from torch import Tensor
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim.layers import Decision, Outcome, Work
 from bert_pretrain.optim.norms import global_norm
-from bert_pretrain.optim.nvlamb_triton_plan import (
-    Columns,
-    Plan,
-    device_scalar,
-    group_table,
-    layer_table,
-    plan_for,
-)
+from bert_pretrain.optim.nvlamb_triton_plan import Columns, Plan, device_scalar, group_table, layer_table, plan_for
 
 HAS_TRITON = find_spec("triton") is not None  # torch installs triton for CUDA only
 BLOCK, WARPS = 2048, 8
@@ -75,14 +65,9 @@ def supported(weights: Tensor) -> bool:
     return HAS_TRITON and weights.dtype == torch.float32 and weights.is_contiguous()
 
 
-@cache
-def _kernels() -> ModuleType:
-    """The kernels; triton is imported at the first step."""
-    return import_module("bert_pretrain.optim.nvlamb_triton_kernels")
-
-
 def _launch(work: Work, columns: Columns, plan: Plan) -> Outcome:
-    kernels = _kernels()
+    import bert_pretrain.optim.nvlamb_triton_kernels as kernels  # imports triton; the optimizer needs only torch
+
     layers, groups = layer_table(work, columns, plan), group_table(work, plan)
     n, total = len(columns.params), plan.layer_of.numel()
     # Allocated at every step: callers keep what they are given and read it later.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,27 +50,17 @@ class Adaptation:
         return torch.where(either_zero, 1.0, phi / update_norm)
 
 
-@dataclass
-class LayerReport:
-    """Trust ratios and norms of one update. They stay on the device until the table is asked for."""
+def layer_table(param_groups: list[dict[str, Any]], updated: Sequence[tuple[list[Tensor], Tensor]]) -> Tensor:
+    """(3, layers) float64: trust ratio, ||w|| before the update, ||u||, in the order of ``param_groups``.
 
-    _params: list[Tensor] = field(default_factory=list)
-    _rows: list[Tensor] = field(default_factory=list)
-
-    def add(self, params: Sequence[Tensor], ratios: Tensor, weight_norms: Tensor, update_norms: Tensor) -> None:
-        """Add layers that were updated, with one ratio and two norms each."""
-        self._params += params
-        self._rows.append(torch.stack([ratios, weight_norms, update_norms]))
-
-    def table(self, param_groups: list[dict[str, Any]]) -> Tensor:
-        """(3, layers) float64: trust ratio, ||w|| before the update, ||u||, in the order of ``param_groups``.
-
-        NaN for layers that were not updated (no gradient, or not on this rank). Does not wait for the device.
-        """
-        places = {param: i for i, param in enumerate(p for group in param_groups for p in group["params"])}
-        device = next(iter(places)).device
-        table = torch.full((3, len(places)), math.nan, dtype=torch.float64, device=device)
-        if self._params:
-            columns = torch.tensor([places[param] for param in self._params]).to(device, non_blocking=True)
-            table.index_copy_(1, columns, torch.cat(self._rows, 1).double())
-        return table
+    ``updated``: lists of layers, each with its columns of the table, on the device. NaN for other layers (no gradient,
+    or not on this rank). Does not wait for the device.
+    """
+    places = {param: i for i, param in enumerate(p for group in param_groups for p in group["params"])}
+    device = next(iter(places)).device
+    table = torch.full((3, len(places)), math.nan, dtype=torch.float64, device=device)
+    if updated:
+        columns = torch.tensor([places[param] for params, _ in updated for param in params])
+        rows = torch.cat([rows for _, rows in updated], 1).double()
+        table.index_copy_(1, columns.to(device, non_blocking=True), rows)
+    return table

@@ -51,7 +51,7 @@ class PlanConfig(PretrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("device_tokens_per_second", "mean_length"):
+        for name in ("device_tokens_per_second", "mean_length", "tokens_per_second"):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "a number above 0")
         longest = self.data.sequence_length
@@ -61,8 +61,6 @@ class PlanConfig(PretrainConfig):
             value = getattr(self, name)
             require(value is None or self.gpu is not None, name, value, "null, unless gpu names a kind")
         require(self.devices >= 1, "devices", self.devices, "1 or more")
-        rate = self.tokens_per_second
-        require(rate is None or rate > 0, "tokens_per_second", rate, "a number above 0")
 
 
 @entry_point("plan", PlanConfig)
@@ -87,7 +85,11 @@ def main(config: PlanConfig) -> None:
         if shards is None:
             raise ConfigError(f"data.dir {config.data.dir} holds no training samples")
         samples = shards.samples
-    print(describe(config, config.devices, device, compute, samples, config.tokens_per_second))
+    print(describe(config, config.devices, device, compute, samples))
+    if config.tokens_per_second is not None:
+        tokens = config.schedule.total_steps * config.batch.global_batch_size * config.data.sequence_length
+        hours, rate = duration(tokens / config.tokens_per_second), config.tokens_per_second
+        print(f"  {'time':<14}at most {hours} at {rate:,.0f} tokens/s")
     if gpu is None:
         return
     scaling = scaling_of(config, gpu)
@@ -145,19 +147,9 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:,.1f} ms" if seconds < 10 else f"{seconds:,.1f} s"
 
 
-def describe(
-    config: PretrainConfig,
-    devices: int,
-    device: str,
-    compute: str,
-    samples: int | None,
-    tokens_per_second: float | None = None,
-) -> str:
+def describe(config: PretrainConfig, devices: int, device: str, compute: str, samples: int | None) -> str:
     """The plan of a run, one line per quantity. Raises ``ConfigError`` if there are fewer samples than ranks."""
     rows = [*_batch_rows(config, devices), *_length_rows(config, samples), *_memory_rows(config, devices, compute)]
-    if tokens_per_second is not None:
-        tokens = config.schedule.total_steps * config.batch.global_batch_size * config.data.sequence_length
-        rows.append(("time", f"at most {duration(tokens / tokens_per_second)} at {tokens_per_second:,.0f} tokens/s"))
     title = f"plan for {devices:,} x {device}, matrix products in {compute}"
     return "\n".join([title, *(f"  {name:<14}{text}" for name, text in rows)])
 
@@ -182,13 +174,10 @@ def _length_rows(config: PretrainConfig, samples: int | None) -> list[tuple[str,
     seen = steps * batch
     flops = training_flops(config.model, seen, seen * length, seen * length**2, seen * masked)
     epochs = "" if not samples else f" = {seen / samples:,.2f} epochs of {samples:,}"
-    warmup = config.schedule.warmup_steps
     last = learning_rate(steps - 1, config.optimizer.lr, config.schedule)
+    warmup = f"{config.schedule.warmup_steps:,} of them warm-up to lr {config.optimizer.lr:g}"
     return [
-        (
-            "steps",
-            f"{steps:,}, {warmup:,} of them warm-up to lr {config.optimizer.lr:g}; lr of the last step {last:.2e}",
-        ),
+        ("steps", f"{steps:,}, {warmup}; lr of the last step {last:.2e}"),
         ("samples", f"{seen:,}{epochs}"),
         ("tokens", f"at most {seen * length:,} ({length} a sample)"),
         ("model FLOPs", f"{flops:.3g} without padding, {flops / steps:.3g} a step"),

@@ -10,7 +10,7 @@ from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.shards import read_manifest
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.report.plots import draw_run
-from bert_pretrain.training.metrics import read_rows, writable_directory
+from bert_pretrain.training.metrics import read_rows, require_writable
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -42,9 +42,7 @@ def main(config: ReportConfig) -> None:
     run_dir = Path(config.run_dir)
     if not (run_dir / "metrics.jsonl").exists() or not (run_dir / "config.yaml").exists():
         raise ConfigError(f"run_dir is {config.run_dir!r}, which holds no run (metrics.jsonl, config.yaml)")
-    fault = writable_directory(run_dir)
-    if fault is not None:
-        raise ConfigError(f"run_dir {run_dir} cannot be written ({fault}); copy the run to a writable directory")
+    require_writable(run_dir, "run_dir", "copy the run to a writable directory")
     rows = facts(run_dir)
     paths = {"model": run_dir / "model", "plots": run_dir / "plots", "report": write_report(run_dir)}
     rows += [(name, str(path)) for name, path in paths.items() if path.exists()]

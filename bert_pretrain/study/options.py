@@ -26,12 +26,10 @@ class LanguageConfig:
     """Seed of the language and of its samples."""
 
     def __post_init__(self) -> None:
-        for name in ("samples", "heldout_samples"):
-            require(getattr(self, name) >= 1, f"corpus.{name}", getattr(self, name), "1 or more")
-        require(self.sequence_length >= 8, "corpus.sequence_length", self.sequence_length, "8 or more")
-        least = len(SPECIAL_TOKENS) + 2
-        require(self.vocab_size >= least, "corpus.vocab_size", self.vocab_size, f"{least} or more")
-        require(self.topics >= 2, "corpus.topics", self.topics, "2 or more")
+        words = len(SPECIAL_TOKENS) + 2
+        least = {"samples": 1, "heldout_samples": 1, "sequence_length": 8, "vocab_size": words, "topics": 2}
+        for name, number in least.items():
+            require(getattr(self, name) >= number, f"corpus.{name}", getattr(self, name), f"{number} or more")
 
 
 @dataclass

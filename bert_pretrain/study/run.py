@@ -32,7 +32,7 @@ from bert_pretrain.study.figure import draw_study
 from bert_pretrain.study.language import write_corpus
 from bert_pretrain.study.options import SpikeConfig, StudyConfig
 from bert_pretrain.study.verdict import Curve, best_rate, judge, page, table
-from bert_pretrain.training.metrics import read_rows, writable_directory
+from bert_pretrain.training.metrics import read_rows, require_writable
 
 _EVALUATIONS, _CHECKPOINTS = 25, 5  # per run, approximately
 
@@ -45,7 +45,7 @@ class Study:
         self.scale, self.out_dir = config.chosen, Path(config.out_dir)
 
     def run(self) -> dict[str, list[Curve]]:
-        """The curves of each arm, one per seed. Raises ``_StopError`` if a stop was requested."""
+        """The curves of each arm, one per seed. Exits if a stop was requested, after a checkpoint."""
         for arm in self.config.chosen_arms:  # check the options of all arms before the first run
             self._run_config(arm, self.scale.seeds[0])
         if self.scale.corpus is not None:
@@ -101,10 +101,12 @@ class Study:
         run_dir.mkdir(parents=True, exist_ok=True)
         try:
             with open(run_dir / "log.txt", "a", encoding="utf-8") as log, redirect_stdout(log):
-                if not pretrain(config, self.world, self.stop):
-                    raise _StopError
+                finished = pretrain(config, self.world, self.stop)
         except DivergedError:
-            diverged = True
+            finished = diverged = True
+        if not finished:
+            print("stopped as requested; run the same command to continue")
+            sys.exit(EXIT_STOPPED)
         batch = config.batch.global_batch_size
         rows = [row for row in read_rows(run_dir / "metrics.jsonl") if "eval_mlm_loss" in row]
         curve = {
@@ -141,24 +143,14 @@ def spiked(spike: SpikeConfig | None) -> Iterator[None]:
         hook.remove()
 
 
-class _StopError(Exception):
-    """A stop was requested, and the current run has saved a checkpoint."""
-
-
 def run_study(config: StudyConfig) -> None:
     """Run what is missing, then write verdicts and figure."""
     silence_transformers()
-    fault = writable_directory(Path(config.out_dir))
-    require(fault is None, "out_dir", config.out_dir, f"a writable directory ({fault})")
+    require_writable(Path(config.out_dir), "out_dir")
     stop = StopRequest().install_handlers()
     with open_world(config.device) as world:
         require(world.size == 1, "processes", world.size, "1: a study runs on one device")
-        try:
-            curves = Study(config, world, stop).run()
-        except _StopError:
-            print("stopped as requested; run the same command to continue")
-            sys.exit(EXIT_STOPPED)
-        write_study(config, curves, device_name(world.device))
+        write_study(config, Study(config, world, stop).run(), device_name(world.device))
 
 
 def write_study(config: StudyConfig, curves: dict[str, list[Curve]], device: str) -> None:

@@ -78,9 +78,8 @@ class Verdict:
             comparison = f"the article's effect ({claim.article}) is not reproduced"
         else:
             comparison = f"the article finds it {'the same' if claim.article == SAME else claim.article}"
-        numbers = f"{self.difference:+.3f} nats, spread {self.spread:.3f}"
-        if not math.isfinite(self.difference):
-            numbers = "runs diverged"
+        diverged = not math.isfinite(self.difference)
+        numbers = "runs diverged" if diverged else f"{self.difference:+.3f} nats, spread {self.spread:.3f}"
         return f"**{claim.arm}** against **{claim.against}**: {result} ({numbers}); {comparison}."
 
 

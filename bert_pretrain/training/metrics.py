@@ -19,6 +19,8 @@ from typing import Any, Literal, TypeVar
 
 from tqdm import tqdm
 
+from bert_pretrain.errors import ConfigError
+
 Row = dict[str, Any]
 Item = TypeVar("Item")
 WANDB_SECONDS = 60.0
@@ -245,11 +247,11 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def writable_directory(path: Path) -> str | None:
-    """Create ``path`` and try to write into it; the error, or None."""
+def require_writable(path: Path, option: str, instead: str = "give another") -> None:
+    """Create the directory ``path`` and try to write into it. Raises ``ConfigError`` with the advice ``instead``."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
-            return None
+            pass
     except OSError as error:
-        return str(error)
+        raise ConfigError(f"{option} {path} cannot be written ({error}); {instead}") from None

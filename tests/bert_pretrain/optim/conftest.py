@@ -15,10 +15,5 @@ def kernel(request, monkeypatch):
     if request.param == "foreach_pieces":
         monkeypatch.setattr(nvlamb_foreach, "CPU_RUN", 4096)
     if request.param == "foreach_masked":
-        original = nvlamb_foreach._apply
-
-        def masked(*args, host_decides):
-            return original(*args, host_decides=False)
-
-        monkeypatch.setattr(nvlamb_foreach, "_apply", masked)
+        monkeypatch.setattr(nvlamb_foreach, "HOST_DECIDES", ())
     return request.param.partition("_")[0]
