@@ -74,7 +74,7 @@ def test_the_launcher_hands_signals_on_to_its_children_only() -> None:
         (("pretrain_nodes.sh", "2", "1", "127.0.0.1", "recipe=demo"), {"INTERFACE": "eth99"}, "INTERFACE is 'eth99'"),
         (("pretrain_node.sh", "recipe=demo"), {"PROCESSES": "0"}, "PROCESSES is '0'"),
         (("pretrain_node.sh", "recipe=demo"), {"PYTHON": "/no/python"}, "PYTHON is '/no/python'"),
-        (("slurm_two_phases.sh", "--nodes=2", "--", "recipe=demo"), {}, "give two recipes"),
+        (("slurm_two_phases.sh", "--nodes=2", "--", "recipe=demo"), {}, "two recipes are needed"),
         (("slurm_pretrain.sbatch", "recipe=demo"), {"SLURM_JOB_ID": ""}, "this is a job for sbatch"),
         (("slurm_prepare.sbatch", "corpus=text"), {"SLURM_JOB_ID": ""}, "this is a job for sbatch"),
     ],
