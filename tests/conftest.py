@@ -79,7 +79,15 @@ def make_shards(directory: Path, train: tuple[int, ...] = (50, 37, 13), heldout:
     return directory
 
 
-LONG = ("test_compile", "test_data_engine", "test_launch", "test_end_to_end", "test_resume", "test_prepare", "test_trainer")
+LONG = (
+    "test_compile",
+    "test_data_engine",
+    "test_launch",
+    "test_end_to_end",
+    "test_resume",
+    "test_prepare",
+    "test_trainer",
+)
 """Modules that begin the run, so that no worker is left alone with one of them at the end."""
 
 
