@@ -79,6 +79,24 @@ def make_shards(directory: Path, train: tuple[int, ...] = (50, 37, 13), heldout:
     return directory
 
 
+LONG = (
+    "test_compile",
+    "test_data_engine",
+    "test_launch",
+    "test_end_to_end",
+    "test_resume",
+    "test_prepare",
+    "test_trainer",
+)
+"""Modules that begin the run, so that no worker is left alone with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long modules first, then the other integration tests, then the rest."""
+    order = {f"{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: (order.get(item.path.name, len(LONG)), item.path.parent.name != "integration"))
+
+
 @pytest.fixture(scope="session")
 def shard_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """100 training samples in three shards and 20 held out; read-only by agreement."""

@@ -39,11 +39,7 @@ _GRACE_SECONDS = 30
 
 
 class Forked:
-    """``python -m module words`` in one forked process, or in ``ranks`` of them with torchrun's environment.
-
-    As under torchrun, the other ranks get SIGTERM where one ends with another status than 0. Usable as a context, which
-    kills what is left.
-    """
+    """``python -m module words`` in one forked process, or in ``ranks`` of them with torchrun's environment."""
 
     def __init__(self, module: str, *words: str, ranks: int = 0, cwd: Path = ROOT, **environment: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="forked.")
@@ -57,12 +53,6 @@ class Forked:
             process.start()
             self.processes.append(process)
         _running.append(self)
-
-    def __enter__(self) -> "Forked":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
 
     @property
     def stdout(self) -> str:
@@ -93,11 +83,14 @@ class Forked:
                 process.kill()
                 process.join()
 
-    def wait(self, timeout: float = HANGS) -> subprocess.CompletedProcess:
-        """Wait for all ranks. The status is that of the first rank that failed."""
+    def wait(self, timeout: float = HANGS, terminate: bool = True) -> subprocess.CompletedProcess:
+        """Wait for all ranks. The status is that of the first rank that failed.
+
+        ``terminate``: as under torchrun, the other ranks then get SIGTERM.
+        """
         end, failed = time.monotonic() + timeout, 0
         while self.is_running():
-            if not failed and (failed := self._failed()):
+            if terminate and not failed and (failed := self._failed()):
                 end = min(end, time.monotonic() + _GRACE_SECONDS)
                 for rank in range(len(self.processes)):
                     self.signal(rank, signal.SIGTERM)

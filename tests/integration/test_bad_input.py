@@ -21,7 +21,7 @@ def tree(directory: Path) -> dict[str, bytes]:
 
 def refused(module: str, *options: str, mentions: str, ranks: int = 0) -> str:
     run = Forked(module, *options, ranks=ranks)
-    done = run.wait()
+    done = run.wait(terminate=False)
     assert run.statuses == [2] * max(1, ranks), done.stdout
     check(done.stdout, done.stderr, mentions)
     return done.stderr

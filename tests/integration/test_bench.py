@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import TEST_RECIPE, run_module
 
 STEP_KEYS = {
@@ -25,6 +27,9 @@ def test_step(tmp_path: Path, shard_dir: Path) -> None:
     assert all(row.keys() >= STEP_KEYS for row in rows)
     assert all(row["real_tokens_per_second"] > 0 for row in rows)
     assert all(row["forward_ms"] > 0 and row["backward_ms"] > 0 and row["optimizer_ms"] > 0 for row in rows)
+    for row in rows:
+        speedup = row["real_tokens_per_second"] / rows[0]["real_tokens_per_second"]
+        assert row["speedup_over_baseline"] == pytest.approx(speedup)
     assert all(row["communication_ms"] == 0 for row in rows), "one process"
     assert all(row["peak_memory_bytes"] > 12 * 4000 for row in rows)  # weights and moments of 4,000 parameters at least
     assert all(name in done.stdout for name in names)

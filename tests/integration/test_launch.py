@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,25 @@ from tests.conftest import HANGS, ROOT, TEST_RECIPE
 ENVIRONMENT = {**os.environ, "PYTHON": sys.executable, "TORCH_CPP_LOG_LEVEL": "ERROR", "JOIN_SECONDS": "300"}
 
 
-def started(*command: str, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**ENVIRONMENT, **environment},
-    )  # fmt: skip
+@pytest.fixture
+def started() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Start a command; at the end of the test, it and its children are killed."""
+    processes: list[subprocess.Popen] = []
+
+    def start(*command: str, **environment: str) -> subprocess.Popen:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**ENVIRONMENT, **environment},
+        )  # fmt: skip
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            for pid in [*workers(process), process.pid]:
+                os.kill(pid, signal.SIGKILL)
+            process.wait()
 
 
 def workers(process: subprocess.Popen) -> list[int]:
@@ -34,7 +49,9 @@ def options(tmp_path: Path, shard_dir: Path) -> list[str]:
     return [*kept, f"data.dir={shard_dir}", f"run_dir={tmp_path / 'run'}"]
 
 
-def test_one_rank_asked_to_stop_all_save_the_same_step(tmp_path: Path, shard_dir: Path) -> None:
+def test_one_rank_asked_to_stop_all_save_the_same_step(
+    tmp_path: Path, shard_dir: Path, started: Callable[..., subprocess.Popen]
+) -> None:
     process = started(
         "scripts/pretrain_node.sh", *options(tmp_path, shard_dir), "schedule.total_steps=100000",
         "checkpoint.every_steps=100000", "training.evaluate_every_steps=100000", PROCESSES="2",
@@ -74,13 +91,13 @@ def test_the_launcher_hands_signals_on_to_its_children_only() -> None:
         (("pretrain_nodes.sh", "2", "1", "127.0.0.1", "recipe=demo"), {"INTERFACE": "eth99"}, "INTERFACE is 'eth99'"),
         (("pretrain_node.sh", "recipe=demo"), {"PROCESSES": "0"}, "PROCESSES is '0'"),
         (("pretrain_node.sh", "recipe=demo"), {"PYTHON": "/no/python"}, "PYTHON is '/no/python'"),
-        (("slurm_two_phases.sh", "--nodes=2", "--", "recipe=demo"), {}, "give two recipes"),
+        (("slurm_two_phases.sh", "--nodes=2", "--", "recipe=demo"), {}, "two recipes are needed"),
         (("slurm_pretrain.sbatch", "recipe=demo"), {"SLURM_JOB_ID": ""}, "this is a job for sbatch"),
         (("slurm_prepare.sbatch", "corpus=text"), {"SLURM_JOB_ID": ""}, "this is a job for sbatch"),
     ],
 )  # fmt: skip
 def test_scripts_fail_early_with_one_message(
-    command: tuple[str, ...], environment: dict[str, str], mentions: str
+    command: tuple[str, ...], environment: dict[str, str], mentions: str, started: Callable[..., subprocess.Popen]
 ) -> None:
     process = started(f"scripts/{command[0]}", *command[1:], **environment)
     out = process.communicate(timeout=HANGS)[0]
@@ -90,7 +107,9 @@ def test_scripts_fail_early_with_one_message(
     assert mentions in messages[0]
 
 
-def test_a_batch_smaller_than_the_ranks_is_said_once(tmp_path: Path, shard_dir: Path) -> None:
+def test_a_batch_smaller_than_the_ranks_is_said_once(
+    tmp_path: Path, shard_dir: Path, started: Callable[..., subprocess.Popen]
+) -> None:
     kept = [option for option in options(tmp_path, shard_dir) if not option.startswith("batch.global")]
     process = started("scripts/pretrain_node.sh", *kept, "batch.global_batch_size=1", PROCESSES="2")
     out = process.communicate(timeout=HANGS)[0]

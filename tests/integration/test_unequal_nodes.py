@@ -110,8 +110,8 @@ def test_a_dead_node_is_named_by_the_other(tmp_path: Path, data: Path) -> None:
     assert done.returncode == 76, done.stderr
     (message,) = [line for line in done.stderr.splitlines() if "error: " in line]
     assert message.startswith("error: rank 1 on ")
-    assert "fell silent in step " in message
-    assert "the same command goes on from the newest checkpoint" in message
+    assert "sent its last heartbeat in step " in message
+    assert "rerun the same command to resume from the newest checkpoint" in message
     assert "Traceback" not in done.stderr
 
 
