@@ -41,15 +41,20 @@ _GRACE_SECONDS = 30
 class Forked:
     """``python -m module words`` in one forked process, or in ``ranks`` of them with torchrun's environment."""
 
-    def __init__(self, module: str, *words: str, ranks: int = 0, cwd: Path = ROOT, **environment: str) -> None:
+    def __init__(
+        self, module: str, *words: str, ranks: int = 0, cwd: Path = ROOT, variables: dict[str, str] | None = None
+    ) -> None:
+        """``variables`` are added to the environment."""
         self._folder = tempfile.TemporaryDirectory(prefix="forked.")
-        self.args = [module, *words]
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **environment} if ranks else environment
-        self.processes = []
+        for descriptor in (1, 2):
+            (Path(self._folder.name) / str(descriptor)).touch()
+        self.args, self.processes = [module, *words], []
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         for rank in range(max(1, ranks)):
             numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-            variables = {**{name: str(number) for name, number in numbers.items() if ranks}, **place}
-            process = _CONTEXT.Process(target=_run, args=(self.args, cwd, variables, self._folder.name))
+            added = {**(variables or {}), **(place if ranks else {})}
+            added |= {name: str(number) for name, number in numbers.items() if ranks}
+            process = _CONTEXT.Process(target=_run, args=(self.args, cwd, added, self._folder.name))
             process.start()
             self.processes.append(process)
         _running.append(self)
@@ -107,19 +112,16 @@ class Forked:
 
 def two_nodes(
     folders: tuple[Path, Path], module: str, *words: str, last: tuple[str, ...] = (), python_path: str = ""
-) -> list[Forked]:
+) -> tuple[Forked, Forked]:
     """One rank on each of two nodes, each in a folder of its own.
 
     ``last``: one more word for each; ``python_path``: a folder that comes first on the path of the second.
     """
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    return [
-        Forked(
-            module, *words, *last[rank : rank + 1], cwd=folder, RANK=str(rank), LOCAL_RANK="0", LOCAL_WORLD_SIZE="1",
-            **({"PYTHONPATH": python_path} if rank and python_path else {}), **place,
-        )
-        for rank, folder in enumerate(folders)
-    ]  # fmt: skip
+    place |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    first = Forked(module, *words, *last[:1], cwd=folders[0], variables={**place, "RANK": "0"})
+    path = {"PYTHONPATH": python_path} if python_path else {}
+    return first, Forked(module, *words, *last[1:], cwd=folders[1], variables={**place, **path, "RANK": "1"})
 
 
 _running: list[Forked] = []

@@ -1,4 +1,4 @@
-"""Run under torchrun by test_communication.py: what travels in a step, how far 16 bit rounds it, shared mistakes."""
+"""Two ranks of test_communication.py: what a step all-reduces, how far 16 bit rounds it, errors on one rank."""
 
 import json
 import sys
@@ -19,22 +19,20 @@ from bert_pretrain.errors import ConfigError
 from bert_pretrain.training.evaluation import evaluate
 from tests.integration.cut_worker import build_trainer
 
-Travelled = list[tuple[int, str]]
-
 
 def all_reduce_hook(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """What DDP does without a hook."""
+    """What DDP does without a communication hook."""
     tensor = bucket.buffer().div_(dist.get_world_size())
     return dist.all_reduce(tensor, async_op=True).get_future().then(lambda done: done.value()[0])
 
 
 def one_step(config: PretrainConfig, world: World, gradients: str, micro: int, bucket_mb: float) -> dict[str, Any]:
-    """Gradient of the first step, and the buckets that travelled for it."""
-    travelled: list[int] = []
+    """Gradient of the first step, and the elements of each bucket that was all-reduced for it."""
+    reduced: list[int] = []
     inner = communication.HOOKS.get(gradients, all_reduce_hook)
 
     def counting(state: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-        travelled.append(bucket.buffer().numel())
+        reduced.append(bucket.buffer().numel())
         return inner(None, bucket)
 
     cut = replace(
@@ -47,7 +45,7 @@ def one_step(config: PretrainConfig, world: World, gradients: str, micro: int, b
     trainer = build_trainer(cut, world, loss_is_scaled=gradients == "fp16")
     communication.HOOKS.clear()
     communication.HOOKS.update(kept)
-    travelled.clear()  # the pass of nothing that settles the buckets
+    reduced.clear()  # of the dummy batch
     found: list[torch.Tensor] = []
 
     def keep(*_: object) -> None:
@@ -57,14 +55,14 @@ def one_step(config: PretrainConfig, world: World, gradients: str, micro: int, b
     steps = trainer.data.steps(0)
     trainer.train_step(next(steps))
     steps.close()
-    return {"gradient": found[0], "travelled": list(travelled), "parameters": found[0].numel()}
+    return {"gradient": found[0], "reduced": list(reduced), "parameters": found[0].numel()}
 
 
 def collectives_of_a_step(config: PretrainConfig, world: World) -> list[str]:
-    """What torch's profiler sees travel."""
+    """The collectives of a step, by torch's profiler."""
     trainer = build_trainer(config, world)
     steps = trainer.data.steps(0)
-    trainer.train_step(next(steps))  # in the first step the ranks agree on the new buckets
+    trainer.train_step(next(steps))  # in its first step DDP exchanges the new buckets
     batch = next(steps)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         trainer.train_step(batch)
@@ -72,19 +70,19 @@ def collectives_of_a_step(config: PretrainConfig, world: World) -> list[str]:
     return sorted({event.name for event in profile.events() if event.name.startswith("c10d::")})
 
 
-def stopped_evaluation(config: PretrainConfig, world: World, asked_in: int) -> tuple[bool, int]:
-    """Whether an evaluation came to its end, and the batches of it; rank 1 is asked to stop in one of its own."""
+def stopped_evaluation(config: PretrainConfig, world: World, requested_in: int) -> tuple[bool, int]:
+    """Whether an evaluation was finished, and its batches; rank 1 gets a stop request in batch ``requested_in``."""
     trainer, stop, batches = build_trainer(config, world), StopRequest(), []
     heldout = open_split(config.data, "heldout", config.model.vocab_size)
     assert heldout is not None
     heldout.samples = 19  # in batches of 3: three on rank 0, four on rank 1
 
-    def ask(*_: object) -> None:
+    def request(*_: object) -> None:
         batches.append(1)
-        if world.rank == 1 and len(batches) == asked_in:
+        if world.rank == 1 and len(batches) == requested_in:
             stop.request()
 
-    trainer.model.register_forward_hook(ask)
+    trainer.model.register_forward_hook(request)
     row = evaluate(trainer.model, heldout, 3, world, stop)
     return row is not None, len(batches)
 
@@ -102,9 +100,9 @@ def main() -> None:
         try:
             world.run_on_all_ranks(lambda: fail_on_rank_1(world))
         except ConfigError as error:
-            result["mistake"] = str(error)
+            result["error"] = str(error)
         result["collectives"] = collectives_of_a_step(config, world)
-        result["evaluations"] = [stopped_evaluation(config, world, asked_in) for asked_in in (1, 3, 4)]
+        result["evaluations"] = [stopped_evaluation(config, world, requested_in) for requested_in in (1, 3, 4)]
         exact = one_step(config, world, "fp32", 6, 25.0)
         for gradients, micro, bucket_mb in (
             ("fp32", 2, 25.0),
@@ -115,7 +113,7 @@ def main() -> None:
             step = one_step(config, world, gradients, micro, bucket_mb)
             error = (step["gradient"] - exact["gradient"]).norm() / exact["gradient"].norm()
             name = f"{gradients} {micro} {bucket_mb}"
-            result[name] = {"error": error.item(), "travelled": step["travelled"], "parameters": step["parameters"]}
+            result[name] = {"error": error.item(), "reduced": step["reduced"], "parameters": step["parameters"]}
         (out / f"{world.rank}.json").write_text(json.dumps(result))
 
 

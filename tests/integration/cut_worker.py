@@ -1,4 +1,4 @@
-"""Run under torchrun by test_cuts.py: three float64 updates of one fixed global batch, cut in several ways."""
+"""A rank of test_cuts.py: three float64 updates with fixed global batches, cut in several ways."""
 
 import sys
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Run under torchrun by test_sharded.py: optimizers divided over the ranks, against the same optimizer undivided."""
+"""Two ranks of test_sharded.py: sharded optimizers against the same optimizer on one rank."""
 
 import copy
 import itertools
@@ -79,16 +79,16 @@ def count_calls(counts: Counter, name: str) -> None:
     setattr(dist, name, counted)
 
 
-def divided(name: str, counts: Counter) -> dict:
-    """Six steps under DDP with a skipped one; the undivided optimizer sees the same batch whole, without DDP."""
+def sharded(name: str, counts: Counter) -> dict:
+    """Seven steps under DDP, one of them skipped; the unsharded optimizer gets the whole batch, without DDP."""
     rank, make = dist.get_rank(), FAMILY[name]
     whole_model, model = make_model(), make_model()
     whole, optimizer = make(decay_groups(whole_model, 0.01)), ShardedOptimizer(decay_groups(model, 0.01), make)
     network = DistributedDataParallel(model)
-    travelled: list[int] = []
+    reduced: list[int] = []
 
     def hook(state, bucket):
-        travelled.append(bucket.buffer().numel())
+        reduced.append(bucket.buffer().numel())
         return allreduce_hook(state, bucket)
 
     network.register_comm_hook(None, hook)
@@ -96,7 +96,7 @@ def divided(name: str, counts: Counter) -> dict:
     for step in range(7):
         backward(whole_model, samples(step))
         backward(network, samples(step)[halves])
-        if step == 3:  # skipped on both ranks, though the rank that does not own the layer meets only its gradient
+        if step == 3:  # skipped on both ranks, though only one owns the layer
             for trained in (whole_model, model):
                 next(trained.parameters()).grad[0, 0] = float("nan")
         if step == 5:
@@ -126,7 +126,7 @@ def divided(name: str, counts: Counter) -> dict:
         "bytes": own_bytes,
         "whole_bytes": bytes_of_state(whole),
         "calls": calls_of_step,
-        "gradient_elements_travelled_per_step": sum(travelled) / 7,
+        "elements_reduced_per_step": sum(reduced) / 7,
     }
 
 
@@ -135,10 +135,10 @@ def rate_of(make: partial, step: int) -> torch.Tensor:
 
 
 def resume(make: partial, saved: tuple, halves: slice) -> list[torch.Tensor]:
-    """A fresh model and optimizer take the state from before the last two steps, and go on."""
+    """The last two steps again, by a new model and optimizer with the saved state."""
     state, weights = saved
     everyone = [state]
-    dist.broadcast_object_list(everyone)  # as from a file that all read
+    dist.broadcast_object_list(everyone)  # as from a checkpoint, which all ranks read
     model = make_model()
     optimizer = ShardedOptimizer(decay_groups(model, 0.01), make)
     with torch.no_grad():
@@ -155,7 +155,7 @@ def resume(make: partial, saved: tuple, halves: slice) -> list[torch.Tensor]:
 
 
 def slices(kernel: str, dtype: torch.dtype) -> dict:
-    """FSDP2: layers cut into slices, uneven and (3 rows, 41 long) odd; the undivided optimizer beside it."""
+    """FSDP2, whose slices of a layer are uneven here (3 rows of 41), against the same optimizer on whole layers."""
     whole_model, model = make_model().to(dtype), make_model().to(dtype)
     fully_shard(model)
     make = partial(NVLamb, lr=0.01, weight_decay=0.01, kernel=kernel)
@@ -174,7 +174,7 @@ def slices(kernel: str, dtype: torch.dtype) -> dict:
         optimizer.grad_norm, whole.grad_norm, rtol=1e-4 if dtype == torch.float32 else 1e-2, atol=0
     )
     again = make(model.named_parameters())
-    again.load_state_dict(whole.state_dict())  # an ordinary state goes into slices
+    again.load_state_dict(whole.state_dict())  # from an ordinary state dict
     first = next(model.parameters())
     torch.testing.assert_close(
         again.state[first]["exp_avg"].full_tensor(), whole.state[next(whole_model.parameters())]["exp_avg"]
@@ -188,11 +188,11 @@ def slices(kernel: str, dtype: torch.dtype) -> dict:
 
 
 def refusals() -> dict:
-    """What cannot be done on slices, in the product's words."""
+    """The messages for what is not possible with DTensors."""
     model = make_model()
     fully_shard(model)
     backward(model, samples(0))
-    said = {}
+    messages = {}
     ordinary = torch.ones(2, requires_grad=True)
     ordinary.grad = torch.ones(2)
     for what, optimizer in {
@@ -202,20 +202,20 @@ def refusals() -> dict:
         try:
             optimizer.step()
         except ConfigError as error:
-            said[what] = str(error)
+            messages[what] = str(error)
     for make in (LARS, AdamW, Adam, SGD):
         try:
             make(model.parameters(), 0.1)
         except ConfigError as error:
-            said[make.__name__] = str(error)
+            messages[make.__name__] = str(error)
     several = make_model()
     several[0].bfloat16()
     for what, unfit in {"few": nn.Linear(1, 1, bias=False), "several": several}.items():
         try:
             ShardedOptimizer(decay_groups(unfit, 0.01), FAMILY["nvlamb"])
         except ConfigError as error:
-            said[what] = str(error)
-    return said
+            messages[what] = str(error)
+    return messages
 
 
 def runs(out: Path, options: list[str]) -> None:
@@ -238,7 +238,7 @@ def main() -> None:
     for name in ("all_reduce", "broadcast"):
         count_calls(counts, name)
     result = {
-        "divided": {name: divided(name, counts) for name in FAMILY},
+        "sharded": {name: sharded(name, counts) for name in FAMILY},
         "slices": {
             f"{kernel}_{dtype}": slices(kernel, dtype)
             for kernel, dtype in itertools.product(("reference", "foreach", "auto"), (torch.float32, torch.bfloat16))

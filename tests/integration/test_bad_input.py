@@ -1,4 +1,4 @@
-"""What a user can get wrong: one message, no traceback, a non-zero status, nothing overwritten."""
+"""Mistakes of a user: one message, no traceback, status 2, nothing overwritten."""
 
 import importlib
 import signal
@@ -44,10 +44,10 @@ def refused_here(monkeypatch, capsys) -> Iterator[Callable[..., str]]:
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
             importlib.import_module(module).main()
-        said = capsys.readouterr()
+        printed = capsys.readouterr()
         assert end.value.code == 2
-        check(said.out, said.err, mentions)
-        return said.err
+        check(printed.out, printed.err, mentions)
+        return printed.err
 
     yield run
     for number, handler in handlers.items():
@@ -88,7 +88,7 @@ def test_pretrain_names_the_option(
     names = {option.lstrip("+").partition("=")[0] for option in options}
     kept = [option for option in base if option.partition("=")[0] not in names]
     refused_here("bert_pretrain.pretrain", *kept, *options, mentions=mentions)
-    assert not tree(tmp_path), "a mistake must not claim the run directory"
+    assert not tree(tmp_path), "a mistake must not leave a run directory"
 
 
 @pytest.mark.parametrize("kind", ["truncated", "ids", "empty"])
@@ -98,7 +98,7 @@ def test_pretrain_names_the_shard(tmp_path: Path, kind: str, refused_here: Calla
     refused_here("bert_pretrain.pretrain", *options, mentions="error: ")
 
 
-def test_a_run_directory_of_another_recipe_is_left_alone(tmp_path: Path, shard_dir: Path) -> None:
+def test_a_run_directory_of_another_recipe_is_not_touched(tmp_path: Path, shard_dir: Path) -> None:
     options = [*TEST_RECIPE, f"data.dir={shard_dir}", f"run_dir={tmp_path / 'run'}"]
     assert run_module("bert_pretrain.pretrain", *options).returncode == 0
     before = tree(tmp_path)
@@ -107,7 +107,7 @@ def test_a_run_directory_of_another_recipe_is_left_alone(tmp_path: Path, shard_d
     assert tree(tmp_path) == before
 
 
-def test_the_plan_refuses_it_too_before_torchrun_starts(tmp_path: Path, shard_dir: Path) -> None:
+def test_the_plan_refuses_such_a_run_directory_too(tmp_path: Path, shard_dir: Path) -> None:
     (tmp_path / "metrics.jsonl").touch()
     options = [*TEST_RECIPE, f"data.dir={shard_dir}", f"run_dir={tmp_path}"]
     refused("bert_pretrain.plan", *options, mentions="holds a run without a config.yaml")
@@ -150,7 +150,7 @@ def test_other_entries_name_what_is_wrong(module: str, options: tuple[str, ...],
 
 
 @pytest.mark.parametrize("words", [["plan", "recipe=bert_large_64k_phase1"], ["plan", "--help"], ["pretrain"]])
-def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path, shard_dir: Path, words: list[str]) -> None:
+def test_a_closed_standard_output_gives_no_traceback(tmp_path: Path, shard_dir: Path, words: list[str]) -> None:
     if words == ["pretrain"]:
         words = [*words, *TEST_RECIPE, f"data.dir={shard_dir}", f"run_dir={tmp_path / 'run'}"]
     command = [sys.executable, "-m", f"bert_pretrain.{words[0]}", *words[1:]]

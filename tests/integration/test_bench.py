@@ -1,4 +1,4 @@
-"""The benchmarks run and write what they promise; their timings are not a test."""
+"""The benchmarks run and write the promised files; their timings are not tested."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_optimizer(tmp_path: Path) -> None:
     assert all(row["milliseconds"] > 0 for row in rows)
 
 
-def test_what_it_cannot_do_is_one_line(tmp_path: Path) -> None:
+def test_a_mistake_is_one_line(tmp_path: Path) -> None:
     for options in (["jump"], ["optimizer", "models=[huge]"], ["step", *TEST_RECIPE, "rounds=1", "data.dir=x"]):
         done = run_module("bert_pretrain.bench", *options)
         assert done.returncode != 0

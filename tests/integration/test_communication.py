@@ -1,4 +1,4 @@
-"""Gradients travel once a step, whole, and 16 bit rounds them no further than stated."""
+"""Each gradient is all-reduced once per step, and 16 bit rounds it no further than stated."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.conftest import TEST_RECIPE, run_module
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory, shard_dir: Path) -> list[dict[str, Any]]:
-    """What two ranks found."""
+    """The results of two ranks."""
     out = tmp_path_factory.mktemp("communication")
     options = (*TEST_RECIPE, f"data.dir={shard_dir}", "run_dir=unused")
     done = run_module("tests.integration.communication_worker", str(out), *options, processes=2)
@@ -21,15 +21,15 @@ def results(tmp_path_factory: pytest.TempPathFactory, shard_dir: Path) -> list[d
     return [json.loads((out / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
-def test_every_gradient_travels_once_whatever_the_accumulation(results: list[dict[str, Any]]) -> None:
+def test_every_gradient_is_all_reduced_once_for_any_accumulation(results: list[dict[str, Any]]) -> None:
     for result in results:
         for name in ("fp32 2 25.0", "fp32 6 0.002", "bf16 6 25.0", "fp16 2 25.0"):
-            assert sum(result[name]["travelled"]) == result[name]["parameters"], name
-        assert len(result["fp32 6 0.002"]["travelled"]) > len(result["fp32 2 25.0"]["travelled"])
+            assert sum(result[name]["reduced"]) == result[name]["parameters"], name
+        assert len(result["fp32 6 0.002"]["reduced"]) > len(result["fp32 2 25.0"]["reduced"])
 
 
-def test_sixteen_bits_round_as_stated(results: list[dict[str, Any]]) -> None:
-    """Two ranks: each part is rounded once (2^-9 of itself in bf16, 2^-12 in fp16) and the sum once more."""
+def test_16_bit_rounds_as_stated(results: list[dict[str, Any]]) -> None:
+    """Two ranks: each term is rounded once (relative error 2^-9 in bf16, 2^-12 in fp16), and the sum once more."""
     for result in results:
         assert result["fp32 2 25.0"]["error"] < 1e-12  # the tests' model is in float64
         assert result["fp32 6 0.002"]["error"] < 1e-12
@@ -37,18 +37,18 @@ def test_sixteen_bits_round_as_stated(results: list[dict[str, Any]]) -> None:
         assert 2**-16 < result["fp16 2 25.0"]["error"] < 2**-11
 
 
-def test_a_mistake_that_one_rank_finds_is_said_by_both(results: list[dict[str, Any]]) -> None:
+def test_both_ranks_raise_the_error_of_one(results: list[dict[str, Any]]) -> None:
     for result in results:
-        assert result["mistake"].startswith("data.dir is 'x', which is no directory (rank 1 on ")
+        assert result["error"].startswith("data.dir is 'x', which is no directory (rank 1 on ")
 
 
-def test_constants_of_the_model_do_not_travel(results: list[dict[str, Any]]) -> None:
+def test_buffers_of_the_model_are_not_sent(results: list[dict[str, Any]]) -> None:
     for result in results:
         assert result["collectives"] == ["c10d::allreduce_"]
 
 
-def test_an_evaluation_is_left_by_all_ranks_behind_the_same_batch(results: list[dict[str, Any]]) -> None:
-    """Rank 1 is asked in its first batch, which goes with the second and is read behind the third; or too late."""
+def test_all_ranks_stop_an_evaluation_after_the_same_batch(results: list[dict[str, Any]]) -> None:
+    """A request in batch 1 is all-reduced with batch 2 and read after batch 3; one in batch 3 or 4 comes too late."""
     assert results[0]["evaluations"] == [[False, 3], [True, 3], [True, 3]]
     assert results[1]["evaluations"] == [[False, 3], [True, 4], [True, 4]]
 

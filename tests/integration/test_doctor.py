@@ -1,4 +1,4 @@
-"""The doctor on a machine that is well, and on shards that are not."""
+"""The doctor with good and with damaged shards."""
 
 import shutil
 from pathlib import Path
@@ -14,7 +14,7 @@ ALONE = World(0, 0, 1, torch.device("cpu"))
 
 
 def doctor(tmp_path: Path, shard_dir: Path, *options: str) -> tuple[int, dict[str, list[str]], str]:
-    """Exit status, checks by level, and all that was printed."""
+    """Exit status, checks by level, and the whole output."""
     folders = (f"run_dir={tmp_path / 'run'}", f"data.dir={shard_dir}")
     done = run_module("bert_pretrain.doctor", *TEST_RECIPE, *folders, *options)
     levels: dict[str, list[str]] = {"ok": [], "warn": [], "fail": []}
@@ -25,14 +25,14 @@ def doctor(tmp_path: Path, shard_dir: Path, *options: str) -> tuple[int, dict[st
     return done.returncode, levels, done.stdout + done.stderr
 
 
-def test_a_machine_that_is_well(tmp_path: Path, shard_dir: Path) -> None:
+def test_all_checks_pass(tmp_path: Path, shard_dir: Path) -> None:
     status, levels, printed = doctor(tmp_path, shard_dir, "batch.global_batch_size=65536")
     assert status == 0, printed
     assert levels["fail"] == []
     assert any(check.startswith("versions") for check in levels["ok"]), printed
     assert "two steps of 8 samples (65,536 in the run; here 2 micro-batches a rank)" in printed
     assert any(check.startswith("two steps") for check in levels["ok"]), printed
-    assert not (tmp_path / "run" / "checkpoints").exists(), "it leaves nothing behind"
+    assert not (tmp_path / "run" / "checkpoints").exists(), "nothing is left over"
 
 
 def test_a_damaged_shard_is_named(tmp_path: Path, shard_dir: Path) -> None:

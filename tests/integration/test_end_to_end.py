@@ -72,7 +72,7 @@ def test_metrics_have_the_promised_fields(finished: Path) -> None:
     assert training[-1]["samples_seen"] == 64 * training[-1]["step"]
 
 
-def test_the_reported_loss_is_the_one_that_plain_transformers_computes(finished: Path) -> None:
+def test_transformers_computes_the_reported_loss(finished: Path) -> None:
     """The folder and the held-out shards, read with h5py and transformers alone."""
     model, report = AutoModelForPreTraining.from_pretrained(finished / "run/model", output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -113,8 +113,8 @@ def test_the_folder_loads_as_every_promised_class(finished: Path) -> None:
 def test_plots_and_report_are_there(finished: Path) -> None:
     plots = sorted(path.name for path in (finished / "run/plots").glob("*.png"))
     assert {"loss.png", "accuracy.png", "learning_rate.png", "gradient_norm.png"} <= set(plots)
-    said = succeed("bert_pretrain.report", f"run_dir={finished / 'run'}")
-    assert "unigram entropy of the corpus" in said
+    page = succeed("bert_pretrain.report", f"run_dir={finished / 'run'}")
+    assert "unigram entropy of the corpus" in page
     assert "loss.png" in (finished / "run/report.html").read_text()
 
 

@@ -133,8 +133,8 @@ def test_two_evaluation_sets_and_test_sets(tmp_path: Path, model_dir: Path) -> N
     assert first.split("\t")[1] in ("entailment", "neutral", "contradiction")
 
 
-def test_any_cut_of_the_batch_is_the_same_batch(tmp_path: Path, model_dir: Path, sst2: Path) -> None:
-    """One rank, two micro-batches of it, and two ranks: the same samples a step, the same loss but for rounding."""
+def test_any_cut_of_the_batch_gives_the_same_result(tmp_path: Path, model_dir: Path, sst2: Path) -> None:
+    """One rank, one rank with two micro-batches, two ranks: the same samples in a step, the same loss to rounding."""
     options = (f"data.dir={sst2}", "training.epochs=2", "seeds=[7]", "training.max_train_samples=64")
     whole = run("sst2", model_dir, tmp_path / "whole", *options)
     halves = run("sst2", model_dir, tmp_path / "halves", *options, "training.micro_batch_size=4")
@@ -175,7 +175,7 @@ def test_weights_are_the_pretrained_ones_and_new_ones_follow_the_seed(model_dir:
     assert torch.equal(scratch[name], new_model(str(model_dir), task, True, 1, print).state_dict()[name])
 
 
-def test_a_model_without_some_weights_is_refused_and_one_without_pooler_said(tmp_path: Path, model_dir: Path) -> None:
+def test_missing_weights_are_refused_and_a_missing_pooler_reported(tmp_path: Path, model_dir: Path) -> None:
     task = composed("sst2").task
     stored = load_file(model_dir / "model.safetensors")
     for lost in ("bert.encoder.layer.0.output.dense.weight", "bert.pooler.dense.weight"):
@@ -185,9 +185,9 @@ def test_a_model_without_some_weights_is_refused_and_one_without_pooler_said(tmp
         save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigError, match=r"lacks weights, such as bert.encoder.layer.0.output.dense.weight"):
         new_model(str(tmp_path / "bert.encoder.layer.0.output.dense.weight"), task, False, 1, print)
-    said: list[str] = []
-    new_model(str(tmp_path / "bert.pooler.dense.weight"), task, False, 1, said.append)
-    assert "has no pooler" in said[0]
+    messages: list[str] = []
+    new_model(str(tmp_path / "bert.pooler.dense.weight"), task, False, 1, messages.append)
+    assert "has no pooler" in messages[0]
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_a_model_without_some_weights_is_refused_and_one_without_pooler_said(tmp
         (("task.kind=translation",), r"task.kind is 'translation'"),
     ],
 )
-def test_a_mistake_is_said_before_anything_is_trained(
+def test_a_mistake_is_reported_before_training(
     tmp_path: Path, model_dir: Path, sst2: Path, options: tuple[str, ...], message: str
 ) -> None:
     folders = {name: tmp_path / name for name in ("run", "bare", "done")}
@@ -225,17 +225,17 @@ def test_a_mistake_is_said_before_anything_is_trained(
     assert not (tmp_path / "out/results.json").exists()
 
 
-def test_a_mistyped_task_is_answered_with_those_there_are() -> None:
+def test_a_mistyped_task_gets_the_list_of_tasks() -> None:
     with pytest.raises(ConfigError, match=r"there is no task 'sst'; did you mean .*sst2.* allowed: .*squad_v2"):
         composed("sst")
 
 
-def test_the_hub_is_asked_for_what_the_task_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_data_set_is_that_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
-    asked = []
+    requests = []
 
     def load(path: str, name: str | None, split: str) -> list[dict]:
-        asked.append((path, name, split))
+        requests.append((path, name, split))
         if name == "mrpc":
             raise ConnectionError("no route")
         return [{"premise": "a", "hypothesis": "b", "label": 2, "idx": 0}]
@@ -243,6 +243,6 @@ def test_the_hub_is_asked_for_what_the_task_says(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(datasets, "load_dataset", load)
     mnli = composed("mnli").task
     assert hub_rows(mnli, mnli.splits["dev_mismatched"].hub or "")[0]["label"] == 2
-    assert asked == [("nyu-mll/glue", "mnli", "validation_mismatched")]
+    assert requests == [("nyu-mll/glue", "mnli", "validation_mismatched")]
     with pytest.raises(ConfigError, match=r"nyu-mll/glue \(mrpc, train\) cannot be loaded .*no route.* data.dir"):
         hub_rows(composed("mrpc").task, "train")

@@ -1,4 +1,4 @@
-"""The launcher and the scripts: signals, statuses, and messages that come once."""
+"""The launcher and the shell scripts, in new interpreters: signals, exit statuses, messages printed once."""
 
 import os
 import signal
@@ -49,7 +49,7 @@ def options(tmp_path: Path, shard_dir: Path) -> list[str]:
     return [*kept, f"data.dir={shard_dir}", f"run_dir={tmp_path / 'run'}"]
 
 
-def test_one_rank_asked_to_stop_all_save_the_same_step(
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(
     tmp_path: Path, shard_dir: Path, started: Callable[..., subprocess.Popen]
 ) -> None:
     process = started(
@@ -70,7 +70,7 @@ def test_one_rank_asked_to_stop_all_save_the_same_step(
     assert "Traceback" not in out
 
 
-def test_the_launcher_hands_signals_on_to_its_children_only() -> None:
+def test_the_launcher_forwards_signals_to_its_children() -> None:
     code = """if True:
         import signal, subprocess
         from bert_pretrain.distributed.launch import forward
@@ -107,7 +107,7 @@ def test_scripts_fail_early_with_one_message(
     assert mentions in messages[0]
 
 
-def test_a_batch_smaller_than_the_ranks_is_said_once(
+def test_an_error_of_all_ranks_is_printed_once(
     tmp_path: Path, shard_dir: Path, started: Callable[..., subprocess.Popen]
 ) -> None:
     kept = [option for option in options(tmp_path, shard_dir) if not option.startswith("batch.global")]

@@ -32,7 +32,7 @@ def peak_kib(run_dir: Path, data: Path, batch: int) -> int:
 
 
 def test_memory_does_not_grow_with_the_batch(tmp_path: Path, long_shards: Path) -> None:
-    """As int64 tensors the large batch alone would be 115 MB; the whole process takes some 500."""
+    """As int64 tensors the large batch alone would take 115 MB; the process takes about 620 MB."""
     small = peak_kib(tmp_path / "small", long_shards, 1024)
     large = peak_kib(tmp_path / "large", long_shards, 65_536)
     assert large < 1.1 * small

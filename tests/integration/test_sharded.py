@@ -1,4 +1,4 @@
-"""State divided over two ranks: the weights of one rank, half the memory, one checkpoint format for all."""
+"""Optimizer state sharded over two ranks: the weights of one rank, half the memory, the same checkpoint format."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def run_options(shard_dir: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def ranks(out: Path, shard_dir: Path) -> list[dict]:
-    """What both ranks found; the folder holds the runs beside it."""
+    """The results of both ranks; ``out`` holds their runs."""
     done = run_module("tests.integration.sharded_worker", str(out), *run_options(shard_dir), processes=2)
     assert done.returncode == 0, done.stderr
     return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
@@ -49,30 +49,30 @@ def equal(found: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_weights_are_those_of_one_rank_and_the_same_on_both(ranks: list[dict], name: str) -> None:
-    first, second = (rank["divided"][name] for rank in ranks)
+    first, second = (rank["sharded"][name] for rank in ranks)
     assert error(first["weights"], first["expected"]) < 1e-6
     assert equal(first["weights"], second["weights"])
 
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_a_rank_holds_about_half_of_the_state(ranks: list[dict], name: str) -> None:
-    own = [rank["divided"][name]["bytes"] for rank in ranks]
-    whole = ranks[0]["divided"][name]["whole_bytes"]
+    own = [rank["sharded"][name]["bytes"] for rank in ranks]
+    whole = ranks[0]["sharded"][name]["whole_bytes"]
     assert sum(own) == whole
     assert max(own) < 0.55 * whole
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_the_gradient_travels_once_and_the_weights_once(ranks: list[dict], name: str) -> None:
-    """A step: every element of the gradient in one all-reduce (DDP's), no other, and one broadcast of each rank's."""
+def test_a_step_all_reduces_gradients_once_and_broadcasts_weights_once(ranks: list[dict], name: str) -> None:
+    """No all-reduce besides DDP's, and one broadcast from each rank."""
     for rank in ranks:
-        assert rank["divided"][name]["gradient_elements_travelled_per_step"] == ELEMENTS
-        assert rank["divided"][name]["calls"] == {"broadcast": 2}
+        assert rank["sharded"][name]["elements_reduced_per_step"] == ELEMENTS
+        assert rank["sharded"][name]["calls"] == {"broadcast": 2}
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_the_state_is_the_ordinary_one_and_resumes_bitwise(ranks: list[dict], name: str) -> None:
-    first, second = (rank["divided"][name] for rank in ranks)
+def test_the_state_dict_is_the_ordinary_one_and_resumes_bitwise(ranks: list[dict], name: str) -> None:
+    first, second = (rank["sharded"][name] for rank in ranks)
     assert first["groups"] == first["expected_groups"]
     assert first["state"].keys() == first["expected_state"].keys()
     for index, expected in first["expected_state"].items():
@@ -97,24 +97,24 @@ def test_slices_of_fsdp2_give_the_weights_of_whole_layers(ranks: list[dict], ker
 
 
 @pytest.mark.parametrize("kernel", ["reference", "foreach", "auto"])
-def test_slices_in_bf16_keep_their_masters(ranks: list[dict], kernel: str) -> None:
+def test_dtensors_in_bf16_keep_float32_masters(ranks: list[dict], kernel: str) -> None:
     found = ranks[0]["slices"][f"{kernel}_torch.bfloat16"]
     assert error(found["weights"], found["expected"]) < 1e-2
 
 
-def test_what_cannot_be_done_on_slices_is_refused(ranks: list[dict]) -> None:
+def test_what_is_not_possible_with_dtensors_is_refused(ranks: list[dict]) -> None:
     for rank in ranks:
-        said = rank["refusals"]
-        assert said["fused"] == "kernel is 'fused'; allowed: auto | reference | foreach for DTensors"
-        assert said["mixed"].startswith("parameters are DTensors and ordinary tensors; allowed: one kind")
+        messages = rank["refusals"]
+        assert messages["fused"] == "kernel is 'fused'; allowed: auto | reference | foreach for DTensors"
+        assert messages["mixed"].startswith("parameters are DTensors and ordinary tensors; allowed: one kind")
         for other in ("LARS", "AdamW", "Adam", "SGD"):
-            assert said[other] == "a parameter is 'a DTensor'; allowed: ordinary tensors, or NVLamb"
-        assert "dtypes of the parameters" in said["several"]
-        assert said["few"] == "ranks is 2; allowed: up to 1, the layers to deal"
+            assert messages[other] == "a parameter is 'a DTensor'; allowed: ordinary tensors, or NVLamb"
+        assert "dtypes of the parameters" in messages["several"]
+        assert messages["few"] == "ranks is 2; allowed: up to 1, the layers to deal"
 
 
-def test_a_run_resumes_divided_bitwise_and_undivided_to_rounding(ranks: list[dict], out: Path, shard_dir: Path) -> None:
-    """Six steps on two ranks; again from the third step on two; and from the third on one, undivided."""
+def test_a_run_resumes_bitwise_sharded_and_to_rounding_unsharded(ranks: list[dict], out: Path, shard_dir: Path) -> None:
+    """Six steps on two ranks; resumed from step 3 on two ranks, and on one without sharding."""
     config = load_config("pretrain", [*run_options(shard_dir), f"run_dir={out / 'alone'}"], PretrainConfig)
     with open_world("cpu") as world:
         pretrain(config, world, StopRequest())
@@ -129,7 +129,7 @@ def test_a_run_resumes_divided_bitwise_and_undivided_to_rounding(ranks: list[dic
     assert not torch.equal(value, load_file(out / "again/checkpoints/step_00000003/model/model.safetensors")[name])
 
 
-def test_reports_on_layers_are_whole_and_the_same_however_divided(ranks: list[dict], out: Path) -> None:
+def test_layer_reports_cover_all_layers_and_survive_a_resume(ranks: list[dict], out: Path) -> None:
     rows = [read_rows(out / name / "metrics.jsonl") for name in ("through", "again")]
     reports = [[row for row in run if "trust_ratio" in row] for run in rows]
     assert reports[0] == reports[1]

@@ -1,4 +1,4 @@
-"""A study from end to end: runs, interruption, a run that diverges, mistakes; and every study that is shipped."""
+"""Studies: runs, interruption, a run that diverges, mistakes; and every study in configs/study."""
 
 import json
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ RUN = ("batch.global_batch_size=64", "batch.micro_batch_size=32", "data.block_si
 
 @contextmanager
 def small_study(out_dir: Path, *options: str, name: str = "decay_degree", scale: str = "toy"):
-    """The study as the entry point builds it; its runs compose their options within."""
+    """The study as the command builds it; the options of its runs are composed inside the context."""
     given = [f"study={name}", f"name={name}", f"scale={scale}", f"out_dir={out_dir}"]
     given += with_run_options(list(options))
     config = load_config("study", given, StudyConfig)
@@ -44,7 +44,7 @@ def files(folder: Path, name: str) -> dict[str, int]:
 
 
 def test_two_runs_and_their_page(tmp_path: Path) -> None:
-    """As a user starts it. 512 samples in steps of 64: 8 steps, each evaluated."""
+    """512 samples in global batches of 64: 8 steps, each evaluated."""
     done = run_module("bert_pretrain.study", "decay_degree", "scale=toy", f"out_dir={tmp_path}", *SMALL, *RUN)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "study.json").read_text())
@@ -63,7 +63,7 @@ def test_two_runs_and_their_page(tmp_path: Path) -> None:
     assert (tmp_path / "study.png").stat().st_size > 10_000
 
 
-def test_stopped_and_started_again_it_is_the_study_that_was_never_stopped(tmp_path: Path) -> None:
+def test_a_study_that_was_stopped_and_resumed_gives_the_same_curves(tmp_path: Path) -> None:
     with small_study(tmp_path / "whole", *SMALL, *RUN) as study:
         whole = study.run()
     with small_study(tmp_path / "cut", *SMALL, *RUN) as study:
@@ -80,7 +80,7 @@ def test_stopped_and_started_again_it_is_the_study_that_was_never_stopped(tmp_pa
     done = files(tmp_path / "cut", "metrics.jsonl")
     with small_study(tmp_path / "cut", *SMALL, *RUN) as study:
         assert study.run() == again
-    assert files(tmp_path / "cut", "metrics.jsonl") == done, "a finished run is not run again"
+    assert files(tmp_path / "cut", "metrics.jsonl") == done, "a finished run is not repeated"
     with (
         small_study(tmp_path / "cut", *SMALL, *RUN, "batch.global_batch_size=32") as study,
         pytest.raises(ConfigError, match=r"belongs to another run: batch.global_batch_size was 64 and is 32"),
@@ -88,7 +88,7 @@ def test_stopped_and_started_again_it_is_the_study_that_was_never_stopped(tmp_pa
         study.run()
 
 
-def test_rates_are_tried_on_a_seed_of_their_own_and_a_run_that_diverges_is_a_result(tmp_path: Path) -> None:
+def test_learning_rates_are_tuned_on_their_own_seed_and_divergence_is_a_result(tmp_path: Path) -> None:
     rates = ("scales.toy.arms=[NVLAMB,SGD]", "scales.toy.learning_rates={NVLAMB:[0.06],SGD:[1e-3,1.0]}")
     small = (SMALL[0], *SMALL[2:], *RUN)
     with small_study(tmp_path / "rates", *small, *rates, name="optimizers") as study:
@@ -109,7 +109,7 @@ def test_rates_are_tried_on_a_seed_of_their_own_and_a_run_that_diverges_is_a_res
 
 
 @pytest.mark.parametrize("make", [NVLamb, Adam])
-def test_a_spike_is_one_gradient_of_the_run_and_no_other(make) -> None:
+def test_a_spike_scales_one_gradient_of_the_run(make) -> None:
     layer = torch.nn.Parameter(torch.ones(3))
     optimizer = make([layer], lr=0.1)
     seen = []
@@ -126,7 +126,7 @@ def test_a_spike_is_one_gradient_of_the_run_and_no_other(make) -> None:
 
 @pytest.mark.parametrize("scale", ["toy", "base"])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_study_is_sound_at_every_scale(name: str, scale: str, tmp_path: Path) -> None:
+def test_every_study_is_valid_at_every_scale(name: str, scale: str, tmp_path: Path) -> None:
     with small_study(tmp_path, name=name, scale=scale) as study:
         config = study.config
         assert len(config.chosen.seeds) >= 3
@@ -163,7 +163,7 @@ def test_the_article_is_what_the_base_scale_runs(tmp_path: Path) -> None:
         (("+scales.toy.speed=1",), "speed"),
     ],
 )
-def test_a_mistake_ends_in_one_message_before_anything_runs(options: tuple, message: str, tmp_path: Path) -> None:
+def test_a_mistake_is_one_message_before_anything_runs(options: tuple, message: str, tmp_path: Path) -> None:
     with pytest.raises(Exception, match=message), small_study(tmp_path / "out", *options) as study:
         study.run()
     assert not (tmp_path / "out").exists()

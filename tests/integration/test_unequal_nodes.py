@@ -24,7 +24,7 @@ class Case:
 
     options: tuple[str, ...]
     rank: int
-    says: str
+    message: str
 
 
 def ended(place: Path, data: Path, module: str, case: Case) -> list[tuple[int, str]]:
@@ -46,7 +46,7 @@ CASES = {
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Shards for both nodes, and beside node 0 alone the tokenizer that they were made with."""
+    """Shards for both nodes, and on node 0 only the tokenizer that they were made with."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = "".join(f"{word}\n" for word in [*special, *(f"w{i}" for i in range(len(special), VOCAB_SIZE))])
     (tmp_path / "node_0/tokenizer").mkdir(parents=True)
@@ -62,7 +62,7 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_all_ranks_end_at_once_in_one_message(tmp_path: Path, data: Path, name: str) -> None:
+def test_all_ranks_exit_with_one_message(tmp_path: Path, data: Path, name: str) -> None:
     case, first = CASES[name], tmp_path / "node_0"
     (first / "a_file").write_text("mine")
     if name in ("init_from", "checkpoints"):
@@ -70,16 +70,16 @@ def test_all_ranks_end_at_once_in_one_message(tmp_path: Path, data: Path, name: 
         done = run_module("bert_pretrain.pretrain", *TEST_RECIPE, f"data.dir={data}", f"run_dir={run_dir}")
         assert done.returncode == 0, done.stderr
     nodes = ended(tmp_path, data, "bert_pretrain.pretrain", case)
-    whole = "".join(out for _, out in nodes)
-    assert [status for status, _ in nodes] == [2, 2], whole
-    (message,) = [line for line in whole.splitlines() if "error: " in line]
-    assert case.says in message
+    output = "".join(out for _, out in nodes)
+    assert [status for status, _ in nodes] == [2, 2], output
+    (message,) = [line for line in output.splitlines() if "error: " in line]
+    assert case.message in message
     assert message.endswith(f"(rank {case.rank} on {socket.gethostname()})")
-    assert "Traceback" not in whole
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize("differing", ["the set of options", "h5py"])
-def test_nodes_that_differ_are_told_apart(tmp_path: Path, data: Path, differing: str) -> None:
+def test_a_difference_between_nodes_is_reported(tmp_path: Path, data: Path, differing: str) -> None:
     """The message comes once, on node 0, before anything is trained or written."""
     metadata = tmp_path / "old/h5py-0.1.dist-info/METADATA"  # found before the real one on node 1
     metadata.parent.mkdir(parents=True)
@@ -120,6 +120,6 @@ def test_the_doctor_names_the_rank_in_the_line_of_the_check(tmp_path: Path, data
     assert (first, second) == (1, 1), out + silent
     (line,) = [line for line in out.splitlines() if line.startswith("fail")]
     assert line.startswith("fail  two steps")
-    assert CASES["tokenizer"].says in line
+    assert CASES["tokenizer"].message in line
     assert line.endswith(f"(rank 1 on {socket.gethostname()})")
     assert "Traceback" not in out + silent
