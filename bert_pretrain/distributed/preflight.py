@@ -5,6 +5,8 @@ import hashlib
 import json
 import platform
 import socket
+from contextlib import suppress
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 
@@ -43,12 +45,18 @@ def check_ranks_agree(store: dist.Store, rank: int, size: int, error: str, facts
     store.set(f"preflight/{rank}", json.dumps([error and error + rank_label(rank), rank_label(rank), facts]))
     if rank > 0:
         try:
-            return store.get(_RESULT).decode()
+            result = store.get(_RESULT).decode()
+            store.set(f"preflight/read/{rank}", "")
+            return result
         except dist.DistStoreError:
             raise ConfigError(_missing(0, size)) from None
     problems = [_find_problem(store, other, size, facts) for other in range(size)]
     result = next(filter(None, problems), "")
     store.set(_RESULT, result)
+    present = [other for other in range(1, size) if problems[other] != _missing(other, size)]
+    if result and present:  # this node exits now, and the store with it: the others have to read the result before
+        with suppress(dist.DistStoreError):
+            store.wait([f"preflight/read/{other}" for other in present], timedelta(seconds=10))
     return result
 
 

@@ -2,6 +2,8 @@
 
 import socket
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -186,3 +188,25 @@ def test_a_failed_rendezvous_is_reported_on_one_line() -> None:
     text = str(rendezvous_error(arguments, RuntimeError("timed out\nframe 1\nframe 2")))  # type: ignore[arg-type]
     assert text.startswith("the 4 nodes did not meet at n0:29500 (timed out); check the address")
     assert "\n" not in text
+
+
+def test_rank_0_keeps_the_store_until_the_others_have_read_what_is_wrong() -> None:
+    """Rank 0's node serves the store: if it exits first, a slow rank fails with a broken connection."""
+    store, order = dist.HashStore(), []
+
+    class Slow:
+        set = staticmethod(store.set)
+
+        @staticmethod
+        def get(key: str) -> bytes:
+            time.sleep(0.3)
+            order.append("rank 1 reads")
+            return store.get(key)
+
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(check_ranks_agree, Slow(), 1, 2, "", {"torch": "1"})
+        problem = check_ranks_agree(store, 0, 2, "", {"torch": "2"})
+        order.append("rank 0 leaves")
+        assert slow.result() == problem
+    assert "torch is not the same on all nodes" in problem
+    assert order == ["rank 1 reads", "rank 0 leaves"]
