@@ -24,7 +24,7 @@ def cell(value: Any) -> str:
     """A value as text of the table."""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else str(value).replace("|", r"\|")
 
 
 def section(path: Path) -> str:
