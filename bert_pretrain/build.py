@@ -10,7 +10,14 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.optim import Optimizer
 
-from bert_pretrain.checkpoint.store import CheckpointStore, Progress, load_optimizer_state, resolve_init, restore
+from bert_pretrain.checkpoint.store import (
+    CheckpointStore,
+    Progress,
+    load_optimizer_state,
+    load_progress,
+    resolve_init,
+    restore,
+)
 from bert_pretrain.config import PretrainConfig, check_moments, check_run_dir, resolved_yaml
 from bert_pretrain.data.batch_plan import AUTO, BatchConfig, BatchPlan
 from bert_pretrain.data.collate import fixed_shapes
@@ -190,13 +197,12 @@ def resume(
                 f"rank 0 resumes from {path}, which this node does not see; run_dir must lie on a file system that all "
                 "nodes share"
             )
-        progress = restore(Path(path), model, optimizer, precision, world.device)
-        if progress.data_fingerprint != shards.fingerprint:
+        if load_progress(Path(path)).data_fingerprint != shards.fingerprint:
             raise ConfigError(
                 f"{path} was trained on other shards than those in data.dir now; restore them, or give another run_dir "
                 f"with init_from={path}"
             )
-        return progress
+        return restore(Path(path), model, optimizer, precision, world.device)
 
     progress = world.run_on_all_ranks(load)
     log.message(f"resuming from {path}, step {progress.step}")

@@ -1,6 +1,6 @@
 """The words of a command line: flags apart, options checked by name, text quoted for Hydra.
 
-Everything here works on names alone, before a configuration is composed, so that a typing mistake is told at once.
+Everything here works on names alone, before a configuration is composed, so that a typing mistake is reported at once.
 """
 
 import argparse

@@ -48,8 +48,8 @@ def _yaml_files(folder: Path) -> list[Path]:
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             found += _yaml_files(path)
-        elif path.suffix in (".yaml", ".yml"):
-            path.open().close()
+        elif path.suffix == ".yaml":  # the only ending that Hydra reads
+            path.open().close()  # raises if it may not be read
             found.append(path)
     return found
 

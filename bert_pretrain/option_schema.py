@@ -116,9 +116,9 @@ def _described(option: Option, values: Mapping[Any, Any]) -> str:
     value: Any = values
     for part in option.name.split("."):
         value = value.get(part, "") if isinstance(value, Mapping) else ""
-    shown = {True: "true", False: "false", None: "null", "???": "required"}.get(
-        value if isinstance(value, bool | str | None) else "", str(value)
-    )
+    shown = "required" if value == "???" else "null" if value is None else str(value)
+    if isinstance(value, bool):
+        shown = shown.lower()
     return f"[{option.type}{f', {shown}' if shown else ''}] {option.meaning}"
 
 

@@ -29,8 +29,9 @@ def main(words: list[str]) -> None:
     if verb == "ls" and not rest:
         return print("\n".join(f"  {name:<34}{summary}" for name, summary in listed(user_config_dir(flags.config_dir))))
     if verb == "copy" and 1 <= len(rest) <= 2:
-        given = flags.config_dir
-        folder = Path(given) if given and not Path(given).exists() else user_config_dir(given) or Path("my_configs")
+        new_folder = Path(flags.config_dir or "my_configs").expanduser()
+        folder = new_folder if flags.config_dir and not new_folder.exists() else user_config_dir(flags.config_dir)
+        folder = folder or new_folder
         return print(copied(rest[0], rest[1] if len(rest) == 2 else f"my_{rest[0]}", folder))
     if verb == "validate" and len(rest) == 1:
         return print(validated(Path(rest[0]), user_config_dir(flags.config_dir)))
@@ -77,8 +78,9 @@ def validated(path: Path, user_dir: Path | None) -> str:
     if path.stem in choices("recipe", None):
         raise ConfigError(f"{path} has the name of one of the program's own recipes; rename it")
     with tempfile.TemporaryDirectory() as folder:
-        for group in user_dir.iterdir() if user_dir is not None else ():
-            (Path(folder) / group.name).symlink_to(group) if group.name != "recipe" else None
+        groups = [] if user_dir is None else [path for path in user_dir.iterdir() if path.name != "recipe"]
+        for group in groups:
+            (Path(folder) / group.name).symlink_to(group)
         recipes = Path(folder) / "recipe"
         recipes.mkdir()
         for other in path.parent.glob("*.yaml"):  # a recipe may build on one beside it

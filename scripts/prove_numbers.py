@@ -221,7 +221,7 @@ def record(out: Path) -> None:
         sys.exit(f"{out} exists; give another file, or remove it first")
     found = measure(small_only=False)
     if found.pop("resumed") != found["small"]:
-        sys.exit("the resumed run is not the undisturbed one bit for bit, as it is on a machine of the fixture's kind")
+        sys.exit("the resumed run differs from the uninterrupted one; record on a machine of the fixture's kind")
     values = {f"NVLAMB, {kernel}: error": value["largest_error"] for kernel, value in found["nvlamb"].items()}
     for name, run in (("small run", found["small"]), ("demo", found["demo"]["run"])):
         values[f"{name}: loss of the last step"] = run["training"]["loss"][-1]

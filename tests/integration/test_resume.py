@@ -46,26 +46,26 @@ def rows(run_dir: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, shard_dir: Path) -> Path:
-    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, shard_dir: Path) -> Path:
+    run_dir = tmp_path_factory.mktemp("uninterrupted") / "run"
     train(options(run_dir, shard_dir), 2)
     return run_dir
 
 
-def test_sigkill_leaves_no_trace(tmp_path: Path, shard_dir: Path, undisturbed: Path) -> None:
+def test_sigkill_leaves_no_trace(tmp_path: Path, shard_dir: Path, uninterrupted: Path) -> None:
     """Two kills in one run: in the first epoch across a shard's end, and in a later epoch."""
     rng = random.Random(20)
     run_dir = tmp_path / "run"
     words = options(run_dir, shard_dir)
     for step in (rng.randint(5, 12), rng.randint(18, 26)):
         kill_one_rank(words, step, rng)
-        assert len(rows(run_dir)) < len(rows(undisturbed))
+        assert len(rows(run_dir)) < len(rows(uninterrupted))
     assert "resuming from" in train(words, 2)
-    expected = weights(undisturbed)
+    expected = weights(uninterrupted)
     assert all(torch.equal(value, expected[name]) for name, value in weights(run_dir).items())
-    assert rows(run_dir) == rows(undisturbed)
+    assert rows(run_dir) == rows(uninterrupted)
     assert "step 36" in train(words, 2), "a finished run has nothing left to do"
-    assert rows(run_dir) == rows(undisturbed)
+    assert rows(run_dir) == rows(uninterrupted)
 
 
 def test_another_number_of_processes_sees_the_same_samples(tmp_path: Path, shard_dir: Path) -> None:
