@@ -232,7 +232,9 @@ def imported_script(path: Path, root_on_path: bool = False) -> ModuleType:
     ``root_on_path``: as with ``PYTHONPATH=.``.
     """
     loaded, path_before = set(sys.modules), list(sys.path)
-    tests = {name: sys.modules.pop(name) for name in loaded if name.split(".")[0] == "tests"}
+    beside = {script.stem for script in path.parent.glob("*.py")} | {"tests"}
+    # What another test of this process has imported would hide an import that fails in a new one.
+    imported_before = {name: sys.modules.pop(name) for name in loaded if name.split(".")[0] in beside}
     root = [str(ROOT)] if root_on_path else []
     sys.path[:] = [
         str(path.parent),
@@ -246,16 +248,15 @@ def imported_script(path: Path, root_on_path: bool = False) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except ModuleNotFoundError as error:
-        ours = {"tests", "bert_pretrain", "data_prep", *(script.stem for script in path.parent.glob("*.py"))}
+        ours = {"bert_pretrain", "data_prep"} | beside
         missing = str(error.name).partition(".")[0]
         if missing in ours or find_spec(missing):
             raise  # any other is a package that only this script needs, and that is not installed
     finally:
         sys.path[:] = path_before
-        for name in set(sys.modules) - loaded | tests.keys():
-            if name.split(".")[0] == "tests" or (path.parent / f"{name}.py").exists():
-                sys.modules.pop(name, None)
-        sys.modules.update(tests)
+        for name in [name for name in sys.modules if name.split(".")[0] in beside]:
+            sys.modules.pop(name)
+        sys.modules.update(imported_before)
     return module
 
 
@@ -325,6 +326,14 @@ def test_every_command_of_a_page_works(page: Path, tmp_path: Path, monkeypatch: 
             Path(target).write_text(body)
     for words in commands(text):
         check(words)
+
+
+def test_a_script_is_imported_as_in_a_new_process() -> None:
+    for name in ("results_file", "tests.conftest"):
+        import_module(name)  # puts the repository on the path once, and not again
+    before = dict(sys.modules)
+    imported_script.__wrapped__(ROOT / "scripts" / "prove_kills.py")
+    assert all(sys.modules[name] is module for name, module in before.items())
 
 
 def test_every_command_of_the_results_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
