@@ -232,7 +232,7 @@ def start(
     )
     if config.init_moments in ("keep", "restart") and fault:
         raise ConfigError(
-            f"init_moments is {config.init_moments!r}, but the moments of init_from {config.init_from!r} do not fit: "
+            f"init_moments is {config.init_moments!r}, but init_from {config.init_from!r} has no moments that fit: "
             f"{fault}; give init_moments=reset"
         )
     moments = config.init_moments or ("reset" if fault else "keep")
