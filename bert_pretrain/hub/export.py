@@ -85,9 +85,7 @@ def check_loads(folder: Path) -> None:
         raise ConfigError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}")
     encoded = tokenizer("a " * (2 * positions), truncation=True, return_tensors="pt")
     if encoded["input_ids"].shape[1] != positions:
-        raise ConfigError(
-            f"{folder}: the tokenizer cuts at {tokenizer.model_max_length}, the model's positions are {positions}"
-        )
+        raise ConfigError(f"{folder}: the tokenizer cuts at {tokenizer.model_max_length} tokens, not at {positions}")
     with torch.no_grad():
         model(**encoded)  # raises for an id or a position that the model does not have
 
