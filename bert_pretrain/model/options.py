@@ -36,6 +36,9 @@ class ModelConfig:
     attention: str
     """Implementation of attention: ``eager``, ``sdpa`` (torch's fused kernels), or ``auto``: sdpa on GPUs, eager on
     CPUs, where it is faster."""
+    next_sentence: bool
+    """Next-sentence prediction beside masked words. false: no label is read, the model has no pooler and no such head,
+    and is saved as ``BertForMaskedLM``."""
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self) if field.type is int):
