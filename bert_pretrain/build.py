@@ -119,7 +119,15 @@ def build_trainer(
         precision=precision,
         plan=plan,
         data=TrainingData(
-            shards, order, plan, world.rank, masking, config.data.prefetch, config.speed.group_by_length, shapes
+            shards,
+            order,
+            plan,
+            world.rank,
+            masking,
+            config.data.prefetch,
+            config.speed.group_by_length,
+            shapes,
+            config.speed.packing,
         ),
         heldout=heldout,
         store=store,
