@@ -24,7 +24,7 @@ SHAPE: dict[str, Any] = {
     "attention_probs_dropout_prob": 0.0, "initializer_range": 0.5,
 }  # fmt: skip
 SLOW = SpeedConfig(
-    group_by_length=False, last_layer_rows=False, fused_qkv=False, fast_dropout=False, fused_loss=False,
+    group_by_length=False, packing=False, last_layer_rows=False, fused_qkv=False, fast_dropout=False, fused_loss=False,
     pad_vocabulary=False, compile=False, cuda_graphs=False,
 )  # fmt: skip
 IDS = torch.tensor([[2, 7, 11, 3], [2, 19, 4, 3]])
@@ -42,7 +42,9 @@ def saved(folder: Path, kind: str, **entries: Any) -> Any:
 
 
 def new_model(**changes: Any) -> PretrainingModel:
-    return build_model(ModelConfig(**{**SHAPE, "attention": "eager", **changes}), SLOW, 1, torch.device("cpu"))
+    return build_model(
+        ModelConfig(**{**SHAPE, "attention": "eager", "next_sentence": True, **changes}), SLOW, 1, torch.device("cpu")
+    )
 
 
 def loaded(folder: Path, **changes: Any) -> tuple[PretrainingModel, list[str], Source]:
