@@ -127,7 +127,7 @@ def build_trainer(
         progress=progress,
         seed=config.seed,
         config_yaml=config_yaml,
-        peak_rate=measured_matrix_rate(world.device, precision.dtype),
+        measure_peak=partial(measured_matrix_rate, world.device, precision.dtype),
         training=config.training,
         checkpoint=config.checkpoint,
         logging=config.logging,

@@ -11,18 +11,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from tqdm import tqdm
 
 from bert_pretrain.errors import ConfigError
 
 Row = dict[str, Any]
-Item = TypeVar("Item")
 WANDB_SECONDS = 60.0
 """How long wandb may take to start and to finish."""
 LAYER_KINDS = ("trust_ratio", "weight_norm", "update_norm")
@@ -170,41 +168,6 @@ class LayerRows:
         for i, kind in enumerate(LAYER_KINDS):
             pairs = zip(self.names, values[i * count : (i + 1) * count], strict=True)
             row[kind] = {name: float(f"{value:.6g}") for name, value in pairs if not math.isnan(value)}
-        return row
-
-
-@dataclass
-class Throughput:
-    """Tokens and FLOPs of all ranks, and waiting time, since the last row."""
-
-    tokens: float = 0.0
-    flops: float = 0.0
-    waited: float = 0.0
-    """Seconds spent waiting for data."""
-    since: float = field(default_factory=time.perf_counter)
-
-    def time_waiting(self, items: Iterator[Item]) -> Iterator[Item]:
-        """``items``, measuring the time that the consumer waits for them."""
-        while True:
-            started = time.perf_counter()
-            item = next(items, None)
-            self.waited += time.perf_counter() - started
-            if item is None:
-                return
-            yield item
-
-    def rates(self, peak: float) -> Row:
-        """The metrics of the interval, and start a new one; ``peak``: FLOP/s of all devices together."""
-        now = time.perf_counter()
-        seconds = now - self.since
-        row = {
-            "tokens_per_second": self.tokens / seconds,
-            "mfu": self.flops / seconds / peak,
-            "matrix_peak_share": self.flops / seconds / peak,  # the name of mfu until version 0.1
-            "data_wait_share": self.waited / seconds,
-        }
-        self.tokens = self.flops = self.waited = 0.0
-        self.since = now
         return row
 
 
