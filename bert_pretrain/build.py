@@ -33,6 +33,7 @@ from bert_pretrain.model.compile import compile_model
 from bert_pretrain.model.precision import MixedPrecision, check_compute, dtype_name
 from bert_pretrain.optim.build import build_optimizer, describe_optimizer
 from bert_pretrain.optim.schedule import learning_rate_table
+from bert_pretrain.output import go_on_without_reader
 from bert_pretrain.plan.hardware_peaks import measured_matrix_rate
 from bert_pretrain.plan.run import describe
 from bert_pretrain.report.run import write_report
@@ -70,6 +71,7 @@ def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     log.open_wandb(config.logging.wandb, config.logging.wandb_project, run_dir, wandb_key_present(), asdict(config))
     trainer.stop = stop
     try:
+        go_on_without_reader()
         finished = trainer.run()
     except Exception:
         log.close(failed=True)

@@ -11,6 +11,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from bert_pretrain.command_line import checked_words, nearest_options, quoted, s
 from bert_pretrain.config_files import CONFIG_DIR, choices, groups_of, user_config_dir
 from bert_pretrain.errors import ConfigError, did_you_mean
 from bert_pretrain.option_schema import help_text
+from bert_pretrain.output import steady_output
 
 Schema = TypeVar("Schema")
 
@@ -118,7 +120,8 @@ def _missing_extra(error: ModuleNotFoundError) -> ConfigError | None:
 
 def print_error(error: ConfigError) -> None:
     """Print a user's error on one line of standard error."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # a full disk: the exit status still tells
+        print(f"error: {error}", file=sys.stderr, flush=True)
 
 
 def end_without_reader() -> None:
@@ -127,6 +130,18 @@ def end_without_reader() -> None:
     output.register(sys.stdout.fileno(), 0)
     if any(event & select.POLLERR for _, event in output.poll(0)):
         os._exit(128 + signal.SIGPIPE)  # the interpreter's own exit would write once more
+
+
+def _call(function: EntryPoint, args: tuple[list[str] | None, ...]) -> None:
+    """``function(*args)``; raises ``ConfigError`` if its product, standard output, could not be written."""
+    with steady_output() as output:
+        try:
+            function(*args)
+            output.flush()
+            if output.failed_lines and not output.goes_on:
+                raise ConfigError(f"standard output cannot be written ({output.reason})")
+        finally:
+            output.finish()
 
 
 def exit_on_config_error(function: EntryPoint) -> EntryPoint:
@@ -138,8 +153,7 @@ def exit_on_config_error(function: EntryPoint) -> EntryPoint:
     @functools.wraps(function)
     def guarded(*args: list[str] | None) -> None:
         try:
-            function(*args)
-            sys.stdout.flush()
+            _call(function, args)
         except ConfigError as error:
             fault = error
         except ModuleNotFoundError as error:

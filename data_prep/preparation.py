@@ -15,6 +15,7 @@ from typing import Any
 from bert_pretrain.data.masking import SPECIAL_TOKENS
 from bert_pretrain.data.shards import ShardHeader, read_manifest, write_manifest
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.output import go_on_without_reader
 from data_prep.corpus import corpora_fingerprint, corpus_sources, no_text
 from data_prep.engine.local import Engine, Record, TasksLostError
 from data_prep.engine.out_dir import (
@@ -63,6 +64,7 @@ def prepare(config: PrepareConfig) -> None:
     try:
         with _open_engine(config.engine, count_tasks(pieces, config.piece_bytes)) as engine:
             engine.check_folder(out_dir)
+            go_on_without_reader()
             Preparation(config, out_dir, options, engine).run(pieces, given)
         remove_intermediate(out_dir)
     except OSError as error:  # its message from h5py has memory addresses in it

@@ -16,6 +16,7 @@ LAYERS = [
         "errors",
         "jit",
         "option_schema",
+        "output",
         "threads",
     },
     {"data"},

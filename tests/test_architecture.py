@@ -25,6 +25,7 @@ FOR_DATA_PREP = {
     "bert_pretrain.data.shards",
     "bert_pretrain.errors",
     "bert_pretrain.jit",
+    "bert_pretrain.output",
 }
 PRODUCT = sorted([*ROOT.glob("bert_pretrain/**/*.py"), *ROOT.glob("data_prep/**/*.py"), *ROOT.glob("scripts/*.py")])
 PACKAGES = product_files()
