@@ -13,6 +13,7 @@ LAYERS = [
         "command_line",
         "config_files",
         "config_loading",
+        "directory_lock",
         "errors",
         "jit",
         "option_schema",

@@ -1,6 +1,6 @@
 """The process group: torchrun's environment, collectives, and errors that all ranks share.
 
-This is the only file that reads ``os.environ``. Without torchrun the world is this one process.
+Without torchrun the world is this one process.
 """
 
 import functools
@@ -229,8 +229,3 @@ def exit_process(status: int) -> NoReturn:
     with suppress(BrokenPipeError):
         sys.stdout.flush()
     os._exit(status)
-
-
-def wandb_key_present() -> bool:
-    """True if wandb can log in without asking."""
-    return "WANDB_API_KEY" in os.environ or os.path.exists(os.path.expanduser("~/.netrc"))

@@ -23,6 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from bert_pretrain.build import pretrain
 from bert_pretrain.config import PretrainConfig, check_run_dir
 from bert_pretrain.config_loading import load_config
+from bert_pretrain.directory_lock import lock_directory
 from bert_pretrain.distributed.preemption import EXIT_STOPPED, StopRequest
 from bert_pretrain.distributed.world import World, open_world
 from bert_pretrain.errors import ConfigError, DivergedError, require
@@ -150,7 +151,7 @@ def run_study(config: StudyConfig) -> None:
     require_writable(Path(config.out_dir), "out_dir")
     go_on_without_reader()
     stop = StopRequest().install_handlers()
-    with open_world(config.device) as world:
+    with lock_directory(Path(config.out_dir), "out_dir"), open_world(config.device) as world:
         require(world.size == 1, "processes", world.size, "1: a study runs on one device")
         write_study(config, Study(config, world, stop).run(), device_name(world.device))
 

@@ -9,20 +9,18 @@ import math
 import os
 import sys
 import tempfile
-import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tqdm import tqdm
 
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.training.wandb_run import WandbRun, open_wandb
 
 Row = dict[str, Any]
-WANDB_SECONDS = 60.0
-"""How long wandb may take to start and to finish."""
 LAYER_KINDS = ("trust_ratio", "weight_norm", "update_norm")
 
 
@@ -33,7 +31,7 @@ class MetricsLog:
         self.path = path
         hidden = path is None or not sys.stderr.isatty()
         self._bar = tqdm(total=total_steps, unit="step", disable=hidden, dynamic_ncols=True, smoothing=0.05)
-        self._wandb: Any = None
+        self._wandb: WandbRun | None = None
         self._unwritten = ""
         self.evaluated: set[int] = set()
         """Steps whose evaluation was in the metrics when the run was resumed."""
@@ -59,29 +57,10 @@ class MetricsLog:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         temporary.rename(self.path)
 
-    def open_wandb(self, mode: str, project: str, run_dir: Path, key_present: bool, config: Row) -> None:
-        """Log to wandb too. No failure of wandb stops the run."""
-        if self.path is None or mode == "disabled":
-            return
-        attempts: list[Literal["online", "offline"]] = ["online", "offline"]
-        for wanted in attempts if mode != "offline" and key_present else attempts[1:]:
-            try:
-                import wandb  # takes half a second to load
-
-                self._wandb = wandb.init(
-                    project=project,
-                    dir=run_dir,
-                    mode=wanted,
-                    name=run_dir.name,
-                    id=run_dir.name,
-                    resume="allow",
-                    config=config,
-                    settings=wandb.Settings(silent=True, init_timeout=WANDB_SECONDS),
-                )
-                return
-            except Exception as error:  # no server, a full disk
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                self.message(f"wandb cannot start {wanted}: {reason}")
+    def open_wandb(self, mode: str, project: str, run_dir: Path, config: Row) -> None:
+        """Log to wandb too."""
+        if self.path is not None:
+            self._wandb = open_wandb(mode, project, run_dir, config, self.message)
 
     def row(self, row: Row) -> None:
         """Append one row to ``metrics.jsonl``, flushed at once, and to wandb."""
@@ -89,11 +68,7 @@ class MetricsLog:
             return
         self._append(json.dumps(row) + "\n")
         if self._wandb is not None:
-            try:
-                self._wandb.log(row, step=row["step"])
-            except Exception as error:
-                self._wandb = None
-                self.message(f"wandb failed and is off from now on: {error}")
+            self._wandb.log(row)
 
     def _append(self, line: str) -> None:
         """Rows that cannot be written stay in memory, and are written with the next one that can."""
@@ -123,25 +98,13 @@ class MetricsLog:
         """Start to measure the time of the steps."""
         self._started = time.perf_counter()
 
-    def close(self, failed: bool = False) -> None:
-        """Close the progress bar and finish the wandb run, marked as ``failed`` or not."""
+    def close(self, status: int = 0) -> None:
+        """Close the progress bar and the wandb run; ``status``: the exit status of the process."""
         self._bar.close()
         if self._unwritten:
             self.message(f"{self._unwritten.count(chr(10))} rows could not be written to {self.path}")
-        if self._wandb is None:
-            return
-        # In a thread with a timeout: without its server, wandb tries for hours.
-        thread = threading.Thread(target=self._finish_wandb, args=(failed,), daemon=True)
-        thread.start()
-        thread.join(WANDB_SECONDS)
-        if thread.is_alive():
-            self.message(f"wandb does not answer; upload the run later: wandb sync {self._wandb.dir}")
-
-    def _finish_wandb(self, failed: bool) -> None:
-        try:
-            self._wandb.finish(exit_code=int(failed))
-        except Exception as error:
-            self.message(f"wandb could not finish: {error}")
+        if self._wandb is not None:
+            self._wandb.close(status)
 
 
 @dataclass(frozen=True)
