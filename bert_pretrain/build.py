@@ -27,9 +27,9 @@ from bert_pretrain.data.dynamic_masking import dynamic_masking
 from bert_pretrain.data.loader import DynamicMasking, TrainingData
 from bert_pretrain.data.sample_order import SampleOrder
 from bert_pretrain.directory_lock import DirectoryLock, lock_directory
-from bert_pretrain.distributed.preemption import EXIT_STOPPED, StopRequest
+from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.errors import EXIT_STOPPED, ConfigError
 from bert_pretrain.model.bert import PretrainingModel, build_model, load_weights, silence_transformers
 from bert_pretrain.model.compile import compile_model
 from bert_pretrain.model.precision import MixedPrecision, check_compute, dtype_name

@@ -10,6 +10,7 @@ import re
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bert_pretrain.command_line import checked_words, nearest_options, quoted, split_flags
 from bert_pretrain.config_files import CONFIG_DIR, choices, groups_of, user_config_dir
 from bert_pretrain.errors import ConfigError, did_you_mean
+from bert_pretrain.launch_environment import local_rank
 from bert_pretrain.option_schema import help_text
 from bert_pretrain.output import steady_output
 
@@ -65,6 +67,7 @@ _EXTRAS = {
 }
 """The packages that each extra of ``pip install`` brings."""
 _EXAMPLES = {"recipe": "demo", "task": "sst2"}
+_FIRST_RANK_PRINTS = 5.0  # seconds
 _FOR_HYDRA = r"Config search path.*|(To append to|See https|full_key|object_type|reference_type)[^\n]*"
 
 
@@ -124,6 +127,18 @@ def print_error(error: ConfigError) -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
 
 
+def print_error_of_node(error: ConfigError) -> None:
+    """Print an error that most likely all ranks of a node have: the first at once, the others if they live on.
+
+    A launcher ends the other ranks when the first has exited.
+    """
+    if local_rank() > 0:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        time.sleep(_FIRST_RANK_PRINTS)
+    print_error(error)
+
+
 def end_without_reader() -> None:
     """Exit with a shell's status for SIGPIPE if the reader of standard output has left (``| head``)."""
     output = select.poll()
@@ -166,10 +181,8 @@ def exit_on_config_error(function: EntryPoint) -> EntryPoint:
             raise
         else:
             return
-        # Under torchrun every rank finds the same mistake: one rank of a node prints it.
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print_error(fault)
-        sys.exit(2)
+        print_error_of_node(fault)
+        sys.exit(fault.exit_status)
 
     return guarded
 

@@ -19,10 +19,8 @@ import torch.distributed as dist
 
 from bert_pretrain.config_loading import print_error
 from bert_pretrain.distributed.preemption import StopRequest
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.errors import EXIT_LOST_RANK, ConfigError
 
-EXIT_LOST_RANK = 76
-"""Exit status of a run that lost a rank and can be resumed (EX_PROTOCOL of sysexits.h)."""
 _ADVICE = "rerun the same command to resume from the newest checkpoint"
 _VERDICT = "verdict"
 

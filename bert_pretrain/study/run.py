@@ -24,9 +24,9 @@ from bert_pretrain.build import pretrain
 from bert_pretrain.config import PretrainConfig, check_run_dir
 from bert_pretrain.config_loading import load_config
 from bert_pretrain.directory_lock import lock_directory
-from bert_pretrain.distributed.preemption import EXIT_STOPPED, StopRequest
+from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, open_world
-from bert_pretrain.errors import ConfigError, DivergedError, require
+from bert_pretrain.errors import EXIT_STOPPED, ConfigError, DivergedError, require
 from bert_pretrain.model.bert import silence_transformers
 from bert_pretrain.output import go_on_without_reader
 from bert_pretrain.plan.hardware_peaks import device_name

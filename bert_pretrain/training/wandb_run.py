@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
+from bert_pretrain.errors import EXIT_STOPPED
+
 WANDB_SECONDS = 60.0
 """How long wandb may take to start and to finish."""
 
@@ -42,7 +44,7 @@ class WandbRun:
 
     def _finish(self, status: int) -> None:
         try:
-            if status == os.EX_TEMPFAIL:
+            if status == EXIT_STOPPED:
                 self._run.mark_preempting()
             self._run.finish(exit_code=status)
         except Exception as error:
