@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from bert_pretrain.data.batch_plan import BatchConfig
 from bert_pretrain.data.dataset import DataConfig
 from bert_pretrain.distributed.options import CommunicationConfig
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.errors import ConfigError, require, require_seed
 from bert_pretrain.model.options import ModelConfig, PrecisionConfig, SpeedConfig
 from bert_pretrain.optim.options import OptimizerConfig, ScheduleConfig
 from bert_pretrain.training.options import CheckpointConfig, LoggingConfig, NumericsConfig, TrainingConfig
@@ -88,6 +88,7 @@ class PretrainConfig:
     logging: LoggingConfig
 
     def __post_init__(self) -> None:
+        require_seed("seed", self.seed)
         for name, allowed in (("init_moments", ("keep", "restart", "reset")), ("init_positions", POSITIONS)):
             value = getattr(self, name)
             require(value is None or value in allowed, name, value, ", ".join((*allowed, "null")))

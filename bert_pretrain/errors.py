@@ -67,6 +67,11 @@ def require(condition: bool, option: str, found: object, allowed: str) -> None:
         raise ConfigError(f"{option} is {found!r}; allowed: {allowed}{hint}")
 
 
+def require_seed(option: str, seed: int, bits: int = 62) -> None:
+    """Raise ``ConfigError`` unless ``seed`` is one that all random generators take."""
+    require(0 <= seed < 1 << bits, option, seed, f"0 or more and below 2^{bits}")
+
+
 def did_you_mean(found: str, allowed: Iterable[str]) -> str:
     """For messages: the entries of ``allowed`` nearest to ``found``, and all of them."""
     known = list(allowed)

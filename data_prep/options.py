@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.errors import ConfigError, require, require_seed
 
 SHORTEST_SEQUENCE = 16
 SMALLEST_VOCAB = 128
@@ -193,7 +193,7 @@ class PrepareConfig:
         require(1 <= self.dupe_factor <= 1000, "dupe_factor", self.dupe_factor, "1 to 1000")
         require(self.samples_per_shard >= 1, "samples_per_shard", self.samples_per_shard, "1 or more")
         require(0 <= self.heldout_fraction < 1, "heldout_fraction", self.heldout_fraction, "0 or more and below 1")
-        require(0 <= self.seed < 1 << 62, "seed", self.seed, "0 or more and below 2^62")
+        require_seed("seed", self.seed)
         require(0.001 <= self.piece_mb <= 64, "piece_mb", self.piece_mb, "0.001 to 64")
 
     @property
@@ -226,6 +226,7 @@ class ShowConfig:
 
     def __post_init__(self) -> None:
         require(self.documents >= 1, "documents", self.documents, "1 or more")
+        require_seed("seed", self.seed)
         require(self.sentences is None or self.sentences >= 1, "sentences", self.sentences, "null, or 1 or more")
 
 

@@ -13,6 +13,7 @@ LAYERS = [
         "command_line",
         "config_files",
         "config_loading",
+        "directories",
         "directory_lock",
         "errors",
         "jit",

@@ -1,5 +1,6 @@
 """One split of a task: model inputs, their collate function, and the scoring of the model's logits."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ class InputSet:
     split: str
     inputs: list[Any]
     collate: Callable[[list[Any]], dict[str, torch.Tensor]]
+    fingerprint: str
+    """A hash of the rows."""
     score: Callable[[Any], tuple[Scores, Files]]
     """From logits, in the order of ``inputs``, to scores (empty for a test set) and prediction files by name."""
 
@@ -39,14 +42,15 @@ def load_split(config: FinetuneConfig, split: str, tokenizer: Any, log: Log) -> 
     rows, where = found
     is_train, file = split == "train", task.splits[split].predictions
     limit = training.max_train_samples if is_train else None
+    fingerprint = hashlib.blake2b(json.dumps(rows, default=str).encode(), digest_size=16).hexdigest()
     if task.answers is not None:
         questions = _subset(squad.read_questions(rows, where, task.answers.unanswerable, is_train), limit)
         windows = squad.windows(questions, tokenizer, task.answers, training.max_length)
         score = partial(score_answers, task, questions, windows, file)
-        return InputSet(split, windows, squad.make_collate(tokenizer, questions, is_train), score)
+        return InputSet(split, windows, squad.make_collate(tokenizer, questions, is_train), fingerprint, score)
     examples = _subset(sentences.read_examples(task, rows, where, not split.startswith("test")), limit)
     collate = sentences.make_collate(task, tokenizer, training.max_length)
-    return InputSet(split, examples, collate, partial(score_labels, task, examples, file))
+    return InputSet(split, examples, collate, fingerprint, partial(score_labels, task, examples, file))
 
 
 def _subset(examples: list[Any], count: int | None) -> list[Any]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.errors import ConfigError, require, require_seed
 
 COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zst")
 
@@ -36,6 +36,9 @@ class TrainingConfig:
     """Train on this many randomly drawn examples, the same for every seed; null: on all."""
     precision: str
     """auto (bf16 on GPUs that support it, else fp32), fp32, bf16 or fp16."""
+    checkpoint_minutes: float | None
+    """Minutes between two checkpoints of a seed, which are removed when it is finished; 0: after each step; null: only
+    where a stop is requested."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batch_size", "eval_batch_size", "max_train_samples"):
@@ -47,6 +50,8 @@ class TrainingConfig:
         require(self.max_length >= 8, "training.max_length", self.max_length, "8 or more")
         allowed = ("auto", "fp32", "bf16", "fp16")
         require(self.precision in allowed, "training.precision", self.precision, ", ".join(allowed))
+        minutes = self.checkpoint_minutes
+        require(minutes is None or minutes >= 0, "training.checkpoint_minutes", minutes, "null, or 0 or more")
 
 
 @dataclass
@@ -167,9 +172,10 @@ class FinetuneConfig:
     seeds: list[int]
     """One run per seed. The seed sets the weights of the new head, the order of the examples, and dropout."""
     out_dir: str
-    """Directory for results.json and the predictions of each seed."""
+    """Directory for results.json and the predictions of each seed. If it holds results of the same options, seeds that
+    are missing are run, and a seed that was stopped goes on."""
     overwrite: bool
-    """Replace earlier results in out_dir."""
+    """Remove earlier results in out_dir and start anew. A link is followed: the folder that it points to is used."""
     predict_test: bool
     """Also predict the test sets."""
     save_models: bool
@@ -179,3 +185,5 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         require(len(set(self.seeds)) == len(self.seeds) > 0, "seeds", self.seeds, "one or more, all different")
+        for seed in self.seeds:
+            require_seed("seeds", seed, 32)  # numpy's limit

@@ -1,15 +1,14 @@
 """Fine-tuning with several seeds, with ``transformers.Trainer`` as the training loop.
 
-Writes the scores of each seed, their median and spread, and the predictions in the benchmark's submission format.
+Writes the scores of each seed, their median and spread, and the predictions in the benchmark's submission format. Each
+seed's result is written as soon as it is known; a run that was stopped or killed goes on with the rest.
 """
 
-import json
+import hashlib
 import logging
-import statistics
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,24 +16,29 @@ import torch
 import transformers
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from bert_pretrain.directory_lock import DirectoryLock, lock_directory
+from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.errors import EXIT_STOPPED, ConfigError
 from bert_pretrain.finetune.inputs import InputSet, load_split
 from bert_pretrain.finetune.options import FinetuneConfig, TrainingConfig
 from bert_pretrain.finetune.pretrained import load_tokenizer, new_model
+from bert_pretrain.finetune.results import (
+    Row,
+    check_out_dir,
+    claim_out_dir,
+    finish_seed,
+    seed_folder,
+    summarize,
+    table,
+    write_results,
+)
 from bert_pretrain.finetune.scores import Scores
+from bert_pretrain.finetune.seed_trainer import SeedTrainer, StoppedError, partial_folder
 from bert_pretrain.finetune.tasks import Log
 from bert_pretrain.model.bert import silence_transformers
 from bert_pretrain.output import go_on_without_reader
 from bert_pretrain.training.metrics import require_writable
-
-_SUMMARY: dict[str, Callable[[list[float]], float]] = {
-    "median": statistics.median,
-    "deviation": lambda values: statistics.stdev(values) if len(values) > 1 else 0.0,
-    "least": min,
-    "greatest": max,
-}
-"""Rows of the summary over the seeds, by their keys in results.json."""
 
 
 @one_message_for_all_ranks
@@ -43,48 +47,92 @@ def run(config: FinetuneConfig) -> None:
     """Fine-tune with every seed; print and write the scores."""
     silence_transformers()
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
-    with open_world(config.device, str(config)) as world:
-        finetune(config, world)
+    stop = StopRequest().install_handlers()
+    with open_world(config.device, str(config), stop=stop) as world:
+        finished = finetune(config, world, stop)
+    if not finished:
+        sys.exit(EXIT_STOPPED)
 
 
-def finetune(config: FinetuneConfig, world: World) -> None:
-    """Load and check everything, then run each seed."""
-    log: Log = print if world.is_first else (lambda _: None)
-    out_dir = Path(config.out_dir)
-    micro_batch, accumulation = world.run_on_all_ranks(lambda: accumulation_of(config.training, world.size))
-    world.run_on_all_ranks(lambda: check_out_dir(out_dir, config.overwrite) if world.is_first else None)
+def finetune(config: FinetuneConfig, world: World, stop: StopRequest) -> bool:
+    """Check the options, then run each seed; False if the run stopped before its end, on request."""
+    batch = world.run_on_all_ranks(lambda: accumulation_of(config.training, world.size))
+    lock = world.run_on_all_ranks(lambda: lock_out_dir(config) if world.is_first else None)
+    with lock or nullcontext():
+        return run_seeds(config, world, stop, *batch)
+
+
+def lock_out_dir(config: FinetuneConfig) -> DirectoryLock:
+    """Lock ``out_dir``. Raises ``ConfigError`` if it is in use or cannot be written."""
+    require_writable(Path(config.out_dir), "out_dir")
+    return lock_directory(Path(config.out_dir), "out_dir")
+
+
+def run_seeds(config: FinetuneConfig, world: World, stop: StopRequest, micro_batch: int, accumulation: int) -> bool:
+    """Load and check everything, then run each seed that has no result."""
+    log: Log = partial(print, flush=True) if world.is_first else (lambda _: None)
+    world.run_on_all_ranks(lambda: check_out_dir(config) if world.is_first else None)
     tokenizer = world.run_on_all_ranks(lambda: load_tokenizer(config.model_dir, config.training.max_length))
-    world.run_on_all_ranks(lambda: new_model(config.model_dir, config.task, config.from_scratch, 0, log))
+    model = world.run_on_all_ranks(lambda: new_model(config.model_dir, config.task, config.from_scratch, 0, log))
     train, evaluations = world.run_on_all_ranks(lambda: load_data(config, tokenizer, log))
-    runs: list[dict[str, Any]] = []
+    contents = {f"the {inputs.split} set": inputs.fingerprint for inputs in (train, *evaluations)}
+    contents["model_dir"] = fingerprint_of(model, config.from_scratch)
+    found = world.run_on_all_ranks(lambda: claim_out_dir(config, contents) if world.is_first else [])
+    rows: dict[int, Row] = {row["seed"]: row for row in world.gather(found)[0]}
+    if rows:
+        log(f"finished before: seed {', '.join(map(str, rows))}")
     go_on_without_reader()
-    for seed in config.seeds:
-        started, folder = time.perf_counter(), out_dir / f"seed_{seed}"
-        trainer = transformers.Trainer(
+    for number, seed in enumerate(config.seeds, 1):
+        if seed in rows:
+            continue
+        trainer = SeedTrainer(
+            seed_folder(config, seed),
+            f"seed {seed} ({number} of {len(config.seeds)})",
+            config.training.checkpoint_minutes,
+            world,
+            stop,
             model=new_model(config.model_dir, config.task, config.from_scratch, seed, log=lambda _: None),
             args=training_arguments(config, seed, micro_batch, accumulation, world),
             train_dataset=train.inputs,
             data_collator=train.collate,
         )
-        trainer.remove_callback(transformers.PrinterCallback)
-        # Trainer assumes that the model divides its loss by the accumulation, as language models do. These do not:
-        # without this line the gradient would be too large by that factor.
-        trainer.model_accepts_loss_kwargs = False
-        loss = float(world.sum(torch.tensor(trainer.train().training_loss, device=world.device))) / world.size
-        scores = evaluate(trainer, evaluations, folder if world.is_first else None)
-        if config.save_models and world.is_first:
-            trainer.save_model(str(folder / "model"))
-            tokenizer.save_pretrained(folder / "model")
-        runs.append({"seed": seed, **scores, "training_loss": loss, "seconds": time.perf_counter() - started})
-        log(table(runs[-1:], with_head=len(runs) == 1))
-    columns = {name: [run[name] for run in runs] for name in runs[0] if name != "seed"}
-    summary = {
-        name: {column: reduce(values) for column, values in columns.items()} for name, reduce in _SUMMARY.items()
-    }
-    log(table([{"seed": name, **row} for name, row in summary.items()], with_head=False))
-    if world.is_first:
-        write_results(out_dir, config, {"runs": runs, **summary})
-    log(f"wrote results.json and predictions to {out_dir}")
+        try:
+            rows[seed] = run_seed(config, seed, trainer, evaluations, tokenizer)
+        except StoppedError:
+            again = "the same command without overwrite=true" if config.overwrite else "the same command"
+            log(f"stopped on request in seed {seed} after step {trainer.state.global_step}; run {again} to go on")
+            return False
+        log("  ".join(f"{n} {v:.2f}" if isinstance(v, float) else f"{n} {v}" for n, v in rows[seed].items()))
+    in_order = [rows[seed] for seed in config.seeds]
+    summary = summarize(in_order)
+    log(table([*in_order, *({"seed": name, **row} for name, row in summary.items())]))
+    world.run_on_all_ranks(lambda: write_results(config, in_order, summary) if world.is_first else None)
+    log(f"wrote results.json and predictions to {config.out_dir}")
+    return True
+
+
+def run_seed(
+    config: FinetuneConfig, seed: int, trainer: SeedTrainer, evaluations: list[InputSet], tokenizer: Any
+) -> Row:
+    """Train, evaluate, and write what is kept of one seed. Raises ``StoppedError`` after a checkpoint."""
+    world, folder = trainer.world, trainer.folder
+    trainer.fit()
+    scores = evaluate(trainer, evaluations, folder if world.is_first else None)
+    if config.save_models and world.is_first:
+        trainer.save_model(str(folder / "model"))
+        tokenizer.save_pretrained(folder / "model")
+    row = {"seed": seed, **scores, "training_loss": trainer.training_loss(), "seconds": trainer.seconds()}
+    world.run_on_all_ranks(lambda: finish_seed(config, row) if world.is_first else None)
+    return row
+
+
+def fingerprint_of(model: Any, from_scratch: bool) -> str:
+    """A hash of the pretrained weights, which are all but the heads; empty if there are none."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weights in model.base_model.state_dict().items():
+        if not from_scratch and "pooler" not in name:
+            digest.update(weights.numpy().tobytes())
+    return "" if from_scratch else digest.hexdigest()
 
 
 def accumulation_of(config: TrainingConfig, ranks: int) -> tuple[int, int]:
@@ -96,13 +144,6 @@ def accumulation_of(config: TrainingConfig, ranks: int) -> tuple[int, int]:
     if share % micro_batch:
         raise ConfigError(f"training.micro_batch_size is {micro_batch}; allowed: what divides {share}, a rank's share")
     return micro_batch, share // micro_batch
-
-
-def check_out_dir(out_dir: Path, overwrite: bool) -> None:
-    """Raise ``ConfigError`` if earlier results would be lost or new ones cannot be written."""
-    if (out_dir / "results.json").exists() and not overwrite:
-        raise ConfigError(f"out_dir {out_dir} holds results; give another, or overwrite=true to replace them")
-    require_writable(out_dir, "out_dir")
 
 
 def load_data(config: FinetuneConfig, tokenizer: Any, log: Log) -> tuple[InputSet, list[InputSet]]:
@@ -117,12 +158,12 @@ def load_data(config: FinetuneConfig, tokenizer: Any, log: Log) -> tuple[InputSe
 def training_arguments(
     config: FinetuneConfig, seed: int, micro_batch: int, accumulation: int, world: World
 ) -> transformers.TrainingArguments:
-    """Arguments of the Trainer: our hyper-parameters, no checkpoints, no logs."""
+    """Arguments of the Trainer: our hyper-parameters; ``SeedTrainer`` saves and prints."""
     training = config.training
     on_gpu = world.device.type == "cuda"
     auto = training.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()
     arguments = transformers.TrainingArguments(
-        output_dir=str(Path(config.out_dir) / f"seed_{seed}"),
+        output_dir=str(partial_folder(seed_folder(config, seed))),
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=accumulation,
         per_device_eval_batch_size=training.eval_batch_size,
@@ -142,18 +183,18 @@ def training_arguments(
         save_strategy="no",
         logging_strategy="no",
         report_to="none",
-        disable_tqdm=not (world.is_first and sys.stderr.isatty()),
+        disable_tqdm=True,
     )
     # With one process and several GPUs, the Trainer would multiply the batch size by the number of GPUs.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
 
-def evaluate(trainer: transformers.Trainer, evaluations: list[InputSet], folder: Path | None) -> Scores:
+def evaluate(trainer: SeedTrainer, evaluations: list[InputSet], folder: Path | None) -> Scores:
     """Predict every set and score those with labels; write the predictions if ``folder`` is given."""
     scores: Scores = {}
     for inputs in evaluations:
-        trainer.data_collator = inputs.collate
+        trainer.data_collator, trainer.stage = inputs.collate, f"{inputs.split}, {len(inputs.inputs):,} inputs"
         found, files = inputs.score(trainer.predict(cast(Any, inputs.inputs)).predictions)
         prefix = inputs.split.removeprefix("dev").lstrip("_")
         scores |= {f"{prefix}_{name}".lstrip("_"): value for name, value in found.items()}
@@ -162,27 +203,3 @@ def evaluate(trainer: transformers.Trainer, evaluations: list[InputSet], folder:
             for name, text in files.items():
                 (folder / inputs.split / name).write_text(text, encoding="utf-8")
     return scores
-
-
-def table(rows: list[dict[str, Any]], with_head: bool) -> str:
-    """Rows as text, one column per key."""
-    widths = {name: max(9, len(name)) for name in rows[0]}
-    lines = ["  ".join(f"{name:>{width}}" for name, width in widths.items())] if with_head else []
-    for row in rows:
-        cells = [f"{row[n]:>{w}.2f}" if isinstance(row[n], float) else f"{row[n]:>{w}}" for n, w in widths.items()]
-        lines.append("  ".join(cells))
-    return "\n".join(lines)
-
-
-def write_results(out_dir: Path, config: FinetuneConfig, scores: dict[str, Any]) -> None:
-    """Write ``results.json`` atomically: the scores of each seed, their median and spread, all options."""
-    result = {
-        "task": config.task.name,
-        "model": config.model_dir,
-        "from_scratch": config.from_scratch,
-        **scores,
-        "options": asdict(config),
-    }
-    temporary = out_dir / ".results.json.partial"
-    temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.rename(out_dir / "results.json")

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from bert_pretrain.data.masking import SPECIAL_TOKENS
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.errors import ConfigError, require, require_seed
 from bert_pretrain.study.verdict import Claim
 
 
@@ -26,6 +26,7 @@ class LanguageConfig:
     """Seed of the language and of its samples."""
 
     def __post_init__(self) -> None:
+        require_seed("corpus.seed", self.seed)
         words = len(SPECIAL_TOKENS) + 2
         least = {"samples": 1, "heldout_samples": 1, "sequence_length": 8, "vocab_size": words, "topics": 2}
         for name, number in least.items():
@@ -72,6 +73,8 @@ class ScaleConfig:
     """Synthetic corpus that the study writes to out_dir/corpus; null: none."""
 
     def __post_init__(self) -> None:
+        for seed in (*self.seeds, self.tuning_seed):
+            require_seed("seeds" if seed in self.seeds else "tuning_seed", seed)
         distinct = len(self.seeds) == len(set(self.seeds)) >= 1 and self.tuning_seed not in self.seeds
         require(distinct, "seeds", self.seeds, f"one or more, each once, without the tuning seed ({self.tuning_seed})")
 

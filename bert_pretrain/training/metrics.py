@@ -17,6 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bert_pretrain.directories import check_directory
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.training.wandb_run import WandbRun, open_wandb
 
@@ -176,6 +177,7 @@ def read_rows(path: Path) -> list[Row]:
 
 def require_writable(path: Path, option: str, instead: str = "give another") -> None:
     """Create the directory ``path`` and try to write into it. Raises ``ConfigError`` with the advice ``instead``."""
+    check_directory(path, option, instead)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

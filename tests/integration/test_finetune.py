@@ -1,6 +1,7 @@
 """Fine-tuning from files to scores and submissions, on languages that a tiny model learns in seconds."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertForPreTraining, BertTokenizerFast
 
+from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.finetune.pretrained import new_model
@@ -79,7 +81,7 @@ def squad_file(path: Path, count: int, seed: int) -> None:
 
 def run(task: str, model_dir: Path, out_dir: Path, *options: str) -> dict:
     options = (*FAST, f"out_dir={out_dir}", *options)
-    finetune(composed(task, *options, f"model_dir={model_dir}"), ALONE)
+    finetune(composed(task, *options, f"model_dir={model_dir}"), ALONE, StopRequest())
     return json.loads((out_dir / "results.json").read_text())
 
 
@@ -98,7 +100,8 @@ def test_sentences_from_files_to_scores_and_submissions(
     right = sum(row[1] == label for row, label in zip(rows, gold, strict=True))
     assert found["runs"][0]["accuracy"] == pytest.approx(100 * right / 21)
     shown = capsys.readouterr().out
-    assert shown.count("accuracy") == 1
+    assert shown.count("accuracy") == 3  # a line a seed, the head of the table
+    assert re.search(r"^seed 2 \(2 of 2\)  step 90/90  loss 0\.\d{4}  [\d,.]+ examples/s  0s left$", shown, re.M)
     assert "median" in shown
     assert "deviation" in shown
     again = run("sst2", tmp_path / "seed_1/model", tmp_path / "again", f"data.dir={sst2}", "training.epochs=0.1")
@@ -221,7 +224,7 @@ def test_a_mistake_is_reported_before_training(
     (folders["done"] / "results.json").write_text("{}")
     base = (*FAST, f"model_dir={model_dir}", f"data.dir={sst2}", f"out_dir={tmp_path / 'out'}")
     with pytest.raises(ConfigError, match=message):
-        finetune(composed("sst2", *base, *(option.format(**folders) for option in options)), ALONE)
+        finetune(composed("sst2", *base, *(option.format(**folders) for option in options)), ALONE, StopRequest())
     assert not (tmp_path / "out/results.json").exists()
 
 
