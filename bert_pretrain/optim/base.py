@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -15,9 +15,10 @@ from bert_pretrain.optim.norms import global_norm
 from bert_pretrain.optim.state import StateFormat, read_state
 
 Closure = Callable[[], Any] | None
+Step = TypeVar("Step", bound=Callable[..., Any])
 
 
-def eager_step(step: Callable[[Any, Closure], Any]) -> Callable[[Any, Closure], Any]:
+def eager_step(step: Step) -> Step:
     """Decorate ``Optimizer.step``: without gradients, also where the caller compiles or is in inference mode.
 
     ``torch.compile`` breaks the graph here: the kernels take addresses. Without leaving inference mode, the state made
@@ -31,7 +32,7 @@ def eager_step(step: Callable[[Any, Closure], Any]) -> Callable[[Any, Closure], 
         with torch.inference_mode(False) if inference else contextlib.nullcontext(), torch.no_grad():
             return step(self, closure)
 
-    return run
+    return cast(Step, run)
 
 
 def without_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -138,7 +139,7 @@ class MeasuredOptimizer(torch.optim.Optimizer):
                 check_gradient(param, position)
                 own = self.state.get(param)
                 if own and not self._format.fits(own, param):
-                    self.state[param] = self._format.conform(own, param, f"parameter {position}")
+                    self.state[param] = self._format.conform(own, param, f"parameter {position}", extras=True)
 
     def _norm_grads(self) -> list[Tensor]:
         """The gradients that make up ``G``. Raises ``ConfigError`` for a sparse one."""

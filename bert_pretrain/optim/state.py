@@ -58,19 +58,21 @@ class StateFormat:
                 return False
         return True
 
-    def conform(self, own: Mapping[str, Any], param: Tensor, name: str) -> dict[str, Any]:
+    def conform(self, own: Mapping[str, Any], param: Tensor, name: str, extras: bool) -> dict[str, Any]:
         """Return ``own`` in the format, in memory of its own. ``name``: of the parameter, for messages.
 
-        Types, devices and layouts are converted. Raises ``ConfigError`` for missing and unknown entries, for entries
-        that are not tensors and for wrong shapes.
+        Types, devices and layouts are converted. Raises ``ConfigError`` for missing entries, for entries that are not
+        tensors, for wrong shapes and, unless there may be ``extras``, for other entries.
         """
         step = ("step",) if self.counts_steps else ()
         known = (*step, *self.moments, *self.optional, "master")
         missing = [key for key in (*step, *self.moments) if own.get(key) is None]
-        if missing or not set(own) <= {*known, *self.ignored}:
+        others = set(own) - {*known, *self.ignored}
+        if missing or (others and not extras):
             found = ", ".join(map(str, own))
             raise ConfigError(f"the state of {name} has {found}; allowed: {', '.join((*step, *self.moments))}")
-        result: dict[str, Any] = {"step": _step_count(own["step"], param, name)} if step else {}
+        result: dict[str, Any] = {key: own[key] for key in others}
+        result |= {"step": _step_count(own["step"], param, name)} if step else {}
         for key in (*self.moments, *self.optional, "master"):
             if own.get(key) is None or (key == "master" and param.dtype not in LOW_PRECISION):
                 continue  # without low precision the parameter itself holds what the master held
@@ -133,5 +135,5 @@ def read_state(
         for saved_id, param in zip(group["params"], own_group["params"], strict=True):
             own = saved["state"].get(saved_id)
             if own:
-                states[param] = wanted.conform(count | own, param, f"parameter {saved_id}")
+                states[param] = wanted.conform(count | own, param, f"parameter {saved_id}", extras=False)
     return states, new_groups
