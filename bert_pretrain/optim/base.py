@@ -37,7 +37,7 @@ def eager_step(step: Step) -> Step:
 
 def without_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
     """``step`` of a base class without the hooks that torch wraps around it: the subclass's step has called them."""
-    return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[attr-defined,no-any-return]
+    return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[attr-defined]
 
 
 class MeasuredOptimizer(torch.optim.Optimizer):
@@ -145,7 +145,7 @@ class MeasuredOptimizer(torch.optim.Optimizer):
         """The gradients that make up ``G``. Raises ``ConfigError`` for a sparse one."""
         own = [param for group in self.param_groups for param in group["params"]]
         params = own if self.norm_params is None else self.norm_params
-        for position, param in enumerate(params):
+        for position, param in enumerate(self.norm_params or ()):  # its own are checked already
             check_gradient(param, position)
         return [local_part(param.grad) for param in params if param.grad is not None and param.numel()]
 

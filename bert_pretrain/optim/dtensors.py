@@ -94,7 +94,7 @@ def shards_of(params: Sequence[Tensor]) -> Shards | None:
     groups: dict[dist.ProcessGroup, int] = {}
     for param in sliced:
         groups |= {group: group.size() for group in groups_of[param.device_mesh, param.placements]}
-    copies = {}
+    copies: dict[Tensor, int] = {}
     for param in sliced:
         own = groups_of[param.device_mesh, param.placements]
         count = math.prod(size for group, size in groups.items() if group not in own)

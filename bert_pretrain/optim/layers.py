@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bert_pretrain.errors import require
+from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.optim.checks import LOW_PRECISION
 from bert_pretrain.optim.dtensors import Shards, local_gradient, local_part
 from bert_pretrain.optim.norms import global_norm, layer_norms
@@ -184,11 +184,13 @@ def gather(group: dict[str, Any], state: dict[Any, dict[str, Any]]) -> list[Laye
 def check_gradient(param: Tensor, position: int) -> None:
     """Raise ``ConfigError`` for a gradient that is sparse, or not of the parameter's shape or on its device."""
     grad = param.grad
-    if grad is not None:
-        require(grad.layout == torch.strided, f"gradient of parameter {position}", grad.layout, "dense (torch.strided)")
-        found = f"{tuple(grad.shape)} on {grad.device}"
-        fits = grad.shape == param.shape and grad.device == param.device
-        require(fits, f"gradient of parameter {position}", found, f"{tuple(param.shape)} on {param.device}")
+    if grad is None or (
+        grad.layout == torch.strided and grad.shape == param.shape and grad.device == param.device
+    ):  # at every step, so no message is made
+        return
+    require(grad.layout == torch.strided, f"gradient of parameter {position}", grad.layout, "dense (torch.strided)")
+    found = f"{tuple(grad.shape)} on {grad.device}"
+    raise ConfigError(f"gradient of parameter {position} is {found}; allowed: {tuple(param.shape)} on {param.device}")
 
 
 class Masters:

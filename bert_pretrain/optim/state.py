@@ -39,22 +39,28 @@ class StateFormat:
 
     def fits(self, own: Mapping[str, Any], param: Tensor) -> bool:
         """Whether ``own`` is in the format. Called at every step: reads no values, so it never waits for a device."""
-        dtype, shape, device, sliced = state_dtype(param), param.shape, param.device, isinstance(param, DTensor)
+        dtype, shape, device = state_dtype(param), param.shape, param.device
+        sliced = isinstance(param, DTensor)
         if self.counts_steps:
             step = own.get("step")
             if not isinstance(step, Tensor) or step.dtype != torch.float32 or step.dim() or step.device != device:
                 return False
-        if "master" in own and param.dtype not in LOW_PRECISION:
-            return False
-        for key in (*self.moments, *(key for key in (*self.optional, "master") if key in own)):
+        keys: Sequence[str] = self.moments
+        if len(own) > len(keys) + self.counts_steps:
+            if "master" in own and param.dtype not in LOW_PRECISION:
+                return False
+            keys = (*keys, *(key for key in (*self.optional, "master") if key in own))
+        for key in keys:
             value = own.get(key)
             if not isinstance(value, Tensor) or value.dtype != dtype or value.shape != shape or value.device != device:
                 return False
-            if value.requires_grad or isinstance(value, DTensor) != sliced:
+            if value.requires_grad or (
+                value.stride() != param.stride() if self.of_torch else not value.is_contiguous()
+            ):
                 return False
-            if value.stride() != param.stride() if self.of_torch else not value.is_contiguous():
+            if type(value) is not Tensor and isinstance(value, DTensor) != sliced:
                 return False
-            if sliced and value.placements != param.placements:  # type: ignore[attr-defined]
+            if sliced and (type(value) is Tensor or value.placements != param.placements):  # type: ignore[attr-defined]
                 return False
         return True
 

@@ -125,7 +125,7 @@ def _fitting_gradients(groups: list[dict[str, Any]]) -> Iterator[None]:
 def _set_gradient(param: Tensor, grad: Tensor) -> None:
     param.grad = None
     if grad.dtype != param.dtype or getattr(param, "grad_dtype", param.dtype) != param.dtype:
-        param.grad_dtype = grad.dtype  # type: ignore[attr-defined]  # what lets a gradient of another type be set
+        param.grad_dtype = grad.dtype
     param.grad = grad
 
 
