@@ -192,6 +192,7 @@ class Preparation:
                 "special_ids": {token: vocabulary.tokens.index(token) for token in SPECIAL_TOKENS},
             },
             "sources": sources,
+            **({"corpora": list(self.config.corpora)} if self.config.mix else {}),
             "stages": self.stages,
             "options": self.options,
         }

@@ -81,11 +81,20 @@ def verify_split(directory: Path, paths: list[Path], vocabulary: Vocabulary | No
             count_rows(arrays, vocabulary, probability, totals)
             for row in range(min(examples - len(totals.examples), len(arrays["input_ids"]))):
                 totals.examples.append({name: values[row : row + 1] for name, values in arrays.items()})
+        _count_corpora(reader, (manifest or {}).get("corpora", []), totals)
         totals.shards += 1
         totals.legacy_shards += header is None
         reader.close()
     check_shares(totals, f"{directory}, {paths[0].name} and on", whole_word)
     return totals
+
+
+def _count_corpora(reader: ShardReader, names: list[str], totals: Totals) -> None:
+    """Add the samples of each corpus to ``totals``. Raises ``ConfigError`` for a corpus that has no name."""
+    for number, samples in enumerate(np.bincount([] if (found := reader.source()) is None else found)):
+        if number >= len(names):
+            raise ConfigError(f"shard {reader.path}: a sample is of corpus {number}; manifest.json names {len(names)}")
+        totals.corpora[names[number]] = totals.corpora.get(names[number], 0) + int(samples)
 
 
 def _check_header(reader: ShardReader, row: dict | None, vocabulary: Vocabulary | None) -> None:

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_pretrain.data.shards import SHARD_FIELDS, Arrays, ShardReader, check_ids, data_fingerprint, shard_paths
+from bert_pretrain.data.shards import (
+    MANIFEST,
+    SHARD_FIELDS,
+    Arrays,
+    ShardReader,
+    check_ids,
+    data_fingerprint,
+    read_manifest,
+    shard_paths,
+)
 from bert_pretrain.errors import ConfigError, require
 
 _OPEN_SHARDS = 64
@@ -81,6 +90,24 @@ class ShardSet:
             parts.append(self._read(shard, sample - first, sample - first + size))
             start += size
         return concatenated(parts)
+
+    def sources(self) -> tuple[np.ndarray, list[str]] | None:
+        """The number of each sample's corpus, (N,), and the names of the corpora; None if the shards do not tell.
+
+        Raises ``ConfigError`` if a number has no name in the manifest.
+        """
+        found = [self._reader(shard).source() for shard in range(len(self.paths))]
+        parts = [part for part in found if part is not None]
+        if len(parts) < len(found):
+            return None
+        numbers, manifest = np.concatenate(parts), read_manifest(self.paths[0].parent)
+        names = (manifest or {}).get("corpora", [])
+        if numbers.max() >= len(names):
+            raise ConfigError(
+                f"data.dir {self.paths[0].parent}: a sample is of corpus {numbers.max()}, but {MANIFEST} names "
+                f"{len(names)} corpora; put the {MANIFEST} of these shards beside them"
+            )
+        return numbers, names
 
     def _read(self, shard: int, start: int, stop: int) -> Arrays:
         for pause in (*_RETRY_SECONDS, None):

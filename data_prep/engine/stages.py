@@ -124,7 +124,8 @@ def make_all_samples(
     engine: Engine, parts: list[TextPart], corpus_dir: Path, config: PrepareConfig, buckets: tuple[int, int]
 ) -> dict[str, list[Record]]:
     """Make the samples of all buckets; return the counts of each bucket, by split."""
-    ids = [corpus_dir / "ids" / f"{part.path.stem}.h5" for part in parts]
+    numbers = {name: number for number, name in enumerate(config.corpora)}
+    ids = [(corpus_dir / "ids" / f"{part.path.stem}.h5", numbers[part.corpus]) for part in parts]
     folder = corpus_dir / "samples"
     characters = sum(part.characters for part in parts)
     result = {}
@@ -166,7 +167,7 @@ def write_shards(
         for number, place in enumerate(range(0, total, per_shard)):
             name, size = f"{split}_{number:05d}", min(per_shard, total - place)
             files = out_dir / f"{name}.hdf5", counted / f"{name}.npy"
-            run = partial(write_one_shard, *files, number, place, size, paths, tokenizer, of_split)
+            run = partial(write_one_shard, *files, number, place, size, paths, tokenizer, of_split, len(config.corpora))
             tasks.append(Task(name, size, run))
         written = engine.run(f"write {length}, {split}", tasks, counted, " samples")
         rows += [record["row"] for record in written]

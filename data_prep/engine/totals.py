@@ -38,6 +38,7 @@ class Totals:
     masks: np.ndarray = field(default_factory=_no_counts)  # [n]: samples with n masked tokens
     positions: np.ndarray = field(default_factory=_no_counts)  # [n]: masks at position n
     tokens: np.ndarray = field(default_factory=_no_counts)  # [n]: uses of token n, before masking
+    corpora: dict[str, int] = field(default_factory=dict)  # samples of each corpus, if there are several
     examples: list[Arrays] = field(default_factory=list)
 
 
@@ -107,6 +108,7 @@ def table_rows(totals: Totals) -> dict[str, str]:
         f" / {totals.as_random / count:.1%}",
         "random next": f"{totals.random_next / max(1, totals.samples):.1%}",
         "single segment": f"{totals.single_segment / max(1, totals.samples):.1%}",
+        **{f"samples of {name}": f"{samples:,}" for name, samples in totals.corpora.items()},
     }
 
 

@@ -43,6 +43,7 @@ class Encoded:
     documents: np.ndarray  # (D+1,) offsets into sentences
     numbers: np.ndarray  # (D,)
     copies: np.ndarray  # (D,)
+    corpora: np.ndarray | None = None  # (D,) number of each document's corpus; only of a bucket
 
 
 def document_hash(purpose: bytes, seed: int, number: int) -> int:
@@ -167,16 +168,21 @@ def _write_sorted(path: Path, part: Encoded, slots: np.ndarray, buckets: int) ->
         file["bounds"] = np.stack([first_token, first_sentence, first_document], axis=1)
 
 
-def read_bucket(paths: list[Path], split: str, bucket: int, buckets: tuple[int, int]) -> Encoded:
-    """The documents of one bucket from the files of all parts, in the order of the corpus."""
+def read_bucket(parts: list[tuple[Path, int]], split: str, bucket: int, buckets: tuple[int, int]) -> Encoded:
+    """The documents of one bucket from the files of all parts, in the order of the corpus.
+
+    ``parts``: of each text part the file and the number of its corpus.
+    """
     slot = bucket + SPLITS.index(split) * buckets[0]
     found: dict[str, list[np.ndarray]] = {name: [] for name in _BOUND_OF}
-    for path in paths:
+    corpora = []
+    for path, corpus in parts:
         with h5py.File(path, "r") as file:
             start, stop = file["bounds"][slot : slot + 2]
             for name, column in _BOUND_OF.items():
                 found[name].append(file[name][start[column] : stop[column]])
+            corpora.append(np.full(len(found["numbers"][-1]), corpus))
     arrays = {name: np.concatenate(values) for name, values in found.items()}
     for name in ("sentences", "documents"):
         arrays[name] = _offsets(arrays[name].astype(np.int64))
-    return Encoded(**arrays)
+    return Encoded(**arrays, corpora=np.concatenate(corpora))

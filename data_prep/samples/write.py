@@ -26,10 +26,12 @@ def write_one_shard(
     sources: Sequence[Path],
     tokenizer: Path,
     header: ShardHeader,
+    corpora: int,
 ) -> dict[str, Any]:
     """Write shard ``number`` of a split: ``size`` samples, from ``first_place`` on, of all buckets in ``sources``.
 
-    Returns its row for the manifest. ``counts`` (.npy) gets the counts (vocab_size,) of the masked tokens.
+    Returns its row for the manifest. ``counts`` (.npy) gets the counts (vocab_size,) of the masked tokens. With several
+    ``corpora``, each sample is written with the number of its own.
     """
     ids, samples = read_shard_samples(sources, number, first_place, size)
     rule, cls_id, sep_id = _rule(tokenizer, header)
@@ -47,7 +49,7 @@ def write_one_shard(
         "masked_lm_ids": labels,
         "next_sentence_labels": samples[:, 4].astype(np.int8),
     }
-    return {"row": write_shard(path, arrays, header)}
+    return {"row": write_shard(path, arrays, header, samples[:, 5] if corpora > 1 else None)}
 
 
 @functools.lru_cache(maxsize=4)
