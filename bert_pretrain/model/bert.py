@@ -129,6 +129,17 @@ class PretrainingModel(nn.Module):
         ``masked_positions`` (M,) index the flattened (B * L,) tokens; ``masked_labels`` (M,) are -100 for padding; M
         may be 0. ``next_sentence_labels`` (B,) are -100 for padding samples. All int64.
         """
+        x = self.hidden_states(input_ids, attention_mask, segment_ids, masked_positions)
+        return self.losses(x, masked_labels, next_sentence_labels)
+
+    def hidden_states(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        segment_ids: torch.Tensor,
+        masked_positions: torch.Tensor,
+    ) -> torch.Tensor:
+        """What ``losses`` reads: the last hidden states of the B [CLS] and the M masked positions, (B + M, H)."""
         if self.speed.cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()  # tensors of the last micro-batch may be overwritten
         samples, length = input_ids.shape
@@ -149,8 +160,16 @@ class PretrainingModel(nn.Module):
             x = bert(input_ids=input_ids, attention_mask=mask, token_type_ids=segment_ids).last_hidden_state
         if not self.speed.last_layer_rows:
             x = x.flatten(0, 1).index_select(0, rows)
+        return x
+
+    def losses(
+        self, x: torch.Tensor, masked_labels: torch.Tensor, next_sentence_labels: torch.Tensor
+    ) -> PretrainingSums:
+        """The sums of the losses, from ``hidden_states``."""
+        pieces = self.pieces if self.training else Pieces()
+        stack = self._weight_cache.stack if self._weight_cache.in_step else None
         decoder = None if stack is None else decoder_weights(self.bert.cls, self.speed, stack)
-        heads = self.bert.cls, bert.pooler, decoder
+        heads = self.bert.cls, self.bert.bert.pooler, decoder
         return pieces.heads(*heads, x, masked_labels, next_sentence_labels, self.speed)
 
 
