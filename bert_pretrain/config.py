@@ -21,6 +21,7 @@ _MAY_CHANGE_ON_RESUME = (
     "device",
     "init_from",
     "init_moments",
+    "init_positions",
     "batch.micro_batch_size",
     "data.dir",  # the shards are compared by their fingerprint
     "data.tokenizer",
@@ -43,6 +44,8 @@ _MAY_CHANGE_ON_RESUME = (
     "checkpoint",
 )
 
+POSITIONS = ("interpolate", "repeat")
+
 
 @dataclass
 class PretrainConfig:
@@ -55,10 +58,15 @@ class PretrainConfig:
     device: str
     """``cpu``, ``cuda``, or ``auto``: a GPU if there is one."""
     init_from: str | None
-    """Checkpoint or run directory whose weights a new run starts from (a second phase); null: random weights."""
-    init_moments: str
+    """Model whose weights a new run starts from: a run or a checkpoint of this program, a folder of transformers with
+    model_type bert, or such a model's name on the hub. null: random weights."""
+    init_moments: str | None
     """With ``init_from``: ``keep`` loads the optimizer's moments and step counts, ``restart`` loads the moments and
-    counts from 0 (as NVIDIA's code between phases), ``reset`` loads neither."""
+    counts from 0 (as NVIDIA's code between phases), ``reset`` loads neither. null: keep where init_from has moments
+    that fit, else reset."""
+    init_positions: str | None
+    """With ``init_from`` and more ``model.max_position_embeddings`` than it has: the new ones are ``interpolate``
+    (linearly between the learned ones) or ``repeat`` (the learned ones again). null: refused."""
     model: ModelConfig
     speed: SpeedConfig
     data: DataConfig
@@ -73,11 +81,17 @@ class PretrainConfig:
     logging: LoggingConfig
 
     def __post_init__(self) -> None:
-        moments = ("keep", "restart", "reset")
-        require(self.init_moments in moments, "init_moments", self.init_moments, ", ".join(moments))
+        for name, allowed in (("init_moments", ("keep", "restart", "reset")), ("init_positions", POSITIONS)):
+            value = getattr(self, name)
+            require(value is None or value in allowed, name, value, ", ".join((*allowed, "null")))
         require(self.device in ("auto", "cpu", "cuda"), "device", self.device, "auto, cpu, cuda")
         length, limit = self.data.sequence_length, self.model.max_position_embeddings
-        require(length <= limit, "data.sequence_length", length, f"up to model.max_position_embeddings ({limit})")
+        require(
+            limit is None or length <= limit,
+            "data.sequence_length",
+            length,
+            f"up to model.max_position_embeddings ({limit})",
+        )
 
 
 def resolved_yaml(config: PretrainConfig) -> str:
@@ -112,19 +126,17 @@ def check_same_run(now: str, before: str, run_dir: str) -> None:
         )
 
 
-def check_moments(config: PretrainConfig, source: Path) -> None:
-    """Raise ``ConfigError`` if the moments in the checkpoint ``source`` do not fit ``config``'s optimizer.
+def moments_fault(config: PretrainConfig, checkpoint: Path) -> str | None:
+    """Why the moments in ``checkpoint`` do not fit ``config``'s optimizer; None if they do.
 
     Another algorithm has other moments, another pre-normalization scales the gradients differently.
     """
-    before = OmegaConf.create((source / "config.yaml").read_text(encoding="utf-8"))
+    before = OmegaConf.create((checkpoint / "config.yaml").read_text(encoding="utf-8"))
     for name in ("algorithm", "pre_normalization"):
         old, new = OmegaConf.select(before, f"optimizer.{name}"), getattr(config.optimizer, name)
-        if config.init_moments != "reset" and old != new:
-            raise ConfigError(
-                f"init_moments is {config.init_moments!r}, but {source} was trained with optimizer.{name}={old} and "
-                f"this run has {new}: its moments do not fit; give init_moments=reset"
-            )
+        if old != new:
+            return f"{checkpoint} was trained with optimizer.{name}={old} and this run has {new}"
+    return None
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

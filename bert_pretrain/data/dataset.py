@@ -175,7 +175,7 @@ def _check_fit(reader: ShardReader, config: DataConfig, vocab_size: int, first: 
     header = reader.header
     if header is None:
         return
-    if header.vocab_size != vocab_size:
+    if header.vocab_size > vocab_size:
         raise ConfigError(
             f"model.vocab_size is {vocab_size}, but shard {reader.path} was made with a vocabulary of "
             f"{header.vocab_size}; set model.vocab_size={header.vocab_size} or data.dir to other shards"

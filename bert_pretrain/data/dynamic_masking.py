@@ -39,7 +39,7 @@ def dynamic_masking(config: DataConfig, shards: ShardSet, seed: int) -> DynamicM
 
 
 def _read_vocabulary(folder: Path, vocab_size: int) -> list[str]:
-    """The ``vocab_size`` tokens of ``folder/vocab.txt`` in the order of their ids."""
+    """The tokens, up to ``vocab_size``, of ``folder/vocab.txt`` in the order of their ids."""
     path = folder / "vocab.txt"
     try:
         tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -48,6 +48,6 @@ def _read_vocabulary(folder: Path, vocab_size: int) -> list[str]:
             f"data.tokenizer is {str(folder)!r}, but its vocab.txt cannot be read ({error}); data.masking=dynamic "
             "draws random words from it: give the tokenizer's folder, or use data.masking=static"
         ) from None
-    if len(tokens) != vocab_size:
-        raise ConfigError(f"{path} has {len(tokens)} tokens, but the shards and the model have {vocab_size}")
+    if len(tokens) > vocab_size:
+        raise ConfigError(f"{path} has {len(tokens)} tokens, but the model has only {vocab_size}")
     return tokens

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from bert_pretrain.checkpoint.directories import resolve_checkpoint
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.training.metrics import read_rows, require_writable
@@ -35,14 +36,10 @@ def main(config: ExportConfig) -> None:
     Exports the newest valid checkpoint of the run, or the one that run_dir names. The folder is loaded back and
     checked before it gets its final name.
     """
-    from bert_pretrain.checkpoint.store import resolve_init  # imports torch
     from bert_pretrain.model.bert import silence_transformers
 
     silence_transformers()
-    try:
-        checkpoint = resolve_init(Path(config.run_dir), print)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("init_from", "run_dir", 1)) from None
+    checkpoint = resolve_checkpoint(Path(config.run_dir), "run_dir", print)
     out_dir = Path(config.out_dir)
     if out_dir.exists() and not (config.overwrite and (out_dir / "config.json").exists()):
         raise ConfigError(f"out_dir {out_dir} exists; give another, or overwrite=true to replace an earlier export")

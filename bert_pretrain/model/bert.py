@@ -186,7 +186,7 @@ def _key_mask(attention_mask: torch.Tensor, attention: str) -> torch.Tensor:
 
 def bert_config(config: ModelConfig, device: torch.device | None = None) -> BertConfig:
     """The ``transformers`` configuration, with ``attention=auto`` resolved for ``device``."""
-    shape: dict[str, Any] = asdict(config)
+    shape: dict[str, Any] = {name: value for name, value in asdict(config).items() if value is not None}
     attention = shape.pop("attention")
     if attention == "auto":
         attention = "sdpa" if device is not None and device.type == "cuda" else "eager"
