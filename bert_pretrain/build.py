@@ -20,7 +20,7 @@ from bert_pretrain.checkpoint.store import (
 from bert_pretrain.config import PretrainConfig, check_run_dir, moments_fault, resolved_yaml
 from bert_pretrain.data.batch_plan import AUTO, BatchConfig, BatchPlan
 from bert_pretrain.data.collate import fixed_shapes
-from bert_pretrain.data.dataset import ShardSet, check_vocabulary, open_split
+from bert_pretrain.data.dataset import ShardSet, check_vocabulary, open_split, report_single_segments
 from bert_pretrain.data.dynamic_masking import dynamic_masking
 from bert_pretrain.data.loader import DynamicMasking, TrainingData
 from bert_pretrain.data.sample_order import SampleOrder
@@ -162,6 +162,7 @@ def open_data(config: PretrainConfig, log: MetricsLog) -> tuple[ShardSet, ShardS
     shards = open_split(config.data, "train", config.model.vocab_size, log.message)
     if shards is None:
         raise ConfigError(f"data.dir {config.data.dir} holds no training samples; bert-pretrain prepare makes them")
+    report_single_segments(shards, config.model.next_sentence, log.message)
     heldout = open_split(config.data, "heldout", config.model.vocab_size)
     check_vocabulary(config.data, [split for split in (shards, heldout) if split is not None], log.message)
     return shards, heldout, dynamic_masking(config.data, shards, config.seed)

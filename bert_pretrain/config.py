@@ -45,6 +45,8 @@ _MAY_CHANGE_ON_RESUME = (
 )
 
 POSITIONS = ("interpolate", "repeat")
+_NEW_OPTIONS = {"model.next_sentence": True, "data.mask_share": None, "data.random_share": None}
+"""Options that runs of earlier versions do not state, and what those runs did."""
 
 
 @dataclass
@@ -112,7 +114,7 @@ def check_run_dir(config: PretrainConfig) -> None:
 
 def check_same_run(now: str, before: str, run_dir: str) -> None:
     """Raise ``ConfigError`` if two resolved configurations (YAML) are not the same run."""
-    new, old = (_flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (now, before))
+    new, old = (_NEW_OPTIONS | _flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (now, before))
     differing = [
         key
         for key in sorted(new.keys() | old.keys())

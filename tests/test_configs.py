@@ -112,6 +112,13 @@ def test_a_resumed_run_may_change_its_micro_batch_but_not_its_arithmetic() -> No
             check_same_run(old.replace(*change), old, "r")
 
 
+def test_a_run_of_an_earlier_version_did_what_new_options_say_by_default() -> None:
+    old = "seed: 1\nmodel: {hidden_size: 8}\n"
+    check_same_run(old.replace("}", ", next_sentence: true}"), old, "r")
+    with pytest.raises(ConfigError, match=r"model\.next_sentence was True and is False"):
+        check_same_run(old.replace("}", ", next_sentence: false}"), old, "r")
+
+
 @pytest.mark.parametrize(
     ("options", "floats"),
     [

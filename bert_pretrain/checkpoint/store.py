@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch.optim import Optimizer
-from transformers import BertForPreTraining
+from transformers import PreTrainedModel
 
 from bert_pretrain.checkpoint.directories import checkpoints_in, newest_valid
 from bert_pretrain.checkpoint.files import Throttle, find_fault, fsync, save_state, write_checksums
@@ -73,7 +73,7 @@ class CheckpointStore:
 
     def save(
         self,
-        model: BertForPreTraining,
+        model: PreTrainedModel,
         optimizer_state: dict[str, Any],
         progress: Progress,
         config_yaml: str,

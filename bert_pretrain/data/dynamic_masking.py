@@ -1,5 +1,6 @@
 """``data.masking=dynamic``: remove the shards' masks and draw new ones for every epoch."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,9 @@ def dynamic_masking(config: DataConfig, shards: ShardSet, seed: int) -> DynamicM
     tokens = _read_vocabulary(Path(config.tokenizer), shards.vocab_size)
     whole_word = header is not None and header.whole_word_masking
     rule = MaskingRule.of_vocabulary(tokens, probability, shards.max_predictions, whole_word)
+    shares = {"mask_share": config.mask_share, "random_share": config.random_share}
+    known = {} if header is None else {name: getattr(header, name) for name in shares}
+    rule = replace(rule, **known | {name: share for name, share in shares.items() if share is not None})
 
     def mask(arrays: Arrays, epoch: int, samples: np.ndarray) -> Arrays:
         lengths = arrays["input_mask"].sum(1, dtype=np.int64)

@@ -63,12 +63,14 @@ def export_checkpoint(checkpoint: Path, out_dir: Path) -> None:
 def check_loads(folder: Path) -> None:
     """Load ``folder`` with transformers. Raises ``ConfigError`` for missing weights or a tokenizer of another size."""
     import torch
-    from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
 
-    for auto in (AutoModelForPreTraining, AutoModelForMaskedLM):
+    has_both_heads = "BertForPreTraining" in AutoConfig.from_pretrained(folder).architectures
+    for auto in (AutoModelForPreTraining, AutoModelForMaskedLM) if has_both_heads else (AutoModelForMaskedLM,):
         model, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         faults = ["missing_keys", "mismatched_keys"]
-        faults += ["unexpected_keys"] if auto is AutoModelForPreTraining else []  # the MLM model has no pooler
+        if auto is AutoModelForPreTraining or not has_both_heads:  # AutoModelForMaskedLM has no pooler
+            faults.append("unexpected_keys")
         if any(report[fault] for fault in faults):
             raise ConfigError(f"{folder} does not load as {auto.__name__}: {report}")
     if (folder / "tokenizer.json").exists() and len(AutoTokenizer.from_pretrained(folder)) != model.config.vocab_size:

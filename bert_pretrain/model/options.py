@@ -48,6 +48,9 @@ class ModelConfig:
     attention: str
     """Implementation of attention: ``eager``, ``sdpa`` (torch's fused kernels), or ``auto``: sdpa on GPUs, eager on
     CPUs, where it is faster."""
+    next_sentence: bool
+    """Next-sentence prediction beside masked words. false: no label is read, the model has no pooler and no such head,
+    and is saved as ``BertForMaskedLM``."""
     layer_norm_eps: float | None = None
     """Added to the variance in LayerNorm. null: as in the model of init_from, without one 1e-12."""
     type_vocab_size: int | None = None

@@ -10,7 +10,7 @@ from pathlib import Path
 from bert_pretrain.config import PretrainConfig, check_run_dir
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.batch_plan import AUTO, BatchPlan
-from bert_pretrain.data.dataset import open_split
+from bert_pretrain.data.dataset import open_split, report_single_segments
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.hub.shape import resolve_model, unknown_options
 from bert_pretrain.model.flops import parameter_count, training_flops
@@ -87,6 +87,7 @@ def main(config: PlanConfig) -> None:
         shards = open_split(config.data, "train", config.model.vocab_size)
         if shards is None:
             raise ConfigError(f"data.dir {config.data.dir} holds no training samples")
+        report_single_segments(shards, config.model.next_sentence, print)
         samples = shards.samples
     print(describe(config, config.devices, device, compute, samples))
     if config.tokens_per_second is not None:

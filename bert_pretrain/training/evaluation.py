@@ -12,6 +12,7 @@ from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.model.bert import PretrainingModel, PretrainingSums
 from bert_pretrain.training.metrics import Row
+from bert_pretrain.training.step_result import without_next_sentence
 
 _COLUMNS = 6  # PretrainingSums, masked tokens, samples
 
@@ -24,20 +25,21 @@ def evaluate(
     None if a rank was asked to stop meanwhile.
     """
     sums = sum_losses(model, heldout, micro_batch_size, world, stop)
-    return None if sums is None else mean_losses(sums[0])
+    return None if sums is None else mean_losses(sums[0], model.next_sentence)
 
 
-def mean_losses(sums: list[float]) -> Row:
-    """Losses and accuracies of a row of ``sum_losses``."""
+def mean_losses(sums: list[float], next_sentence: bool) -> Row:
+    """Losses and accuracies of a row of ``sum_losses``, those of the next sentence on request."""
     mlm, nsp, mlm_correct, nsp_correct, masked, samples = sums
     masked = max(masked, 1.0)
-    return {
+    row = {
         "eval_loss": mlm / masked + nsp / samples,
         "eval_mlm_loss": mlm / masked,
         "eval_nsp_loss": nsp / samples,
         "eval_mlm_accuracy": mlm_correct / masked,
         "eval_nsp_accuracy": nsp_correct / samples,
     }
+    return row if next_sentence else without_next_sentence(row)
 
 
 @torch.no_grad()
@@ -104,12 +106,14 @@ def _add_by_source(
     inputs, (samples, length) = batch.to(device), batch.input_ids.shape
     labels, next_sentence = inputs.masked_labels, inputs.next_sentence_labels
     places = inputs.segment_ids, inputs.masked_positions
-    x = model.hidden_states(inputs.input_ids, inputs.attention_mask, *places)  # (B + M, H)
+    x = model.hidden_states(
+        inputs.input_ids, inputs.attention_mask, *places
+    )  # (B + M, H), or (M, H) without a next-sentence head
     _add(totals[0], model.losses(x, labels, next_sentence), labels, samples)
     owner, real = source[batch.masked_positions // length], batch.masked_labels >= 0
     for number in source.unique().tolist():
         chosen = (source == number).nonzero().squeeze(1)
         tokens = ((owner == number) & real).nonzero().squeeze(1)
-        rows = torch.cat([chosen, samples + tokens])
+        rows = torch.cat([chosen, samples + tokens]) if model.next_sentence else tokens
         out = model.losses(x[rows], labels[tokens], next_sentence[chosen])
         _add(totals[1 + number], out, labels[tokens], len(chosen))

@@ -212,7 +212,7 @@ class Trainer:
     def _log_step(self, numbers: StepNumbers) -> None:
         row = {
             "step": self.progress.step,
-            **numbers.row(),
+            **numbers.row(self.model.next_sentence),
             "samples_seen": self.progress.samples_seen,
             "skipped_steps": self.progress.skipped,
             "loss_spikes": self._spike_detector.spikes,

@@ -28,6 +28,7 @@ def tiny(**changes: object) -> ModelConfig:
         "attention_probs_dropout_prob": 0.0,
         "initializer_range": 0.2,
         "attention": "eager",
+        "next_sentence": True,
     }
     return ModelConfig(**{**values, **changes})
 
