@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -145,8 +146,16 @@ class ShardSet:
         return self._open[shard]
 
 
+class ShardOptions(Protocol):
+    """The options of ``DataConfig`` that decide whether shards fit."""
+
+    dir: str
+    sequence_length: int
+    check: str
+
+
 def open_split(
-    config: DataConfig, split: str, vocab_size: int, report: Callable[[str], None] = lambda _: None
+    config: ShardOptions, split: str, vocab_size: int, report: Callable[[str], None] = lambda _: None
 ) -> ShardSet | None:
     """Open and check one split; None if the directory has no samples of it.
 
@@ -171,7 +180,7 @@ def open_split(
     return shards
 
 
-def _check_fit(reader: ShardReader, config: DataConfig, vocab_size: int, first: ShardReader) -> None:
+def _check_fit(reader: ShardReader, config: ShardOptions, vocab_size: int, first: ShardReader) -> None:
     if reader.sequence_length != config.sequence_length:
         raise ConfigError(
             f"data.sequence_length is {config.sequence_length}, but shard {reader.path} has samples of "

@@ -68,14 +68,15 @@ def load_pretrained(
     return changes
 
 
-def read_weights(source: Source) -> dict[str, Tensor]:
+def read_weights(source: Source, option: str = "init_from") -> dict[str, Tensor]:
     """The weights of ``source`` in float32, named as in ``BertForPreTraining``, without the decoder's tied weight.
 
-    Weights of other heads keep their names. Raises ``ConfigError`` if a file is damaged or wants to run code.
+    Weights of other heads keep their names. Raises ``ConfigError``, which names ``option``, if a file is damaged or
+    wants to run code.
     """
     weights: dict[str, Tensor] = {}
-    for path in weight_files(source):
-        weights |= _read_file(path, source)
+    for path in weight_files(source, option):
+        weights |= _read_file(path, f"{option} is {source.name!r}, whose {path.name}")
     bare = not any(name.startswith("bert.") for name in weights)  # saved by BertModel
     named = {_canonical(name, bare): value.float() for name, value in weights.items() if value.is_floating_point()}
     bias = named.pop(f"{_DECODER}.bias", None)
@@ -92,8 +93,7 @@ def _canonical(name: str, bare: bool) -> str:
     return f"bert.{name}" if bare and re.match(r"(embeddings|encoder|pooler)\.", name) else name
 
 
-def _read_file(path: Path, source: Source) -> dict[str, Tensor]:
-    where = f"init_from is {source.name!r}, whose {path.name}"
+def _read_file(path: Path, where: str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
