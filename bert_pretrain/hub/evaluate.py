@@ -78,7 +78,7 @@ def main(config: EvaluateConfig) -> None:
     measured = measure(source, data, config.batch.micro_batch_size, config.device)
     if measured is None:
         return
-    print(table(measured.rows))
+    print(table({"all": measured.whole, **{f"  {name}": row for name, row in measured.sources.items()}}))
     if config.out_json is not None:
         write_results(Path(config.out_json), source, measured)
         print(f"wrote {config.out_json}")
@@ -99,10 +99,9 @@ def check_out_json(out_json: str | None, overwrite: bool) -> None:
 def write_results(path: Path, source: Source, measured: "Measured") -> None:
     """Write ``out_json``: the row of all samples, those of each corpus, and what was evaluated on what."""
     step = None if source.checkpoint is None else int(source.checkpoint.name.rpartition("_")[2])
-    rows = dict(measured.rows)
     content = {
-        **rows.pop("all"),
-        "sources": rows,
+        **measured.whole,
+        "sources": measured.sources,
         "model": {"name": source.name, "folder": str(source.folder.resolve()), "step": step},
         "data": {"dir": str(measured.directory.resolve()), "fingerprint": measured.fingerprint},
         "device": measured.device,

@@ -74,9 +74,8 @@ def check_tokens(source: Source, directory: Path, header: ShardHeader | None) ->
 
 def tokens_hash(tokens: dict[str, int]) -> str:
     """The ``vocab_hash`` of a shard: SHA-256 of the tokens in the order of their ids, one a line."""
-    return hashlib.sha256(
-        "".join(f"{token}\n" for token in sorted(tokens, key=tokens.__getitem__)).encode()
-    ).hexdigest()
+    lines = "".join(f"{token}\n" for token in sorted(tokens, key=tokens.__getitem__))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def open_heldout(data: HeldoutShards, report: Callable[[str], None]) -> ShardSet:

@@ -43,8 +43,10 @@ _SPEED = SpeedConfig(  # of configs/run.yaml, as far as evaluation reads it: a r
 class Measured:
     """What an evaluation found."""
 
-    rows: dict[str, Row]
-    """Of ``all`` samples, and of each corpus by its name if there are several."""
+    whole: Row
+    """Of all samples."""
+    sources: dict[str, Row]
+    """Of each corpus by its name, if there are several."""
     directory: Path
     fingerprint: str
     """Of the held-out shards."""
@@ -66,6 +68,7 @@ def measure(source: Source, data: HeldoutShards, micro_batch_size: Any, device: 
         corpora = world.run_on_all_ranks(shards.sources)
         size = samples_at_once(micro_batch_size, source, data.sequence_length, world.device)
         next_sentence = model.next_sentence and are_pairs(shards)
+        world.run_on_all_ranks(lambda: check_segments(model, shards, source))
         report(describe(source, shards, data, model, next_sentence))
         progress = Progress(-(-shards.samples // world.size), not world.is_first)
         numbers = None if corpora is None else corpora[0]
@@ -74,11 +77,12 @@ def measure(source: Source, data: HeldoutShards, micro_batch_size: Any, device: 
     if sums is None:
         report("stopped on request; nothing was written")
         sys.exit(EXIT_STOPPED)
-    names = ["all", *([] if corpora is None else corpora[1])]
-    found = {name: row for name, row in zip(names, sums, strict=False) if row[-1] > 0}  # the last may have no sample
-    rows = {name: result_row(mean_losses(row, next_sentence), *row[-2:]) for name, row in found.items()}
-    directory = shards.paths[0].parent
-    return Measured(rows, directory, shards.fingerprint, str(world.device)) if world.is_first else None
+    if not world.is_first:
+        return None
+    whole, *rows = (result_row(mean_losses(row, next_sentence), *row[-2:]) if row[-1] else {} for row in sums)
+    named = zip([] if corpora is None else corpora[1], rows, strict=False)  # the last corpora may have no sample
+    sources = {name: row for name, row in named if row}
+    return Measured(whole, sources, shards.paths[0].parent, shards.fingerprint, str(world.device))
 
 
 def samples_at_once(size: Any, source: Source, length: int, device: torch.device) -> int:
@@ -109,7 +113,10 @@ def load_model(source: Source, device: torch.device) -> PretrainingModel:
     has_both = {"cls.seq_relationship.weight", "cls.seq_relationship.bias", "bert.pooler.dense.weight"} <= found.keys()
     config: Any = BertConfig.from_dict(source.config)
     config._attn_implementation = "sdpa" if device.type == "cuda" else "eager"
-    bert = (BertForPreTraining if has_both else BertForMaskedLM)(config)
+    try:
+        bert = (BertForPreTraining if has_both else BertForMaskedLM)(config)
+    except (KeyError, ValueError, TypeError) as error:
+        raise ConfigError(f"{where}, of whose config.json transformers makes no BERT ({error!r})") from None
     tied = "cls.predictions.decoder."
     wanted = [name for name, _ in bert.named_parameters(remove_duplicate=False) if not name.startswith(tied)]
     if f"{tied}weight" in found:
@@ -130,6 +137,15 @@ def load_model(source: Source, device: torch.device) -> PretrainingModel:
             raise ConfigError(f"{where}, whose {name} has values that are not finite; give another checkpoint")
         own[name].data.copy_(found[name])
     return PretrainingModel(bert, _SPEED.on(device)).to(device)
+
+
+def check_segments(model: PretrainingModel, shards: ShardSet, source: Source) -> None:
+    """Raise ``ConfigError`` if the model has one kind of segment only and the samples have two."""
+    if model.bert.config.type_vocab_size < 2 and are_pairs(shards):
+        raise ConfigError(
+            f"data.dir {shards.paths[0].parent} has pairs of segments, but model_dir {source.name!r} has one kind of "
+            "segment only (type_vocab_size); prepare shards with sample_kind=single"
+        )
 
 
 def describe(
