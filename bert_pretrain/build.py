@@ -122,7 +122,15 @@ def build_trainer(
         precision=precision,
         plan=plan,
         data=TrainingData(
-            shards, order, plan, world.rank, masking, config.data.prefetch, config.speed.group_by_length, shapes
+            shards,
+            order,
+            plan,
+            world.rank,
+            masking,
+            config.data.prefetch,
+            config.speed.group_by_length,
+            shapes,
+            config.speed.packing,
         ),
         heldout=heldout,
         store=store,
@@ -228,12 +236,13 @@ def start(
     source = find_source(config.init_from, "init_from", log.message)
     log.message(f"weights from {source.folder}")
     changes = load_pretrained(model, source, Path(config.data.tokenizer), log.message, config.init_positions)
-    fault = (
-        "it has none" if source.checkpoint is None else "; ".join(changes) or moments_fault(config, source.checkpoint)
-    )
+    if source.checkpoint is None:
+        fault: str | None = "it is no checkpoint of this program"
+    else:
+        fault = "; ".join(changes) or moments_fault(config, source.checkpoint)
     if config.init_moments in ("keep", "restart") and fault:
         raise ConfigError(
-            f"init_moments is {config.init_moments!r}, but the moments of init_from {config.init_from!r} do not fit: "
+            f"init_moments is {config.init_moments!r}, but init_from {config.init_from!r} has no moments that fit: "
             f"{fault}; give init_moments=reset"
         )
     moments = config.init_moments or ("reset" if fault else "keep")

@@ -45,7 +45,12 @@ _MAY_CHANGE_ON_RESUME = (
 )
 
 POSITIONS = ("interpolate", "repeat")
-_NEW_OPTIONS = {"model.next_sentence": True, "data.mask_share": None, "data.random_share": None}
+_NEW_OPTIONS = {
+    "model.next_sentence": True,
+    "speed.packing": False,
+    "data.mask_share": None,
+    "data.random_share": None,
+}
 """Options that runs of earlier versions do not state, and what those runs did."""
 
 

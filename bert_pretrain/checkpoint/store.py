@@ -26,17 +26,10 @@ from transformers import PreTrainedModel
 
 from bert_pretrain.checkpoint.directories import checkpoints_in, newest_valid
 from bert_pretrain.checkpoint.files import Throttle, find_fault, fsync, save_state, write_checksums
+from bert_pretrain.checkpoint.tokenizer_files import copy_tokenizer
 from bert_pretrain.model.bert import PretrainingModel, load_weights
 from bert_pretrain.model.config_entries import keep_entries
 from bert_pretrain.model.precision import MixedPrecision
-
-TOKENIZER_FILES = (
-    "vocab.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 
 
 @dataclass(frozen=True)
@@ -92,9 +85,8 @@ class CheckpointStore:
             temporary.mkdir(parents=True)
             model.save_pretrained(temporary / "model")
             save_state(optimizer_state, temporary / "optimizer.pt", throttle)
-            for name in TOKENIZER_FILES:
-                if self.tokenizer is not None and (self.tokenizer / name).is_file():
-                    shutil.copyfile(self.tokenizer / name, temporary / "model" / name)
+            if self.tokenizer is not None:
+                copy_tokenizer(self.tokenizer, temporary / "model", model.config.max_position_embeddings)
             (temporary / "progress.json").write_text(json.dumps(asdict(progress), indent=2), encoding="utf-8")
             (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
             write_checksums(temporary, throttle)

@@ -61,10 +61,10 @@ def load_pretrained(
     keep_entries(model.bert.config, source.config)
     if lacking:
         changes.append(f"not in {source.name}, so they start from random weights: {', '.join(lacking)}")
+    if left:
+        changes.append(f"in {source.name} but not used: {', '.join(left)}")
     for line in changes:
         report(line)
-    if left:
-        report(f"in {source.name} but not used: {', '.join(left)}")
     return changes
 
 

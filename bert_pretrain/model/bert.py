@@ -127,12 +127,18 @@ class PretrainingModel(nn.Module):
         masked_positions: torch.Tensor,
         masked_labels: torch.Tensor,
         next_sentence_labels: torch.Tensor,
+        first_positions: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
     ) -> PretrainingSums:
         """Run B samples of L tokens, M of them masked over the whole micro-batch.
 
         ``input_ids`` and ``segment_ids`` are (B, L); ``attention_mask`` is (B, L), or None without padding.
         ``masked_positions`` (M,) index the flattened (B * L,) tokens; ``masked_labels`` (M,) are -100 for padding; M
         may be 0. ``next_sentence_labels`` (B,) are -100 for padding samples; not read without that head. All int64.
+
+        Packed, each of the B rows holds several of S samples: ``attention_mask`` has a number from 1 for each of a
+        row's samples, ``position_ids`` (B, L) start at 0 in each, ``first_positions`` (S,) are those of the [CLS] in
+        the flattened tokens, and the labels are (S,).
         """
         x = self.hidden_states(input_ids, attention_mask, segment_ids, masked_positions)
         return self.losses(x, masked_labels, next_sentence_labels)
@@ -152,22 +158,27 @@ class PretrainingModel(nn.Module):
             torch.compiler.cudagraph_mark_step_begin()  # tensors of the last micro-batch may be overwritten
         samples, length = input_ids.shape
         attention: str = self.bert.config._attn_implementation
-        mask = None if attention_mask is None else _key_mask(attention_mask, attention)
+        mask = None
+        if attention_mask is not None:
+            mask = _additive_or_boolean(_allowed_keys(attention_mask, position_ids is not None), attention)
         bert: Any = self.bert.bert
         rows = masked_positions  # those that the heads read
         if self.next_sentence:
-            first = torch.arange(0, samples * length, length, device=masked_positions.device)
+            first = first_positions
+            if first is None:
+                first = torch.arange(0, samples * length, length, device=masked_positions.device)
             rows = torch.cat([first, masked_positions])
         pieces = self.pieces if self.training else Pieces()
         stack = self._weight_cache.stack if self._weight_cache.in_step else None
         if self.speed.own_layers():
-            x = pieces.embed(bert.embeddings, input_ids, segment_ids, self.speed)
+            x = pieces.embed(bert.embeddings, input_ids, segment_ids, position_ids, self.speed)
             for layer in bert.encoder.layer:
                 weights = None if stack is None else layer_weights(layer, self.speed, stack)
                 wanted = rows if self.speed.last_layer_rows and layer is bert.encoder.layer[-1] else None
                 x = pieces.layer(layer, weights, x, mask, wanted, attention, self.speed)
         else:
-            x = bert(input_ids=input_ids, attention_mask=mask, token_type_ids=segment_ids).last_hidden_state
+            inputs = {"attention_mask": mask, "token_type_ids": segment_ids, "position_ids": position_ids}
+            x = bert(input_ids=input_ids, **inputs).last_hidden_state
         if not self.speed.last_layer_rows:
             x = x.flatten(0, 1).index_select(0, rows)
         return x
@@ -183,12 +194,20 @@ class PretrainingModel(nn.Module):
         return pieces.heads(*heads, x, masked_labels, next_sentence_labels, self.speed)
 
 
-def _key_mask(attention_mask: torch.Tensor, attention: str) -> torch.Tensor:
-    """Convert a (B, L) mask of ones and zeros to the (B, 1, 1, L) mask that eager adds and sdpa selects by.
+def _allowed_keys(attention_mask: torch.Tensor, packed: bool) -> torch.Tensor:
+    """The keys that each query attends to, from a (B, L) mask: the real ones, (B, 1, 1, L) bool.
+
+    Packed: those of its own sample, (B, 1, L, L). Those of padding are padding, so that no softmax is empty.
+    """
+    keys = attention_mask[:, None, None, :]
+    return keys == attention_mask[:, None, :, None] if packed else keys.bool()
+
+
+def _additive_or_boolean(allowed: torch.Tensor, attention: str) -> torch.Tensor:
+    """The mask that eager adds and sdpa selects by.
 
     Given the (B, L) form, ``transformers`` tests whether it is all ones, which waits for the device.
     """
-    allowed = attention_mask[:, None, None, :].bool()
     if attention == "sdpa":
         return allowed
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, torch.finfo(torch.float32).min)

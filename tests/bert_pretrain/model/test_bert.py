@@ -35,7 +35,8 @@ def tiny(**changes: object) -> ModelConfig:
 
 SWITCHES = [field.name for field in fields(SpeedConfig)]
 NONE = SpeedConfig(**dict.fromkeys(SWITCHES, False))
-TECHNIQUES = [name for name in SWITCHES if name not in ("compile", "cuda_graphs")]  # these two: test_compile.py
+# The first two are tested in test_compile.py, the last in test_packing.py.
+TECHNIQUES = [name for name in SWITCHES if name not in ("compile", "cuda_graphs", "packing")]
 ALL = replace(NONE, **dict.fromkeys(TECHNIQUES, True))
 
 
