@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
+from bert_pretrain.config_files import CONFIG_DIR
 from bert_pretrain.data.batch_plan import AUTO, BatchConfig
 from bert_pretrain.data.dataset import ShardSet
 from bert_pretrain.distributed.preemption import EXIT_STOPPED, StopRequest
@@ -27,16 +28,6 @@ from bert_pretrain.training.metrics import Row, duration
 
 _SECONDS_A_LINE = 10.0
 _GPU_TOKENS = 32_768
-_SPEED = SpeedConfig(  # of configs/run.yaml, as far as evaluation reads it: a run's own numbers, to the last bit
-    group_by_length=True,
-    last_layer_rows=True,
-    fused_qkv=True,
-    fast_dropout=True,
-    fused_loss=True,
-    pad_vocabulary=None,
-    compile=False,
-    cuda_graphs=False,
-)
 
 
 @dataclass(frozen=True)
@@ -136,7 +127,8 @@ def load_model(source: Source, device: torch.device) -> PretrainingModel:
         if not found[name].isfinite().all():
             raise ConfigError(f"{where}, whose {name} has values that are not finite; give another checkpoint")
         own[name].data.copy_(found[name])
-    return PretrainingModel(bert, _SPEED.on(device)).to(device)
+    speed: Any = OmegaConf.load(CONFIG_DIR / "run.yaml").speed  # with those of a run, its numbers to the last bit
+    return PretrainingModel(bert, SpeedConfig(**speed).on(device)).to(device)
 
 
 def check_segments(model: PretrainingModel, shards: ShardSet, source: Source) -> None:

@@ -140,7 +140,8 @@ class PretrainingModel(nn.Module):
         row's samples, ``position_ids`` (B, L) start at 0 in each, ``first_positions`` (S,) are those of the [CLS] in
         the flattened tokens, and the labels are (S,).
         """
-        x = self.hidden_states(input_ids, attention_mask, segment_ids, masked_positions)
+        places = masked_positions, first_positions, position_ids
+        x = self.hidden_states(input_ids, attention_mask, segment_ids, *places)
         return self.losses(x, masked_labels, next_sentence_labels)
 
     def hidden_states(
@@ -149,10 +150,11 @@ class PretrainingModel(nn.Module):
         attention_mask: torch.Tensor | None,
         segment_ids: torch.Tensor,
         masked_positions: torch.Tensor,
+        first_positions: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """What ``losses`` reads: the last hidden states of the B [CLS] and the M masked positions, (B + M, H).
-
-        Without the next-sentence head, (M, H).
+        """What ``losses`` reads: the last hidden states of the B (packed: S) [CLS] and the M masked positions,
+        (B + M, H); without the next-sentence head (M, H). Arguments as for ``forward``.
         """
         if self.speed.cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()  # tensors of the last micro-batch may be overwritten
