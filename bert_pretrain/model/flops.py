@@ -31,7 +31,7 @@ def training_flops(
 def parameter_count(model: ModelConfig) -> int:
     """Parameters of ``BertForPreTraining``, or of ``BertForMaskedLM``; the tied decoder counts once."""
     h, f, v = model.hidden_size, model.intermediate_size, model.vocab_size
-    embeddings = (v + model.max_position_embeddings + 2) * h + 2 * h
+    embeddings = (v + model.max_position_embeddings + (model.type_vocab_size or 2)) * h + 2 * h
     layer = 4 * (h * h + h) + 2 * h * f + f + h + 4 * h
     masked_words = h * h + h + 2 * h + v
     next_sentence = (h * h + h) + (2 * h + 2) if model.next_sentence else 0  # the pooler and its head

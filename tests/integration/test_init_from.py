@@ -131,8 +131,23 @@ def test_export_and_back(run: tuple[Path, str], origin: Path, data: Path, tmp_pa
         assert {**first, "step": 6} == last
 
 
+def test_without_next_sentences(run: tuple[Path, str], origin: Path, data: Path, tmp_path: Path) -> None:
+    options = ("model.next_sentence=false", "schedule.total_steps=1")
+    out = pretrained(tmp_path / "from_origin", data, origin, *options)
+    assert "start from random weights" not in out
+    assert "not used" not in out
+    out = pretrained(tmp_path / "from_run", data, run[0], *options)
+    (line,) = [
+        line for line in out.splitlines() if line.endswith("cls.seq_relationship.bias, cls.seq_relationship.weight")
+    ]
+    assert "but not used: bert.pooler.dense.bias, bert.pooler.dense.weight, " in line
+    assert "moments: reset (in" in out
+    first, last = evaluations(tmp_path / "from_run")[0], evaluations(run[0])[6]
+    assert first["eval_mlm_loss"] == last["eval_mlm_loss"]
+
+
 def test_two_ranks_with_sharded_moments(run: tuple[Path, str], data: Path, tmp_path: Path) -> None:
-    options = ("optimizer.sharded=true", "schedule.total_steps=2", "init_moments=restart")
+    options = ("optimizer.sharded=true", "schedule.total_steps=2", "init_moments=restart", "data.masking=dynamic")
     pretrained(tmp_path / "run", data, run[0], *options, processes=2)
     first, last = evaluations(tmp_path / "run")[0], evaluations(run[0])[6]
     assert first["eval_mlm_loss"] == pytest.approx(last["eval_mlm_loss"], abs=1e-6)
