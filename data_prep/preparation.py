@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.data.masking import SPECIAL_TOKENS
 from bert_pretrain.data.shards import ShardHeader, read_manifest, write_manifest
 from bert_pretrain.errors import ConfigError
 from data_prep.corpus import corpora_fingerprint, corpus_sources, no_text
@@ -40,6 +39,7 @@ from data_prep.engine.stages import (
     write_text,
 )
 from data_prep.options import CorpusConfig, EngineConfig, PrepareConfig
+from data_prep.samples.given_tokenizer import given_vocabulary
 from data_prep.samples.tokenizer import Vocabulary, load_vocabulary, train_vocabulary, write_tokenizer
 from data_prep.samples.write import unigram_entropy
 from data_prep.sources.pieces import Piece
@@ -49,7 +49,7 @@ from data_prep.text.duplicates import TextPart
 def prepare(config: PrepareConfig) -> None:
     """Write the shards, or report that they exist already."""
     out_dir = Path(config.out_dir).absolute()
-    given = load_vocabulary(Path(config.vocab), config.lowercase) if config.vocab else None
+    given = given_vocabulary(config.vocab, config.lowercase) if config.vocab else None
     options = _options(config, given)
     folders = shard_dirs(out_dir, config.sequence_lengths)
     if check_out_dir(out_dir, folders, options):
@@ -189,7 +189,7 @@ class Preparation:
                 "vocab_hash": header.vocab_hash,
                 "tokenizer_hash": header.tokenizer_hash,
                 "lowercase": vocabulary.lowercase,
-                "special_ids": {token: vocabulary.tokens.index(token) for token in SPECIAL_TOKENS},
+                "special_ids": {vocabulary.tokens[number]: number for number in vocabulary.roles.values()},
             },
             "sources": sources,
             "stages": self.stages,

@@ -48,9 +48,9 @@ def count_rows(arrays: Arrays, vocabulary: Vocabulary | None, probability: float
     inputs = np.take_along_axis(arrays["input_ids"], arrays["masked_lm_positions"], axis=1)[predicted]
     labels = arrays["masked_lm_ids"][predicted]
     if vocabulary is not None:
-        mask_id = vocabulary.tokens.index("[MASK]")
+        mask_id = vocabulary.roles["mask"]
         real = restore_ids(arrays)[arrays["input_mask"] > 0]
-        totals.unknown_tokens += int(np.count_nonzero(real == vocabulary.tokens.index("[UNK]")))
+        totals.unknown_tokens += int(np.count_nonzero(real == vocabulary.roles["unk"]))
         totals.tokens = _summed(totals.tokens, real, len(vocabulary.tokens))
     else:
         mask_id = int(np.bincount(inputs).argmax()) if len(inputs) else 0
