@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bert_pretrain.data.masking import restore_ids
-from bert_pretrain.data.shards import Arrays
+from bert_pretrain.data.shards import SPLITS, Arrays
 from bert_pretrain.errors import ConfigError
 from data_prep.samples.tokenizer import Vocabulary
 
@@ -126,3 +126,32 @@ def show_sample(arrays: Arrays, vocabulary: Vocabulary | None) -> str:
         words.append(text)
     label = "random next" if arrays["next_sentence_labels"][0] else "true next"
     return f"  ({label}) {' '.join(words).replace(' ##', '')}"
+
+
+def piece_shares(pieces: dict[str, dict[str, dict[str, int]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Pieces a word (0 if the tokenizer marks no words) and share of unknown pieces, of ``{when: {split: counts}}``."""
+    return {
+        split: {
+            when: {
+                "pieces_a_word": round(count["pieces"] / count["words"], 4) if count["words"] else 0.0,
+                "unknown_share": round(count["unknown"] / count["pieces"], 6),
+            }
+            for when, splits in pieces.items()
+            if (count := splits[split])["pieces"]
+        }
+        for split in SPLITS
+    }
+
+
+def describe_shares(shares: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """:func:`piece_shares` as lines of text."""
+    return [
+        f"{split}: "
+        + "; ".join(
+            f"{f'{when} words were added, ' if len(values) > 1 else ''}{of['pieces_a_word']:.3f} pieces a word, "
+            f"{of['unknown_share']:.3%} unknown"
+            for when, of in values.items()
+        )
+        for split, values in shares.items()
+        if values
+    ]

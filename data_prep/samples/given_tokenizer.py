@@ -41,7 +41,7 @@ def given_vocabulary(name: str, lowercase: bool) -> Vocabulary:
         if not sources.keys() & {"tokenizer.json", "tokenizer_config.json"}:
             config = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
             sources["tokenizer_config.json"] = _json_bytes({**config, "model_max_length": LONGEST_SEQUENCE})
-    return _resolve(sources, name)
+    return resolve(sources, name)
 
 
 def _find_folder(name: str, path: Path) -> Path:
@@ -87,7 +87,7 @@ def _downloaded(name: str) -> Path:
         ) from None
 
 
-def _resolve(sources: dict[str, bytes], name: str) -> Vocabulary:
+def resolve(sources: dict[str, bytes], name: str) -> Vocabulary:
     """The tokenizer that transformers makes of ``sources``, with files that mean the same everywhere."""
     with tempfile.TemporaryDirectory() as scratch:
         stated = _stated(sources, Path(scratch) / "source", name)

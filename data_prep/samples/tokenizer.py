@@ -127,7 +127,7 @@ def load_vocabulary(path: Path, lowercase: bool = True) -> Vocabulary:
     return _of_table(table, lowercase)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def _load_tokenizer_json(file: Path, changed: int) -> Vocabulary:
     """Cached for all stages. ``changed`` is the file's modification time."""
     table = read_tokenizer(file.parent)
@@ -186,11 +186,14 @@ def _bert_tokenizer(ids: dict[str, int], lowercase: bool, unknown: str = "[UNK]"
 def write_tokenizer(vocabulary: Vocabulary, folder: Path) -> None:
     """Write the files of a given tokenizer, or those of one that was trained here or read from a ``vocab.txt``."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (vocabulary.files or _own_files(vocabulary)).items():
+    for name, content in files_of(vocabulary).items():
         (folder / name).write_bytes(content)
 
 
-def _own_files(vocabulary: Vocabulary) -> dict[str, bytes]:
+def files_of(vocabulary: Vocabulary) -> dict[str, bytes]:
+    """The files of a tokenizer's folder."""
+    if vocabulary.files:
+        return vocabulary.files
     roles = {f"{role}_token": vocabulary.tokens[number] for role, number in vocabulary.roles.items()}
     config = {
         "tokenizer_class": "BertTokenizer",

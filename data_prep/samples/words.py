@@ -30,6 +30,8 @@ class WordEncoder:
         self._is_bert = splits_at_spaces(state)
         self.dtype = np.dtype(vocabulary.id_dtype)
         self.unknown_id = vocabulary.roles["unk"]
+        continues = vocabulary.table.is_continuation
+        self.begins_word = np.zeros(len(vocabulary.tokens), dtype=np.bool_) if continues is None else ~continues
         if self._is_bert:
             self._longest_word = state["model"]["max_input_chars_per_word"]
             vocab = vocabulary.tokenizer.get_vocab(with_added_tokens=False)
