@@ -1,6 +1,5 @@
 """The shards of a split as one sequence of samples, checked against the options and the vocabulary of the run."""
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from bert_pretrain.data.shards import (
     read_manifest,
     shard_paths,
 )
+from bert_pretrain.data.tokenizer_files import TokenTable, read_tokenizer
 from bert_pretrain.errors import ConfigError, require
 
 _OPEN_SHARDS = 64
@@ -195,7 +195,7 @@ def _check_fit(reader: ShardReader, config: ShardOptions, vocab_size: int, first
     header = reader.header
     if header is None:
         return
-    if header.vocab_size > vocab_size:
+    if header.vocab_size > vocab_size:  # a larger model is padded, as 30,522 words to 30,528
         raise ConfigError(
             f"model.vocab_size is {vocab_size}, but shard {reader.path} was made with a vocabulary of "
             f"{header.vocab_size}; set model.vocab_size={header.vocab_size} or data.dir to other shards"
@@ -217,15 +217,26 @@ def report_single_segments(shards: ShardSet, next_sentence: bool, report: Callab
 
 
 def check_vocabulary(config: DataConfig, splits: list[ShardSet], report: Callable[[str], None]) -> None:
-    """Raise ``ConfigError`` if ``data.tokenizer`` has another vocabulary than the shards; report a missing one."""
-    path = Path(config.tokenizer) / "vocab.txt"
-    if not path.is_file():
-        report(f"no vocabulary at {path}: checkpoints will not contain a tokenizer; set data.tokenizer to its folder")
+    """Raise ``ConfigError`` if ``data.tokenizer`` has other tokens than the shards; report a missing one."""
+    folder = Path(config.tokenizer)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        report(f"no vocabulary at {folder}: checkpoints will not contain a tokenizer; set data.tokenizer to its folder")
         return
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    table = read_tokenizer(folder)
     for shards in splits:
-        if shards.header is not None and shards.header.vocab_hash != digest:
+        if shards.header is not None and shards.header.vocab_hash != table.vocab_hash:
             raise ConfigError(
                 f"data.tokenizer is {config.tokenizer!r}, but {shards.paths[0]} was made with another vocabulary; "
                 "give the tokenizer that bert-pretrain prepare wrote beside the shards"
             )
+        check_size(table, folder, shards)
+
+
+def check_size(table: TokenTable, folder: Path, shards: ShardSet) -> None:
+    """Raise ``ConfigError`` if the tokenizer has more tokens than the model."""
+    if len(table.tokens) > shards.vocab_size:
+        raise ConfigError(
+            f"data.tokenizer {folder} has {len(table.tokens)} tokens, but the model only {shards.vocab_size}; set "
+            f"model.vocab_size={len(table.tokens)} or give the tokenizer that the shards in {shards.paths[0].parent} "
+            "were made with"
+        )

@@ -1,15 +1,15 @@
 """Held-out shards for a model that exists: whether it can read them, and opening them. Needs no torch."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from bert_pretrain.data.dataset import ShardSet, open_split
 from bert_pretrain.data.shards import ShardHeader, ShardReader, shard_paths
+from bert_pretrain.data.tokenizer_files import read_tokenizer
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub.source import Source
-from bert_pretrain.hub.vocabulary import read_tokens
 
 _FIRST_SAMPLES = 64  # looked at, for masks and for second segments
 
@@ -54,28 +54,27 @@ def check_tokens(source: Source, directory: Path, header: ShardHeader | None) ->
     """
     where = f"data.dir {directory} was made with another tokenizer than model_dir {source.name!r}"
     advice = f"prepare the text again with vocab={source.name}"
-    tokens = read_tokens(source.folder)
     if header is not None and header.vocab_size > source.config["vocab_size"]:
         raise ConfigError(f"{where}: {header.vocab_size} tokens, the model has {source.config['vocab_size']}; {advice}")
-    if header is None or tokens is None:
+    table = read_tokenizer(source.folder) if has_tokenizer(source.folder) else None
+    if header is None or table is None:
         unknown = f"the shards in {directory}" if header is None else f"model_dir {source.name!r}"
         return print(f"{unknown} came without a tokenizer: the same ids are taken to be the same tokens")
-    theirs = read_tokens(directory / "tokenizer")
-    if tokens_hash(tokens) == header.vocab_hash:
+    if table.vocab_hash == header.vocab_hash:
         return None
-    if theirs is None or tokens_hash(theirs) != header.vocab_hash:
-        raise ConfigError(f"{where}: {header.vocab_size} tokens of other names than its {len(tokens)}; {advice}")
-    names = {number: token for token, number in tokens.items()}
-    for token, number in theirs.items():
-        if tokens.get(token) != number:
-            raise ConfigError(f"{where}: id {number} is {token!r} there and {names.get(number)!r} here; {advice}")
+    folder = directory / "tokenizer"
+    theirs = read_tokenizer(folder) if has_tokenizer(folder) else None
+    if theirs is None or theirs.vocab_hash != header.vocab_hash:
+        raise ConfigError(f"{where}: {header.vocab_size} tokens of other names than its {len(table.tokens)}; {advice}")
+    for number, (token, own) in enumerate(zip_longest(theirs.tokens, table.tokens[: len(theirs.tokens)])):
+        if token != own:
+            raise ConfigError(f"{where}: id {number} is {token!r} there and {own!r} here; {advice}")
     return None
 
 
-def tokens_hash(tokens: dict[str, int]) -> str:
-    """The ``vocab_hash`` of a shard: SHA-256 of the tokens in the order of their ids, one a line."""
-    lines = "".join(f"{token}\n" for token in sorted(tokens, key=tokens.__getitem__))
-    return hashlib.sha256(lines.encode()).hexdigest()
+def has_tokenizer(folder: Path) -> bool:
+    """Whether there is a tokenizer that ``read_tokenizer`` reads."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
 
 
 def open_heldout(data: HeldoutShards, report: Callable[[str], None]) -> ShardSet:

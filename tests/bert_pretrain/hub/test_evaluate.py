@@ -1,5 +1,6 @@
 """``bert-pretrain evaluate``: the numbers of a run and of plain transformers, by corpus, and what it refuses."""
 
+import hashlib
 import json
 import math
 import signal
@@ -16,7 +17,6 @@ from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertMo
 from bert_pretrain.data.shards import write_manifest, write_shard
 from bert_pretrain.distributed.preemption import EXIT_STOPPED, STOP_SIGNALS, StopRequest
 from bert_pretrain.hub import evaluate, measure
-from bert_pretrain.hub.heldout import tokens_hash
 from bert_pretrain.hub.source import find_source
 from tests.bert_pretrain.training.test_trainer import trainer_for
 from tests.conftest import LENGTH, VOCAB_SIZE, header, random_arrays
@@ -44,12 +44,12 @@ def write_shards(folder: Path, heldout: int = 20, single: bool = False) -> Path:
     """Shards of three corpora, the last of which has no held-out sample."""
     write_tokens(folder / "tokenizer", TOKENS)
     rng, rows = np.random.default_rng(3), []
-    tokens = {token: number for number, token in enumerate(TOKENS)}
+    tokens_hash = hashlib.sha256((folder / "tokenizer" / "vocab.txt").read_bytes()).hexdigest()
     for split, size, corpora in (("train", 30, 3), ("heldout", heldout, 2)):
         for number in range(2):
             arrays = random_arrays(rng, size)
             arrays["segment_ids"] *= not single
-            head = header(split, vocab_hash=tokens_hash(tokens))
+            head = header(split, vocab_hash=tokens_hash)
             path = folder / f"{split}_{number:05d}.hdf5"
             rows.append(write_shard(path, arrays, head, rng.integers(0, corpora, size)))
     write_manifest(folder, {"shards": rows, "corpora": CORPORA})
