@@ -15,9 +15,9 @@ from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 from bert_pretrain.config_files import CONFIG_DIR
 from bert_pretrain.data.batch_plan import AUTO, BatchConfig
 from bert_pretrain.data.dataset import ShardSet
-from bert_pretrain.distributed.preemption import EXIT_STOPPED, StopRequest
+from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import open_world
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.errors import EXIT_STOPPED, ConfigError
 from bert_pretrain.hub.from_pretrained import read_weights
 from bert_pretrain.hub.heldout import HeldoutShards, are_pairs, open_heldout
 from bert_pretrain.hub.source import Source

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
 
 from bert_pretrain.data.shards import write_manifest, write_shard
-from bert_pretrain.distributed.preemption import EXIT_STOPPED, STOP_SIGNALS, StopRequest
+from bert_pretrain.distributed.preemption import STOP_SIGNALS, StopRequest
+from bert_pretrain.errors import EXIT_STOPPED
 from bert_pretrain.hub import evaluate, measure
 from bert_pretrain.hub.source import find_source
 from tests.bert_pretrain.training.test_trainer import trainer_for
