@@ -24,6 +24,7 @@ from bert_pretrain.data.collate import fixed_shapes
 from bert_pretrain.data.dataset import ShardSet, check_vocabulary, open_split, report_single_segments
 from bert_pretrain.data.dynamic_masking import dynamic_masking
 from bert_pretrain.data.loader import DynamicMasking, TrainingData
+from bert_pretrain.data.packing import packed_shapes
 from bert_pretrain.data.sample_order import SampleOrder
 from bert_pretrain.directory_lock import DirectoryLock, lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
@@ -120,7 +121,8 @@ def build_trainer(
     shapes = None
     if model.speed.compile:  # last, because it takes minutes
         samples, trim = min(size, -(-batch.global_batch_size // world.size)), config.speed.group_by_length
-        shapes = fixed_shapes(samples, config.data.sequence_length, shards.max_predictions, trim)
+        largest = samples, config.data.sequence_length, shards.max_predictions
+        shapes = packed_shapes(*largest) if config.speed.packing else fixed_shapes(*largest, trim)
         world.run_on_all_ranks(partial(compile_model, model, precision, shapes, log.message))
     learning_rates = learning_rate_table(config.optimizer.lr, config.schedule)
     return Trainer(
