@@ -118,11 +118,11 @@ def build_trainer(
     resolved, dtype = replace(config, batch=batch), dtype_name(precision.dtype)
     log.message(describe(resolved, world.size, world.device.type, dtype, shards.samples))
     log.message(describe_optimizer(optimizer, config.optimizer))
-    shapes = None
+    shapes, speed = None, config.speed
     if model.speed.compile:  # last, because it takes minutes
-        samples, trim = min(size, -(-batch.global_batch_size // world.size)), config.speed.group_by_length
+        samples = min(size, -(-batch.global_batch_size // world.size))
         largest = samples, config.data.sequence_length, shards.max_predictions
-        shapes = packed_shapes(*largest) if config.speed.packing else fixed_shapes(*largest, trim)
+        shapes = packed_shapes(*largest) if speed.packing else fixed_shapes(*largest, speed.group_by_length)
         world.run_on_all_ranks(partial(compile_model, model, precision, shapes, log.message))
     learning_rates = learning_rate_table(config.optimizer.lr, config.schedule)
     return Trainer(
@@ -134,15 +134,7 @@ def build_trainer(
         precision=precision,
         plan=plan,
         data=TrainingData(
-            shards,
-            order,
-            plan,
-            world.rank,
-            masking,
-            config.data.prefetch,
-            config.speed.group_by_length,
-            shapes,
-            config.speed.packing,
+            shards, order, plan, world.rank, masking, config.data.prefetch, speed.group_by_length, shapes, speed.packing
         ),
         heldout=heldout,
         store=store,

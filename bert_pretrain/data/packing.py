@@ -31,7 +31,7 @@ def packed_micro_batches(arrays: Arrays, count: int, shapes: list[Shape] | None 
         needed = max(1, len(np.unique(rows[own])))
         if shapes is None:
             steps = max(1, size // _SIZES), max(1, size * predictions // _SIZES)
-            samples = _rounded(max(1, np.count_nonzero(own)), steps[0])
+            samples = _rounded(max(1, int(np.count_nonzero(own))), steps[0])
             shape = Shape(_rounded(needed, steps[0]), length, _rounded(masked, steps[1]), True, samples)
         else:
             shape = next(shape for shape in shapes if shape.samples >= needed)
