@@ -124,15 +124,21 @@ def encode_part(
     found = Encoded(ids, _offsets(lengths[has_tokens]), _offsets(sizes[kept]), numbers[kept], all_copies[kept])
     counts["sentences_dropped_without_tokens"] = int(np.count_nonzero(~has_tokens))
     counts["documents_dropped_without_tokens"] = int(np.count_nonzero(~kept))
-    counts["documents"] = len(slots)
-    counts["heldout_documents"] = int(np.count_nonzero(slots >= buckets[0]))
-    counts["documents_of_weight_0"] = int(np.count_nonzero(found.copies == 0))
-    counts["sentences"] = len(found.sentences) - 1
-    counts["tokens"] = len(ids)
-    counts["unknown_tokens"] = sum(split["unknown"] for split in pieces["after"].values())
     write_atomically(path, lambda temporary: _write_sorted(temporary, found, slots, sum(buckets)))
-    histogram = np.bincount(np.diff(found.sentences) // LENGTH_BIN).tolist()
-    return {**counts, "pieces": pieces, "tokens_a_sentence": histogram}
+    return {**counts, **_describe(found, slots >= buckets[0], pieces["after"]), "pieces": pieces}
+
+
+def _describe(found: Encoded, is_heldout_document: np.ndarray, pieces: dict[str, dict[str, int]]) -> dict[str, Any]:
+    """The counts of a part; ``pieces``: by split."""
+    return {
+        "documents": len(is_heldout_document),
+        "heldout_documents": int(np.count_nonzero(is_heldout_document)),
+        "documents_of_weight_0": int(np.count_nonzero(found.copies == 0)),
+        "sentences": len(found.sentences) - 1,
+        "tokens": len(found.ids),
+        "unknown_tokens": sum(split["unknown"] for split in pieces.values()),
+        "tokens_a_sentence": np.bincount(np.diff(found.sentences) // LENGTH_BIN).tolist(),
+    }
 
 
 def _count_pieces(encoder: WordEncoder, ids: np.ndarray, is_heldout_token: np.ndarray) -> dict[str, dict[str, int]]:
