@@ -12,14 +12,10 @@ variable names of google-research/bert; the others are the model garden's own ne
 import argparse
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # the model garden is written for Keras 2
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 SHAPE = {
     "vocab_size": 40,

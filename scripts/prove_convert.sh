@@ -17,6 +17,7 @@ fi
 # Packages that are not in the new environment come from .venv: torch, transformers, pytest.
 .venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
   > "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+export TF_USE_LEGACY_KERAS=1 TF_CPP_MIN_LOG_LEVEL=3  # the model garden is written for Keras 2
 export PYTHONPATH=$PWD OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
 rm -rf "$folder/checkpoints"
 "$python" scripts/prove_convert.py write "$folder/checkpoints"

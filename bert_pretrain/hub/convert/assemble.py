@@ -85,6 +85,13 @@ def assemble(renamed: Renamed, values: dict[str, Any], config_path: Path, hidden
                 f"source: {renamed.origin.get(name, name)} has shape {tuple(weights[name].shape)}, {config_path} asks "
                 f"for {tuple(shape)}; give the configuration of this model"
             )
+        if not weights[name].isfinite().all():
+            raise ConfigError(f"source: {renamed.origin.get(name, name)} has values that are not finite; it diverged")
+    if renamed.heads not in (None, config.num_attention_heads):
+        raise ConfigError(
+            f"source has {renamed.heads} attention heads, {config_path} says num_attention_heads="
+            f"{config.num_attention_heads}; give the configuration of this model"
+        )
     if lacking := [head for head, there in zip(("masked-word", "next-sentence"), heads, strict=True) if not there]:
         notes.append(f"no {' and no '.join(lacking)} head: the model is a {architecture}")
     left_out = renamed.left_out + [renamed.origin[name] for name in extra]

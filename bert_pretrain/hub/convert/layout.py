@@ -59,6 +59,8 @@ class Renamed:
     left_out: list[str] = field(default_factory=list)
     """What is not used, by its name in the checkpoint."""
     gelu: str | None = None
+    heads: int | None = None
+    """The number of attention heads, where shapes tell it."""
 
 
 def rename(tensors: Mapping[str, Tensor], layout: Layout) -> Renamed:

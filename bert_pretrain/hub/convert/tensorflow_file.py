@@ -1,6 +1,7 @@
 """Reads TensorFlow checkpoints, through tensorflow: the extra ``convert``."""
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -49,4 +50,7 @@ def read(prefix: Path) -> Renamed:
     layout = layout_of(list(variables), (GOOGLE, _GARDEN))
     renamed = rename(variables, garden_layout(variables) if layout is _GARDEN else layout)
     renamed.left_out += skipped
+    if layout is _GARDEN:
+        query = next(name for name in variables if re.search(MARK, name))
+        renamed.heads = variables[query].shape[1]
     return renamed
