@@ -87,7 +87,8 @@ def main(config: ConvertConfig) -> None:
     converted = assemble(renamed, values, config_path, config.hidden_act)
     if tokenizer is not None and tokens is not None:
         check_vocabulary_size(tokenizer, len(tokens), converted.config.vocab_size)
-    notes = write(config, converted, renamed.title, tokenizer, content, out_dir)
+    origin = f"{checkpoint.path.name} ({renamed.title})"
+    notes = write(config, converted, origin, tokenizer, content, out_dir)
     print(f"{checkpoint.path}: {renamed.title}, {len(converted.weights)} weights, {converted.architecture}")
     for line in [*converted.notes, *notes, *(f"left out: {name}" for name in converted.left_out)]:
         print(f"  {line}")
@@ -108,7 +109,7 @@ def check_out_dir(out_dir: Path, checkpoint: Checkpoint, overwrite: bool) -> Non
 def write(
     config: ConvertConfig,
     converted: "Converted",
-    title: str,
+    origin: str,
     tokenizer: Path | None,
     content: dict[str, Any],
     out_dir: Path,
@@ -126,11 +127,11 @@ def write(
         model_folder = temporary if moments is None else temporary / "model"
         notes = write_model(converted, tokenizer, config.lowercase, model_folder)
         if moments is not None:
-            saved = write_checkpoint(*moments, model_folder, config.source, temporary / "checkpoints")
+            saved = write_checkpoint(*moments, model_folder, origin, temporary / "checkpoints")
             shutil.rmtree(model_folder)
             notes.append(f"moments of step {moments[1]:,} in checkpoints/{saved.name}; they fit optimizer=nvidia_code")
         else:
-            (temporary / "README.md").write_text(model_card(converted, title, config.source), encoding="utf-8")
+            (temporary / "README.md").write_text(model_card(converted, origin), encoding="utf-8")
         replace_folder(temporary, out_dir)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

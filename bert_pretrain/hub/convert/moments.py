@@ -52,7 +52,7 @@ def read_moments(content: Mapping[str, Any], converted: Converted) -> tuple[dict
 
 
 def write_checkpoint(
-    moments: dict[str, dict[str, Tensor]], step: int, model_folder: Path, source: str, directory: Path
+    moments: dict[str, dict[str, Tensor]], step: int, model_folder: Path, origin: str, directory: Path
 ) -> Path:
     """Write ``directory/step_N`` with the model in ``model_folder`` and its moments; returns its path."""
     model: Any = BertForPreTraining.from_pretrained(model_folder, dtype=torch.float32)
@@ -63,6 +63,6 @@ def write_checkpoint(
             own = moments[name.removeprefix("bert.")]
             optimizer.state[parameter] = {"step": torch.tensor(float(step)), **own}
     preset.lr = 0.0
-    config = OmegaConf.to_yaml(OmegaConf.create({"converted_from": source, "optimizer": preset}))
+    config = OmegaConf.to_yaml(OmegaConf.create({"converted_from": origin, "optimizer": preset}))
     store = CheckpointStore(directory, 1, model_folder)
     return store.save(model, optimizer.state_dict(), Progress(step=step, attempts=step), config)

@@ -1,7 +1,7 @@
 """``bert-pretrain convert`` on what TensorFlow wrote: recorded for every run, anew where tensorflow is installed.
 
-The fixtures hold variables and logits of tiny BERTs as TensorFlow saved and computed them; scripts/prove_convert.py made
-them and scripts/prove_convert.sh runs what skips here.
+The fixtures hold variables and logits of tiny BERTs as TensorFlow saved and computed them; scripts/prove_convert.py
+made them and scripts/prove_convert.sh runs what skips here.
 """
 
 import importlib.util
