@@ -19,6 +19,7 @@ from bert_pretrain.hub.convert.files import is_lowercase
 from bert_pretrain.optim.build import decay_groups
 from bert_pretrain.optim.nvlamb import NVLamb
 from scripts.prove_convert import CONFIG, VOCABULARY
+from tests.conftest import TEST_RECIPE, VOCAB_SIZE, run_module
 
 Tensors = dict[str, torch.Tensor]
 
@@ -170,6 +171,26 @@ def test_nvidias_moments(era: str, act: str, folder: Path, model, weights: Tenso
             torch.testing.assert_close(state["exp_avg_sq"], 0.001 * grad**2)
             assert state["step"] == 7038
     assert "pre_normalization: clip" in (path / "config.yaml").read_text()
+
+
+def test_a_run_begins_with_the_moments(folder: Path, shard_dir: Path, tmp_path: Path, capsys) -> None:
+    shape = {"vocab_size": VOCAB_SIZE, "hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 16}
+    made = BertForPreTraining(BertConfig(**{**CONFIG, **shape}))
+    content, _ = nvidia_optimizer(made, "amp")
+    stored = {name: value for name, value in made.state_dict().items() if name != "cls.predictions.decoder.bias"}
+    torch.save(content | {"model": as_nvidia(stored)}, folder / "ckpt_7038.pt")
+    (folder / "bert_config.json").write_text(json.dumps({**CONFIG, **shape}))
+    out = convert(folder, "moments=true", "vocab=none", "hidden_act=gelu")
+    words = [*TEST_RECIPE, f"data.dir={shard_dir}", f"init_from={out}", "init_moments=keep", "schedule.total_steps=2"]
+    wrong = run_module("bert_pretrain.pretrain", *words, f"run_dir={tmp_path}/wrong")
+    assert wrong.returncode == 2
+    assert "its moments do not fit; give init_moments=reset" in wrong.stderr
+    words += [f"run_dir={tmp_path}/run", "optimizer=nvidia_code", "optimizer.lr=1e-3"]
+    words.remove("optimizer.phi_min=null")
+    done = run_module("bert_pretrain.pretrain", *words)
+    assert done.returncode == 0, done.stderr
+    state = load_optimizer_state(tmp_path / "run" / "checkpoints" / "step_00000002", torch.device("cpu"))
+    assert {float(entry["step"]) for entry in state["state"].values()} == {7040.0}
 
 
 UER_LAYER = {
