@@ -68,6 +68,11 @@ def main(config: ConvertConfig) -> None:
     config_path, values = read_config(config.config, checkpoint)
     tokenizer = find_tokenizer(config.vocab, checkpoint)
     tokens = read_vocabulary(tokenizer) if tokenizer is not None and tokenizer.is_file() else None
+    if tokenizer is not None and tokens is None and config.lowercase is not None:
+        raise ConfigError(
+            f"lowercase is {str(config.lowercase).lower()}, but the tokenizer in {tokenizer} states it already; give "
+            "vocab=FILE with a vocab.txt to make a new one"
+        )
     out_dir = Path(config.out_dir)
     check_out_dir(out_dir, checkpoint, config.overwrite)
 

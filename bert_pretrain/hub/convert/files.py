@@ -17,7 +17,8 @@ TOKENIZER_FILES = (
     "vocab.txt",
 )
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_TORCH = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+_TORCH = re.compile(r"\.(pt|pth|bin|ckpt|safetensors)(-\d+)?$")
+"""UER appends the step: ``model.bin-10000``."""
 _DATA = re.compile(r"\.data-\d{5}-of-\d{5}$")
 _PADDING = 128
 """A model's vocabulary is padded by less than this: NVIDIA pads to multiples of 8, others to 64 or 128."""
@@ -51,7 +52,7 @@ def find_checkpoint(source: str) -> Checkpoint:
         return Checkpoint(prefix, True)
     if prefix != path or list(path.parent.glob(f"{path.name}.data-*")):
         raise ConfigError(f"source {path}: there is no {prefix.name}.index, without which it cannot be read")
-    if path.is_file() and path.suffix in _TORCH:
+    if path.is_file() and _TORCH.search(path.name):
         return Checkpoint(path, False)
     allowed = "a file of PyTorch (.pt, .bin, .pth, .safetensors), a TensorFlow checkpoint (PREFIX.index), or a folder"
     raise ConfigError(
@@ -69,7 +70,7 @@ def _in_folder(folder: Path) -> Checkpoint:
     if numbered:
         return Checkpoint(numbered[max(numbered)], False)
     found = [find_checkpoint(str(path)) for path in sorted(folder.glob("*.index"))]
-    found += [Checkpoint(path, False) for path in sorted(folder.iterdir()) if path.suffix in _TORCH]
+    found += [Checkpoint(path, False) for path in sorted(folder.iterdir()) if _TORCH.search(path.name)]
     if len(found) == 1:
         return found[0]
     names = ", ".join(checkpoint.path.name for checkpoint in found[:5])

@@ -1,6 +1,7 @@
 """Reads PyTorch files without running anything in them, and tells which layout they have."""
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ def load(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals([(Discarded, name) for name in _DISCARDED]):
+        with torch.serialization.safe_globals([(Discarded, name) for name in _DISCARDED]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle's protocol; what cannot be read raises
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except FileNotFoundError:
         raise
@@ -81,12 +83,13 @@ def load(path: Path) -> dict[str, Any]:
 def _in_plain_words(path: Path, text: str) -> str:
     if found := re.search(r"(?:GLOBAL|global|class|function)\s+`?([\w.]+\.[\w.]+)`?", text):
         return (
-            f"source {path} wants to run {found[1]} when it is read; nothing in it was run. Allowed: tensors only. "
+            f"source {path}: to read it would run {found[1]}; nothing in it was run. Allowed: tensors only. "
             "Save the model's state_dict() alone with the program that wrote the file"
         )
     if "legacy .tar format" in text or "Unsupported operand" in text or "Unsupported class" in text:
-        return f"source {path} wants to run code when it is read; nothing in it was run. Allowed: tensors only"
-    return f"source {path} is truncated or no checkpoint of PyTorch ({text.splitlines()[0][:120]}); copy it once more"
+        return f"source {path} is a pickle that holds more than tensors; nothing in it was run. Allowed: tensors only"
+    reason = (text.splitlines() or ["it is empty"])[0][:120]
+    return f"source {path} is truncated or no checkpoint of PyTorch ({reason}); copy it once more"
 
 
 def state_dict_of(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:

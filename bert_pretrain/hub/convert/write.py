@@ -33,11 +33,6 @@ def write_model(converted: Converted, tokenizer: Path | None, lowercase: bool | 
 def write_tokenizer(source: Path, lowercase: bool | None, folder: Path) -> str:
     """Copy the tokenizer files of the folder ``source``, or make them from a ``vocab.txt``. Returns a sentence."""
     if source.is_dir():
-        if lowercase is not None:
-            raise ConfigError(
-                f"lowercase is {str(lowercase).lower()}, but the tokenizer in {source} states it already; give "
-                "vocab=FILE with a vocab.txt to make a new one"
-            )
         for name in TOKENIZER_FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)

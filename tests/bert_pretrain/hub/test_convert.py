@@ -3,6 +3,7 @@
 import collections
 import json
 import os
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -237,7 +238,6 @@ def as_uer(weights: Tensors, old: bool) -> Tensors:
 @pytest.mark.parametrize("old", [False, True])
 def test_uer(old: bool, folder: Path, model, weights: Tensors) -> None:
     torch.save(as_uer(weights, old), folder / "model.bin-10000")
-    (folder / "model.bin-10000").rename(folder / "model.bin")
     config = {"emb_size": 8, "feedforward_size": 16, "hidden_size": 8, "hidden_act": "gelu", "heads_num": 2}
     config |= {"layers_num": 2, "dropout": 0.1, "embedding": ["word", "pos", "seg"], "encoder": "transformer"}
     (folder / "bert_config.json").write_text(json.dumps(config))
@@ -302,7 +302,7 @@ def test_a_pickle_that_runs_code_is_refused(folder: Path, weights: Tensors, caps
     monkeypatch.setenv("CONVERT_RAN", str(folder.parent / "ran"))
     torch.save({"model": as_nvidia(weights), "data_loader": RunsCode()}, folder / "ckpt_1.pt")
     message = refused(capsys, folder)
-    assert "wants to run posix.system when it is read; nothing in it was run" in message
+    assert "to read it would run posix.system; nothing in it was run" in message
     assert not (folder.parent / "ran").exists()
     torch.load(folder / "ckpt_1.pt", weights_only=False)
     assert (folder.parent / "ran").exists()  # what a plain torch.load does with it
@@ -355,6 +355,19 @@ def configured(**changes: object):
     return make
 
 
+def a_pickle(folder: Path, weights: Tensors) -> None:
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": RunsCode.__reduce__}))
+
+
+def empty(folder: Path, weights: Tensors) -> None:
+    (folder / "pytorch_model.bin").touch()
+
+
+def with_a_tokenizer(folder: Path, weights: Tensors) -> None:
+    lacking()(folder, weights)
+    (folder / "tokenizer_config.json").write_text("{}")
+
+
 def without(name: str):
     def make(folder: Path, weights: Tensors) -> None:
         lacking()(folder, weights)
@@ -383,6 +396,9 @@ def not_finite(folder: Path, weights: Tensors) -> None:
 
 FAULTS = [
     (truncated, (), "ckpt_1.pt is truncated or no checkpoint of PyTorch"),
+    (empty, (), "pytorch_model.bin is truncated or no checkpoint of PyTorch (it is empty)"),
+    (a_pickle, (), "a pickle that holds more than tensors; nothing in it was run"),
+    (with_a_tokenizer, ("lowercase=true",), "lowercase is true, but the tokenizer in"),
     (lacking("bert.pooler.dense.bias"), (), "lacks 1 of the 46 weights of BertForPreTraining: bert.pooler.dense.bias"),
     (lacking("cls.predictions.bias"), (), "lacks 1 of the 46 weights of BertForPreTraining: cls.predictions.bias"),
     (both, (), "'cls.predictions.bias' and 'module.cls.predictions.bias' are both the weight cls.predictions.bias"),
