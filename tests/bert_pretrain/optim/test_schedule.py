@@ -13,7 +13,7 @@ PHASE_2 = {"total_steps": 1563, "warmup_proportion": 0.128, "degree": 0.5}
 
 def test_phase_1_of_the_article():
     schedule = ScheduleConfig(**PHASE_1, decay_from="warmup_end")
-    assert schedule.warmup_steps == 2001  # 0.2843 * 7038 = 2000.9
+    assert schedule.warmup == 2001  # 0.2843 * 7038 = 2000.9
     assert learning_rate(0, 6e-3, schedule) == pytest.approx(6e-3 / 2001, rel=1e-12)
     assert learning_rate(2000, 6e-3, schedule) == pytest.approx(6e-3, rel=1e-12)
     assert learning_rate(2001, 6e-3, schedule) == pytest.approx(6e-3, rel=1e-12)  # continuous
@@ -51,7 +51,7 @@ def test_never_negative_never_nan_never_above_base(decay_from, warmup, total, de
     assert all(0 <= rate <= 0.1 for rate in rates)
     if decay_from == "warmup_end":
         assert rates[2 + total - 1] > 0
-    ahead = min(schedule.warmup_steps, total)
+    ahead = min(schedule.warmup, total)
     if decay_from == "warmup_end" and 0 < ahead < total:
         assert learning_rate(ahead - 1, 0.1, schedule) == pytest.approx(learning_rate(ahead, 0.1, schedule))
 
