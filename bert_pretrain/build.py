@@ -205,7 +205,7 @@ def resume(
         if load_progress(Path(path)).data_fingerprint != shards.fingerprint:
             raise ConfigError(
                 f"{path} was trained on other shards than those in data.dir now; restore them, or give another run_dir "
-                f"with init_from={path}"
+                f"with init_from={path} init_progress=reset"
             )
         return restore(Path(path), model, optimizer, precision, world.device)
 
@@ -241,6 +241,7 @@ def start(
                     entry["step"] = torch.zeros_like(entry["step"])
         state, difference = moments_by_name(state, optimizer)
         optimizer.load_state_dict(state)
-        log.message(difference) if difference else None
+        if difference:
+            log.message(difference)
     log.message(f"weights from {source}, moments: {config.init_moments}")
     return progress

@@ -94,8 +94,8 @@ def moments_by_name(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> 
     ``optimizer``. The second result is a line for the log; empty if the layers are the same.
     """
     groups = optimizer.state_dict()["param_groups"]
-    names, before = ([name for group in some for name in group.get("param_names", ())] for some in
-                     (groups, saved["param_groups"]))  # fmt: skip
+    names = [name for group in groups for name in group.get("param_names", ())]
+    before = [name for group in saved["param_groups"] for name in group.get("param_names", ())]
     if names == before or not before:
         return saved | {"param_groups": groups}, ""
     old_ids = dict(zip(before, (i for group in saved["param_groups"] for i in group["params"]), strict=True))

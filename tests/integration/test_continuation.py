@@ -1,4 +1,4 @@
-"""A branch of a run, and a run that is extended, end as the run that had their schedule from the start, bit for bit."""
+"""Branches, extended runs (each ends as the run that had its schedule from the start), frozen and unfrozen layers."""
 
 import json
 import shutil
@@ -9,6 +9,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from bert_pretrain.config import PretrainConfig
+from bert_pretrain.config_loading import load_config
+from bert_pretrain.model.bert import build_model
 from tests.conftest import TEST_RECIPE, run_module
 
 CONSTANT = ("schedule.shape=constant", "schedule.warmup_steps=3", "schedule.total_steps=12")
@@ -131,3 +134,39 @@ def test_a_changed_past_is_refused(changes: tuple[str, ...], message: str, shard
     assert f"run_dir {whole} belongs to another run" in printed
     assert (whole / "config.yaml").read_text() == before
     assert not (whole / "config_history").exists()
+
+
+FROZEN = ("bert.embeddings.", "bert.encoder.layer.0.")
+FREEZE = "optimizer.freeze=[bert.embeddings.*,bert.encoder.layer.0.*]"
+EXACT = ("model.hidden_dropout_prob=0", "model.attention_probs_dropout_prob=0", "precision.compute=fp32")
+
+
+def test_frozen_layers_on_two_sharded_ranks_and_later_unfrozen(tmp_path: Path, shard_dir: Path) -> None:
+    """The weights of one rank; frozen ones keep their bits; their moments start at 0 when a new run trains them."""
+    alone, sharded = tmp_path / "alone", tmp_path / "sharded"
+    words = (*EXACT, FREEZE, "logging.layers_every_steps=3", "schedule.total_steps=6")
+    code, printed = run(alone, shard_dir, *words)
+    assert code == 0, printed
+    assert "frozen        21 of 46 layers, 4,096 parameters: bert.embeddings (5), bert.encoder.layer.0 (16)" in printed
+    assert run(sharded, shard_dir, *words, "optimizer.sharded=true", processes=2)[0] == 0
+    first, second = (load_file(path / "checkpoints/step_00000006/model/model.safetensors") for path in (alone, sharded))
+    config = load_config("pretrain", [*TEST_RECIPE], PretrainConfig)
+    start = build_model(config.model, config.speed, 42, torch.device("cpu"))
+    for name, value in start.bert.state_dict().items():
+        if name in first:
+            assert torch.equal(first[name], value) == name.startswith(FROZEN), name
+            assert torch.equal(second[name], value) == name.startswith(FROZEN), name
+            if not name.endswith("key.bias"):  # its gradient is rounding alone
+                assert torch.allclose(first[name], second[name], atol=1e-4), name
+    (reported,) = ({*row["trust_ratio"]} for row in rows(sharded, 4) if "trust_ratio" in row)
+    assert len(reported) == 46 - 21
+    assert not any(name.startswith(FROZEN) for name in reported)
+    code, printed = run(alone, shard_dir, *words, "optimizer.freeze=[]")
+    assert code == 2
+    assert "optimizer.freeze was ['bert.embeddings.*', 'bert.encoder.layer.0.*'] and is []" in printed
+    whole = tmp_path / "whole"
+    code, printed = run(whole, shard_dir, *EXACT, f"init_from={sharded}")
+    assert code == 0, printed
+    assert "25 layers keep their moments; 21 were not trained before and start at 0" in printed
+    counts = {int(value) for name, value in state(whole, 6).items() if name.endswith(".step")}
+    assert counts == {6, 12}

@@ -86,6 +86,12 @@ def test_a_study_that_was_stopped_and_resumed_gives_the_same_curves(tmp_path: Pa
         pytest.raises(ConfigError, match=r"belongs to another run: batch.global_batch_size was 64 and is 32"),
     ):
         study.run()
+    constant = ("schedule.degree=0", "schedule.warmup_steps=2")
+    with small_study(tmp_path / "longer", *SMALL, *RUN, *constant, 'scales.toy.arms=["degree 1"]') as study:
+        study._curve("degree 1", 1, None)
+        study.scale.samples *= 2
+        with pytest.raises(ConfigError, match=r"belongs to another run: schedule.total_steps was"):
+            study._curve("degree 1", 1, None)  # would be the result of the shorter run
 
 
 def test_learning_rates_are_tuned_on_their_own_seed_and_divergence_is_a_result(tmp_path: Path) -> None:

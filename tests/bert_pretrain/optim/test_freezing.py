@@ -122,6 +122,21 @@ def test_the_step_is_that_of_transformers_with_requires_grad_false(freeze: list[
             assert torch.allclose(value, by_name[name], rtol=1e-4, atol=2e-5), name
 
 
+def test_cached_weights_of_which_some_are_frozen_have_the_gradients_of_the_others() -> None:
+    """In bf16 every weight is cast and cached, and the joined query, key and value have one gradient."""
+    grads = []
+    for freeze in ([], FREEZE["some of a joined weight"]):
+        model = new_model()
+        freeze_parameters(model, freeze)
+        with torch.autocast("cpu", torch.bfloat16):
+            our_backward(model, 0)
+        grads.append({name: p.grad for name, p in model.named_parameters()})
+    everything, some = grads
+    frozen = {name for name, grad in some.items() if grad is None}
+    assert frozen == {name for name in everything if ".query." in name or name.endswith("key.bias")}
+    assert all(torch.equal(some[name], everything[name]) for name in some.keys() - frozen)
+
+
 def test_backward_stops_below_the_lowest_trained_layer() -> None:
     model = new_model()
     freeze_parameters(model, FREEZE["lower part"])
@@ -173,7 +188,7 @@ def test_patterns_are_applied_in_order() -> None:
         (["bert.embedings.*"], "'bert.embedings.*', which matches no parameter; did you mean bert.embeddings.*"),
         (["*", "!bert.encoder.layr.0.*"], "'!bert.encoder.layr.0.*', which matches no parameter; did you mean"),
         (["bert.encoder.layer.7.*"], "which matches no parameter; did you mean bert.encoder.layer."),
-        (["*"], "['*'], which freezes all 60 parameters"),
+        (["*"], "['*'], which freezes all 62 parameters"),
         (["cls.predictions.decoder.weight"], f"cls.predictions.decoder.weight is tied to {WORD}; give that name"),
     ],
 )
@@ -190,11 +205,11 @@ def test_the_log_names_what_is_frozen() -> None:
     size = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     lines = describe_frozen(model).splitlines()
     assert lines[0].split(maxsplit=1)[1] == (
-        f"{frozen} of 60 layers, {size:,} parameters: bert.embeddings (5), bert.encoder.layer.0-1 (16 each), "
+        f"{frozen} of 62 layers, {size:,} parameters: bert.embeddings (5), bert.encoder.layer.0-1 (16 each), "
         "cls.predictions (1 of 5)"
     )
     assert f"  cls.predictions.decoder.weight is tied to {WORD}: frozen" in lines
-    assert f"{60 - frozen} layers" not in describe_optimizer(optimizer, options([]))  # two groups share them
+    assert f"{62 - frozen} layers" not in describe_optimizer(optimizer, options([]))  # two groups share them
     assert describe_frozen(new_model()) == ""
 
 
@@ -208,11 +223,12 @@ def test_layers_that_were_trained_keep_their_moments_when_others_join(algorithm:
     second = build_optimizer(after, options([], algorithm))
     state, line = moments_by_name(first.state_dict(), second)
     second.load_state_dict(state)
-    assert line.startswith("55 layers keep their moments; 5 were not trained before and start at 0")
+    assert line.startswith("57 layers keep their moments; 5 were not trained before and start at 0")
     old, new = (dict(model.named_parameters()) for model in (before, after))
     for name, param in new.items():
         found, expected = second.state.get(param, {}), first.state.get(old[name], {})
-        assert found.keys() == expected.keys() and (not found) == name.startswith("bert.bert.embeddings."), name
+        assert found.keys() == expected.keys()
+        assert (not found) == name.startswith("bert.bert.embeddings."), name
         assert all(torch.equal(value, expected[key]) for key, value in found.items())
     our_backward(after, 1)
     second.step()
