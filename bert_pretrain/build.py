@@ -15,20 +15,22 @@ from bert_pretrain.checkpoint.store import (
     Progress,
     load_optimizer_state,
     load_progress,
-    resolve_init,
     restore,
 )
-from bert_pretrain.config import PretrainConfig, check_moments, check_run_dir, resolved_yaml, write_config
+from bert_pretrain.config import PretrainConfig, check_run_dir, moments_fault, resolved_yaml, write_config
 from bert_pretrain.data.batch_plan import AUTO, BatchConfig, BatchPlan
 from bert_pretrain.data.collate import fixed_shapes
-from bert_pretrain.data.dataset import ShardSet, check_vocabulary, open_split
+from bert_pretrain.data.dataset import ShardSet, check_vocabulary, open_split, report_single_segments
 from bert_pretrain.data.dynamic_masking import dynamic_masking
 from bert_pretrain.data.loader import DynamicMasking, TrainingData
 from bert_pretrain.data.sample_order import SampleOrder
 from bert_pretrain.distributed.preemption import EXIT_STOPPED, StopRequest
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world, wandb_key_present
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.model.bert import PretrainingModel, build_model, load_weights, silence_transformers
+from bert_pretrain.hub.from_pretrained import load_pretrained
+from bert_pretrain.hub.shape import resolve_model
+from bert_pretrain.hub.source import find_source
+from bert_pretrain.model.bert import PretrainingModel, build_model, silence_transformers
 from bert_pretrain.model.compile import compile_model
 from bert_pretrain.model.precision import MixedPrecision, check_compute, dtype_name
 from bert_pretrain.optim.build import build_optimizer, describe_optimizer, moments_by_name
@@ -61,6 +63,7 @@ def run(config: PretrainConfig) -> None:
 
 def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     """Build all parts and train; False if the run stopped before its last step, on request."""
+    config = world.run_on_all_ranks(partial(resolve_model, config))
     run_dir, kept = Path(config.run_dir), config.checkpoint
     world.run_on_all_ranks(lambda: check_device_and_run_dir(config, world))
     config_yaml = resolved_yaml(config)
@@ -120,7 +123,15 @@ def build_trainer(
         precision=precision,
         plan=plan,
         data=TrainingData(
-            shards, order, plan, world.rank, masking, config.data.prefetch, config.speed.group_by_length, shapes
+            shards,
+            order,
+            plan,
+            world.rank,
+            masking,
+            config.data.prefetch,
+            config.speed.group_by_length,
+            shapes,
+            config.speed.packing,
         ),
         heldout=heldout,
         store=store,
@@ -157,6 +168,7 @@ def open_data(config: PretrainConfig, log: MetricsLog) -> tuple[ShardSet, ShardS
     shards = open_split(config.data, "train", config.model.vocab_size, log.message)
     if shards is None:
         raise ConfigError(f"data.dir {config.data.dir} holds no training samples; bert-pretrain prepare makes them")
+    report_single_segments(shards, config.model.next_sentence, log.message)
     heldout = open_split(config.data, "heldout", config.model.vocab_size)
     check_vocabulary(config.data, [split for split in (shards, heldout) if split is not None], log.message)
     return shards, heldout, dynamic_masking(config.data, shards, config.seed)
@@ -189,7 +201,7 @@ def resume(
     def find() -> Path | None:
         found = store.newest_valid(log.message)
         if found is None and config.init_progress == "keep":
-            found = resolve_init(Path(config.init_from or ""), log.message)
+            found = find_source(config.init_from or "", "init_from", log.message).checkpoint
         return found
 
     path = world.broadcast(str(world.run_on_all_ranks(lambda: find() if world.is_first else None) or ""))
@@ -226,16 +238,22 @@ def start(
     progress = Progress(data_fingerprint=shards.fingerprint)
     if config.init_from is None:
         return progress
-    source = resolve_init(Path(config.init_from), log.message)
-    check_moments(config, source)
-    try:
-        load_weights(model, source / "model")
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ConfigError(f"init_from is {config.init_from!r}, whose weights do not fit model.*: {reason}") from None
-    if config.init_moments != "reset":
-        state = load_optimizer_state(source, world.device)
-        if config.init_moments == "restart":
+    source = find_source(config.init_from, "init_from", log.message)
+    log.message(f"weights from {source.folder}")
+    changes = load_pretrained(model, source, Path(config.data.tokenizer), log.message, config.init_positions)
+    if source.checkpoint is None:
+        fault: str | None = "it is no checkpoint of this program"
+    else:
+        fault = "; ".join(changes) or moments_fault(config, source.checkpoint)
+    if config.init_moments in ("keep", "restart") and fault:
+        raise ConfigError(
+            f"init_moments is {config.init_moments!r}, but init_from {config.init_from!r} has no moments that fit: "
+            f"{fault}; give init_moments=reset"
+        )
+    moments = config.init_moments or ("reset" if fault else "keep")
+    if source.checkpoint is not None and moments != "reset":
+        state = load_optimizer_state(source.checkpoint, world.device)
+        if moments == "restart":
             for entry in state["state"].values():
                 if "step" in entry:  # momentum has no step count
                     entry["step"] = torch.zeros_like(entry["step"])
@@ -243,5 +261,5 @@ def start(
         optimizer.load_state_dict(state)
         if difference:
             log.message(difference)
-    log.message(f"weights from {source}, moments: {config.init_moments}")
+    log.message(f"moments: {moments}" + (f" ({fault})" if fault and config.init_moments is None else ""))
     return progress

@@ -24,6 +24,7 @@ _MAY_CHANGE_ON_RESUME = (
     "device",
     "init_from",
     "init_moments",
+    "init_positions",
     "init_progress",
     "batch.micro_batch_size",
     "data.dir",  # the shards are compared by their fingerprint
@@ -47,6 +48,15 @@ _MAY_CHANGE_ON_RESUME = (
     "checkpoint",
 )
 
+POSITIONS = ("interpolate", "repeat")
+_NEW_OPTIONS = {
+    "model.next_sentence": True,
+    "speed.packing": False,
+    "data.mask_share": None,
+    "data.random_share": None,
+}
+"""Options that runs of earlier versions do not state, and what those runs did."""
+
 
 @dataclass
 class PretrainConfig:
@@ -59,10 +69,15 @@ class PretrainConfig:
     device: str
     """``cpu``, ``cuda``, or ``auto``: a GPU if there is one."""
     init_from: str | None
-    """Checkpoint or run directory whose weights a new run starts from (a second phase); null: random weights."""
-    init_moments: str
+    """Model whose weights a new run starts from: a run or a checkpoint of this program, a folder of transformers with
+    model_type bert, or such a model's name on the hub. null: random weights."""
+    init_moments: str | None
     """With ``init_from``: ``keep`` loads the optimizer's moments and step counts, ``restart`` loads the moments and
-    counts from 0 (as NVIDIA's code between phases), ``reset`` loads neither."""
+    counts from 0 (as NVIDIA's code between phases), ``reset`` loads neither. null: keep where init_from has moments
+    that fit, else reset."""
+    init_positions: str | None
+    """With ``init_from`` and more ``model.max_position_embeddings`` than it has: the new ones are ``interpolate``
+    (linearly between the learned ones) or ``repeat`` (the learned ones again). null: refused."""
     init_progress: str
     """With ``init_from``: ``reset`` begins at step 0 with the first sample; ``keep`` goes on from the step and the
     position in the data of a checkpoint, a branch of its run in which only the rest of the schedule may differ."""
@@ -80,17 +95,23 @@ class PretrainConfig:
     logging: LoggingConfig
 
     def __post_init__(self) -> None:
-        moments = ("keep", "restart", "reset")
-        require(self.init_moments in moments, "init_moments", self.init_moments, ", ".join(moments))
+        for name, allowed in (("init_moments", ("keep", "restart", "reset")), ("init_positions", POSITIONS)):
+            value = getattr(self, name)
+            require(value is None or value in allowed, name, value, ", ".join((*allowed, "null")))
         require(self.init_progress in ("keep", "reset"), "init_progress", self.init_progress, "keep, reset")
-        if self.init_progress == "keep" and (self.init_from is None or self.init_moments != "keep"):
+        if self.init_progress == "keep" and (self.init_from is None or self.init_moments not in ("keep", None)):
             raise ConfigError(
                 f"init_progress is 'keep' with init_from={self.init_from} and init_moments={self.init_moments}; "
                 "allowed: with init_from=CHECKPOINT and init_moments=keep"
             )
         require(self.device in ("auto", "cpu", "cuda"), "device", self.device, "auto, cpu, cuda")
         length, limit = self.data.sequence_length, self.model.max_position_embeddings
-        require(length <= limit, "data.sequence_length", length, f"up to model.max_position_embeddings ({limit})")
+        require(
+            limit is None or length <= limit,
+            "data.sequence_length",
+            length,
+            f"up to model.max_position_embeddings ({limit})",
+        )
 
 
 def resolved_yaml(config: PretrainConfig) -> str:
@@ -144,13 +165,16 @@ def check_same_run(now: str, before: str, run_dir: str, applied: int | None = No
     ``applied``: the schedules may differ after so many steps; None: they may not. ``branch``: the checkpoint that has
     ``before``, if the run of ``now`` is a branch of it. An option that is not there had its default.
     """
-    defaults = _defaults(PretrainConfig)
+    defaults = _NEW_OPTIONS | _defaults(PretrainConfig)
     new, old = (defaults | _flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (now, before))
     differing = [
         key
         for key in sorted(new.keys() | old.keys())
         if new.get(key) != old.get(key) and not any(f"{key}.".startswith(f"{free}.") for free in _MAY_CHANGE_ON_RESUME)
     ]
+    if branch:  # resolve_model has taken what is not stated from this checkpoint
+        stated = {key for key in differing if None not in (new.get(key), old.get(key))}
+        differing = [key for key in differing if key in stated or not key.startswith("model.")]
     reason = ""
     if applied is not None and any(key.startswith("schedule.") for key in differing):
         reason = changed_past(_schedule(old), _schedule(new), new["optimizer.lr"], applied)
@@ -213,19 +237,17 @@ def _write(path: Path, text: str) -> None:
     temporary.rename(path)
 
 
-def check_moments(config: PretrainConfig, source: Path) -> None:
-    """Raise ``ConfigError`` if the moments in the checkpoint ``source`` do not fit ``config``'s optimizer.
+def moments_fault(config: PretrainConfig, checkpoint: Path) -> str | None:
+    """Why the moments in ``checkpoint`` do not fit ``config``'s optimizer; None if they do.
 
     Another algorithm has other moments, another pre-normalization scales the gradients differently.
     """
-    before = OmegaConf.create((source / "config.yaml").read_text(encoding="utf-8"))
+    before = OmegaConf.create((checkpoint / "config.yaml").read_text(encoding="utf-8"))
     for name in ("algorithm", "pre_normalization"):
         old, new = OmegaConf.select(before, f"optimizer.{name}"), getattr(config.optimizer, name)
-        if config.init_moments != "reset" and old != new:
-            raise ConfigError(
-                f"init_moments is {config.init_moments!r}, but {source} was trained with optimizer.{name}={old} and "
-                f"this run has {new}: its moments do not fit; give init_moments=reset"
-            )
+        if old != new:
+            return f"{checkpoint} was trained with optimizer.{name}={old} and this run has {new}"
+    return None
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

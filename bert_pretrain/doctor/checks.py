@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from bert_pretrain.distributed.world import (
     open_world,
 )
 from bert_pretrain.errors import ConfigError, SharedError
+from bert_pretrain.hub.shape import resolve_model
 from bert_pretrain.model.bert import build_model, silence_transformers
 from bert_pretrain.model.flops import parameter_count
 from bert_pretrain.model.precision import compute_dtype
@@ -63,6 +65,7 @@ def run_checks(config: PretrainConfig) -> None:
     """Run all checks on all ranks and print the worst finding of each. Exits with 1 if one failed."""
     silence_transformers()
     with open_world(config.device, resolved_yaml(config), config.communication.timeout_seconds) as world:
+        config = world.run_on_all_ranks(partial(resolve_model, config))
         levels = [checked(check.__name__.replace("_", " "), check, config, world) for check in CHECKS]
     if FAIL in levels:
         sys.exit(1)

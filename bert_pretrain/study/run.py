@@ -26,6 +26,7 @@ from bert_pretrain.config_loading import load_config
 from bert_pretrain.distributed.preemption import EXIT_STOPPED, StopRequest
 from bert_pretrain.distributed.world import World, open_world
 from bert_pretrain.errors import ConfigError, DivergedError, require
+from bert_pretrain.hub.shape import resolve_model, unknown_options
 from bert_pretrain.model.bert import silence_transformers
 from bert_pretrain.plan.hardware_peaks import device_name
 from bert_pretrain.study.figure import draw_study
@@ -73,7 +74,7 @@ class Study:
             raise ConfigError(f"arm {arm} of the study, with the options {' '.join(options)}: {error}") from None
         rate, steps = rate or base.optimizer.lr, self.scale.samples // base.batch.global_batch_size
         require(steps >= 2, f"scales.{self.config.scale}.samples", self.scale.samples, f"two batches or more ({arm})")
-        return replace(
+        run = replace(
             base,
             seed=seed,
             run_dir=str(self.out_dir / "runs" / re.sub(r"\W+", "_", arm) / f"lr_{rate:g}" / f"seed_{seed}"),
@@ -82,6 +83,7 @@ class Study:
             training=replace(base.training, evaluate_every_steps=max(1, steps // _EVALUATIONS)),
             checkpoint=replace(base.checkpoint, every_steps=max(1, steps // _CHECKPOINTS)),
         )
+        return resolve_model(run) if unknown_options(run.model) else run
 
     def _curve(self, arm: str, seed: int, rate: float | None) -> Curve:
         """The curve of a run, which is run first unless it is finished."""

@@ -93,7 +93,9 @@ def test_a_branch_that_would_not_go_on_is_refused(tmp_path: Path, shard_dir: Pat
     code, printed = run(branch, shard_dir, *DECAY, f"init_from={stable}", "init_progress=keep", "seed=3")
     assert code == 2
     assert "cannot go on as this run: seed was 42 and is 3" in printed
-    code, printed = run(branch, shard_dir, *DECAY, f"init_from={tmp_path}", "init_progress=keep")
+    code, printed = run(
+        branch, shard_dir, *DECAY, f"init_from={stable}/checkpoints/step_00000012/model", "init_progress=keep"
+    )
     assert code == 2
     assert "holds no progress.json" in printed
     code, printed = run(branch, shard_dir, *DECAY, "init_progress=keep")
