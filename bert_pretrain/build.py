@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -25,14 +26,16 @@ from bert_pretrain.data.dataset import ShardSet, check_vocabulary, open_split
 from bert_pretrain.data.dynamic_masking import dynamic_masking
 from bert_pretrain.data.loader import DynamicMasking, TrainingData
 from bert_pretrain.data.sample_order import SampleOrder
-from bert_pretrain.distributed.preemption import EXIT_STOPPED, StopRequest
-from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world, wandb_key_present
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.directory_lock import DirectoryLock, lock_directory
+from bert_pretrain.distributed.preemption import StopRequest
+from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
+from bert_pretrain.errors import EXIT_STOPPED, ConfigError
 from bert_pretrain.model.bert import PretrainingModel, build_model, load_weights, silence_transformers
 from bert_pretrain.model.compile import compile_model
 from bert_pretrain.model.precision import MixedPrecision, check_compute, dtype_name
 from bert_pretrain.optim.build import build_optimizer, describe_optimizer
 from bert_pretrain.optim.schedule import learning_rate_table
+from bert_pretrain.output import go_on_without_reader
 from bert_pretrain.plan.hardware_peaks import measured_matrix_rate
 from bert_pretrain.plan.run import describe
 from bert_pretrain.report.run import write_report
@@ -60,21 +63,28 @@ def run(config: PretrainConfig) -> None:
 
 def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     """Build all parts and train; False if the run stopped before its last step, on request."""
+    lock = world.run_on_all_ranks(lambda: check_device_and_run_dir(config, world))
+    with lock or nullcontext():
+        return train(config, world, stop)
+
+
+def train(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
+    """The rest of ``pretrain``, while the first rank holds the lock of ``run_dir``."""
     run_dir, kept = Path(config.run_dir), config.checkpoint
-    world.run_on_all_ranks(lambda: check_device_and_run_dir(config, world))
     config_yaml = resolved_yaml(config)
     log = MetricsLog(run_dir / "metrics.jsonl" if world.is_first else None, config.schedule.total_steps)
     store = CheckpointStore(run_dir / "checkpoints", kept.keep_last, Path(config.data.tokenizer), kept.keep_every_steps)
     trainer = build_trainer(config, world, log, store, config_yaml)
     world.run_on_all_ranks(lambda: initialize_run_dir(run_dir, config_yaml, world, log, trainer.progress.step))
-    log.open_wandb(config.logging.wandb, config.logging.wandb_project, run_dir, wandb_key_present(), asdict(config))
+    log.open_wandb(config.logging.wandb, config.logging.wandb_project, run_dir, asdict(config))
     trainer.stop = stop
     try:
+        go_on_without_reader()
         finished = trainer.run()
-    except Exception:
-        log.close(failed=True)
+    except BaseException:  # also an interrupt
+        log.close(status=1)
         raise
-    log.close()
+    log.close(0 if finished else EXIT_STOPPED)
     if not finished:
         log.message(
             f"stopped on request after step {trainer.progress.step}, which is saved; rerun the same command to resume"
@@ -127,7 +137,7 @@ def build_trainer(
         progress=progress,
         seed=config.seed,
         config_yaml=config_yaml,
-        peak_rate=measured_matrix_rate(world.device, precision.dtype),
+        measure_peak=partial(measured_matrix_rate, world.device, precision.dtype),
         training=config.training,
         checkpoint=config.checkpoint,
         logging=config.logging,
@@ -136,12 +146,17 @@ def build_trainer(
     )
 
 
-def check_device_and_run_dir(config: PretrainConfig, world: World) -> None:
-    """Raise ``ConfigError`` if ``run_dir`` holds another run or is not writable, or the device lacks the precision."""
+def check_device_and_run_dir(config: PretrainConfig, world: World) -> DirectoryLock | None:
+    """Lock ``run_dir`` on the first rank.
+
+    Raises ``ConfigError`` if it is in use, holds another run or is not writable, or the device lacks the precision.
+    """
     check_run_dir(config)
     check_compute(config.precision, world.device)
-    if world.is_first:
-        require_writable(Path(config.run_dir), "run_dir")
+    if not world.is_first:
+        return None
+    require_writable(Path(config.run_dir), "run_dir")
+    return lock_directory(Path(config.run_dir), "run_dir")
 
 
 def initialize_run_dir(run_dir: Path, config_yaml: str, world: World, log: MetricsLog, step: int) -> None:

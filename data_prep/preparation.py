@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from bert_pretrain.data.shards import ShardHeader, read_manifest, write_manifest
+from bert_pretrain.directory_lock import lock_directory
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.output import go_on_without_reader
 from data_prep.corpus import corpora_fingerprint, corpus_sources, no_text
 from data_prep.engine.local import Engine, Record, TasksLostError
 from data_prep.engine.out_dir import (
@@ -67,10 +69,19 @@ def prepare(config: PrepareConfig) -> None:
         print(f"{out_dir} holds {len(rows)} finished shards with {samples:,} samples, made with these options: reused")
         return
     pieces = plan_pieces(config.corpora, config.piece_bytes)
+    with lock_directory(out_dir, "out_dir"):
+        check_out_dir(out_dir, folders, options)
+        _prepare(config, out_dir, pieces, options, given)
+
+
+def _prepare(
+    config: PrepareConfig, out_dir: Path, pieces: list[Piece], options: dict[str, Any], given: Vocabulary | None
+) -> None:
     is_new = claim_out_dir(out_dir, options)
     try:
         with _open_engine(config.engine, count_tasks(pieces, config.piece_bytes)) as engine:
             engine.check_folder(out_dir)
+            go_on_without_reader()
             Preparation(config, out_dir, options, engine).run(pieces, given)
         remove_intermediate(out_dir)
     except OSError as error:  # its message from h5py has memory addresses in it

@@ -40,7 +40,7 @@ from two_nodes import (
 )
 
 from bert_pretrain.distributed.options import CommunicationConfig
-from bert_pretrain.distributed.watchdog import EXIT_LOST_RANK
+from bert_pretrain.errors import EXIT_LOST_RANK
 from bert_pretrain.model.flops import parameter_count
 from bert_pretrain.model.options import ModelConfig
 from bert_pretrain.plan.scaling import GpuConfig, NetworkConfig, Scaling

@@ -142,7 +142,7 @@ def measure_interleaved(configs: dict[str, BenchStepConfig], world: World, outco
     for name, measured in runs.items():
         measure_phases(measured, sources[name], found[name])
     outcome.variants |= found
-    outcome.peak_rate = trainers[list(trainers)[-1]].peak_rate  # the variant ``all`` is the last
+    outcome.peak_rate = trainers[list(trainers)[-1]].throughput.peak_rate  # the variant ``all`` is the last
     return trainers[first].plan.micro_batch_size
 
 

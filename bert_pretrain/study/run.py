@@ -23,10 +23,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from bert_pretrain.build import pretrain
 from bert_pretrain.config import PretrainConfig, check_run_dir
 from bert_pretrain.config_loading import load_config
-from bert_pretrain.distributed.preemption import EXIT_STOPPED, StopRequest
+from bert_pretrain.directory_lock import lock_directory
+from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, open_world
-from bert_pretrain.errors import ConfigError, DivergedError, require
+from bert_pretrain.errors import EXIT_STOPPED, ConfigError, DivergedError, require
 from bert_pretrain.model.bert import silence_transformers
+from bert_pretrain.output import go_on_without_reader
 from bert_pretrain.plan.hardware_peaks import device_name
 from bert_pretrain.study.figure import draw_study
 from bert_pretrain.study.language import write_corpus
@@ -147,8 +149,9 @@ def run_study(config: StudyConfig) -> None:
     """Run what is missing, then write verdicts and figure."""
     silence_transformers()
     require_writable(Path(config.out_dir), "out_dir")
+    go_on_without_reader()
     stop = StopRequest().install_handlers()
-    with open_world(config.device) as world:
+    with lock_directory(Path(config.out_dir), "out_dir"), open_world(config.device) as world:
         require(world.size == 1, "processes", world.size, "1: a study runs on one device")
         write_study(config, Study(config, world, stop).run(), device_name(world.device))
 

@@ -1,5 +1,6 @@
 """The numbers of a step, copied to the host while the next step runs."""
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,9 +55,14 @@ class StepNumbers:
 class StepResult:
     """An enqueued step, whose numbers are being copied to the host."""
 
-    def __init__(self, numbers: torch.Tensor) -> None:
-        """Start the copy of ``numbers`` (float64, in the order of ``StepNumbers``), without waiting for it."""
-        self.numbers = numbers
+    def __init__(self, numbers: torch.Tensor, waited: float = 0.0) -> None:
+        """Start the copy of ``numbers`` (float64, in the order of ``StepNumbers``), without waiting for it.
+
+        ``waited``: seconds that the step waited for data.
+        """
+        self.numbers, self.waited = numbers, waited
+        self.ended = time.perf_counter()
+        """When the step ended: on a GPU, known once it is read."""
         self._copied: torch.cuda.Event | None = None
         if numbers.is_cuda:
             self.numbers = torch.empty_like(numbers, device="cpu", pin_memory=True)
@@ -68,5 +74,6 @@ class StepResult:
         """Wait for the copy; the numbers."""
         if self._copied is not None:
             self._copied.synchronize()
+            self.ended = time.perf_counter()
         values: Any = self.numbers.tolist()
         return StepNumbers(*[*values[:14], values[14:]])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_pretrain.data.shards import MANIFEST, read_manifest
+from bert_pretrain.directory_lock import LOCK
 from bert_pretrain.errors import ConfigError
 from data_prep.sources.streams import write_atomically
 
@@ -47,7 +48,7 @@ def check_out_dir(out_dir: Path, folders: list[Path], options: dict[str, Any]) -
     if owner.exists():
         _compare(read_json(owner), options, f"out_dir {out_dir} holds an unfinished preparation ({owner})")
         return False
-    foreign = sorted(path.name for path in out_dir.iterdir())
+    foreign = sorted(path.name for path in out_dir.iterdir() if not path.name.startswith(LOCK))
     if foreign:
         raise ConfigError(
             f"out_dir {out_dir} is not empty ({foreign[0]}{', ...' if len(foreign) > 1 else ''}) and was not made by "
