@@ -51,7 +51,7 @@ def test_the_articles_numbers() -> None:
     ):
         config = composed(f"recipe=bert_large_64k_phase{phase}")
         assert (config.batch.global_batch_size, config.schedule.total_steps) == (batch, steps)
-        assert (config.optimizer.lr, config.schedule.warmup_steps, config.data.sequence_length) == (lr, warmup, length)
+        assert (config.optimizer.lr, config.schedule.warmup, config.data.sequence_length) == (lr, warmup, length)
         assert (config.schedule.degree, config.schedule.decay_from) == (0.5, "warmup_end")
         assert (config.optimizer.pre_normalization, config.optimizer.trust_ratio) == ("unit", "all")
         published = composed(f"recipe=bert_large_64k_phase{phase}_published")

@@ -216,7 +216,8 @@ def two_steps(config: PretrainConfig, world: World) -> Finding:
     """Two short steps and a checkpoint, in a temporary directory."""
     parent = _nearest_directory(Path(config.run_dir)) if world.is_first else None  # the other ranks write nothing
     with world.run_on_all_ranks(lambda: tempfile.TemporaryDirectory(dir=parent)) as folder:
-        trial = replace(config, schedule=replace(config.schedule, total_steps=2))
+        schedule = replace(config.schedule, total_steps=2, shape="constant", warmup_steps=0)
+        trial = replace(config, schedule=schedule, init_progress="reset")
         trainer = build_trainer(trial, world, MetricsLog(None, 2), CheckpointStore(Path(folder), 1, None), "")
         trainer.heldout = None
         plan = trainer.plan

@@ -177,13 +177,16 @@ def _length_rows(config: PretrainConfig, samples: int | None) -> list[tuple[str,
     seen = steps * batch
     flops = training_flops(config.model, seen, seen * length, seen * length**2, seen * masked)
     epochs = "" if not samples else f" = {seen / samples:,.2f} epochs of {samples:,}"
+    frozen = ", as if nothing was frozen" if config.optimizer.freeze else ""
     last = learning_rate(steps - 1, config.optimizer.lr, config.schedule)
-    warmup = f"{config.schedule.warmup_steps:,} of them warm-up to lr {config.optimizer.lr:g}"
+    schedule = config.schedule
+    shape = f"{schedule.warmup:,} of them warm-up to lr {config.optimizer.lr:g}, then {schedule.shape}"
+    shape += f", the last {schedule.decay:,} decay ({schedule.decay_form})" * (schedule.decay > 0)
     return [
-        ("steps", f"{steps:,}, {warmup}; lr of the last step {last:.2e}"),
+        ("steps", f"{steps:,}, {shape}; lr of the last step {last:.2e}"),
         ("samples", f"{seen:,}{epochs}"),
         ("tokens", f"at most {seen * length:,} ({length} a sample)"),
-        ("model FLOPs", f"{flops:.3g} without padding, {flops / steps:.3g} a step"),
+        ("model FLOPs", f"{flops:.3g} without padding, {flops / steps:.3g} a step{frozen}"),
     ]
 
 

@@ -90,7 +90,7 @@ class Study:
     def _curve(self, arm: str, seed: int, rate: float | None) -> Curve:
         """The curve of a run, which is run first unless it is finished."""
         config = self._run_config(arm, seed, rate)
-        check_run_dir(config)
+        check_run_dir(config, may_extend=False)  # a finished run has no checkpoint to go on from
         path = Path(config.run_dir) / "result.json"
         if not path.exists():
             with spiked(self.scale.spikes.get(arm)):
