@@ -59,11 +59,14 @@ class SplitConfig:
     """One split of a task."""
 
     file: str
-    """Name of the published file, looked up in data.dir, compressed or not."""
+    """Name of the published file, looked up in data.dir, compressed or not; several names, separated by |: the first
+    that is there."""
     hub: str | None
     """Name of the split on the hub; null if the hub does not have it."""
     predictions: str
     """Name of the file with predictions, as the benchmark's submission requires."""
+    hub_subset: str | None = None
+    """Subset on the hub that has the split; null: task.hub_subset."""
 
 
 @dataclass
@@ -119,6 +122,10 @@ class TaskConfig:
         kinds = ("classification", "regression", "squad")
         require(self.kind in kinds, "task.kind", self.kind, ", ".join(kinds))
         require({"train", "dev"} <= set(self.splits), "task.splits", sorted(self.splits), "train, dev and others")
+        train = self.splits["train"]
+        for name, split in self.splits.items():
+            same = name != "train" and (split.file == train.file or split.hub is not None and split.hub == train.hub)
+            require(not same, f"task.splits.{name}", "the training set", "a split that is not trained on")
         allowed = "two or more" if self.kind == "classification" else "none"
         require((len(self.labels) > 1) == (self.kind == "classification"), "task.labels", self.labels, allowed)
         require((self.answers is not None) == (self.kind == "squad"), "task.answers", self.answers, "for kind squad")
@@ -149,7 +156,7 @@ class SourceConfig:
             return Path(given)
         if self.dir is None:
             return None
-        found = [Path(self.dir, name + suffix) for suffix in COMPRESSIONS]
+        found = [Path(self.dir, each + suffix) for each in name.split("|") for suffix in COMPRESSIONS]
         return next((path for path in found if path.is_file()), None)
 
     @property

@@ -77,8 +77,10 @@ def make_collate(
 
 
 def predicted(task: TaskConfig, logits: np.ndarray) -> np.ndarray:
-    """Label ids, or the values of a regression, from logits (examples, labels)."""
-    return logits[:, 0].astype(np.float64) if task.kind == "regression" else logits.argmax(-1)
+    """Label ids, or the values of a regression within its range, from logits (examples, labels)."""
+    if task.label_range is not None:
+        return logits[:, 0].astype(np.float64).clip(*task.label_range)
+    return logits.argmax(-1)
 
 
 def submission(task: TaskConfig, predictions: np.ndarray) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.finetune.options import COMPRESSIONS, SourceConfig, TaskConfig
+from bert_pretrain.finetune.options import COMPRESSIONS, SourceConfig, SplitConfig, TaskConfig
 
 MAX_SHORT_ROWS = 0.01  # share of a training set; the published QQP has 3 in 363,849
 Row = dict[str, Any]
@@ -26,8 +26,11 @@ def read_split(task: TaskConfig, source: SourceConfig, split: str, log: Log) -> 
     """
     names = task.splits[split]
     if source.is_hub:
-        return None if names.hub is None else (hub_rows(task, names.hub), f"{task.hub} {names.hub}")
+        return None if names.hub is None else (hub_rows(task, names), f"{task.hub} {names.hub}")
     path = source.file(split, names.file)
+    train = source.file("train", task.splits["train"].file)
+    if split != "train" and path is not None and train is not None and path.samefile(train):
+        raise ConfigError(f"{path} is the training file and the {split} set; give data another file for one of them")
     if path is not None:
         return read_file(task, path, split, log), str(path)
     if split in ("train", "dev") or (split.startswith("dev") and source.dev_file is None):
@@ -39,15 +42,16 @@ def read_split(task: TaskConfig, source: SourceConfig, split: str, log: Log) -> 
     return None
 
 
-def hub_rows(task: TaskConfig, split: str) -> list[Row]:
+def hub_rows(task: TaskConfig, split: SplitConfig) -> list[Row]:
     """The rows of one split on the hub."""
     import datasets  # takes more than a second to import
 
+    subset = split.hub_subset or task.hub_subset
     try:
-        return list(datasets.load_dataset(task.hub, task.hub_subset, split=split))
+        return list(datasets.load_dataset(task.hub, subset, split=split.hub))
     except Exception as error:  # the library and the network raise many types
         raise ConfigError(
-            f"task.hub {task.hub} ({task.hub_subset}, {split}) cannot be loaded from the hub "
+            f"task.hub {task.hub} ({subset}, {split.hub}) cannot be loaded from the hub "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
             "check the network, or give files with data.dir"
         ) from None

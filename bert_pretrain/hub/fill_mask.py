@@ -21,6 +21,7 @@ class FillMaskConfig:
 
     def __post_init__(self) -> None:
         require(self.top >= 1, "top", self.top, "1 or more")
+        require(bool(self.sentences), "sentences", self.sentences, "one or more")
 
 
 @entry_point("fill_mask", FillMaskConfig)
@@ -31,34 +32,86 @@ def main(config: FillMaskConfig) -> None:
 
     Prints each sentence, and below it one line per [MASK] with the tokens and their probabilities.
     """
-    if not (Path(config.model_dir) / "config.json").exists():
+    tokenizer, model = load(config.model_dir)
+    encoded = [encode(tokenizer, sentence, model.config) for sentence in config.sentences]
+    words = sum(number < model.config.vocab_size for number in tokenizer.get_vocab().values())
+    require(config.top <= words, "top", config.top, f"1 to {words}, the vocabulary of model_dir")
+    for sentence, inputs in zip(config.sentences, encoded, strict=True):
+        print(sentence)
+        for found in fill(model, tokenizer, inputs, config.top):
+            print("    " + "   ".join(f"{word} {probability:.2f}" for word, probability in found))
+
+
+def load(model_dir: str) -> tuple[Any, Any]:
+    """Tokenizer and masked language model of a folder. Raises ``ConfigError`` if it lacks either."""
+    folder = Path(model_dir)
+    if not (folder / "config.json").exists():
         raise ConfigError(
-            f"model_dir is {config.model_dir!r}, which is no exported folder; make one with bert-pretrain export"
+            f"model_dir is {model_dir!r}, which is no exported folder; make one with bert-pretrain export"
         )
+    if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt")):
+        raise ConfigError(
+            f"model_dir {model_dir} has no tokenizer (tokenizer.json or vocab.txt); copy that of its run into it, from "
+            "the folder tokenizer beside the shards"
+        )
+    from safetensors import SafetensorError
     from transformers import AutoModelForMaskedLM, AutoTokenizer  # imports torch
 
     from bert_pretrain.model.bert import silence_transformers
 
     silence_transformers()
-    tokenizer = AutoTokenizer.from_pretrained(config.model_dir)
-    model = AutoModelForMaskedLM.from_pretrained(config.model_dir).eval()
-    for sentence in config.sentences:
-        print(sentence)
-        for words in fill(model, tokenizer, sentence, config.top):
-            print("    " + "   ".join(f"{word} {probability:.2f}" for word, probability in words))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model, report = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"model_dir {model_dir} does not load ({reason}); export it again") from None
+    lacks = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
+    if lacks:
+        raise ConfigError(
+            f"model_dir {model_dir} lacks weights, such as {lacks[0]}: its predictions would be random; give a model "
+            "with a masked-LM head"
+        )
+    if tokenizer.mask_token is None:
+        raise ConfigError(f"model_dir {model_dir}: its tokenizer has no mask token; give a masked language model")
+    return tokenizer, model.eval()
 
 
-def fill(model: Any, tokenizer: Any, sentence: str, top: int) -> list[list[tuple[str, float]]]:
-    """For each [MASK] of ``sentence``: the ``top`` tokens and their probabilities, best first."""
+def encode(tokenizer: Any, sentence: str, config: Any) -> dict[str, Any]:
+    """The model's inputs, (1, tokens). Raises ``ConfigError`` for a sentence without [MASK] or with too many tokens."""
     encoded = tokenizer(sentence, return_tensors="pt")
-    positions = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero().squeeze(1)
-    if len(positions) == 0:
-        raise ConfigError(f"sentences: {sentence!r} has no {tokenizer.mask_token}; put one in place of a word")
-    logits = model(**encoded).logits.detach()[0, positions, : len(tokenizer)]  # without padding of the vocabulary
-    best = logits.softmax(-1).topk(top)
+    ids, positions = encoded["input_ids"][0], config.max_position_embeddings
+    if "roberta" in config.model_type:  # counts positions from behind the padding's
+        positions -= config.pad_token_id + 1
+    if not (ids == tokenizer.mask_token_id).any():
+        found = "is empty" if not sentence.strip() else f"has no {tokenizer.mask_token}"
+        raise ConfigError(f"sentences: {sentence!r} {found}; put {tokenizer.mask_token} in place of a word")
+    if len(ids) > positions:
+        raise ConfigError(
+            f"sentences: {sentence[:40]!r}... has {len(ids)} tokens; allowed: up to {positions}, the positions of "
+            "model_dir; cut it around its mask"
+        )
+    if int(ids.max()) >= config.vocab_size:
+        raise ConfigError(
+            f"sentences: {sentence[:40]!r} has a token that model_dir has no embedding for; export it again"
+        )
+    return dict(encoded)
+
+
+def fill(model: Any, tokenizer: Any, inputs: dict[str, Any], top: int) -> list[list[tuple[str, float]]]:
+    """For each [MASK] of ``inputs``: the ``top`` tokens and their probabilities, best first.
+
+    Ids without a token, such as the padding of a vocabulary, do not count.
+    """
+    import torch
+
+    ids = torch.tensor(sorted(number for number in tokenizer.get_vocab().values() if number < model.config.vocab_size))
+    masks = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero().squeeze(1)
+    with torch.no_grad():
+        best = model(**inputs).logits[0, masks][:, ids].softmax(-1).topk(top)
     return [
-        [(str(tokenizer.convert_ids_to_tokens(int(i))), float(p)) for i, p in zip(ids, values, strict=True)]
-        for ids, values in zip(best.indices, best.values, strict=True)
+        [(tokenizer.convert_ids_to_tokens(int(ids[i])), float(p)) for i, p in zip(places, values, strict=True)]
+        for places, values in zip(best.indices, best.values, strict=True)
     ]
 
 
