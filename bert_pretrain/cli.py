@@ -23,6 +23,7 @@ COMMANDS = {
     "convert": ("bert_pretrain.hub.convert.command:main", "make such a folder of another program's checkpoint"),
     "fill-mask": ("bert_pretrain.hub.fill_mask:main", "print the most likely words for [MASK]"),
     "finetune": ("bert_pretrain.finetune.__main__:main", "fine-tune and score on GLUE or SQuAD"),
+    "glue-zip": ("bert_pretrain.finetune.submission:main", "pack predictions of all GLUE tasks for its server"),
     "study": ("bert_pretrain.study.__main__:main", "compare optimizers, batch sizes, schedules"),
     "bench": ("bert_pretrain.bench.__main__:main", "measure where the time goes"),
     "recipes": ("bert_pretrain.recipes:main", "list, copy and check recipes"),

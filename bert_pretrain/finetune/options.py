@@ -124,7 +124,7 @@ class TaskConfig:
         require({"train", "dev"} <= set(self.splits), "task.splits", sorted(self.splits), "train, dev and others")
         train = self.splits["train"]
         for name, split in self.splits.items():
-            same = name != "train" and (split.file == train.file or split.hub is not None and split.hub == train.hub)
+            same = name != "train" and (split.file == train.file or (split.hub is not None and split.hub == train.hub))
             require(not same, f"task.splits.{name}", "the training set", "a split that is not trained on")
         allowed = "two or more" if self.kind == "classification" else "none"
         require((len(self.labels) > 1) == (self.kind == "classification"), "task.labels", self.labels, allowed)

@@ -39,6 +39,7 @@ def read_split(task: TaskConfig, source: SourceConfig, split: str, log: Log) -> 
             f"data.dir is {source.dir!r}, and holds no {names.file} (or with {', '.join(COMPRESSIONS[1:])}); "
             f"give the directory of {task.name} as published, or {option}"
         )
+    log(f"{task.name}: no {names.file.replace('|', ' or ')} in data.dir, so no {names.predictions} for {split}")
     return None
 
 

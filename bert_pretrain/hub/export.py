@@ -4,10 +4,7 @@ The folder is loaded back and checked before it gets its final name.
 """
 
 import json
-import os
 import shutil
-import signal
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +13,7 @@ from omegaconf import OmegaConf
 from bert_pretrain.checkpoint.directories import resolve_checkpoint
 from bert_pretrain.checkpoint.tokenizer_files import set_max_length
 from bert_pretrain.config_loading import entry_point
-from bert_pretrain.directories import remove_tree
+from bert_pretrain.directories import check_replaceable, new_folder
 from bert_pretrain.directory_lock import lock_directory
 from bert_pretrain.errors import ConfigError, as_config_error
 from bert_pretrain.training.metrics import read_rows, require_writable
@@ -66,44 +63,17 @@ def check_out_dir(out_dir: Path, overwrite: bool, checkpoint: Path) -> None:
     place = out_dir.parent.resolve() / out_dir.name
     if place.is_relative_to(checkpoint.resolve()) or checkpoint.resolve().is_relative_to(place):
         raise ConfigError(f"out_dir {out_dir} would replace files of the checkpoint {checkpoint} itself; give another")
-    if not os.path.lexists(out_dir):
-        return
-    found = f"a link to {out_dir.readlink()}" if out_dir.is_symlink() else "there"
-    if not out_dir.is_dir() and out_dir.exists():
-        raise ConfigError(f"out_dir {out_dir} is a file; give another")
-    if not overwrite:
-        replaced = "the link" if out_dir.is_symlink() else "an earlier export"
-        raise ConfigError(
-            f"out_dir {out_dir} is {found} already; give another, or overwrite=true to replace {replaced}"
-        )
-    if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / "config.json").exists():
-        raise ConfigError(f"out_dir {out_dir} is {found}, but no earlier export (it has no config.json); give another")
+    check_replaceable(out_dir, overwrite, ("config.json",), "export")
 
 
 def export_checkpoint(checkpoint: Path, out_dir: Path) -> None:
-    """Write the model of ``checkpoint`` to ``out_dir``, after checking that it loads. A failure leaves nothing."""
-    temporary, replaced = (out_dir.with_name(f".{out_dir.name}.{kind}") for kind in ("partial", "replaced"))
-    remove_tree(temporary)
-    handler = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        shutil.copytree(checkpoint / "model", temporary)
-        positions = json.loads((temporary / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
-        set_max_length(temporary, positions)  # checkpoints of version 0.1 state another
-        (temporary / "README.md").write_text(model_card(checkpoint), encoding="utf-8")
-        check_loads(temporary)
-        if out_dir.is_symlink():
-            print(f"out_dir {out_dir} was a link to {out_dir.readlink()}, which is left as it is; the link is replaced")
-            out_dir.unlink()
-        elif out_dir.exists():
-            remove_tree(replaced)
-            out_dir.rename(replaced)
-        temporary.rename(out_dir)
-    finally:
-        remove_tree(temporary)
-        if replaced.exists() and not os.path.lexists(out_dir):
-            replaced.rename(out_dir)
-        signal.signal(signal.SIGTERM, handler)
-    remove_tree(replaced)
+    """Write the model of ``checkpoint`` to ``out_dir``, after checking that it loads."""
+    with new_folder(out_dir) as folder:
+        shutil.copytree(checkpoint / "model", folder)
+        positions = json.loads((folder / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
+        set_max_length(folder, positions)  # checkpoints of version 0.1 state another
+        (folder / "README.md").write_text(model_card(checkpoint), encoding="utf-8")
+        check_loads(folder)
 
 
 def check_loads(folder: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_pretrain.data.shards import MANIFEST, read_manifest
+from bert_pretrain.directories import check_directory
 from bert_pretrain.directory_lock import LOCK
 from bert_pretrain.errors import ConfigError
 from data_prep.sources.streams import write_atomically
@@ -25,10 +26,9 @@ def shard_dirs(out_dir: Path, sequence_lengths: list[int]) -> list[Path]:
 def check_out_dir(out_dir: Path, folders: list[Path], options: dict[str, Any]) -> bool:
     """Whether all ``folders`` (:func:`shard_dirs`) hold finished shards made with these options.
 
-    Raises ``ConfigError`` if ``out_dir`` is a file, or holds files made with other options or by other programs.
+    Raises ``ConfigError`` if ``out_dir`` is no directory, or holds files made with other options or by other programs.
     """
-    if out_dir.exists() and not out_dir.is_dir():
-        raise ConfigError(f"out_dir is {str(out_dir)!r}, which is a file; give a directory")
+    check_directory(out_dir, "out_dir")
     if not out_dir.exists():
         return False
     finished = 0

@@ -124,14 +124,18 @@ def test_questions_from_files_to_scores_and_submissions(tmp_path: Path, model_di
 def test_two_evaluation_sets_and_test_sets(tmp_path: Path, model_dir: Path) -> None:
     head = "index\tsentence1\tsentence2\tgold_label\n"
     labelled = head + "0\ta b\tc\tneutral\n1\ta\tb\tentailment\n"
+    (tmp_path / "MNLI").mkdir()
     for name in ("train", "dev_matched", "dev_mismatched"):
-        (tmp_path / f"{name}.tsv").write_text(labelled)
-    (tmp_path / "test_matched.tsv").write_text("index\tsentence1\tsentence2\n0\ta\tc\n")
-    options = (f"data.dir={tmp_path}", "seeds=[1]", "training.epochs=1", "predict_test=true")
+        (tmp_path / f"MNLI/{name}.tsv").write_text(labelled)
+    (tmp_path / "diagnostic").mkdir()
+    for name in ("MNLI/test_matched.tsv", "diagnostic/diagnostic.tsv"):
+        (tmp_path / name).write_text("index\tsentence1\tsentence2\n0\ta\tc\n")
+    options = (f"data.dir={tmp_path / 'MNLI'}", "seeds=[1]", "training.epochs=1", "predict_test=true")
     found = run("mnli", model_dir, tmp_path / "out", *options)
     assert {"accuracy", "mismatched_accuracy"} <= set(found["median"])
     written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.tsv")}
-    assert written == {f"seed_1/{name}.tsv" for name in ("dev/MNLI-m", "dev_mismatched/MNLI-mm", "test/MNLI-m")}
+    names = ("dev/MNLI-m", "dev_mismatched/MNLI-mm", "test/MNLI-m", "test_diagnostic/AX")
+    assert written == {f"seed_1/{name}.tsv" for name in names}
     first = (tmp_path / "out/seed_1/test/MNLI-m.tsv").read_text().splitlines()[1]
     assert first.split("\t")[1] in ("entailment", "neutral", "contradiction")
 
@@ -245,7 +249,8 @@ def test_the_hub_data_set_is_that_of_the_task(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     mnli = composed("mnli").task
-    assert hub_rows(mnli, mnli.splits["dev_mismatched"].hub or "")[0]["label"] == 2
-    assert requests == [("nyu-mll/glue", "mnli", "validation_mismatched")]
+    assert hub_rows(mnli, mnli.splits["dev_mismatched"])[0]["label"] == 2
+    hub_rows(mnli, mnli.splits["test_diagnostic"])
+    assert requests == [("nyu-mll/glue", "mnli", "validation_mismatched"), ("nyu-mll/glue", "ax", "test")]
     with pytest.raises(ConfigError, match=r"nyu-mll/glue \(mrpc, train\) cannot be loaded .*no route.* data.dir"):
-        hub_rows(composed("mrpc").task, "train")
+        hub_rows(composed("mrpc").task, composed("mrpc").task.splits["train"])

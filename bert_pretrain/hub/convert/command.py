@@ -2,11 +2,11 @@
 
 import shutil
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bert_pretrain.config_loading import entry_point
+from bert_pretrain.directories import check_replaceable, new_folder
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.hub.convert.files import (
     Checkpoint,
@@ -46,7 +46,8 @@ class ConvertConfig:
     """Keep the optimizer's moments of NVIDIA's checkpoints: out_dir then holds a checkpoint for init_from, with the
     folder for transformers in it."""
     overwrite: bool
-    """Replace an earlier conversion in out_dir."""
+    """Replace an earlier conversion in out_dir. Where out_dir is a link, the link itself is replaced: what it points to
+    stays as it is."""
 
     def __post_init__(self) -> None:
         allowed = ", ".join(_ACTIVATIONS)
@@ -73,7 +74,7 @@ def main(config: ConvertConfig) -> None:
             f"lowercase is {str(config.lowercase).lower()}, but the tokenizer in {tokenizer} states it already; give "
             "vocab=FILE with a vocab.txt to make a new one"
         )
-    out_dir = Path(config.out_dir)
+    out_dir = Path(config.out_dir).absolute()
     check_out_dir(out_dir, checkpoint, config.overwrite)
 
     from bert_pretrain.hub.convert.assemble import assemble  # imports torch
@@ -98,16 +99,14 @@ def main(config: ConvertConfig) -> None:
     for line in [*converted.notes, *notes, *(f"left out: {name}" for name in converted.left_out)]:
         print(f"  {line}")
     use = "begin from it with init_from" if config.moments else "load it with the Auto classes of transformers"
-    print(f"converted to {out_dir}; {use}")
+    print(f"converted to {config.out_dir}; {use}")
 
 
 def check_out_dir(out_dir: Path, checkpoint: Checkpoint, overwrite: bool) -> None:
     """Raise ``ConfigError`` if ``out_dir`` holds something else, or the source itself, or cannot be written."""
     if checkpoint.folder.resolve().is_relative_to(out_dir.resolve()):
         raise ConfigError(f"out_dir {out_dir} is the folder of source or above it; give another")
-    earlier = (out_dir / "config.json").exists() or (out_dir / "checkpoints").exists()
-    if out_dir.exists() and not (overwrite and earlier):
-        raise ConfigError(f"out_dir {out_dir} exists; give another, or overwrite=true to replace an earlier conversion")
+    check_replaceable(out_dir, overwrite, ("config.json", "checkpoints"), "conversion")
     require_writable(out_dir.parent, "the directory of out_dir,")
 
 
@@ -126,31 +125,16 @@ def write(
     moments = read_moments(content, converted) if config.moments else None
     if moments is not None:
         converted.left_out[:] = [name for name in converted.left_out if not name.startswith("optimizer (")]
-    temporary = out_dir.with_name(f".{out_dir.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        model_folder = temporary if moments is None else temporary / "model"
+    with new_folder(out_dir) as folder:
+        model_folder = folder if moments is None else folder / "model"
         notes = write_model(converted, tokenizer, config.lowercase, model_folder)
         if moments is not None:
-            saved = write_checkpoint(*moments, model_folder, origin, temporary / "checkpoints")
+            saved = write_checkpoint(*moments, model_folder, origin, folder / "checkpoints")
             shutil.rmtree(model_folder)
             notes.append(f"moments of step {moments[1]:,} in checkpoints/{saved.name}; they fit optimizer=nvidia_code")
         else:
-            (temporary / "README.md").write_text(model_card(converted, origin), encoding="utf-8")
-        replace_folder(temporary, out_dir)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+            (folder / "README.md").write_text(model_card(converted, origin), encoding="utf-8")
     return notes
-
-
-def replace_folder(new: Path, final: Path) -> None:
-    """Give ``new`` the name ``final``; what had the name before is removed when the new one is in place."""
-    old = next(path for number in count() if not (path := final.with_name(f".{final.name}.old-{number}")).exists())
-    if final.exists():
-        final.rename(old)
-    new.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -157,7 +157,24 @@ def test_submissions_have_the_format_of_glue() -> None:
         "dev_mismatched": "MNLI-mm.tsv",
         "test": "MNLI-m.tsv",
         "test_mismatched": "MNLI-mm.tsv",
+        "test_diagnostic": "AX.tsv",
     }
+
+
+def test_similarities_outside_their_range_are_clipped() -> None:
+    """STS-B's are from 0 to 5; a regression's logits are not."""
+    stsb = composed("stsb").task
+    values = predicted(stsb, np.array([[-0.7], [0.0], [4.9], [6.2]]))
+    assert submission(stsb, values) == "index\tprediction\n0\t0.000\n1\t0.000\n2\t4.900\n3\t5.000\n"
+
+
+def test_the_training_set_is_not_evaluated(tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text("sentence\tlabel\nfine\t1\n")
+    (tmp_path / "mine.tsv").symlink_to("train.tsv")
+    with pytest.raises(ConfigError, match=r"mine.tsv is the training file and the dev set; give data another file"):
+        read("sst2", tmp_path, "dev", f"data.dev_file={tmp_path / 'mine.tsv'}")
+    with pytest.raises(ConfigError, match=r"task.splits.dev is 'the training set'; allowed: a split that is not"):
+        composed("sst2", "task.splits.dev.hub=train")
 
 
 @pytest.mark.parametrize("task", TASKS)

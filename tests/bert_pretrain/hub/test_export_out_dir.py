@@ -37,7 +37,7 @@ def test_a_link_is_replaced_and_what_it_points_to_stays(
     latest = tmp_path / "latest"
     latest.symlink_to("v3")
     assert exported(latest) == 2
-    assert "is a link to v3 already; give another, or overwrite=true to replace the link" in capsys.readouterr().err
+    assert "is a link to v3; give another, or overwrite=true to replace the link" in capsys.readouterr().err
     assert exported(latest, "overwrite=true") == 0
     assert "was a link to v3, which is left as it is; the link is replaced" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "v3").iterdir()] == ["config.json"]
@@ -101,7 +101,7 @@ def test_a_failure_leaves_the_earlier_export_and_no_part_of_the_new_one(
     def copy_fails(*_: object, **__: object) -> None:
         raise shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")])
 
-    for target, name, fails in ((export, "check_loads", full), (export.shutil, "copytree", copy_fails)):
+    for target, name, fails in ((export, "check_loads", full), (shutil, "copytree", copy_fails)):
         with monkeypatch.context() as patch:
             patch.setattr(target, name, fails)
             assert exported(tmp_path / "out", "overwrite=true") == 2
