@@ -19,8 +19,16 @@ from bert_pretrain.finetune.options import FinetuneConfig
 
 Row = dict[str, Any]
 OPTIONS, RESULT, RESULTS = "options.json", "result.json", "results.json"
-_MAY_CHANGE = ("seeds", "out_dir", "overwrite", "device", "data", "training.micro_batch_size")
-_MAY_CHANGE += ("training.eval_batch_size", "training.checkpoint_minutes")
+_MAY_CHANGE = (
+    "seeds",
+    "out_dir",
+    "overwrite",
+    "device",
+    "data",
+    "training.micro_batch_size",
+    "training.eval_batch_size",
+    "training.checkpoint_minutes",
+)
 """Options that do not change a seed's result, except for rounding. The data are compared by their content."""
 _SUMMARY: dict[str, Callable[[list[float]], float]] = {
     "median": statistics.median,

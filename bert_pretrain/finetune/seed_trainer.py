@@ -70,6 +70,8 @@ class SeedTrainer(transformers.Trainer):
         if world.is_first:
             shutil.rmtree(partial_folder(folder), ignore_errors=True)  # of a process that was killed
         super().__init__(**options)
+        assert self.model is not None
+        self.network = self.model
         self.remove_callback(transformers.PrinterCallback)
         self.remove_callback(transformers.trainer_callback.ProgressCallback)
         self.add_callback(_Progress(self, title))
@@ -107,7 +109,7 @@ class SeedTrainer(transformers.Trainer):
                 sums = [sum(sums), *[0.0] * (self.world.size - 1)]
             self.loss_sum.fill_(sums[self.world.rank])
             if self.is_saved:
-                self.model.load_state_dict(weights)
+                self.network.load_state_dict(weights)
                 self.state.global_step = self.state.max_steps = progress["steps"]
             else:
                 torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
@@ -136,7 +138,7 @@ class SeedTrainer(transformers.Trainer):
         """Write a checkpoint on all ranks; what went wrong, if anything did. Older ones are removed."""
         fault = ""
         try:
-            self._save_checkpoint(self.model, None)
+            self._save_checkpoint(self.network, None)
         except (OSError, RuntimeError, SafetensorError) as error:
             fault = (str(error).splitlines() or [type(error).__name__])[0]
         found = self.world.gather((fault, float(self.loss_sum)))

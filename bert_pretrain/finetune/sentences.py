@@ -79,7 +79,8 @@ def make_collate(
 def predicted(task: TaskConfig, logits: np.ndarray) -> np.ndarray:
     """Label ids, or the values of a regression within its range, from logits (examples, labels)."""
     if task.label_range is not None:
-        return logits[:, 0].astype(np.float64).clip(*task.label_range)
+        low, high = task.label_range
+        return logits[:, 0].astype(np.float64).clip(low, high)
     return logits.argmax(-1)
 
 

@@ -54,12 +54,9 @@ def main(config: SubmissionConfig) -> None:
     if os.path.lexists(out_file) and not config.overwrite:
         raise ConfigError(f"out_file {out_file} exists; give another, or overwrite=true to replace it")
     chosen = best_seeds([folder for name in config.results for folder in result_folders(Path(name))])
-    missing = {task: name for name, (task, _) in FILES.items() if task not in chosen}
-    missing |= {
-        f"{task} ({name})": name
-        for name, (task, _) in FILES.items()
-        if task in chosen and not _file(chosen[task], name)
-    }
+    missing = [
+        f"{task} ({name})" for name, (task, _) in FILES.items() if task not in chosen or not _file(chosen[task], name)
+    ]
     if missing:
         raise ConfigError(
             f"results {', '.join(config.results)} hold no test predictions of {', '.join(missing)}; make them with "

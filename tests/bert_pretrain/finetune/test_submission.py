@@ -54,14 +54,14 @@ def test_every_required_file_is_predicted_by_its_task() -> None:
     [
         (
             "no_rte",
-            "hold no test predictions of rte; make them with bert-pretrain finetune task=NAME predict_test=true",
+            "hold no test predictions of rte (RTE.tsv); make them with bert-pretrain finetune task=NAME",
         ),
         ("no_ax", "hold no test predictions of mnli (AX.tsv)"),
-        ("short", "WNLI.tsv has 2 predictions; GLUE's test set has 3"),
+        ("short", "WNLI.tsv has 2 predictions in order; GLUE's test set has 3"),
         ("twice", "results has two folders of sst2"),
         ("exists", "exists; give another, or overwrite=true"),
         ("damaged", "is no result of bert-pretrain finetune"),
-        ("nowhere", "where no results.json is"),
+        ("nowhere", "no results.json"),
     ],
 )
 def test_what_is_missing_is_named(
