@@ -107,14 +107,15 @@ def stop(sides: list[Side]) -> None:
 class Turns:
     """A worker's half of the turns: training calls ``after_step``, which blocks between two turns."""
 
-    def __init__(self, evaluate: Callable[[], float] | None, total_steps: int) -> None:
-        self.evaluate, self.total_steps = evaluate, total_steps
-        self.steps = self.tokens = 0
+    def __init__(self) -> None:
+        self.evaluate: Callable[[], float] | None = None
+        self.total_steps = self.steps = self.tokens = 0
         self._channel = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # what libraries print goes to the log
 
-    def ready(self) -> None:
+    def ready(self, evaluate: Callable[[], float] | None, total_steps: int) -> None:
         """Report the loss at step 0 and wait for the first turn."""
+        self.evaluate, self.total_steps = evaluate, total_steps
         self._send(loss=self.evaluate() if self.evaluate else None)
         self._wait()
 
@@ -180,7 +181,7 @@ def heldout_evaluation(model: Any, config: Any, samples: int) -> Callable[[], fl
     return evaluate
 
 
-def run_ours(config: Any, work: Path, job: dict[str, Any]) -> None:
+def run_ours(config: Any, work: Path, job: dict[str, Any], turns: Turns) -> None:
     """Train with our program."""
     from bert_pretrain.build import build_trainer
     from bert_pretrain.checkpoint.store import CheckpointStore
@@ -193,7 +194,6 @@ def run_ours(config: Any, work: Path, job: dict[str, Any]) -> None:
         if not (work / "start").exists():
             trainer.model.bert.save_pretrained(work / "start")
         evaluate = heldout_evaluation(trainer.model.bert, config, job["heldout"]) if job["heldout"] else None
-        turns = Turns(evaluate, config.schedule.total_steps)
         step = trainer.train_step
 
         def counted_step(batch: Any) -> Any:
@@ -202,7 +202,7 @@ def run_ours(config: Any, work: Path, job: dict[str, Any]) -> None:
             return result
 
         trainer.train_step = counted_step  # type: ignore[method-assign]
-        turns.ready()
+        turns.ready(evaluate, config.schedule.total_steps)
         trainer.run()
 
 
@@ -236,7 +236,7 @@ def make_dataset(config: Any, folder: Path) -> None:
     Dataset.from_dict(rows).save_to_disk(folder)
 
 
-def run_trainer(config: Any, work: Path, job: dict[str, Any]) -> None:
+def run_trainer(config: Any, work: Path, job: dict[str, Any], turns: Turns) -> None:
     """Train with ``transformers.Trainer``."""
     import transformers
     from datasets import load_from_disk
@@ -247,7 +247,6 @@ def run_trainer(config: Any, work: Path, job: dict[str, Any]) -> None:
     micro_batch = config.batch.micro_batch_size if setting.pop("micro_batches", False) else batch
     model: Any = transformers.BertForMaskedLM.from_pretrained(work / "start", attn_implementation=attention)
     evaluate = heldout_evaluation(model, config, job["heldout"]) if job["heldout"] else None
-    turns = Turns(evaluate, config.schedule.total_steps)
     tokenizer = transformers.AutoTokenizer.from_pretrained(config.data.tokenizer)
     probability = config.data.masked_lm_prob or 0.15
     collator = transformers.DataCollatorForLanguageModeling(tokenizer, mlm_probability=probability)
@@ -258,7 +257,7 @@ def run_trainer(config: Any, work: Path, job: dict[str, Any]) -> None:
 
     class Clock(transformers.TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            turns.ready()
+            turns.ready(evaluate, config.schedule.total_steps)
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             turns.after_step(sum(counts))
@@ -302,6 +301,7 @@ def worker(work: Path, job_file: Path, options: list[str]) -> None:
     from bert_pretrain.model.bert import silence_transformers
 
     silence_transformers()
+    turns = Turns()
     job = json.loads(job_file.read_text(encoding="utf-8"))
     steps = [f"schedule.total_steps={job['steps']}", f"training.evaluate_every_steps={job['steps'] + 1}"]
     steps += [f"checkpoint.every_steps={job['steps'] + 1}", "device=cpu"]
@@ -309,9 +309,9 @@ def worker(work: Path, job_file: Path, options: list[str]) -> None:
     if job["side"] == "data set":
         make_dataset(config, work / "dataset")
     elif job["side"] == OURS:
-        run_ours(config, work, job)
+        run_ours(config, work, job, turns)
     else:
-        run_trainer(config, work, job)
+        run_trainer(config, work, job, turns)
 
 
 def measure_speed(work: Path, given: Any, options: list[str]) -> list[Side]:

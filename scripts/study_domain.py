@@ -15,9 +15,7 @@ import json
 import lzma
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from results_file import argument_parser
 
