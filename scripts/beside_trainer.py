@@ -159,7 +159,7 @@ def heldout_evaluation(model: Any, config: Any, samples: int) -> Callable[[], fl
     from bert_pretrain.data.dataset import open_split
     from bert_pretrain.data.loader import heldout_batches
 
-    shards = open_split(config.data, "heldout", config.model.vocab_size)
+    shards = open_split(config.data, "heldout", model.config.vocab_size)
     assert shards is not None
     batches = [batch for _, batch in zip(range(-(-samples // 16)), heldout_batches(shards, 16, 0, 1), strict=False)]
 
@@ -296,6 +296,8 @@ def run_trainer(config: Any, work: Path, job: dict[str, Any], turns: Turns) -> N
 
 def worker(work: Path, job_file: Path, options: list[str]) -> None:
     """A side, in its own process."""
+    from bert_pretrain.hub.shape import resolve_model
+
     from bert_pretrain.config import PretrainConfig
     from bert_pretrain.config_loading import load_config
     from bert_pretrain.model.bert import silence_transformers
@@ -305,7 +307,7 @@ def worker(work: Path, job_file: Path, options: list[str]) -> None:
     job = json.loads(job_file.read_text(encoding="utf-8"))
     steps = [f"schedule.total_steps={job['steps']}", f"training.evaluate_every_steps={job['steps'] + 1}"]
     steps += [f"checkpoint.every_steps={job['steps'] + 1}", "device=cpu"]
-    config = load_config("pretrain", [*options, *steps], PretrainConfig)
+    config = resolve_model(load_config("pretrain", [*options, *steps], PretrainConfig))
     if job["side"] == "data set":
         make_dataset(config, work / "dataset")
     elif job["side"] == OURS:
