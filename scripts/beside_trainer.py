@@ -26,16 +26,14 @@ from repository_root import ROOT
 from results_file import argument_parser, write_result
 
 OURS = "ours"
+BY_LENGTH = {"train_sampling_strategy": "group_by_length"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "bf16, sdpa": {},
-    "bf16, eager": {"attention": "eager"},
-    "fp32, sdpa": {"bf16": False},
-    "bf16, sdpa, by length": {"train_sampling_strategy": "group_by_length"},
-    "bf16, sdpa, by length, micro-batches": {"train_sampling_strategy": "group_by_length", "micro_batches": True},
-    "bf16, sdpa, by length, 1 loader process": {
-        "train_sampling_strategy": "group_by_length",
-        "dataloader_num_workers": 1,
-    },
+    "bf16, sdpa, by length": BY_LENGTH,
+    "bf16, eager, by length": BY_LENGTH | {"attention": "eager"},
+    "fp32, sdpa, by length": BY_LENGTH | {"bf16": False},
+    "bf16, sdpa, by length, half batches": BY_LENGTH | {"accumulation": 2},
+    "bf16, sdpa, by length, 1 loader process": BY_LENGTH | {"dataloader_num_workers": 1},
 }
 """Settings of the Trainer, as they differ from bf16 and sdpa; others are its defaults."""
 
@@ -243,8 +241,7 @@ def run_trainer(config: Any, work: Path, job: dict[str, Any], turns: Turns) -> N
 
     setting = dict(SETTINGS[job["side"]])
     bf16, attention = setting.pop("bf16", True), setting.pop("attention", "sdpa")
-    batch = config.batch.global_batch_size
-    micro_batch = config.batch.micro_batch_size if setting.pop("micro_batches", False) else batch
+    batch, accumulation = config.batch.global_batch_size, setting.pop("accumulation", 1)
     model: Any = transformers.BertForMaskedLM.from_pretrained(work / "start", attn_implementation=attention)
     evaluate = heldout_evaluation(model, config, job["heldout"]) if job["heldout"] else None
     tokenizer = transformers.AutoTokenizer.from_pretrained(config.data.tokenizer)
@@ -270,8 +267,8 @@ def run_trainer(config: Any, work: Path, job: dict[str, Any], turns: Turns) -> N
 
     arguments = transformers.TrainingArguments(
         output_dir=str(work / "trainer"),
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=batch // micro_batch,
+        per_device_train_batch_size=batch // accumulation,
+        gradient_accumulation_steps=accumulation,
         max_steps=config.schedule.total_steps,
         learning_rate=job["lr"],
         lr_scheduler_type="linear",
