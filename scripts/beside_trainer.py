@@ -316,7 +316,7 @@ def worker(work: Path, job_file: Path, options: list[str]) -> None:
 def measure_speed(work: Path, given: Any, options: list[str]) -> list[Side]:
     """Ours and every setting of the Trainer, in turns, without evaluations."""
     job = {"steps": 1_000_000, "heldout": 0, "lr": given.lr}
-    sides = [start(name, work, job, options) for name in (OURS, *SETTINGS)]
+    sides = [start(name, work, job, options) for name in (OURS, *given.trainer)]
     for _ in range(given.rounds + 1):
         for side in sides:
             side.turn(given.seconds)
@@ -341,23 +341,23 @@ def train_both(work: Path, given: Any, options: list[str], sides: list[Side]) ->
     return runs
 
 
-def draw(path: Path, title: str, runs: list[Side]) -> None:
-    """Held-out loss over the time of the side's own turns."""
+def draw(path: Path, title: str, runs: list[Side], cpu: bool) -> None:
+    """Held-out loss over the time of the side's own turns; ``cpu``: over its CPU time."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for side, label in zip(runs, ("bert-pretrain", f"transformers.Trainer, {runs[1].name}"), strict=True):
-        axes.plot(minutes(side), side.losses, "o-", markersize=3, label=label)
-    axes.set_xlabel("minutes of training, in turns on one machine")
+        axes.plot(minutes(side.cpu_seconds if cpu else side.seconds), side.losses, "o-", markersize=3, label=label)
+    axes.set_xlabel(f"minutes of {'CPU time' if cpu else 'training'}, in turns on one machine")
     axes.set_ylabel("held-out masked-word loss, nats")
     axes.set_title(title, fontsize=10)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
 
 
-def minutes(side: Side) -> list[float]:
-    """Minutes trained at each held-out loss."""
-    return [seconds / 60 for seconds in itertools.accumulate(side.seconds, initial=0.0)]
+def minutes(turns: list[float]) -> list[float]:
+    """Minutes at the start and after each of the turns, which are in seconds."""
+    return [seconds / 60 for seconds in itertools.accumulate(turns, initial=0.0)]
 
 
 def main() -> None:
@@ -373,6 +373,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side that count")
     parser.add_argument("--minutes", type=float, default=5, help="minutes of training for each side; 0: speed only")
     parser.add_argument("--points", type=int, default=15, help="held-out losses of each side")
+    parser.add_argument("--trainer", nargs="+", default=list(SETTINGS), choices=SETTINGS, help="settings to measure")
+    parser.add_argument("--cpu", action="store_true", help="draw over CPU time: for a machine that is busy otherwise")
     parser.add_argument("--heldout", type=int, default=256, help="held-out samples")
     parser.add_argument("--lr", type=float, default=5e-4, help="the Trainer's learning rate; ours is an option")
     given, options = parser.parse_known_args()
@@ -396,9 +398,13 @@ def main() -> None:
     note, curves = "Median over turns; real tokens, without padding.", {}
     if given.minutes:
         runs = train_both(work, given, options, sides)
-        draw(given.result.with_suffix(".png"), given.title, runs)
-        curves = {side.name: list(zip(minutes(side), side.losses, strict=True)) for side in runs}
-        ends = [f"{side.name}: {side.losses[-1]:.3f} after {minutes(side)[-1]:.1f} minutes, {side.steps:,} steps, "
+        draw(given.result.with_suffix(".png"), given.title, runs, given.cpu)
+        curves = {
+            side.name: list(zip(minutes(side.seconds), minutes(side.cpu_seconds), side.losses, strict=True))
+            for side in runs
+        }
+        ends = [f"{side.name}: {side.losses[-1]:.3f} after {sum(side.seconds) / 60:.1f} minutes, "
+                f"{sum(side.cpu_seconds) / 60:.1f} of CPU time, {side.steps:,} steps, "
                 f"{side.peak_mb:.0f} MB" for side in runs]  # fmt: skip
         note += f" Held-out loss at the start {runs[0].losses[0]:.3f}. " + "; ".join(ends) + "."
     write_result(given.result, given.title, rows, note, curves=curves)
