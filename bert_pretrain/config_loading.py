@@ -10,7 +10,9 @@ import re
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +25,9 @@ from omegaconf.errors import OmegaConfBaseException
 from bert_pretrain.command_line import checked_words, nearest_options, quoted, split_flags
 from bert_pretrain.config_files import CONFIG_DIR, choices, groups_of, user_config_dir
 from bert_pretrain.errors import ConfigError, did_you_mean
+from bert_pretrain.launch_environment import local_rank
 from bert_pretrain.option_schema import help_text
+from bert_pretrain.output import steady_output
 
 Schema = TypeVar("Schema")
 
@@ -58,11 +62,13 @@ def _missing(values: Any, prefix: str = "") -> list[str]:
 
 
 _EXTRAS = {
+    "convert": ("tensorflow",),
     "data": ("bokeh", "distributed", "mwparserfromhell", "py3langid", "rensa", "sentencex", "zstandard"),
     "finetune": ("accelerate", "scipy", "sklearn"),
 }
 """The packages that each extra of ``pip install`` brings."""
 _EXAMPLES = {"recipe": "demo", "task": "sst2"}
+_FIRST_RANK_PRINTS = 5.0  # seconds
 _FOR_HYDRA = r"Config search path.*|(To append to|See https|full_key|object_type|reference_type)[^\n]*"
 
 
@@ -118,7 +124,20 @@ def _missing_extra(error: ModuleNotFoundError) -> ConfigError | None:
 
 def print_error(error: ConfigError) -> None:
     """Print a user's error on one line of standard error."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # a full disk: the exit status still tells
+        print(f"error: {error}", file=sys.stderr, flush=True)
+
+
+def print_error_of_node(error: ConfigError) -> None:
+    """Print an error that most likely all ranks of a node have: the first at once, the others if they live on.
+
+    A launcher ends the other ranks when the first has exited.
+    """
+    if local_rank() > 0:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        time.sleep(_FIRST_RANK_PRINTS)
+    print_error(error)
 
 
 def end_without_reader() -> None:
@@ -127,6 +146,18 @@ def end_without_reader() -> None:
     output.register(sys.stdout.fileno(), 0)
     if any(event & select.POLLERR for _, event in output.poll(0)):
         os._exit(128 + signal.SIGPIPE)  # the interpreter's own exit would write once more
+
+
+def _call(function: EntryPoint, args: tuple[list[str] | None, ...]) -> None:
+    """``function(*args)``; raises ``ConfigError`` if its product, standard output, could not be written."""
+    with steady_output() as output:
+        try:
+            function(*args)
+            output.flush()
+            if output.failed_lines and not output.goes_on:
+                raise ConfigError(f"standard output cannot be written ({output.reason})")
+        finally:
+            output.finish()
 
 
 def exit_on_config_error(function: EntryPoint) -> EntryPoint:
@@ -138,8 +169,7 @@ def exit_on_config_error(function: EntryPoint) -> EntryPoint:
     @functools.wraps(function)
     def guarded(*args: list[str] | None) -> None:
         try:
-            function(*args)
-            sys.stdout.flush()
+            _call(function, args)
         except ConfigError as error:
             fault = error
         except ModuleNotFoundError as error:
@@ -152,10 +182,8 @@ def exit_on_config_error(function: EntryPoint) -> EntryPoint:
             raise
         else:
             return
-        # Under torchrun every rank finds the same mistake: one rank of a node prints it.
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print_error(fault)
-        sys.exit(2)
+        print_error_of_node(fault)
+        sys.exit(fault.exit_status)
 
     return guarded
 

@@ -1,20 +1,56 @@
-"""Errors caused by the user; each is printed as one message."""
+"""Errors that are printed as one message, the exit statuses, and which errors of the system are whose fault."""
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
+
+EXIT_MISTAKE = 2
+"""The user's: a wrong option, file, permission, a full disk. The same command fails again: no launcher restarts it."""
+EXIT_OUTAGE = 74
+"""The machine's: a disk or a file server did not answer for minutes (EX_IOERR of sysexits.h). A restart may help."""
+EXIT_STOPPED = 75
+"""A run that stopped on request and can be resumed (EX_TEMPFAIL): not restarted."""
+EXIT_LOST_RANK = 76
+"""A run that lost a rank and can be resumed (EX_PROTOCOL): restarted."""
+
+OUTAGES = {
+    getattr(errno, name)
+    for name in (
+        "EIO", "ESTALE", "EREMOTEIO", "ETIMEDOUT", "ENOTCONN", "ECONNRESET", "ECONNREFUSED", "ECONNABORTED", "ENOLINK",
+        "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ESHUTDOWN", "ENODEV", "ENXIO", "EBUSY", "ENOMEM",
+    )
+}  # fmt: skip
+"""Numbers of an ``OSError`` that are the machine's: worth another attempt. All others are the user's."""
 
 
 class ConfigError(ValueError):
     """A wrong option, file or directory.
 
     The message names the option or file, what was found, what is allowed and what to do. Commands print it on one line,
-    without a traceback, and exit with status 2.
+    without a traceback, and exit with ``exit_status``.
     """
+
+    exit_status = EXIT_MISTAKE
+
+
+class OutageError(ConfigError):
+    """A disk or a file server that does not answer; what was done is kept."""
+
+    exit_status = EXIT_OUTAGE
 
 
 class SharedError(ConfigError):
     """An error that all ranks raise at the same point, and that only rank 0 prints."""
+
+    def __init__(self, message: str, exit_status: int = EXIT_MISTAKE) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
+def as_config_error(error: OSError) -> ConfigError:
+    """``error`` as a message, of the kind that ``OUTAGES`` makes it."""
+    return (OutageError if error.errno in OUTAGES else ConfigError)(str(error) or type(error).__name__)
 
 
 class DivergedError(SharedError):

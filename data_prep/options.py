@@ -135,14 +135,20 @@ class PrepareConfig:
     mix: dict[str, CorpusConfig]
     duplicates: DuplicateConfig
     vocab: str | None
-    """An existing WordPiece vocabulary: a vocab.txt, or a folder with tokenizer.json or vocab.txt; null: train one."""
+    """The tokenizer of an existing model: its folder, its name on the hub, or a vocab.txt; null: train one. The ids are
+    those of AutoTokenizer, and its files are copied beside the shards."""
+    vocab_add: str | None
+    """A file with a word a line, which are added to vocab behind its ids."""
+    vocab_add_count: int | None
+    """How many words to add to vocab besides: those that save the most pieces of this corpus. They are listed in
+    tokenizer/added_words.tsv."""
     vocab_size: int
     """Entries of the vocabulary to train, 128 or more. Not used with vocab."""
     vocab_text_mb: float
     """Megabytes of text to train the vocabulary on; of a larger corpus, a random sample of the documents."""
     lowercase: bool
-    """Lowercase the text and strip accents (uncased BERT). Not used where vocab is a folder with tokenizer.json, which
-    states it."""
+    """Lowercase the text and strip accents (uncased BERT). Not used where vocab is a folder with tokenizer.json or
+    tokenizer_config.json, which state it."""
     sequence_lengths: list[int]
     """Tokens of a sample, 16 to 65535. With several, such as [128,512], the text is tokenised once, and the shards of
     each length are written to out_dir/LENGTH."""
@@ -152,6 +158,10 @@ class PrepareConfig:
     """pair: two segments, for next-sentence prediction; single: one segment of whole sentences, label 0."""
     masked_lm_prob: float
     """Share of the tokens to mask, above 0 and below 1."""
+    mask_share: float
+    """Share of the masked tokens that become [MASK], 0 to 1."""
+    random_share: float
+    """Share of the masked tokens that become a random word, 0 to 1; the rest stays as it is."""
     short_seq_prob: float
     """Share of the documents whose samples get a random shorter length, 0 to 1."""
     dupe_factor: int
@@ -172,6 +182,11 @@ class PrepareConfig:
         lengths, most = self.sequence_lengths, self.max_predictions
         if self.vocab is None:
             require(self.vocab_size >= SMALLEST_VOCAB, "vocab_size", self.vocab_size, f"{SMALLEST_VOCAB} or more")
+            for name in ("vocab_add", "vocab_add_count"):
+                value = getattr(self, name)
+                require(value is None, name, value, "null without vocab, the tokenizer that words are added to")
+        more = self.vocab_add_count
+        require(more is None or 1 <= more <= 1_000_000, "vocab_add_count", more, "null, or 1 to 1000000")
         require(self.vocab_text_mb > 0, "vocab_text_mb", self.vocab_text_mb, "above 0")
         fits = all(SHORTEST_SEQUENCE <= length < 1 << 16 for length in lengths)
         allowed = f"one or more different lengths, each {SHORTEST_SEQUENCE} to 65535"
@@ -181,6 +196,10 @@ class PrepareConfig:
             require(fits, "max_predictions", most, "null, or for each of sequence_lengths 1 to that length")
         require(self.sample_kind in SAMPLE_KINDS, "sample_kind", self.sample_kind, ", ".join(SAMPLE_KINDS))
         require(0 < self.masked_lm_prob < 1, "masked_lm_prob", self.masked_lm_prob, "above 0 and below 1")
+        for name in ("mask_share", "random_share"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
+        rest = f"up to 1 together with mask_share ({self.mask_share})"
+        require(self.mask_share + self.random_share <= 1, "random_share", self.random_share, rest)
         require(0 <= self.short_seq_prob <= 1, "short_seq_prob", self.short_seq_prob, "0 to 1")
         require(1 <= self.dupe_factor <= 1000, "dupe_factor", self.dupe_factor, "1 to 1000")
         require(self.samples_per_shard >= 1, "samples_per_shard", self.samples_per_shard, "1 or more")

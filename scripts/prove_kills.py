@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 from bert_pretrain import pretrain
 from bert_pretrain.checkpoint.files import find_fault
 from bert_pretrain.checkpoint.store import CheckpointStore, load_progress
-from bert_pretrain.distributed.preemption import EXIT_STOPPED
+from bert_pretrain.errors import EXIT_STOPPED
 from tests.conftest import TEST_RECIPE, make_shards
 
 TIMED = ("tokens_per_second", "mfu", "matrix_peak_share", "data_wait_share")

@@ -23,15 +23,20 @@ FOR_DATA_PREP = {
     "bert_pretrain.config_loading",
     "bert_pretrain.data.masking",
     "bert_pretrain.data.shards",
+    "bert_pretrain.data.tokenizer_files",
     "bert_pretrain.errors",
+    "bert_pretrain.directory_lock",
     "bert_pretrain.jit",
+    "bert_pretrain.output",
 }
 PRODUCT = sorted([*ROOT.glob("bert_pretrain/**/*.py"), *ROOT.glob("data_prep/**/*.py"), *ROOT.glob("scripts/*.py")])
 PACKAGES = product_files()
 ENVIRONMENT = {
     "bert_pretrain.config_files",  # BERT_PRETRAIN_CONFIGS
-    "bert_pretrain.config_loading",  # LOCAL_RANK: one rank of a node prints a mistake
+    "bert_pretrain.directory_lock",  # the job's number
     "bert_pretrain.distributed.world",
+    "bert_pretrain.launch_environment",  # torchrun's variables
+    "bert_pretrain.training.wandb_run",  # WANDB_API_KEY
     "scripts.prove_kills",  # stands in for torchrun
     "scripts.prove_numbers",  # sets threads for child processes
 }

@@ -4,8 +4,7 @@ torchrun, changed in four points:
 
 - SIGTERM, SIGUSR1 and SIGINT are forwarded to the ranks, which save and exit in their own time. torchrun would kill
   them after 30 seconds, and SIGUSR1 would kill torchrun itself.
-- The exit status is 75 if the run stopped on request, 76 if it lost a rank, 2 for a user's mistake, else 1, where
-  torchrun always exits with 1.
+- The exit status is one of ``bert_pretrain.errors``, else 1, where torchrun always exits with 1.
 - After 75 and 2, ``--max-restarts`` restarts nothing.
 - A rendezvous that fails, or lacks nodes, is reported on one line.
 """
@@ -27,12 +26,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 
 from bert_pretrain.config_loading import print_error
-from bert_pretrain.distributed.preemption import EXIT_STOPPED, STOP_SIGNALS
-from bert_pretrain.distributed.watchdog import EXIT_LOST_RANK
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.distributed.preemption import STOP_SIGNALS
+from bert_pretrain.errors import EXIT_LOST_RANK, EXIT_MISTAKE, EXIT_OUTAGE, EXIT_STOPPED, ConfigError
 
 Monitor = Callable[[LocalElasticAgent, WorkerGroup], RunResult]
-_MISTAKE = 2
 _LEFT_TO_TORCHRUN = "SIGHUP,SIGQUIT"
 
 
@@ -50,7 +47,7 @@ def forward(number: int, frame: FrameType | None) -> None:
 def exit_status(error: ChildFailedError) -> int:
     """The launcher's exit status for a failure of the ranks."""
     code: int = error.get_first_failure()[1].exitcode
-    return code if code in (EXIT_STOPPED, EXIT_LOST_RANK, _MISTAKE) else 1
+    return code if code in (EXIT_MISTAKE, EXIT_OUTAGE, EXIT_STOPPED, EXIT_LOST_RANK) else 1
 
 
 def without_restart(monitor: Monitor) -> Monitor:
@@ -58,7 +55,7 @@ def without_restart(monitor: Monitor) -> Monitor:
 
     def check(agent: LocalElasticAgent, group: WorkerGroup) -> RunResult:
         result = monitor(agent, group)
-        if any(failure.exitcode in (EXIT_STOPPED, _MISTAKE) for failure in result.failures.values()):
+        if any(failure.exitcode in (EXIT_STOPPED, EXIT_MISTAKE) for failure in result.failures.values()):
             assert hasattr(agent, "_remaining_restarts"), "private attribute of torch, renamed in this version"
             agent._remaining_restarts = 0
         return result
@@ -81,9 +78,14 @@ def main(words: list[str] | None = None) -> None:
         if code == 1:
             print(error, file=sys.stderr)
         sys.exit(code)
+    except ValueError as error:
+        if "rendezvous endpoint" not in str(error):
+            raise
+        print_error(ConfigError(f"{error} torchrun takes no zone (%eth0) in an address: give one that needs none"))
+        sys.exit(EXIT_MISTAKE)
     except (DistNetworkError, DistStoreError, RendezvousError) as error:
         print_error(rendezvous_error(arguments, error))
-        sys.exit(_MISTAKE)
+        sys.exit(EXIT_MISTAKE)
 
 
 def rendezvous_error(arguments: Namespace, error: Exception) -> ConfigError:

@@ -15,8 +15,6 @@ import threading
 import time
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-EXIT_STOPPED = 75
-"""Exit status of a run that stopped on request and can be resumed (EX_TEMPFAIL of sysexits.h)."""
 _INTERRUPTED = 128 + signal.SIGINT
 
 

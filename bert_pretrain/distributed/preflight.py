@@ -5,6 +5,7 @@ import hashlib
 import json
 import platform
 import socket
+import time
 from contextlib import suppress
 from datetime import timedelta
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from bert_pretrain.errors import ConfigError
 
 _COMPARED = ("torch", "transformers", "numpy", "h5py")
 _RESULT = "preflight/result"
+_TIMEOUT = timedelta(minutes=30)
 
 
 def environment_facts(device: torch.device, options: str) -> dict[str, str]:
@@ -37,20 +39,25 @@ def rank_label(rank: int) -> str:
     return f" (rank {rank} on {socket.gethostname()})"
 
 
-def check_ranks_agree(store: dist.Store, rank: int, size: int, error: str, facts: dict[str, str]) -> str:
+def check_ranks_agree(
+    store: dist.Store, rank: int, size: int, error: str, facts: dict[str, str], timeout: timedelta = _TIMEOUT
+) -> str:
     """Exchange ``error`` and ``facts`` of all ranks; the first problem found, the same text on every rank, or "".
 
-    Rank 0 compares: it reads ``size`` small values. Raises ``ConfigError`` if rank 0 does not answer.
+    Rank 0 compares: it reads ``size`` small values, all within ``timeout``. The others wait twice as long, so
+    that rank 0 can say who is missing. Raises ``ConfigError`` if rank 0 does not answer.
     """
     store.set(f"preflight/{rank}", json.dumps([error and error + rank_label(rank), rank_label(rank), facts]))
     if rank > 0:
         try:
+            store.wait([_RESULT], 2 * timeout)
             result = store.get(_RESULT).decode()
             store.set(f"preflight/read/{rank}", "")
             return result
         except dist.DistStoreError:
             raise ConfigError(_missing(0, size)) from None
-    problems = [_find_problem(store, other, size, facts) for other in range(size)]
+    deadline = time.monotonic() + timeout.total_seconds()
+    problems = [_find_problem(store, other, size, facts, deadline) for other in range(size)]
     result = next(filter(None, problems), "")
     store.set(_RESULT, result)
     present = [other for other in range(1, size) if problems[other] != _missing(other, size)]
@@ -60,8 +67,9 @@ def check_ranks_agree(store: dist.Store, rank: int, size: int, error: str, facts
     return result
 
 
-def _find_problem(store: dist.Store, rank: int, size: int, facts: dict[str, str]) -> str:
+def _find_problem(store: dist.Store, rank: int, size: int, facts: dict[str, str], deadline: float) -> str:
     try:
+        store.wait([f"preflight/{rank}"], timedelta(seconds=max(0.1, deadline - time.monotonic())))
         error, label, theirs = json.loads(store.get(f"preflight/{rank}"))
     except dist.DistStoreError:
         return _missing(rank, size)

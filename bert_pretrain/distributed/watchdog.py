@@ -10,7 +10,6 @@ blocked in a collective.
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -18,10 +17,10 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from bert_pretrain.config_loading import print_error
 from bert_pretrain.distributed.preemption import StopRequest
+from bert_pretrain.errors import EXIT_LOST_RANK, ConfigError
 
-EXIT_LOST_RANK = 76
-"""Exit status of a run that lost a rank and can be resumed (EX_PROTOCOL of sysexits.h)."""
 _ADVICE = "rerun the same command to resume from the newest checkpoint"
 _VERDICT = "verdict"
 
@@ -160,7 +159,7 @@ class Watchdog:
         self._exiting.acquire()  # never released: only one thread prints
         self._verdict = fault
         if self.prints_errors:
-            print(f"error: {fault}{f' ({reason})' if reason else ''}; {_ADVICE}", file=sys.stderr, flush=True)
+            print_error(ConfigError(f"{fault}{f' ({reason})' if reason else ''}; {_ADVICE}"))
         if self.rank == 0 and not self.stop_request.requested:
             time.sleep(2 * self.interval)  # the store dies with this process: first let the others read the verdict
         os._exit(EXIT_LOST_RANK)

@@ -1,6 +1,6 @@
 """The process group: torchrun's environment, collectives, and errors that all ranks share.
 
-This is the only file that reads ``os.environ``. Without torchrun the world is this one process.
+Without torchrun the world is this one process.
 """
 
 import functools
@@ -16,11 +16,12 @@ from typing import NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 
-from bert_pretrain.config_loading import print_error
+from bert_pretrain.config_loading import print_error, print_error_of_node
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.preflight import check_ranks_agree, environment_facts, rank_label
 from bert_pretrain.distributed.watchdog import Watchdog
-from bert_pretrain.errors import ConfigError, SharedError, require
+from bert_pretrain.errors import ConfigError, SharedError, as_config_error, require
+from bert_pretrain.launch_environment import check_interface, read_launch
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
@@ -74,29 +75,28 @@ class World:
         ``work`` must not contain a collective, in which the others would wait for the rank that failed. An ``OSError``
         counts as a ``ConfigError``.
         """
-        fault, result = "", None
+        fault, result = None, None
         try:
             result = work()
         except BrokenPipeError:  # the reader of the output is gone: there is nobody to report to
             raise
-        except (ConfigError, OSError) as error:
-            fault = str(error) or type(error).__name__
-            if self.size == 1:
-                raise error if isinstance(error, ConfigError) else ConfigError(fault) from error
-        faults = self.gather((fault, rank_label(self.rank)))
-        first = next((labelled for labelled in faults if labelled[0]), None)
+        except ConfigError as error:
+            fault = error
+        except OSError as error:
+            fault = as_config_error(error)
+        if self.size == 1 and fault is not None:
+            raise fault
+        faults = self.gather((str(fault or ""), rank_label(self.rank), fault.exit_status if fault else 0))
+        first = next((found for found in faults if found[0]), None)
         if first is not None:
-            raise SharedError(first[0] if all(other == first[0] for other, _ in faults) else "".join(first))
+            message, label, status = first
+            raise SharedError(message if all(other == message for other, *_ in faults) else message + label, status)
         return result  # type: ignore[return-value]
 
     def report_progress(self, step: int | None = None) -> None:
         """Tell the watchdog that this rank makes progress; ``step``: the step that it begins. Costs nothing."""
         if self.watchdog is not None:
             self.watchdog.report_progress(step)
-
-
-def _environment(name: str, default: int) -> int:
-    return int(os.environ.get(name, default))
 
 
 def pick_device(name: str, local_rank: int, local_size: int = 1) -> torch.device:
@@ -125,17 +125,18 @@ def open_world(
     prints a message and exits with ``watchdog.EXIT_LOST_RANK``.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler prints when it starts and stops
-    local_rank, local_size = _environment("LOCAL_RANK", 0), _environment("LOCAL_WORLD_SIZE", 1)
-    rank, size = _environment("RANK", 0), _environment("WORLD_SIZE", 1)
+    launch = read_launch()
+    rank, size, local_rank, local_size = launch.rank, launch.size, launch.local_rank, launch.local_size
     timeout, store = timedelta(seconds=timeout_seconds), None
     own_device, fault = torch.device("cpu"), ""
     try:
         own_device = pick_device(device, local_rank, local_size)
+        check_interface()
     except ConfigError as error:
         fault = str(error)
     if size > 1:
-        store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
-        fault = check_ranks_agree(store, rank, size, fault, environment_facts(own_device, options))
+        store = _connect(timeout)
+        fault = check_ranks_agree(store, rank, size, fault, environment_facts(own_device, options), timeout)
     if fault:
         raise SharedError(fault)
     watchdog = Watchdog(store, rank, size, timeout_seconds, local_rank == 0, stop) if store is not None else None
@@ -163,6 +164,20 @@ def open_world(
             watchdog.stop()
     if watchdog is not None:
         dist.destroy_process_group()
+
+
+def _connect(timeout: timedelta) -> dist.Store:
+    """Meet the other ranks at ``MASTER_ADDR:MASTER_PORT``. Raises ``ConfigError`` if that fails."""
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+        raise ConfigError(
+            f"the ranks did not meet at {place} ({reason}); check that every rank was started with this address, that "
+            "the port is free on rank 0's node, and that no firewall blocks it"
+        ) from None
+    return store
 
 
 def _set_up_device(world: World, local_size: int) -> None:
@@ -195,7 +210,7 @@ def is_collective_error(error: RuntimeError) -> bool:
 
 
 def one_message_for_all_ranks(function: Callable[[Options], None]) -> Callable[[Options], None]:
-    """Wrap ``function``: after a ``ConfigError`` on any ranks, print it once and exit with status 2.
+    """Wrap ``function``: after a ``ConfigError`` on any ranks, print it once and exit with its status.
 
     Rank 0 prints what all ranks raise; any other error is printed by its own rank. Before the process group exists, all
     ranks most likely have the same error: one rank per node prints it.
@@ -206,15 +221,14 @@ def one_message_for_all_ranks(function: Callable[[Options], None]) -> Callable[[
         try:
             function(config)
         except ConfigError as error:
-            rank, connected = _environment("RANK", 0), dist.is_initialized()
             if isinstance(error, SharedError):
-                prints = rank == 0
+                if read_launch().rank == 0:
+                    print_error(error)
+            elif dist.is_initialized():
+                print_error(ConfigError(f"{error}{rank_label(dist.get_rank())}"))
             else:
-                prints = connected or _environment("LOCAL_RANK", 0) == 0
-                error = ConfigError(f"{error}{rank_label(rank)}") if connected else error
-            if prints:
-                print_error(error)
-            exit_process(2)
+                print_error_of_node(error)
+            exit_process(error.exit_status)
 
     return guarded
 
@@ -229,8 +243,3 @@ def exit_process(status: int) -> NoReturn:
     with suppress(BrokenPipeError):
         sys.stdout.flush()
     os._exit(status)
-
-
-def wandb_key_present() -> bool:
-    """True if wandb can log in without asking."""
-    return "WANDB_API_KEY" in os.environ or os.path.exists(os.path.expanduser("~/.netrc"))

@@ -25,6 +25,7 @@ from bert_pretrain.finetune.pretrained import load_tokenizer, new_model
 from bert_pretrain.finetune.scores import Scores
 from bert_pretrain.finetune.tasks import Log
 from bert_pretrain.model.bert import silence_transformers
+from bert_pretrain.output import go_on_without_reader
 from bert_pretrain.training.metrics import require_writable
 
 _SUMMARY: dict[str, Callable[[list[float]], float]] = {
@@ -56,6 +57,7 @@ def finetune(config: FinetuneConfig, world: World) -> None:
     world.run_on_all_ranks(lambda: new_model(config.model_dir, config.task, config.from_scratch, 0, log))
     train, evaluations = world.run_on_all_ranks(lambda: load_data(config, tokenizer, log))
     runs: list[dict[str, Any]] = []
+    go_on_without_reader()
     for seed in config.seeds:
         started, folder = time.perf_counter(), out_dir / f"seed_{seed}"
         trainer = transformers.Trainer(

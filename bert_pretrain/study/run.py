@@ -23,10 +23,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from bert_pretrain.build import pretrain
 from bert_pretrain.config import PretrainConfig, check_run_dir
 from bert_pretrain.config_loading import load_config
-from bert_pretrain.distributed.preemption import EXIT_STOPPED, StopRequest
+from bert_pretrain.directory_lock import lock_directory
+from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, open_world
-from bert_pretrain.errors import ConfigError, DivergedError, require
+from bert_pretrain.errors import EXIT_STOPPED, ConfigError, DivergedError, require
+from bert_pretrain.hub.shape import resolve_if_needed
 from bert_pretrain.model.bert import silence_transformers
+from bert_pretrain.output import go_on_without_reader
 from bert_pretrain.plan.hardware_peaks import device_name
 from bert_pretrain.study.figure import draw_study
 from bert_pretrain.study.language import write_corpus
@@ -73,7 +76,7 @@ class Study:
             raise ConfigError(f"arm {arm} of the study, with the options {' '.join(options)}: {error}") from None
         rate, steps = rate or base.optimizer.lr, self.scale.samples // base.batch.global_batch_size
         require(steps >= 2, f"scales.{self.config.scale}.samples", self.scale.samples, f"two batches or more ({arm})")
-        return replace(
+        run = replace(
             base,
             seed=seed,
             run_dir=str(self.out_dir / "runs" / re.sub(r"\W+", "_", arm) / f"lr_{rate:g}" / f"seed_{seed}"),
@@ -82,11 +85,12 @@ class Study:
             training=replace(base.training, evaluate_every_steps=max(1, steps // _EVALUATIONS)),
             checkpoint=replace(base.checkpoint, every_steps=max(1, steps // _CHECKPOINTS)),
         )
+        return resolve_if_needed(run)
 
     def _curve(self, arm: str, seed: int, rate: float | None) -> Curve:
         """The curve of a run, which is run first unless it is finished."""
         config = self._run_config(arm, seed, rate)
-        check_run_dir(config)
+        check_run_dir(config, may_extend=False)  # a finished run has no checkpoint to go on from
         path = Path(config.run_dir) / "result.json"
         if not path.exists():
             with spiked(self.scale.spikes.get(arm)):
@@ -147,8 +151,9 @@ def run_study(config: StudyConfig) -> None:
     """Run what is missing, then write verdicts and figure."""
     silence_transformers()
     require_writable(Path(config.out_dir), "out_dir")
+    go_on_without_reader()
     stop = StopRequest().install_handlers()
-    with open_world(config.device) as world:
+    with lock_directory(Path(config.out_dir), "out_dir"), open_world(config.device) as world:
         require(world.size == 1, "processes", world.size, "1: a study runs on one device")
         write_study(config, Study(config, world, stop).run(), device_name(world.device))
 

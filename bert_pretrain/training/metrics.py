@@ -9,22 +9,18 @@ import math
 import os
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 from tqdm import tqdm
 
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.training.wandb_run import WandbRun, open_wandb
 
 Row = dict[str, Any]
-Item = TypeVar("Item")
-WANDB_SECONDS = 60.0
-"""How long wandb may take to start and to finish."""
 LAYER_KINDS = ("trust_ratio", "weight_norm", "update_norm")
 
 
@@ -35,7 +31,7 @@ class MetricsLog:
         self.path = path
         hidden = path is None or not sys.stderr.isatty()
         self._bar = tqdm(total=total_steps, unit="step", disable=hidden, dynamic_ncols=True, smoothing=0.05)
-        self._wandb: Any = None
+        self._wandb: WandbRun | None = None
         self._unwritten = ""
         self.evaluated: set[int] = set()
         """Steps whose evaluation was in the metrics when the run was resumed."""
@@ -61,29 +57,10 @@ class MetricsLog:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         temporary.rename(self.path)
 
-    def open_wandb(self, mode: str, project: str, run_dir: Path, key_present: bool, config: Row) -> None:
-        """Log to wandb too. No failure of wandb stops the run."""
-        if self.path is None or mode == "disabled":
-            return
-        attempts: list[Literal["online", "offline"]] = ["online", "offline"]
-        for wanted in attempts if mode != "offline" and key_present else attempts[1:]:
-            try:
-                import wandb  # takes half a second to load
-
-                self._wandb = wandb.init(
-                    project=project,
-                    dir=run_dir,
-                    mode=wanted,
-                    name=run_dir.name,
-                    id=run_dir.name,
-                    resume="allow",
-                    config=config,
-                    settings=wandb.Settings(silent=True, init_timeout=WANDB_SECONDS),
-                )
-                return
-            except Exception as error:  # no server, a full disk
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                self.message(f"wandb cannot start {wanted}: {reason}")
+    def open_wandb(self, mode: str, project: str, run_dir: Path, config: Row) -> None:
+        """Log to wandb too."""
+        if self.path is not None:
+            self._wandb = open_wandb(mode, project, run_dir, config, self.message)
 
     def row(self, row: Row) -> None:
         """Append one row to ``metrics.jsonl``, flushed at once, and to wandb."""
@@ -91,11 +68,7 @@ class MetricsLog:
             return
         self._append(json.dumps(row) + "\n")
         if self._wandb is not None:
-            try:
-                self._wandb.log(row, step=row["step"])
-            except Exception as error:
-                self._wandb = None
-                self.message(f"wandb failed and is off from now on: {error}")
+            self._wandb.log(row)
 
     def _append(self, line: str) -> None:
         """Rows that cannot be written stay in memory, and are written with the next one that can."""
@@ -125,25 +98,13 @@ class MetricsLog:
         """Start to measure the time of the steps."""
         self._started = time.perf_counter()
 
-    def close(self, failed: bool = False) -> None:
-        """Close the progress bar and finish the wandb run, marked as ``failed`` or not."""
+    def close(self, status: int = 0) -> None:
+        """Close the progress bar and the wandb run; ``status``: the exit status of the process."""
         self._bar.close()
         if self._unwritten:
             self.message(f"{self._unwritten.count(chr(10))} rows could not be written to {self.path}")
-        if self._wandb is None:
-            return
-        # In a thread with a timeout: without its server, wandb tries for hours.
-        thread = threading.Thread(target=self._finish_wandb, args=(failed,), daemon=True)
-        thread.start()
-        thread.join(WANDB_SECONDS)
-        if thread.is_alive():
-            self.message(f"wandb does not answer; upload the run later: wandb sync {self._wandb.dir}")
-
-    def _finish_wandb(self, failed: bool) -> None:
-        try:
-            self._wandb.finish(exit_code=int(failed))
-        except Exception as error:
-            self.message(f"wandb could not finish: {error}")
+        if self._wandb is not None:
+            self._wandb.close(status)
 
 
 @dataclass(frozen=True)
@@ -173,41 +134,6 @@ class LayerRows:
         return row
 
 
-@dataclass
-class Throughput:
-    """Tokens and FLOPs of all ranks, and waiting time, since the last row."""
-
-    tokens: float = 0.0
-    flops: float = 0.0
-    waited: float = 0.0
-    """Seconds spent waiting for data."""
-    since: float = field(default_factory=time.perf_counter)
-
-    def time_waiting(self, items: Iterator[Item]) -> Iterator[Item]:
-        """``items``, measuring the time that the consumer waits for them."""
-        while True:
-            started = time.perf_counter()
-            item = next(items, None)
-            self.waited += time.perf_counter() - started
-            if item is None:
-                return
-            yield item
-
-    def rates(self, peak: float) -> Row:
-        """The metrics of the interval, and start a new one; ``peak``: FLOP/s of all devices together."""
-        now = time.perf_counter()
-        seconds = now - self.since
-        row = {
-            "tokens_per_second": self.tokens / seconds,
-            "mfu": self.flops / seconds / peak,
-            "matrix_peak_share": self.flops / seconds / peak,  # the name of mfu until version 0.1
-            "data_wait_share": self.waited / seconds,
-        }
-        self.tokens = self.flops = self.waited = 0.0
-        self.since = now
-        return row
-
-
 def training_line(row: Row, total_steps: int, seconds_left: float) -> str:
     """The line for a training step."""
     return (
@@ -219,9 +145,10 @@ def training_line(row: Row, total_steps: int, seconds_left: float) -> str:
 
 def evaluation_line(row: Row) -> str:
     """The line for an evaluation."""
+    next_sentence = f"  nsp acc {row['eval_nsp_accuracy']:.3f}" if "eval_nsp_accuracy" in row else ""
     return (
         f"step {row['step']:>7}  held out: loss {row['eval_loss']:.3f}  mlm {row['eval_mlm_loss']:.4f}  "
-        f"mlm acc {row['eval_mlm_accuracy']:.3f}  nsp acc {row['eval_nsp_accuracy']:.3f}"
+        f"mlm acc {row['eval_mlm_accuracy']:.3f}{next_sentence}"
     )
 
 

@@ -1,5 +1,6 @@
 """The numbers of a step, copied to the host while the next step runs."""
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,9 +39,9 @@ class StepNumbers:
         """The loss of the step: means over the masked tokens and over the samples of the global batch."""
         return self.mlm_sum / max(self.masked, 1) + self.nsp_sum / self.samples
 
-    def row(self) -> dict[str, float]:
+    def row(self, next_sentence: bool) -> dict[str, float]:
         """For the metrics of a training step."""
-        return {
+        row = {
             "loss": self.loss,
             "mlm_loss": self.mlm_sum / max(self.masked, 1),
             "nsp_loss": self.nsp_sum / self.samples,
@@ -49,14 +50,25 @@ class StepNumbers:
             "lr": self.lr,
             "grad_norm": self.grad_norm,
         }
+        return row if next_sentence else without_next_sentence(row)
+
+
+def without_next_sentence(row: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a model that does not predict the next sentence."""
+    return {name: value for name, value in row.items() if "nsp" not in name}
 
 
 class StepResult:
     """An enqueued step, whose numbers are being copied to the host."""
 
-    def __init__(self, numbers: torch.Tensor) -> None:
-        """Start the copy of ``numbers`` (float64, in the order of ``StepNumbers``), without waiting for it."""
-        self.numbers = numbers
+    def __init__(self, numbers: torch.Tensor, waited: float = 0.0) -> None:
+        """Start the copy of ``numbers`` (float64, in the order of ``StepNumbers``), without waiting for it.
+
+        ``waited``: seconds that the step waited for data.
+        """
+        self.numbers, self.waited = numbers, waited
+        self.ended = time.perf_counter()
+        """When the step ended: on a GPU, known once it is read."""
         self._copied: torch.cuda.Event | None = None
         if numbers.is_cuda:
             self.numbers = torch.empty_like(numbers, device="cpu", pin_memory=True)
@@ -68,5 +80,6 @@ class StepResult:
         """Wait for the copy; the numbers."""
         if self._copied is not None:
             self._copied.synchronize()
+            self.ended = time.perf_counter()
         values: Any = self.numbers.tolist()
         return StepNumbers(*[*values[:14], values[14:]])

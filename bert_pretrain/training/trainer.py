@@ -4,7 +4,7 @@ A step runs forward and backward on each micro-batch of this rank (the last back
 update. Nothing is read back from the device within a step: its numbers are read while the next step runs.
 """
 
-import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -29,9 +29,10 @@ from bert_pretrain.model.precision import MixedPrecision
 from bert_pretrain.optim.build import layer_names
 from bert_pretrain.training.evaluation import evaluate
 from bert_pretrain.training.loss_spikes import LossSpikeDetector
-from bert_pretrain.training.metrics import LayerRows, MetricsLog, Row, Throughput, evaluation_line, training_line
+from bert_pretrain.training.metrics import LayerRows, MetricsLog, Row, evaluation_line, training_line
 from bert_pretrain.training.options import CheckpointConfig, LoggingConfig, NumericsConfig, TrainingConfig
 from bert_pretrain.training.step_result import StepNumbers, StepResult
+from bert_pretrain.training.throughput import Throughput
 
 
 @dataclass
@@ -53,8 +54,8 @@ class Trainer:
     progress: Progress
     seed: int
     config_yaml: str
-    peak_rate: float
-    """Measured FLOP/s of one rank's device."""
+    measure_peak: Callable[[float], float]
+    """Measures the FLOP/s of one rank's device, given a rate that it has reached."""
     training: TrainingConfig
     checkpoint: CheckpointConfig
     logging: LoggingConfig
@@ -74,7 +75,7 @@ class Trainer:
         self._rewind_reason = ""
         self._stopping = self._evaluation_interrupted = False
         self._saved_step, self._rewinds = self.progress.step, 0
-        self._throughput = Throughput()
+        self.throughput = Throughput(self.measure_peak, self.world.size)
 
     def run(self) -> bool:
         """Train to ``total_steps``, with evaluations and checkpoints; False if it stopped earlier, on request.
@@ -83,9 +84,9 @@ class Trainer:
         """
         try:
             self.log.start_clock()
-            if self._last_evaluation_is_missing():
+            if self._evaluation_is_missing():
                 self.evaluate()
-                self._throughput = Throughput()
+                self.throughput.restart()
             while self.progress.step < self.total_steps and not self._stopping:
                 self._run_steps()
                 if self._rewind_reason:
@@ -103,7 +104,7 @@ class Trainer:
         steps = self.data.steps(self.progress.attempts, pin=self.world.device.type == "cuda")
         try:
             while self.progress.step < self.total_steps and not self._stopping and not self._rewind_reason:
-                result = self.train_step(next(self._throughput.time_waiting(steps)))
+                result = self.train_step(next(self.throughput.time_waiting(steps)))
                 self._finish_previous_step()  # by now it is done, so that reading it does not wait
                 self._pending = None if self._rewind_reason else result
                 intervals = self.training.evaluate_every_steps, self.checkpoint.every_steps
@@ -135,7 +136,7 @@ class Trainer:
         numbers = [torch.stack(head), counts, sums[:4]]  # in the order of StepNumbers
         if self.layers.due(self.progress.step + 1, 1 + (self._pending is not None)):
             numbers.append(self.optimizer.layer_report().flatten())  # type: ignore[attr-defined]
-        return StepResult(torch.cat(numbers))
+        return StepResult(torch.cat(numbers), self.throughput.take_waiting())
 
     def _accumulate(self, batch: StepBatch, counts: torch.Tensor) -> torch.Tensor:
         """Forward and backward of all micro-batches; this rank's ``PretrainingSums``, (4,) float64 on the device."""
@@ -144,7 +145,7 @@ class Trainer:
         samples, masked = counts[0], counts[1].clamp(min=1)
         factor = self.precision.scale * self.world.size  # DDP averages over ranks, but the loss is a sum over them
         with self.precision.autocast(), self.model.step():  # around all, so that weights are cast once a step
-            for index, micro_batch in enumerate(self._throughput.time_waiting(batch.micro_batches)):
+            for index, micro_batch in enumerate(self.throughput.time_waiting(batch.micro_batches)):
                 self.world.report_progress()
                 with sync_gradients(self.network, index == last):
                     out = self.network(*self._to_device.copy(micro_batch).tensors())
@@ -164,7 +165,8 @@ class Trainer:
         """Read, count and log the pending step; True if there was one and its update was applied."""
         if self._pending is None:
             return False
-        numbers, self._pending = self._pending.read(), None
+        result, self._pending = self._pending, None
+        numbers = result.read()
         self._stopping = self._stopping or numbers.stop_requests > 0
         skipped = numbers.skipped > 0
         self.progress = replace(
@@ -174,9 +176,9 @@ class Trainer:
             samples_seen=self.progress.samples_seen + int(numbers.samples),
             tokens_seen=self.progress.tokens_seen + int(numbers.tokens),
         )
-        self._throughput.tokens += numbers.tokens
         work = numbers.samples, numbers.tokens, numbers.squared_lengths, numbers.masked
-        self._throughput.flops += training_flops(self.model_config, *work)
+        flops = training_flops(self.model_config, *work)
+        self.throughput.count(numbers.tokens, flops, result.waited, result.ended)
         step = self.progress.step
         if skipped:
             self.log.message(f"after step {step}: the update is skipped, gradient norm {numbers.grad_norm}")
@@ -212,11 +214,11 @@ class Trainer:
     def _log_step(self, numbers: StepNumbers) -> None:
         row = {
             "step": self.progress.step,
-            **numbers.row(),
+            **numbers.row(self.model.next_sentence),
             "samples_seen": self.progress.samples_seen,
             "skipped_steps": self.progress.skipped,
             "loss_spikes": self._spike_detector.spikes,
-            **self._throughput.rates(self.peak_rate * self.world.size),
+            **self.throughput.rates(),
         }
         if self.precision.scaled:
             row["loss_scale"] = numbers.loss_scale
@@ -228,13 +230,12 @@ class Trainer:
 
     def _evaluate_and_save(self) -> None:
         """Evaluate and save, if due after the step just applied."""
-        started, step = time.perf_counter(), self.progress.step
-        if self._is_due(step, self.training.evaluate_every_steps):
-            self.evaluate()
-        if self._is_due(step, self.checkpoint.every_steps):
-            self._save()
-        self.world.barrier()
-        self._throughput.since += time.perf_counter() - started
+        with self.throughput.paused():
+            if self._is_due(self.progress.step, self.training.evaluate_every_steps):
+                self.evaluate()
+            if self._is_due(self.progress.step, self.checkpoint.every_steps):
+                self._save()
+            self.world.barrier()
 
     def evaluate(self) -> Row | None:
         """Evaluate and log; returns the row, or None without held-out samples or if a stop request interrupted it."""
@@ -249,11 +250,12 @@ class Trainer:
         self.log.message(evaluation_line(row))
         return row
 
-    def _last_evaluation_is_missing(self) -> bool:
-        """Whether the run was interrupted in the evaluation after the step that it is resumed from."""
+    def _evaluation_is_missing(self) -> bool:
+        """Whether the evaluation at the step that the run begins at is to be done: a new run's before its first step,
+        and one in which the run was interrupted."""
         step = self.progress.step
-        due = self.heldout is not None and step > 0 and self._is_due(step, self.training.evaluate_every_steps)
-        missing = due and self.world.is_first and step not in self.log.evaluated
+        due = self._is_due(step, self.training.evaluate_every_steps)
+        missing = self.heldout is not None and due and self.world.is_first and step not in self.log.evaluated
         return bool(self.world.broadcast("missing" if missing else ""))
 
     def _save(self) -> None:
@@ -291,4 +293,4 @@ class Trainer:
         self._spike_detector = LossSpikeDetector(**self.progress.spike_detector)
         self.applied.fill_(self.progress.step)
         self.log.resume(self.progress.step)
-        self._throughput = Throughput()
+        self.throughput.restart()

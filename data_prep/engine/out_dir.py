@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from bert_pretrain.data.shards import MANIFEST, read_manifest
+from bert_pretrain.directory_lock import LOCK
 from bert_pretrain.errors import ConfigError
 from data_prep.sources.streams import write_atomically
 
 _OPTIONS = "options.json"  # in out_dir/corpus: the options of the run that created the directory
 CORPUS = "corpus"
+_NEW_OPTIONS = {"mask_share": 0.8, "random_share": 0.1}
+"""Options that preparations of earlier versions do not state, and what those did."""
 _INTERMEDIATE = ("cut", "samples", "scatter")
 
 
@@ -47,7 +50,7 @@ def check_out_dir(out_dir: Path, folders: list[Path], options: dict[str, Any]) -
     if owner.exists():
         _compare(read_json(owner), options, f"out_dir {out_dir} holds an unfinished preparation ({owner})")
         return False
-    foreign = sorted(path.name for path in out_dir.iterdir())
+    foreign = sorted(path.name for path in out_dir.iterdir() if not path.name.startswith(LOCK))
     if foreign:
         raise ConfigError(
             f"out_dir {out_dir} is not empty ({foreign[0]}{', ...' if len(foreign) > 1 else ''}) and was not made by "
@@ -57,7 +60,7 @@ def check_out_dir(out_dir: Path, folders: list[Path], options: dict[str, Any]) -
 
 
 def _compare(found: dict[str, Any] | None, wanted: dict[str, Any], where: str) -> None:
-    other = _differences(found or {}, json.loads(json.dumps(wanted)), "")
+    other = _differences(_NEW_OPTIONS | (found or {}), json.loads(json.dumps(wanted)), "")
     if other:
         raise ConfigError(
             f"{where} made with other options: {'; '.join(other[:4])}; nothing was changed: "

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bert_pretrain.data.masking import restore_ids
-from bert_pretrain.data.shards import Arrays
+from bert_pretrain.data.shards import SPLITS, Arrays
 from bert_pretrain.errors import ConfigError
 from data_prep.samples.tokenizer import Vocabulary
 
@@ -38,6 +38,7 @@ class Totals:
     masks: np.ndarray = field(default_factory=_no_counts)  # [n]: samples with n masked tokens
     positions: np.ndarray = field(default_factory=_no_counts)  # [n]: masks at position n
     tokens: np.ndarray = field(default_factory=_no_counts)  # [n]: uses of token n, before masking
+    corpora: dict[str, int] = field(default_factory=dict)  # samples of each corpus, if there are several
     examples: list[Arrays] = field(default_factory=list)
 
 
@@ -48,9 +49,9 @@ def count_rows(arrays: Arrays, vocabulary: Vocabulary | None, probability: float
     inputs = np.take_along_axis(arrays["input_ids"], arrays["masked_lm_positions"], axis=1)[predicted]
     labels = arrays["masked_lm_ids"][predicted]
     if vocabulary is not None:
-        mask_id = vocabulary.tokens.index("[MASK]")
+        mask_id = vocabulary.roles["mask"]
         real = restore_ids(arrays)[arrays["input_mask"] > 0]
-        totals.unknown_tokens += int(np.count_nonzero(real == vocabulary.tokens.index("[UNK]")))
+        totals.unknown_tokens += int(np.count_nonzero(real == vocabulary.roles["unk"]))
         totals.tokens = _summed(totals.tokens, real, len(vocabulary.tokens))
     else:
         mask_id = int(np.bincount(inputs).argmax()) if len(inputs) else 0
@@ -78,13 +79,14 @@ def _summed(before: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
     return np.pad(before, (0, size - len(before))) + np.bincount(values, minlength=size)
 
 
-def check_shares(totals: Totals, where: str, whole_word: bool) -> None:
-    """Raise ``ConfigError`` if the number of masks, or their 80/10/10 shares, differ by more than chance allows."""
+def check_shares(totals: Totals, where: str, whole_word: bool, mask_share: float, random_share: float) -> None:
+    """Raise ``ConfigError`` if the number of masks, or the shares of what replaces them, differ by more than chance."""
     share = totals.predictions / max(1.0, totals.expected_predictions)
     if totals.legacy_shards == 0 and not (0.8 if whole_word else 0.99) <= share <= 1.0:
         raise ConfigError(f"{where}: {totals.predictions} masks, but {totals.expected_predictions:.0f} were expected")
     count = totals.predictions
-    for name, found, share in (("[MASK]", totals.as_mask, 0.8), ("the original", totals.as_original, 0.1)):
+    kept = max(0.0, 1 - mask_share - random_share)
+    for name, found, share in (("[MASK]", totals.as_mask, mask_share), ("the original", totals.as_original, kept)):
         # the last term: a random token may be the original
         slack = _DEVIATIONS * (share * (1 - share) * max(1, count)) ** 0.5 + 0.001 * count
         if abs(found - share * count) > slack:
@@ -107,6 +109,7 @@ def table_rows(totals: Totals) -> dict[str, str]:
         f" / {totals.as_random / count:.1%}",
         "random next": f"{totals.random_next / max(1, totals.samples):.1%}",
         "single segment": f"{totals.single_segment / max(1, totals.samples):.1%}",
+        **{f"samples of {name}": f"{samples:,}" for name, samples in totals.corpora.items()},
     }
 
 
@@ -126,3 +129,32 @@ def show_sample(arrays: Arrays, vocabulary: Vocabulary | None) -> str:
         words.append(text)
     label = "random next" if arrays["next_sentence_labels"][0] else "true next"
     return f"  ({label}) {' '.join(words).replace(' ##', '')}"
+
+
+def piece_shares(pieces: dict[str, dict[str, dict[str, int]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Pieces a word (0 if the tokenizer marks no words) and share of unknown pieces, of ``{when: {split: counts}}``."""
+    return {
+        split: {
+            when: {
+                "pieces_a_word": round(count["pieces"] / count["words"], 4) if count["words"] else 0.0,
+                "unknown_share": round(count["unknown"] / count["pieces"], 6),
+            }
+            for when, splits in pieces.items()
+            if (count := splits[split])["pieces"]
+        }
+        for split in SPLITS
+    }
+
+
+def describe_shares(shares: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """:func:`piece_shares` as lines of text."""
+    return [
+        f"{split}: "
+        + "; ".join(
+            f"{f'{when} words were added, ' if len(values) > 1 else ''}{of['pieces_a_word']:.3f} pieces a word, "
+            f"{of['unknown_share']:.3%} unknown"
+            for when, of in values.items()
+        )
+        for split, values in shares.items()
+        if values
+    ]

@@ -47,7 +47,7 @@ def build_trainer(config: PretrainConfig, world: World, loss_is_scaled: bool = F
         progress=Progress(),
         seed=config.seed,
         config_yaml="",
-        peak_rate=1.0,
+        measure_peak=lambda _: 1e15,
         training=config.training,
         checkpoint=config.checkpoint,
         logging=replace(config.logging, layers_every_steps=0),

@@ -14,7 +14,8 @@ import pytest
 import torch.distributed as dist
 
 from bert_pretrain.distributed import watchdog as watchdog_module
-from bert_pretrain.distributed.watchdog import EXIT_LOST_RANK, Watchdog
+from bert_pretrain.distributed.watchdog import Watchdog
+from bert_pretrain.errors import EXIT_LOST_RANK
 
 Rank = tuple[multiprocessing.Process, Path]
 fork = multiprocessing.get_context("fork")  # torch is imported only once

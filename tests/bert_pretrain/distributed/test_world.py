@@ -5,6 +5,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +14,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from bert_pretrain import config_loading
 from bert_pretrain.distributed import world as world_module
 from bert_pretrain.distributed.launch import exit_status, rendezvous_error
 from bert_pretrain.distributed.preflight import check_ranks_agree, environment_facts
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, pick_device
-from bert_pretrain.errors import ConfigError, SharedError
+from bert_pretrain.errors import ConfigError, OutageError, SharedError
+from bert_pretrain.launch_environment import Launch
 
 FACTS = {"torch": "2.13.0", "the set of options": "abc"}
 
@@ -58,14 +61,32 @@ def test_a_missing_rank_is_named() -> None:
         def set(self, key: str, value: str) -> None:
             self.written = value
 
+        def wait(self, keys: list[str], timeout: timedelta) -> None:
+            if keys != ["preflight/0"]:
+                raise dist.DistStoreError("timed out")
+
         def get(self, key: str) -> str:
-            if key == "preflight/0":
-                return self.written
-            raise dist.DistStoreError("timed out")
+            return self.written
 
     store = OneRankStore()
     text = check_ranks_agree(store, 0, 2, "", FACTS)  # type: ignore[arg-type]
     assert text == store.written == "rank 1 of 2 did not connect in time; see the output of its node"
+
+
+def test_the_other_ranks_wait_until_rank_0_can_say_who_is_missing() -> None:
+    store, results = dist.HashStore(), {}
+    limits = {0: timedelta(seconds=0.5), 1: timedelta(seconds=0.5)}
+
+    def check(rank: int) -> None:
+        results[rank] = check_ranks_agree(store, rank, 3, "", FACTS, limits[rank])
+
+    threads = [threading.Thread(target=check, args=(rank,)) for rank in limits]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    missing = "rank 2 of 3 did not connect in time; see the output of its node"
+    assert results == {0: missing, 1: missing}
 
 
 def test_facts_include_source_and_options() -> None:
@@ -103,7 +124,7 @@ def test_an_os_error_becomes_a_config_error(tmp_path: Path) -> None:
 class WorldWithFaults(World):
     """A world whose other ranks report ``faults``."""
 
-    faults: tuple[tuple[str, str], ...] = ()
+    faults: tuple[tuple[str, str, int], ...] = ()
 
     def gather(self, item: Any) -> list[Any]:
         return [item if rank == self.rank else other for rank, other in enumerate(self.faults)]
@@ -122,17 +143,17 @@ def test_the_lowest_rank_that_fails_is_named_unless_all_do(
 ) -> None:
     monkeypatch.setattr(world_module, "rank_label", lambda rank: f" (rank {rank} there)")
     monkeypatch.setattr(
-        WorldWithFaults, "faults", tuple((fault, f" (rank {rank} there)") for rank, fault in enumerate(faults))
+        WorldWithFaults, "faults", tuple((fault, f" (rank {rank} there)", 74) for rank, fault in enumerate(faults))
     )
 
     def work() -> None:
         if faults[rank]:
-            raise ConfigError(faults[rank])
+            raise OutageError(faults[rank])
 
     for rank in range(3):
         with pytest.raises(SharedError) as found:
             WorldWithFaults(rank, rank, 3, torch.device("cpu")).run_on_all_ranks(work)
-        assert str(found.value) == expected
+        assert (str(found.value), found.value.exit_status) == (expected, 74)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +166,7 @@ def test_the_lowest_rank_that_fails_is_named_unless_all_do(
         (ConfigError("x"), 0, 0, True, "error: x (rank 0 on n1)\n"),
         (ConfigError("x"), 0, 0, False, "error: x\n"),
         (ConfigError("x"), 8, 0, False, "error: x\n"),
-        (ConfigError("x"), 9, 1, False, ""),
+        (ConfigError("x"), 9, 1, False, "error: x\n"),
     ],
 )
 def test_a_rank_s_own_error_is_always_printed(
@@ -157,9 +178,13 @@ def test_a_rank_s_own_error_is_always_printed(
     connected: bool,
     printed: str,
 ) -> None:
-    monkeypatch.setenv("RANK", str(rank))
-    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    launch, waits = Launch(rank, 16, local_rank, 8), []
+    monkeypatch.setattr(world_module, "read_launch", lambda: launch)
+    monkeypatch.setattr(config_loading, "local_rank", lambda: launch.local_rank)
+    monkeypatch.setattr(config_loading.time, "sleep", waits.append)
+    monkeypatch.setattr(config_loading.signal, "signal", lambda *_: None)
     monkeypatch.setattr(dist, "is_initialized", lambda: connected)
+    monkeypatch.setattr(dist, "get_rank", lambda: rank)
     monkeypatch.setattr(socket, "gethostname", lambda: "n1")
     exits: list[int] = []  # with a process group, it must exit by os._exit
     monkeypatch.setattr(world_module.os, "_exit", exits.append)
@@ -172,6 +197,7 @@ def test_a_rank_s_own_error_is_always_printed(
         fail(None)
     assert capsys.readouterr().err == printed
     assert exits == ([2] if connected else [])
+    assert len(waits) == (local_rank > 0 and not connected)  # a launcher ends it before it prints
 
 
 def failed(code: int) -> SimpleNamespace:
@@ -195,7 +221,7 @@ def test_rank_0_keeps_the_store_until_the_others_have_read_what_is_wrong() -> No
     store, order = dist.HashStore(), []
 
     class Slow:
-        set = staticmethod(store.set)
+        set, wait = staticmethod(store.set), staticmethod(store.wait)
 
         @staticmethod
         def get(key: str) -> bytes:
