@@ -105,7 +105,8 @@ def stop(sides: list[Side]) -> None:
 class Turns:
     """A worker's half of the turns: training calls ``after_step``, which blocks between two turns."""
 
-    def __init__(self) -> None:
+    def __init__(self, by_cpu_time: bool) -> None:
+        self.by_cpu_time = by_cpu_time
         self.evaluate: Callable[[], float] | None = None
         self.total_steps = self.steps = self.tokens = 0
         self._channel = os.fdopen(os.dup(1), "w")
@@ -120,10 +121,10 @@ class Turns:
     def after_step(self, tokens: int) -> None:
         """Count a step; at the end of a turn, report and wait for the next."""
         self.steps, self.tokens = self.steps + 1, self.tokens + tokens
-        spent, done = time.perf_counter() - self._started, self.steps >= self.total_steps
-        if spent < self._seconds and not done:
+        spent, used = time.perf_counter() - self._started, time.process_time() - self._cpu_started
+        done = self.steps >= self.total_steps
+        if (used if self.by_cpu_time else spent) < self._seconds and not done:
             return
-        used = time.process_time() - self._cpu_started
         loss = self.evaluate() if self.evaluate else None
         peak = peak_megabytes()
         self._send(
@@ -293,15 +294,14 @@ def run_trainer(config: Any, work: Path, job: dict[str, Any], turns: Turns) -> N
 
 def worker(work: Path, job_file: Path, options: list[str]) -> None:
     """A side, in its own process."""
-    from bert_pretrain.hub.shape import resolve_model
-
     from bert_pretrain.config import PretrainConfig
     from bert_pretrain.config_loading import load_config
+    from bert_pretrain.hub.shape import resolve_model
     from bert_pretrain.model.bert import silence_transformers
 
     silence_transformers()
-    turns = Turns()
     job = json.loads(job_file.read_text(encoding="utf-8"))
+    turns = Turns(job["cpu"])
     steps = [f"schedule.total_steps={job['steps']}", f"training.evaluate_every_steps={job['steps'] + 1}"]
     steps += [f"checkpoint.every_steps={job['steps'] + 1}", "device=cpu"]
     config = resolve_model(load_config("pretrain", [*options, *steps], PretrainConfig))
@@ -315,8 +315,8 @@ def worker(work: Path, job_file: Path, options: list[str]) -> None:
 
 def measure_speed(work: Path, given: Any, options: list[str]) -> list[Side]:
     """Ours and every setting of the Trainer, in turns, without evaluations."""
-    job = {"steps": 1_000_000, "heldout": 0, "lr": given.lr}
-    sides = [start(name, work, job, options) for name in (OURS, *given.trainer)]
+    job = {"steps": 1_000_000, "heldout": 0, "lr": given.lr, "cpu": False}
+    sides = [start(name, work, job, options) for name in (OURS, *(given.trainer or SETTINGS))]
     for _ in range(given.rounds + 1):
         for side in sides:
             side.turn(given.seconds)
@@ -330,8 +330,9 @@ def train_both(work: Path, given: Any, options: list[str], sides: list[Side]) ->
     best = max(others, key=lambda side: side.rate("cpu_seconds"))
     runs = []
     for side in (ours, best):
-        per_second = side.steps / sum(side.seconds)
+        per_second = side.steps / sum(side.cpu_seconds if given.cpu else side.seconds)
         job = {"steps": round(per_second * 60 * given.minutes), "heldout": given.heldout, "lr": given.lr}
+        job["cpu"] = given.cpu
         runs.append(start(side.name, work, job, options))
     while not all(side.done for side in runs):
         for side in runs:
@@ -366,22 +367,23 @@ def main() -> None:
         worker(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
         return
     parser = argument_parser(__doc__)
-    parser.add_argument("work_dir", type=Path, help="an empty directory")
+    parser.add_argument("work_dir", type=Path, help="a new directory")
     parser.add_argument("result", type=Path, help="JSON file to write, and a PNG beside it")
+    parser.add_argument("options", nargs="*", help="options of bert-pretrain pretrain")
     parser.add_argument("--title", default="Held-out loss over time")
     parser.add_argument("--seconds", type=float, default=8, help="seconds of a turn of the speed measurement")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side that count")
     parser.add_argument("--minutes", type=float, default=5, help="minutes of training for each side; 0: speed only")
     parser.add_argument("--points", type=int, default=15, help="held-out losses of each side")
-    parser.add_argument("--trainer", nargs="+", default=list(SETTINGS), choices=SETTINGS, help="settings to measure")
-    parser.add_argument("--cpu", action="store_true", help="draw over CPU time: for a machine that is busy otherwise")
+    parser.add_argument("--trainer", action="append", choices=SETTINGS, help="a setting to measure; default: all")
+    parser.add_argument("--cpu", action="store_true", help="minutes of CPU time: for a machine that is busy otherwise")
     parser.add_argument("--heldout", type=int, default=256, help="held-out samples")
     parser.add_argument("--lr", type=float, default=5e-4, help="the Trainer's learning rate; ours is an option")
-    given, options = parser.parse_known_args()
-    work = given.work_dir
+    given = parser.parse_args()
+    work, options = given.work_dir, given.options
     work.mkdir(parents=True)
     job = work / "job.json"
-    job.write_text(json.dumps({"side": "data set", "steps": 1000}), encoding="utf-8")
+    job.write_text(json.dumps({"side": "data set", "steps": 1000, "cpu": False}), encoding="utf-8")
     subprocess.run([sys.executable, __file__, "--worker", str(work), str(job), *options], check=True)
     sides = measure_speed(work, given, options)
     rows = [
