@@ -29,8 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bert_pretrain.hub.shape import resolve_model
-from beside_trainer import heldout_evaluation
+from beside_trainer_side import heldout_evaluation
 from results_file import argument_parser, write_result
 from transformers import BertForMaskedLM
 
@@ -39,6 +38,7 @@ from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.config_loading import load_config
 from bert_pretrain.distributed.world import open_world
+from bert_pretrain.hub.shape import resolve_model
 from bert_pretrain.training.metrics import MetricsLog
 
 NOVELS, PARAGRAPHS = 10, 150  # of 250 to 600 KB; a document is so many paragraphs
