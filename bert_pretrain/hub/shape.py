@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 
 from bert_pretrain.config import POSITIONS, PretrainConfig
 from bert_pretrain.data.shards import ShardReader, shard_paths
+from bert_pretrain.data.tokenizer_files import read_ids, same_ids
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub.source import source_config
-from bert_pretrain.hub.vocabulary import read_tokens, same_ids
 from bert_pretrain.model.options import SIZES, ModelConfig
 
 Config = TypeVar("Config", bound=PretrainConfig)
@@ -96,7 +96,7 @@ def _vocab_size(config: PretrainConfig, folder: Path, old_size: int) -> int:
     If its ids are those of the old tokenizer: as before, or more for more tokens. Else as many as it has tokens. Both
     are padded to a multiple of 64 or 8 if the old size is one.
     """
-    new, old = read_tokens(Path(config.data.tokenizer)), read_tokens(folder)
+    new, old = read_ids(Path(config.data.tokenizer)), read_ids(folder)
     words = max(new.values(), default=0) + 1 if new else _words_of_shards(config)
     if words is None:
         return old_size

@@ -112,7 +112,7 @@ class Study:
             print("stopped as requested; run the same command to continue")
             sys.exit(EXIT_STOPPED)
         batch = config.batch.global_batch_size
-        rows = [row for row in read_rows(run_dir / "metrics.jsonl") if "eval_mlm_loss" in row]
+        rows = [row for row in read_rows(run_dir / "metrics.jsonl") if "eval_mlm_loss" in row and row["step"] > 0]
         curve = {
             "samples": [row["step"] * batch for row in rows],
             "losses": [row["eval_mlm_loss"] for row in rows],
