@@ -25,6 +25,7 @@ FOR_DATA_PREP = {
     "bert_pretrain.data.shards",
     "bert_pretrain.data.tokenizer_files",
     "bert_pretrain.errors",
+    "bert_pretrain.directories",
     "bert_pretrain.directory_lock",
     "bert_pretrain.jit",
     "bert_pretrain.output",
