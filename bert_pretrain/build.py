@@ -16,13 +16,12 @@ from bert_pretrain.checkpoint.store import (
     Progress,
     load_optimizer_state,
     load_progress,
-    resolve_init,
     restore,
 )
-from bert_pretrain.config import PretrainConfig, check_moments, check_run_dir, resolved_yaml
+from bert_pretrain.config import PretrainConfig, check_run_dir, moments_fault, resolved_yaml, write_config
 from bert_pretrain.data.batch_plan import AUTO, BatchConfig, BatchPlan
 from bert_pretrain.data.collate import fixed_shapes
-from bert_pretrain.data.dataset import ShardSet, check_vocabulary, open_split
+from bert_pretrain.data.dataset import ShardSet, check_vocabulary, open_split, report_single_segments
 from bert_pretrain.data.dynamic_masking import dynamic_masking
 from bert_pretrain.data.loader import DynamicMasking, TrainingData
 from bert_pretrain.data.sample_order import SampleOrder
@@ -30,10 +29,14 @@ from bert_pretrain.directory_lock import DirectoryLock, lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
 from bert_pretrain.errors import EXIT_STOPPED, ConfigError
-from bert_pretrain.model.bert import PretrainingModel, build_model, load_weights, silence_transformers
+from bert_pretrain.hub.from_pretrained import load_pretrained
+from bert_pretrain.hub.shape import resolve_model
+from bert_pretrain.hub.source import find_source
+from bert_pretrain.model.bert import PretrainingModel, build_model, silence_transformers
 from bert_pretrain.model.compile import compile_model
 from bert_pretrain.model.precision import MixedPrecision, check_compute, dtype_name
-from bert_pretrain.optim.build import build_optimizer, describe_optimizer
+from bert_pretrain.optim.build import build_optimizer, describe_optimizer, moments_by_name
+from bert_pretrain.optim.freezing import describe_frozen
 from bert_pretrain.optim.schedule import learning_rate_table
 from bert_pretrain.output import go_on_without_reader
 from bert_pretrain.plan.hardware_peaks import measured_matrix_rate
@@ -63,6 +66,7 @@ def run(config: PretrainConfig) -> None:
 
 def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     """Build all parts and train; False if the run stopped before its last step, on request."""
+    config = world.run_on_all_ranks(partial(resolve_model, config))
     lock = world.run_on_all_ranks(lambda: check_device_and_run_dir(config, world))
     with lock or nullcontext():
         return train(config, world, stop)
@@ -104,16 +108,16 @@ def build_trainer(
     order = SampleOrder(config.seed, shards.samples, config.data.block_size)
     model = world.run_on_all_ranks(lambda: build_model(config.model, config.speed, config.seed, world.device))
     precision = MixedPrecision(config.precision, world.device)
+    optimizer = world.run_on_all_ranks(lambda: build_optimizer(model, config.optimizer))  # freezes: saves memory
     batch = resolve_micro_batch_size(config, model, precision, shards, world)
     size = batch.samples_at_once(config.data.sequence_length)
     plan = world.run_on_all_ranks(lambda: BatchPlan(batch.global_batch_size, size, world.size))
-    optimizer = world.run_on_all_ranks(lambda: build_optimizer(model, config.optimizer))
-    progress = resume(store, model, optimizer, precision, shards, world, log)
+    progress = resume(config, store, model, optimizer, precision, shards, world, log)
     if progress is None:
         progress = world.run_on_all_ranks(lambda: start(config, model, optimizer, shards, world, log))
     resolved, dtype = replace(config, batch=batch), dtype_name(precision.dtype)
     log.message(describe(resolved, world.size, world.device.type, dtype, shards.samples))
-    log.message(describe_optimizer(optimizer, config.optimizer))
+    log.message("\n".join(filter(None, (describe_optimizer(optimizer, config.optimizer), describe_frozen(model)))))
     shapes = None
     if model.speed.compile:  # last, because it takes minutes
         samples, trim = min(size, -(-batch.global_batch_size // world.size)), config.speed.group_by_length
@@ -129,7 +133,15 @@ def build_trainer(
         precision=precision,
         plan=plan,
         data=TrainingData(
-            shards, order, plan, world.rank, masking, config.data.prefetch, config.speed.group_by_length, shapes
+            shards,
+            order,
+            plan,
+            world.rank,
+            masking,
+            config.data.prefetch,
+            config.speed.group_by_length,
+            shapes,
+            config.speed.packing,
         ),
         heldout=heldout,
         store=store,
@@ -161,11 +173,8 @@ def check_device_and_run_dir(config: PretrainConfig, world: World) -> DirectoryL
 
 def initialize_run_dir(run_dir: Path, config_yaml: str, world: World, log: MetricsLog, step: int) -> None:
     """Write ``config.yaml`` and open the metrics, once all parts are built: a mistake must not claim the directory."""
-    path = run_dir / "config.yaml"
-    if world.is_first and not path.exists():
-        temporary = run_dir / ".config.yaml.partial"
-        temporary.write_text(config_yaml, encoding="utf-8")
-        temporary.rename(path)
+    if world.is_first:
+        write_config(run_dir, config_yaml, step)
     log.resume(step)
 
 
@@ -174,6 +183,7 @@ def open_data(config: PretrainConfig, log: MetricsLog) -> tuple[ShardSet, ShardS
     shards = open_split(config.data, "train", config.model.vocab_size, log.message)
     if shards is None:
         raise ConfigError(f"data.dir {config.data.dir} holds no training samples; bert-pretrain prepare makes them")
+    report_single_segments(shards, config.model.next_sentence, log.message)
     heldout = open_split(config.data, "heldout", config.model.vocab_size)
     check_vocabulary(config.data, [split for split in (shards, heldout) if split is not None], log.message)
     return shards, heldout, dynamic_masking(config.data, shards, config.seed)
@@ -192,6 +202,7 @@ def resolve_micro_batch_size(
 
 
 def resume(
+    config: PretrainConfig,
     store: CheckpointStore,
     model: PretrainingModel,
     optimizer: Optimizer,
@@ -200,9 +211,15 @@ def resume(
     world: World,
     log: MetricsLog,
 ) -> Progress | None:
-    """Load the newest valid checkpoint of this run; None if there is none."""
-    newest = world.run_on_all_ranks(lambda: store.newest_valid(log.message) if world.is_first else None)
-    path = world.broadcast(str(newest or ""))
+    """Load the newest valid checkpoint of this run, or that of which it is a branch; None if there is none."""
+
+    def find() -> Path | None:
+        found = store.newest_valid(log.message)
+        if found is None and config.init_progress == "keep":
+            found = find_source(config.init_from or "", "init_from", log.message).checkpoint
+        return found
+
+    path = world.broadcast(str(world.run_on_all_ranks(lambda: find() if world.is_first else None) or ""))
     if not path:
         return None
 
@@ -215,7 +232,7 @@ def resume(
         if load_progress(Path(path)).data_fingerprint != shards.fingerprint:
             raise ConfigError(
                 f"{path} was trained on other shards than those in data.dir now; restore them, or give another run_dir "
-                f"with init_from={path}"
+                f"with init_from={path} init_progress=reset"
             )
         return restore(Path(path), model, optimizer, precision, world.device)
 
@@ -236,20 +253,28 @@ def start(
     progress = Progress(data_fingerprint=shards.fingerprint)
     if config.init_from is None:
         return progress
-    source = resolve_init(Path(config.init_from), log.message)
-    check_moments(config, source)
-    try:
-        load_weights(model, source / "model")
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ConfigError(f"init_from is {config.init_from!r}, whose weights do not fit model.*: {reason}") from None
-    if config.init_moments != "reset":
-        state = load_optimizer_state(source, world.device)
-        if config.init_moments == "restart":
+    source = find_source(config.init_from, "init_from", log.message)
+    log.message(f"weights from {source.folder}")
+    changes = load_pretrained(model, source, Path(config.data.tokenizer), log.message, config.init_positions)
+    if source.checkpoint is None:
+        fault: str | None = "it is no checkpoint of this program"
+    else:
+        fault = "; ".join(changes) or moments_fault(config, source.checkpoint)
+    if config.init_moments in ("keep", "restart") and fault:
+        raise ConfigError(
+            f"init_moments is {config.init_moments!r}, but init_from {config.init_from!r} has no moments that fit: "
+            f"{fault}; give init_moments=reset"
+        )
+    moments = config.init_moments or ("reset" if fault else "keep")
+    if source.checkpoint is not None and moments != "reset":
+        state = load_optimizer_state(source.checkpoint, world.device)
+        if moments == "restart":
             for entry in state["state"].values():
                 if "step" in entry:  # momentum has no step count
                     entry["step"] = torch.zeros_like(entry["step"])
-        state["param_groups"] = optimizer.state_dict()["param_groups"]  # the options of the new recipe
+        state, difference = moments_by_name(state, optimizer)
         optimizer.load_state_dict(state)
-    log.message(f"weights from {source}, moments: {config.init_moments}")
+        if difference:
+            log.message(difference)
+    log.message(f"moments: {moments}" + (f" ({fault})" if fault and config.init_moments is None else ""))
     return progress

@@ -1,6 +1,8 @@
 """The options of a pretraining run, and the checks that compare them with those of an earlier run."""
 
-from dataclasses import dataclass, fields
+import json
+import re
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from bert_pretrain.distributed.options import CommunicationConfig
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.model.options import ModelConfig, PrecisionConfig, SpeedConfig
 from bert_pretrain.optim.options import OptimizerConfig, ScheduleConfig
+from bert_pretrain.optim.schedule import changed_past
 from bert_pretrain.training.options import CheckpointConfig, LoggingConfig, NumericsConfig, TrainingConfig
 
 # Options that may differ when a run is resumed: they change neither the samples of a step nor, except for rounding, its
@@ -21,6 +24,8 @@ _MAY_CHANGE_ON_RESUME = (
     "device",
     "init_from",
     "init_moments",
+    "init_positions",
+    "init_progress",
     "batch.micro_batch_size",
     "data.dir",  # the shards are compared by their fingerprint
     "data.tokenizer",
@@ -43,6 +48,15 @@ _MAY_CHANGE_ON_RESUME = (
     "checkpoint",
 )
 
+POSITIONS = ("interpolate", "repeat")
+_NEW_OPTIONS = {
+    "model.next_sentence": True,
+    "speed.packing": False,
+    "data.mask_share": None,
+    "data.random_share": None,
+}
+"""Options that runs of earlier versions do not state, and what those runs did."""
+
 
 @dataclass
 class PretrainConfig:
@@ -55,10 +69,18 @@ class PretrainConfig:
     device: str
     """``cpu``, ``cuda``, or ``auto``: a GPU if there is one."""
     init_from: str | None
-    """Checkpoint or run directory whose weights a new run starts from (a second phase); null: random weights."""
-    init_moments: str
+    """Model whose weights a new run starts from: a run or a checkpoint of this program, a folder of transformers with
+    model_type bert, or such a model's name on the hub. null: random weights."""
+    init_moments: str | None
     """With ``init_from``: ``keep`` loads the optimizer's moments and step counts, ``restart`` loads the moments and
-    counts from 0 (as NVIDIA's code between phases), ``reset`` loads neither."""
+    counts from 0 (as NVIDIA's code between phases), ``reset`` loads neither. null: keep where init_from has moments
+    that fit, else reset."""
+    init_positions: str | None
+    """With ``init_from`` and more ``model.max_position_embeddings`` than it has: the new ones are ``interpolate``
+    (linearly between the learned ones) or ``repeat`` (the learned ones again). null: refused."""
+    init_progress: str
+    """With ``init_from``: ``reset`` begins at step 0 with the first sample; ``keep`` goes on from the step and the
+    position in the data of a checkpoint, a branch of its run in which only the rest of the schedule may differ."""
     model: ModelConfig
     speed: SpeedConfig
     data: DataConfig
@@ -73,11 +95,23 @@ class PretrainConfig:
     logging: LoggingConfig
 
     def __post_init__(self) -> None:
-        moments = ("keep", "restart", "reset")
-        require(self.init_moments in moments, "init_moments", self.init_moments, ", ".join(moments))
+        for name, allowed in (("init_moments", ("keep", "restart", "reset")), ("init_positions", POSITIONS)):
+            value = getattr(self, name)
+            require(value is None or value in allowed, name, value, ", ".join((*allowed, "null")))
+        require(self.init_progress in ("keep", "reset"), "init_progress", self.init_progress, "keep, reset")
+        if self.init_progress == "keep" and (self.init_from is None or self.init_moments not in ("keep", None)):
+            raise ConfigError(
+                f"init_progress is 'keep' with init_from={self.init_from} and init_moments={self.init_moments}; "
+                "allowed: with init_from=CHECKPOINT and init_moments=keep"
+            )
         require(self.device in ("auto", "cpu", "cuda"), "device", self.device, "auto, cpu, cuda")
         length, limit = self.data.sequence_length, self.model.max_position_embeddings
-        require(length <= limit, "data.sequence_length", length, f"up to model.max_position_embeddings ({limit})")
+        require(
+            limit is None or length <= limit,
+            "data.sequence_length",
+            length,
+            f"up to model.max_position_embeddings ({limit})",
+        )
 
 
 def resolved_yaml(config: PretrainConfig) -> str:
@@ -86,45 +120,134 @@ def resolved_yaml(config: PretrainConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(run))
 
 
-def check_run_dir(config: PretrainConfig) -> None:
-    """Raise ``ConfigError`` if ``run_dir`` holds another run than ``config``, or a run without a ``config.yaml``."""
+def check_run_dir(config: PretrainConfig, may_extend: bool = True) -> None:
+    """Raise ``ConfigError`` if ``run_dir`` holds another run than ``config``, or a run without a ``config.yaml``.
+
+    With ``may_extend`` the schedule may differ in the steps to come. A new branch is compared with the run of its
+    checkpoint.
+    """
     run_dir = Path(config.run_dir)
-    stored = run_dir / "config.yaml"
+    stored, now = run_dir / "config.yaml", resolved_yaml(config)
     if stored.is_file():
-        check_same_run(resolved_yaml(config), stored.read_text(encoding="utf-8"), config.run_dir)
+        applied = steps_done(run_dir) if may_extend else None
+        check_same_run(now, stored.read_text(encoding="utf-8"), config.run_dir, applied)
     elif (run_dir / "checkpoints").exists() or (run_dir / "metrics.jsonl").exists():
         raise ConfigError(f"run_dir {run_dir} holds a run without a config.yaml; give another run_dir")
+    if config.init_progress == "keep" and newest_by_name(run_dir) == run_dir:
+        source = newest_by_name(Path(config.init_from or ""))
+        if not (source / "progress.json").is_file() or not (source / "config.yaml").is_file():
+            raise ConfigError(
+                f"init_progress is 'keep', but init_from={config.init_from} holds no progress.json and config.yaml; "
+                "give a checkpoint of a run (RUN/checkpoints/step_*), or init_progress=reset"
+            )
+        applied = json.loads((source / "progress.json").read_text(encoding="utf-8"))["step"]
+        check_same_run(now, (source / "config.yaml").read_text(encoding="utf-8"), config.run_dir, applied, source)
 
 
-def check_same_run(now: str, before: str, run_dir: str) -> None:
-    """Raise ``ConfigError`` if two resolved configurations (YAML) are not the same run."""
-    new, old = (_flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (now, before))
+def newest_by_name(path: Path) -> Path:
+    """The newest checkpoint of the run directory ``path``, valid or not; ``path`` itself if it has none."""
+    return max(path.glob("checkpoints/step_????????"), default=path)
+
+
+def steps_done(run_dir: Path) -> int:
+    """The steps of a run that stand: those of its newest checkpoint; without one, those in its metrics."""
+    newest = newest_by_name(run_dir)
+    if newest != run_dir:
+        return int(newest.name.removeprefix("step_"))
+    metrics = run_dir / "metrics.jsonl"
+    rows = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+    return max((int(found[1]) for row in rows if (found := re.match(r'{"step": (\d+)', row))), default=0)
+
+
+def check_same_run(now: str, before: str, run_dir: str, applied: int | None = None, branch: Path | None = None) -> None:
+    """Raise ``ConfigError`` if two resolved configurations (YAML) are not the same run.
+
+    ``applied``: the schedules may differ after so many steps; None: they may not. ``branch``: the checkpoint that has
+    ``before``, if the run of ``now`` is a branch of it. An option that is not there had its default.
+    """
+    defaults = _NEW_OPTIONS | _defaults(PretrainConfig)
+    new, old = (defaults | _flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (now, before))
     differing = [
         key
         for key in sorted(new.keys() | old.keys())
         if new.get(key) != old.get(key) and not any(f"{key}.".startswith(f"{free}.") for free in _MAY_CHANGE_ON_RESUME)
     ]
+    if branch:  # resolve_model has taken what is not stated from this checkpoint
+        stated = {key for key in differing if None not in (new.get(key), old.get(key))}
+        differing = [key for key in differing if key in stated or not key.startswith("model.")]
+    reason = ""
+    if applied is not None and any(key.startswith("schedule.") for key in differing):
+        reason = changed_past(_schedule(old), _schedule(new), new["optimizer.lr"], applied)
+        differing = [key for key in differing if reason or not key.startswith("schedule.")]
     if differing:
         pairs = ", ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in differing[:4])
+        found = f"{pairs} ({reason})" if reason else pairs
         raise ConfigError(
-            f"run_dir {run_dir} belongs to another run: {pairs}; give another run_dir, or init_from={run_dir} for a "
-            "run that starts from its weights"
+            f"init_from={branch} cannot go on as this run: {found}; with init_progress=keep only the rest of the "
+            "schedule may differ; give init_progress=reset for a new run from these weights"
+            if branch
+            else f"run_dir {run_dir} belongs to another run: {found}; give another run_dir, or init_from={run_dir} for "
+            "a run that starts from its weights"
         )
 
 
-def check_moments(config: PretrainConfig, source: Path) -> None:
-    """Raise ``ConfigError`` if the moments in the checkpoint ``source`` do not fit ``config``'s optimizer.
+def _defaults(schema: type, prefix: str = "") -> dict[str, Any]:
+    """The options of the dataclass ``schema`` that have a default, flat."""
+    found: dict[str, Any] = {}
+    for field in fields(schema):
+        if is_dataclass(field.type):
+            found |= _defaults(field.type, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+        elif field.default_factory is not MISSING:
+            found[prefix + field.name] = field.default_factory()
+        elif field.default is not MISSING:
+            found[prefix + field.name] = field.default
+    return found
+
+
+def _schedule(options: dict[str, Any]) -> ScheduleConfig:
+    """The schedule in flat options."""
+    names = (field.name for field in fields(ScheduleConfig))
+    return ScheduleConfig(**{name: options[f"schedule.{name}"] for name in names if f"schedule.{name}" in options})
+
+
+def write_config(run_dir: Path, config_yaml: str, step: int) -> None:
+    """Write ``run_dir/config.yaml``, or give that of an extended run the new schedule.
+
+    The schedule that held up to ``step`` stays in ``config_history/until_step_*.yaml``.
+    """
+    path, text = run_dir / "config.yaml", config_yaml
+    if path.exists():
+        before = path.read_text(encoding="utf-8")
+        old, new = OmegaConf.create(before), OmegaConf.create(config_yaml)
+        if ScheduleConfig(**old.schedule) == ScheduleConfig(**new.schedule):
+            return
+        history = run_dir / "config_history" / f"until_step_{step:08d}.yaml"
+        if not history.exists():  # one that is there held up to this step; what followed it trained nothing
+            _write(history, before)
+        old.schedule = new.schedule
+        text = OmegaConf.to_yaml(old)
+    _write(path, text)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file at once: it is there whole, or as it was."""
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.rename(path)
+
+
+def moments_fault(config: PretrainConfig, checkpoint: Path) -> str | None:
+    """Why the moments in ``checkpoint`` do not fit ``config``'s optimizer; None if they do.
 
     Another algorithm has other moments, another pre-normalization scales the gradients differently.
     """
-    before = OmegaConf.create((source / "config.yaml").read_text(encoding="utf-8"))
+    before = OmegaConf.create((checkpoint / "config.yaml").read_text(encoding="utf-8"))
     for name in ("algorithm", "pre_normalization"):
         old, new = OmegaConf.select(before, f"optimizer.{name}"), getattr(config.optimizer, name)
-        if config.init_moments != "reset" and old != new:
-            raise ConfigError(
-                f"init_moments is {config.init_moments!r}, but {source} was trained with optimizer.{name}={old} and "
-                f"this run has {new}: its moments do not fit; give init_moments=reset"
-            )
+        if old != new:
+            return f"{checkpoint} was trained with optimizer.{name}={old} and this run has {new}"
+    return None
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

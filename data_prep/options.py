@@ -152,6 +152,10 @@ class PrepareConfig:
     """pair: two segments, for next-sentence prediction; single: one segment of whole sentences, label 0."""
     masked_lm_prob: float
     """Share of the tokens to mask, above 0 and below 1."""
+    mask_share: float
+    """Share of the masked tokens that become [MASK], 0 to 1."""
+    random_share: float
+    """Share of the masked tokens that become a random word, 0 to 1; the rest stays as it is."""
     short_seq_prob: float
     """Share of the documents whose samples get a random shorter length, 0 to 1."""
     dupe_factor: int
@@ -181,6 +185,10 @@ class PrepareConfig:
             require(fits, "max_predictions", most, "null, or for each of sequence_lengths 1 to that length")
         require(self.sample_kind in SAMPLE_KINDS, "sample_kind", self.sample_kind, ", ".join(SAMPLE_KINDS))
         require(0 < self.masked_lm_prob < 1, "masked_lm_prob", self.masked_lm_prob, "above 0 and below 1")
+        for name in ("mask_share", "random_share"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
+        rest = f"up to 1 together with mask_share ({self.mask_share})"
+        require(self.mask_share + self.random_share <= 1, "random_share", self.random_share, rest)
         require(0 <= self.short_seq_prob <= 1, "short_seq_prob", self.short_seq_prob, "0 to 1")
         require(1 <= self.dupe_factor <= 1000, "dupe_factor", self.dupe_factor, "1 to 1000")
         require(self.samples_per_shard >= 1, "samples_per_shard", self.samples_per_shard, "1 or more")

@@ -240,6 +240,8 @@ def _header(config: PrepareConfig, length: int, most: int, vocabulary: Vocabular
         vocab_hash=vocabulary.vocab_hash,
         tokenizer_hash=vocabulary.tokenizer_hash,
         masked_lm_prob=config.masked_lm_prob,
+        mask_share=config.mask_share,
+        random_share=config.random_share,
         whole_word_masking=config.whole_word_masking,
         short_seq_prob=config.short_seq_prob,
         dupe_factor=config.dupe_factor,

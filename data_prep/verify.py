@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bert_pretrain.config_loading import entry_point
-from bert_pretrain.data.masking import SPECIAL_TOKENS, restore_ids
+from bert_pretrain.data.masking import SPECIAL_TOKENS, MaskingRule, restore_ids
 from bert_pretrain.data.shards import SPLITS, Arrays, ShardReader, read_manifest, shard_paths
 from bert_pretrain.errors import ConfigError
 from data_prep.engine.totals import Totals, check_shares, count_rows, show_sample, table_rows
@@ -60,7 +60,7 @@ def verify_split(directory: Path, paths: list[Path], vocabulary: Vocabulary | No
     rows = {row["name"]: row for row in manifest["shards"]} if manifest else {}
     totals = Totals()
     shape: tuple[int, int] | None = None
-    whole_word = False
+    whole_word, shares = False, (MaskingRule.mask_share, MaskingRule.random_share)
     for path in paths:
         reader = ShardReader(path)
         _check_header(reader, rows.get(path.name), vocabulary)
@@ -73,6 +73,7 @@ def verify_split(directory: Path, paths: list[Path], vocabulary: Vocabulary | No
         header = reader.header
         reader.check_content(len(vocabulary.tokens) if vocabulary else header.vocab_size if header else _LARGEST_VOCAB)
         whole_word = whole_word or (header is not None and header.whole_word_masking)
+        shares = (header.mask_share, header.random_share) if header is not None else shares
         probability = header.masked_lm_prob if header else None
         for start in range(0, reader.samples, _ROWS):
             stored = reader.read(start, min(start + _ROWS, reader.samples))
@@ -84,7 +85,7 @@ def verify_split(directory: Path, paths: list[Path], vocabulary: Vocabulary | No
         totals.shards += 1
         totals.legacy_shards += header is None
         reader.close()
-    check_shares(totals, f"{directory}, {paths[0].name} and on", whole_word)
+    check_shares(totals, f"{directory}, {paths[0].name} and on", whole_word, *shares)
     return totals
 
 

@@ -142,7 +142,7 @@ MEAN_LENGTH = (LENGTH // 2 + LENGTH) / 2  # of the test shards: uniform from L/2
 
 def model_config() -> ModelConfig:
     """The model of ``OPTIONS``."""
-    return ModelConfig(WIDTH, LAYERS, 2, 4 * WIDTH, LENGTH, 97, "gelu", 0.0, 0.0, 0.02, "eager")
+    return ModelConfig(WIDTH, LAYERS, 2, 4 * WIDTH, LENGTH, 97, "gelu", 0.0, 0.0, 0.02, "eager", True)
 
 
 def predicted(rate: float, link: float, micro: int, bucket_mb: float, gradients: str, overlap: bool) -> float:

@@ -158,7 +158,8 @@ def numbers_of(run_dir: Path) -> Numbers:
         weights.update(f"{name} {value.dtype} {value.shape}".encode() + np.ascontiguousarray(value).tobytes())
     return {
         "training": columns(row for row in rows if "loss" in row),
-        "evaluations": columns(row for row in rows if "eval_loss" in row),
+        # The reference is older than the evaluation before the first step.
+        "evaluations": columns(row for row in rows if "eval_loss" in row and row["step"] > 0),
         "layers_sha256": hashlib.sha256(json.dumps(layers, sort_keys=True).encode()).hexdigest(),
         "weights_sha256": weights.hexdigest(),
     }

@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import BertConfig, BertForPreTraining, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.data.collate import MicroBatch, StepBatch
@@ -36,7 +44,7 @@ def plain_script(config: PretrainConfig, world: World) -> Measured:
     def run(step: StepBatch) -> None:
         micro_batches = list(step.micro_batches)
         for micro_batch in micro_batches:
-            out = network(**plain_inputs(micro_batch.to(world.device)))
+            out = network(**plain_inputs(micro_batch.to(world.device), config.model.next_sentence))
             (out.loss / len(micro_batches)).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -44,25 +52,26 @@ def plain_script(config: PretrainConfig, world: World) -> Measured:
     return Measured(run, network, optimizer)
 
 
-def plain_inputs(batch: MicroBatch) -> dict[str, Tensor]:
-    """The arguments of ``BertForPreTraining``: labels (B, L), -100 at positions that are not masked."""
+def plain_inputs(batch: MicroBatch, next_sentence: bool) -> dict[str, Tensor]:
+    """The arguments of transformers' model: labels (B, L), -100 at positions that are not masked."""
     labels = torch.full_like(batch.input_ids, -100).flatten()
     predicted = batch.masked_labels >= 0
     labels[batch.masked_positions[predicted]] = batch.masked_labels[predicted]
     mask = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
-    return {
+    inputs = {
         "input_ids": batch.input_ids,
         "attention_mask": mask,
         "token_type_ids": batch.segment_ids,
         "labels": labels.view_as(batch.input_ids),
-        "next_sentence_label": batch.next_sentence_labels,
     }
+    return inputs | {"next_sentence_label": batch.next_sentence_labels} if next_sentence else inputs
 
 
 def _plain_model(config: PretrainConfig) -> nn.Module:
     shape = bert_config(config.model).to_dict()
     shape.pop("_attn_implementation", None)
-    model: nn.Module = BertForPreTraining(BertConfig(**shape)).train()
+    architecture = BertForPreTraining if config.model.next_sentence else BertForMaskedLM
+    model: nn.Module = architecture(BertConfig(**shape)).train()
     return model
 
 
@@ -85,7 +94,7 @@ def transformers_trainer(config: PretrainConfig, device: torch.device, steps: li
         disable_tqdm=True,
     )
     clock = _Clock(device)
-    samples = [sample for step in steps for batch in step for sample in _rows(batch)]
+    samples = [sample for step in steps for batch in step for sample in _rows(batch, config.model.next_sentence)]
     trainer = Trainer(_plain_model(config), arguments, train_dataset=samples, callbacks=[clock])
     trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -104,7 +113,7 @@ class _Clock(TrainerCallback):
         self.times.append(time.perf_counter())
 
 
-def _rows(batch: MicroBatch) -> Iterator[dict[str, Tensor]]:
-    inputs = plain_inputs(batch)
+def _rows(batch: MicroBatch, next_sentence: bool) -> Iterator[dict[str, Tensor]]:
+    inputs = plain_inputs(batch, next_sentence)
     for row in range(len(batch.input_ids)):
         yield {name: tensor[row] for name, tensor in inputs.items()}

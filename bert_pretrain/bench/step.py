@@ -27,6 +27,7 @@ from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.data.collate import Counts, StepBatch
 from bert_pretrain.distributed.gradients import sync_gradients
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
+from bert_pretrain.hub.shape import resolve_model
 from bert_pretrain.model.bert import silence_transformers
 from bert_pretrain.model.flops import training_flops
 from bert_pretrain.model.options import SpeedConfig
@@ -46,6 +47,7 @@ def run(config: BenchStepConfig) -> None:
     """Measure the step, print the table, write step.json and step.png."""
     silence_transformers()
     with open_world(config.device) as world:
+        config = world.run_on_all_ranks(partial(resolve_model, config))
         world.run_on_all_ranks(lambda: require_writable(Path(config.out_dir), "out_dir") if world.is_first else None)
         rows = measure(config, world)
         bandwidth = measured_copy_bandwidth(world.device)

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import BertForPreTraining
+from transformers import PreTrainedModel
 
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress
 from bert_pretrain.errors import ConfigError
 
 
-def _empty_on_host(model: BertForPreTraining) -> BertForPreTraining:
+def _empty_on_host(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of ``model`` in host memory with uninitialised weights. Takes no device memory."""
     memo: dict[int, Any] = {
         id(weight): torch.nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype)) for weight in model.parameters()
@@ -48,7 +48,7 @@ class CheckpointWriter:
     def __init__(self, store: CheckpointStore, report: Callable[[str], None]) -> None:
         self.store, self._report = store, report
         self._awaited, self._worked = threading.Event(), 0.0
-        self._model: BertForPreTraining | None = None
+        self._model: PreTrainedModel | None = None
         self._optimizer_state: dict[str, Any] = {}
         self._copied: torch.cuda.Event | None = None
         self._thread: threading.Thread | None = None
@@ -56,7 +56,7 @@ class CheckpointWriter:
         self._error: BaseException | None = None
 
     def save(
-        self, model: BertForPreTraining, optimizer_state: dict[str, Any], progress: Progress, config_yaml: str
+        self, model: PreTrainedModel, optimizer_state: dict[str, Any], progress: Progress, config_yaml: str
     ) -> None:
         """Copy, and start to write. Waits first for the checkpoint before this one, and raises as ``wait`` does."""
         self.wait()
@@ -67,7 +67,7 @@ class CheckpointWriter:
         self._thread.start()
 
     @torch.no_grad()
-    def _copy_to_host(self, model: BertForPreTraining, optimizer_state: dict[str, Any]) -> None:
+    def _copy_to_host(self, model: PreTrainedModel, optimizer_state: dict[str, Any]) -> None:
         """Copy weights and optimizer state, from a GPU on the current stream, ahead of the steps that follow.
 
         Every copy reuses the memory of the last one: the page faults of fresh memory would cost more than the copy.

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
-import torch
-
 CHECKSUMS = "checksums.json"
 _ESSENTIAL = {"model/config.json", "model/model.safetensors", "optimizer.pt", "progress.json", "config.yaml"}
 _CHUNK = 1 << 20
@@ -34,6 +32,8 @@ def find_fault(path: Path, throttle: Throttle = lambda: None) -> str | None:
 
 def save_state(state: dict[str, Any], path: Path, throttle: Throttle) -> None:
     """``torch.save``, but a disk fault raises its own OSError: torch hides the cause."""
+    import torch  # takes seconds to load; what looks for checkpoints does without
+
     with open(path, "wb") as file:
         throttled = _ThrottledFile(file, throttle)
         try:

@@ -12,7 +12,6 @@ Random states are not saved: dropout is seeded for every step from (seed, rank, 
 """
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -23,21 +22,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch.optim import Optimizer
-from transformers import BertForPreTraining
+from transformers import PreTrainedModel
 
+from bert_pretrain.checkpoint.directories import checkpoints_in, newest_valid
 from bert_pretrain.checkpoint.files import Throttle, find_fault, fsync, save_state, write_checksums
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.checkpoint.tokenizer_files import copy_tokenizer
 from bert_pretrain.model.bert import PretrainingModel, load_weights
+from bert_pretrain.model.config_entries import keep_entries
 from bert_pretrain.model.precision import MixedPrecision
-
-TOKENIZER_FILES = (
-    "vocab.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
-_NAME = re.compile(r"step_(\d{8})")
 
 
 @dataclass(frozen=True)
@@ -74,7 +66,7 @@ class CheckpointStore:
 
     def save(
         self,
-        model: BertForPreTraining,
+        model: PreTrainedModel,
         optimizer_state: dict[str, Any],
         progress: Progress,
         config_yaml: str,
@@ -93,9 +85,8 @@ class CheckpointStore:
             temporary.mkdir(parents=True)
             model.save_pretrained(temporary / "model")
             save_state(optimizer_state, temporary / "optimizer.pt", throttle)
-            for name in TOKENIZER_FILES:
-                if self.tokenizer is not None and (self.tokenizer / name).is_file():
-                    shutil.copyfile(self.tokenizer / name, temporary / "model" / name)
+            if self.tokenizer is not None:
+                copy_tokenizer(self.tokenizer, temporary / "model", model.config.max_position_embeddings)
             (temporary / "progress.json").write_text(json.dumps(asdict(progress), indent=2), encoding="utf-8")
             (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
             write_checksums(temporary, throttle)
@@ -118,18 +109,11 @@ class CheckpointStore:
 
     def newest_valid(self, report: Callable[[str], None]) -> Path | None:
         """The newest undamaged checkpoint; ``report`` gets a message for each damaged one that is skipped."""
-        for path in reversed(self.all()):
-            fault = find_fault(path)
-            if fault is None:
-                return path
-            report(f"checkpoint {path} is skipped: {fault}")
-        return None
+        return newest_valid(self.directory, report)
 
     def all(self) -> list[Path]:
         """All checkpoints by step, damaged ones too."""
-        if not self.directory.is_dir():
-            return []
-        return sorted(path for path in self.directory.iterdir() if _NAME.fullmatch(path.name))
+        return checkpoints_in(self.directory)
 
     def _remove_old(self, throttle: Throttle) -> None:
         for path in self.all()[: -self.keep_last]:
@@ -158,24 +142,7 @@ def restore(
     """Load a valid checkpoint into ``model``, ``optimizer`` and ``precision``; returns its progress."""
     progress = load_progress(path)
     load_weights(model, path / "model")
+    keep_entries(model.bert.config, json.loads((path / "model/config.json").read_text(encoding="utf-8")))
     optimizer.load_state_dict(load_optimizer_state(path, device))
     precision.load_state_dict(progress.precision)
     return progress
-
-
-def resolve_init(path: Path, report: Callable[[str], None]) -> Path:
-    """The checkpoint that ``init_from`` names: itself, or the newest valid one of a run directory.
-
-    ``report`` gets a message for each damaged one that is skipped. Raises ``ConfigError`` if there is none.
-    """
-    newest = CheckpointStore(path / "checkpoints", 1, None).newest_valid(report)
-    if newest is not None:
-        return newest
-    if not (path / "model").is_dir():
-        raise ConfigError(
-            f"init_from is {str(path)!r}, which is no checkpoint; give a run directory or one of its checkpoints/step_*"
-        )
-    fault = find_fault(path)
-    if fault is not None:
-        raise ConfigError(f"init_from is {str(path)!r}, which is damaged: {fault}")
-    return path

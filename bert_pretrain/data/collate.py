@@ -33,18 +33,21 @@ class Counts:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The input of one forward pass: B samples of L tokens, M of them masked. All int64.
+    """The input of one forward pass: B samples (packed: B rows) of L tokens, M of them masked. All int64.
 
     M is padded to one of about sixteen sizes: on CPU, the caches of the matrix libraries grow with every new shape. A
     compiled model gets a few shapes that are known in advance (``fixed_shapes``).
     """
 
     input_ids: torch.Tensor  # (B, L)
-    attention_mask: torch.Tensor | None  # (B, L), None if there is no padding
+    attention_mask: torch.Tensor | None  # (B, L), 0 for padding; None if there is none
     segment_ids: torch.Tensor  # (B, L)
     masked_positions: torch.Tensor  # (M,) into the flattened (B * L,); 0 for padding
     masked_labels: torch.Tensor  # (M,), IGNORED for padding
     next_sentence_labels: torch.Tensor  # (B,)
+    # Packed, a row holds several of the S samples. Its mask has another number, from 1, for each of them.
+    first_positions: torch.Tensor | None = None  # (S,) of each [CLS] in the flattened (B * L,); 0 for padding
+    position_ids: torch.Tensor | None = None  # (B, L), from 0 in each sample
 
     def tensors(self) -> tuple[torch.Tensor | None, ...]:
         """The fields in the order of the model's arguments."""
@@ -94,12 +97,13 @@ class StepBatch:
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape of a micro-batch: ``samples`` = B, ``length`` = L, ``masked`` = M."""
+    """The shape of a micro-batch: ``samples`` = B, ``length`` = L, ``masked`` = M, ``packed`` = S, 0 if it is not."""
 
     samples: int
     length: int
     masked: int
     has_mask: bool
+    packed: int = 0
 
 
 def fixed_shapes(samples: int, length: int, predictions: int, trim: bool) -> list[Shape]:
@@ -118,13 +122,16 @@ def dummy_batch(shape: Shape) -> MicroBatch:
     mask = torch.zeros_like(ids)
     mask[:, 0] = 1  # some attention kernels return NaN for a row without any key
     positions = torch.zeros(shape.masked, dtype=torch.int64)
+    first = torch.zeros(shape.packed or shape.samples, dtype=torch.int64)
     return MicroBatch(
         input_ids=ids,
         attention_mask=mask if shape.has_mask else None,
         segment_ids=ids.clone(),
         masked_positions=positions,
         masked_labels=torch.full_like(positions, IGNORED),
-        next_sentence_labels=torch.full_like(ids[:, 0], IGNORED),
+        next_sentence_labels=torch.full_like(first, IGNORED),
+        first_positions=first if shape.packed else None,
+        position_ids=ids.clone() if shape.packed else None,
     )
 
 

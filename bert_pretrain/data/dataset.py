@@ -29,6 +29,12 @@ class DataConfig:
     """``static``: the masks in the shards; ``dynamic``: new masks in every epoch."""
     masked_lm_prob: float | None
     """With ``masking=dynamic``: share of tokens to predict; null: as in the shards."""
+    mask_share: float | None
+    """With ``masking=dynamic``: share of the predicted tokens that are replaced by [MASK]; null: as in the shards, 0.8
+    unless they state another."""
+    random_share: float | None
+    """With ``masking=dynamic``: share of the predicted tokens that are replaced by a random word; null: as in the
+    shards, 0.1 unless they state another. The rest stays as it is."""
     check: str
     """Check of the training shards before the first step. ``content`` reads all ids and compares checksums, ``headers``
     reads names, shapes and headers only, ``auto`` is ``content`` up to 4 GiB of shards."""
@@ -42,6 +48,11 @@ class DataConfig:
         require(self.masking in ("static", "dynamic"), "data.masking", self.masking, "static, dynamic")
         share = self.masked_lm_prob
         require(share is None or 0.0 < share < 1.0, "data.masked_lm_prob", share, "null, or between 0 and 1")
+        for name in ("mask_share", "random_share"):
+            share = getattr(self, name)
+            require(share is None or 0.0 <= share <= 1.0, f"data.{name}", share, "null, or 0 to 1")
+            allowed = "null with data.masking=static, whose masks are those of the shards"
+            require(share is None or self.masking == "dynamic", f"data.{name}", share, allowed)
         require(self.check in ("auto", "content", "headers"), "data.check", self.check, "auto, content, headers")
         require(self.block_size >= 1, "data.block_size", self.block_size, "1 or more")
         require(self.prefetch >= 1, "data.prefetch", self.prefetch, "1 or more")
@@ -148,7 +159,7 @@ def _check_fit(reader: ShardReader, config: DataConfig, vocab_size: int, first: 
     header = reader.header
     if header is None:
         return
-    if header.vocab_size != vocab_size:
+    if header.vocab_size > vocab_size:
         raise ConfigError(
             f"model.vocab_size is {vocab_size}, but shard {reader.path} was made with a vocabulary of "
             f"{header.vocab_size}; set model.vocab_size={header.vocab_size} or data.dir to other shards"
@@ -157,6 +168,15 @@ def _check_fit(reader: ShardReader, config: DataConfig, vocab_size: int, first: 
         raise ConfigError(
             f"shards {first.path.name} and {reader.path.name} in {reader.path.parent} were made with different "
             "vocabularies; keep only one set of shards in a directory"
+        )
+
+
+def report_single_segments(shards: ShardSet, next_sentence: bool, report: Callable[[str], None]) -> None:
+    """Report that next-sentence prediction has nothing to learn from samples of one segment."""
+    if next_sentence and not shards.read(0, min(shards.samples, 64))["segment_ids"].any():
+        report(
+            f"model.next_sentence is true, but the samples in {shards.paths[0].parent} are single segments, all with "
+            "the same label; use model.next_sentence=false, or shards of pairs (prepare sample_kind=pair)"
         )
 
 

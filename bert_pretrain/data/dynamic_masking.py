@@ -1,5 +1,6 @@
 """``data.masking=dynamic``: remove the shards' masks and draw new ones for every epoch."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,9 @@ def dynamic_masking(config: DataConfig, shards: ShardSet, seed: int) -> DynamicM
     tokens = _read_vocabulary(Path(config.tokenizer), shards.vocab_size)
     whole_word = header is not None and header.whole_word_masking
     rule = MaskingRule.of_vocabulary(tokens, probability, shards.max_predictions, whole_word)
+    shares = {"mask_share": config.mask_share, "random_share": config.random_share}
+    known = {} if header is None else {name: getattr(header, name) for name in shares}
+    rule = replace(rule, **known | {name: share for name, share in shares.items() if share is not None})
 
     def mask(arrays: Arrays, epoch: int, samples: np.ndarray) -> Arrays:
         lengths = arrays["input_mask"].sum(1, dtype=np.int64)
@@ -39,7 +43,7 @@ def dynamic_masking(config: DataConfig, shards: ShardSet, seed: int) -> DynamicM
 
 
 def _read_vocabulary(folder: Path, vocab_size: int) -> list[str]:
-    """The ``vocab_size`` tokens of ``folder/vocab.txt`` in the order of their ids."""
+    """The tokens, up to ``vocab_size``, of ``folder/vocab.txt`` in the order of their ids."""
     path = folder / "vocab.txt"
     try:
         tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -48,6 +52,6 @@ def _read_vocabulary(folder: Path, vocab_size: int) -> list[str]:
             f"data.tokenizer is {str(folder)!r}, but its vocab.txt cannot be read ({error}); data.masking=dynamic "
             "draws random words from it: give the tokenizer's folder, or use data.masking=static"
         ) from None
-    if len(tokens) != vocab_size:
-        raise ConfigError(f"{path} has {len(tokens)} tokens, but the shards and the model have {vocab_size}")
+    if len(tokens) > vocab_size:
+        raise ConfigError(f"{path} has {len(tokens)} tokens, but the model has only {vocab_size}")
     return tokens

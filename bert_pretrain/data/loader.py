@@ -33,11 +33,12 @@ from bert_pretrain.data.collate import (
     to_micro_batch,
 )
 from bert_pretrain.data.dataset import ShardSet, concatenated
+from bert_pretrain.data.packing import packed_micro_batches
 from bert_pretrain.data.sample_order import SampleOrder
 from bert_pretrain.data.shards import Arrays, select
 
 _CACHE_BYTES = 64 << 20  # a step's slice that fits is read and masked once
-_WINDOW = 1024  # samples sorted by length together: bounds the memory for any batch size
+_WINDOW = 1024  # samples sorted by length, or packed, together: bounds the memory for any batch size
 
 Item = TypeVar("Item")
 DynamicMasking = Callable[[Arrays, int, np.ndarray], Arrays]
@@ -90,6 +91,8 @@ class TrainingData:
     group_by_length: bool
     shapes: list[Shape] | None = None
     """The only shapes that micro-batches may have, for a compiled model."""
+    packing: bool = False
+    """Pack samples into rows; then they are not grouped by length."""
 
     def __post_init__(self) -> None:
         self._blocks = BlockReader(self.shards, self.order, self.masking)
@@ -108,11 +111,15 @@ class TrainingData:
         """
         base = step * self.plan.global_batch_size
         cuts = self.plan.micro_batches(self.rank)
-        per_window = max(1, _WINDOW // self.plan.micro_batch_size) if self.group_by_length else 1
+        together = self.group_by_length or self.packing
+        per_window = max(1, _WINDOW // self.plan.micro_batch_size) if together else 1
         for first in range(0, len(cuts), per_window):
             window = cuts[first : first + per_window]
             start, stop = window[0][0], window[-1][1]
             arrays = concatenated(list(self._blocks.read(base + start, base + stop)))
+            if self.packing:
+                yield from packed_micro_batches(arrays, len(window))
+                continue
             if self.group_by_length:
                 arrays = select(arrays, np.argsort(sample_lengths(arrays), kind="stable"))
             for begin, end in window:

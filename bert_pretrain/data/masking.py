@@ -1,9 +1,9 @@
 """Masked-LM masks for rows of token ids, static (when shards are written) or dynamic (while training).
 
 Google's rule (create_pretraining_data.py, 2018): of a sample with ``t`` real tokens, [CLS] and [SEP] counted,
-``n = min(P, max(1, round(masked_lm_prob * t)))`` tokens are predicted. Of these 80 % are replaced by [MASK], 10 %
-stay, 10 % become a random word. Differences from the published code: special tokens ([UNK] and [MASK] too) are never
-chosen, and a random word is never a special token.
+``n = min(P, max(1, round(masked_lm_prob * t)))`` tokens are predicted. Of these 80 % are replaced by [MASK] and 10 % by
+a random word (both shares are options); the rest stays. Differences from the published code: special tokens ([UNK] and
+[MASK] too) are never chosen, and a random word is never a special token.
 
 Random numbers are keyed: the masks of a sample depend on (seed, epoch, index of the sample) only, so that any slice of
 any batch on any number of processes gives the same masks. Needs numba and numpy only.
@@ -70,6 +70,9 @@ class MaskingRule:
     ids of ``##`` pieces. If it is given, whole words are masked: the words of a sample are taken in random order, and
     one that would exceed ``n`` is skipped (a sample whose words all have more than ``n`` pieces gets no mask). A word
     ends at a special token, even if the next segment starts with a ``##`` piece.
+
+    ``mask_share`` of the chosen tokens become [MASK], ``random_share`` a random word. Raises ``ConfigError`` if the two
+    are more than 1 together, and if all tokens are special.
     """
 
     masked_lm_prob: float
@@ -78,6 +81,8 @@ class MaskingRule:
     vocab_size: int
     special_ids: np.ndarray
     is_continuation: np.ndarray | None = None
+    mask_share: float = 0.8
+    random_share: float = 0.1
 
     def __post_init__(self) -> None:
         self.is_special = np.zeros(self.vocab_size, dtype=np.bool_)
@@ -85,6 +90,10 @@ class MaskingRule:
         self.words = np.flatnonzero(~self.is_special).astype(np.int64)
         if len(self.words) == 0:
             raise ConfigError(f"the vocabulary has {self.vocab_size} entries, all of them special tokens")
+        if self.mask_share + self.random_share > 1:
+            raise ConfigError(
+                f"mask_share is {self.mask_share} and random_share is {self.random_share}; allowed: up to 1 together"
+            )
 
     @classmethod
     def of_vocabulary(
@@ -129,6 +138,8 @@ def mask_samples(
         rule.words,
         rule.mask_id,
         rule.masked_lm_prob,
+        rule.mask_share,
+        1 - rule.random_share,
         seed,
         epoch,
         np.ascontiguousarray(sample_indexes, dtype=np.int64),
@@ -159,6 +170,8 @@ def _mask_rows(
     words: np.ndarray,
     mask_id: int,
     prob: float,
+    mask_below: float,
+    random_from: float,
     seed: int,
     epoch: int,
     indexes: np.ndarray,
@@ -182,9 +195,9 @@ def _mask_rows(
                 labels[row, count] = ids[row, position]
                 count += 1
                 dice = draw_unit(state)
-                if dice < 0.8:
+                if dice < mask_below:
                     ids[row, position] = mask_id
-                elif dice >= 0.9:
+                elif dice >= random_from:
                     ids[row, position] = words[draw_below(state, len(words))]
 
 

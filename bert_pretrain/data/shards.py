@@ -19,7 +19,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,13 @@ class ShardHeader:
     dupe_factor: int
     seed: int
     split: str
+    mask_share: float = 0.8
+    """Share of the predicted tokens that are replaced by [MASK]. Stored where it is not this one, as is the next."""
+    random_share: float = 0.1
+    """Share of the predicted tokens that are replaced by a random word."""
+
+
+_DEFAULTS = {field.name: field.default for field in fields(ShardHeader) if field.default is not MISSING}
 
 
 def select(arrays: Arrays, rows: slice | np.ndarray) -> Arrays:
@@ -98,7 +105,8 @@ def write_shard(path: Path, arrays: Arrays, header: ShardHeader) -> dict[str, An
     with h5py.File(temporary, "w", libver=_LIBVER) as file:
         for name, dtype in zip(SHARD_FIELDS, dtypes, strict=True):
             file.create_dataset(name, data=np.asarray(arrays[name], dtype=dtype))
-        attributes = {"format_version": FORMAT_VERSION, "samples": samples, "checksum": checksum, **asdict(header)}
+        stated = {name: value for name, value in asdict(header).items() if _DEFAULTS.get(name) != value}
+        attributes = {"format_version": FORMAT_VERSION, "samples": samples, "checksum": checksum, **stated}
         for key, value in attributes.items():  # fixed-length strings: a damaged heap of variable ones hangs HDF5
             text = h5py.string_dtype("utf-8", max(1, len(value.encode()))) if isinstance(value, str) else None
             file.attrs.create(key, value, dtype=text)
@@ -166,8 +174,9 @@ class ShardReader:
             raise ConfigError(
                 f"shard {self.path} has format version {version}; this program reads version {FORMAT_VERSION}"
             )
-        names = [field.name for field in fields(ShardHeader)]
-        missing = [name for name in ("samples", *names) if name not in attributes]
+        names = [field.name for field in fields(ShardHeader) if field.name in attributes]
+        required = [field.name for field in fields(ShardHeader) if field.name not in _DEFAULTS]
+        missing = [name for name in ("samples", *required) if name not in attributes]
         if missing:
             raise ConfigError(f"shard {self.path} lacks the attributes {', '.join(missing)}; write it again")
         if int(attributes["samples"]) != self.samples:

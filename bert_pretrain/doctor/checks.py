@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from bert_pretrain.distributed.world import (
     open_world,
 )
 from bert_pretrain.errors import ConfigError, SharedError
+from bert_pretrain.hub.shape import resolve_model
 from bert_pretrain.model.bert import build_model, silence_transformers
 from bert_pretrain.model.flops import parameter_count
 from bert_pretrain.model.precision import compute_dtype
@@ -63,6 +65,7 @@ def run_checks(config: PretrainConfig) -> None:
     """Run all checks on all ranks and print the worst finding of each. Exits with 1 if one failed."""
     silence_transformers()
     with open_world(config.device, resolved_yaml(config), config.communication.timeout_seconds) as world:
+        config = world.run_on_all_ranks(partial(resolve_model, config))
         levels = [checked(check.__name__.replace("_", " "), check, config, world) for check in CHECKS]
     if FAIL in levels:
         sys.exit(1)
@@ -213,7 +216,8 @@ def two_steps(config: PretrainConfig, world: World) -> Finding:
     """Two short steps and a checkpoint, in a temporary directory."""
     parent = _nearest_directory(Path(config.run_dir)) if world.is_first else None  # the other ranks write nothing
     with world.run_on_all_ranks(lambda: tempfile.TemporaryDirectory(dir=parent)) as folder:
-        trial = replace(config, schedule=replace(config.schedule, total_steps=2))
+        schedule = replace(config.schedule, total_steps=2, shape="constant", warmup_steps=0)
+        trial = replace(config, schedule=schedule, init_progress="reset")
         trainer = build_trainer(trial, world, MetricsLog(None, 2), CheckpointStore(Path(folder), 1, None), "")
         trainer.heldout = None
         plan = trainer.plan

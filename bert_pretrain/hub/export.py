@@ -3,12 +3,15 @@
 The folder is loaded back and checked before it gets its final name.
 """
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from bert_pretrain.checkpoint.directories import resolve_checkpoint
+from bert_pretrain.checkpoint.tokenizer_files import set_max_length
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.training.metrics import read_rows, require_writable
@@ -35,14 +38,10 @@ def main(config: ExportConfig) -> None:
     Exports the newest valid checkpoint of the run, or the one that run_dir names. The folder is loaded back and
     checked before it gets its final name.
     """
-    from bert_pretrain.checkpoint.store import resolve_init  # imports torch
     from bert_pretrain.model.bert import silence_transformers
 
     silence_transformers()
-    try:
-        checkpoint = resolve_init(Path(config.run_dir), print)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("init_from", "run_dir", 1)) from None
+    checkpoint = resolve_checkpoint(Path(config.run_dir), "run_dir", print)
     out_dir = Path(config.out_dir)
     if out_dir.exists() and not (config.overwrite and (out_dir / "config.json").exists()):
         raise ConfigError(f"out_dir {out_dir} exists; give another, or overwrite=true to replace an earlier export")
@@ -56,6 +55,8 @@ def export_checkpoint(checkpoint: Path, out_dir: Path) -> None:
     temporary = out_dir.with_name(f".{out_dir.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(checkpoint / "model", temporary)
+    positions = json.loads((temporary / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
+    set_max_length(temporary, positions)  # checkpoints of version 0.1 state another
     (temporary / "README.md").write_text(model_card(checkpoint), encoding="utf-8")
     check_loads(temporary)
     if out_dir.exists():
@@ -64,18 +65,31 @@ def export_checkpoint(checkpoint: Path, out_dir: Path) -> None:
 
 
 def check_loads(folder: Path) -> None:
-    """Load ``folder`` with transformers. Raises ``ConfigError`` for missing weights or a tokenizer of another size."""
-    import torch
-    from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
+    """Load ``folder`` with transformers, and run it on a text that is too long.
 
-    for auto in (AutoModelForPreTraining, AutoModelForMaskedLM):
+    Raises ``ConfigError`` for missing weights, a tokenizer with more tokens than the model, or one that does not cut.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
+
+    has_both_heads = "BertForPreTraining" in AutoConfig.from_pretrained(folder).architectures
+    for auto in (AutoModelForPreTraining, AutoModelForMaskedLM) if has_both_heads else (AutoModelForMaskedLM,):
         model, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         faults = ["missing_keys", "mismatched_keys"]
-        faults += ["unexpected_keys"] if auto is AutoModelForPreTraining else []  # the MLM model has no pooler
+        if auto is AutoModelForPreTraining or not has_both_heads:  # AutoModelForMaskedLM has no pooler
+            faults.append("unexpected_keys")
         if any(report[fault] for fault in faults):
             raise ConfigError(f"{folder} does not load as {auto.__name__}: {report}")
-    if (folder / "tokenizer.json").exists() and len(AutoTokenizer.from_pretrained(folder)) != model.config.vocab_size:
-        raise ConfigError(f"{folder}: the tokenizer's vocabulary differs from the model's {model.config.vocab_size}")
+    if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt")):
+        return
+    tokenizer, positions = AutoTokenizer.from_pretrained(folder), model.config.max_position_embeddings
+    if len(tokenizer) > model.config.vocab_size:
+        raise ConfigError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}")
+    encoded = tokenizer("a " * (2 * positions), truncation=True, return_tensors="pt")
+    if encoded["input_ids"].shape[1] != positions:
+        raise ConfigError(f"{folder}: the tokenizer cuts at {tokenizer.model_max_length} tokens, not at {positions}")
+    with torch.no_grad():
+        model(**encoded)  # raises for an id or a position that the model does not have
 
 
 def model_card(checkpoint: Path) -> str:

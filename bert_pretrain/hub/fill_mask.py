@@ -54,7 +54,8 @@ def fill(model: Any, tokenizer: Any, sentence: str, top: int) -> list[list[tuple
     positions = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero().squeeze(1)
     if len(positions) == 0:
         raise ConfigError(f"sentences: {sentence!r} has no {tokenizer.mask_token}; put one in place of a word")
-    best = model(**encoded).logits.detach()[0, positions].softmax(-1).topk(top)
+    logits = model(**encoded).logits.detach()[0, positions, : len(tokenizer)]  # without padding of the vocabulary
+    best = logits.softmax(-1).topk(top)
     return [
         [(str(tokenizer.convert_ids_to_tokens(int(i))), float(p)) for i, p in zip(ids, values, strict=True)]
         for ids, values in zip(best.indices, best.values, strict=True)

@@ -1,6 +1,7 @@
 """``transformers``' BERT for pretraining, with summed losses.
 
-The weights are those of ``BertForPreTraining``, under the same names. Only the forward pass differs:
+The weights are those of ``BertForPreTraining`` or, without next-sentence prediction, of ``BertForMaskedLM``, under the
+same names. Only the forward pass differs:
 
 - The vocabulary projection runs on the masked positions only (15 % of all), which halves the work of a small model.
 - Losses are sums, so that a step divides once by the counts of its global batch. A mean of means would weight a masked
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import nn
-from transformers import BertConfig, BertForPreTraining
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
 from bert_pretrain.model.cpu_vocabulary_loss import supported, vocabulary_loss
 from bert_pretrain.model.encoder import Product, embed, layer_weights, run_layer
@@ -34,7 +35,7 @@ class PretrainingSums(NamedTuple):
     mlm_loss: torch.Tensor
     """Sum of the masked tokens' cross entropies, in nats."""
     nsp_loss: torch.Tensor
-    """Sum of the samples' next-sentence cross entropies, in nats."""
+    """Sum of the samples' next-sentence cross entropies, in nats; 0 without that head, as ``nsp_correct``."""
     mlm_correct: torch.Tensor
     """Masked tokens that are predicted correctly."""
     nsp_correct: torch.Tensor
@@ -63,15 +64,18 @@ def run_heads(
 ) -> PretrainingSums:
     """Both heads and their losses, on the last hidden states of the B [CLS] and the M masked positions: (B + M, H).
 
-    ``decoder``: weight and bias of the vocabulary product from the weight cache; None: made here.
+    ``pooler``: None without the next-sentence head; then ``x`` is (M, H). ``decoder``: weight and bias of the
+    vocabulary product from the weight cache; None: made here.
     """
-    samples = len(next_sentence_labels)
+    samples = 0 if pooler is None else len(next_sentence_labels)
     decoder = decoder_weights(cls, speed) if decoder is None else decoder
     words = cls.predictions.transform(x[samples:])  # (M, H)
     if speed.fused_loss and supported(words, decoder[0]):
         mlm_loss, mlm_correct = vocabulary_loss(words, *decoder, masked_labels)
     else:
         mlm_loss, mlm_correct = _sums(F.linear(words, *decoder), masked_labels)  # (M, V)
+    if pooler is None:
+        return PretrainingSums(mlm_loss, mlm_loss.new_zeros(()), mlm_correct, torch.zeros_like(mlm_correct))
     nsp_logits = cls.seq_relationship(pooler(x[:samples, None]))  # (B, 2); the pooler reads the first of its positions
     nsp_loss, nsp_correct = _sums(nsp_logits, next_sentence_labels)
     return PretrainingSums(mlm_loss, nsp_loss, mlm_correct, nsp_correct)
@@ -96,11 +100,12 @@ class Pieces(NamedTuple):
 
 
 class PretrainingModel(nn.Module):
-    """``BertForPreTraining``, as the attribute ``bert``, with the forward pass described above."""
+    """``BertForPreTraining`` or ``BertForMaskedLM`` (the attribute ``bert``), with the forward pass described above."""
 
-    def __init__(self, bert: BertForPreTraining, speed: SpeedConfig) -> None:
+    def __init__(self, bert: BertForPreTraining | BertForMaskedLM, speed: SpeedConfig) -> None:
         super().__init__()
         self.bert = bert
+        self.next_sentence = isinstance(bert, BertForPreTraining)
         self.speed = speed
         self.pieces = Pieces()
         """Used in training. Evaluation has other shapes and types and is never compiled."""
@@ -122,31 +127,44 @@ class PretrainingModel(nn.Module):
         masked_positions: torch.Tensor,
         masked_labels: torch.Tensor,
         next_sentence_labels: torch.Tensor,
+        first_positions: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
     ) -> PretrainingSums:
         """Run B samples of L tokens, M of them masked over the whole micro-batch.
 
         ``input_ids`` and ``segment_ids`` are (B, L); ``attention_mask`` is (B, L), or None without padding.
         ``masked_positions`` (M,) index the flattened (B * L,) tokens; ``masked_labels`` (M,) are -100 for padding; M
-        may be 0. ``next_sentence_labels`` (B,) are -100 for padding samples. All int64.
+        may be 0. ``next_sentence_labels`` (B,) are -100 for padding samples; not read without that head. All int64.
+
+        Packed, each of the B rows holds several of S samples: ``attention_mask`` has a number from 1 for each of a
+        row's samples, ``position_ids`` (B, L) start at 0 in each, ``first_positions`` (S,) are those of the [CLS] in
+        the flattened tokens, and the labels are (S,).
         """
         if self.speed.cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()  # tensors of the last micro-batch may be overwritten
         samples, length = input_ids.shape
         attention: str = self.bert.config._attn_implementation
-        mask = None if attention_mask is None else _key_mask(attention_mask, attention)
-        first = torch.arange(0, samples * length, length, device=masked_positions.device)
-        rows = torch.cat([first, masked_positions])
+        mask = None
+        if attention_mask is not None:
+            mask = _additive_or_boolean(_allowed_keys(attention_mask, position_ids is not None), attention)
+        bert: Any = self.bert.bert
+        rows = masked_positions  # those that the heads read
+        if self.next_sentence:
+            first = first_positions
+            if first is None:
+                first = torch.arange(0, samples * length, length, device=masked_positions.device)
+            rows = torch.cat([first, masked_positions])
         pieces = self.pieces if self.training else Pieces()
         stack = self._weight_cache.stack if self._weight_cache.in_step else None
-        bert: Any = self.bert.bert
         if self.speed.own_layers():
-            x = pieces.embed(bert.embeddings, input_ids, segment_ids, self.speed)
+            x = pieces.embed(bert.embeddings, input_ids, segment_ids, position_ids, self.speed)
             for layer in bert.encoder.layer:
                 weights = None if stack is None else layer_weights(layer, self.speed, stack)
                 wanted = rows if self.speed.last_layer_rows and layer is bert.encoder.layer[-1] else None
                 x = pieces.layer(layer, weights, x, mask, wanted, attention, self.speed)
         else:
-            x = bert(input_ids=input_ids, attention_mask=mask, token_type_ids=segment_ids).last_hidden_state
+            inputs = {"attention_mask": mask, "token_type_ids": segment_ids, "position_ids": position_ids}
+            x = bert(input_ids=input_ids, **inputs).last_hidden_state
         if not self.speed.last_layer_rows:
             x = x.flatten(0, 1).index_select(0, rows)
         decoder = None if stack is None else decoder_weights(self.bert.cls, self.speed, stack)
@@ -154,12 +172,20 @@ class PretrainingModel(nn.Module):
         return pieces.heads(*heads, x, masked_labels, next_sentence_labels, self.speed)
 
 
-def _key_mask(attention_mask: torch.Tensor, attention: str) -> torch.Tensor:
-    """Convert a (B, L) mask of ones and zeros to the (B, 1, 1, L) mask that eager adds and sdpa selects by.
+def _allowed_keys(attention_mask: torch.Tensor, packed: bool) -> torch.Tensor:
+    """The keys that each query attends to, from a (B, L) mask: the real ones, (B, 1, 1, L) bool.
+
+    Packed: those of its own sample, (B, 1, L, L). Those of padding are padding, so that no softmax is empty.
+    """
+    keys = attention_mask[:, None, None, :]
+    return keys == attention_mask[:, None, :, None] if packed else keys.bool()
+
+
+def _additive_or_boolean(allowed: torch.Tensor, attention: str) -> torch.Tensor:
+    """The mask that eager adds and sdpa selects by.
 
     Given the (B, L) form, ``transformers`` tests whether it is all ones, which waits for the device.
     """
-    allowed = attention_mask[:, None, None, :].bool()
     if attention == "sdpa":
         return allowed
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, torch.finfo(torch.float32).min)
@@ -167,8 +193,9 @@ def _key_mask(attention_mask: torch.Tensor, attention: str) -> torch.Tensor:
 
 def bert_config(config: ModelConfig, device: torch.device | None = None) -> BertConfig:
     """The ``transformers`` configuration, with ``attention=auto`` resolved for ``device``."""
-    shape: dict[str, Any] = asdict(config)
+    shape: dict[str, Any] = {name: value for name, value in asdict(config).items() if value is not None}
     attention = shape.pop("attention")
+    del shape["next_sentence"]  # decides between two classes of the same configuration
     if attention == "auto":
         attention = "sdpa" if device is not None and device.type == "cuda" else "eager"
     return BertConfig(**{**shape, "attn_implementation": attention})
@@ -177,12 +204,13 @@ def bert_config(config: ModelConfig, device: torch.device | None = None) -> Bert
 def build_model(config: ModelConfig, speed: SpeedConfig, seed: int, device: torch.device) -> PretrainingModel:
     """A newly initialised model on ``device``: the same weights for the same seed on every rank."""
     torch.manual_seed(seed)
-    return PretrainingModel(BertForPreTraining(bert_config(config, device)), speed.on(device)).to(device)
+    architecture = BertForPreTraining if config.next_sentence else BertForMaskedLM
+    return PretrainingModel(architecture(bert_config(config, device)), speed.on(device)).to(device)
 
 
 def load_weights(model: PretrainingModel, folder: Path) -> None:
     """Load a ``transformers`` folder into ``model``. Raises torch's ``RuntimeError`` if a name or shape differs."""
-    loaded: Any = BertForPreTraining.from_pretrained(folder, dtype=torch.float32)
+    loaded: Any = type(model.bert).from_pretrained(folder, dtype=torch.float32)
     model.bert.load_state_dict(loaded.state_dict(), strict=True)
 
 

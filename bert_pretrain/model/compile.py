@@ -35,7 +35,7 @@ def compile_model(
     )
     if graphs:  # a gradient allocated by a graph would be overwritten when the graph runs again
         for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     began = time.perf_counter()
     log(f"compiling the model for {len(shapes)} micro-batch shapes (speed.compile=false turns this off)")
     for number, shape in enumerate(shapes, 1):

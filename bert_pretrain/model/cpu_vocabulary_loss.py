@@ -54,9 +54,11 @@ class _VocabularyLoss(torch.autograd.Function):
         return losses.sum().float(), correct
 
     @staticmethod
-    def backward(ctx: Any, factor: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight, gradient = ctx.saved_tensors
-        return (gradient @ weight) * factor, gradient.T @ (x * factor), gradient.sum(0) * factor, None
+    def backward(ctx: Any, factor: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        (x, weight, gradient), needed = ctx.saved_tensors, ctx.needs_input_grad
+        of_x = (gradient @ weight) * factor if needed[0] else None
+        of_weight = gradient.T @ (x * factor) if needed[1] else None  # not where the embeddings are frozen
+        return of_x, of_weight, gradient.sum(0) * factor if needed[2] else None, None
 
 
 @cached_njit()

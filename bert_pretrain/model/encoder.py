@@ -48,9 +48,15 @@ def layer_weights(layer: Any, speed: SpeedConfig, stack: Join = joined_once) -> 
     )
 
 
-def embed(embeddings: Any, input_ids: Tensor, segment_ids: Tensor, speed: SpeedConfig) -> Tensor:
-    """Sum of word, segment and position embeddings of (B, L) int64, with LayerNorm and dropout: (B, L, H)."""
-    places = embeddings.position_embeddings.weight[: input_ids.shape[1]]
+def embed(
+    embeddings: Any, input_ids: Tensor, segment_ids: Tensor, position_ids: Tensor | None, speed: SpeedConfig
+) -> Tensor:
+    """Sum of word, segment and position embeddings of (B, L) int64, with LayerNorm and dropout: (B, L, H).
+
+    ``position_ids`` None: 0 to L - 1 in each row.
+    """
+    places = embeddings.position_embeddings
+    places = places.weight[: input_ids.shape[1]] if position_ids is None else places(position_ids)
     x = embeddings.word_embeddings(input_ids) + embeddings.token_type_embeddings(segment_ids) + places
     x = embeddings.LayerNorm(x)
     return _dropout(x, _probability(embeddings.dropout), speed)
@@ -67,7 +73,7 @@ def run_layer(
 ) -> Tensor:
     """One encoder layer on (B, L, H); after attention only on the ``rows`` (R,) of the flattened (B * L,), if given.
 
-    ``weights``: the layer's from the weight cache; None: made here. ``mask`` (B, 1, 1, L) is added to the scores if
+    ``weights``: the layer's from the weight cache; None: made here. ``mask`` (B, 1, 1 or L, L) is added to scores if
     ``attention`` is eager; if it is sdpa, it is True for the keys to attend to. Returns (B, L, H), or (R, H).
     """
     weights = layer_weights(layer, speed) if weights is None else weights

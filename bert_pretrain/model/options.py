@@ -8,44 +8,72 @@ from bert_pretrain.errors import require
 if TYPE_CHECKING:
     import torch
 
+    # Null is "as in init_from" and ends where a command begins (hub/shape.py): what uses the options sees numbers.
+    Number = int
+    Share = float
+    Name = str
+else:
+    Number = int | None
+    Share = float | None
+    Name = str | None
+
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
 
 @dataclass
 class ModelConfig:
-    """Options ``model.*``: the shape of the BERT, named as in ``transformers``."""
+    """Options ``model.*``: the shape of the BERT, named as in ``transformers``. null: as in the model of init_from."""
 
-    hidden_size: int
+    hidden_size: Number
     """Width of the hidden states, a multiple of ``num_attention_heads``."""
-    num_hidden_layers: int
+    num_hidden_layers: Number
     """Encoder layers."""
-    num_attention_heads: int
+    num_attention_heads: Number
     """Attention heads of a layer."""
-    intermediate_size: int
+    intermediate_size: Number
     """Width of the feed-forward part of a layer."""
-    max_position_embeddings: int
+    max_position_embeddings: Number
     """Position embeddings: the longest sequence that the model can read, in tokens."""
-    vocab_size: int
-    """Entries of the vocabulary; must be those of the shards' tokenizer."""
-    hidden_act: str
-    """Activation function: ``gelu``, ``gelu_pytorch_tanh`` or ``relu``."""
-    hidden_dropout_prob: float
+    vocab_size: Number
+    """Entries of the vocabulary, at least those of the shards' tokenizer. null: as in the model of init_from, or more
+    if that tokenizer has more."""
+    hidden_act: Name
+    """Activation function: ``gelu``, ``gelu_new``, ``gelu_pytorch_tanh``, ``relu`` or ``silu``."""
+    hidden_dropout_prob: Share
     """Dropout of embeddings and layer outputs, in [0, 1)."""
-    attention_probs_dropout_prob: float
+    attention_probs_dropout_prob: Share
     """Dropout of attention weights, in [0, 1)."""
-    initializer_range: float
+    initializer_range: Share
     """Standard deviation of the initial weights."""
     attention: str
     """Implementation of attention: ``eager``, ``sdpa`` (torch's fused kernels), or ``auto``: sdpa on GPUs, eager on
     CPUs, where it is faster."""
+    next_sentence: bool
+    """Next-sentence prediction beside masked words. false: no label is read, the model has no pooler and no such head,
+    and is saved as ``BertForMaskedLM``."""
+    layer_norm_eps: float | None = None
+    """Added to the variance in LayerNorm. null: as in the model of init_from, without one 1e-12."""
+    type_vocab_size: int | None = None
+    """Kinds of segments, 2 or more. null: as in the model of init_from, without one 2."""
+    pad_token_id: int | None = None
+    """The token whose embedding is not trained. null: as in the model of init_from, without one 0."""
 
     def __post_init__(self) -> None:
-        for name in (field.name for field in fields(self) if field.type is int):
-            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "1 or more")
-        allowed = f"a multiple of model.num_attention_heads ({self.num_attention_heads})"
-        require(self.hidden_size % self.num_attention_heads == 0, "model.hidden_size", self.hidden_size, allowed)
-        activations = ("gelu", "gelu_pytorch_tanh", "relu")
-        require(self.hidden_act in activations, "model.hidden_act", self.hidden_act, ", ".join(activations))
+        given = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+        for name in (*SIZES, "max_position_embeddings", "vocab_size"):
+            require(given.get(name, 1) >= 1, f"model.{name}", given.get(name), "1 or more")
+        heads, width = given.get("num_attention_heads", 1), given.get("hidden_size", 0)
+        require(width % heads == 0, "model.hidden_size", width, f"a multiple of model.num_attention_heads ({heads})")
+        activations = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
+        activation = given.get("hidden_act", "gelu")
+        require(activation in activations, "model.hidden_act", activation, ", ".join(activations))
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            require(0.0 <= getattr(self, name) < 1.0, f"model.{name}", getattr(self, name), "0 up to, not including, 1")
+            share = given.get(name, 0.0)
+            require(0.0 <= share < 1.0, f"model.{name}", share, "0 up to, not including, 1")
+        require(given.get("layer_norm_eps", 1) > 0, "model.layer_norm_eps", self.layer_norm_eps, "a number above 0")
+        require(given.get("type_vocab_size", 2) >= 2, "model.type_vocab_size", self.type_vocab_size, "2 or more")
+        pad, words = given.get("pad_token_id", 0), given.get("vocab_size", 1 << 31)
+        require(0 <= pad < words, "model.pad_token_id", pad, "a token of the vocabulary")
         require(self.attention in ("auto", "eager", "sdpa"), "model.attention", self.attention, "auto, eager, sdpa")
 
 
@@ -55,6 +83,9 @@ class SpeedConfig:
 
     group_by_length: bool
     """Put samples of similar length into one micro-batch and cut off their common padding."""
+    packing: bool
+    """Instead: lay samples end to end in rows of data.sequence_length tokens, without attention between them. The same
+    losses; not with ``compile``."""
     last_layer_rows: bool
     """In the last layer, after attention, compute only the positions that the losses read."""
     fused_qkv: bool
@@ -80,12 +111,14 @@ class SpeedConfig:
     def on(self, device: "torch.device") -> "SpeedConfig":
         """These options with every null resolved for ``device``, and options for other devices off.
 
-        Raises ``ConfigError`` for CUDA graphs without a GPU or without ``compile``.
+        Raises ``ConfigError`` for CUDA graphs without a GPU or without ``compile``, and for packing with it.
         """
         gpu = device.type == "cuda"
         compiled = gpu if self.compile is None else self.compile
-        allowed = not self.cuda_graphs or (gpu and compiled)
-        require(allowed, "speed.cuda_graphs", True, "false, unless the device is a GPU and speed.compile is on")
+        graphs = not self.cuda_graphs or (gpu and compiled)
+        require(graphs, "speed.cuda_graphs", True, "false, unless the device is a GPU and speed.compile is on")
+        allowed = "false, unless speed.compile is false"
+        require(not (self.packing and compiled), "speed.packing", True, allowed)
         padded = gpu if self.pad_vocabulary is None else self.pad_vocabulary
         on_cpu = {name: getattr(self, name) and not gpu for name in ("fast_dropout", "fused_loss")}
         return replace(self, compile=compiled, pad_vocabulary=padded, **on_cpu)

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.optim.freezing import freeze_parameters
 from bert_pretrain.optim.lars import LARS
 from bert_pretrain.optim.nvlamb import NVLamb
 from bert_pretrain.optim.options import OptimizerConfig
@@ -44,10 +45,11 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Return the optimizer of ``config`` over the decay groups of ``model``. Raises ``ConfigError``.
+    """Return the optimizer of ``config`` over the decay groups of ``model``, after freezing what ``config`` says.
 
-    Collective if ``config.sharded`` is set.
+    Raises ``ConfigError``. Collective if ``config.sharded`` is set.
     """
+    freeze_parameters(model, config.freeze)
     groups = decay_groups(model, config.weight_decay)
     classes: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "nvlamb": NVLamb,
@@ -83,3 +85,23 @@ def layer_names(optimizer: torch.optim.Optimizer) -> list[str]:
     names = [name for group in optimizer.param_groups for name in group["param_names"]]
     prefix = "bert."  # the attribute of PretrainingModel that holds transformers' model
     return [name.removeprefix(prefix) for name in names] if all(name.startswith(prefix) for name in names) else names
+
+
+def moments_by_name(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], str]:
+    """The saved state ``saved`` of an optimizer over other layers, as a state of ``optimizer``; and what differs.
+
+    Layers are matched by name: one that was not trained before has no state and starts at 0. The options are those of
+    ``optimizer``. The second result is a line for the log; empty if the layers are the same.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    names = [name for group in groups for name in group.get("param_names", ())]
+    before = [name for group in saved["param_groups"] for name in group.get("param_names", ())]
+    if names == before or not before:
+        return saved | {"param_groups": groups}, ""
+    old_ids = dict(zip(before, (i for group in saved["param_groups"] for i in group["params"]), strict=True))
+    new_ids = dict(zip(names, (i for group in groups for i in group["params"]), strict=True))
+    state = {i: saved["state"][old_ids[name]] for name, i in new_ids.items() if old_ids.get(name) in saved["state"]}
+    fresh, dropped = (len(set(some) - set(others)) for some, others in ((names, before), (before, names)))
+    line = f"{len(state)} layers keep their moments; {fresh} were not trained before and start at 0"
+    line += f"; those of {dropped}, which this run does not train, are left out" if dropped else ""
+    return {"state": state, "param_groups": groups}, line

@@ -1,7 +1,7 @@
 """Options ``optimizer.*`` and ``schedule.*``."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bert_pretrain.errors import ConfigError, require
@@ -74,6 +74,9 @@ class OptimizerConfig:
     """lars: true is LARC, which limits each layer's rate to ``lr``. null for others."""
     sharded: bool = False
     """Shard optimizer state and updates over the ranks by whole layers (ZeRO 1). No effect on one rank."""
+    freeze: list[str] = field(default_factory=list)
+    """Parameters that are not trained: shell patterns over transformers' names, the last that matches wins; one that
+    starts with ``!`` trains what it matches. ``[bert.embeddings.*]``; ``["*","!bert.embeddings.*"]``: all but these."""
 
     def __post_init__(self) -> None:
         for option, allowed in CHOICES.items():
@@ -108,6 +111,8 @@ class OptimizerConfig:
 
 
 DECAY_FROM = ("warmup_end", "start")
+SHAPES = ("polynomial", "wsd", "cosine", "constant")
+DECAY_FORMS = ("linear", "1-sqrt")
 
 
 @dataclass
@@ -116,21 +121,75 @@ class ScheduleConfig:
 
     total_steps: int
     """T, the optimizer updates of the whole run, at least 1."""
-    warmup_proportion: float
-    """w, the share of ``total_steps`` that is linear warm-up, in [0, 1]."""
-    degree: float
-    """d, the exponent of the polynomial decay, at least 0: 0 is constant, 0.5 as in NVIDIA's article, 1 linear."""
-    decay_from: str
-    """Where the decay starts: ``warmup_end``, at the peak; or ``start``, at step 0 as in NVIDIA's published code, which
-    makes the rate drop at the end of warm-up."""
+    warmup_proportion: float | None = None
+    """w, the share of ``total_steps`` that is linear warm-up, in [0, 1]. Unused if ``warmup_steps`` is set."""
+    degree: float | None = None
+    """polynomial: d, the exponent of the decay, at least 0: 0 is constant, 0.5 as in NVIDIA's article, 1 linear."""
+    decay_from: str | None = None
+    """polynomial: where the decay starts: ``warmup_end``, at the peak; or ``start``, at step 0 as in NVIDIA's published
+    code, which makes the rate drop at the end of warm-up."""
+    shape: str = "polynomial"
+    """What follows the warm-up: ``polynomial`` decay; ``wsd``, stable at the peak and then a decay over the last steps;
+    ``cosine`` decay; or ``constant``."""
+    warmup_steps: int | None = None
+    """W, the steps of linear warm-up: does not move with ``total_steps``. null: ``warmup_proportion`` of them."""
+    decay_steps: int | None = None
+    """wsd: D, the last steps of the run, over which the rate decays. null: ``decay_proportion`` of ``total_steps``."""
+    decay_proportion: float | None = None
+    """wsd: the share of ``total_steps`` over which the rate decays, in [0, 1]. Unused if ``decay_steps`` is set."""
+    decay_form: str = "linear"
+    """wsd: ``linear``, or ``1-sqrt``: steeper at first, flatter at the end."""
+    final_share: float = 0.0
+    """wsd, cosine: the share of the peak to which the rate decays, in [0, 1]."""
 
     def __post_init__(self) -> None:
         require(self.total_steps >= 1, "schedule.total_steps", self.total_steps, "at least 1")
-        require(0 <= self.warmup_proportion <= 1, "schedule.warmup_proportion", self.warmup_proportion, "0 to 1")
-        require(0 <= self.degree < math.inf, "schedule.degree", self.degree, "a finite number, at least 0")
-        require(self.decay_from in DECAY_FROM, "schedule.decay_from", self.decay_from, " | ".join(DECAY_FROM))
+        for option, allowed in (("shape", SHAPES), ("decay_from", DECAY_FROM), ("decay_form", DECAY_FORMS)):
+            found = getattr(self, option)
+            required = option != "decay_from" or found is not None
+            require(not required or found in allowed, f"schedule.{option}", found, " | ".join(allowed))
+        for option in ("warmup_proportion", "decay_proportion", "final_share"):
+            share = getattr(self, option)
+            require(share is None or 0 <= share <= 1, f"schedule.{option}", share, "0 to 1")
+        degree = self.degree
+        require(degree is None or 0 <= degree < math.inf, "schedule.degree", degree, "a finite number, at least 0")
+        if self.warmup_steps is None and self.warmup_proportion is None:
+            raise ConfigError("schedule.warmup_proportion is not set; give it, or schedule.warmup_steps")
+        needed = ("degree", "decay_from") if self.shape == "polynomial" else ()
+        for option in (option for option in needed if getattr(self, option) is None):
+            raise ConfigError(f"schedule.{option} is not set; schedule.shape={self.shape} needs it")
+        if self.shape == "wsd" and self.decay_steps is None and self.decay_proportion is None:
+            raise ConfigError(
+                "schedule.decay_steps is not set; schedule.shape=wsd needs it, or schedule.decay_proportion"
+            )
+        self._check_steps()
+
+    def _check_steps(self) -> None:
+        """Warm-up and decay fit into the run."""
+        total, warmup = self.total_steps, self.warmup
+        allowed = f"0 to schedule.total_steps ({total})"
+        require(0 <= warmup <= total, "schedule.warmup_steps", self.warmup_steps, allowed)
+        if self.shape == "wsd":
+            option = "decay_proportion" if self.decay_steps is None else "decay_steps"
+            allowed = f"at least 0, and with warm-up ({warmup} steps) at most schedule.total_steps ({total})"
+            require(0 <= self.decay <= total - warmup, f"schedule.{option}", getattr(self, option), allowed)
 
     @property
-    def warmup_steps(self) -> int:
-        """W = round(w T)."""
-        return round(self.warmup_proportion * self.total_steps)
+    def warmup(self) -> int:
+        """W: ``warmup_steps``, or round(w T)."""
+        return (
+            round((self.warmup_proportion or 0) * self.total_steps) if self.warmup_steps is None else self.warmup_steps
+        )
+
+    @property
+    def decay(self) -> int:
+        """D of ``wsd``: ``decay_steps``, or the rounded share of T; 0 for other shapes.
+
+        Warm-up and decay that fill the run may round to T + 1 together; then D is one less.
+        """
+        if self.shape != "wsd":
+            return 0
+        if self.decay_steps is not None:
+            return self.decay_steps
+        rounded = round((self.decay_proportion or 0) * self.total_steps)
+        return rounded - (self.warmup + rounded == self.total_steps + 1)

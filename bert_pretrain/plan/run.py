@@ -10,8 +10,9 @@ from pathlib import Path
 from bert_pretrain.config import PretrainConfig, check_run_dir
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.batch_plan import AUTO, BatchPlan
-from bert_pretrain.data.dataset import open_split
+from bert_pretrain.data.dataset import open_split, report_single_segments
 from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.hub.shape import resolve_model, unknown_options
 from bert_pretrain.model.flops import parameter_count, training_flops
 from bert_pretrain.optim.schedule import learning_rate
 from bert_pretrain.plan.scaling import MASKED_SHARE, GpuConfig, NetworkConfig, Scaling
@@ -72,6 +73,8 @@ def main(config: PlanConfig) -> None:
     Checks the options, the shards and the run directory. With gpu=KIND it also predicts the time of a step and how
     many devices the batch can use. Writes nothing but plot.
     """
+    if unknown_options(config.model):
+        config = resolve_model(config)
     check_run_dir(config)
     gpu = config.gpu
     device, compute = this_machine(config.device) if gpu is None else (gpu.name, gpu.compute)
@@ -84,6 +87,7 @@ def main(config: PlanConfig) -> None:
         shards = open_split(config.data, "train", config.model.vocab_size)
         if shards is None:
             raise ConfigError(f"data.dir {config.data.dir} holds no training samples")
+        report_single_segments(shards, config.model.next_sentence, print)
         samples = shards.samples
     print(describe(config, config.devices, device, compute, samples))
     if config.tokens_per_second is not None:
@@ -174,13 +178,16 @@ def _length_rows(config: PretrainConfig, samples: int | None) -> list[tuple[str,
     seen = steps * batch
     flops = training_flops(config.model, seen, seen * length, seen * length**2, seen * masked)
     epochs = "" if not samples else f" = {seen / samples:,.2f} epochs of {samples:,}"
+    frozen = ", as if nothing was frozen" if config.optimizer.freeze else ""
     last = learning_rate(steps - 1, config.optimizer.lr, config.schedule)
-    warmup = f"{config.schedule.warmup_steps:,} of them warm-up to lr {config.optimizer.lr:g}"
+    schedule = config.schedule
+    shape = f"{schedule.warmup:,} of them warm-up to lr {config.optimizer.lr:g}, then {schedule.shape}"
+    shape += f", the last {schedule.decay:,} decay ({schedule.decay_form})" * (schedule.decay > 0)
     return [
-        ("steps", f"{steps:,}, {warmup}; lr of the last step {last:.2e}"),
+        ("steps", f"{steps:,}, {shape}; lr of the last step {last:.2e}"),
         ("samples", f"{seen:,}{epochs}"),
         ("tokens", f"at most {seen * length:,} ({length} a sample)"),
-        ("model FLOPs", f"{flops:.3g} without padding, {flops / steps:.3g} a step"),
+        ("model FLOPs", f"{flops:.3g} without padding, {flops / steps:.3g} a step{frozen}"),
     ]
 
 

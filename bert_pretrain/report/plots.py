@@ -30,8 +30,10 @@ def draw_run(run_dir: Path) -> Path:
     rows = read_rows(run_dir / "metrics.jsonl")
     folder = run_dir / "plots"
     folder.mkdir(exist_ok=True)
+    measured = {key for row in rows for key in row}
     for name, (label, key) in _PLOTS.items():
-        _draw(folder / f"{name}.png", label, rows, key)
+        if key in measured:
+            _draw(folder / f"{name}.png", label, rows, key)
     layers = [row for row in rows if LAYER_KINDS[0] in row]
     for kind, title in zip(LAYER_KINDS, ("trust ratio", "norm of the weights", "norm of the update"), strict=True):
         if layers:

@@ -80,12 +80,15 @@ def facts(run_dir: Path) -> list[tuple[str, str]]:
             ("MLM loss, last batch", f"{last['mlm_loss']:.4f} nats"),
         ]
     if heldout:
-        last = heldout[-1]
+        first, last = heldout[0], heldout[-1]
+        if first["step"] == 0:
+            found.append(("held-out MLM loss before the first step", f"{first['eval_mlm_loss']:.4f} nats"))
         found += [
             ("held-out MLM loss", f"{last['eval_mlm_loss']:.4f} nats"),
             ("held-out MLM accuracy", f"{last['eval_mlm_accuracy']:.4f}"),
-            ("held-out next-sentence accuracy", f"{last['eval_nsp_accuracy']:.4f}"),
         ]
+        if "eval_nsp_accuracy" in last:
+            found.append(("held-out next-sentence accuracy", f"{last['eval_nsp_accuracy']:.4f}"))
         directory = Path(OmegaConf.load(run_dir / "config.yaml").data.dir)
         manifest = read_manifest(directory) if directory.is_dir() else None
         if manifest is not None and "unigram_entropy" in manifest:

@@ -27,6 +27,7 @@ from bert_pretrain.directory_lock import lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, open_world
 from bert_pretrain.errors import EXIT_STOPPED, ConfigError, DivergedError, require
+from bert_pretrain.hub.shape import resolve_model, unknown_options
 from bert_pretrain.model.bert import silence_transformers
 from bert_pretrain.output import go_on_without_reader
 from bert_pretrain.plan.hardware_peaks import device_name
@@ -75,7 +76,7 @@ class Study:
             raise ConfigError(f"arm {arm} of the study, with the options {' '.join(options)}: {error}") from None
         rate, steps = rate or base.optimizer.lr, self.scale.samples // base.batch.global_batch_size
         require(steps >= 2, f"scales.{self.config.scale}.samples", self.scale.samples, f"two batches or more ({arm})")
-        return replace(
+        run = replace(
             base,
             seed=seed,
             run_dir=str(self.out_dir / "runs" / re.sub(r"\W+", "_", arm) / f"lr_{rate:g}" / f"seed_{seed}"),
@@ -84,11 +85,12 @@ class Study:
             training=replace(base.training, evaluate_every_steps=max(1, steps // _EVALUATIONS)),
             checkpoint=replace(base.checkpoint, every_steps=max(1, steps // _CHECKPOINTS)),
         )
+        return resolve_model(run) if unknown_options(run.model) else run
 
     def _curve(self, arm: str, seed: int, rate: float | None) -> Curve:
         """The curve of a run, which is run first unless it is finished."""
         config = self._run_config(arm, seed, rate)
-        check_run_dir(config)
+        check_run_dir(config, may_extend=False)  # a finished run has no checkpoint to go on from
         path = Path(config.run_dir) / "result.json"
         if not path.exists():
             with spiked(self.scale.spikes.get(arm)):

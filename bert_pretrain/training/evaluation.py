@@ -8,6 +8,7 @@ from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.model.bert import PretrainingModel
 from bert_pretrain.training.metrics import Row
+from bert_pretrain.training.step_result import without_next_sentence
 
 
 @torch.no_grad()
@@ -40,10 +41,11 @@ def evaluate(
     model.train()
     mlm, nsp, mlm_correct, nsp_correct, masked, samples = world.sum(totals).tolist()
     masked = max(masked, 1.0)
-    return {
+    row = {
         "eval_loss": mlm / masked + nsp / samples,
         "eval_mlm_loss": mlm / masked,
         "eval_nsp_loss": nsp / samples,
         "eval_mlm_accuracy": mlm_correct / masked,
         "eval_nsp_accuracy": nsp_correct / samples,
     }
+    return row if model.next_sentence else without_next_sentence(row)

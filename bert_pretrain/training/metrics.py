@@ -145,9 +145,10 @@ def training_line(row: Row, total_steps: int, seconds_left: float) -> str:
 
 def evaluation_line(row: Row) -> str:
     """The line for an evaluation."""
+    next_sentence = f"  nsp acc {row['eval_nsp_accuracy']:.3f}" if "eval_nsp_accuracy" in row else ""
     return (
         f"step {row['step']:>7}  held out: loss {row['eval_loss']:.3f}  mlm {row['eval_mlm_loss']:.4f}  "
-        f"mlm acc {row['eval_mlm_accuracy']:.3f}  nsp acc {row['eval_nsp_accuracy']:.3f}"
+        f"mlm acc {row['eval_mlm_accuracy']:.3f}{next_sentence}"
     )
 
 

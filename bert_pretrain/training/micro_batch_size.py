@@ -11,7 +11,7 @@ from bert_pretrain.model.bert import PretrainingModel
 from bert_pretrain.model.precision import MixedPrecision
 from bert_pretrain.training.options import MEMORY_SHARE
 
-_STATE_BYTES = 8  # per parameter: two float32 moments, not allocated before the first step
+_STATE_BYTES = 8  # per trained parameter: two float32 moments, not allocated before the first step
 
 
 def most_that_fit(limit: int, fits: Callable[[int], bool], world: World) -> int:
@@ -35,8 +35,8 @@ def micro_batch_that_fits(
     The model is not yet compiled, which needs more memory than compiled. Synchronises the device; leaves no gradients.
     Raises ``SharedError`` if not even one sample fits.
     """
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    budget = MEMORY_SHARE * torch.cuda.get_device_properties(world.device).total_memory - _STATE_BYTES * parameters
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    budget = MEMORY_SHARE * torch.cuda.get_device_properties(world.device).total_memory - _STATE_BYTES * trained
 
     def fits(samples: int) -> bool:
         torch.cuda.reset_peak_memory_stats(world.device)

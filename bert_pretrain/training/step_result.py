@@ -39,9 +39,9 @@ class StepNumbers:
         """The loss of the step: means over the masked tokens and over the samples of the global batch."""
         return self.mlm_sum / max(self.masked, 1) + self.nsp_sum / self.samples
 
-    def row(self) -> dict[str, float]:
+    def row(self, next_sentence: bool) -> dict[str, float]:
         """For the metrics of a training step."""
-        return {
+        row = {
             "loss": self.loss,
             "mlm_loss": self.mlm_sum / max(self.masked, 1),
             "nsp_loss": self.nsp_sum / self.samples,
@@ -50,6 +50,12 @@ class StepNumbers:
             "lr": self.lr,
             "grad_norm": self.grad_norm,
         }
+        return row if next_sentence else without_next_sentence(row)
+
+
+def without_next_sentence(row: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a model that does not predict the next sentence."""
+    return {name: value for name, value in row.items() if "nsp" not in name}
 
 
 class StepResult:

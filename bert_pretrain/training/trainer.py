@@ -84,7 +84,7 @@ class Trainer:
         """
         try:
             self.log.start_clock()
-            if self._last_evaluation_is_missing():
+            if self._evaluation_is_missing():
                 self.evaluate()
                 self.throughput.restart()
             while self.progress.step < self.total_steps and not self._stopping:
@@ -214,7 +214,7 @@ class Trainer:
     def _log_step(self, numbers: StepNumbers) -> None:
         row = {
             "step": self.progress.step,
-            **numbers.row(),
+            **numbers.row(self.model.next_sentence),
             "samples_seen": self.progress.samples_seen,
             "skipped_steps": self.progress.skipped,
             "loss_spikes": self._spike_detector.spikes,
@@ -250,11 +250,12 @@ class Trainer:
         self.log.message(evaluation_line(row))
         return row
 
-    def _last_evaluation_is_missing(self) -> bool:
-        """Whether the run was interrupted in the evaluation after the step that it is resumed from."""
+    def _evaluation_is_missing(self) -> bool:
+        """Whether the evaluation at the step that the run begins at is to be done: a new run's before its first step,
+        and one in which the run was interrupted."""
         step = self.progress.step
-        due = self.heldout is not None and step > 0 and self._is_due(step, self.training.evaluate_every_steps)
-        missing = due and self.world.is_first and step not in self.log.evaluated
+        due = self._is_due(step, self.training.evaluate_every_steps)
+        missing = self.heldout is not None and due and self.world.is_first and step not in self.log.evaluated
         return bool(self.world.broadcast("missing" if missing else ""))
 
     def _save(self) -> None:

@@ -78,13 +78,14 @@ def _summed(before: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
     return np.pad(before, (0, size - len(before))) + np.bincount(values, minlength=size)
 
 
-def check_shares(totals: Totals, where: str, whole_word: bool) -> None:
-    """Raise ``ConfigError`` if the number of masks, or their 80/10/10 shares, differ by more than chance allows."""
+def check_shares(totals: Totals, where: str, whole_word: bool, mask_share: float, random_share: float) -> None:
+    """Raise ``ConfigError`` if the number of masks, or the shares of what replaces them, differ by more than chance."""
     share = totals.predictions / max(1.0, totals.expected_predictions)
     if totals.legacy_shards == 0 and not (0.8 if whole_word else 0.99) <= share <= 1.0:
         raise ConfigError(f"{where}: {totals.predictions} masks, but {totals.expected_predictions:.0f} were expected")
     count = totals.predictions
-    for name, found, share in (("[MASK]", totals.as_mask, 0.8), ("the original", totals.as_original, 0.1)):
+    kept = max(0.0, 1 - mask_share - random_share)
+    for name, found, share in (("[MASK]", totals.as_mask, mask_share), ("the original", totals.as_original, kept)):
         # the last term: a random token may be the original
         slack = _DEVIATIONS * (share * (1 - share) * max(1, count)) ** 0.5 + 0.001 * count
         if abs(found - share * count) > slack:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def _rule(tokenizer: Path, header: ShardHeader) -> tuple[MaskingRule, int, int]:
     """How to mask, and the ids of [CLS] and [SEP]. Cached; the header has the tokenizer's hash."""
     tokens = load_vocabulary(tokenizer).tokens
     rule = MaskingRule.of_vocabulary(tokens, header.masked_lm_prob, header.max_predictions, header.whole_word_masking)
+    rule = replace(rule, mask_share=header.mask_share, random_share=header.random_share)
     return rule, tokens.index("[CLS]"), tokens.index("[SEP]")
 
 

@@ -212,6 +212,8 @@ def test_run_again(tmp_path: Path, run: Run) -> None:
         (["masked_lm_prob=0"], "masked_lm_prob is 0"),
         (["masked_lm_prob=1.5"], "masked_lm_prob is 1.5"),
         (["short_seq_prob=-0.1"], "short_seq_prob is -0.1"),
+        (["mask_share=1.1"], "mask_share is 1.1"),
+        (["mask_share=0.95"], "random_share is 0.1; allowed: up to 1 together with mask_share (0.95)"),
         (["dupe_factor=0"], "dupe_factor is 0"),
         (["samples_per_shard=0"], "samples_per_shard is 0"),
         (["heldout_fraction=1"], "heldout_fraction is 1"),

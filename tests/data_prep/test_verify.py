@@ -162,7 +162,7 @@ def test_directories(tmp_path: Path, vocabulary: Vocabulary, run: Callable[..., 
 
 def test_faulty_statistics(vocabulary: Vocabulary) -> None:
     sums = totals.Totals(samples=1000, predictions=10_000, expected_predictions=10_000, as_mask=8000, as_original=1000)
-    totals.check_shares(sums, "here", whole_word=False)
+    totals.check_shares(sums, "here", False, 0.8, 0.1)
     sums.as_mask = 8300
     with pytest.raises(ConfigError, match=r"83\.0% of 10000 masked positions hold \[MASK\], not 80%"):
-        totals.check_shares(sums, "here", whole_word=False)
+        totals.check_shares(sums, "here", False, 0.8, 0.1)

@@ -79,6 +79,8 @@ def refused_here(monkeypatch, capsys) -> Iterator[Callable[..., str]]:
         (("init_from=/nowhere",), "init_from is '/nowhere'"),
         (("run_dir=/proc/run",), "run_dir /proc/run"),
         (("data.masking=dynamic",), "data.tokenizer"),
+        (("data.mask_share=0.5",), "data.mask_share is 0.5; allowed: null with data.masking=static"),
+        (("data.masking=dynamic", "data.random_share=-1"), "data.random_share is -1"),
     ],
 )
 def test_pretrain_names_the_option(

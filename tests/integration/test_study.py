@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import bert_pretrain.study.run as study_module
+from bert_pretrain.config import resolved_yaml
 from bert_pretrain.config_files import CONFIG_DIR
 from bert_pretrain.config_loading import load_config
 from bert_pretrain.distributed.preemption import StopRequest
@@ -86,6 +87,20 @@ def test_a_study_that_was_stopped_and_resumed_gives_the_same_curves(tmp_path: Pa
         pytest.raises(ConfigError, match=r"belongs to another run: batch.global_batch_size was 64 and is 32"),
     ):
         study.run()
+
+
+def test_a_longer_study_does_not_take_the_result_of_the_shorter(tmp_path: Path) -> None:
+    """A run may be extended under a constant rate, but a finished run of a study has no checkpoint to go on from."""
+    with small_study(tmp_path, *SMALL, *RUN, "schedule.degree=0", "schedule.warmup_steps=2") as study:
+        config = study._run_config("degree 1", 1)
+        run_dir = Path(config.run_dir)
+        run_dir.mkdir(parents=True)
+        (run_dir / "config.yaml").write_text(resolved_yaml(config))
+        (run_dir / "result.json").write_text('{"samples": [64], "losses": [2.0], "diverged": false}')
+        assert study._curve("degree 1", 1, None).final == 2.0
+        study.scale.samples *= 2
+        with pytest.raises(ConfigError, match=r"belongs to another run: .*schedule.total_steps was 8 and is 16"):
+            study._curve("degree 1", 1, None)
 
 
 def test_learning_rates_are_tuned_on_their_own_seed_and_divergence_is_a_result(tmp_path: Path) -> None:

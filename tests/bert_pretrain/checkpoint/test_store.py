@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import AutoModelForPreTraining, BertConfig, BertForPreTraining
 
+from bert_pretrain.checkpoint.directories import resolve_checkpoint
 from bert_pretrain.checkpoint.files import find_fault
 from bert_pretrain.checkpoint.store import (
     CheckpointStore,
     Progress,
     load_optimizer_state,
     load_progress,
-    resolve_init,
 )
 from bert_pretrain.errors import ConfigError
 
@@ -106,20 +106,20 @@ def test_a_partial_directory_is_ignored(tmp_path: Path) -> None:
 
 def test_init_from_takes_a_run_or_a_checkpoint(tmp_path: Path) -> None:
     store = store_with(tmp_path, (1, 2))
-    assert resolve_init(tmp_path, print) == store.all()[1]
-    assert resolve_init(store.all()[0], print) == store.all()[0]
+    assert resolve_checkpoint(tmp_path, "init_from", print) == store.all()[1]
+    assert resolve_checkpoint(store.all()[0], "init_from", print) == store.all()[0]
     with pytest.raises(ConfigError, match=r"init_from is .*no checkpoint"):
-        resolve_init(tmp_path / "nowhere", print)
+        resolve_checkpoint(tmp_path / "nowhere", "init_from", print)
     (store.all()[0] / "optimizer.pt").write_bytes(b"")
     with pytest.raises(ConfigError, match="damaged"):
-        resolve_init(store.all()[0], print)
+        resolve_checkpoint(store.all()[0], "init_from", print)
 
 
 def test_init_from_reports_the_damaged_checkpoint_that_it_skips(tmp_path: Path) -> None:
     store = store_with(tmp_path, (1, 2))
     (store.all()[1] / "optimizer.pt").write_bytes(b"")
     messages: list[str] = []
-    assert resolve_init(tmp_path, messages.append) == store.all()[0]
+    assert resolve_checkpoint(tmp_path, "init_from", messages.append) == store.all()[0]
     assert len(messages) == 1
     assert "step_00000002 is skipped: optimizer.pt" in messages[0]
 

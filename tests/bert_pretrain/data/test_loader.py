@@ -27,6 +27,8 @@ def config(directory: Path, **changes: object) -> DataConfig:
         "sequence_length": LENGTH,
         "masking": "static",
         "masked_lm_prob": None,
+        "mask_share": None,
+        "random_share": None,
         "check": "auto",
         "block_size": 8,
         "prefetch": 3,
@@ -198,6 +200,21 @@ def test_the_published_layout_is_read(tmp_path: Path) -> None:
     assert [path.name for path in heldout.paths] == ["books_test_0.hdf5"]
     assert train.header is None
     np.testing.assert_array_equal(train.read(0, 30)["input_ids"], arrays["input_ids"])
+
+
+def test_dynamic_masks_follow_the_shares_of_the_options_and_else_those_of_the_shards(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(5, VOCAB_SIZE))]
+    (tmp_path / "tokenizer/vocab.txt").write_text("\n".join(words) + "\n")
+    arrays = random_arrays(np.random.default_rng(1), 30)
+    write_shard(tmp_path / "train_0.hdf5", arrays, header(mask_share=0.0, random_share=0.0))
+    for changes, replaced in (({}, 0.0), ({"mask_share": 1.0}, 1.0)):
+        masking = dynamic_masking(config(tmp_path, masking="dynamic", **changes), opened(tmp_path), 5)
+        masked = masking(arrays, 0, np.arange(30))
+        rows, places = np.nonzero(masked["masked_lm_positions"])
+        ids = masked["input_ids"][rows, masked["masked_lm_positions"][rows, places]]
+        assert (ids == 4).mean() == replaced
+        assert (ids == masked["masked_lm_ids"][rows, places]).mean() == 1 - replaced
 
 
 def test_dynamic_masks_differ_by_epoch_and_restore_to_the_same_ids(tmp_path: Path) -> None:

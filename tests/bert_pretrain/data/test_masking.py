@@ -1,5 +1,6 @@
 """Masking against a slow implementation of the rule, and its statistics."""
 
+import dataclasses
 import random
 import subprocess
 import sys
@@ -111,6 +112,31 @@ def test_statistics() -> None:
     full = np.flatnonzero(lengths == LENGTH)  # every inner position is equally likely
     frequency = np.bincount(positions[full][predicted[full]], minlength=LENGTH)[1:-1] / len(full)
     assert frequency.std() < 0.03
+
+
+@pytest.mark.parametrize(("mask", "random"), [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0), (0.5, 0.3), (0.7, 0.3)])
+def test_shares_of_mask_and_random_words(mask: float, random: float) -> None:
+    """The same tokens are predicted whatever the shares; a share of 0 or 1 holds exactly."""
+    ids, lengths = make_rows(10_000, 2)
+    rule = dataclasses.replace(make_rule(), mask_share=mask, random_share=random)
+    masked, positions, labels = mask_samples(ids, lengths, rule, 1, 0, np.arange(len(ids)))
+    same_tokens = mask_samples(ids, lengths, make_rule(), 1, 0, np.arange(len(ids)))[1]
+    assert (positions == same_tokens).all()
+    predicted = positions > 0
+    replaced, truth = np.take_along_axis(masked, positions, axis=1)[predicted], labels[predicted]
+    is_mask, same = replaced == 4, replaced == truth
+    if mask in (0.0, 1.0) and random in (0.0, 1.0):
+        assert is_mask.all() == (mask == 1)
+        assert is_mask.any() == (mask == 1)
+        assert same.all() == (mask == random == 0)
+    kept = 1 - mask - random + random / (VOCAB - 5)  # a random word may be the original
+    for found, share in ((is_mask, mask), (same, kept)):
+        assert abs(found.mean() - share) <= 5 * (share * (1 - share) / len(truth)) ** 0.5 + 1e-12
+
+
+def test_shares_above_1_together_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"mask_share is 0\.8 and random_share is 0\.3"):
+        dataclasses.replace(make_rule(), random_share=0.3)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64])

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -57,6 +58,17 @@ def test_write_and_read(tmp_path: Path) -> None:
         assert (part[name] == arrays[name][5:9]).all()
     reader.check_content(100)
     reader.close()
+
+
+def test_the_shares_of_masks_are_stored_where_they_are_not_the_default(tmp_path: Path) -> None:
+    """So that shards with the default shares have the bytes that earlier versions wrote."""
+    arrays, files = make_arrays(4), []
+    for name, changes in (("default", {}), ("other", {"mask_share": 1.0, "random_share": 0.0})):
+        write_shard(tmp_path / name, arrays, replace(HEADER, **changes))
+        assert ShardReader(tmp_path / name).header == replace(HEADER, **changes)
+        with h5py.File(tmp_path / name) as file:
+            files.append({key for key in file.attrs if "_share" in key})
+    assert files == [set(), {"mask_share", "random_share"}]
 
 
 def test_all_metadata_has_checksums_and_none_is_in_a_heap(tmp_path: Path) -> None:

@@ -28,13 +28,15 @@ def tiny(**changes: object) -> ModelConfig:
         "attention_probs_dropout_prob": 0.0,
         "initializer_range": 0.2,
         "attention": "eager",
+        "next_sentence": True,
     }
     return ModelConfig(**{**values, **changes})
 
 
 SWITCHES = [field.name for field in fields(SpeedConfig)]
 NONE = SpeedConfig(**dict.fromkeys(SWITCHES, False))
-TECHNIQUES = [name for name in SWITCHES if name not in ("compile", "cuda_graphs")]  # these two: test_compile.py
+# The first two are tested in test_compile.py, the last in test_packing.py.
+TECHNIQUES = [name for name in SWITCHES if name not in ("compile", "cuda_graphs", "packing")]
 ALL = replace(NONE, **dict.fromkeys(TECHNIQUES, True))
 
 

@@ -20,7 +20,7 @@ from bert_pretrain.plan.run import PlanConfig, describe_scaling, scaling_of, wit
 from bert_pretrain.plan.scaling import GpuConfig, NetworkConfig, Scaling, powers_of_two
 from tests.conftest import ROOT
 
-LARGE = ModelConfig(1024, 24, 16, 4096, 512, 30_522, "gelu", 0.1, 0.1, 0.02, "sdpa")
+LARGE = ModelConfig(1024, 24, 16, 4096, 512, 30_522, "gelu", 0.1, 0.1, 0.02, "sdpa", True)
 GPU = GpuConfig(
     "A300", "bf16", 300, 0.5, memory_gb_per_s=2000, launch_us=0, per_node=8, node_gb_per_s=300, memory_gb=96
 )

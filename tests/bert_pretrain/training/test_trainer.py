@@ -161,7 +161,7 @@ def test_skipped_steps_shift_nothing(tmp_path: Path, shard_dir: Path, attempts: 
     training = [row for row in rows(tmp_path) if "lr" in row]
     assert [row["step"] for row in training] == [1, 2, 3, 4, 5, 6]
     assert [row["lr"] for row in training] == trainer.learning_rates[:6].tolist()
-    assert [row["step"] for row in rows(tmp_path) if "eval_loss" in row] == [3, 6]
+    assert [row["step"] for row in rows(tmp_path) if "eval_loss" in row] == [0, 3, 6]
     assert [path.name for path in trainer.store.all()] == ["step_00000003", "step_00000006"]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_00000003", "step_00000006"]
     assert trainer.progress.skipped == len(attempts)
@@ -233,14 +233,14 @@ def test_stopped_near_the_end_only_the_last_evaluation_is_rerun(tmp_path: Path, 
     assert not trainer.run()
     assert [path.name for path in trainer.store.all()] == ["step_00000003", "step_00000006"]
     assert trainer_for(tmp_path, shard_dir).run()
-    assert [row["step"] for row in rows(tmp_path) if "eval_loss" in row] == [3, 6]
+    assert [row["step"] for row in rows(tmp_path) if "eval_loss" in row] == [0, 3, 6]
     assert trainer_for(tmp_path, shard_dir).run()
-    assert [row["step"] for row in rows(tmp_path) if "eval_loss" in row] == [3, 6]
+    assert [row["step"] for row in rows(tmp_path) if "eval_loss" in row] == [0, 3, 6]
 
 
-@pytest.mark.parametrize("evaluation", [0, 1])
+@pytest.mark.parametrize("evaluation", [0, 1, 2])
 def test_an_interrupted_evaluation_is_rerun_on_resume(tmp_path: Path, shard_dir: Path, evaluation: int) -> None:
-    """In the second of its five batches, after step 3 or the last; the rows equal those of an uninterrupted run."""
+    """In the second of its five batches, before step 1, after step 3 or the last; the rows equal those of a whole run."""
     whole = trainer_for(tmp_path / "whole", shard_dir)
     assert whole.run()
     trainer, batches = trainer_for(tmp_path / "stopped", shard_dir), []
@@ -255,7 +255,7 @@ def test_an_interrupted_evaluation_is_rerun_on_resume(tmp_path: Path, shard_dir:
     assert not trainer.run()
     assert len(batches) == 5 * evaluation + 4  # all-reduced with the third batch, read after the fourth
     assert trainer.model.training
-    assert load_progress(trainer.store.all()[-1]).step == 3 + 3 * evaluation
+    assert [load_progress(path).step for path in trainer.store.all()] == [3, 6][:evaluation]
     again = trainer_for(tmp_path / "stopped", shard_dir)
     assert again.run()
     kept = ("step", "loss", "eval_loss", "lr", "grad_norm")

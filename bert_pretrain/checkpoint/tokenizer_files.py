@@ -1,0 +1,42 @@
+"""The tokenizer's files beside a model's weights."""
+
+import json
+import shutil
+from pathlib import Path
+
+from bert_pretrain.errors import ConfigError
+
+TOKENIZER_FILES = (
+    "vocab.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def copy_tokenizer(tokenizer: Path, folder: Path, positions: int) -> None:
+    """Copy the tokenizer's files into ``folder``, that of a model with ``positions`` position embeddings."""
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, folder / name)
+    set_max_length(folder, positions)
+
+
+def set_max_length(folder: Path, positions: int) -> None:
+    """Make ``truncation=True`` cut at ``positions`` tokens: otherwise a long text crashes the model.
+
+    Changes nothing else in the file. Raises ``ConfigError`` if it cannot be read.
+    """
+    path = folder / "tokenizer_config.json"
+    if not path.is_file() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return
+    try:
+        config = (
+            json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"tokenizer_class": "BertTokenizer"}
+        )
+        if config.get("model_max_length") != positions:
+            config["model_max_length"] = positions
+            path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); restore the tokenizer's file") from None

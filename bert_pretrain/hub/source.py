@@ -1,0 +1,182 @@
+"""Where a model comes from: a run, a checkpoint, a folder of ``transformers``, a name on the hub. Needs no torch.
+
+Only BERT is taken (``model_type: bert``), and only what this program computes: other architectures and traits are
+refused by name.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bert_pretrain.checkpoint.directories import checkpoints_in, resolve_checkpoint
+from bert_pretrain.errors import ConfigError
+
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+INDEXES = tuple(f"{name}.index.json" for name in SINGLE_FILES)
+_FOREIGN = ("*.h5", "*.ckpt*", "*.index", "*.msgpack", "*.pt")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_SECONDS = 10.0
+_SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+_TRAITS: dict[str, tuple[object, ...]] = {
+    "position_embedding_type": (None, "absolute"),
+    "is_decoder": (None, False),
+    "is_encoder_decoder": (None, False),
+    "add_cross_attention": (None, False),
+    "tie_word_embeddings": (None, True),
+    "pruned_heads": (None, {}),
+    "quantization_config": (None,),
+    "auto_map": (None,),
+}
+"""Entries of ``config.json`` that change what is computed, and the values that this program computes."""
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on this machine."""
+
+    name: str
+    """As the user wrote it."""
+    folder: Path
+    """Holds ``config.json``, the weights and, if there is one, the tokenizer."""
+    checkpoint: Path | None
+    """The checkpoint of ours that ``folder`` is part of: it has moments, progress and ``config.yaml``."""
+    config: dict[str, Any]
+    """``config.json``."""
+
+
+def find_source(name: str, option: str, report: Report) -> Source:
+    """The model that ``name``, the value of ``option``, names: a hub name is downloaded, or taken from the cache.
+
+    Raises ``ConfigError`` if there is none, if it has no weights, or if it is no BERT that this program computes.
+    """
+    folder, checkpoint = _locate(name, option, report, checked=True)
+    source = Source(name, folder, checkpoint, _read_config(folder, name, option))
+    weight_files(source, option)
+    return source
+
+
+def source_config(name: str, option: str) -> tuple[Path, dict[str, Any]]:
+    """Folder and ``config.json`` of the model that ``name`` names; of a run, those of any checkpoint, unverified."""
+    folder, _ = _locate(name, option, lambda _: None, checked=False)
+    return folder, _read_config(folder, name, option)
+
+
+def weight_files(source: Source, option: str = "init_from") -> list[Path]:
+    """The files with the weights of ``source``. Raises ``ConfigError`` if there are none or one is missing."""
+    folder, where = source.folder, f"{option} is {source.name!r}"
+    for single, index in zip(SINGLE_FILES, INDEXES, strict=True):
+        if (folder / single).is_file():
+            return [folder / single]
+        if not (folder / index).is_file():
+            continue
+        try:
+            names = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{where}, whose {index} cannot be read ({error!r}); download it again") from None
+        missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+        if missing or not names:
+            raise ConfigError(f"{where}, which lacks {missing[0] if missing else 'all files'} of {index}; add it")
+        return [folder / name for name in names]
+    if foreign := sorted(path.name for pattern in _FOREIGN for path in folder.glob(pattern)):
+        raise ConfigError(
+            f"{where}, which has its weights in {foreign[0]} only; make a folder of transformers with "
+            "bert-pretrain convert, and give that"
+        )
+    raise ConfigError(f"{where}, a folder without weights; it needs {' or '.join(SINGLE_FILES)}")
+
+
+def _locate(name: str, option: str, report: Report, checked: bool) -> tuple[Path, Path | None]:
+    """The folder with ``config.json``, and the checkpoint of ours it is part of; valid by its checksums if checked."""
+    path = Path(name).expanduser()
+    found = checkpoints_in(path / "checkpoints")
+    if found or ((path / "model").is_dir() and (path / "progress.json").is_file()):
+        checkpoint = path if not found else found[-1]
+        if checked:
+            checkpoint = resolve_checkpoint(path, option, report)
+        return checkpoint / "model", checkpoint
+    if path.is_file():
+        raise ConfigError(
+            f"{option} is {name!r}, a file; give the folder that holds config.json and weights. bert-pretrain convert "
+            "makes one of other formats"
+        )
+    if path.is_dir():
+        return _transformer_folder(path, name, option), None
+    if not _HUB_NAME.fullmatch(name):
+        raise ConfigError(
+            f"{option} is {name!r}, which is no checkpoint: there is no such folder; give a run, a checkpoint, a "
+            "folder with config.json, or a name on the hub"
+        )
+    return _transformer_folder(_downloaded(name, option), name, option), None
+
+
+def _transformer_folder(folder: Path, name: str, option: str) -> Path:
+    """``folder``, or the part of it that holds the transformer of a sentence-transformers model."""
+    parts = [folder, folder / "0_Transformer", folder / "0_BERT"]
+    try:
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        parts += [folder / module["path"] for module in modules if module["type"].endswith("Transformer")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # no such model
+    for part in parts:
+        if (part / "config.json").is_file() and part.resolve().is_relative_to(folder.resolve()):
+            return part
+    raise ConfigError(
+        f"{option} is {name!r}, which is no checkpoint and has no config.json; give a run, a checkpoint, a folder that "
+        "save_pretrained or bert-pretrain export wrote, or make one with bert-pretrain convert"
+    )
+
+
+def _downloaded(name: str, option: str) -> Path:
+    """The folder in the hub's cache of the model ``name``, downloaded if it is not there."""
+    from huggingface_hub import model_info, snapshot_download
+
+    kept = ["*.json", "*/*.json", "vocab.txt", "*/vocab.txt"]
+    try:
+        cached = Path(snapshot_download(name, local_files_only=True))
+        weights = [path for file in (*SINGLE_FILES, *INDEXES) for path in cached.glob(f"**/{file}")]
+        if weights and any(cached.glob("**/config.json")):
+            return cached
+    except (OSError, ValueError):
+        pass  # not in the cache
+    try:
+        files = [sibling.rfilename for sibling in model_info(name, timeout=_HUB_SECONDS).siblings or ()]
+        safe = any(Path(file).name in (SINGLE_FILES[0], INDEXES[0]) for file in files)
+        pattern = "model*.safetensors" if safe else "pytorch_model*.bin"
+        return Path(snapshot_download(name, allow_patterns=[*kept, pattern, f"*/{pattern}"]))
+    except Exception as error:  # the hub's library and the network raise many types
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(
+            f"{option} is {name!r}, which is no checkpoint or folder here, and no model of the hub that can be "
+            f"downloaded ({reason})"
+        ) from None
+
+
+def _read_config(folder: Path, name: str, option: str) -> dict[str, Any]:
+    """``config.json``, of a BERT that this program computes."""
+    where = f"{option} is {name!r}"
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = config.get("model_type")
+        architectures = config.get("architectures") or []
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{where}, whose config.json cannot be read ({error}); restore the file") from None
+    known = all(str(architecture).startswith("Bert") for architecture in architectures)
+    if kind is None and known and all(key in config for key in _SHAPE):  # of before transformers 2.3
+        kind = "bert"
+    if kind != "bert":
+        found = kind or ", ".join(map(str, architectures)) or "without model_type"
+        raise ConfigError(f"{where}, a model of another architecture ({found}); allowed: model_type bert")
+    if missing := [key for key in _SHAPE if not isinstance(config.get(key), int)]:
+        raise ConfigError(f"{where}, whose config.json has no {missing[0]}; add it")
+    for trait, allowed in _TRAITS.items():
+        if config.get(trait) not in allowed:
+            raise ConfigError(
+                f"{where}, whose config.json has {trait}={config[trait]!r}, which this program does not compute; "
+                f"allowed: {allowed[-1] if allowed[-1] is not None else 'none'}"
+            )
+    return dict(config)
