@@ -9,7 +9,7 @@ from bert_pretrain.config_files import user_config_dir
 from bert_pretrain.config_loading import entry_point, exit_on_config_error, load_config
 from bert_pretrain.data.shards import shard_paths
 from bert_pretrain.errors import require
-from bert_pretrain.hub.shape import resolve_model, unknown_options
+from bert_pretrain.hub.shape import resolve_if_needed
 
 
 @entry_point("pretrain", PretrainConfig)
@@ -34,8 +34,7 @@ def on_this_machine(words: list[str]) -> None:
     if flags.help or flags.cfg:
         return main(words)
     config = load_config("pretrain", options, PretrainConfig, user_config_dir(flags.config_dir))
-    if unknown_options(config.model):
-        config = resolve_model(config)
+    config = resolve_if_needed(config)
     check_run_dir(config)  # these need no torch, which takes seconds to load
     shard_paths(Path(config.data.dir), "train")
     import torch  # takes seconds to load

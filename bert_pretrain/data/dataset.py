@@ -159,7 +159,7 @@ def _check_fit(reader: ShardReader, config: DataConfig, vocab_size: int, first: 
     header = reader.header
     if header is None:
         return
-    if header.vocab_size > vocab_size:
+    if header.vocab_size > vocab_size:  # a larger model is padded, as 30,522 words to 30,528
         raise ConfigError(
             f"model.vocab_size is {vocab_size}, but shard {reader.path} was made with a vocabulary of "
             f"{header.vocab_size}; set model.vocab_size={header.vocab_size} or data.dir to other shards"

@@ -58,6 +58,12 @@ def resolve_model(config: Config) -> Config:
     return replace(config, model=model)
 
 
+def resolve_if_needed(config: Config) -> Config:
+    """``config``, resolved if an option is null or the run exists: else ``init_from`` need not be on this machine."""
+    needed = unknown_options(config.model) or (Path(config.run_dir) / "config.yaml").is_file()
+    return resolve_model(config) if needed else config
+
+
 def _filled(model: ModelConfig, values: dict[str, Any]) -> ModelConfig:
     names = (f.name for f in fields(model) if getattr(model, f.name) is None and values.get(f.name) is not None)
     return replace(model, **{name: values[name] for name in names})

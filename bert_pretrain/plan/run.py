@@ -12,7 +12,7 @@ from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.batch_plan import AUTO, BatchPlan
 from bert_pretrain.data.dataset import open_split, report_single_segments
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.hub.shape import resolve_model, unknown_options
+from bert_pretrain.hub.shape import resolve_if_needed
 from bert_pretrain.model.flops import parameter_count, training_flops
 from bert_pretrain.optim.schedule import learning_rate
 from bert_pretrain.plan.scaling import MASKED_SHARE, GpuConfig, NetworkConfig, Scaling
@@ -73,8 +73,7 @@ def main(config: PlanConfig) -> None:
     Checks the options, the shards and the run directory. With gpu=KIND it also predicts the time of a step and how
     many devices the batch can use. Writes nothing but plot.
     """
-    if unknown_options(config.model):
-        config = resolve_model(config)
+    config = resolve_if_needed(config)
     check_run_dir(config)
     gpu = config.gpu
     device, compute = this_machine(config.device) if gpu is None else (gpu.name, gpu.compute)

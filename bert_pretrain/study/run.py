@@ -27,7 +27,7 @@ from bert_pretrain.directory_lock import lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, open_world
 from bert_pretrain.errors import EXIT_STOPPED, ConfigError, DivergedError, require
-from bert_pretrain.hub.shape import resolve_model, unknown_options
+from bert_pretrain.hub.shape import resolve_if_needed
 from bert_pretrain.model.bert import silence_transformers
 from bert_pretrain.output import go_on_without_reader
 from bert_pretrain.plan.hardware_peaks import device_name
@@ -85,7 +85,7 @@ class Study:
             training=replace(base.training, evaluate_every_steps=max(1, steps // _EVALUATIONS)),
             checkpoint=replace(base.checkpoint, every_steps=max(1, steps // _CHECKPOINTS)),
         )
-        return resolve_model(run) if unknown_options(run.model) else run
+        return resolve_if_needed(run)
 
     def _curve(self, arm: str, seed: int, rate: float | None) -> Curve:
         """The curve of a run, which is run first unless it is finished."""

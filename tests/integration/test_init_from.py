@@ -147,7 +147,7 @@ def test_without_next_sentences(run: tuple[Path, str], origin: Path, data: Path,
 
 
 def test_two_ranks_with_sharded_moments(run: tuple[Path, str], data: Path, tmp_path: Path) -> None:
-    options = ("optimizer.sharded=true", "schedule.total_steps=2", "init_moments=restart")
+    options = ("optimizer.sharded=true", "schedule.total_steps=2", "init_moments=restart", "data.masking=dynamic")
     pretrained(tmp_path / "run", data, run[0], *options, processes=2)
     first, last = evaluations(tmp_path / "run")[0], evaluations(run[0])[6]
     assert first["eval_mlm_loss"] == pytest.approx(last["eval_mlm_loss"], abs=1e-6)

@@ -8,7 +8,7 @@ import pytest
 from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml
 from bert_pretrain.config_loading import load_config
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.hub.shape import resolve_model
+from bert_pretrain.hub.shape import resolve_if_needed, resolve_model
 
 SHAPE = {
     "model_type": "bert", "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40,
@@ -101,6 +101,28 @@ def test_a_resumed_run_needs_no_source(folder: Path) -> None:
     again = resolved(folder)
     assert again.model == config.model
     check_run_dir(again)
+
+
+def test_a_run_whose_shape_was_stated_is_resumed(folder: Path) -> None:
+    """What it did not state, such as layer_norm_eps, came from the source."""
+    sizes = {"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 512}
+    values = {**SHAPE, **sizes, "hidden_act": "gelu", "vocab_size": 4096}
+    (folder / "config.json").write_text(json.dumps(values))
+    config = resolved(folder, "model.max_position_embeddings=96", model="tiny")
+    assert config.model.layer_norm_eps == 1e-5
+    Path(config.run_dir).mkdir()
+    (Path(config.run_dir) / "config.yaml").write_text(resolved_yaml(config))
+    words = [f"run_dir={config.run_dir}", f"data.dir={config.data.dir}", "model.max_position_embeddings=96"]
+    again = load_config("pretrain", ["recipe=demo", f"init_from={folder}", *words], PretrainConfig)
+    check_run_dir(resolve_if_needed(again))
+    with pytest.raises(ConfigError, match="belongs to another run"):
+        check_run_dir(again)
+
+
+def test_without_a_run_or_nulls_the_source_is_not_looked_at(folder: Path) -> None:
+    words = ["recipe=demo", "init_from=/not/here", f"run_dir={folder.parent / 'run'}"]
+    config = load_config("pretrain", words, PretrainConfig)
+    assert resolve_if_needed(config) is config
 
 
 def test_a_run_is_a_source_too(folder: Path, tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def test_stopped_near_the_end_only_the_last_evaluation_is_rerun(tmp_path: Path, 
 
 @pytest.mark.parametrize("evaluation", [0, 1, 2])
 def test_an_interrupted_evaluation_is_rerun_on_resume(tmp_path: Path, shard_dir: Path, evaluation: int) -> None:
-    """In the second of its five batches, before step 1, after step 3 or the last; the rows equal those of a whole run."""
+    """In the second of its five batches, at step 0, 3 or the last; the rows equal those of an uninterrupted run."""
     whole = trainer_for(tmp_path / "whole", shard_dir)
     assert whole.run()
     trainer, batches = trainer_for(tmp_path / "stopped", shard_dir), []
