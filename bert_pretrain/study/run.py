@@ -27,6 +27,7 @@ from bert_pretrain.directory_lock import lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, open_world
 from bert_pretrain.errors import EXIT_STOPPED, ConfigError, DivergedError, require
+from bert_pretrain.file_system import require_writable
 from bert_pretrain.hub.shape import resolve_if_needed
 from bert_pretrain.model.bert import silence_transformers
 from bert_pretrain.output import go_on_without_reader
@@ -35,7 +36,7 @@ from bert_pretrain.study.figure import draw_study
 from bert_pretrain.study.language import write_corpus
 from bert_pretrain.study.options import SpikeConfig, StudyConfig
 from bert_pretrain.study.verdict import Curve, best_rate, judge, page, table
-from bert_pretrain.training.metrics import read_rows, require_writable
+from bert_pretrain.training.metrics import read_rows
 
 _EVALUATIONS, _CHECKPOINTS = 25, 5  # per run, approximately
 

@@ -32,7 +32,7 @@ def test_a_checkpoint_has_the_values_at_the_time_of_the_call(tmp_path: Path) -> 
     store, model = BlockedStore(tmp_path / "checkpoints"), small_bert()
     state = {"state": {0: {"exp_avg": torch.arange(4.0)}}, "param_groups": []}
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    writer = CheckpointWriter(store, lambda _: None)
+    writer = CheckpointWriter(store, lambda _: None, 5)
     for step in (1, 2):  # the second copy reuses the memory of the first
         writer.save(model, state, Progress(step=step), "seed: 1\n")
         assert not store.all() or step == 2, "save returned before anything was written"
@@ -53,9 +53,9 @@ def test_a_disk_fault_is_reported_and_the_next_save_tries_again(tmp_path: Path) 
     directory = tmp_path / "checkpoints"
     directory.write_text("a file where the directory should be")
     messages: list[str] = []
-    writer = CheckpointWriter(CheckpointStore(directory, 5, None), messages.append)
+    writer = CheckpointWriter(CheckpointStore(directory, 5, None), messages.append, 5)
     writer.save(small_bert(), {}, Progress(step=3), "seed: 1\n")
-    with pytest.raises(ConfigError, match=r"step 3 could not be written under .*; make room"):
+    with pytest.raises(ConfigError, match=r"step 3 could not be written under .*; mend the cause"):
         writer.finish()
     assert len(messages) == 1
     assert "training goes on" in messages[0]
@@ -66,7 +66,7 @@ def test_a_disk_fault_is_reported_and_the_next_save_tries_again(tmp_path: Path) 
 
 
 def test_an_error_other_than_a_disk_fault_is_raised(tmp_path: Path) -> None:
-    writer = CheckpointWriter(CheckpointStore(tmp_path, 5, None), lambda _: None)
+    writer = CheckpointWriter(CheckpointStore(tmp_path, 5, None), lambda _: None, 5)
     writer.save(small_bert(), {"not": lambda: None}, Progress(step=3), "seed: 1\n")  # cannot be pickled
     with pytest.raises(Exception, match=r"pickle|lambda"):
         writer.wait()
@@ -83,7 +83,7 @@ def test_milestones_are_kept(tmp_path: Path) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, whose memory is measured")
 def test_a_copy_takes_no_device_memory(tmp_path: Path) -> None:
     model = small_bert().cuda()
-    writer = CheckpointWriter(CheckpointStore(tmp_path / "checkpoints", 5, None), lambda _: None)
+    writer = CheckpointWriter(CheckpointStore(tmp_path / "checkpoints", 5, None), lambda _: None, 5)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -106,7 +106,7 @@ def test_the_thread_sleeps_as_long_as_it_works_until_it_is_awaited(tmp_path: Pat
             return super().wait(60)
 
     monkeypatch.setattr(async_writer.time, "thread_time", lambda: next(worked))
-    writer = CheckpointWriter(CheckpointStore(tmp_path / "checkpoints", 1, None), lambda _: None)
+    writer = CheckpointWriter(CheckpointStore(tmp_path / "checkpoints", 1, None), lambda _: None, 5)
     writer._awaited = Awaited()
     writer.save(small_bert(), {"state": torch.zeros(3 << 18)}, Progress(step=1), "seed: 1\n")  # 3 MB
     assert slept.wait(60)
