@@ -85,9 +85,9 @@ def train(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
         raise
     log.close(0 if finished else EXIT_STOPPED)
     if not finished:
-        log.message(
-            f"stopped on request after step {trainer.progress.step}, which is saved; rerun the same command to resume"
-        )
+        step = trainer.progress.step
+        reached = f"after step {step}, which is saved" if step else "before the first step"
+        log.message(f"stopped on request {reached}; rerun the same command to resume")
     return finished
 
 
@@ -210,16 +210,21 @@ def resolve_micro_batch_size(
     batch, length = config.batch, config.data.sequence_length
     if batch.micro_batch_size != AUTO:
         return batch
-    before = world.run_on_all_ranks(lambda: load_progress(Path(newest)) if newest else Progress())
-    if before.micro_batch_size and before.ranks == world.size:
-        return replace(batch, micro_batch_size=before.micro_batch_size)
+
+    def stored() -> str:
+        before = load_progress(Path(newest)) if newest else Progress()
+        return f"{before.micro_batch_size} {before.ranks}"
+
+    before, ranks = (int(number) for number in world.run_on_first_rank(stored).split())
+    if before and ranks == world.size:
+        return replace(batch, micro_batch_size=before)
     size = batch.samples_at_once(length)
     if world.device.type == "cuda":
         limit = -(-batch.global_batch_size // world.size)
         size = micro_batch_that_fits(model, precision, world, limit, length, shards.max_predictions)
-    if before.micro_batch_size:
+    if before:
         log.message(
-            f"micro-batch of {size} samples, found for {world.size} ranks; it was {before.micro_batch_size} on "
-            f"{before.ranks}: losses may differ by rounding, and dropout differs"
+            f"batch.micro_batch_size=auto: {size} samples on {world.size} ranks; it was {before} on {ranks}, which "
+            "rounds sums and draws dropout in another way"
         )
     return replace(batch, micro_batch_size=size)

@@ -13,6 +13,9 @@ from bert_pretrain.errors import ConfigError
 FORMAT_VERSION = 1
 """Of ``config.yaml`` and of checkpoints. It grows when this version's files would mislead an earlier version."""
 
+_SECTIONS = ("model", "batch", "schedule", "logging")
+_SOURCE = "the config.yaml of one of the run's checkpoints"
+
 
 def check_format(version: object, path: Path | str) -> None:
     """Raise ``ConfigError`` unless this version of the program reads ``version`` of the file ``path``."""
@@ -30,14 +33,17 @@ def parse_options(text: str, path: Path | str) -> dict[str, Any]:
         if not isinstance(options, dict) or not options:
             raise ValueError("it holds no options")
     except (YAMLError, OmegaConfBaseException, ValueError, AttributeError, RecursionError) as error:
-        raise _damaged(path, error, "the config.yaml of one of the run's checkpoints") from None
+        raise _damaged(path, error, _SOURCE) from None
     check_format(options.pop("format_version", 1), path)
     return {str(key): value for key, value in options.items()}
 
 
 def read_options(path: Path) -> dict[str, Any]:
-    """``parse_options`` of a file."""
-    return parse_options(read_text(path), path)
+    """``parse_options`` of a file, which must be whole."""
+    options = parse_options(read_text(path), path)
+    if missing := [name for name in _SECTIONS if not isinstance(options.get(name), dict)]:
+        raise _damaged(path, ValueError(f"it lacks {', '.join(missing)}"), _SOURCE)
+    return options
 
 
 def read_text(path: Path) -> str:

@@ -66,6 +66,7 @@ class CheckpointWriter:
         If one more failure in a row is one too many, waits for this one too, and raises as ``finish`` does.
         """
         self.wait()
+        is_last_attempt = self._failed + 1 >= self._max_failed
         try:
             self._copy_to_host(model, optimizer_state)
         except (MemoryError, RuntimeError) as error:
@@ -76,7 +77,7 @@ class CheckpointWriter:
             self._awaited.clear()
             self._thread = threading.Thread(target=self._write, args=(progress, config_yaml), name="checkpoint")
             self._thread.start()
-        if self._failed + (self._thread is not None) >= self._max_failed:
+        if is_last_attempt:
             self.finish()
 
     @torch.no_grad()
