@@ -161,8 +161,9 @@ def interrupt(words: list[str], run_dir: Path, number: signal.Signals, rng: rand
     if was_running:
         os.kill(target, number)
     saving = saving and is_saving(run_dir)
-    return {"while_saving": saving, "rank": ranks.index(target), "valid_before": valid, "statuses": wait(ranks),
-            "at_step": lines(run_dir), "valid_after": newest(run_dir), "was_running": was_running, "second_refused": second}  # fmt: skip
+    row = {"while_saving": saving, "rank": ranks.index(target), "valid_before": valid, "statuses": wait(ranks)}
+    after = {"at_step": lines(run_dir), "valid_after": newest(run_dir)}
+    return row | after | {"was_running": was_running, "second_refused": second}
 
 
 def run_to_the_end(words: list[str], log: Path) -> None:

@@ -32,7 +32,7 @@ def test_files_of_a_later_version_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config.yaml has format 2, .* up to format 1: a later version wrote it"):
         check_run_dir(config_for(tmp_path))
     (tmp_path / "progress.json").write_text('{"format_version": "x", "step": 1}')
-    with pytest.raises(ConfigError, match="progress.json has format 'x'"):
+    with pytest.raises(ConfigError, match=r"progress\.json has format 'x'"):
         read_progress(tmp_path / "progress.json")
 
 
@@ -73,9 +73,9 @@ def test_what_was_made_before_the_first_run_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").touch()
     check_run_dir(config_for(tmp_path))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    with pytest.raises(ConfigError, match="holds a run without a config.yaml"):
+    with pytest.raises(ConfigError, match=r"holds a run without a config\.yaml"):
         check_run_dir(config_for(tmp_path))
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "far/step_00000003").mkdir()
-    with pytest.raises(ConfigError, match="holds a run without a config.yaml"):
+    with pytest.raises(ConfigError, match=r"holds a run without a config\.yaml"):
         check_run_dir(config_for(tmp_path))
