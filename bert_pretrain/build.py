@@ -18,6 +18,7 @@ from bert_pretrain.data.collate import fixed_shapes
 from bert_pretrain.data.dataset import ShardSet, check_vocabulary, open_split, report_single_segments
 from bert_pretrain.data.dynamic_masking import dynamic_masking
 from bert_pretrain.data.loader import DynamicMasking, TrainingData
+from bert_pretrain.data.packing import packed_shapes
 from bert_pretrain.data.sample_order import SampleOrder
 from bert_pretrain.directory_lock import DirectoryLock, lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
@@ -115,10 +116,11 @@ def build_trainer(
     resolved, dtype = replace(config, batch=batch), dtype_name(precision.dtype)
     log.message(describe(resolved, world.size, world.device.type, dtype, shards.samples))
     log.message("\n".join(filter(None, (describe_optimizer(optimizer, config.optimizer), describe_frozen(model)))))
-    shapes = None
+    shapes, speed = None, config.speed
     if model.speed.compile:  # last, because it takes minutes
-        samples, trim = min(size, -(-batch.global_batch_size // world.size)), config.speed.group_by_length
-        shapes = fixed_shapes(samples, config.data.sequence_length, shards.max_predictions, trim)
+        samples = min(size, -(-batch.global_batch_size // world.size))
+        largest = samples, config.data.sequence_length, shards.max_predictions
+        shapes = packed_shapes(*largest) if speed.packing else fixed_shapes(*largest, speed.group_by_length)
         world.run_on_all_ranks(partial(compile_model, model, precision, shapes, log.message))
     learning_rates = learning_rate_table(config.optimizer.lr, config.schedule)
     return Trainer(
@@ -130,15 +132,7 @@ def build_trainer(
         precision=precision,
         plan=plan,
         data=TrainingData(
-            shards,
-            order,
-            plan,
-            world.rank,
-            masking,
-            config.data.prefetch,
-            config.speed.group_by_length,
-            shapes,
-            config.speed.packing,
+            shards, order, plan, world.rank, masking, config.data.prefetch, speed.group_by_length, shapes, speed.packing
         ),
         heldout=heldout,
         store=store,

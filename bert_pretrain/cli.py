@@ -19,6 +19,8 @@ COMMANDS = {
     "pretrain": ("bert_pretrain.pretrain:on_this_machine", "pretrain, on every GPU of this machine"),
     "report": ("bert_pretrain.report.run:main", "write a page about a run"),
     "export": ("bert_pretrain.hub.export:main", "write a checkpoint as a folder for transformers"),
+    "evaluate": ("bert_pretrain.hub.evaluate:main", "measure a model on held-out shards: loss, perplexity, accuracy"),
+    "convert": ("bert_pretrain.hub.convert.command:main", "make such a folder of another program's checkpoint"),
     "fill-mask": ("bert_pretrain.hub.fill_mask:main", "print the most likely words for [MASK]"),
     "finetune": ("bert_pretrain.finetune.__main__:main", "fine-tune and score on GLUE or SQuAD"),
     "study": ("bert_pretrain.study.__main__:main", "compare optimizers, batch sizes, schedules"),

@@ -62,6 +62,7 @@ def _missing(values: Any, prefix: str = "") -> list[str]:
 
 
 _EXTRAS = {
+    "convert": ("tensorflow",),
     "data": ("bokeh", "distributed", "mwparserfromhell", "py3langid", "rensa", "sentencex", "zstandard"),
     "finetune": ("accelerate", "scipy", "sklearn"),
 }

@@ -135,14 +135,20 @@ class PrepareConfig:
     mix: dict[str, CorpusConfig]
     duplicates: DuplicateConfig
     vocab: str | None
-    """An existing WordPiece vocabulary: a vocab.txt, or a folder with tokenizer.json or vocab.txt; null: train one."""
+    """The tokenizer of an existing model: its folder, its name on the hub, or a vocab.txt; null: train one. The ids are
+    those of AutoTokenizer, and its files are copied beside the shards."""
+    vocab_add: str | None
+    """A file with a word a line, which are added to vocab behind its ids."""
+    vocab_add_count: int | None
+    """How many words to add to vocab besides: those that save the most pieces of this corpus. They are listed in
+    tokenizer/added_words.tsv."""
     vocab_size: int
     """Entries of the vocabulary to train, 128 or more. Not used with vocab."""
     vocab_text_mb: float
     """Megabytes of text to train the vocabulary on; of a larger corpus, a random sample of the documents."""
     lowercase: bool
-    """Lowercase the text and strip accents (uncased BERT). Not used where vocab is a folder with tokenizer.json, which
-    states it."""
+    """Lowercase the text and strip accents (uncased BERT). Not used where vocab is a folder with tokenizer.json or
+    tokenizer_config.json, which state it."""
     sequence_lengths: list[int]
     """Tokens of a sample, 16 to 65535. With several, such as [128,512], the text is tokenised once, and the shards of
     each length are written to out_dir/LENGTH."""
@@ -176,6 +182,11 @@ class PrepareConfig:
         lengths, most = self.sequence_lengths, self.max_predictions
         if self.vocab is None:
             require(self.vocab_size >= SMALLEST_VOCAB, "vocab_size", self.vocab_size, f"{SMALLEST_VOCAB} or more")
+            for name in ("vocab_add", "vocab_add_count"):
+                value = getattr(self, name)
+                require(value is None, name, value, "null without vocab, the tokenizer that words are added to")
+        more = self.vocab_add_count
+        require(more is None or 1 <= more <= 1_000_000, "vocab_add_count", more, "null, or 1 to 1000000")
         require(self.vocab_text_mb > 0, "vocab_text_mb", self.vocab_text_mb, "above 0")
         fits = all(SHORTEST_SEQUENCE <= length < 1 << 16 for length in lengths)
         allowed = f"one or more different lengths, each {SHORTEST_SEQUENCE} to 65535"

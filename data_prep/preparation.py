@@ -5,14 +5,15 @@ often the run was interrupted.
 """
 
 import contextlib
+import hashlib
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.data.masking import SPECIAL_TOKENS
 from bert_pretrain.data.shards import ShardHeader, read_manifest, write_manifest
 from bert_pretrain.directory_lock import lock_directory
 from bert_pretrain.errors import ConfigError
@@ -41,17 +42,24 @@ from data_prep.engine.stages import (
     write_shards,
     write_text,
 )
+from data_prep.engine.totals import describe_shares, piece_shares
 from data_prep.options import CorpusConfig, EngineConfig, PrepareConfig
+from data_prep.samples.added_words import add_words, check_word_piece, choose_words, read_words
+from data_prep.samples.given_tokenizer import given_vocabulary
 from data_prep.samples.tokenizer import Vocabulary, load_vocabulary, train_vocabulary, write_tokenizer
 from data_prep.samples.write import unigram_entropy
 from data_prep.sources.pieces import Piece
 from data_prep.text.duplicates import TextPart
 
+_SHOWN_WORDS = 10
+
 
 def prepare(config: PrepareConfig) -> None:
     """Write the shards, or report that they exist already."""
     out_dir = Path(config.out_dir).absolute()
-    given = load_vocabulary(Path(config.vocab), config.lowercase) if config.vocab else None
+    given = given_vocabulary(config.vocab, config.lowercase) if config.vocab else None
+    if given and (config.vocab_add or config.vocab_add_count):
+        check_word_piece(given, str(config.vocab))
     options = _options(config, given)
     folders = shard_dirs(out_dir, config.sequence_lengths)
     if check_out_dir(out_dir, folders, options):
@@ -108,6 +116,9 @@ def _options(config: PrepareConfig, given: Vocabulary | None) -> dict[str, Any]:
         del options[name]
     options["fingerprint"] = corpora_fingerprint(config.corpora)
     options["tokenizer_hash"] = given.tokenizer_hash if given else None
+    if given and config.vocab_add:
+        words = "\n".join(read_words(Path(config.vocab_add), given))
+        options["vocab_add_hash"] = hashlib.sha256(words.encode()).hexdigest()
     return options
 
 
@@ -119,7 +130,9 @@ class Preparation:
         self.corpus_dir = out_dir / CORPUS
         self.repeats = self.corpus_dir / "repeats"
         self.tokenizer = out_dir / "tokenizer"
+        self.given = self.corpus_dir / "given_tokenizer"  # as it was before words were added
         self.stages: list[Record] = []
+        self.shares: Record = {}
 
     def run(self, pieces: list[Piece], given: Vocabulary | None) -> None:
         """From the corpus to the manifests."""
@@ -134,15 +147,17 @@ class Preparation:
             counts |= find_repeats(engine, parts, config, self.repeats)
         with self._stage("tokenizer") as counts:
             if not counts:
-                vocabulary = given or self._train_vocabulary(parts)
-                write_tokenizer(vocabulary, self.tokenizer)
-                counts["vocabulary"] = len(vocabulary.tokens)
-        vocabulary = given or load_vocabulary(self.tokenizer)
+                counts |= self._make_tokenizer(parts, given)
+        vocabulary = load_vocabulary(self.tokenizer)
+        tokenizers = [(self.tokenizer, vocabulary.tokenizer_hash)]
+        if counts.get("added_words"):
+            tokenizers.append((self.given, load_vocabulary(self.given).tokenizer_hash))
         buckets = bucket_counts(config, sum(part.documents for part in parts), sum(part.characters for part in parts))
         with self._stage("token ids") as counts:
-            tokenizer = self.tokenizer, vocabulary.tokenizer_hash
-            counts |= merge_counts(encode(engine, parts, corpus_dir, tokenizer, config, buckets))
+            counts |= merge_counts(encode(engine, parts, corpus_dir, tokenizers, config, buckets))
             _check_splits(config, counts)
+        self.shares = piece_shares(counts.get("pieces", {}))
+        print("\n".join(f"      {line}" for line in describe_shares(self.shares)), flush=True)
         with self._stage("samples") as counts:
             samples = make_all_samples(engine, parts, corpus_dir, config, buckets)
             counts |= _describe_samples(samples)
@@ -167,6 +182,22 @@ class Preparation:
         print(f"      {shown}{' (from the interrupted run)' if is_old else ''}", flush=True)
         self.stages.append({"stage": name, **counts})
 
+    def _make_tokenizer(self, parts: list[TextPart], given: Vocabulary | None) -> Record:
+        """Write the tokenizer: trained, or given, with the words that are to be added; return its counts."""
+        config = self.config
+        vocabulary, words = given or self._train_vocabulary(parts), []
+        if given and (config.vocab_add or config.vocab_add_count):
+            wanted = read_words(Path(config.vocab_add), given) if config.vocab_add else []
+            most = config.vocab_text_mb * 1e6
+            text = training_text(parts, self.repeats, most, config.seed, config.heldout_fraction)
+            words = choose_words(given, text, wanted, config.vocab_add_count or 0)
+            write_tokenizer(given, self.given)
+            vocabulary = add_words(given, words, str(config.vocab))
+            best = sorted(words, key=lambda word: (-word.saved, word.word))[:_SHOWN_WORDS]
+            print("      " + ", ".join(f"{word.word} saves {word.saved:,} pieces" for word in best))
+        write_tokenizer(vocabulary, self.tokenizer)
+        return {"vocabulary": len(vocabulary.tokens), **({"added_words": len(words)} if words else {})}
+
     def _train_vocabulary(self, parts: list[TextPart]) -> Vocabulary:
         config, most = self.config, self.config.vocab_text_mb * 1e6
         return train_vocabulary(
@@ -189,7 +220,7 @@ class Preparation:
             counts |= {"sequence_length": length, "shards": len(rows), "samples": sum(row["samples"] for row in rows)}
         entropy = unigram_entropy(sorted((self.corpus_dir / f"shards_{length}").glob("train_*.npy")))
         if folder != self.out_dir:
-            write_tokenizer(vocabulary, folder / "tokenizer")
+            shutil.copytree(self.tokenizer, folder / "tokenizer", dirs_exist_ok=True)
         manifest = {
             "shards": rows,
             "sequence_length": length,
@@ -200,9 +231,11 @@ class Preparation:
                 "vocab_hash": header.vocab_hash,
                 "tokenizer_hash": header.tokenizer_hash,
                 "lowercase": vocabulary.lowercase,
-                "special_ids": {token: vocabulary.tokens.index(token) for token in SPECIAL_TOKENS},
+                "special_ids": {vocabulary.tokens[number]: number for number in vocabulary.roles.values()},
+                "text": self.shares,
             },
             "sources": sources,
+            **({"corpora": list(self.config.corpora)} if self.config.mix else {}),
             "stages": self.stages,
             "options": self.options,
         }

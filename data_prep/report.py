@@ -73,6 +73,14 @@ def _stages(manifest: dict[str, Any]) -> list[str]:
     parts = ["<h2>Sources</h2>"]
     keys = ["name", "version", "licence", "documents", "characters"]
     parts.append(_table(keys, [[str(row.get(key, "")) for key in keys] for row in manifest["sources"]]))
+    shares = manifest["tokenizer"].get("text", {})
+    parts.append("<h2>Tokenizer</h2>")
+    rows = [
+        [split, when, f"{of['pieces_a_word']:.3f}", f"{of['unknown_share']:.3%}"]
+        for split, values in shares.items()
+        for when, of in values.items()
+    ]
+    parts.append(_table(["text", "words added", "pieces a word", "unknown"], rows))
     parts.append("<h2>Stages</h2>")
     counts = []
     for stage in manifest["stages"]:

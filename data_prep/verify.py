@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bert_pretrain.config_loading import entry_point
-from bert_pretrain.data.masking import SPECIAL_TOKENS, MaskingRule, restore_ids
+from bert_pretrain.data.masking import MaskingRule, restore_ids
 from bert_pretrain.data.shards import SPLITS, Arrays, ShardReader, read_manifest, shard_paths
 from bert_pretrain.errors import ConfigError
 from data_prep.engine.totals import Totals, check_shares, count_rows, show_sample, table_rows
@@ -82,11 +82,20 @@ def verify_split(directory: Path, paths: list[Path], vocabulary: Vocabulary | No
             count_rows(arrays, vocabulary, probability, totals)
             for row in range(min(examples - len(totals.examples), len(arrays["input_ids"]))):
                 totals.examples.append({name: values[row : row + 1] for name, values in arrays.items()})
+        _count_corpora(reader, (manifest or {}).get("corpora", []), totals)
         totals.shards += 1
         totals.legacy_shards += header is None
         reader.close()
     check_shares(totals, f"{directory}, {paths[0].name} and on", whole_word, *shares)
     return totals
+
+
+def _count_corpora(reader: ShardReader, names: list[str], totals: Totals) -> None:
+    """Add the samples of each corpus to ``totals``. Raises ``ConfigError`` for a corpus that has no name."""
+    for number, samples in enumerate(np.bincount([] if (found := reader.source()) is None else found)):
+        if number >= len(names):
+            raise ConfigError(f"shard {reader.path}: a sample is of corpus {number}; manifest.json names {len(names)}")
+        totals.corpora[names[number]] = totals.corpora.get(names[number], 0) + int(samples)
 
 
 def _check_header(reader: ShardReader, row: dict | None, vocabulary: Vocabulary | None) -> None:
@@ -118,6 +127,7 @@ def check_rows(arrays: Arrays, vocabulary: Vocabulary | None, where: str, legacy
     """
     ids, mask, segments = arrays["input_ids"], arrays["input_mask"], arrays["segment_ids"]
     positions, labels = arrays["masked_lm_positions"], arrays["masked_lm_ids"]
+    pad = vocabulary.roles["pad"] if vocabulary else 0
     lengths = mask.sum(1)
     columns = np.arange(ids.shape[1])
     real = columns < lengths[:, None]
@@ -127,7 +137,7 @@ def check_rows(arrays: Arrays, vocabulary: Vocabulary | None, where: str, legacy
     rows = np.arange(len(ids))
     checks = {
         "input_mask is not ones followed by zeros": (mask == real).all(1) & (lengths >= 3),
-        "input_ids is not 0 in the padding": ((ids == 0) | real).all(1),
+        f"input_ids is not {pad} in the padding": ((ids == pad) | real).all(1),
         "segment_ids is not 0s, then 1s, then 0s in the padding": (
             ((segments == 0) | real).all(1)
             & ((np.diff(segments, axis=1) >= 0) | ~real[:, 1:]).all(1)
@@ -151,7 +161,7 @@ def check_rows(arrays: Arrays, vocabulary: Vocabulary | None, where: str, legacy
 
 
 def _special_checks(arrays: Arrays, lengths: np.ndarray, vocabulary: Vocabulary, legacy: bool) -> dict[str, np.ndarray]:
-    special = {token: vocabulary.tokens.index(token) for token in SPECIAL_TOKENS}
+    special = vocabulary.roles
     ids, segments = restore_ids(arrays), arrays["segment_ids"]
     real = np.arange(ids.shape[1]) < lengths[:, None]
     rows = np.arange(len(ids))
@@ -159,18 +169,18 @@ def _special_checks(arrays: Arrays, lengths: np.ndarray, vocabulary: Vocabulary,
     first_of_b = np.where(is_pair, np.argmax(segments == 1, axis=1), lengths)  # of a single segment: after its [SEP]
     predicted = arrays["masked_lm_positions"] > 0
     checks = {
-        "no [CLS] at the start": ids[:, 0] == special["[CLS]"],
-        "no [SEP] at the end": ids[rows, lengths - 1] == special["[SEP]"],
-        "no [SEP] before the second segment": ids[rows, first_of_b - 1] == special["[SEP]"],
+        "no [CLS] at the start": ids[:, 0] == special["cls"],
+        "no [SEP] at the end": ids[rows, lengths - 1] == special["sep"],
+        "no [SEP] before the second segment": ids[rows, first_of_b - 1] == special["sep"],
         "a [CLS] or [SEP] within a segment": (
-            ((ids == special["[CLS]"]) & real).sum(1) + ((ids == special["[SEP]"]) & real).sum(1) == 2 + is_pair
+            ((ids == special["cls"]) & real).sum(1) + ((ids == special["sep"]) & real).sum(1) == 2 + is_pair
         ),
     }
     if not legacy:
-        banned = list(special.values())
+        banned = list(vocabulary.table.special_ids)
         checks["a special token was masked"] = ~(np.isin(arrays["masked_lm_ids"], banned) & predicted).any(1)
         inputs = np.take_along_axis(arrays["input_ids"], arrays["masked_lm_positions"], axis=1)
-        banned.remove(special["[MASK]"])
+        banned.remove(special["mask"])
         checks["a special token is at a masked position"] = ~(np.isin(inputs, banned) & predicted).any(1)
     return checks
 

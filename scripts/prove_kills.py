@@ -39,7 +39,7 @@ CHECKPOINT_STEPS = 7
 """Steps between two checkpoints; so few that many signals arrive while one is being written."""
 SECOND_SHARE = 0.2
 """Share of the starts beside which a second process is started."""
-STEPS_PER_SIGNAL = 40
+STEPS_PER_SIGNAL = 30
 """So that the run does not end before the last signal."""
 MAX_DELAY = 0.6
 """Longest delay in seconds between the first new step and the signal, unless it waits for a checkpoint."""

@@ -23,6 +23,7 @@ FOR_DATA_PREP = {
     "bert_pretrain.config_loading",
     "bert_pretrain.data.masking",
     "bert_pretrain.data.shards",
+    "bert_pretrain.data.tokenizer_files",
     "bert_pretrain.errors",
     "bert_pretrain.directory_lock",
     "bert_pretrain.jit",

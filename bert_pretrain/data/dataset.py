@@ -1,14 +1,24 @@
 """The shards of a split as one sequence of samples, checked against the options and the vocabulary of the run."""
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from bert_pretrain.data.shards import SHARD_FIELDS, Arrays, ShardReader, check_ids, data_fingerprint, shard_paths
+from bert_pretrain.data.shards import (
+    MANIFEST,
+    SHARD_FIELDS,
+    Arrays,
+    ShardReader,
+    check_ids,
+    data_fingerprint,
+    read_manifest,
+    shard_paths,
+)
+from bert_pretrain.data.tokenizer_files import TokenTable, read_tokenizer
 from bert_pretrain.errors import ConfigError, require
 
 _OPEN_SHARDS = 64
@@ -93,6 +103,24 @@ class ShardSet:
             start += size
         return concatenated(parts)
 
+    def sources(self) -> tuple[np.ndarray, list[str]] | None:
+        """The number of each sample's corpus, (N,), and the names of the corpora; None if the shards do not tell.
+
+        Raises ``ConfigError`` if a number has no name in the manifest.
+        """
+        found = [self._reader(shard).source() for shard in range(len(self.paths))]
+        parts = [part for part in found if part is not None]
+        if len(parts) < len(found):
+            return None
+        numbers, manifest = np.concatenate(parts), read_manifest(self.paths[0].parent)
+        names = (manifest or {}).get("corpora", [])
+        if numbers.max() >= len(names):
+            raise ConfigError(
+                f"data.dir {self.paths[0].parent}: a sample is of corpus {numbers.max()}, but {MANIFEST} names "
+                f"{len(names)} corpora; put the {MANIFEST} of these shards beside them"
+            )
+        return numbers, names
+
     def _read(self, shard: int, start: int, stop: int) -> Arrays:
         for pause in (*_RETRY_SECONDS, None):
             try:
@@ -118,8 +146,16 @@ class ShardSet:
         return self._open[shard]
 
 
+class ShardOptions(Protocol):
+    """The options of ``DataConfig`` that decide whether shards fit."""
+
+    dir: str
+    sequence_length: int
+    check: str
+
+
 def open_split(
-    config: DataConfig,
+    config: ShardOptions,
     split: str,
     vocab_size: int,
     report: Callable[[str], None] = lambda _: None,
@@ -150,7 +186,7 @@ def open_split(
     return shards
 
 
-def _check_fit(reader: ShardReader, config: DataConfig, vocab_size: int, first: ShardReader) -> None:
+def _check_fit(reader: ShardReader, config: ShardOptions, vocab_size: int, first: ShardReader) -> None:
     if reader.sequence_length != config.sequence_length:
         raise ConfigError(
             f"data.sequence_length is {config.sequence_length}, but shard {reader.path} has samples of "
@@ -187,15 +223,26 @@ def report_single_segments(shards: ShardSet, next_sentence: bool, report: Callab
 
 
 def check_vocabulary(config: DataConfig, splits: list[ShardSet], report: Callable[[str], None]) -> None:
-    """Raise ``ConfigError`` if ``data.tokenizer`` has another vocabulary than the shards; report a missing one."""
-    path = Path(config.tokenizer) / "vocab.txt"
-    if not path.is_file():
-        report(f"no vocabulary at {path}: checkpoints will not contain a tokenizer; set data.tokenizer to its folder")
+    """Raise ``ConfigError`` if ``data.tokenizer`` has other tokens than the shards; report a missing one."""
+    folder = Path(config.tokenizer)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        report(f"no vocabulary at {folder}: checkpoints will not contain a tokenizer; set data.tokenizer to its folder")
         return
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    table = read_tokenizer(folder)
     for shards in splits:
-        if shards.header is not None and shards.header.vocab_hash != digest:
+        if shards.header is not None and shards.header.vocab_hash != table.vocab_hash:
             raise ConfigError(
                 f"data.tokenizer is {config.tokenizer!r}, but {shards.paths[0]} was made with another vocabulary; "
                 "give the tokenizer that bert-pretrain prepare wrote beside the shards"
             )
+        check_size(table, folder, shards)
+
+
+def check_size(table: TokenTable, folder: Path, shards: ShardSet) -> None:
+    """Raise ``ConfigError`` if the tokenizer has more tokens than the model."""
+    if len(table.tokens) > shards.vocab_size:
+        raise ConfigError(
+            f"data.tokenizer {folder} has {len(table.tokens)} tokens, but the model only {shards.vocab_size}; set "
+            f"model.vocab_size={len(table.tokens)} or give the tokenizer that the shards in {shards.paths[0].parent} "
+            "were made with"
+        )

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_pretrain.data.dataset import DataConfig, ShardSet
+from bert_pretrain.data.dataset import DataConfig, ShardSet, check_size
 from bert_pretrain.data.loader import DynamicMasking
-from bert_pretrain.data.masking import MaskingRule, mask_samples, restore_ids
+from bert_pretrain.data.masking import mask_samples, restore_ids
 from bert_pretrain.data.shards import Arrays
+from bert_pretrain.data.tokenizer_files import masking_rule, read_tokenizer
 from bert_pretrain.errors import ConfigError
 
 
@@ -27,9 +28,17 @@ def dynamic_masking(config: DataConfig, shards: ShardSet, seed: int) -> DynamicM
         raise ConfigError(
             f"data.masked_lm_prob is null, but the shards in {config.dir} do not state it; set it (BERT: 0.15)"
         )
-    tokens = _read_vocabulary(Path(config.tokenizer), shards.vocab_size)
+    folder = Path(config.tokenizer)
+    try:
+        table = read_tokenizer(folder)
+    except ConfigError as error:
+        raise ConfigError(
+            f"data.tokenizer is {str(folder)!r}: {error}; data.masking=dynamic draws random words from it: give the "
+            "tokenizer's folder, or use data.masking=static"
+        ) from None
+    check_size(table, folder, shards)
     whole_word = header is not None and header.whole_word_masking
-    rule = MaskingRule.of_vocabulary(tokens, probability, shards.max_predictions, whole_word)
+    rule = masking_rule(table, probability, shards.max_predictions, whole_word, shards.vocab_size, folder)
     shares = {"mask_share": config.mask_share, "random_share": config.random_share}
     known = {} if header is None else {name: getattr(header, name) for name in shares}
     rule = replace(rule, **known | {name: share for name, share in shares.items() if share is not None})
@@ -40,18 +49,3 @@ def dynamic_masking(config: DataConfig, shards: ShardSet, seed: int) -> DynamicM
         return {**arrays, "input_ids": ids, "masked_lm_positions": positions, "masked_lm_ids": labels}
 
     return mask
-
-
-def _read_vocabulary(folder: Path, vocab_size: int) -> list[str]:
-    """The tokens, up to ``vocab_size``, of ``folder/vocab.txt`` in the order of their ids."""
-    path = folder / "vocab.txt"
-    try:
-        tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"data.tokenizer is {str(folder)!r}, but its vocab.txt cannot be read ({error}); data.masking=dynamic "
-            "draws random words from it: give the tokenizer's folder, or use data.masking=static"
-        ) from None
-    if len(tokens) > vocab_size:
-        raise ConfigError(f"{path} has {len(tokens)} tokens, but the model has only {vocab_size}")
-    return tokens

@@ -118,7 +118,7 @@ class TrainingData:
             start, stop = window[0][0], window[-1][1]
             arrays = concatenated(list(self._blocks.read(base + start, base + stop)))
             if self.packing:
-                yield from packed_micro_batches(arrays, len(window))
+                yield from packed_micro_batches(arrays, len(window), self.shapes)
                 continue
             if self.group_by_length:
                 arrays = select(arrays, np.argsort(sample_lengths(arrays), kind="stable"))

@@ -9,6 +9,9 @@ A shard is one HDF5 file with NVIDIA's six data sets. N samples, L sequence leng
     masked_lm_ids         (N, P)  the original ids at these positions, 0-padded
     next_sentence_labels  (N,)    1 if the second segment is a random one
 
+Shards of several corpora have a seventh, ``source`` (N,): the corpus that the first segment is from, by its number in
+the list ``corpora`` of the manifest. Only evaluation reads it.
+
 Any integer dtype is read. Our own files have a :class:`ShardHeader` and a checksum as attributes; files without them,
 as the published pipeline writes them, are accepted as legacy. A ``manifest.json`` beside the shards lists them. This
 module needs h5py and numpy only: data preparation must not load torch.
@@ -39,6 +42,7 @@ SHARD_FIELDS = (
     "masked_lm_ids",
     "next_sentence_labels",
 )
+SOURCE = "source"
 SPLITS = ("train", "heldout")
 _HELDOUT_NAME = re.compile(r"(^|[^a-z])(heldout|test)([^a-z]|$)")
 _ROWS_PER_HASH = 1024  # the converted rows stay in the processor's cache
@@ -91,8 +95,8 @@ def content_checksum(parts: Iterable[Arrays]) -> str:
     return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
 
 
-def write_shard(path: Path, arrays: Arrays, header: ShardHeader) -> dict[str, Any]:
-    """Write one shard and return its row for the manifest.
+def write_shard(path: Path, arrays: Arrays, header: ShardHeader, source: np.ndarray | None = None) -> dict[str, Any]:
+    """Write one shard and return its row for the manifest. ``source`` (N,): the number of each sample's corpus.
 
     The file gets its final name only when it is complete and on disk. Ids are stored in 16 bits if the vocabulary
     allows. Raises OSError for errors of the file system.
@@ -105,6 +109,8 @@ def write_shard(path: Path, arrays: Arrays, header: ShardHeader) -> dict[str, An
     with h5py.File(temporary, "w", libver=_LIBVER) as file:
         for name, dtype in zip(SHARD_FIELDS, dtypes, strict=True):
             file.create_dataset(name, data=np.asarray(arrays[name], dtype=dtype))
+        if source is not None:  # not in the checksum, so it has HDF5's own
+            file.create_dataset(SOURCE, data=np.asarray(source, dtype=np.uint16), fletcher32=True)
         stated = {name: value for name, value in asdict(header).items() if _DEFAULTS.get(name) != value}
         attributes = {"format_version": FORMAT_VERSION, "samples": samples, "checksum": checksum, **stated}
         for key, value in attributes.items():  # fixed-length strings: a damaged heap of variable ones hangs HDF5
@@ -192,6 +198,15 @@ class ShardReader:
             return {name: self._file[name][start:stop] for name in SHARD_FIELDS}
         except (OSError, RuntimeError) as error:
             raise ConfigError(f"shard {self.path}, samples {start} to {stop}, cannot be read ({error})") from None
+
+    def source(self) -> np.ndarray | None:
+        """The number of each sample's corpus, (N,) int64; None if the shard does not tell."""
+        if SOURCE not in self._file:
+            return None
+        try:
+            return self._file[SOURCE][:].astype(np.int64).reshape(self.samples)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ConfigError(f"shard {self.path}: {SOURCE} cannot be read ({error}); write it again") from None
 
     def check_content(self, vocab_size: int) -> None:
         """Read the whole shard once; raise ``ConfigError`` if ids or checksum are wrong.

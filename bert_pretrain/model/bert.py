@@ -140,6 +140,22 @@ class PretrainingModel(nn.Module):
         row's samples, ``position_ids`` (B, L) start at 0 in each, ``first_positions`` (S,) are those of the [CLS] in
         the flattened tokens, and the labels are (S,).
         """
+        places = masked_positions, first_positions, position_ids
+        x = self.hidden_states(input_ids, attention_mask, segment_ids, *places)
+        return self.losses(x, masked_labels, next_sentence_labels)
+
+    def hidden_states(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        segment_ids: torch.Tensor,
+        masked_positions: torch.Tensor,
+        first_positions: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What ``losses`` reads: the last hidden states of the B (packed: S) [CLS] and the M masked positions,
+        (B + M, H); without the next-sentence head (M, H). Arguments as for ``forward``.
+        """
         if self.speed.cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()  # tensors of the last micro-batch may be overwritten
         samples, length = input_ids.shape
@@ -167,8 +183,16 @@ class PretrainingModel(nn.Module):
             x = bert(input_ids=input_ids, **inputs).last_hidden_state
         if not self.speed.last_layer_rows:
             x = x.flatten(0, 1).index_select(0, rows)
+        return x
+
+    def losses(
+        self, x: torch.Tensor, masked_labels: torch.Tensor, next_sentence_labels: torch.Tensor
+    ) -> PretrainingSums:
+        """The sums of the losses, from ``hidden_states``."""
+        pieces = self.pieces if self.training else Pieces()
+        stack = self._weight_cache.stack if self._weight_cache.in_step else None
         decoder = None if stack is None else decoder_weights(self.bert.cls, self.speed, stack)
-        heads = self.bert.cls, bert.pooler, decoder
+        heads = self.bert.cls, self.bert.bert.pooler, decoder
         return pieces.heads(*heads, x, masked_labels, next_sentence_labels, self.speed)
 
 

@@ -2,7 +2,8 @@
 
 Each function is compiled separately and without graph breaks. All layers share the compiled code, so a deep model
 compiles as fast as a shallow one, and the gradients of a layer can be all-reduced before those of the next are
-computed. Only the shapes of ``data.collate.fixed_shapes`` occur, so nothing is compiled during training.
+computed. Only the shapes of ``data.collate.fixed_shapes`` or ``data.packing.packed_shapes`` occur, so nothing is
+compiled during training.
 """
 
 import time
@@ -48,7 +49,8 @@ def compile_model(
                 f"speed.compile is on, but torch could not compile the model ({reason}); install a C++ compiler and, "
                 "for GPUs, triton, or use speed.compile=false"
             ) from None
-        name = f"{shape.samples} x {shape.length} tokens, {'padded' if shape.has_mask else 'all real'}"
+        kind = "packed" if shape.packed else "padded" if shape.has_mask else "all real"
+        name = f"{shape.samples} x {shape.length} tokens, {kind}"
         log(f"  {number} of {len(shapes)}: {name} in {time.perf_counter() - started:.1f} s")
     model.zero_grad(set_to_none=not graphs)
     log(f"compiled in {time.perf_counter() - began:.0f} s")

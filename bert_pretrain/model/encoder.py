@@ -1,7 +1,7 @@
 """A faster forward pass of BERT's embeddings and layers, on the modules and weights of ``transformers``.
 
 Each speed-up is an option of ``SpeedConfig``, so that it can be measured alone. With all of them off but
-``group_by_length``, ``transformers``' own forward runs. Tests compare both, for each option and for all.
+``group_by_length`` and ``packing``, ``transformers``' own forward runs. Tests compare both, for each option and all.
 
 ``last_layer_rows`` saves half of the last layer's work: the heads read only [CLS] and the masked positions, so after
 the attention only those rows are computed. ``fused_qkv`` joins three weights, which stay three parameters.

@@ -85,7 +85,7 @@ class SpeedConfig:
     """Put samples of similar length into one micro-batch and cut off their common padding."""
     packing: bool
     """Instead: lay samples end to end in rows of data.sequence_length tokens, without attention between them. The same
-    losses; not with ``compile``."""
+    losses."""
     last_layer_rows: bool
     """In the last layer, after attention, compute only the positions that the losses read."""
     fused_qkv: bool
@@ -111,14 +111,12 @@ class SpeedConfig:
     def on(self, device: "torch.device") -> "SpeedConfig":
         """These options with every null resolved for ``device``, and options for other devices off.
 
-        Raises ``ConfigError`` for CUDA graphs without a GPU or without ``compile``, and for packing with it.
+        Raises ``ConfigError`` for CUDA graphs without a GPU or without ``compile``.
         """
         gpu = device.type == "cuda"
         compiled = gpu if self.compile is None else self.compile
-        graphs = not self.cuda_graphs or (gpu and compiled)
-        require(graphs, "speed.cuda_graphs", True, "false, unless the device is a GPU and speed.compile is on")
-        allowed = "false, unless speed.compile is false"
-        require(not (self.packing and compiled), "speed.packing", True, allowed)
+        allowed = not self.cuda_graphs or (gpu and compiled)
+        require(allowed, "speed.cuda_graphs", True, "false, unless the device is a GPU and speed.compile is on")
         padded = gpu if self.pad_vocabulary is None else self.pad_vocabulary
         on_cpu = {name: getattr(self, name) and not gpu for name in ("fast_dropout", "fused_loss")}
         return replace(self, compile=compiled, pad_vocabulary=padded, **on_cpu)

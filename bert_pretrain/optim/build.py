@@ -66,7 +66,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 def describe_optimizer(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> str:
     """One line for the optimizer, and one for each decay group: its layers, its size and the rule."""
-    kernel = f", kernel {config.kernel}" if config.algorithm == "nvlamb" else ""
+    inner = optimizer.optim if isinstance(optimizer, ShardedOptimizer) else optimizer
+    chosen = f": {inner.running_kernel}" if isinstance(inner, NVLamb) and inner.kernel == "auto" else ""
+    kernel = f", kernel {config.kernel}{chosen}" if config.algorithm == "nvlamb" else ""
     over = f", state sharded over {dist.get_world_size()} ranks" if isinstance(optimizer, ShardedOptimizer) else ""
     rules = {"decay": "all but biases and normalisation layers", "no_decay": "biases and normalisation layers"}
     lines = [f"optimizer {config.algorithm}{kernel}{over}"]

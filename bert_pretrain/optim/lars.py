@@ -22,9 +22,11 @@ import torch
 from torch import Tensor
 
 from bert_pretrain.errors import require
-from bert_pretrain.optim.base import MeasuredOptimizer, loss_of
+from bert_pretrain.optim.base import MeasuredOptimizer, eager_step, loss_of
+from bert_pretrain.optim.layers import on_device
 from bert_pretrain.optim.norms import layer_norms
 from bert_pretrain.optim.options import TRUST_RATIOS
+from bert_pretrain.optim.state import StateFormat
 from bert_pretrain.optim.trust import layer_table
 
 
@@ -41,6 +43,7 @@ class LARS(MeasuredOptimizer):
     """
 
     _kept = ("trust_coefficient", "clip", "trust_ratio")
+    _format = StateFormat(("momentum_buffer",), counts_steps=False)
 
     def __init__(
         self,
@@ -72,10 +75,11 @@ class LARS(MeasuredOptimizer):
         """
         return layer_table(self.param_groups, self._updated)
 
-    @torch.no_grad()
+    @eager_step
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Apply one update, or skip it on the device; returns what ``closure`` returns."""
         loss = loss_of(closure)
+        self._check_step()
         decision = self._decide("none", 1.0)
         self._updated = []
         for group in self.param_groups:
@@ -86,11 +90,11 @@ class LARS(MeasuredOptimizer):
 
     def _update(self, group: dict[str, Any], params: list[Tensor], grad_factor: Tensor, skipped: Tensor) -> None:
         """Equations (1) and (2). Never waits for the device: ``skipped`` masks what is added."""
-        decay, lr = group["weight_decay"], _on_device(group["lr"], skipped.device)
+        decay, lr = group["weight_decay"], on_device(group["lr"], skipped.device)
         dtype = params[0].dtype
         for param in params:
             if "momentum_buffer" not in self.state[param]:
-                self.state[param]["momentum_buffer"] = torch.zeros_like(param)
+                self.state[param]["momentum_buffer"] = self._format.zeros(param)
         buffers = [self.state[param]["momentum_buffer"] for param in params]
         updates = [param.grad.to(param.dtype) * grad_factor.to(param.dtype) for param in params]  # type: ignore[union-attr]
         weight_norms, grad_norms = layer_norms(params), layer_norms(updates)
@@ -108,7 +112,7 @@ class LARS(MeasuredOptimizer):
         torch._foreach_mul_(updates, list(inside.to(dtype).unbind()))
         for update in updates:
             update.masked_fill_(skipped, 0.0)
-        momentum = _on_device(group["momentum"], skipped.device).masked_fill(skipped, 1.0)
+        momentum = on_device(group["momentum"], skipped.device).masked_fill(skipped, 1.0)
         torch._foreach_mul_(buffers, momentum.to(dtype))
         torch._foreach_add_(buffers, updates)
         torch._foreach_copy_(updates, buffers)
@@ -116,8 +120,3 @@ class LARS(MeasuredOptimizer):
         for update in updates:
             update.masked_fill_(skipped, -0.0)
         torch._foreach_add_(params, updates)
-
-
-def _on_device(number: float | Tensor, device: torch.device) -> Tensor:
-    """``number`` as 0-d float64, created on the device: a copy from the host would wait for it."""
-    return number.double() if isinstance(number, Tensor) else torch.full((), number, dtype=torch.float64, device=device)

@@ -3,18 +3,21 @@
 A layer is one parameter tensor of the model. Everything here runs before a kernel writes anything.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bert_pretrain.errors import require
-from bert_pretrain.optim.dtensors import Shards, local_part
-from bert_pretrain.optim.norms import global_norm
+from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.optim.checks import LOW_PRECISION
+from bert_pretrain.optim.dtensors import Shards, local_gradient, local_part
+from bert_pretrain.optim.norms import global_norm, layer_norms
+from bert_pretrain.optim.state import StateFormat, state_dtype
 from bert_pretrain.optim.trust import Adaptation
 
-LOW_PRECISION = (torch.bfloat16, torch.float16)
+NVLAMB_STATE = StateFormat(("exp_avg", "exp_avg_sq"), ignored=("weight_norm", "adam_norm", "trust_ratio"))
 
 
 @dataclass
@@ -78,15 +81,21 @@ class Work:
     """The gradients that ``G`` consists of: those of the parts, and of layers that other ranks update."""
     shards: Shards | None = None
     """Set if this rank holds a slice of every layer: norms must be completed over the ranks."""
+    shared_norm: bool = False
+    """Whether ``G`` includes layers of other ranks: then it is summed in the same order on all of them."""
 
     def decide(self) -> Decision:
         """Compute ``||G||`` over ``norm_grads`` and decide, with torch operations."""
-        norm = self.whole(global_norm(self.norm_grads).to(self.device))
+        if self.shards is None:
+            norm = global_norm(self.norm_grads).to(self.device)
+        else:
+            owners = [owner for layers in self.parts for owner in layers.owners]
+            norm = self.shards.norm(layer_norms(self.norm_grads).to(self.device), owners)
         return decide(norm, self.rules.pre_normalization, self.rules.max_grad_norm, self.grad_scale, self.found_inf)
 
-    def whole(self, norms: Tensor) -> Tensor:
-        """Norms of whole layers from the norms of this rank's slices; unchanged if the layers are not sliced."""
-        return norms if self.shards is None else self.shards.whole(norms)
+    def whole(self, norms: Tensor, owners: list[Tensor]) -> Tensor:
+        """Norms of whole layers from those of this rank's slices, (..., owners); unchanged if layers are not sliced."""
+        return norms if self.shards is None else self.shards.whole(norms, owners)
 
 
 @dataclass
@@ -123,11 +132,11 @@ def decide(
     """
     scale = torch.ones_like(stored_norm)
     if grad_scale is not None:
-        scale = scale * grad_scale
+        scale = scale * on_device(grad_scale, stored_norm.device)
     norm = stored_norm / scale
     skipped = ~torch.isfinite(norm)
     if found_inf is not None:
-        skipped = skipped | (torch.zeros((), device=norm.device) + found_inf != 0)
+        skipped = skipped | (on_device(found_inf, norm.device) != 0)
     if pre_normalization == "unit":
         divisor = torch.where(norm == 0, 1.0, norm)
     elif pre_normalization == "clip":
@@ -137,31 +146,34 @@ def decide(
     return Decision(norm, skipped, 1.0 / (divisor * scale))
 
 
+def on_device(number: float | Tensor, device: torch.device) -> Tensor:
+    """``number`` as 0-d float64, created on the device: a copy from the host would wait for it."""
+    if isinstance(number, Tensor) and number.device.type != "cpu":
+        return number.detach().reshape(()).to(device, torch.float64, non_blocking=True)
+    return torch.full((), float(number), dtype=torch.float64, device=device)
+
+
 def gather(group: dict[str, Any], state: dict[Any, dict[str, Any]]) -> list[Layers]:
     """Return the layers of ``group`` that have a gradient, one ``Layers`` for each type of arithmetic.
 
     Creates the state of a parameter when it first has a gradient: zero moments, step 0 and, for bf16 and fp16, a
     float32 master copied from the parameter. Parameters without a gradient or without elements are left out.
-    Raises ``ConfigError`` for a sparse gradient.
     """
     by_dtype: dict[torch.dtype, Layers] = {}
-    for position, param in enumerate(group["params"]):
-        grad = param.grad
-        if grad is None or param.numel() == 0:
+    for param in group["params"]:
+        if param.grad is None or param.numel() == 0:
             continue
-        check_gradient(grad, position)
-        dtype = state_dtype(param)
         own = state[param]
-        if "exp_avg" not in own:
+        if not own:
             own["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
-            for key in ("exp_avg", "exp_avg_sq"):
-                own[key] = zeros_for(param, dtype)
+            for key in NVLAMB_STATE.moments:
+                own[key] = NVLAMB_STATE.zeros(param)
         if param.dtype in LOW_PRECISION and "master" not in own:
-            own["master"] = zeros_for(param, torch.float32).copy_(param)
-        layers = by_dtype.setdefault(dtype, Layers(group))
+            own["master"] = NVLAMB_STATE.zeros(param).copy_(param)
+        layers = by_dtype.setdefault(state_dtype(param), Layers(group))
         layers.owners.append(param)
         layers.params.append(local_part(param))
-        layers.grads.append(local_part(grad))
+        layers.grads.append(local_gradient(param))
         layers.weights.append(local_part(own["master"]) if "master" in own else layers.params[-1])
         layers.exp_avgs.append(local_part(own["exp_avg"]))
         layers.exp_avg_sqs.append(local_part(own["exp_avg_sq"]))
@@ -169,19 +181,54 @@ def gather(group: dict[str, Any], state: dict[Any, dict[str, Any]]) -> list[Laye
     return list(by_dtype.values())
 
 
-def check_gradient(grad: Tensor, position: int) -> None:
-    """Raise ``ConfigError`` for a sparse gradient."""
+def check_gradient(param: Tensor, position: int) -> None:
+    """Raise ``ConfigError`` for a gradient that is sparse, or not of the parameter's shape or on its device."""
+    grad = param.grad
+    if grad is None or (
+        grad.layout == torch.strided and grad.shape == param.shape and grad.device == param.device
+    ):  # at every step, so no message is made
+        return
     require(grad.layout == torch.strided, f"gradient of parameter {position}", grad.layout, "dense (torch.strided)")
+    found = f"{tuple(grad.shape)} on {grad.device}"
+    raise ConfigError(f"gradient of parameter {position} is {found}; allowed: {tuple(param.shape)} on {param.device}")
 
 
-def state_dtype(param: Tensor) -> torch.dtype:
-    """Type of a parameter's moments and of the arithmetic: float64 for float64, else float32."""
-    return torch.float64 if param.dtype == torch.float64 else torch.float32
+class Masters:
+    """Notices when low-precision parameters were written since the last step, and makes their masters follow.
+
+    Otherwise weights that are loaded into the model would be overwritten with the masters of the old ones. Writes are
+    noticed by torch's version counters and addresses, at no cost. A write through ``param.data`` is not noticed.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[Tensor, tuple[int, ...]] = {}
+
+    def follow(self, parts: list[Layers]) -> None:
+        """Where a parameter is no longer its master's rounded value, the master becomes the parameter."""
+        for layers in parts:
+            for owner, param, master in self._low(layers):
+                if self._seen.get(owner) != _version(owner, param):
+                    master.copy_(torch.where(master.to(param.dtype) == param, master, param.to(master.dtype)))
+
+    def note(self, parts: list[Layers]) -> None:
+        """Called after a step: from here on a change of the parameters is not the optimizer's."""
+        for layers in parts:
+            for owner, param, _ in self._low(layers):
+                self._seen[owner] = _version(owner, param)
+
+    def loaded(self, params: Iterable[Tensor]) -> None:
+        """Called when masters were loaded: they are right, whatever the parameters are now."""
+        self._seen = {param: _version(param, local_part(param)) for param in params if param.dtype in LOW_PRECISION}
+
+    def _low(self, layers: Layers) -> list[tuple[Tensor, Tensor, Tensor]]:
+        every = zip(layers.owners, layers.params, layers.weights, strict=True)
+        return [entry for entry in every if entry[1].dtype in LOW_PRECISION]
 
 
-def zeros_for(param: Tensor, dtype: torch.dtype) -> Tensor:
-    """Contiguous zeros in the shape of ``param``, sharded like it if it is a DTensor."""
-    return torch.zeros_like(param, dtype=dtype, memory_format=torch.contiguous_format, requires_grad=False)
+def _version(owner: Tensor, param: Tensor) -> tuple[int, ...]:
+    if owner.is_inference():  # has no counter
+        return (param.data_ptr(),)
+    return (owner._version, param._version, param.data_ptr())
 
 
 def copy_masters(layers: Layers) -> None:

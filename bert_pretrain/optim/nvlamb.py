@@ -34,17 +34,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 import bert_pretrain.optim.nvlamb_cpu as nvlamb_cpu
 import bert_pretrain.optim.nvlamb_triton as nvlamb_triton
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.optim.base import MeasuredOptimizer, loss_of
-from bert_pretrain.optim.dtensors import sharded_like, shards_of
-from bert_pretrain.optim.layers import LOW_PRECISION, Outcome, Rules, Work, copy_masters, gather, state_dtype, zeros_for
+from bert_pretrain.optim.base import MeasuredOptimizer, eager_step, loss_of
+from bert_pretrain.optim.dtensors import shards_of
+from bert_pretrain.optim.layers import NVLAMB_STATE, Masters, Outcome, Rules, Work, copy_masters, gather
 from bert_pretrain.optim.norms import layer_norms
 from bert_pretrain.optim.nvlamb_apex import apex_step, check_apex
 from bert_pretrain.optim.nvlamb_foreach import foreach_step
 from bert_pretrain.optim.options import PRE_NORMALIZATIONS, TRUST_RATIOS
+from bert_pretrain.optim.state import state_dtype
 from bert_pretrain.optim.trust import Adaptation, layer_table
 
 
@@ -58,8 +60,8 @@ def reference_step(work: Work) -> Outcome:
     for layers in work.parts:
         lr, eps, decay = float(layers.group["lr"]), layers.group["eps"], layers.group["weight_decay"]
         beta1, beta2 = layers.group["betas"]
-        columns = (layers.weights, layers.grads, layers.exp_avgs, layers.exp_avg_sqs, layers.steps)
-        for w, grad, m, v, step in zip(*columns, strict=True):
+        columns = (layers.owners, layers.weights, layers.grads, layers.exp_avgs, layers.exp_avg_sqs, layers.steps)
+        for owner, w, grad, m, v, step in zip(*columns, strict=True):
             step += 1
             t = step.item()
             g = grad.to(w.dtype) * decision.grad_factor.item()  # (1), (2)
@@ -68,7 +70,7 @@ def reference_step(work: Work) -> Outcome:
             m_hat = m / (1 - beta1**t) if work.rules.bias_correction else m  # (4)
             v_hat = v / (1 - beta2**t) if work.rules.bias_correction else v
             u = m_hat / (v_hat.sqrt() + eps) + decay * w  # (5)
-            w_norm, u_norm = work.whole(layer_norms([w, u]))
+            w_norm, u_norm = work.whole(layer_norms([w, u]).view(2, 1), [owner]).view(2)
             r = work.rules.adaptation.ratio(w_norm, u_norm, decay)  # (6)
             w.sub_(u * (lr * r.item()))  # (7)
             norms.append(torch.stack([w_norm, u_norm]))
@@ -89,13 +91,18 @@ def fused_step(work: Work) -> Outcome:
 
 def auto_step(work: Work) -> Outcome:
     """Update with the fused kernel if it supports the device and all layers, else with ``foreach``."""
-    supported = {"cpu": nvlamb_cpu.supported, "cuda": nvlamb_triton.supported}.get(work.device.type)
-    fused = supported is not None and work.shards is None
-    if fused and all(supported(weights) for layers in work.parts for weights in layers.weights):  # type: ignore[misc]
-        return fused_step(work)
-    return foreach_step(work)
+    weights = [weight for layers in work.parts for weight in layers.weights]
+    return KERNELS[auto_kernel(work.device, weights, work.shards is not None)](work)
 
 
+def auto_kernel(device: torch.device, weights: list[Tensor], sliced: bool) -> str:
+    """The kernel that ``auto`` is for these weights (for bf16 and fp16 parameters: their float32 masters)."""
+    module = FUSED.get(device.type)
+    fused = module is not None and not sliced and all(map(module.supported, weights)) and module.works(device)
+    return "fused" if fused else "foreach"
+
+
+FUSED: dict[str, Any] = {"cpu": nvlamb_cpu, "cuda": nvlamb_triton}
 Kernel = Callable[[Work], Outcome]
 KERNELS: dict[str, Kernel] = {
     "auto": auto_step,
@@ -134,6 +141,7 @@ class NVLamb(MeasuredOptimizer):
 
     _kept = ("rules", "kernel", "nonfinite_state")
     _only_plain_params = False
+    _format = NVLAMB_STATE
 
     def __init__(
         self,
@@ -160,6 +168,7 @@ class NVLamb(MeasuredOptimizer):
         self.rules = Rules(pre_normalization, max_grad_norm, adaptation, bias_correction)
         self.kernel = kernel
         self.workspace: dict[str, Any] = {}
+        self._masters = Masters()
         self._updated: list[tuple[list[Tensor], float]] = []
         self._outcome: Outcome | None = None
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
@@ -169,30 +178,48 @@ class NVLamb(MeasuredOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep."""
-        return super().__getstate__() | {"workspace": {}, "_updated": [], "_outcome": None}
+        return super().__getstate__() | {"workspace": {}, "_masters": Masters(), "_updated": [], "_outcome": None}
 
-    @torch.no_grad()
+    @property
+    def running_kernel(self) -> str:
+        """The kernel that updates these parameters: ``kernel``, or what ``auto`` is for them."""
+        if self.kernel != "auto":
+            return self.kernel
+        params = [param for group in self.param_groups for param in group["params"]]
+        # A low-precision parameter stands for its master, which is contiguous float32.
+        weights = [p if state_dtype(p) == p.dtype else torch.empty(0, device=p.device) for p in params if p.numel()]
+        return auto_kernel(self._device(), weights, any(isinstance(param, DTensor) for param in params))
+
+    @eager_step
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Apply one update, or skip it; returns what ``closure`` returns. ``foreach`` never waits for the device."""
         loss = loss_of(closure)
+        self._check_step()
         parts = [layers for group in self.param_groups for layers in gather(group, self.state)]
-        if not parts:
+        self._updated = [(layers.owners, layers.group["weight_decay"]) for layers in parts]
+        if not parts:  # other ranks may have layers with gradients, of which ||G|| is then the norm
+            self._outcome = None
+            self._decide(self.rules.pre_normalization, self.rules.max_grad_norm)
             return loss
         # GradScaler sets these two for the call and deletes them after it.
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         shards = shards_of([param for layers in parts for param in layers.owners])
         if shards is not None:
             require(self.kernel in FOR_DTENSORS, "kernel", self.kernel, f"{' | '.join(FOR_DTENSORS)} for DTensors")
-        norm_grads = self._norm_grads()
-        work = Work(parts, self._device(), self.rules, grad_scale, found_inf, self.workspace, norm_grads, shards)
+        norm_grads = self._norm_grads() if shards is None else [grad for layers in parts for grad in layers.grads]
+        shared = self.norm_params is not None
+        work = Work(
+            parts, self._device(), self.rules, grad_scale, found_inf, self.workspace, norm_grads, shards, shared
+        )
+        self._masters.follow(parts)
         outcome = KERNELS[self.kernel](work)
+        self._masters.note(parts)
         if shards is not None:
             outcome.nonfinite = shards.any(outcome.nonfinite)
         self._outcome = outcome
-        self._updated = [(layers.owners, layers.group["weight_decay"]) for layers in parts]
         self.grad_norm = outcome.decision.grad_norm
         self.skipped = outcome.decision.skipped.to(torch.float32)
-        self.nonfinite_state = self.nonfinite_state | outcome.nonfinite
+        self.nonfinite_state = self.nonfinite_state.to(outcome.nonfinite.device) | outcome.nonfinite
         return loss
 
     @torch.no_grad()
@@ -211,28 +238,6 @@ class NVLamb(MeasuredOptimizer):
                 updated.append((params, torch.stack([ratios, weight_norms, update_norms])))
         return layer_table(self.param_groups, updated)
 
-    @torch.no_grad()
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state that any kernel has saved. Raises ``ConfigError`` if it does not fit the parameters.
-
-        torch's version casts moments and masters to the type of the parameter; here they stay float32.
-        """
-        super().load_state_dict(state_dict)
-        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        params = [param for group in self.param_groups for param in group["params"]]
-        for saved_id, param in zip(saved_ids, params, strict=True):
-            saved = state_dict["state"].get(saved_id)
-            if saved is None:
-                continue
-            own = {}
-            for key, value in saved.items():
-                if key == "master" and param.dtype not in LOW_PRECISION:
-                    continue  # the parameter itself now holds what the master held
-                shape = torch.Size() if key == "step" else param.shape
-                require(value.shape == shape, f"shape of {key} of parameter {saved_id}", tuple(value.shape), f"{shape}")
-                if key == "step":
-                    own[key] = torch.empty(shape, dtype=torch.float32, device=param.device).copy_(value)
-                else:
-                    own[key] = zeros_for(param, state_dtype(param)).copy_(sharded_like(value, param))
-            self.state[param] = own
+    def _forget(self) -> None:
+        self._masters.loaded(param for group in self.param_groups for param in group["params"])
         self.nonfinite_state = torch.zeros_like(self.nonfinite_state)  # it described the state before

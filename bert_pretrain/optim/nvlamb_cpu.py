@@ -24,11 +24,14 @@ from torch import Tensor
 
 from bert_pretrain.errors import require
 from bert_pretrain.optim.layers import Decision, Layers, Outcome, Rules, Work, copy_masters, decide
+from bert_pretrain.optim.usable import check_addresses, import_error, require_import, warn_of_fallback
 from bert_pretrain.threads import Threads
 
 HAS_NUMBA = find_spec("numba") is not None
 PIECE = 1 << 18
 """Most elements of a task of a layer that is cut, and about the elements of a task of several small layers."""
+
+_LOOPS = "bert_pretrain.optim.nvlamb_cpu_loops"
 
 Task = tuple[int, int]
 """A range of pieces: the first, and one past the last."""
@@ -72,6 +75,7 @@ class Plan:
 def fused_step(work: Work) -> Outcome:
     """Update all layers. Raises ``ConfigError`` if a layer is float64 or its weights are not contiguous."""
     require(HAS_NUMBA, "kernel", "fused", "foreach or auto where numba is not installed")
+    require_import(_LOOPS, "numba")
     import bert_pretrain.optim.nvlamb_cpu_loops as loops  # imports numba; importing the optimizer needs only torch
 
     layers = [(part, i) for part in work.parts for i in range(len(part.params))]
@@ -86,9 +90,10 @@ def fused_step(work: Work) -> Outcome:
         for (part, i), grad in zip(layers, grads, strict=True)
     ]
     addresses = np.array(memory, dtype=np.int64)
+    check_addresses(addresses[:, (0, 2, 3)])
     sums = np.zeros((len(plan.pieces), 4))  # of g^2, w^2, u^2; the last is NaN if a v is not finite
     rules = work.rules
-    if len(work.norm_grads) > len(layers):  # ||G|| includes other ranks' layers, summed in the same order on all ranks
+    if work.shared_norm:  # ||G|| includes other ranks' layers, summed in the same order on all ranks
         decision = work.decide()
     else:
         everything = plan.shared + plan.whole
@@ -114,6 +119,14 @@ def fused_step(work: Work) -> Outcome:
 def supported(weights: Tensor) -> bool:
     """Whether this kernel can update ``weights`` (for bf16 and fp16 parameters: their float32 masters)."""
     return HAS_NUMBA and weights.device.type == "cpu" and weights.dtype != torch.float64 and weights.is_contiguous()
+
+
+def works(_device: torch.device) -> bool:
+    """Whether numba can be used; if it is installed and broken, says so once."""
+    problem = import_error(_LOOPS)
+    if problem:
+        warn_of_fallback("numba", problem)
+    return not problem
 
 
 def _plan(workspace: dict[str, Any], sizes: list[int]) -> Plan:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bert_pretrain.optim.layers import Decision, Layers, Outcome, Work, copy_masters
+from bert_pretrain.optim.layers import Decision, Layers, Outcome, Work, copy_masters, on_device
 from bert_pretrain.optim.norms import layer_norms
 
 CPU_RUN = 1 << 20
@@ -91,7 +91,7 @@ def _apply_part(
     on_cpu = work.device.type == "cpu"
     limit = CPU_RUN if on_cpu else DEVICE_RUN
     scalars = _scalars(layers, decision, work.rules.bias_correction, host_decides)
-    lr, decay = layers.group["lr"], layers.group["weight_decay"]
+    lr, decay = on_device(layers.group["lr"], work.device), layers.group["weight_decay"]
     buffer = _buffer(work.workspace, max(limit, *(w.numel() for w in layers.weights)), layers.weights[0])
     runs = list(_runs([owner.numel() for owner in layers.owners], limit))  # the same on every rank
     of_runs = []
@@ -104,7 +104,7 @@ def _apply_part(
         norm = of_pieces[0]
         if len(pieces) > 1:
             norm = torch.linalg.vector_norm(torch.cat(of_pieces, 1), dim=1, keepdim=True)
-        norm = work.whole(norm)
+        norm = work.whole(norm, [layers.owners[i] for i in run])
         ratio = work.rules.adaptation.ratio(norm[0], norm[1], decay)
         _descend(pieces, lr * ratio, scalars)
         healthy.append(torch.isfinite(norm).all() & torch.isfinite(torch.stack(peaks)).all())

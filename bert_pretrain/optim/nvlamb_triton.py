@@ -26,6 +26,7 @@ Offsets are 64-bit.
 """
 
 import contextlib
+import functools
 from importlib.util import find_spec
 from typing import Any
 
@@ -33,13 +34,16 @@ import torch
 from torch import Tensor
 
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.optim.layers import Decision, Outcome, Work
+from bert_pretrain.optim.layers import Decision, Layers, Outcome, Rules, Work
 from bert_pretrain.optim.norms import global_norm
 from bert_pretrain.optim.nvlamb_triton_plan import Columns, Plan, device_scalar, group_table, layer_table, plan_for
+from bert_pretrain.optim.trust import Adaptation
+from bert_pretrain.optim.usable import import_error, one_line, require_import, warn_of_fallback
 
 HAS_TRITON = find_spec("triton") is not None  # torch installs triton for CUDA only
 BLOCK, WARPS = 2048, 8
 """Elements that a program handles at once, and its warps: 8 elements a thread, in two accesses of four."""
+_KERNELS = "bert_pretrain.optim.nvlamb_triton_kernels"
 CHUNK = 1 << 15
 """Elements of a chunk: the work of one program."""
 
@@ -52,6 +56,7 @@ def fused_step(work: Work) -> Outcome:
     """
     if not HAS_TRITON:
         raise ConfigError("kernel is 'fused' and triton is not installed; allowed: foreach, or install torch for CUDA")
+    require_import(_KERNELS, "triton")
     columns = Columns.of(work)
     plan = plan_for(work, columns, CHUNK)
     outcome = _launch(work, columns, plan)
@@ -65,6 +70,35 @@ def supported(weights: Tensor) -> bool:
     return HAS_TRITON and weights.dtype == torch.float32 and weights.is_contiguous()
 
 
+@functools.cache
+def works(device: torch.device) -> bool:
+    """Whether triton can be used on the device: compiles and runs the kernels for one element, once a process.
+
+    An installed triton may lack a C compiler, Python's headers, or fit another driver. If so, says it once.
+    """
+    problem = import_error(_KERNELS)
+    if not problem:
+        try:
+            _try_on(device)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # compilers fail in many ways
+            problem = one_line(error)
+    if problem:
+        warn_of_fallback("triton", problem)
+    return not problem
+
+
+def _try_on(device: torch.device) -> None:
+    """One step of one element."""
+    group = {"lr": 0.0, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.0}
+    weight, grad, moment, second = (torch.ones(1, device=device) for _ in range(4))
+    step = torch.zeros((), device=device)
+    part = Layers(group, [weight], [weight], [grad], [weight], [moment], [second], [step])
+    rules = Rules("unit", 1.0, Adaptation("all", None, None), True)
+    fused_step(Work([part], device, rules, None, None, {}, [grad]))
+
+
 def _launch(work: Work, columns: Columns, plan: Plan) -> Outcome:
     import bert_pretrain.optim.nvlamb_triton_kernels as kernels  # imports triton; the optimizer needs only torch
 
@@ -75,7 +109,7 @@ def _launch(work: Work, columns: Columns, plan: Plan) -> Outcome:
     flags = torch.empty(2, dtype=torch.uint8, device=work.device)
     scale, found = device_scalar(work.grad_scale, 1.0, work), device_scalar(work.found_inf, 0.0, work)
     extra, partial_sums = device_scalar(None, 0.0, work), plan.partials.numel()
-    sharded = len(work.norm_grads) > n
+    sharded = work.shared_norm
     if sharded:  # ||G|| includes the layers of other ranks and is summed in the same order on all of them
         extra, partial_sums = global_norm(work.norm_grads).square(), 0
     options: dict[str, Any] = {"CHUNK": CHUNK, "BLOCK": BLOCK, "num_warps": WARPS}

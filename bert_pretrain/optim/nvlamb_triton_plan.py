@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bert_pretrain.errors import require
 from bert_pretrain.optim.layers import Work
+from bert_pretrain.optim.usable import check_addresses
 
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 LAYER_FIELDS = (
@@ -103,8 +104,12 @@ class Plan:
     """Learning rates that the last step read on the device."""
 
     def table(self, name: str, content: np.ndarray, device: torch.device) -> Tensor:
-        """Return ``content`` on the device; copy it only if it has changed."""
-        if name not in self.tables or not np.array_equal(self.tables[name][0], content):
+        """Return ``content`` on the device; copy it only if it has changed.
+
+        Compared as integers: as floats, addresses are denormal numbers, all equal where those are flushed to zero.
+        """
+        kept = self.tables.get(name)
+        if kept is None or not np.array_equal(kept[0].view(np.int64), content.view(np.int64)):
             self.tables[name] = content, upload(content, device)
         return self.tables[name][1]
 
@@ -170,6 +175,7 @@ def layer_table(work: Work, columns: Columns, plan: Plan) -> Tensor:
     """Return the rows of ``LAYER_FIELDS`` on the device."""
     content = plan.fixed.copy()
     addresses = columns.addresses()[:, plan.order].T
+    check_addresses(addresses[:, 1:4])  # weight, exp_avg, exp_avg_sq
     addresses[:, -1] *= content[:, LAYER_FIELDS.index("copy")]
     content[:, : addresses.shape[1]] = addresses
     streamed = np.delete(addresses, LAYER_FIELDS.index("step"), axis=1)
@@ -185,7 +191,7 @@ def group_table(work: Work, plan: Plan) -> Tensor:
         (beta1, beta2), rate, decay = layers.group["betas"], layers.group["lr"], layers.group["weight_decay"]
         lr_at, lr = 0, 0.0
         if isinstance(rate, Tensor) and rate.device == work.device:
-            plan.rates.append(rate.to(torch.float64))  # must live until the kernels run
+            plan.rates.append(rate.detach().to(torch.float64))  # must live until the kernels run
             lr_at = plan.rates[-1].data_ptr()
         else:
             lr = float(rate)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from bert_pretrain.errors import require
+from bert_pretrain.optim.base import without_hooks
 
 _RESULTS = ("grad_norm", "skipped", "nonfinite_state")
 
@@ -64,7 +65,8 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
         """Update this rank's layers, then exchange weights; returns what ``closure`` returns."""
         for key in ("grad_scale", "found_inf"):
             setattr(self.optim, key, getattr(self, key, None))
-        loss = super().step(closure, **kwargs)
+        self.optim.norm_params = self._all_params
+        loss = without_hooks(super().step.__func__)(self, closure, **kwargs)  # type: ignore[attr-defined]
         self._take_results()
         return loss
 
@@ -96,16 +98,15 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
         saved = state_dict["state"]
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         require(len(ids) == len(self._all_params), "layers of the state", len(ids), f"{len(self._all_params)}")
-        options = ({k: v for k, v in group.items() if k != "param_names"} for group in state_dict["param_groups"])
-        self._sync_param_groups(list(options), self.param_groups)  # the names stay those of this model
-        self._sync_param_groups(self.param_groups, self.optim.param_groups)
         groups, state, position = [], {}, 0
-        for group in self.optim.param_groups:
+        for group, saved_group in zip(self.optim.param_groups, state_dict["param_groups"], strict=True):
             places = range(position, position + len(group["params"]))
             position = places.stop
-            groups.append({key: value for key, value in group.items() if key != "params"} | {"params": list(places)})
+            options = {key: value for key, value in saved_group.items() if key != "param_names"}
+            groups.append(options | {"params": list(places), "param_names": group["param_names"]})
             for place, param in zip(places, group["params"], strict=True):
                 saved_id = ids[self._param_to_index[param]]
                 if saved_id in saved:
                     state[place] = saved[saved_id]
-        self.optim.load_state_dict({"state": state, "param_groups": groups})
+        self.optim.load_state_dict({"state": state, "param_groups": groups})  # refuses before it changes anything
+        self._sync_param_groups(self.optim.param_groups, self.param_groups)

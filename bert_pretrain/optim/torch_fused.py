@@ -9,14 +9,17 @@ gradients are not written.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from bert_pretrain.errors import require
-from bert_pretrain.optim.base import MeasuredOptimizer, check_options, loss_of
+from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.optim.base import MeasuredOptimizer, eager_step, loss_of, without_hooks
+from bert_pretrain.optim.checks import check_options
+from bert_pretrain.optim.state import StateFormat
 
 
 class TorchFused(MeasuredOptimizer):
@@ -33,6 +36,7 @@ class TorchFused(MeasuredOptimizer):
 
     _kept = ("max_grad_norm",)
     _default_options: ClassVar[dict[str, Any]] = {}
+    _format = StateFormat(("exp_avg", "exp_avg_sq"), ("max_exp_avg_sq",), of_torch=True)
 
     def __init__(
         self, params: Iterable[Any], lr: float | Tensor, *, max_grad_norm: float | None = None, **options: Any
@@ -46,23 +50,45 @@ class TorchFused(MeasuredOptimizer):
         check_options(options)
         super().__init__(params, fused=True, **options)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As for the others; parameters must be dense in memory, since torch's kernels go through it in one line."""
+        super().add_param_group(param_group)
+        for i, param in enumerate(self.param_groups[-1]["params"]):
+            if torch.empty_like(param, device="meta").stride() != param.stride():
+                del self.param_groups[-1]
+                raise ConfigError(f"parameter {i} has gaps (strides {param.stride()}); allowed: dense, or use NVLamb")
+
+    def _loaded_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """With the implementation of this class, and refused if torch's class of the state is another algorithm."""
+        loaded = []
+        for group, own in zip(groups, self.param_groups, strict=True):
+            decoupled, found = own.get("decoupled_weight_decay"), group.get("decoupled_weight_decay")
+            if None not in (decoupled, found) and decoupled != found:
+                other = "AdamW" if found else "Adam"
+                raise ConfigError(f"the state is one of {other}; allowed: one of {type(self).__name__}")
+            kept = {key: own[key] for key in ("fused", "foreach", "capturable", "differentiable") if key in own}
+            loaded.append(group | kept)
+        return loaded
+
+    @eager_step
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Apply one update, or skip it on the device; returns what ``closure`` returns."""
         loss = loss_of(closure)
+        self._check_step()
         # Set by GradScaler or the caller. torch's step reads the same two: replaced for the call, then restored.
         given = {key: getattr(self, key, None) for key in ("grad_scale", "found_inf")}
         clip = self.max_grad_norm
-        with torch.no_grad():
-            decision = self._decide("none" if clip is None else "clip", clip or 1.0)
-            divides = clip is not None or given["grad_scale"] is not None
-            self.grad_scale = decision.grad_factor.reciprocal().to(torch.float32) if divides else None
-            self.found_inf = self.skipped
+        decision = self._decide("none" if clip is None else "clip", clip or 1.0)
+        divides = clip is not None or given["grad_scale"] is not None
+        self.grad_scale = decision.grad_factor.reciprocal().to(torch.float32) if divides else None
+        self.found_inf = self.skipped
         rates = [group["lr"] for group in self.param_groups]
         try:
             for group, rate in zip(self.param_groups, rates, strict=True):
                 if isinstance(rate, torch.Tensor):  # torch's CUDA kernel reads the rate as float32, whatever it is
-                    group["lr"] = rate.to(torch.float32)
-            super().step()
+                    group["lr"] = rate.detach().reshape(()).to(torch.float32)
+            with _fitting_gradients(self.param_groups):
+                without_hooks(super().step.__func__)(self)  # type: ignore[attr-defined]
         finally:
             for group, rate in zip(self.param_groups, rates, strict=True):
                 group["lr"] = rate
@@ -71,6 +97,36 @@ class TorchFused(MeasuredOptimizer):
                 if value is not None:
                     setattr(self, key, value)
         return loss
+
+
+@contextmanager
+def _fitting_gradients(groups: list[dict[str, Any]]) -> Iterator[None]:
+    """Lend copies of gradients whose type or layout differs from the parameter's: torch's kernels would misread them.
+
+    What the kernel writes back is copied to the caller's gradients.
+    """
+    replaced: list[tuple[Tensor, Tensor, Tensor]] = []
+    for group in groups:
+        for param in group["params"]:
+            grad = param.grad
+            if grad is not None and (grad.dtype != param.dtype or grad.stride() != param.stride()):
+                lent = torch.empty_like(param, requires_grad=False).copy_(grad)
+                replaced.append((param, grad, lent))
+                _set_gradient(param, lent)
+    try:
+        yield
+    finally:
+        for param, grad, lent in replaced:
+            if grad.is_contiguous():  # not one that repeats its elements
+                grad.copy_(lent)
+            _set_gradient(param, grad)
+
+
+def _set_gradient(param: Tensor, grad: Tensor) -> None:
+    param.grad = None
+    if grad.dtype != param.dtype or getattr(param, "grad_dtype", param.dtype) != param.dtype:
+        param.grad_dtype = grad.dtype
+    param.grad = grad
 
 
 class AdamW(TorchFused, torch.optim.AdamW):
@@ -96,11 +152,13 @@ class SGD(TorchFused, torch.optim.SGD):
     """``torch.optim.SGD(fused=True)`` with momentum: ``b <- momentum b + g + decay w``; ``w <- w - lr b``."""
 
     _default_options: ClassVar[dict[str, Any]] = {"momentum": 0.9, "weight_decay": 0.0}
+    _format = StateFormat((), ("momentum_buffer",), counts_steps=False, of_torch=True)
 
+    @eager_step
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """As the others. Buffers start at zero here: torch leaves them uninitialised if the first step is skipped."""
         for group in self.param_groups:
             for param in group["params"] if group["momentum"] else ():
                 if self.state[param].get("momentum_buffer") is None:
-                    self.state[param]["momentum_buffer"] = torch.zeros_like(param, requires_grad=False)
+                    self.state[param]["momentum_buffer"] = self._format.zeros(param)
         return super().step(closure)

@@ -23,7 +23,7 @@ from data_prep.engine.local import Engine, Record, Task
 from data_prep.engine.planning import needs_chunks
 from data_prep.options import DuplicateConfig, PrepareConfig
 from data_prep.samples.shuffle import make_samples, scatter
-from data_prep.samples.tokenised import document_hash, encode_part, kept_documents
+from data_prep.samples.tokenised import document_hash, encode_part, is_heldout, kept_documents
 from data_prep.samples.write import write_one_shard
 from data_prep.sources.cleaning import SAMPLES_PER_RULE
 from data_prep.sources.pieces import Piece, Span
@@ -93,11 +93,18 @@ def find_repeats(engine: Engine, parts: list[TextPart], config: PrepareConfig, f
     return {**counts, "near_duplicate_candidates": found["near_candidates"]}
 
 
-def training_text(parts: list[TextPart], repeats: Path, most_characters: float, seed: int) -> Iterator[str]:
-    """Sentences to train the tokenizer on; of a larger corpus, a random sample of the documents."""
+def training_text(
+    parts: list[TextPart], repeats: Path, most_characters: float, seed: int, heldout_fraction: float = 0.0
+) -> Iterator[str]:
+    """Sentences to train the tokenizer on; of a larger corpus, a random sample of the documents.
+
+    ``heldout_fraction``: of the documents left out, those that are held out.
+    """
     share = most_characters / max(1, sum(part.characters for part in parts))
     for part in tqdm(parts, unit=" parts", desc="train", disable=None, leave=False):
         for number, document in kept_documents(part, repeats, Counter()):
+            if is_heldout(document, seed, heldout_fraction):
+                continue
             if share >= 1 or document_hash(b"vocab", seed, number) < share * 2.0**64:
                 yield from document.decode().split("\n")
 
@@ -106,16 +113,16 @@ def encode(
     engine: Engine,
     parts: list[TextPart],
     corpus_dir: Path,
-    tokenizer: tuple[Path, str],
+    tokenizers: list[tuple[Path, str]],
     config: PrepareConfig,
     buckets: tuple[int, int],
 ) -> list[Record]:
-    """Encode all text parts. ``tokenizer``: folder and hash."""
+    """Encode all text parts. ``tokenizers``: folder and hash; a second one is compared: it is without added words."""
     folder = corpus_dir / "ids"
     tasks = []
     for part in parts:
         path, weight = folder / f"{part.path.stem}.h5", config.corpora[part.corpus].weight
-        run = partial(encode_part, part, corpus_dir / "repeats", path, *tokenizer, weight, config, buckets)
+        run = partial(encode_part, part, corpus_dir / "repeats", path, tokenizers, weight, config, buckets)
         tasks.append(Task(path.stem, part.characters, run))
     return engine.run("encode", tasks, folder, " characters")
 
@@ -124,7 +131,8 @@ def make_all_samples(
     engine: Engine, parts: list[TextPart], corpus_dir: Path, config: PrepareConfig, buckets: tuple[int, int]
 ) -> dict[str, list[Record]]:
     """Make the samples of all buckets; return the counts of each bucket, by split."""
-    ids = [corpus_dir / "ids" / f"{part.path.stem}.h5" for part in parts]
+    numbers = {name: number for number, name in enumerate(config.corpora)}
+    ids = [(corpus_dir / "ids" / f"{part.path.stem}.h5", numbers[part.corpus]) for part in parts]
     folder = corpus_dir / "samples"
     characters = sum(part.characters for part in parts)
     result = {}
@@ -166,7 +174,7 @@ def write_shards(
         for number, place in enumerate(range(0, total, per_shard)):
             name, size = f"{split}_{number:05d}", min(per_shard, total - place)
             files = out_dir / f"{name}.hdf5", counted / f"{name}.npy"
-            run = partial(write_one_shard, *files, number, place, size, paths, tokenizer, of_split)
+            run = partial(write_one_shard, *files, number, place, size, paths, tokenizer, of_split, len(config.corpora))
             tasks.append(Task(name, size, run))
         written = engine.run(f"write {length}, {split}", tasks, counted, " samples")
         rows += [record["row"] for record in written]

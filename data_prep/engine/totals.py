@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bert_pretrain.data.masking import restore_ids
-from bert_pretrain.data.shards import Arrays
+from bert_pretrain.data.shards import SPLITS, Arrays
 from bert_pretrain.errors import ConfigError
 from data_prep.samples.tokenizer import Vocabulary
 
@@ -38,6 +38,7 @@ class Totals:
     masks: np.ndarray = field(default_factory=_no_counts)  # [n]: samples with n masked tokens
     positions: np.ndarray = field(default_factory=_no_counts)  # [n]: masks at position n
     tokens: np.ndarray = field(default_factory=_no_counts)  # [n]: uses of token n, before masking
+    corpora: dict[str, int] = field(default_factory=dict)  # samples of each corpus, if there are several
     examples: list[Arrays] = field(default_factory=list)
 
 
@@ -48,9 +49,9 @@ def count_rows(arrays: Arrays, vocabulary: Vocabulary | None, probability: float
     inputs = np.take_along_axis(arrays["input_ids"], arrays["masked_lm_positions"], axis=1)[predicted]
     labels = arrays["masked_lm_ids"][predicted]
     if vocabulary is not None:
-        mask_id = vocabulary.tokens.index("[MASK]")
+        mask_id = vocabulary.roles["mask"]
         real = restore_ids(arrays)[arrays["input_mask"] > 0]
-        totals.unknown_tokens += int(np.count_nonzero(real == vocabulary.tokens.index("[UNK]")))
+        totals.unknown_tokens += int(np.count_nonzero(real == vocabulary.roles["unk"]))
         totals.tokens = _summed(totals.tokens, real, len(vocabulary.tokens))
     else:
         mask_id = int(np.bincount(inputs).argmax()) if len(inputs) else 0
@@ -108,6 +109,7 @@ def table_rows(totals: Totals) -> dict[str, str]:
         f" / {totals.as_random / count:.1%}",
         "random next": f"{totals.random_next / max(1, totals.samples):.1%}",
         "single segment": f"{totals.single_segment / max(1, totals.samples):.1%}",
+        **{f"samples of {name}": f"{samples:,}" for name, samples in totals.corpora.items()},
     }
 
 
@@ -127,3 +129,32 @@ def show_sample(arrays: Arrays, vocabulary: Vocabulary | None) -> str:
         words.append(text)
     label = "random next" if arrays["next_sentence_labels"][0] else "true next"
     return f"  ({label}) {' '.join(words).replace(' ##', '')}"
+
+
+def piece_shares(pieces: dict[str, dict[str, dict[str, int]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Pieces a word (0 if the tokenizer marks no words) and share of unknown pieces, of ``{when: {split: counts}}``."""
+    return {
+        split: {
+            when: {
+                "pieces_a_word": round(count["pieces"] / count["words"], 4) if count["words"] else 0.0,
+                "unknown_share": round(count["unknown"] / count["pieces"], 6),
+            }
+            for when, splits in pieces.items()
+            if (count := splits[split])["pieces"]
+        }
+        for split in SPLITS
+    }
+
+
+def describe_shares(shares: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """:func:`piece_shares` as lines of text."""
+    return [
+        f"{split}: "
+        + "; ".join(
+            f"{f'{when} words were added, ' if len(values) > 1 else ''}{of['pieces_a_word']:.3f} pieces a word, "
+            f"{of['unknown_share']:.3%} unknown"
+            for when, of in values.items()
+        )
+        for split, values in shares.items()
+        if values
+    ]

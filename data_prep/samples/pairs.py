@@ -71,13 +71,14 @@ def build_samples(
 
 
 def gather_samples(
-    ids: np.ndarray, samples: np.ndarray, sequence_length: int, cls_id: int, sep_id: int
+    ids: np.ndarray, samples: np.ndarray, sequence_length: int, cls_id: int, sep_id: int, pad_id: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Samples as token ids (n, L) in the dtype of ``ids``, segment ids (n, L) int8 and lengths (n,) int64.
 
-    [CLS] A [SEP] B [SEP], or [CLS] A [SEP] if b_length is 0; 0-padded.
+    [CLS] A [SEP] B [SEP], or [CLS] A [SEP] if b_length is 0; padded with ``pad_id`` (segment ids
+    with 0).
     """
-    rows = np.zeros((len(samples), sequence_length), dtype=ids.dtype)
+    rows = np.full((len(samples), sequence_length), pad_id, dtype=ids.dtype)
     segments = np.zeros((len(samples), sequence_length), dtype=np.int8)
     lengths = samples[:, 1] + samples[:, 3] + np.where(samples[:, 3] > 0, SPECIALS["pair"], SPECIALS["single"])
     _gather(ids, samples, cls_id, sep_id, rows, segments)

@@ -27,9 +27,13 @@ _LENGTH_BINS = 32
 
 
 def make_samples(
-    path: Path, parts: list[Path], split: str, bucket: int, buckets: tuple[int, int], config: PrepareConfig
+    path: Path, parts: list[tuple[Path, int]], split: str, bucket: int, buckets: tuple[int, int], config: PrepareConfig
 ) -> dict[str, Any]:
-    """Write one bucket's token ids and, for each length, its samples (n, 5) to ``path``; return counts by length."""
+    """Write one bucket's token ids and, for each length, its samples (n, 6) to ``path``; return counts by length.
+
+    The columns are those of :mod:`data_prep.samples.pairs`, and the number of the corpus that segment A is from.
+    ``parts`` as in :func:`data_prep.samples.tokenised.read_bucket`.
+    """
     corpus = read_bucket(parts, split, bucket, buckets)
     if config.sample_kind == "pair" and len(corpus.numbers) < 2:
         raise ConfigError(
@@ -51,7 +55,7 @@ def make_samples(
 
 
 def _samples_of_length(corpus: Encoded, length: int, config: PrepareConfig) -> tuple[np.ndarray, dict[str, Any]]:
-    """The samples (n, 5) of all duplicates, and their counts."""
+    """The samples (n, 6) of all duplicates, and their counts."""
     specials = SPECIALS[config.sample_kind]
     sentences, documents, cut = cut_long_sentences(corpus.sentences, corpus.documents, length - specials)
     tables = [np.zeros((0, len(COLUMNS)), dtype=np.int64)]
@@ -72,7 +76,9 @@ def _samples_of_length(corpus: Encoded, length: int, config: PrepareConfig) -> t
         truncated += tokens
     samples = np.concatenate(tables)
     lengths = samples[:, 1] + samples[:, 3] + specials
-    return samples, {
+    assert corpus.corpora is not None
+    owner = np.searchsorted(sentences[documents], samples[:, 0], side="right") - 1  # no document is empty
+    return np.column_stack([samples, corpus.corpora[owner]]), {
         "samples": len(samples),
         "sentences_cut_in_pieces": cut,
         "tokens_popped_by_truncation": truncated,
@@ -88,8 +94,8 @@ def scatter(path: Path, source: Path, length: int, first: int, total: int, confi
     """Write one bucket's samples of one sequence length to ``path``, in the order of their places.
 
     ``first``: number of the bucket's first sample in its split of ``total``. The file has ids (T,), segments A and B of
-    one sample after the other; sizes (n, 2) of A and B; is_random (n,); places (n,); and shards (shards + 1, 2): where
-    the samples of each shard start in places, and in ids.
+    one sample after the other; sizes (n, 2) of A and B; is_random (n,); corpora (n,); places (n,); and shards
+    (shards + 1, 2): where the samples of each shard start in places, and in ids.
     """
     with h5py.File(source, "r") as file:
         ids = file["ids"][:]
@@ -109,6 +115,7 @@ def scatter(path: Path, source: Path, length: int, first: int, total: int, confi
             file["ids"] = tokens
             file["sizes"] = sizes.astype(np.uint16)
             file["is_random"] = samples[:, 4].astype(np.int8)
+            file["corpora"] = samples[:, 5].astype(np.uint16)
             file["places"] = places
             file["shards"] = np.stack([starts, stops[starts]], axis=1)
 
@@ -119,8 +126,8 @@ def scatter(path: Path, source: Path, length: int, first: int, total: int, confi
 def read_shard_samples(
     sources: Sequence[Path], shard: int, first_place: int, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The samples at the places from ``first_place`` to ``first_place + count``: ids (T,) and samples (count, 5)."""
-    samples = np.zeros((count, len(COLUMNS)), dtype=np.int64)
+    """The samples at the places from ``first_place`` to ``first_place + count``: ids (T,) and samples (count, 6)."""
+    samples = np.zeros((count, len(COLUMNS) + 1), dtype=np.int64)
     found: list[np.ndarray] = []
     base = 0
     for path in sources:
@@ -130,6 +137,7 @@ def read_shard_samples(
             ids = file["ids"][token:token_end]
             rows = file["places"][start:stop] - first_place
             samples[rows, 4] = file["is_random"][start:stop]
+            samples[rows, 5] = file["corpora"][start:stop]
         begins = base + np.concatenate([[0], np.cumsum(sizes.sum(axis=1))])[:-1]
         samples[rows, 0], samples[rows, 1] = begins, sizes[:, 0]
         samples[rows, 2], samples[rows, 3] = begins + sizes[:, 0], sizes[:, 1]

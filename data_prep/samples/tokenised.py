@@ -43,6 +43,7 @@ class Encoded:
     documents: np.ndarray  # (D+1,) offsets into sentences
     numbers: np.ndarray  # (D,)
     copies: np.ndarray  # (D,)
+    corpora: np.ndarray | None = None  # (D,) number of each document's corpus; only of a bucket
 
 
 def document_hash(purpose: bytes, seed: int, number: int) -> int:
@@ -64,7 +65,7 @@ def document_copies(number: int, wanted: float, seed: int) -> int:
     return int(wanted) + (document_hash(b"copies", seed, number) < (wanted - int(wanted)) * 2.0**64)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def _encoder(tokenizer: Path, tokenizer_hash: str) -> WordEncoder:
     """One encoder for all tasks of a worker, since it caches words."""
     return WordEncoder(load_vocabulary(tokenizer))
@@ -74,21 +75,27 @@ def encode_part(
     part: TextPart,
     repeats: Path,
     path: Path,
-    tokenizer: Path,
-    tokenizer_hash: str,
+    tokenizers: list[tuple[Path, str]],
     weight: float,
     config: PrepareConfig,
     buckets: tuple[int, int],
 ) -> dict[str, Any]:
     """Encode one text part into ``path``, without its duplicates; return the counts.
 
-    ``buckets``: how many there are of each split.
+    ``tokenizers``: folder and hash; with a second one, its pieces are counted too. ``buckets``: how many there are of
+    each split.
     """
-    encoder = _encoder(tokenizer, tokenizer_hash)
+    encoders = [_encoder(*tokenizer) for tokenizer in tokenizers]
     counts: Counter[str] = Counter()
     rows: list[tuple[int, int, int, int]] = []
     texts: list[bytes] = []
-    encoded = []
+    encoded: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in encoders]
+
+    def encode_texts() -> None:
+        for encoder, batches in zip(encoders, encoded, strict=True):
+            batches.append(encoder.encode(b"".join(texts)))
+        texts.clear()
+
     size = 0
     for number, document in kept_documents(part, repeats, counts):
         heldout = is_heldout(document, config.seed, config.heldout_fraction)
@@ -98,11 +105,18 @@ def encode_part(
         texts += document, b"\n"
         size += len(document)
         if size >= _BYTES_PER_BATCH:
-            encoded.append(encoder.encode(b"".join(texts)))
-            texts, size = [], 0
-    encoded.append(encoder.encode(b"".join(texts)))
-    ids, lengths = (np.concatenate(arrays) for arrays in zip(*encoded, strict=True))
+            encode_texts()
+            size = 0
+    encode_texts()
     slots, sizes, numbers, all_copies = np.array(rows, dtype=np.int64).reshape(-1, 4).T
+    heldout_sentences = np.repeat(slots >= buckets[0], sizes)
+    pieces = {}
+    for encoder, batches, name in zip(
+        reversed(encoders), reversed(encoded), ("before", "after")[-len(encoders) :], strict=True
+    ):
+        ids, lengths = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+        batches.clear()
+        pieces[name] = _count_pieces(encoder, ids, np.repeat(heldout_sentences, lengths))
     has_tokens = lengths > 0  # a sentence of control characters has none
     sizes = np.diff(_offsets(has_tokens)[_offsets(sizes)])
     kept = sizes > 0
@@ -110,14 +124,33 @@ def encode_part(
     found = Encoded(ids, _offsets(lengths[has_tokens]), _offsets(sizes[kept]), numbers[kept], all_copies[kept])
     counts["sentences_dropped_without_tokens"] = int(np.count_nonzero(~has_tokens))
     counts["documents_dropped_without_tokens"] = int(np.count_nonzero(~kept))
-    counts["documents"] = len(slots)
-    counts["heldout_documents"] = int(np.count_nonzero(slots >= buckets[0]))
-    counts["documents_of_weight_0"] = int(np.count_nonzero(found.copies == 0))
-    counts["sentences"] = len(found.sentences) - 1
-    counts["tokens"] = len(ids)
-    counts["unknown_tokens"] = int(np.count_nonzero(ids == encoder.unknown_id))
     write_atomically(path, lambda temporary: _write_sorted(temporary, found, slots, sum(buckets)))
-    return {**counts, "tokens_a_sentence": np.bincount(np.diff(found.sentences) // LENGTH_BIN).tolist()}
+    return {**counts, **_describe(found, slots >= buckets[0], pieces["after"]), "pieces": pieces}
+
+
+def _describe(found: Encoded, is_heldout_document: np.ndarray, pieces: dict[str, dict[str, int]]) -> dict[str, Any]:
+    """The counts of a part; ``pieces``: by split."""
+    return {
+        "documents": len(is_heldout_document),
+        "heldout_documents": int(np.count_nonzero(is_heldout_document)),
+        "documents_of_weight_0": int(np.count_nonzero(found.copies == 0)),
+        "sentences": len(found.sentences) - 1,
+        "tokens": len(found.ids),
+        "unknown_tokens": sum(split["unknown"] for split in pieces.values()),
+        "tokens_a_sentence": np.bincount(np.diff(found.sentences) // LENGTH_BIN).tolist(),
+    }
+
+
+def _count_pieces(encoder: WordEncoder, ids: np.ndarray, is_heldout_token: np.ndarray) -> dict[str, dict[str, int]]:
+    """By split, the words, the pieces and the unknown pieces of ``ids`` (T,). A word has one piece that begins it."""
+    return {
+        split: {
+            "words": int(np.count_nonzero(encoder.begins_word[of_split])),
+            "pieces": len(of_split),
+            "unknown": int(np.count_nonzero(of_split == encoder.unknown_id)),
+        }
+        for split, of_split in zip(SPLITS, (ids[~is_heldout_token], ids[is_heldout_token]), strict=True)
+    }
 
 
 def kept_documents(part: TextPart, repeats: Path, counts: Counter[str]) -> Iterator[tuple[int, bytes]]:
@@ -167,16 +200,21 @@ def _write_sorted(path: Path, part: Encoded, slots: np.ndarray, buckets: int) ->
         file["bounds"] = np.stack([first_token, first_sentence, first_document], axis=1)
 
 
-def read_bucket(paths: list[Path], split: str, bucket: int, buckets: tuple[int, int]) -> Encoded:
-    """The documents of one bucket from the files of all parts, in the order of the corpus."""
+def read_bucket(parts: list[tuple[Path, int]], split: str, bucket: int, buckets: tuple[int, int]) -> Encoded:
+    """The documents of one bucket from the files of all parts, in the order of the corpus.
+
+    ``parts``: of each text part the file and the number of its corpus.
+    """
     slot = bucket + SPLITS.index(split) * buckets[0]
     found: dict[str, list[np.ndarray]] = {name: [] for name in _BOUND_OF}
-    for path in paths:
+    corpora = []
+    for path, corpus in parts:
         with h5py.File(path, "r") as file:
             start, stop = file["bounds"][slot : slot + 2]
             for name, column in _BOUND_OF.items():
                 found[name].append(file[name][start[column] : stop[column]])
+            corpora.append(np.full(len(found["numbers"][-1]), corpus))
     arrays = {name: np.concatenate(values) for name, values in found.items()}
     for name in ("sentences", "documents"):
         arrays[name] = _offsets(arrays[name].astype(np.int64))
-    return Encoded(**arrays)
+    return Encoded(**arrays, corpora=np.concatenate(corpora))

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -17,21 +17,33 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from bert_pretrain.data.masking import SPECIAL_TOKENS
+from bert_pretrain.data.tokenizer_files import TokenTable, read_tokenizer, read_vocab_text, require_roles, token_table
 from bert_pretrain.errors import ConfigError
 
 LARGEST_ALPHABET = 1000  # characters; rarer ones become [UNK]. The default of the tokenizers library
 _LONGEST_WORD = 100  # characters; a longer word becomes [UNK], as in Google's tokenizer
-_LONGEST_SEQUENCE = 512
-_ROLES = {f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS}  # "pad_token": "[PAD]", ...
+LONGEST_SEQUENCE = 512  # model_max_length of a tokenizer that states none
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer, its tokens in the order of their ids, and whether it lowercases."""
+    """A tokenizer, its tokens, and whether it lowercases."""
 
     tokenizer: Tokenizer
-    tokens: list[str]
+    table: TokenTable
     lowercase: bool
+    files: dict[str, bytes] = field(default_factory=dict)
+    """The files of a given tokenizer, which are written as they are."""
+
+    @property
+    def tokens(self) -> list[str]:
+        """The tokens in the order of their ids."""
+        return self.table.tokens
+
+    @property
+    def roles(self) -> dict[str, int]:
+        """The ids of the special tokens: pad, unk, cls, sep, mask."""
+        return self.table.roles
 
     @property
     def id_dtype(self) -> type[np.unsignedinteger | np.signedinteger]:
@@ -40,8 +52,8 @@ class Vocabulary:
 
     @property
     def vocab_hash(self) -> str:
-        """SHA-256 of ``vocab.txt``."""
-        return hashlib.sha256(_vocab_text(self).encode()).hexdigest()
+        """SHA-256 of the tokens, one a line."""
+        return self.table.vocab_hash
 
     @property
     def tokenizer_hash(self) -> str:
@@ -65,7 +77,7 @@ def train_vocabulary(sentences: Callable[[], Iterable[str]], size: int, lowercas
             f"than {len(found)}"
         )
     tokens = _trained_tokens(sentences(), size, lowercase, special + sorted(found - set(special)), letters)
-    return _of_tokens(tokens, lowercase)
+    return _of_table(_bert_table({token: number for number, token in enumerate(tokens)}, Path("trained")), lowercase)
 
 
 def _letters(sentences: Iterable[str], lowercase: bool) -> list[str]:
@@ -101,70 +113,70 @@ def _trained_tokens(
 def load_vocabulary(path: Path, lowercase: bool = True) -> Vocabulary:
     """Load a ``vocab.txt``, or a folder with ``tokenizer.json`` or else ``vocab.txt``.
 
-    ``lowercase`` is for a ``vocab.txt``; a ``tokenizer.json`` states it. Raises ``ConfigError`` for anything but a
-    WordPiece vocabulary with all of ``SPECIAL_TOKENS``.
+    ``lowercase`` is for a ``vocab.txt``; a ``tokenizer.json`` states it. Raises ``ConfigError`` for a tokenizer that
+    lacks one of BERT's five special tokens.
     """
-    file = path
-    if path.is_dir():
-        file = path / "tokenizer.json" if (path / "tokenizer.json").is_file() else path / "vocab.txt"
-    if not file.is_file():
-        raise ConfigError(f"vocab is {str(path)!r}; it takes a vocab.txt, or a folder with tokenizer.json or vocab.txt")
-    if file.suffix == ".json":
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if file.name == "tokenizer.json" and file.is_file():
         return _load_tokenizer_json(file, file.stat().st_mtime_ns)
-    try:
-        tokens = file.read_text(encoding="utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"vocab {file} is not UTF-8 at byte {error.start}") from None
-    double = [token for token, count in Counter(tokens).items() if count > 1]
-    if double:
-        raise ConfigError(f"vocab {file}: {double[0]!r} occurs twice; every token must be on one line only")
-    _check_special(tokens, file)
-    return _of_tokens(tokens, lowercase)
+    file = path / "vocab.txt" if path.is_dir() else path
+    if not file.is_file() or file.suffix == ".json":
+        raise ConfigError(f"vocab is {str(path)!r}; it takes a vocab.txt, or a folder with tokenizer.json or vocab.txt")
+    table = read_tokenizer(path) if path.is_dir() else _bert_table(read_vocab_text(file), file)
+    require_roles(table, file)
+    return _of_table(table, lowercase)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def _load_tokenizer_json(file: Path, changed: int) -> Vocabulary:
     """Cached for all stages. ``changed`` is the file's modification time."""
+    table = read_tokenizer(file.parent)
+    require_roles(table, file)
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises no narrower class
         raise ConfigError(f"vocab {file} cannot be read by the tokenizers library: {error}") from None
-    state = json.loads(tokenizer.to_str())
-    kind = state["model"].get("type")
-    if kind != "WordPiece":
-        raise ConfigError(f"vocab {file} is a {kind} tokenizer; BERT takes WordPiece")
-    vocab = tokenizer.get_vocab(with_added_tokens=True)
-    tokens = sorted(vocab, key=vocab.__getitem__)
-    if sorted(vocab.values()) != list(range(len(tokens))):
-        raise ConfigError(f"vocab {file}: its {len(tokens)} ids are not 0 to {len(tokens) - 1}")
-    _check_special(tokens, file)
+    return of_tokenizer(tokenizer, table)
+
+
+def of_tokenizer(tokenizer: Tokenizer, table: TokenTable) -> Vocabulary:
+    """A vocabulary from its parts. ``tokenizer`` is changed: it neither pads nor truncates.
+
+    Special tokens in a text are encoded as plain text (:func:`encode_batch`), but those without a role in BERT have a
+    meaning of their own, such as ``<url>``: they are found in the text, as in transformers.
+    """
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    normalizer = state.get("normalizer") or {}
-    return Vocabulary(tokenizer, tokens, bool(normalizer.get("lowercase", False)))
+    state = json.loads(tokenizer.to_str())
+    others = [token for token in state["added_tokens"] if token["special"] and token["id"] not in table.roles.values()]
+    if others:
+        for token in others:
+            token["special"] = False
+        tokenizer = Tokenizer.from_str(json.dumps(state))
+    return Vocabulary(tokenizer, table, bool((state.get("normalizer") or {}).get("lowercase", False)))
 
 
-def _check_special(tokens: list[str], file: Path) -> None:
-    missing = [token for token in SPECIAL_TOKENS if token not in tokens]
-    if missing:
-        raise ConfigError(f"vocab {file} has no {', '.join(missing)}; BERT needs {' '.join(SPECIAL_TOKENS)}")
+def _bert_table(ids: dict[str, int], where: Path) -> TokenTable:
+    return token_table(ids, {}, {}, set(), where)
 
 
-def _of_tokens(tokens: list[str], lowercase: bool) -> Vocabulary:
-    ids = {token: index for index, token in enumerate(tokens)}
-    tokenizer = _bert_tokenizer(ids, lowercase)
+def _of_table(table: TokenTable, lowercase: bool) -> Vocabulary:
+    names = {role: table.tokens[number] for role, number in table.roles.items()}
+    ids = {token: index for index, token in enumerate(table.tokens)}
+    tokenizer = _bert_tokenizer(ids, lowercase, names["unk"])
     tokenizer.decoder = decoders.WordPiece(prefix="##")
-    tokenizer.add_special_tokens(sorted(SPECIAL_TOKENS, key=ids.__getitem__))
+    tokenizer.add_special_tokens(sorted(names.values(), key=ids.__getitem__))
+    cls, sep = names["cls"], names["sep"]
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS]:0 $A:0 [SEP]:0",
-        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
+        single=f"{cls}:0 $A:0 {sep}:0",
+        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+        special_tokens=[(cls, ids[cls]), (sep, ids[sep])],
     )
-    return Vocabulary(tokenizer, tokens, lowercase)
+    return Vocabulary(tokenizer, table, lowercase)
 
 
-def _bert_tokenizer(ids: dict[str, int], lowercase: bool) -> Tokenizer:
-    model = models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=_LONGEST_WORD)
+def _bert_tokenizer(ids: dict[str, int], lowercase: bool, unknown: str = "[UNK]") -> Tokenizer:
+    model = models.WordPiece(ids, unk_token=unknown, max_input_chars_per_word=_LONGEST_WORD)
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -172,34 +184,38 @@ def _bert_tokenizer(ids: dict[str, int], lowercase: bool) -> Tokenizer:
 
 
 def write_tokenizer(vocabulary: Vocabulary, folder: Path) -> None:
-    """Write ``vocab.txt``, ``tokenizer.json``, ``tokenizer_config.json`` and ``special_tokens_map.json``."""
+    """Write the files of a given tokenizer, or those of one that was trained here or read from a ``vocab.txt``."""
     folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files_of(vocabulary).items():
+        (folder / name).write_bytes(content)
+
+
+def files_of(vocabulary: Vocabulary) -> dict[str, bytes]:
+    """The files of a tokenizer's folder."""
+    if vocabulary.files:
+        return vocabulary.files
+    roles = {f"{role}_token": vocabulary.tokens[number] for role, number in vocabulary.roles.items()}
     config = {
         "tokenizer_class": "BertTokenizer",
         "do_lower_case": vocabulary.lowercase,
         "tokenize_chinese_chars": True,
         "strip_accents": None,
-        "model_max_length": _LONGEST_SEQUENCE,
-        **_ROLES,
+        "model_max_length": LONGEST_SEQUENCE,
+        **roles,
     }
     contents = {
-        "vocab.txt": _vocab_text(vocabulary),
+        "vocab.txt": "".join(f"{token}\n" for token in vocabulary.tokens),
         "tokenizer.json": vocabulary.tokenizer.to_str(pretty=True),
-        "special_tokens_map.json": json.dumps(_ROLES, indent=2) + "\n",
+        "special_tokens_map.json": json.dumps(roles, indent=2) + "\n",
         "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
     }
-    for name, text in contents.items():
-        (folder / name).write_text(text, encoding="utf-8", newline="\n")
-
-
-def _vocab_text(vocabulary: Vocabulary) -> str:
-    return "\n".join(vocabulary.tokens) + "\n"
+    return {name: text.encode() for name, text in contents.items()}
 
 
 def encode_batch(vocabulary: Vocabulary, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """The ids of all sentences concatenated, without special tokens, and the number of ids of each.
 
-    A special token's name in the text ("[MASK]") is encoded as plain text.
+    The name of a special token of BERT in the text ("[MASK]") is encoded as plain text.
     """
     vocabulary.tokenizer.encode_special_tokens = True
     encodings = vocabulary.tokenizer.encode_batch_fast(sentences, add_special_tokens=False)

@@ -3,8 +3,8 @@
 BERT's normalizer works character by character and its pre-tokenizer splits at spaces, so the ids of a text are those
 of its space-separated words, concatenated. A word in printable ASCII is divided into letters-and-digits and signs and
 matched with the vocabulary here (WordPiece: the longest matching entry, repeatedly) by a trie over its bytes. Other
-words are encoded by the library and cached. If normalizer or pre-tokenizer are not BERT's, or tokens were added, the
-library encodes everything.
+words are encoded by the library and cached. If normalizer, pre-tokenizer or model are not BERT's, or tokens were added
+that are found within the text, the library encodes whole sentences.
 """
 
 import json
@@ -27,13 +27,16 @@ class WordEncoder:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         state = json.loads(vocabulary.tokenizer.to_str())
-        self._is_bert = _splits_at_spaces(state)
-        self._longest_word = state["model"]["max_input_chars_per_word"]
+        self._is_bert = splits_at_spaces(state)
         self.dtype = np.dtype(vocabulary.id_dtype)
-        self.unknown_id = vocabulary.tokens.index("[UNK]")
-        vocab = vocabulary.tokenizer.get_vocab(with_added_tokens=False)
-        self._children, self._tokens = _trie(vocab, state["model"]["continuing_subword_prefix"])
-        self._empty_cache()
+        self.unknown_id = vocabulary.roles["unk"]
+        continues = vocabulary.table.is_continuation
+        self.begins_word = np.zeros(len(vocabulary.tokens), dtype=np.bool_) if continues is None else ~continues
+        if self._is_bert:
+            self._longest_word = state["model"]["max_input_chars_per_word"]
+            vocab = vocabulary.tokenizer.get_vocab(with_added_tokens=False)
+            self._children, self._tokens = _trie(vocab, state["model"]["continuing_subword_prefix"])
+            self._empty_cache()
 
     def _empty_cache(self) -> None:
         self._numbers: dict[bytes, int] = {}  # of the cached words
@@ -83,11 +86,13 @@ class WordEncoder:
             self._bytes += sum(map(len, words))
 
 
-def _splits_at_spaces(state: dict[str, Any]) -> bool:
+def splits_at_spaces(state: dict[str, Any]) -> bool:
     """Whether the ids of a text are surely those of its space-separated words. ``state``: the tokenizer's JSON."""
     return bool(
         (state["normalizer"] or {}).get("type") == "BertNormalizer"
         and (state["pre_tokenizer"] or {}).get("type") == "BertPreTokenizer"
+        and state["model"].get("type") == "WordPiece"
+        and state["model"]["continuing_subword_prefix"]
         and all(token["special"] for token in state["added_tokens"])
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from bert_pretrain.data.masking import MaskingRule, mask_samples
 from bert_pretrain.data.shards import ShardHeader, write_shard
+from bert_pretrain.data.tokenizer_files import masking_rule
 from data_prep.samples.pairs import gather_samples
 from data_prep.samples.shuffle import read_shard_samples
 from data_prep.samples.tokenizer import load_vocabulary
@@ -27,15 +28,17 @@ def write_one_shard(
     sources: Sequence[Path],
     tokenizer: Path,
     header: ShardHeader,
+    corpora: int,
 ) -> dict[str, Any]:
     """Write shard ``number`` of a split: ``size`` samples, from ``first_place`` on, of all buckets in ``sources``.
 
-    Returns its row for the manifest. ``counts`` (.npy) gets the counts (vocab_size,) of the masked tokens.
+    Returns its row for the manifest. ``counts`` (.npy) gets the counts (vocab_size,) of the masked tokens. With several
+    ``corpora``, each sample is written with the number of its own.
     """
     ids, samples = read_shard_samples(sources, number, first_place, size)
-    rule, cls_id, sep_id = _rule(tokenizer, header)
+    rule, roles = _rule(tokenizer, header)
     length = header.sequence_length
-    original, segments, lengths = gather_samples(ids, samples, length, cls_id, sep_id)
+    original, segments, lengths = gather_samples(ids, samples, length, roles["cls"], roles["sep"], roles["pad"])
     seed = header.seed + (_HELDOUT_SEED if header.split == "heldout" else 0)
     indexes = np.arange(first_place, first_place + size)
     masked, positions, labels = mask_samples(original, lengths, rule, seed, STATIC_EPOCH, indexes)
@@ -48,16 +51,17 @@ def write_one_shard(
         "masked_lm_ids": labels,
         "next_sentence_labels": samples[:, 4].astype(np.int8),
     }
-    return {"row": write_shard(path, arrays, header)}
+    return {"row": write_shard(path, arrays, header, samples[:, 5] if corpora > 1 else None)}
 
 
 @functools.lru_cache(maxsize=4)
-def _rule(tokenizer: Path, header: ShardHeader) -> tuple[MaskingRule, int, int]:
-    """How to mask, and the ids of [CLS] and [SEP]. Cached; the header has the tokenizer's hash."""
-    tokens = load_vocabulary(tokenizer).tokens
-    rule = MaskingRule.of_vocabulary(tokens, header.masked_lm_prob, header.max_predictions, header.whole_word_masking)
+def _rule(tokenizer: Path, header: ShardHeader) -> tuple[MaskingRule, dict[str, int]]:
+    """How to mask, and the ids of the special tokens by role. Cached; the header has the tokenizer's hash."""
+    table = load_vocabulary(tokenizer).table
+    most, whole_word = header.max_predictions, header.whole_word_masking
+    rule = masking_rule(table, header.masked_lm_prob, most, whole_word, header.vocab_size, tokenizer)
     rule = replace(rule, mask_share=header.mask_share, random_share=header.random_share)
-    return rule, tokens.index("[CLS]"), tokens.index("[SEP]")
+    return rule, table.roles
 
 
 def unigram_entropy(counts: Iterable[Path]) -> float:

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -362,6 +363,49 @@ def test_two_lengths_from_the_same_ids(tmp_path: Path, run: Run) -> None:
         assert sum(counts[split]["documents"] for split in ("train", "heldout")) == 60
     assert not list((out_dir / "corpus").glob("scatter*"))
     assert "reused" in run(prepare, *options(texts, out_dir, *more))
+
+
+@pytest.mark.parametrize("kind", ["pair", "single"])
+def test_a_sample_of_several_corpora_says_which_it_is_from(kind: str, tmp_path: Path, run: Run) -> None:
+    """The corpora have different letters. A sample is of the corpus of its first segment."""
+    write_texts(tmp_path / "one", seed=1)
+    for name, letter in (("two", "x"), ("three", "y")):
+        for path in write_texts(tmp_path / name, seed=ord(letter)).glob("*.txt"):
+            path.write_text(re.sub(r"[A-Za-z]", letter, path.read_text()))
+    more = [
+        word for name in ("two", "three") for word in (f"+corpus@mix.{name}=text", f"mix.{name}.path={tmp_path / name}")
+    ]
+    more += ["duplicates.exact=false", "duplicates.near=false", "heldout_fraction=0.3", "samples_per_shard=100"]
+    out_dir = tmp_path / "out"
+    run(prepare, *options(tmp_path / "one", out_dir, *more, f"sample_kind={kind}", "piece_mb=0.005"))
+    manifest = read_manifest(out_dir)
+    assert manifest is not None
+    assert manifest["corpora"] == ["corpus", "two", "three"]
+    tokens = load_vocabulary(out_dir / "tokenizer").tokens
+    found: Counter[int] = Counter()
+    for path in [*shard_paths(out_dir, "train"), *shard_paths(out_dir, "heldout")]:
+        with h5py.File(path) as file:
+            sources = file["source"][:]
+        arrays = ShardReader(path).read(0, 10**6)
+        for source, row, segment in zip(sources, restore_ids(arrays), arrays["segment_ids"], strict=True):
+            words = [tokens[i] for i in row[(segment == 0) & (row > 0)]]
+            letters = set("".join(words[1:-1])) - set("#.")
+            assert letters == {1: {"x"}, 2: {"y"}}.get(source, letters - {"x", "y"})
+            found[int(source)] += 1
+    assert min(found.values()) > 20
+    said = run(verify, f"dir={out_dir}", "samples=0")
+    assert re.findall(r"samples of (\w+)", said) == ["corpus", "two", "three"] * 2
+    manifest["corpora"].pop()
+    (out_dir / "manifest.json").write_text(json.dumps(manifest))
+    assert "a sample is of corpus 2; manifest.json names 2" in run(verify, f"dir={out_dir}")
+
+
+def test_one_corpus_needs_no_source(tmp_path: Path, run: Run) -> None:
+    run(prepare, *options(write_texts(tmp_path / "texts"), tmp_path / "out"))
+    assert "corpora" not in (read_manifest(tmp_path / "out") or {})
+    for path in (tmp_path / "out").glob("*.hdf5"):
+        with h5py.File(path) as file:
+            assert set(file) == set(SHARD_FIELDS)
 
 
 def test_corpora_are_mixed_by_weight(tmp_path: Path, run: Run) -> None:

@@ -12,7 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.placement_types import _StridedShard
 from torch.nn.parallel import DistributedDataParallel
 
 from bert_pretrain.build import pretrain
@@ -187,6 +191,87 @@ def slices(kernel: str, dtype: torch.dtype) -> dict:
     }
 
 
+def tensor_parallel(shape: tuple[int, int], kernel: str) -> dict:
+    """FSDP2 over tensor parallelism, against the same optimizer on whole layers.
+
+    Layers are cut by columns, by rows with a replicated bias, and only by FSDP2, on a mesh of one dimension. In one
+    step a gradient is a partial sum.
+    """
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("dp", "tp"))
+    whole_model, model = make_model(), make_model()
+    parallelize_module(
+        model,
+        mesh["tp"],
+        {"0": ColwiseParallel(output_layouts=Replicate()), "3": RowwiseParallel(input_layouts=Replicate())},
+    )
+    fully_shard(model, mesh=mesh["dp"])
+    make = partial(NVLamb, lr=0.01, weight_decay=0.01, kernel=kernel)
+    whole, optimizer = make(whole_model.parameters()), make(model.parameters())
+    for step in range(4):
+        for trained in (whole_model, model):
+            backward(trained, samples(step))
+        for param, expected in zip(model.parameters(), whole_model.parameters(), strict=True):
+            assert param.grad is not None
+            value = distribute_tensor(expected.grad, param.device_mesh, param.placements, src_data_rank=None)
+            torch.testing.assert_close(param.grad.full_tensor(), value.full_tensor(), rtol=1e-4, atol=1e-7)
+        first = next(model.parameters())
+        if step == 2:
+            everywhere = first.grad.full_tensor() / dist.get_world_size()
+            first.grad = DTensor.from_local(everywhere, mesh, [Partial(), Partial()])
+        whole.step()
+        optimizer.step()
+        torch.testing.assert_close(optimizer.grad_norm, whole.grad_norm, rtol=1e-4, atol=0)
+    again = make(model.parameters())
+    again.load_state_dict(whole.state_dict())
+    moment = again.state[first]["exp_avg"]
+    torch.testing.assert_close(moment.full_tensor(), whole.state[next(whole_model.parameters())]["exp_avg"])
+    return {
+        "placements": {str(param.placements) for param in model.parameters()},
+        "weights": [p.detach().full_tensor() for p in model.parameters()],
+        "expected": [p.detach().clone() for p in whole_model.parameters()],
+        "norms": optimizer.layer_report()[1:],
+        "whole_norms": whole.layer_report()[1:],
+    }
+
+
+def strided() -> dict:
+    """A layer whose rows are dealt in turns, as FSDP2 over tensor parallelism does it, against the whole layer."""
+    mesh, rank = init_device_mesh("cpu", (2,)), dist.get_rank()
+    placements = [_StridedShard(0, split_factor=2)]  # rank r of 2 holds rows r and r + 2 of four
+    whole = nn.Parameter(torch.arange(12.0).view(4, 3))
+    param = nn.Parameter(DTensor.from_local(whole.detach()[rank::2].clone(), mesh, placements))
+    expected, optimizer = NVLamb([whole], lr=0.01, kernel="reference"), NVLamb([param], lr=0.01)
+    for step in range(3):
+        whole.grad = torch.arange(12.0).view(4, 3).cos() + step
+        param.grad = DTensor.from_local(whole.grad[rank::2].clone(), mesh, placements)
+        expected.step()
+        optimizer.step()
+    return {
+        "rows": param.detach().to_local(),
+        "expected": whole.detach()[rank::2],
+        "norms": [optimizer.grad_norm.item(), expected.grad_norm.item()],
+    }
+
+
+def flags() -> list[tuple[float, float]]:
+    """``skipped`` and ``grad_norm`` where only rank 0's layers have gradients, one infinite; finite ones; and none."""
+    layers = [nn.Parameter(torch.ones(20, 20)) for _ in range(4)]
+    optimizer = ShardedOptimizer(
+        [{"name": "all", "weight_decay": 0.01, "params": [(str(i), layer) for i, layer in enumerate(layers)]}],
+        FAMILY["nvlamb"],
+    )
+    own: list[list[int]] = [[], []]
+    mine = [i for i, layer in enumerate(layers) if any(layer is p for p in optimizer.optim.param_groups[0]["params"])]
+    dist.all_gather_object(own, mine)
+    found = []
+    for value in (float("inf"), 3.0, None):
+        for i, layer in enumerate(layers):
+            layer.grad = torch.full_like(layer, value) if value is not None and i in own[0] else None
+        optimizer.step()
+        found.append((optimizer.skipped.item(), optimizer.grad_norm.item()))
+    return found
+
+
 def refusals() -> dict:
     """The messages for what is not possible with DTensors."""
     model = make_model()
@@ -243,6 +328,13 @@ def main() -> None:
             f"{kernel}_{dtype}": slices(kernel, dtype)
             for kernel, dtype in itertools.product(("reference", "foreach", "auto"), (torch.float32, torch.bfloat16))
         },
+        "tensor_parallel": {
+            f"{shape} {kernel}": tensor_parallel(shape, kernel)
+            for shape in ((2, 1), (1, 2))
+            for kernel in ("reference", "foreach")
+        },
+        "strided": strided(),
+        "flags": flags(),
         "refusals": refusals(),
     }
     torch.save(result, Path(sys.argv[1]) / f"rank{dist.get_rank()}.pt")

@@ -68,7 +68,7 @@ def test_metrics_have_the_promised_fields(finished: Path) -> None:
     assert [row["step"] for row in layers] == [40, 80, 120]
     assert all(row["trust_ratio"].keys() == row["weight_norm"].keys() == row["update_norm"].keys() for row in layers)
     assert all({"step", "eval_mlm_loss", "eval_mlm_accuracy"} <= row.keys() for row in heldout)
-    assert [row["step"] for row in heldout] == [60, 120]
+    assert [row["step"] for row in heldout] == [0, 60, 120]
     assert training[-1]["samples_seen"] == 64 * training[-1]["step"]
 
 
@@ -128,5 +128,6 @@ def test_a_second_phase_starts_from_the_weights(finished: Path) -> None:
         run_dir = finished / f"phase2_{moments}"
         succeed("bert_pretrain.pretrain", *options, f"run_dir={run_dir}", f"init_moments={moments}")
         found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-        assert [row["step"] for row in found] == [1, 2, 2]
+        assert [row["step"] for row in found] == [0, 1, 2, 2]
+        assert found[0]["eval_mlm_loss"] == last  # bit for bit
         assert found[-1]["eval_mlm_loss"] == pytest.approx(last, abs=1e-3)

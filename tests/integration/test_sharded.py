@@ -102,6 +102,32 @@ def test_dtensors_in_bf16_keep_float32_masters(ranks: list[dict], kernel: str) -
     assert error(found["weights"], found["expected"]) < 1e-2
 
 
+@pytest.mark.parametrize("kernel", ["reference", "foreach"])
+@pytest.mark.parametrize("mesh", ["(2, 1)", "(1, 2)"])
+def test_tensor_parallel_layers_are_updated_as_whole_ones(ranks: list[dict], mesh: str, kernel: str) -> None:
+    for rank in ranks:
+        found = rank["tensor_parallel"][f"{mesh} {kernel}"]
+        assert len(found["placements"]) >= 3
+        assert error(found["weights"], found["expected"]) < 1e-6
+        torch.testing.assert_close(found["norms"], found["whole_norms"], rtol=1e-4, atol=1e-9)
+
+
+def test_rows_dealt_in_turns_are_slices_too(ranks: list[dict]) -> None:
+    for rank in ranks:
+        found = rank["strided"]
+        torch.testing.assert_close(found["rows"], found["expected"], rtol=1e-6, atol=1e-7)
+        assert found["norms"][0] == pytest.approx(found["norms"][1], rel=1e-6)
+
+
+def test_flags_of_a_step_are_equal_on_all_ranks_and_true_without_gradients(ranks: list[dict]) -> None:
+    first, second = (rank["flags"] for rank in ranks)
+    assert first == second
+    (skipped, norm), (also, finite), none = first
+    assert (skipped, norm, also) == (1.0, float("inf"), 0.0)
+    assert finite == pytest.approx(3 * 800**0.5)  # two layers of 400 elements
+    assert none == (0.0, 0.0)
+
+
 def test_what_is_not_possible_with_dtensors_is_refused(ranks: list[dict]) -> None:
     for rank in ranks:
         messages = rank["refusals"]

@@ -11,8 +11,7 @@ import torch
 from bert_pretrain.data import loader
 from bert_pretrain.data.collate import MicroBatch, to_micro_batch
 from bert_pretrain.data.dataset import concatenated
-from bert_pretrain.data.packing import packed_micro_batches, plan_rows
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.data.packing import packed_micro_batches, packed_shapes, plan_rows
 from bert_pretrain.model.bert import PretrainingModel
 from bert_pretrain.model.options import SpeedConfig
 from tests.bert_pretrain.data.test_loader import samples_of, training_data
@@ -56,20 +55,36 @@ def samples_of_packed(batches: list[MicroBatch]) -> list[tuple]:
 
 def test_rows_by_hand() -> None:
     """First-fit decreasing: 9, 7, 6, 4, 3, 1 in rows of 10."""
-    rows, starts = plan_rows(np.array([4, 9, 3, 7, 1, 6]), 10)
+    rows, starts = plan_rows(np.array([4, 9, 3, 7, 1, 6]), np.ones(6, int), 10, 3)
     assert rows.tolist() == [2, 0, 1, 1, 0, 2]
     assert starts.tolist() == [6, 0, 7, 0, 9, 0]
 
 
 def test_rows_hold_every_sample_once_and_none_overlaps() -> None:
     lengths = np.random.default_rng(1).integers(3, 129, 1000)
-    rows, starts = plan_rows(lengths, 128)
+    rows, starts = plan_rows(lengths, np.maximum(1, np.rint(0.15 * lengths)).astype(int), 128, 19)
     taken = np.zeros((rows.max() + 1, 128), int)
     for row, start, length in zip(rows, starts, lengths, strict=True):
         assert start + length <= 128
         taken[row, start : start + length] += 1
     assert taken.max() == 1
     assert 1 - taken.mean() < 0.02
+
+
+@pytest.mark.parametrize("predictions", [1, 3])
+def test_a_row_has_no_more_samples_and_masks_than_stated(predictions: int) -> None:
+    """600 samples of 3 tokens, of which 5 fit a row of 16: at most 4, and at most 2 + ``predictions`` masked tokens."""
+    rows, _ = plan_rows(np.full(600, 3), np.full(600, predictions), LENGTH, predictions)
+    assert (np.bincount(rows) == {1: 3, 3: 1}[predictions]).all()
+
+
+@pytest.mark.parametrize("samples", [1, 3, 40])
+def test_fixed_shapes_hold_the_same_samples(samples: int) -> None:
+    arrays, shapes = arrays_of_many_lengths(), packed_shapes(-(-40 // samples), LENGTH, 3)
+    found = list(packed_micro_batches(arrays, samples, shapes))
+    assert samples_of_packed(found) == samples_of_packed(list(packed_micro_batches(arrays, 1)))
+    sizes = {(shape.samples, shape.masked, shape.packed) for shape in shapes}
+    assert {(len(b.input_ids), len(b.masked_labels), len(b.first_positions)) for b in found} <= sizes
 
 
 @pytest.mark.parametrize(("batch", "micro", "window"), [(40, 7, 10), (40, 7, 1000), (12, 1, 1000), (100, 100, 1000)])
@@ -194,8 +209,3 @@ def test_a_packed_run_takes_the_same_steps(tmp_path: Path, shard_dir: Path, next
         for key in ("loss", "mlm_loss", "nsp_loss", "grad_norm", "samples_seen", "eval_loss"):
             if key in plain:  # from step to step, rounding grows
                 assert packed[key] == pytest.approx(plain[key], rel=1e-5 if plain["step"] == 1 else 1e-3)
-
-
-def test_compiled_it_is_refused(tmp_path: Path, shard_dir: Path) -> None:
-    with pytest.raises(ConfigError, match=r"speed\.packing is True; allowed: false, unless speed\.compile is false"):
-        trainer_for(tmp_path, shard_dir, "speed.packing=true", "speed.compile=true")

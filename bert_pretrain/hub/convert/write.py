@@ -1,0 +1,82 @@
+"""Writes a converted model as a folder of ``transformers``, and checks the folder by loading it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers import AutoTokenizer, BertTokenizer
+
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.hub.convert.assemble import Converted
+from bert_pretrain.hub.convert.files import TOKENIZER_FILES, check_vocabulary_size, is_lowercase, read_vocabulary
+
+
+def write_model(converted: Converted, tokenizer: Path | None, lowercase: bool | None, folder: Path) -> list[str]:
+    """Write ``config.json``, ``model.safetensors`` and the tokenizer; load all of it back. Returns notes for the user.
+
+    ``tokenizer`` is a ``vocab.txt`` or a folder. Raises ``ConfigError`` if it does not fit the model.
+    """
+    folder.mkdir(parents=True)
+    prefix = "bert." if converted.architecture == "BertModel" else ""
+    weights = {name.removeprefix(prefix): tensor.clone() for name, tensor in converted.weights.items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    converted.config.dtype = torch.float32
+    converted.config.save_pretrained(folder)
+    note = [] if tokenizer is None else [write_tokenizer(tokenizer, lowercase, folder)]
+    check_folder(converted, folder, tokenizer)
+    return note
+
+
+def write_tokenizer(source: Path, lowercase: bool | None, folder: Path) -> str:
+    """Copy the tokenizer files of the folder ``source``, or make them from a ``vocab.txt``. Returns a sentence."""
+    if source.is_dir():
+        for name in TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+        return f"tokenizer files copied from {source}"
+    tokens = read_vocabulary(source)
+    lower = is_lowercase(tokens) if lowercase is None else lowercase
+    why = "" if lowercase is not None else ", by its tokens; lowercase=true or false overrules that"
+    ids = {token: place for place, token in enumerate(tokens)}
+    BertTokenizer(vocab=ids, do_lower_case=lower).save_pretrained(folder)
+    shutil.copyfile(source, folder / "vocab.txt")
+    return f"tokenizer made from {source}, {'lower case' if lower else 'cased'}{why}"
+
+
+def check_folder(converted: Converted, folder: Path, tokenizer: Path | None) -> None:
+    """Load ``folder`` with transformers: no missing or unexpected weight, each one equal, every token with its id.
+
+    Raises ``ConfigError``.
+    """
+    loader = getattr(transformers, converted.architecture)
+    model, report = loader.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    if faults := {key: found for key, found in report.items() if found}:
+        raise ConfigError(f"{folder} does not load as {converted.architecture}: {faults}")
+    prefix = "bert." if converted.architecture == "BertModel" else ""
+    state = model.state_dict()
+    for name, tensor in converted.weights.items():
+        assert torch.equal(state[name.removeprefix(prefix)], tensor), name
+    if tokenizer is None:
+        return
+    loaded, rows = AutoTokenizer.from_pretrained(folder), converted.config.vocab_size
+    check_vocabulary_size(tokenizer, len(loaded), rows)
+    if (folder / "vocab.txt").is_file():
+        tokens = read_vocabulary(folder / "vocab.txt")
+        if loaded.convert_tokens_to_ids(tokens) != list(range(len(tokens))):
+            raise ConfigError(f"vocab {tokenizer}: the tokenizer gives tokens other ids than their lines in vocab.txt")
+
+
+def model_card(converted: Converted, origin: str) -> str:
+    """The README of the folder: where the weights come from, and what was left out."""
+    left_out = "".join(f"- `{name}`\n" for name in converted.left_out) or "Nothing.\n"
+    task = "pipeline_tag: fill-mask\n" if "cls.predictions.bias" in converted.weights else ""
+    return (
+        f"---\nlibrary_name: transformers\n{task}---\n\n"
+        f"Converted by bert-pretrain convert from {origin} to {converted.architecture}.\n\n"
+        + "".join(f"{note[0].upper()}{note[1:]}.\n" for note in converted.notes)
+        + f"\nLeft out:\n\n{left_out}\nThe configuration:\n\n"
+        + f"```json\n{json.dumps(converted.config.to_diff_dict(), indent=2)}\n```\n"
+    )
