@@ -49,7 +49,7 @@ def test_a_link_to_nowhere_is_told_as_such(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_found_by_writing(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: Path("/dev/full").open("wb"))
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: Path("/dev/full").open("wb"))  # noqa: SIM115
     with pytest.raises(ConfigError, match=r"out_dir .* cannot be written .*No space left.*; give another"):
         require_writable(tmp_path, "out_dir")
 
