@@ -272,7 +272,8 @@ def moments_fault(config: PretrainConfig, checkpoint: Path) -> str | None:
 
     Another algorithm has other moments, another pre-normalization scales the gradients differently.
     """
-    before = OmegaConf.create(read_options(checkpoint / "config.yaml"))
+    path = checkpoint / "config.yaml"
+    before = OmegaConf.create(parse_options(read_text(path), path))  # that of a converted one states little
     for name in ("algorithm", "pre_normalization"):
         old, new = OmegaConf.select(before, f"optimizer.{name}"), getattr(config.optimizer, name)
         if old != new:

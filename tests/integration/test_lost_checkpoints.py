@@ -104,3 +104,11 @@ def test_a_link_to_nowhere_is_found_at_the_start(tmp_path: Path, shard_dir: Path
 def test_a_file_in_the_place_of_the_checkpoints_is_found_at_the_start(tmp_path: Path, shard_dir: Path) -> None:
     (tmp_path / "checkpoints").write_text("")
     refused("bert_pretrain.pretrain", *words(tmp_path, shard_dir), mentions="checkpoints cannot be written")
+
+
+def test_folders_of_shards_behind_links_to_nowhere_are_told_as_such(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    told = f"{link} is a link to {tmp_path}/nowhere, which is not there"
+    refused("bert_pretrain.pretrain", *words(tmp_path / "run", link), mentions=f"data.dir {told}")
+    refused("data_prep.prepare", f"out_dir={link}", "corpus=embedded", mentions=f"out_dir {told}")
