@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from bert_pretrain.checkpoint.directories import RECORD
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress, load_progress
 from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml, write_config
 from bert_pretrain.data.batch_plan import AUTO, BatchConfig, BatchPlan
@@ -72,8 +73,8 @@ def train(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     run_dir, kept = Path(config.run_dir), config.checkpoint
     config_yaml = resolved_yaml(config)
     log = MetricsLog(run_dir / "metrics.jsonl" if world.is_first else None, config.schedule.total_steps)
-    tokenizer = Path(config.data.tokenizer)
-    store = CheckpointStore(run_dir / "checkpoints", kept.keep_last, tokenizer, kept.keep_every_steps, log.message)
+    kept_ones = kept.keep_last, Path(config.data.tokenizer), kept.keep_every_steps
+    store = CheckpointStore(run_dir / "checkpoints", *kept_ones, log.message, run_dir / RECORD)
     trainer = build_trainer(config, world, log, store, config_yaml)
     world.run_on_all_ranks(lambda: initialize_run_dir(run_dir, config_yaml, world, log, trainer.progress.step))
     log.open_wandb(config.logging.wandb, config.logging.wandb_project, run_dir, asdict(config))
@@ -105,7 +106,7 @@ def build_trainer(
     model = world.run_on_all_ranks(lambda: build_model(config.model, config.speed, config.seed, world.device))
     precision = MixedPrecision(config.precision, world.device)
     optimizer = world.run_on_all_ranks(lambda: build_optimizer(model, config.optimizer))  # freezes: saves memory
-    newest = world.run_on_first_rank(lambda: find_checkpoint(config, world, log))
+    newest = world.run_on_first_rank(lambda: find_checkpoint(config, store, world, log))
     batch = resolve_micro_batch_size(config, model, precision, shards, world, newest, log)
     size = batch.samples_at_once(config.data.sequence_length)
     plan = world.run_on_all_ranks(lambda: BatchPlan(batch.global_batch_size, size, world.size))

@@ -1,13 +1,12 @@
 """Where a run begins: at its newest checkpoint, at that of which it is a branch, or at step 0."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
 from bert_pretrain.checkpoint.directories import newest_to_resume
-from bert_pretrain.checkpoint.store import Progress, load_optimizer_state, load_progress, restore
+from bert_pretrain.checkpoint.store import CheckpointStore, Progress, load_optimizer_state, load_progress, restore
 from bert_pretrain.config import PretrainConfig, moments_fault
 from bert_pretrain.data.dataset import ShardSet
 from bert_pretrain.distributed.world import World
@@ -17,36 +16,35 @@ from bert_pretrain.hub.source import find_source
 from bert_pretrain.model.bert import PretrainingModel
 from bert_pretrain.model.precision import MixedPrecision
 from bert_pretrain.optim.build import moments_by_name
-from bert_pretrain.stored_options import read_options
+from bert_pretrain.stored_options import read_options, read_text
 from bert_pretrain.training.metrics import MetricsLog, read_rows
 
+_SAVES = (("checkpoint", "every_steps"), ("schedule", "total_steps"))
 
-def find_checkpoint(config: PretrainConfig, world: World, log: MetricsLog) -> str:
+
+def find_checkpoint(config: PretrainConfig, store: CheckpointStore, world: World, log: MetricsLog) -> str:
     """The checkpoint that the run goes on from: its newest valid one, or that of which it is a branch; else empty.
 
     Raises ``ConfigError`` if the run has saved checkpoints and none is valid.
     """
-    run_dir = Path(config.run_dir)
-    found = newest_to_resume(run_dir, log.message, world.report_progress, has_saved(run_dir))
+    trained = store.record is not None and has_saved(store.record.parent)
+    found = newest_to_resume(store.directory, store.record, log.message, world.report_progress, trained)
     if found is None and config.init_progress == "keep":
         found = find_source(config.init_from or "", "init_from", log.message).checkpoint
     return str(found or "")
 
 
 def has_saved(run_dir: Path) -> bool:
-    """Whether the metrics of a run show that it has saved, if it is of a version that kept no record of that.
+    """Whether a run of a version that kept no record of its saves has saved, by its metrics.
 
     A save is on disk when the one after it begins. A finished run has a report.
     """
-    stored, metrics = run_dir / "config.yaml", run_dir / "metrics.jsonl"
-    if not stored.is_file() or not metrics.is_file():
+    stored = run_dir / "config.yaml"
+    if not stored.is_file() or "format_version" in read_text(stored):
         return False
-    options: dict[str, Any] = read_options(stored)
-    every, last = (
-        options.get(part, {}).get(name, 0)
-        for part, name in (("checkpoint", "every_steps"), ("schedule", "total_steps"))
-    )
-    reached = max((row["step"] for row in read_rows(metrics)), default=0)
+    options = read_options(stored)
+    every, last = (int(options.get(part, {}).get(name, 0)) for part, name in _SAVES)
+    reached = max((row["step"] for row in read_rows(run_dir / "metrics.jsonl")), default=0)
     return reached > 2 * every > 0 or (reached >= last > 0 and (run_dir / "report.html").exists())
 
 

@@ -57,25 +57,27 @@ def _fault(path: Path, report: Report, while_waiting: Callable[[], None] = lambd
         ) from None
 
 
-def newest_to_resume(run_dir: Path, report: Report, while_waiting: Callable[[], None], trained: bool) -> Path | None:
-    """The checkpoint from which the run in ``run_dir`` goes on; None if it has saved none yet.
+def newest_to_resume(
+    directory: Path, record: Path | None, report: Report, while_waiting: Callable[[], None], trained: bool
+) -> Path | None:
+    """The checkpoint in ``directory`` from which a run goes on; None if it has saved none yet.
 
-    ``trained``: other files show that it must have saved some. Raises ``ConfigError`` if it has saved, and none of its
-    checkpoints is valid: a run must not begin again by itself.
+    ``record``: see ``RECORD``. ``trained``: other files show that it must have saved some. Raises ``ConfigError`` if it
+    has saved, and none of its checkpoints is valid: a run must not begin again by itself.
     """
-    directory, messages = run_dir / "checkpoints", list[str]()
+    messages: list[str] = []
 
     def tell(text: str) -> None:
         messages.append(text)
         report(text)
 
     newest = newest_valid(directory, tell, while_waiting)
-    saved, there = saved_step(run_dir), checkpoints_in(directory)
+    saved, there = saved_step(record), checkpoints_in(directory)
     if newest is not None:
         if saved is not None and saved > step_of(newest) and not any(step_of(path) >= saved for path in there):
             report(f"the checkpoint of step {saved}, the newest that was saved, is gone from {directory}")
-        if saved != step_of(newest):
-            record_saved_step(run_dir, step_of(newest))
+        if record is not None and saved != step_of(newest):
+            record_saved_step(record, step_of(newest))
         return newest
     if there:
         what = f"holds {len(there)} checkpoint{'s' * (len(there) > 1)}, and none is valid ({'; '.join(messages[-3:])})"
@@ -90,19 +92,19 @@ def newest_to_resume(run_dir: Path, report: Report, while_waiting: Callable[[], 
     )
 
 
-def saved_step(run_dir: Path) -> int | None:
-    """The step of the newest checkpoint that the run has saved, by its record; 0 for an unreadable record."""
+def saved_step(record: Path | None) -> int | None:
+    """The step of the newest checkpoint that a run has saved, by its record; 0 for a damaged record."""
     try:
-        return int(json.loads((run_dir / RECORD).read_text(encoding="utf-8"))["step"])
+        return None if record is None else int(json.loads(record.read_text(encoding="utf-8"))["step"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
         return 0
 
 
-def record_saved_step(run_dir: Path, step: int) -> None:
+def record_saved_step(record: Path, step: int) -> None:
     """Note that the checkpoint of ``step`` is on disk."""
-    replace_file(run_dir / RECORD, json.dumps({"step": step}).encode())
+    replace_file(record, json.dumps({"step": step}).encode())
 
 
 def resolve_checkpoint(path: Path, option: str, report: Report) -> Path:

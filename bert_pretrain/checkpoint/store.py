@@ -81,10 +81,14 @@ class CheckpointStore:
         tokenizer: Path | None,
         keep_every_steps: int = 0,
         report: Callable[[str], None] = lambda _: None,
+        record: Path | None = None,
     ) -> None:
-        """``report`` gets a message for an old checkpoint that is a link or cannot be removed."""
+        """``report`` gets a message for an old checkpoint that is a link or cannot be removed.
+
+        ``record``: the file that keeps the step of the newest checkpoint (``directories.RECORD``).
+        """
         self.directory, self.keep_last, self.tokenizer = directory, keep_last, tokenizer
-        self.keep_every_steps, self._report = keep_every_steps, report
+        self.keep_every_steps, self._report, self.record = keep_every_steps, report, record
 
     def save(
         self,
@@ -127,7 +131,8 @@ class CheckpointStore:
             raise cause from error
         try:
             fsync(self.directory)
-            record_saved_step(self.directory.parent, progress.step)
+            if self.record is not None:
+                record_saved_step(self.record, progress.step)
             self._remove_old(final, throttle)
         except OSError as error:
             self._report(f"checkpoint {final} is saved; its directory is not tidied ({error})")

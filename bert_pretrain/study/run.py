@@ -21,6 +21,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from bert_pretrain.build import pretrain
+from bert_pretrain.checkpoint.directories import RECORD
 from bert_pretrain.config import PretrainConfig, check_run_dir
 from bert_pretrain.config_loading import load_config
 from bert_pretrain.directory_lock import lock_directory
@@ -122,6 +123,7 @@ class Study:
         temporary = path.with_name(f".{path.name}.partial")
         temporary.write_text(json.dumps(curve), encoding="utf-8")
         temporary.rename(path)
+        (run_dir / RECORD).unlink(missing_ok=True)  # so that without its result.json it is run again
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
 
 

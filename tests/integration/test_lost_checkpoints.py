@@ -41,6 +41,8 @@ def test_a_run_without_its_checkpoints_does_not_begin_again(
     shutil.rmtree(run_dir / "checkpoints")
     if version == "earlier":
         (run_dir / RECORD).unlink()
+        stored = (run_dir / "config.yaml").read_text()
+        (run_dir / "config.yaml").write_text(stored.replace("format_version: 1\n", ""))
     before = (run_dir / "metrics.jsonl").read_bytes()
     refused(
         "bert_pretrain.pretrain", *words(run_dir, shard_dir), mentions="holds no checkpoint, but this run has saved"

@@ -10,13 +10,22 @@ import pytest
 from bert_pretrain import retry
 from bert_pretrain.checkpoint import directories, files
 from bert_pretrain.checkpoint.directories import RECORD, newest_to_resume, newest_valid, saved_step
+from bert_pretrain.checkpoint.store import CheckpointStore, Progress
 from bert_pretrain.errors import EXIT_OUTAGE, ConfigError, OutageError
-from tests.bert_pretrain.checkpoint.test_store import store_with
+from tests.bert_pretrain.checkpoint.test_store import small_bert
 
 
 def found(run_dir: Path, trained: bool = False) -> tuple[Path | None, list[str]]:
     messages: list[str] = []
-    return newest_to_resume(run_dir, messages.append, lambda: None, trained), messages
+    record = run_dir / RECORD
+    return newest_to_resume(run_dir / "checkpoints", record, messages.append, lambda: None, trained), messages
+
+
+def saved(run_dir: Path, steps: tuple[int, ...]) -> CheckpointStore:
+    store = CheckpointStore(run_dir / "checkpoints", 10, None, record=run_dir / RECORD)
+    for step in steps:
+        store.save(small_bert(step), {"state": {}}, Progress(step=step), "seed: 1\n")
+    return store
 
 
 def test_a_run_that_has_saved_nothing_begins(tmp_path: Path) -> None:
@@ -26,8 +35,8 @@ def test_a_run_that_has_saved_nothing_begins(tmp_path: Path) -> None:
 
 
 def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(tmp_path: Path) -> None:
-    store_with(tmp_path, (2, 4))
-    assert saved_step(tmp_path) == 4
+    saved(tmp_path, (2, 4))
+    assert saved_step(tmp_path / RECORD) == 4
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(
         ConfigError, match=r"checkpoints holds no checkpoint, but .* up to step 4; put a copy .*run_dir"
@@ -43,7 +52,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(tmp_path: Path) -
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(tmp_path: Path) -> None:
-    store = store_with(tmp_path, (2, 4))
+    store = saved(tmp_path, (2, 4))
     for path in store.all():
         (path / "optimizer.pt").write_bytes(b"")
     with pytest.raises(
@@ -55,7 +64,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(tmp_path: 
 
 
 def test_a_newer_one_that_is_gone_is_told(tmp_path: Path) -> None:
-    store = store_with(tmp_path, (2, 4))
+    store = saved(tmp_path, (2, 4))
     shutil.rmtree(store.all()[1])
     path, messages = found(tmp_path)
     assert path == store.all()[0]
@@ -64,10 +73,10 @@ def test_a_newer_one_that_is_gone_is_told(tmp_path: Path) -> None:
 
 
 def test_a_run_of_an_earlier_version_gets_its_record(tmp_path: Path) -> None:
-    store_with(tmp_path, (2,))
+    saved(tmp_path, (2,))
     (tmp_path / RECORD).unlink()
     found(tmp_path)
-    assert saved_step(tmp_path) == 2
+    assert saved_step(tmp_path / RECORD) == 2
 
 
 def failing_read(monkeypatch: pytest.MonkeyPatch, number: int, times: int) -> list[int]:
@@ -87,7 +96,7 @@ def failing_read(monkeypatch: pytest.MonkeyPatch, number: int, times: int) -> li
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
 def test_an_outage_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """It is waited out, with a sign of progress; the newest checkpoint is taken, not the one before it."""
-    store, messages, progress = store_with(tmp_path, (2, 4)), list[str](), list[int]()
+    store, messages, progress = saved(tmp_path, (2, 4)), list[str](), list[int]()
     failing_read(monkeypatch, number, 3)
     path = newest_valid(store.directory, messages.append, lambda: progress.append(1))
     assert path == store.all()[1]
@@ -99,7 +108,7 @@ def test_an_outage_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_an_outage_that_lasts_ends_with_the_status_that_is_restarted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = store_with(tmp_path, (2, 4))
+    store = saved(tmp_path, (2, 4))
     failing_read(monkeypatch, errno.EIO, 100)
     with pytest.raises(OutageError) as error:
         newest_valid(store.directory, lambda _: None)
@@ -107,7 +116,7 @@ def test_an_outage_that_lasts_ends_with_the_status_that_is_restarted(
 
 
 def test_a_directory_that_cannot_be_listed_is_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store_with(tmp_path, (2,))
+    saved(tmp_path, (2,))
     times = iter([1, 1])
     listdir = os.listdir
 
@@ -122,7 +131,7 @@ def test_a_directory_that_cannot_be_listed_is_not_empty(tmp_path: Path, monkeypa
 
 
 def test_a_missing_permission_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = store_with(tmp_path, (2, 4))
+    store = saved(tmp_path, (2, 4))
     failing_read(monkeypatch, errno.EACCES, 1)
     with pytest.raises(ConfigError, match=r"step_00000004 cannot be read .*Permission denied.*make it readable"):
         newest_valid(store.directory, lambda _: None)
