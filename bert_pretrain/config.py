@@ -135,10 +135,10 @@ def check_run_dir(config: PretrainConfig, may_extend: bool = True) -> None:
     run_dir = Path(config.run_dir)
     stored, now = run_dir / "config.yaml", resolved_yaml(config)
     if stored.is_file():
-        applied = steps_done(run_dir) if may_extend else None
+        before, applied = read_options(stored), steps_done(run_dir) if may_extend else None
         check_same_run(now, read_text(stored), config.run_dir, applied)
         if newest_by_name(run_dir) == run_dir:
-            _check_same_source(config, read_options(stored))
+            _check_same_source(config, before)
     elif checkpoints_in(run_dir / "checkpoints") or _holds_rows(run_dir / "metrics.jsonl"):
         raise ConfigError(
             f"run_dir {run_dir} holds a run without a config.yaml; copy that of one of its checkpoints there to go on "
