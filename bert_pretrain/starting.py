@@ -16,6 +16,7 @@ from bert_pretrain.hub.source import find_source
 from bert_pretrain.model.bert import PretrainingModel
 from bert_pretrain.model.precision import MixedPrecision
 from bert_pretrain.optim.build import moments_by_name
+from bert_pretrain.retry import retried
 from bert_pretrain.stored_options import read_options, read_text
 from bert_pretrain.training.metrics import MetricsLog, read_rows
 
@@ -73,7 +74,8 @@ def resume(
             )
         return restore(path, model, optimizer, precision, world.device)
 
-    progress = world.run_on_all_ranks(load)
+    what = f"checkpoint {path}"
+    progress = world.run_on_all_ranks(lambda: retried(load, what, log.message, world.report_progress))
     log.message(f"resuming from {path}, step {progress.step}")
     return progress
 
@@ -98,7 +100,8 @@ def start(
             return str(source.checkpoint or name)
 
         found = world.run_on_first_rank(find)
-        world.run_on_all_ranks(lambda: load_source(config, found, model, optimizer, world, log))
+        parts = config, found, model, optimizer, world, log
+        world.run_on_all_ranks(lambda: retried(lambda: load_source(*parts), f"init_from {found}", log.message))
     return Progress(data_fingerprint=shards.fingerprint)
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bert_pretrain import build
+from bert_pretrain import build, retry, starting
 from bert_pretrain.build import build_trainer
 from bert_pretrain.checkpoint import files
 from bert_pretrain.checkpoint.files import find_fault
@@ -432,3 +432,18 @@ def test_the_content_of_each_shard_is_checked_by_one_rank_of_a_node(shard_dir: P
         world = World(rank, rank, 1, torch.device("cpu"), local_size=2)
         build.open_data(config, world, MetricsLog(None, 1))
     assert sorted(checked) == ["heldout_00000.hdf5", "train_00000.hdf5", "train_00001.hdf5", "train_00002.hdf5"]
+
+
+def test_an_outage_while_a_checkpoint_is_loaded_is_waited_out(tmp_path: Path, shard_dir: Path, monkeypatch) -> None:
+    assert trainer_for(tmp_path, shard_dir, "schedule.total_steps=3").run()
+    left, restore = [1, 2], starting.restore
+
+    def failing(*arguments: Any) -> Any:
+        if left:
+            raise OSError(errno.ESTALE, f"Stale file handle {left.pop()}")
+        return restore(*arguments)
+
+    monkeypatch.setattr(starting, "restore", failing)
+    monkeypatch.setattr(retry.time, "sleep", lambda _: None)
+    assert trainer_for(tmp_path, shard_dir, "schedule.total_steps=3").progress.step == 3
+    assert not left
