@@ -13,7 +13,7 @@ from bert_pretrain.errors import ConfigError
 FORMAT_VERSION = 1
 """Of ``config.yaml`` and of checkpoints. It grows when this version's files would mislead an earlier version."""
 
-_SECTIONS = ("model", "batch", "schedule", "logging")
+_SECTIONS = ("model", "batch", "schedule", "checkpoint", "logging")
 _SOURCE = "the config.yaml of one of the run's checkpoints"
 
 

@@ -115,6 +115,9 @@ def resolve_checkpoint(path: Path, option: str, report: Report) -> Path:
     newest = newest_valid(path / "checkpoints", report)
     if newest is not None:
         return newest
+    if damaged := checkpoints_in(path / "checkpoints"):
+        names = ", ".join(checkpoint.name for checkpoint in damaged)
+        raise ConfigError(f"{option} is {str(path)!r}, whose checkpoints are all damaged ({names}); give a copy of one")
     if not (path / "model").is_dir():
         raise ConfigError(
             f"{option} is {str(path)!r}, which is no checkpoint; give a run directory or one of its checkpoints/step_*"

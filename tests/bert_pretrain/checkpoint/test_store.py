@@ -250,3 +250,9 @@ def test_progress_of_a_later_version_and_a_damaged_one_are_told_by_name(tmp_path
         path.write_text(content)
         with pytest.raises(ConfigError, match=rf"progress.json .*{mentions}"):
             load_progress(tmp_path)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_told_as_such(tmp_path: Path) -> None:
+    (store_with(tmp_path, (1,)).all()[0] / "optimizer.pt").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"init_from is .* all damaged \(step_00000001\); give a copy"):
+        resolve_checkpoint(tmp_path, "init_from", print)
