@@ -17,7 +17,7 @@ def check_directory(path: Path, option: str, instead: str = "give another") -> N
         if part.is_dir():
             return
         if os.path.lexists(part):
-            found = f"a link to {part.readlink()}, which does not exist" if part.is_symlink() else "a file"
+            found = f"a link to {part.readlink()}, which is not there" if part.is_symlink() else "a file"
             where = f"{option} is {str(path)!r}, " + ("" if part == path else f"but {part} is ")
             raise ConfigError(f"{where}{'which is ' if part == path else ''}{found}, not a directory; {instead}")
 

@@ -155,9 +155,15 @@ class ShardOptions(Protocol):
 
 
 def open_split(
-    config: ShardOptions, split: str, vocab_size: int, report: Callable[[str], None] = lambda _: None
+    config: ShardOptions,
+    split: str,
+    vocab_size: int,
+    report: Callable[[str], None] = lambda _: None,
+    share: tuple[int, int] = (0, 1),
 ) -> ShardSet | None:
     """Open and check one split; None if the directory has no samples of it.
+
+    ``share``: (i, n) checks the content of every n-th shard from i on; other processes check the others.
 
     Raises ``ConfigError`` if a shard cannot be read, or does not fit ``data.sequence_length``, the model's vocabulary
     or the other shards.
@@ -170,7 +176,7 @@ def open_split(
         _check_fit(reader, config, vocab_size, readers[0])
     small = sum(path.stat().st_size for path in paths) <= 4 << 30
     if config.check == "content" or (config.check == "auto" and small):
-        for reader in readers:
+        for reader in readers[share[0] :: share[1]]:
             report(f"checking {reader.path.name}")
             reader.check_content(vocab_size)
     nonempty = [reader for reader in readers if reader.samples]

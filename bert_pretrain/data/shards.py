@@ -30,6 +30,7 @@ import h5py
 import numpy as np
 
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.file_system import check_link
 
 FORMAT_VERSION = 1
 _LIBVER = ("v108", "latest")  # readable by HDF5 1.8 (2008), the first version whose metadata has checksums
@@ -248,6 +249,7 @@ def shard_paths(directory: Path, split: str) -> list[Path]:
     Without a manifest a file is held out if its name contains ``heldout`` or ``test``, as in the published pipeline.
     Raises ``ConfigError`` if the directory or a listed shard is missing.
     """
+    check_link(directory, "data.dir")
     if not directory.is_dir():
         raise ConfigError(f"data.dir is {str(directory)!r}, which is no directory; bert-pretrain prepare makes them")
     manifest = read_manifest(directory)

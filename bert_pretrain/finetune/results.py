@@ -15,6 +15,7 @@ from typing import Any
 
 from bert_pretrain.directories import remove_tree
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.file_system import replace_file
 from bert_pretrain.finetune.options import FinetuneConfig
 
 Row = dict[str, Any]
@@ -154,6 +155,4 @@ def write_results(config: FinetuneConfig, rows: list[Row], summary: dict[str, Ro
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file atomically."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.rename(path)
+    replace_file(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

@@ -20,6 +20,7 @@ from bert_pretrain.directory_lock import DirectoryLock, lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
 from bert_pretrain.errors import EXIT_STOPPED, ConfigError
+from bert_pretrain.file_system import require_writable
 from bert_pretrain.finetune.inputs import InputSet, load_split
 from bert_pretrain.finetune.options import FinetuneConfig, TrainingConfig
 from bert_pretrain.finetune.pretrained import load_tokenizer, new_model
@@ -38,7 +39,6 @@ from bert_pretrain.finetune.seed_trainer import SeedTrainer, StoppedError, parti
 from bert_pretrain.finetune.tasks import Log
 from bert_pretrain.model.bert import silence_transformers
 from bert_pretrain.output import go_on_without_reader
-from bert_pretrain.training.metrics import require_writable
 
 
 @one_message_for_all_ranks

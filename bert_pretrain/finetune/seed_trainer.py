@@ -21,10 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from bert_pretrain.checkpoint.files import fsync
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.file_system import fsync
 from bert_pretrain.training.metrics import duration
 
 _PROGRESS = "progress.json"

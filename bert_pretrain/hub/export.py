@@ -16,7 +16,9 @@ from bert_pretrain.config_loading import entry_point
 from bert_pretrain.directories import check_replaceable, new_folder
 from bert_pretrain.directory_lock import lock_directory
 from bert_pretrain.errors import ConfigError, as_config_error
-from bert_pretrain.training.metrics import read_rows, require_writable
+from bert_pretrain.file_system import require_writable
+from bert_pretrain.stored_options import parse_options, read_text
+from bert_pretrain.training.metrics import read_rows
 
 
 @dataclass
@@ -109,7 +111,7 @@ def model_card(checkpoint: Path) -> str:
     from bert_pretrain.checkpoint.store import load_progress
 
     progress = load_progress(checkpoint)
-    config = OmegaConf.load(checkpoint / "config.yaml")
+    config = OmegaConf.create(parse_options(read_text(checkpoint / "config.yaml"), checkpoint / "config.yaml"))
     metrics = checkpoint.parent.parent / "metrics.jsonl"
     rows = [row for row in read_rows(metrics) if "eval_mlm_loss" in row] if metrics.exists() else []
     rows = [row for row in rows if row["step"] == progress.step]

@@ -111,7 +111,7 @@ def test_a_run_directory_of_another_recipe_is_not_touched(tmp_path: Path, shard_
 
 
 def test_the_plan_refuses_such_a_run_directory_too(tmp_path: Path, shard_dir: Path) -> None:
-    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
     options = [*TEST_RECIPE, f"data.dir={shard_dir}", f"run_dir={tmp_path}"]
     refused("bert_pretrain.plan", *options, mentions="holds a run without a config.yaml")
 

@@ -156,8 +156,8 @@ def test_overwrite_follows_a_link_and_removes_only_what_is_its_own(tmp_path: Pat
 def test_an_out_dir_that_is_no_directory_is_refused(tmp_path: Path, options: tuple[str, ...], kind: str) -> None:
     out_dir = tmp_path / "out"
     out_dir.write_text("mine") if kind == "file" else out_dir.symlink_to("nowhere")
-    found = {"file": "a file", "dangling": "a link to nowhere, which does not exist"}[kind]
-    with pytest.raises(ConfigError, match=rf"out_dir is '.*', which is {found}, not a directory; give another"):
+    found = {"file": "a file", "dangling": "a link to nowhere, which is not there"}[kind]
+    with pytest.raises(ConfigError, match=rf"out_dir .* is {found}"):
         run(options, out_dir, "overwrite=true")
 
 

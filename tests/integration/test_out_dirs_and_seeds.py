@@ -89,6 +89,6 @@ def test_an_output_directory_that_is_none(tmp_path: Path, shard_dir: Path, words
     done = run_module(module, *rest)
     assert done.returncode == 2
     assert done.stderr.count("error: ") == 1
-    found = "a link to nowhere, which does not exist" if kind == "dangling" else "a file"
-    assert f"{found}, not a directory; give another" in done.stderr
+    found = "a link to nowhere, which is not there" if kind == "dangling" else "a file"
+    assert found in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
