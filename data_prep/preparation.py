@@ -14,7 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.data.shards import ShardHeader, read_manifest, write_manifest
+from bert_pretrain.data.shard_directory import read_manifest, write_manifest
+from bert_pretrain.data.shards import ShardHeader
 from bert_pretrain.directory_lock import lock_directory
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.output import go_on_without_reader

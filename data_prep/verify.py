@@ -10,7 +10,8 @@ import numpy as np
 
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.masking import MaskingRule, restore_ids
-from bert_pretrain.data.shards import SPLITS, Arrays, ShardReader, read_manifest, shard_paths
+from bert_pretrain.data.shard_directory import SPLITS, read_manifest, shard_paths
+from bert_pretrain.data.shards import Arrays, ShardReader
 from bert_pretrain.errors import ConfigError
 from data_prep.engine.totals import Totals, check_shares, count_rows, show_sample, table_rows
 from data_prep.options import VerifyConfig

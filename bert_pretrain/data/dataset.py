@@ -8,16 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-from bert_pretrain.data.shards import (
-    MANIFEST,
-    SHARD_FIELDS,
-    Arrays,
-    ShardReader,
-    check_ids,
-    data_fingerprint,
-    read_manifest,
-    shard_paths,
-)
+from bert_pretrain.data.shard_directory import MANIFEST, data_fingerprint, read_manifest, shard_paths
+from bert_pretrain.data.shards import SHARD_FIELDS, Arrays, ShardReader, check_ids
 from bert_pretrain.data.tokenizer_files import TokenTable, read_tokenizer
 from bert_pretrain.errors import ConfigError, require
 

@@ -6,7 +6,8 @@ from itertools import zip_longest
 from pathlib import Path
 
 from bert_pretrain.data.dataset import ShardSet, open_split
-from bert_pretrain.data.shards import ShardHeader, ShardReader, shard_paths
+from bert_pretrain.data.shard_directory import shard_paths
+from bert_pretrain.data.shards import ShardHeader, ShardReader
 from bert_pretrain.data.tokenizer_files import read_tokenizer
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub.source import Source

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 
 from bert_pretrain.config import POSITIONS, PretrainConfig
-from bert_pretrain.data.shards import ShardReader, shard_paths
+from bert_pretrain.data.shard_directory import shard_paths
+from bert_pretrain.data.shards import ShardReader
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub.source import source_config
 from bert_pretrain.hub.vocabulary import read_tokens, same_ids

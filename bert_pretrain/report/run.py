@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from bert_pretrain.config_loading import entry_point
-from bert_pretrain.data.shards import read_manifest
+from bert_pretrain.data.shard_directory import read_manifest
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.report.plots import draw_run
 from bert_pretrain.training.metrics import read_rows, require_writable

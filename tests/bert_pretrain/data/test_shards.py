@@ -10,16 +10,8 @@ import numpy as np
 import pytest
 
 from bert_pretrain.data import shards
-from bert_pretrain.data.shards import (
-    SHARD_FIELDS,
-    ShardHeader,
-    ShardReader,
-    content_checksum,
-    read_manifest,
-    shard_paths,
-    write_manifest,
-    write_shard,
-)
+from bert_pretrain.data.shard_directory import read_manifest, shard_paths, write_manifest
+from bert_pretrain.data.shards import SHARD_FIELDS, ShardHeader, ShardReader, content_checksum, write_shard
 from bert_pretrain.errors import ConfigError
 
 HEADER = ShardHeader(12, 2, 100, "v", "t", 0.15, False, 0.1, 1, 7, "train")
