@@ -75,7 +75,7 @@ class Trainer:
         self._rewind_reason = ""
         self._stopping = self._evaluation_interrupted = False
         self._saved_step, self._rewinds = self.progress.step, 0
-        self.throughput = Throughput(self.measure_peak, self.world.size)
+        self.throughput = Throughput(self.measure_peak, self.world.size, self.world.busy)
 
     def run(self) -> bool:
         """Train to ``total_steps``, with evaluations and checkpoints; False if it stopped earlier, on request.
@@ -93,9 +93,10 @@ class Trainer:
                     self._rewind()
             if self.progress.step > self._saved_step:
                 self._save()
-            self.world.run_on_all_ranks(self._writer.finish)
+            self.world.run_on_all_ranks(self._writer.finish, "writing the last checkpoint")
         except Exception:
-            self._writer.join()
+            with self.world.busy("writing a checkpoint"):
+                self._writer.join()
             raise
         return self.progress.step == self.total_steps and not self._evaluation_interrupted
 
@@ -126,7 +127,8 @@ class Trainer:
         rate = self.learning_rates.index_select(0, self.applied.clamp(max=self.total_steps))[0]
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        skipped = self.precision.step(self.optimizer)
+        with self.world.busy_once("the first update, which compiles kernels"):
+            skipped = self.precision.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=not self.model.speed.cuda_graphs)
         self.applied += 1 - skipped.long()
         norm: torch.Tensor = self.optimizer.grad_norm  # type: ignore[attr-defined]
@@ -265,7 +267,8 @@ class Trainer:
             saved = replace(
                 self.progress, precision=self.precision.state_dict(), spike_detector=asdict(self._spike_detector)
             )
-            self._writer.save(self.model.bert, state, saved, self.config_yaml)
+            with self.world.busy("writing the checkpoint before this one, or copying this one"):
+                self._writer.save(self.model.bert, state, saved, self.config_yaml)
 
     def _rewind(self) -> None:
         """Restore the newest checkpoint, and skip the samples between it and the step in ``_rewind_reason``.
@@ -279,8 +282,9 @@ class Trainer:
                 f"{reason}; there was such a fault after each of {self.numerics.max_rewinds} rewinds to one checkpoint "
                 "(numerics.max_rewinds): lower optimizer.lr, or look at the samples"
             )
-        self._writer.wait()
-        newest = self.store.newest_valid(self.log.message) if self.world.is_first else None
+        with self.world.busy("finding the newest valid checkpoint"):
+            self._writer.wait()
+            newest = self.store.newest_valid(self.log.message) if self.world.is_first else None
         path = self.world.broadcast(str(newest or ""))
         if not path:
             self.log.message(f"{reason}; there is no checkpoint to rewind to")
