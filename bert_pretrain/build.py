@@ -21,7 +21,7 @@ from bert_pretrain.checkpoint.store import (
 from bert_pretrain.config import PretrainConfig, check_run_dir, moments_fault, resolved_yaml, write_config
 from bert_pretrain.data.batch_plan import AUTO, BatchConfig, BatchPlan
 from bert_pretrain.data.collate import fixed_shapes
-from bert_pretrain.data.dataset import ShardSet, check_vocabulary, open_split, report_single_segments
+from bert_pretrain.data.dataset import ShardSet, check_vocabulary, count_tokens, open_split, report_single_segments
 from bert_pretrain.data.dynamic_masking import dynamic_masking
 from bert_pretrain.data.loader import DynamicMasking, TrainingData
 from bert_pretrain.data.packing import packed_shapes
@@ -67,7 +67,7 @@ def run(config: PretrainConfig) -> None:
 
 def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     """Build all parts and train; False if the run stopped before its last step, on request."""
-    config = world.run_on_all_ranks(partial(resolve_model, config))
+    config = world.run_on_all_ranks(partial(resolve_model, config), "finding init_from")
     lock = world.run_on_all_ranks(lambda: check_device_and_run_dir(config, world))
     with lock or nullcontext():
         return train(config, world, stop)
@@ -78,10 +78,12 @@ def train(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     run_dir, kept = Path(config.run_dir), config.checkpoint
     config_yaml = resolved_yaml(config)
     log = MetricsLog(run_dir / "metrics.jsonl" if world.is_first else None, config.schedule.total_steps)
+    log.busy = world.busy
     store = CheckpointStore(run_dir / "checkpoints", kept.keep_last, Path(config.data.tokenizer), kept.keep_every_steps)
     trainer = build_trainer(config, world, log, store, config_yaml)
     world.run_on_all_ranks(lambda: initialize_run_dir(run_dir, config_yaml, world, log, trainer.progress.step))
-    log.open_wandb(config.logging.wandb, config.logging.wandb_project, run_dir, asdict(config))
+    with world.busy("starting wandb"):
+        log.open_wandb(config.logging.wandb, config.logging.wandb_project, run_dir, asdict(config))
     trainer.stop = stop
     try:
         go_on_without_reader()
@@ -105,7 +107,7 @@ def build_trainer(
     Work that can fail on one rank alone runs in ``world.run_on_all_ranks``, so that all ranks exit with its message.
     The collectives are in between: in ``resolve_micro_batch_size``, ``resume`` and ``Trainer``.
     """
-    shards, heldout, masking = world.run_on_all_ranks(lambda: open_data(config, log))
+    shards, heldout, masking = world.run_on_all_ranks(lambda: open_data(config, log), "reading and checking the shards")
     order = SampleOrder(config.seed, shards.samples, config.data.block_size)
     model = world.run_on_all_ranks(lambda: build_model(config.model, config.speed, config.seed, world.device))
     precision = MixedPrecision(config.precision, world.device)
@@ -115,7 +117,9 @@ def build_trainer(
     plan = world.run_on_all_ranks(lambda: BatchPlan(batch.global_batch_size, size, world.size))
     progress = resume(config, store, model, optimizer, precision, shards, world, log)
     if progress is None:
-        progress = world.run_on_all_ranks(lambda: start(config, model, optimizer, shards, world, log))
+        progress = world.run_on_all_ranks(
+            lambda: start(config, model, optimizer, shards, world, log), "loading init_from"
+        )
     resolved, dtype = replace(config, batch=batch), dtype_name(precision.dtype)
     log.message(describe(resolved, world.size, world.device.type, dtype, shards.samples))
     log.message("\n".join(filter(None, (describe_optimizer(optimizer, config.optimizer), describe_frozen(model)))))
@@ -124,7 +128,7 @@ def build_trainer(
         samples = min(size, -(-batch.global_batch_size // world.size))
         largest = samples, config.data.sequence_length, shards.max_predictions
         shapes = packed_shapes(*largest) if speed.packing else fixed_shapes(*largest, speed.group_by_length)
-        world.run_on_all_ranks(partial(compile_model, model, precision, shapes, log.message))
+        world.run_on_all_ranks(partial(compile_model, model, precision, shapes, log.message), "compiling the model")
     learning_rates = learning_rate_table(config.optimizer.lr, config.schedule)
     return Trainer(
         world=world,
@@ -174,11 +178,12 @@ def initialize_run_dir(run_dir: Path, config_yaml: str, world: World, log: Metri
 
 def open_data(config: PretrainConfig, log: MetricsLog) -> tuple[ShardSet, ShardSet | None, DynamicMasking | None]:
     """Training and held-out shards, checked, and the dynamic masking. Raises ``ConfigError``."""
-    shards = open_split(config.data, "train", config.model.vocab_size, log.message)
+    words, tokens = config.model.vocab_size, count_tokens(config.data)
+    shards = open_split(config.data, "train", words, log.message, tokens)
     if shards is None:
         raise ConfigError(f"data.dir {config.data.dir} holds no training samples; bert-pretrain prepare makes them")
     report_single_segments(shards, config.model.next_sentence, log.message)
-    heldout = open_split(config.data, "heldout", config.model.vocab_size)
+    heldout = open_split(config.data, "heldout", words, tokens=tokens)
     check_vocabulary(config.data, [split for split in (shards, heldout) if split is not None], log.message)
     return shards, heldout, dynamic_masking(config.data, shards, config.seed)
 
@@ -213,7 +218,8 @@ def resume(
             found = find_source(config.init_from or "", "init_from", log.message).checkpoint
         return found
 
-    path = world.broadcast(str(world.run_on_all_ranks(lambda: find() if world.is_first else None) or ""))
+    finding = "finding and hashing checkpoints"
+    path = world.broadcast(str(world.run_on_all_ranks(lambda: find() if world.is_first else None, finding) or ""))
     if not path:
         return None
 
@@ -230,7 +236,7 @@ def resume(
             )
         return restore(Path(path), model, optimizer, precision, world.device)
 
-    progress = world.run_on_all_ranks(load)
+    progress = world.run_on_all_ranks(load, "reading the checkpoint")
     log.message(f"resuming from {path}, step {progress.step}")
     return progress
 
