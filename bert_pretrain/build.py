@@ -30,6 +30,7 @@ from bert_pretrain.directory_lock import DirectoryLock, lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
 from bert_pretrain.errors import EXIT_STOPPED, ConfigError
+from bert_pretrain.hub.export import check_before_training
 from bert_pretrain.hub.from_pretrained import load_pretrained
 from bert_pretrain.hub.shape import resolve_model
 from bert_pretrain.hub.source import find_source
@@ -108,6 +109,9 @@ def build_trainer(
     The collectives are in between: in ``resolve_micro_batch_size``, ``resume`` and ``Trainer``.
     """
     shards, heldout, masking = world.run_on_all_ranks(lambda: open_data(config, log), "reading and checking the shards")
+    words, positions = config.model.vocab_size, config.model.max_position_embeddings
+    export_check = partial(check_before_training, Path(config.data.tokenizer), words, positions)
+    world.run_on_all_ranks(lambda: export_check() if world.is_first else None)
     order = SampleOrder(config.seed, shards.samples, config.data.block_size)
     model = world.run_on_all_ranks(lambda: build_model(config.model, config.speed, config.seed, world.device))
     precision = MixedPrecision(config.precision, world.device)

@@ -39,6 +39,7 @@ PREPARATION_LAYERS = [
     {"text"},
     {"samples"},
     {"corpus"},
+    {"corpus_check"},
     {"engine"},
     {"preparation", "random_documents", "verify"},
     {"prepare", "report", "show"},
