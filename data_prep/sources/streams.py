@@ -77,8 +77,6 @@ def blocks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[byte
 def raw_blocks(
     path: Path, start: int = 0, stop: int | None = None, size: int | None = None
 ) -> Iterator[tuple[int, bytes]]:
-    path: Path, start: int = 0, stop: int | None = None, size: int | None = None
-) -> Iterator[tuple[int, bytes]]:
     """(byte where the block starts, block) of a file on disk from ``start`` up to ``stop``. Outages are waited out.
 
     Raises ``ConfigError`` if it cannot be read.

@@ -109,10 +109,11 @@ def test_more_shards_than_open_files_allowed(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from tests.bert_pretrain.data.test_shard_directory import options\n"
         "from bert_pretrain.data.dataset import open_split\n"
-        "from data_prep.verify import verify_split\n"
+        "from data_prep import verify\n"
+        "verify.check_shares = lambda *_: None\n"  # random samples
         "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))\n"
         f"train = open_split(options(Path({str(tmp_path)!r}), 'content'), 'train', {VOCAB_SIZE})\n"
-        "print(len(train.read(0, 240)['input_ids']), verify_split(train.paths[0].parent, train.paths, None, 0).shards)"
+        "print(len(train.read(0, 240)['input_ids']), verify.verify_split(Path(), train.paths, None, 0).shards)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.returncode) == ("240 120", 0), done.stderr
