@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from bert_pretrain.errors import OUTAGES, ConfigError, OutageError
+from bert_pretrain.launch_environment import local_rank
 
 Result = TypeVar("Result")
 PAUSES = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 60.0, 60.0, 60.0)
@@ -58,7 +59,7 @@ class DamagedError(ConfigError):
 
 def say(text: str) -> None:
     """Print a line to standard error, on the first process of a node."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if local_rank() == 0:
         with suppress(OSError):
             print(text, file=sys.stderr, flush=True)
 
