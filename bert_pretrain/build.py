@@ -1,6 +1,7 @@
 """Options -> parts -> ``Trainer.run()``. Every part of a run is built here, top to bottom."""
 
 import logging
+import os
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -9,16 +10,10 @@ from pathlib import Path
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
-from torch.optim import Optimizer
 
-from bert_pretrain.checkpoint.store import (
-    CheckpointStore,
-    Progress,
-    load_optimizer_state,
-    load_progress,
-    restore,
-)
-from bert_pretrain.config import PretrainConfig, check_run_dir, moments_fault, resolved_yaml, write_config
+from bert_pretrain.checkpoint.directories import RECORD
+from bert_pretrain.checkpoint.store import CheckpointStore, Progress, load_progress
+from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml, write_config
 from bert_pretrain.data.batch_plan import AUTO, BatchConfig, BatchPlan
 from bert_pretrain.data.collate import fixed_shapes
 from bert_pretrain.data.dataset import ShardSet, check_vocabulary, count_tokens, open_split, report_single_segments
@@ -30,21 +25,21 @@ from bert_pretrain.directory_lock import DirectoryLock, lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
 from bert_pretrain.errors import EXIT_STOPPED, ConfigError
+from bert_pretrain.file_system import check_file_writable, require_writable
 from bert_pretrain.hub.export import check_before_training
-from bert_pretrain.hub.from_pretrained import load_pretrained
 from bert_pretrain.hub.shape import resolve_model
-from bert_pretrain.hub.source import find_source
 from bert_pretrain.model.bert import PretrainingModel, build_model, silence_transformers
 from bert_pretrain.model.compile import compile_model
 from bert_pretrain.model.precision import MixedPrecision, check_compute, dtype_name
-from bert_pretrain.optim.build import build_optimizer, describe_optimizer, moments_by_name
+from bert_pretrain.optim.build import build_optimizer, describe_optimizer
 from bert_pretrain.optim.freezing import describe_frozen
 from bert_pretrain.optim.schedule import learning_rate_table
 from bert_pretrain.output import go_on_without_reader
 from bert_pretrain.plan.hardware_peaks import measured_matrix_rate
 from bert_pretrain.plan.run import describe
 from bert_pretrain.report.run import write_report
-from bert_pretrain.training.metrics import MetricsLog, require_writable
+from bert_pretrain.starting import find_checkpoint, resume, start
+from bert_pretrain.training.metrics import MetricsLog
 from bert_pretrain.training.micro_batch_size import micro_batch_that_fits
 from bert_pretrain.training.trainer import Trainer
 
@@ -80,7 +75,8 @@ def train(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     config_yaml = resolved_yaml(config)
     log = MetricsLog(run_dir / "metrics.jsonl" if world.is_first else None, config.schedule.total_steps)
     log.busy = world.busy
-    store = CheckpointStore(run_dir / "checkpoints", kept.keep_last, Path(config.data.tokenizer), kept.keep_every_steps)
+    kept_ones = kept.keep_last, Path(config.data.tokenizer), kept.keep_every_steps
+    store = CheckpointStore(run_dir / "checkpoints", *kept_ones, log.message, run_dir / RECORD)
     trainer = build_trainer(config, world, log, store, config_yaml)
     world.run_on_all_ranks(lambda: initialize_run_dir(run_dir, config_yaml, world, log, trainer.progress.step))
     with world.busy("starting wandb"):
@@ -94,9 +90,9 @@ def train(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
         raise
     log.close(0 if finished else EXIT_STOPPED)
     if not finished:
-        log.message(
-            f"stopped on request after step {trainer.progress.step}, which is saved; rerun the same command to resume"
-        )
+        step = trainer.progress.step
+        reached = f"after step {step}, which is saved" if step else "before the first step"
+        log.message(f"stopped on request {reached}; rerun the same command to resume")
     return finished
 
 
@@ -108,7 +104,8 @@ def build_trainer(
     Work that can fail on one rank alone runs in ``world.run_on_all_ranks``, so that all ranks exit with its message.
     The collectives are in between: in ``resolve_micro_batch_size``, ``resume`` and ``Trainer``.
     """
-    shards, heldout, masking = world.run_on_all_ranks(lambda: open_data(config, log), "reading and checking the shards")
+    data = world.run_on_all_ranks(lambda: open_data(config, world, log), "reading and checking the shards")
+    shards, heldout, masking = data
     words, positions = config.model.vocab_size, config.model.max_position_embeddings
     export_check = partial(check_before_training, Path(config.data.tokenizer), words, positions)
     world.run_on_all_ranks(lambda: export_check() if world.is_first else None)
@@ -116,14 +113,14 @@ def build_trainer(
     model = world.run_on_all_ranks(lambda: build_model(config.model, config.speed, config.seed, world.device))
     precision = MixedPrecision(config.precision, world.device)
     optimizer = world.run_on_all_ranks(lambda: build_optimizer(model, config.optimizer))  # freezes: saves memory
-    batch = resolve_micro_batch_size(config, model, precision, shards, world)
+    newest = world.run_on_first_rank(lambda: find_checkpoint(config, store, world, log))
+    batch = resolve_micro_batch_size(config, model, precision, shards, world, newest, log)
     size = batch.samples_at_once(config.data.sequence_length)
     plan = world.run_on_all_ranks(lambda: BatchPlan(batch.global_batch_size, size, world.size))
-    progress = resume(config, store, model, optimizer, precision, shards, world, log)
-    if progress is None:
-        progress = world.run_on_all_ranks(
-            lambda: start(config, model, optimizer, shards, world, log), "loading init_from"
-        )
+    if newest:
+        progress = resume(newest, model, optimizer, precision, shards, world, log)
+    else:
+        progress = start(config, model, optimizer, shards, world, log)
     resolved, dtype = replace(config, batch=batch), dtype_name(precision.dtype)
     log.message(describe(resolved, world.size, world.device.type, dtype, shards.samples))
     log.message("\n".join(filter(None, (describe_optimizer(optimizer, config.optimizer), describe_frozen(model)))))
@@ -169,8 +166,13 @@ def check_device_and_run_dir(config: PretrainConfig, world: World) -> DirectoryL
     check_compute(config.precision, world.device)
     if not world.is_first:
         return None
-    require_writable(Path(config.run_dir), "run_dir")
-    return lock_directory(Path(config.run_dir), "run_dir")
+    run_dir = Path(config.run_dir)
+    require_writable(run_dir, "run_dir")
+    check_file_writable(run_dir / "config.yaml", "run_dir's")
+    check_file_writable(run_dir / "metrics.jsonl", "run_dir's")
+    if os.path.lexists(run_dir / "checkpoints"):
+        require_writable(run_dir / "checkpoints", "run_dir's", "make it writable, or give another run_dir")
+    return lock_directory(run_dir, "run_dir")
 
 
 def initialize_run_dir(run_dir: Path, config_yaml: str, world: World, log: MetricsLog, step: int) -> None:
@@ -180,105 +182,52 @@ def initialize_run_dir(run_dir: Path, config_yaml: str, world: World, log: Metri
     log.resume(step)
 
 
-def open_data(config: PretrainConfig, log: MetricsLog) -> tuple[ShardSet, ShardSet | None, DynamicMasking | None]:
+def open_data(
+    config: PretrainConfig, world: World, log: MetricsLog
+) -> tuple[ShardSet, ShardSet | None, DynamicMasking | None]:
     """Training and held-out shards, checked, and the dynamic masking. Raises ``ConfigError``."""
     words, tokens = config.model.vocab_size, count_tokens(config.data)
-    shards = open_split(config.data, "train", words, log.message, tokens)
+    share = world.local_rank, world.local_size  # each file is read once on a node, in case it has copies of its own
+    shards = open_split(config.data, "train", words, log.message, tokens, share)
     if shards is None:
         raise ConfigError(f"data.dir {config.data.dir} holds no training samples; bert-pretrain prepare makes them")
     report_single_segments(shards, config.model.next_sentence, log.message)
-    heldout = open_split(config.data, "heldout", words, tokens=tokens)
+    heldout = open_split(config.data, "heldout", words, tokens=tokens, share=share)
     check_vocabulary(config.data, [split for split in (shards, heldout) if split is not None], log.message)
     return shards, heldout, dynamic_masking(config.data, shards, config.seed)
 
 
 def resolve_micro_batch_size(
-    config: PretrainConfig, model: PretrainingModel, precision: MixedPrecision, shards: ShardSet, world: World
-) -> BatchConfig:
-    """``config.batch`` with the micro-batch size as a number, the same on all ranks."""
-    batch, length = config.batch, config.data.sequence_length
-    size = batch.samples_at_once(length)
-    if batch.micro_batch_size == AUTO and world.device.type == "cuda":
-        limit = -(-batch.global_batch_size // world.size)
-        size = micro_batch_that_fits(model, precision, world, limit, length, shards.max_predictions)
-    return replace(batch, micro_batch_size=size)
-
-
-def resume(
     config: PretrainConfig,
-    store: CheckpointStore,
     model: PretrainingModel,
-    optimizer: Optimizer,
     precision: MixedPrecision,
     shards: ShardSet,
     world: World,
+    newest: str,
     log: MetricsLog,
-) -> Progress | None:
-    """Load the newest valid checkpoint of this run, or that of which it is a branch; None if there is none."""
+) -> BatchConfig:
+    """``config.batch`` with the micro-batch size as a number, the same on all ranks.
 
-    def find() -> Path | None:
-        found = store.newest_valid(log.message)
-        if found is None and config.init_progress == "keep":
-            found = find_source(config.init_from or "", "init_from", log.message).checkpoint
-        return found
+    ``auto``: that of the checkpoint ``newest``, if as many ranks have written it; else it is found anew.
+    """
+    batch, length = config.batch, config.data.sequence_length
+    if batch.micro_batch_size != AUTO:
+        return batch
 
-    finding = "finding and hashing checkpoints"
-    path = world.broadcast(str(world.run_on_all_ranks(lambda: find() if world.is_first else None, finding) or ""))
-    if not path:
-        return None
+    def stored() -> str:
+        before = load_progress(Path(newest)) if newest else Progress()
+        return f"{before.micro_batch_size} {before.ranks}"
 
-    def load() -> Progress:
-        if not Path(path).is_dir():
-            raise ConfigError(
-                f"rank 0 resumes from {path}, which this node does not see; run_dir must lie on a file system that all "
-                "nodes share"
-            )
-        if load_progress(Path(path)).data_fingerprint != shards.fingerprint:
-            raise ConfigError(
-                f"{path} was trained on other shards than those in data.dir now; restore them, or give another run_dir "
-                f"with init_from={path} init_progress=reset"
-            )
-        return restore(Path(path), model, optimizer, precision, world.device)
-
-    progress = world.run_on_all_ranks(load, "reading the checkpoint")
-    log.message(f"resuming from {path}, step {progress.step}")
-    return progress
-
-
-def start(
-    config: PretrainConfig,
-    model: PretrainingModel,
-    optimizer: Optimizer,
-    shards: ShardSet,
-    world: World,
-    log: MetricsLog,
-) -> Progress:
-    """The progress of a new run, after loading weights and moments from ``init_from`` if it is set."""
-    progress = Progress(data_fingerprint=shards.fingerprint)
-    if config.init_from is None:
-        return progress
-    source = find_source(config.init_from, "init_from", log.message)
-    log.message(f"weights from {source.folder}")
-    changes = load_pretrained(model, source, Path(config.data.tokenizer), log.message, config.init_positions)
-    if source.checkpoint is None:
-        fault: str | None = "it is no checkpoint of this program"
-    else:
-        fault = "; ".join(changes) or moments_fault(config, source.checkpoint)
-    if config.init_moments in ("keep", "restart") and fault:
-        raise ConfigError(
-            f"init_moments is {config.init_moments!r}, but init_from {config.init_from!r} has no moments that fit: "
-            f"{fault}; give init_moments=reset"
+    before, ranks = (int(number) for number in world.run_on_first_rank(stored).split())
+    if before and ranks == world.size:
+        return replace(batch, micro_batch_size=before)
+    size = batch.samples_at_once(length)
+    if world.device.type == "cuda":
+        limit = -(-batch.global_batch_size // world.size)
+        size = micro_batch_that_fits(model, precision, world, limit, length, shards.max_predictions)
+    if before:
+        log.message(
+            f"batch.micro_batch_size=auto: {size} samples on {world.size} ranks; it was {before} on {ranks}, which "
+            "rounds sums and draws dropout in another way"
         )
-    moments = config.init_moments or ("reset" if fault else "keep")
-    if source.checkpoint is not None and moments != "reset":
-        state = load_optimizer_state(source.checkpoint, world.device)
-        if moments == "restart":
-            for entry in state["state"].values():
-                if "step" in entry:  # momentum has no step count
-                    entry["step"] = torch.zeros_like(entry["step"])
-        state, difference = moments_by_name(state, optimizer)
-        optimizer.load_state_dict(state)
-        if difference:
-            log.message(difference)
-    log.message(f"moments: {moments}" + (f" ({fault})" if fault and config.init_moments is None else ""))
-    return progress
+    return replace(batch, micro_batch_size=size)

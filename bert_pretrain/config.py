@@ -1,6 +1,5 @@
 """The options of a pretraining run, and the checks that compare them with those of an earlier run."""
 
-import json
 import re
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -8,13 +7,16 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from bert_pretrain.checkpoint.directories import checkpoints_in
 from bert_pretrain.data.batch_plan import BatchConfig
 from bert_pretrain.data.dataset import DataConfig
 from bert_pretrain.distributed.options import CommunicationConfig
 from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.file_system import replace_file
 from bert_pretrain.model.options import ModelConfig, PrecisionConfig, SpeedConfig
 from bert_pretrain.optim.options import OptimizerConfig, ScheduleConfig
 from bert_pretrain.optim.schedule import changed_past
+from bert_pretrain.stored_options import FORMAT_VERSION, parse_options, read_options, read_progress, read_text
 from bert_pretrain.training.options import CheckpointConfig, LoggingConfig, NumericsConfig, TrainingConfig
 
 # Options that may differ when a run is resumed: they change neither the samples of a step nor, except for rounding, its
@@ -49,13 +51,17 @@ _MAY_CHANGE_ON_RESUME = (
 )
 
 POSITIONS = ("interpolate", "repeat")
-_NEW_OPTIONS = {
+_SOURCE = ("init_from", "init_moments", "init_positions", "init_progress")
+_NEW_OPTIONS: dict[str, Any] = {
+    "init_positions": None,
+    "init_progress": "reset",
     "model.next_sentence": True,
     "speed.packing": False,
     "data.mask_share": None,
     "data.random_share": None,
 }
-"""Options that runs of earlier versions do not state, and what those runs did."""
+"""Options that runs of earlier versions do not state, and what those runs did, as far as it is not their default in a
+dataclass. Every new option that may not change on resume stands in one of the two."""
 
 
 @dataclass
@@ -117,7 +123,7 @@ class PretrainConfig:
 def resolved_yaml(config: PretrainConfig) -> str:
     """The options of a run as YAML, without those that other commands add (plan, bench)."""
     run = PretrainConfig(**{field.name: getattr(config, field.name) for field in fields(PretrainConfig)})
-    return OmegaConf.to_yaml(OmegaConf.structured(run))
+    return f"format_version: {FORMAT_VERSION}\n{OmegaConf.to_yaml(OmegaConf.structured(run))}"
 
 
 def check_run_dir(config: PretrainConfig, may_extend: bool = True) -> None:
@@ -129,10 +135,15 @@ def check_run_dir(config: PretrainConfig, may_extend: bool = True) -> None:
     run_dir = Path(config.run_dir)
     stored, now = run_dir / "config.yaml", resolved_yaml(config)
     if stored.is_file():
-        applied = steps_done(run_dir) if may_extend else None
-        check_same_run(now, stored.read_text(encoding="utf-8"), config.run_dir, applied)
-    elif (run_dir / "checkpoints").exists() or (run_dir / "metrics.jsonl").exists():
-        raise ConfigError(f"run_dir {run_dir} holds a run without a config.yaml; give another run_dir")
+        before, applied = read_options(stored), steps_done(run_dir) if may_extend else None
+        check_same_run(now, read_text(stored), config.run_dir, applied)
+        if newest_by_name(run_dir) == run_dir:
+            _check_same_source(config, before)
+    elif checkpoints_in(run_dir / "checkpoints") or _holds_rows(run_dir / "metrics.jsonl"):
+        raise ConfigError(
+            f"run_dir {run_dir} holds a run without a config.yaml; copy that of one of its checkpoints there to go on "
+            "with it, or give another run_dir"
+        )
     if config.init_progress == "keep" and newest_by_name(run_dir) == run_dir:
         source = newest_by_name(Path(config.init_from or ""))
         if not (source / "progress.json").is_file() or not (source / "config.yaml").is_file():
@@ -140,8 +151,33 @@ def check_run_dir(config: PretrainConfig, may_extend: bool = True) -> None:
                 f"init_progress is 'keep', but init_from={config.init_from} holds no progress.json and config.yaml; "
                 "give a checkpoint of a run (RUN/checkpoints/step_*), or init_progress=reset"
             )
-        applied = json.loads((source / "progress.json").read_text(encoding="utf-8"))["step"]
-        check_same_run(now, (source / "config.yaml").read_text(encoding="utf-8"), config.run_dir, applied, source)
+        applied = read_progress(source / "progress.json")["step"]
+        check_same_run(now, read_text(source / "config.yaml"), config.run_dir, applied, source)
+
+
+def _holds_rows(metrics: Path) -> bool:
+    return metrics.exists() and metrics.stat().st_size > 0
+
+
+def _check_same_source(config: PretrainConfig, stored: dict[str, Any]) -> None:
+    """Raise ``ConfigError`` if a run that has no checkpoint yet began from other weights than it would now."""
+    before = {name: stored.get(name, _NEW_OPTIONS.get(name)) for name in _SOURCE}
+    now = {name: getattr(config, name) for name in _SOURCE}
+    differing = ["init_from"] if _place(before["init_from"]) != _place(now["init_from"]) else []
+    if now["init_from"] is not None:  # else the others have no meaning; null leaves the choice to the program
+        differing += [
+            name for name in _SOURCE[1:] if None not in (before[name], now[name]) and before[name] != now[name]
+        ]
+    if differing:
+        pairs = ", ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in differing)
+        raise ConfigError(
+            f"run_dir {config.run_dir} has no checkpoint yet, and was begun with other weights: {pairs}; give the "
+            "same, or another run_dir"
+        )
+
+
+def _place(name: str | None) -> Path | None:
+    return None if name is None else Path(name).expanduser().resolve()
 
 
 def newest_by_name(path: Path) -> Path:
@@ -166,7 +202,8 @@ def check_same_run(now: str, before: str, run_dir: str, applied: int | None = No
     ``before``, if the run of ``now`` is a branch of it. An option that is not there had its default.
     """
     defaults = _NEW_OPTIONS | _defaults(PretrainConfig)
-    new, old = (defaults | _flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (now, before))
+    where = branch or Path(run_dir)
+    new, old = (defaults | _flat(parse_options(text, where / "config.yaml")) for text in (now, before))
     differing = [
         key
         for key in sorted(new.keys() | old.keys())
@@ -223,18 +260,11 @@ def write_config(run_dir: Path, config_yaml: str, step: int) -> None:
             return
         history = run_dir / "config_history" / f"until_step_{step:08d}.yaml"
         if not history.exists():  # one that is there held up to this step; what followed it trained nothing
-            _write(history, before)
+            history.parent.mkdir(exist_ok=True)
+            replace_file(history, before.encode())
         old.schedule = new.schedule
         text = OmegaConf.to_yaml(old)
-    _write(path, text)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file at once: it is there whole, or as it was."""
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(path)
+    replace_file(path, text.encode())
 
 
 def moments_fault(config: PretrainConfig, checkpoint: Path) -> str | None:
@@ -242,7 +272,8 @@ def moments_fault(config: PretrainConfig, checkpoint: Path) -> str | None:
 
     Another algorithm has other moments, another pre-normalization scales the gradients differently.
     """
-    before = OmegaConf.create((checkpoint / "config.yaml").read_text(encoding="utf-8"))
+    path = checkpoint / "config.yaml"
+    before = OmegaConf.create(parse_options(read_text(path), path))  # that of a converted one states little
     for name in ("algorithm", "pre_normalization"):
         old, new = OmegaConf.select(before, f"optimizer.{name}"), getattr(config.optimizer, name)
         if old != new:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.file_system import check_link
 
 LOCK = ".lock"
 INTERVAL = 5.0
@@ -59,6 +60,7 @@ def lock_directory(directory: Path, option: str, name: str = LOCK) -> DirectoryL
     Raises ``ConfigError`` if another process holds it, or the file cannot be written.
     """
     path = directory / name
+    check_link(directory, option)
     try:
         while True:
             directory.mkdir(parents=True, exist_ok=True)

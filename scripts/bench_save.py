@@ -33,7 +33,7 @@ class Bench:
 
     def __init__(self, trainer: Trainer, store: CheckpointStore) -> None:
         self.trainer, self.store = trainer, store
-        self.writer = CheckpointWriter(store, print)
+        self.writer = CheckpointWriter(store, print, 1)
         self.batches = trainer.data.steps(0)
         self.number = 0
         self.alone, self.during = list[float](), list[float]()

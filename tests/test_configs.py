@@ -10,6 +10,7 @@ from bert_pretrain.config import PretrainConfig, check_same_run, moments_fault, 
 from bert_pretrain.config_files import CONFIG_DIR
 from bert_pretrain.config_loading import load_config
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.model.flops import training_flops
 from bert_pretrain.optim.schedule import learning_rate
 from bert_pretrain.plan.run import describe
 from tests.conftest import ROOT
@@ -62,6 +63,17 @@ def test_the_articles_numbers() -> None:
         )
     assert composed("recipe=bert_large_64k_phase2").init_moments == "keep"
     assert composed("recipe=bert_large_64k_phase2_published").init_moments == "restart"
+
+
+def test_the_domain_recipe_takes_a_base_model_about_two_hours() -> None:
+    config = composed("recipe=domain")
+    tokens = config.schedule.total_steps * config.batch.global_batch_size * config.data.sequence_length
+    assert tokens == pytest.approx(1.18e9, rel=0.005)
+    base = dataclasses.replace(composed("recipe=bert_base_1gpu").model, next_sentence=False)
+    flops = training_flops(base, tokens / 512, tokens, tokens * 512, 0.15 * tokens)
+    assert flops == pytest.approx(6.9e17, rel=0.01)
+    assert flops / 100e12 / 3600 == pytest.approx(1.9, rel=0.02)
+    assert (config.model.hidden_size, config.model.next_sentence, config.data.masking) == (None, False, "dynamic")
 
 
 def test_the_recipe_in_the_documents_composes(tmp_path: Path) -> None:

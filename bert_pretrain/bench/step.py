@@ -27,13 +27,14 @@ from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.data.collate import Counts, StepBatch
 from bert_pretrain.distributed.gradients import sync_gradients
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
+from bert_pretrain.file_system import require_writable
 from bert_pretrain.hub.shape import resolve_model
 from bert_pretrain.model.bert import silence_transformers
 from bert_pretrain.model.flops import training_flops
 from bert_pretrain.model.options import SpeedConfig
 from bert_pretrain.model.precision import compute_dtype
 from bert_pretrain.plan.hardware_peaks import device_name, measured_copy_bandwidth, timed
-from bert_pretrain.training.metrics import MetricsLog, Row, require_writable
+from bert_pretrain.training.metrics import MetricsLog, Row
 from bert_pretrain.training.trainer import Trainer
 
 _WARM_UP = 2  # rounds

@@ -7,11 +7,15 @@
         config.yaml       the run's resolved configuration
         checksums.json    SHA-256 of every file above
 
-A directory gets its final name only when all of it is on disk. A damaged one is reported and skipped, never deleted.
+A directory gets its final name only when all of it is on disk. A damaged one is reported and skipped, never deleted,
+and does not count for ``keep_last``.
 Random states are not saved: dropout is seeded for every step from (seed, rank, step).
 """
 
+import errno
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -24,12 +28,18 @@ from safetensors import SafetensorError
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from bert_pretrain.checkpoint.directories import checkpoints_in, newest_valid
-from bert_pretrain.checkpoint.files import Throttle, find_fault, fsync, save_state, write_checksums
+from bert_pretrain.checkpoint.directories import checkpoints_in, newest_valid, record_saved_step, step_of
+from bert_pretrain.checkpoint.files import Throttle, find_fault_quickly, save_state, write_checksums
 from bert_pretrain.checkpoint.tokenizer_files import copy_tokenizer
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.file_system import fsync
 from bert_pretrain.model.bert import PretrainingModel, load_weights
 from bert_pretrain.model.config_entries import keep_entries
 from bert_pretrain.model.precision import MixedPrecision
+from bert_pretrain.stored_options import FORMAT_VERSION, read_progress
+
+_FULL = 1_000_000
+"""Free bytes below which an error of a library while it writes counts as a full disk."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,10 @@ class Progress:
     """State of ``MixedPrecision``."""
     spike_detector: dict[str, Any] = field(default_factory=dict)
     """State of ``LossSpikeDetector``."""
+    micro_batch_size: int = 0
+    """Samples in one forward pass of a rank, which ``batch.micro_batch_size=auto`` has found; 0: not known."""
+    ranks: int = 0
+    """Ranks of the run that saved; 0: not known."""
 
     @property
     def skipped(self) -> int:
@@ -60,9 +74,21 @@ class Progress:
 class CheckpointStore:
     """The checkpoints of one run. One process writes; every process may read."""
 
-    def __init__(self, directory: Path, keep_last: int, tokenizer: Path | None, keep_every_steps: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        keep_last: int,
+        tokenizer: Path | None,
+        keep_every_steps: int = 0,
+        report: Callable[[str], None] = lambda _: None,
+        record: Path | None = None,
+    ) -> None:
+        """``report`` gets a message for an old checkpoint that is a link or cannot be removed.
+
+        ``record``: the file that keeps the step of the newest checkpoint (``directories.RECORD``).
+        """
         self.directory, self.keep_last, self.tokenizer = directory, keep_last, tokenizer
-        self.keep_every_steps = keep_every_steps
+        self.keep_every_steps, self._report, self.record = keep_every_steps, report, record
 
     def save(
         self,
@@ -74,8 +100,9 @@ class CheckpointStore:
     ) -> Path:
         """Write the checkpoint of ``progress.step``, then remove old ones.
 
-        Raises OSError for errors of the file system (a full disk); then earlier checkpoints are unchanged, and no
-        partial one is left.
+        Raises OSError for errors of the file system (a full disk) and of memory, others for bugs; then earlier
+        checkpoints are unchanged, and no partial one is left. Once it has
+        its name, nothing fails.
         """
         final = self.directory / f"step_{progress.step:08d}"
         for leftover in self.directory.glob(".step_*.partial"):  # of a process that was killed
@@ -87,47 +114,93 @@ class CheckpointStore:
             save_state(optimizer_state, temporary / "optimizer.pt", throttle)
             if self.tokenizer is not None:
                 copy_tokenizer(self.tokenizer, temporary / "model", model.config.max_position_embeddings)
-            (temporary / "progress.json").write_text(json.dumps(asdict(progress), indent=2), encoding="utf-8")
+            values = {"format_version": FORMAT_VERSION, **asdict(progress)}
+            (temporary / "progress.json").write_text(json.dumps(values, indent=2), encoding="utf-8")
             (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
             write_checksums(temporary, throttle)
             fsync(*temporary.rglob("*"), temporary)
-        except (OSError, RuntimeError, SafetensorError) as error:  # libraries hide a full disk in the latter two
-            free = (
-                ""
-                if isinstance(error, OSError)
-                else f"; {shutil.disk_usage(self.directory).free / 1e6:.1f} MB are free there"
-            )
+            if final.exists() or final.is_symlink():  # damaged: the run would have resumed from a valid one
+                names = (final.with_name(f"{final.name}.damaged-{number}") for number in count(1))
+                final.rename(next(name for name in names if not name.exists()))
+            temporary.rename(final)
+        except Exception as error:
+            cause = _disk_error(error, self.directory)
             shutil.rmtree(temporary, ignore_errors=True)
-            raise OSError(f"{error}{free}") from error
-        if final.exists():  # damaged: the run would have resumed from a valid one
-            names = (final.with_name(f"{final.name}.damaged-{number}") for number in count(1))
-            final.rename(next(name for name in names if not name.exists()))
-        temporary.rename(final)
-        fsync(self.directory)
-        self._remove_old(throttle)
+            if cause is error:
+                raise
+            raise cause from error
+        try:
+            fsync(self.directory)
+            if self.record is not None:
+                record_saved_step(self.record, progress.step)
+            self._remove_old(final, throttle)
+        except OSError as error:
+            self._report(f"checkpoint {final} is saved; its directory is not tidied ({error})")
         return final
 
-    def newest_valid(self, report: Callable[[str], None]) -> Path | None:
-        """The newest undamaged checkpoint; ``report`` gets a message for each damaged one that is skipped."""
-        return newest_valid(self.directory, report)
+    def newest_valid(
+        self, report: Callable[[str], None], while_waiting: Callable[[], None] = lambda: None
+    ) -> Path | None:
+        """The newest undamaged checkpoint, as ``directories.newest_valid``."""
+        return newest_valid(self.directory, report, while_waiting)
 
     def all(self) -> list[Path]:
         """All checkpoints by step, damaged ones too."""
         return checkpoints_in(self.directory)
 
-    def _remove_old(self, throttle: Throttle) -> None:
-        for path in self.all()[: -self.keep_last]:
-            milestone = self.keep_every_steps and int(path.name[5:]) % self.keep_every_steps == 0
-            if not milestone and find_fault(path, throttle) is None:  # a damaged one stays, as evidence
+    def _remove_old(self, written: Path, throttle: Throttle) -> None:
+        """Keep ``written`` and the newest valid ones, ``keep_last`` in all. Damaged ones stay and do not count."""
+        kept = 1
+        for path in reversed(self.all()):
+            milestone = bool(self.keep_every_steps) and step_of(path) % self.keep_every_steps == 0
+            if path == written or (milestone and kept >= self.keep_last) or not self._is_valid(path, throttle):
+                continue
+            if kept < self.keep_last:
+                kept += 1
+            else:
+                self._remove(path)
+
+    def _is_valid(self, path: Path, throttle: Throttle) -> bool:
+        try:
+            return find_fault_quickly(path, throttle) is None
+        except OSError:  # it cannot be read now: it stays
+            return False
+
+    def _remove(self, path: Path) -> None:
+        try:
+            if path.is_symlink():
+                target = path.resolve()
+                path.unlink()
+                self._report(f"old checkpoint {path} was a link: it is removed, and {target} is kept")
+            else:
                 shutil.rmtree(path)
+        except OSError as error:
+            self._report(f"old checkpoint {path} cannot be removed ({error}); training goes on")
+
+
+def _disk_error(error: Exception, directory: Path) -> Exception:
+    """``error`` as an OSError if a library hides one in it, memory ran out or the disk is full; else itself: a bug."""
+    if isinstance(error, OSError) or not isinstance(error, (RuntimeError, MemoryError, SafetensorError)):
+        return error
+    if number := re.search(r"os error (\d+)", str(error)):  # safetensors
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    if isinstance(error, MemoryError) or "allocate memory" in str(error):  # the latter is torch's
+        return OSError(errno.ENOMEM, str(error))
+    free = shutil.disk_usage(directory).free
+    if free < _FULL:
+        return OSError(errno.ENOSPC, f"{error}; {free / 1e6:.1f} MB are free there")
+    return error
 
 
 def load_progress(path: Path) -> Progress:
-    """The progress of a valid checkpoint."""
-    values = json.loads((path / "progress.json").read_text(encoding="utf-8"))
+    """The progress of a checkpoint. Raises ``ConfigError`` if it is damaged or of a later version."""
+    values = read_progress(path / "progress.json")
     if "watch" in values:  # its name until version 0.1
         values["spike_detector"] = values.pop("watch")
-    return Progress(**values)
+    try:
+        return Progress(**values)
+    except TypeError as error:
+        raise ConfigError(f"{path / 'progress.json'} is of another version of this program ({error})") from None
 
 
 def load_optimizer_state(path: Path, device: torch.device) -> dict[str, Any]:

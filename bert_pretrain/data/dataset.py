@@ -154,12 +154,15 @@ def open_split(
     vocab_size: int,
     report: Callable[[str], None] = lambda _: None,
     tokens: int | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> ShardSet | None:
     """Open and check one split, one shard after the other; None if the directory has no samples of it.
 
-    ``tokens``: the size of the tokenizer; the ids of shards without a header must be below it. Raises ``ConfigError``
-    if a shard cannot be read, is not the one that the manifest lists, or does not fit ``data.sequence_length``, the
-    vocabulary or the other shards.
+    ``tokens``: the size of the tokenizer; the ids of shards without a header must be below it. ``share``: (i, n) checks
+    the content of every n-th shard from i on; other processes check the others.
+
+    Raises ``ConfigError`` if a shard cannot be read, is not the one that the manifest lists, or does not fit
+    ``data.sequence_length``, the vocabulary or the other shards.
     """
     directory = Path(config.dir)
     paths, manifest = shard_paths(directory, split), read_manifest(directory)
@@ -169,12 +172,13 @@ def open_split(
         return None
     small = sum(path.stat().st_size for path in paths) <= 4 << 30
     readers: list[ShardReader] = []
-    for path in paths:
+    for number, path in enumerate(paths):
         with closing(ShardReader(path)) as reader:
             readers.append(reader)
             _check_fit(reader, config, vocab_size, readers[0])
             check_listed(reader, manifest)
-            if config.check == "content" or (config.check == "auto" and small):
+            mine = number % share[1] == share[0]
+            if mine and (config.check == "content" or (config.check == "auto" and small)):
                 report(f"checking {path.name}")
                 reader.check_content(vocab_size if reader.header else min(vocab_size, tokens or vocab_size))
     nonempty = [reader for reader in readers if reader.samples]

@@ -65,19 +65,50 @@ def read_tokenizer(folder: Path) -> TokenTable:
     """
     config, roles_map = _read_json(folder / "tokenizer_config.json"), _read_json(folder / "special_tokens_map.json")
     state, numbers = _read_json(folder / "tokenizer.json"), _read_json(folder / "added_tokens.json")
-    has_json = (folder / "tokenizer.json").is_file()
     try:
-        ids = _ids_of_json(state) if has_json else read_vocab_text(folder / "vocab.txt")
-        added = {entry["content"]: entry for entry in state.get("added_tokens", [])}
-        for number, entry in config.get("added_tokens_decoder", {}).items():
-            added.setdefault(entry["content"], {**entry, "id": int(number)})
-        for token, number in {**numbers, **{token: entry["id"] for token, entry in added.items()}}.items():
-            ids.setdefault(token, int(number))
+        added = _added_tokens(config, state)
+        ids = _all_ids(folder, state, {**numbers, **{token: entry["id"] for token, entry in added.items()}})
         special = {token for token, entry in added.items() if entry.get("special")}
         special |= {token for source in (config, roles_map) for key in _LISTS for token in _names(source.get(key))}
         return token_table(ids, _stated_roles(config, roles_map), state, special, folder)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"tokenizer {folder} cannot be read: its files are no tokenizer's ({error!r})") from None
+
+
+def read_ids(folder: Path) -> dict[str, int] | None:
+    """Each token of the tokenizer in ``folder`` with its id, which may have gaps; None if there is no tokenizer.
+
+    Raises ``ConfigError`` if a file cannot be read.
+    """
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        return None
+    config, state = _read_json(folder / "tokenizer_config.json"), _read_json(folder / "tokenizer.json")
+    numbers = _read_json(folder / "added_tokens.json")
+    try:
+        added = {token: entry["id"] for token, entry in _added_tokens(config, state).items()}
+        return _all_ids(folder, state, {**numbers, **added})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"tokenizer {folder} cannot be read: its files are no tokenizer's ({error!r})") from None
+
+
+def same_ids(one: dict[str, int], other: dict[str, int]) -> bool:
+    """Whether all tokens that both have are at the same ids."""
+    return all(other.get(token, number) == number for token, number in one.items())
+
+
+def _added_tokens(config: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+    """The tokens that were added to the vocabulary, each with its entry."""
+    added = {entry["content"]: entry for entry in state.get("added_tokens") or []}
+    for number, entry in config.get("added_tokens_decoder", {}).items():
+        added.setdefault(entry["content"], {**entry, "id": int(number)})
+    return added
+
+
+def _all_ids(folder: Path, state: dict[str, Any], added: dict[str, int]) -> dict[str, int]:
+    ids = _ids_of_json(state) if state else read_vocab_text(folder / "vocab.txt")
+    for token, number in added.items():
+        ids.setdefault(token, int(number))
+    return ids
 
 
 def token_table(

@@ -38,6 +38,8 @@ class World:
     size: int
     device: torch.device
     watchdog: Watchdog | None = None
+    local_size: int = 1
+    """Ranks on this node."""
 
     @property
     def is_first(self) -> bool:
@@ -94,6 +96,10 @@ class World:
             message, label, status = first
             raise SharedError(message if all(other == message for other, *_ in faults) else message + label, status)
         return result  # type: ignore[return-value]
+
+    def run_on_first_rank(self, work: Callable[[], str]) -> str:
+        """Rank 0's ``work()``, on every rank; if it fails, all raise. What all would read alike is read once."""
+        return self.broadcast(self.run_on_all_ranks(lambda: work() if self.is_first else "", _name_of(work)))
 
     def report_progress(self, step: int | None = None) -> None:
         """Tell the watchdog that this rank makes progress; ``step``: the step that it begins. Costs nothing."""
@@ -161,7 +167,7 @@ def open_world(
     if fault:
         raise SharedError(fault)
     watchdog = Watchdog(store, rank, size, timeout_seconds, local_rank == 0, stop) if store is not None else None
-    world = World(rank, local_rank, size, own_device, watchdog)
+    world = World(rank, local_rank, size, own_device, watchdog, local_size)
     _set_up_device(world, local_size)
     if watchdog is not None:
         watchdog.start()

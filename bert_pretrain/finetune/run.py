@@ -19,6 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.file_system import require_writable
 from bert_pretrain.finetune.inputs import InputSet, load_split
 from bert_pretrain.finetune.options import FinetuneConfig, TrainingConfig
 from bert_pretrain.finetune.pretrained import load_tokenizer, new_model
@@ -26,7 +27,6 @@ from bert_pretrain.finetune.scores import Scores
 from bert_pretrain.finetune.tasks import Log
 from bert_pretrain.model.bert import silence_transformers
 from bert_pretrain.output import go_on_without_reader
-from bert_pretrain.training.metrics import require_writable
 
 _SUMMARY: dict[str, Callable[[list[float]], float]] = {
     "median": statistics.median,

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.batch_plan import BatchConfig
 from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.file_system import require_writable
 from bert_pretrain.hub.heldout import check_fit
 from bert_pretrain.hub.source import Source, find_source
-from bert_pretrain.training.metrics import Row, require_writable
+from bert_pretrain.training.metrics import Row
 
 if TYPE_CHECKING:
     from bert_pretrain.hub.measure import Measured

@@ -17,7 +17,9 @@ from bert_pretrain.checkpoint.tokenizer_files import copy_tokenizer, set_max_len
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.tokenizer_files import has_tokenizer
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.training.metrics import read_rows, require_writable
+from bert_pretrain.file_system import require_writable
+from bert_pretrain.stored_options import parse_options, read_text
+from bert_pretrain.training.metrics import read_rows
 
 
 @dataclass
@@ -125,7 +127,7 @@ def model_card(checkpoint: Path) -> str:
     from bert_pretrain.checkpoint.store import load_progress
 
     progress = load_progress(checkpoint)
-    config = OmegaConf.load(checkpoint / "config.yaml")
+    config = OmegaConf.create(parse_options(read_text(checkpoint / "config.yaml"), checkpoint / "config.yaml"))
     metrics = checkpoint.parent.parent / "metrics.jsonl"
     rows = [row for row in read_rows(metrics) if "eval_mlm_loss" in row] if metrics.exists() else []
     rows = [row for row in rows if row["step"] == progress.step]

@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bert_pretrain.data.tokenizer_files import read_ids
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub.new_embeddings import RowMap, extended_positions, map_rows
 from bert_pretrain.hub.source import Source, weight_files
-from bert_pretrain.hub.vocabulary import read_tokens
 from bert_pretrain.model.bert import PretrainingModel
 from bert_pretrain.model.config_entries import keep_entries
 
@@ -117,7 +117,7 @@ def _resize(
 ) -> list[str]:
     """Change embeddings, decoder bias and positions in ``found`` to the model's; returns what was changed."""
     changes = []
-    new, old = read_tokens(tokenizer), read_tokens(source.folder)
+    new, old = read_ids(tokenizer), read_ids(source.folder)
     words, size = found[WORDS], len(own[WORDS])
     if new and max(new.values()) >= size:
         raise ConfigError(

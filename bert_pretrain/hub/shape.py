@@ -7,15 +7,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
-
 from bert_pretrain.config import POSITIONS, PretrainConfig
 from bert_pretrain.data.shard_directory import shard_paths
 from bert_pretrain.data.shards import ShardReader
+from bert_pretrain.data.tokenizer_files import read_ids, same_ids
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub.source import source_config
-from bert_pretrain.hub.vocabulary import read_tokens, same_ids
 from bert_pretrain.model.options import SIZES, ModelConfig
+from bert_pretrain.stored_options import read_options
 
 Config = TypeVar("Config", bound=PretrainConfig)
 _FIXED = (*SIZES, "hidden_act", "layer_norm_eps", "type_vocab_size", "pad_token_id")
@@ -47,8 +46,7 @@ def resolve_model(config: Config) -> Config:
     """
     stored = Path(config.run_dir) / "config.yaml"
     if stored.is_file():  # the run is resumed: init_from may be gone
-        found: Any = OmegaConf.to_container(OmegaConf.load(stored))
-        model = _filled(config.model, found.get("model") or {})
+        model = _filled(config.model, read_options(stored).get("model") or {})
     else:
         model = config.model if config.init_from is None else _as_in_source(config, config.init_from)
     if unknown := unknown_options(model):
@@ -97,7 +95,7 @@ def _vocab_size(config: PretrainConfig, folder: Path, old_size: int) -> int:
     If its ids are those of the old tokenizer: as before, or more for more tokens. Else as many as it has tokens. Both
     are padded to a multiple of 64 or 8 if the old size is one.
     """
-    new, old = read_tokens(Path(config.data.tokenizer)), read_tokens(folder)
+    new, old = read_ids(Path(config.data.tokenizer)), read_ids(folder)
     words = max(new.values(), default=0) + 1 if new else _words_of_shards(config)
     if words is None:
         return old_size

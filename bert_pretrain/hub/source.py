@@ -49,12 +49,14 @@ class Source:
     """``config.json``."""
 
 
-def find_source(name: str, option: str, report: Report) -> Source:
+def find_source(name: str, option: str, report: Report, checked: bool = True) -> Source:
     """The model that ``name``, the value of ``option``, names: a hub name is downloaded, or taken from the cache.
+
+    ``checked``: a checkpoint of ours is read once to compare its checksums.
 
     Raises ``ConfigError`` if there is none, if it has no weights, or if it is no BERT that this program computes.
     """
-    folder, checkpoint = _locate(name, option, report, checked=True)
+    folder, checkpoint = _locate(name, option, report, checked)
     source = Source(name, folder, checkpoint, _read_config(folder, name, option))
     weight_files(source, option)
     return source

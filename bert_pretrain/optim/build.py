@@ -95,7 +95,7 @@ def moments_by_name(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> 
     Layers are matched by name: one that was not trained before has no state and starts at 0. The options are those of
     ``optimizer``. The second result is a line for the log; empty if the layers are the same.
     """
-    groups = optimizer.state_dict()["param_groups"]
+    groups = torch.optim.Optimizer.state_dict(optimizer)["param_groups"]  # a sharded optimizer's own is collective
     names = [name for group in groups for name in group.get("param_names", ())]
     before = [name for group in saved["param_groups"] for name in group.get("param_names", ())]
     if names == before or not before:

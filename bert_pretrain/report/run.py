@@ -4,13 +4,13 @@ import html
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.shard_directory import read_manifest
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.file_system import require_writable
 from bert_pretrain.report.plots import draw_run
-from bert_pretrain.training.metrics import read_rows, require_writable
+from bert_pretrain.stored_options import read_options
+from bert_pretrain.training.metrics import read_rows
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -89,7 +89,7 @@ def facts(run_dir: Path) -> list[tuple[str, str]]:
         ]
         if "eval_nsp_accuracy" in last:
             found.append(("held-out next-sentence accuracy", f"{last['eval_nsp_accuracy']:.4f}"))
-        directory = Path(OmegaConf.load(run_dir / "config.yaml").data.dir)
+        directory = Path(read_options(run_dir / "config.yaml")["data"]["dir"])
         manifest = read_manifest(directory) if directory.is_dir() else None
         if manifest is not None and "unigram_entropy" in manifest:
             entropy = float(manifest["unigram_entropy"])

@@ -21,12 +21,14 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from bert_pretrain.build import pretrain
+from bert_pretrain.checkpoint.directories import RECORD
 from bert_pretrain.config import PretrainConfig, check_run_dir
 from bert_pretrain.config_loading import load_config
 from bert_pretrain.directory_lock import lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, open_world
 from bert_pretrain.errors import EXIT_STOPPED, ConfigError, DivergedError, require
+from bert_pretrain.file_system import require_writable
 from bert_pretrain.hub.shape import resolve_if_needed
 from bert_pretrain.model.bert import silence_transformers
 from bert_pretrain.output import go_on_without_reader
@@ -35,7 +37,7 @@ from bert_pretrain.study.figure import draw_study
 from bert_pretrain.study.language import write_corpus
 from bert_pretrain.study.options import SpikeConfig, StudyConfig
 from bert_pretrain.study.verdict import Curve, best_rate, judge, page, table
-from bert_pretrain.training.metrics import read_rows, require_writable
+from bert_pretrain.training.metrics import read_rows
 
 _EVALUATIONS, _CHECKPOINTS = 25, 5  # per run, approximately
 
@@ -112,7 +114,7 @@ class Study:
             print("stopped as requested; run the same command to continue")
             sys.exit(EXIT_STOPPED)
         batch = config.batch.global_batch_size
-        rows = [row for row in read_rows(run_dir / "metrics.jsonl") if "eval_mlm_loss" in row]
+        rows = [row for row in read_rows(run_dir / "metrics.jsonl") if "eval_mlm_loss" in row and row["step"] > 0]
         curve = {
             "samples": [row["step"] * batch for row in rows],
             "losses": [row["eval_mlm_loss"] for row in rows],
@@ -121,6 +123,7 @@ class Study:
         temporary = path.with_name(f".{path.name}.partial")
         temporary.write_text(json.dumps(curve), encoding="utf-8")
         temporary.rename(path)
+        (run_dir / RECORD).unlink(missing_ok=True)  # so that without its result.json it is run again
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
 
 

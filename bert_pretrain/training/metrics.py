@@ -8,7 +8,6 @@ import json
 import math
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -18,10 +17,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.file_system import replace_file
 from bert_pretrain.training.wandb_run import WandbRun, open_wandb
 
 Row = dict[str, Any]
+REPLACED = "metrics_replaced.jsonl"
 LAYER_KINDS = ("trust_ratio", "weight_norm", "update_norm")
 
 
@@ -49,17 +49,13 @@ class MetricsLog:
                 sys.stdout.flush()
 
     def resume(self, step: int) -> None:
-        """Remove the rows of steps after ``step``: they will be computed again."""
+        """Remove the rows of steps after ``step``, which will be computed again; a copy is kept (``keep_rows``)."""
         self._first_step = step
         self._bar.update(step - self._bar.n)
         if self.path is None:
             return
-        self.path.touch()
-        rows = [row for row in read_rows(self.path) if row["step"] <= step]
+        rows = keep_rows(self.path, step, self.message)
         self.evaluated = {row["step"] for row in rows if "eval_loss" in row}
-        temporary = self.path.with_name(f".{self.path.name}.partial")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        temporary.rename(self.path)
 
     def open_wandb(self, mode: str, project: str, run_dir: Path, config: Row) -> None:
         """Log to wandb too."""
@@ -169,21 +165,42 @@ def duration(seconds: float) -> str:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a ``metrics.jsonl``, up to a line that a kill has cut off."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """The rows of a ``metrics.jsonl``, without lines that are damaged or that a kill has cut off."""
+    return [row for _, row in _parsed(path) if row is not None]
+
+
+def keep_rows(path: Path, step: int, report: Callable[[str], None]) -> list[Row]:
+    """Remove the rows after ``step`` and damaged lines from ``path``, and return the others.
+
+    What is removed is first appended to ``metrics_replaced.jsonl`` beside it, on disk. ``report`` gets the numbers of
+    damaged lines; the last line is no news, because a kill may cut it off.
+    """
+    lines = _parsed(path)
+    kept = [(line, row) for line, row in lines if row is not None and row["step"] <= step]
+    removed = [line for line, row in lines if row is None or row["step"] > step]
+    copy = path.with_name(REPLACED)
+    if damaged := [str(i) for i, (_, row) in enumerate(lines[:-1], 1) if row is None]:
+        where = f"line{'s' * (len(damaged) > 1)} {', '.join(damaged[:9])}{', ...' * (len(damaged) > 9)}"
+        report(f"{path} is damaged in {where}: moved to {copy.name}, the other rows are kept")
+    if removed:
+        with open(copy, "ab") as file:
+            file.write(b"".join(line + b"\n" for line in removed))
+            file.flush()
+            os.fsync(file.fileno())
+    content = b"".join(line + b"\n" for line, _ in kept)
+    if not path.exists() or path.read_bytes() != content:
+        replace_file(path, content)
+    return [row for _, row in kept]
+
+
+def _parsed(path: Path) -> list[tuple[bytes, Row | None]]:
+    """The lines of ``path`` that are not empty, each with its row; None for a damaged one."""
+    content = path.read_bytes() if path.exists() else b""
+    found: list[tuple[bytes, Row | None]] = []
+    for line in filter(None, content.split(b"\n")):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
-
-
-def require_writable(path: Path, option: str, instead: str = "give another") -> None:
-    """Create the directory ``path`` and try to write into it. Raises ``ConfigError`` with the advice ``instead``."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise ConfigError(f"{option} {path} cannot be written ({error}); {instead}") from None
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        found.append((line, row if isinstance(row, dict) and isinstance(row.get("step"), int) else None))
+    return found

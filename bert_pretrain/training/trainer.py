@@ -68,11 +68,11 @@ class Trainer:
         self.layers = LayerRows(layer_names(self.optimizer), self.logging.layers_every_steps)
         self.network = data_parallel(self.model, self.world, self.communication, self.precision.scaled)
         self.applied = torch.tensor([self.progress.step], device=self.world.device)
-        self._writer = CheckpointWriter(self.store, self.log.message)
+        self._writer = CheckpointWriter(self.store, self.log.message, self.checkpoint.max_failed_saves)
         self._spike_detector = LossSpikeDetector(**self.progress.spike_detector)
         self._to_device = HostToDeviceStream(self.world.device)
         self._pending: StepResult | None = None
-        self._rewind_reason = ""
+        self._rewind_reason = self._rewind_to = ""
         self._stopping = self._evaluation_interrupted = False
         self._saved_step, self._rewinds = self.progress.step, 0
         self.throughput = Throughput(self.measure_peak, self.world.size, self.world.busy)
@@ -109,8 +109,7 @@ class Trainer:
                 self._finish_previous_step()  # by now it is done, so that reading it does not wait
                 self._pending = None if self._rewind_reason else result
                 intervals = self.training.evaluate_every_steps, self.checkpoint.every_steps
-                boundary = any(self._is_due(self.progress.step + 1, every) for every in intervals)
-                if boundary and self._finish_previous_step():
+                if self._is_due(self.progress.step + 1, *intervals) and self._finish_previous_step():
                     self._evaluate_and_save()
         finally:
             steps.close()  # type: ignore[attr-defined]
@@ -199,19 +198,29 @@ class Trainer:
 
     def _needs_rewind(self, numbers: StepNumbers) -> bool:
         """Report a loss spike or a state that is not finite after an applied step; True if the run rewinds for it."""
-        step, may_rewind = self.progress.step, self.numerics.on_spike == "rewind" and self._saved_step > 0
+        step = self.progress.step
         fault = self._spike_detector.note_applied(numbers.loss, self.numerics.spike_deviations)
         if numbers.nonfinite_state:
             fault = "a weight or moment is not finite"
-            if not may_rewind:
-                raise DivergedError(
-                    f"after step {step} {fault}, and the run cannot recover; lower optimizer.lr and go on from a "
-                    "checkpoint, or let numerics.on_spike=rewind do it"
-                )
-        if fault:
-            self.log.message(f"step {step}: {fault}")
-            self._rewind_reason = f"step {step}: {fault}" if may_rewind else ""
+        if not fault:
+            return False
+        self._rewind_to = ""
+        if self.numerics.on_spike == "rewind" and self._saved_step > 0:
+            self._rewind_to = self.world.run_on_first_rank(self._newest_checkpoint)
+        if numbers.nonfinite_state and not self._rewind_to:
+            raise DivergedError(
+                f"after step {step} {fault}, and the run cannot recover; lower optimizer.lr and go on from a "
+                "checkpoint, or let numerics.on_spike=rewind do it"
+            )
+        nowhere = self.numerics.on_spike == "rewind" and not self._rewind_to
+        self.log.message(f"step {step}: {fault}{'; there is no checkpoint to rewind to' if nowhere else ''}")
+        self._rewind_reason = f"step {step}: {fault}" if self._rewind_to else ""
         return bool(self._rewind_reason)
+
+    def _newest_checkpoint(self) -> str:
+        """The newest valid checkpoint, empty if there is none; on rank 0."""
+        self._writer.wait()
+        return str(self.store.newest_valid(self.log.message, self.world.report_progress) or "")
 
     def _log_step(self, numbers: StepNumbers) -> None:
         row = {
@@ -227,8 +236,8 @@ class Trainer:
         self.log.row(row)
         self.log.message(training_line(row, self.total_steps, self.log.seconds_left(self.progress.step)))
 
-    def _is_due(self, step: int, every: int) -> bool:
-        return step == self.total_steps or step % every == 0
+    def _is_due(self, step: int, *intervals: int) -> bool:
+        return step == self.total_steps or any(step % every == 0 for every in intervals)
 
     def _evaluate_and_save(self) -> None:
         """Evaluate and save, if due after the step just applied."""
@@ -263,12 +272,10 @@ class Trainer:
     def _save(self) -> None:
         state = self.optimizer.state_dict()  # on every rank: the state may be sharded
         self._saved_step, self._rewinds = self.progress.step, 0
-        if self.world.is_first:
-            saved = replace(
-                self.progress, precision=self.precision.state_dict(), spike_detector=asdict(self._spike_detector)
-            )
-            with self.world.busy("writing the checkpoint before this one, or copying this one"):
-                self._writer.save(self.model.bert, state, saved, self.config_yaml)
+        states = {"precision": self.precision.state_dict(), "spike_detector": asdict(self._spike_detector)}
+        cut = {"micro_batch_size": self.plan.micro_batch_size, "ranks": self.world.size}
+        saved = self.model.bert, state, replace(self.progress, **states, **cut), self.config_yaml  # type: ignore[arg-type]
+        self.world.run_on_all_ranks(lambda: self._writer.save(*saved) if self.world.is_first else None)
 
     def _rewind(self) -> None:
         """Restore the newest checkpoint, and skip the samples between it and the step in ``_rewind_reason``.
@@ -282,15 +289,8 @@ class Trainer:
                 f"{reason}; there was such a fault after each of {self.numerics.max_rewinds} rewinds to one checkpoint "
                 "(numerics.max_rewinds): lower optimizer.lr, or look at the samples"
             )
-        with self.world.busy("finding the newest valid checkpoint"):
-            self._writer.wait()
-            newest = self.store.newest_valid(self.log.message) if self.world.is_first else None
-        path = self.world.broadcast(str(newest or ""))
-        if not path:
-            self.log.message(f"{reason}; there is no checkpoint to rewind to")
-            return
         parts = self.model, self.optimizer, self.precision, self.world.device
-        self.progress = self.world.run_on_all_ranks(lambda: restore(Path(path), *parts))
+        self.progress = self.world.run_on_all_ranks(lambda: restore(Path(self._rewind_to), *parts))
         dropped = reached - self.progress.attempts
         self.log.message(f"{reason}; back to step {self.progress.step}, skipping {dropped} global batches")
         self.progress = replace(self.progress, attempts=reached, passed_over=self.progress.passed_over + dropped)

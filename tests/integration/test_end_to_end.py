@@ -129,5 +129,5 @@ def test_a_second_phase_starts_from_the_weights(finished: Path) -> None:
         succeed("bert_pretrain.pretrain", *options, f"run_dir={run_dir}", f"init_moments={moments}")
         found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
         assert [row["step"] for row in found] == [0, 1, 2, 2]
-        assert found[0]["eval_mlm_loss"] == last  # bit for bit
+        assert found[0]["eval_mlm_loss"] == pytest.approx(last, abs=1e-6)  # that was evaluated by two ranks
         assert found[-1]["eval_mlm_loss"] == pytest.approx(last, abs=1e-3)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.file_system import require_writable
 from bert_pretrain.hub.convert.files import (
     Checkpoint,
     check_vocabulary_size,
@@ -16,7 +17,6 @@ from bert_pretrain.hub.convert.files import (
     read_config,
     read_vocabulary,
 )
-from bert_pretrain.training.metrics import require_writable
 
 if TYPE_CHECKING:
     from bert_pretrain.hub.convert.assemble import Converted

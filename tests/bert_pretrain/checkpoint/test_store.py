@@ -1,11 +1,14 @@
+import errno
 import random
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForPreTraining, BertConfig, BertForPreTraining
 
+from bert_pretrain.checkpoint import files
 from bert_pretrain.checkpoint.directories import resolve_checkpoint
 from bert_pretrain.checkpoint.files import find_fault
 from bert_pretrain.checkpoint.store import (
@@ -145,3 +148,111 @@ def test_find_fault_reports_damaged_checksums(tmp_path: Path) -> None:
 def test_the_spike_detector_s_name_until_version_0_1_is_read(tmp_path: Path) -> None:
     (tmp_path / "progress.json").write_text('{"step": 3, "attempts": 4, "watch": {"mean": 2.5}}')
     assert load_progress(tmp_path) == Progress(step=3, attempts=4, spike_detector={"mean": 2.5})
+
+
+def steps(store: CheckpointStore) -> list[int]:
+    return [int(path.name[5:]) for path in store.all()]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_damaged_ones_do_not_count(tmp_path: Path, keep: int) -> None:
+    """A run that goes on before damaged checkpoints keeps what it writes: their steps are larger."""
+    store = store_with(tmp_path, (1, 5, 6))
+    for path in store.all()[1:]:
+        (path / "optimizer.pt").write_bytes(b"")
+    store.keep_last = keep
+    store.save(small_bert(), {"state": {}}, Progress(step=2), "seed: 1\n")
+    assert steps(store) == ([1] if keep == 2 else []) + [2, 5, 6]
+    assert find_fault(store.directory / "step_00000002") is None
+
+
+def test_the_one_just_written_is_kept_beside_newer_valid_ones(tmp_path: Path) -> None:
+    store = store_with(tmp_path, (1, 5, 6))
+    store.keep_last = 2
+    store.save(small_bert(), {"state": {}}, Progress(step=2), "seed: 1\n")
+    assert steps(store) == [2, 6]
+
+
+def test_old_checkpoints_are_not_read_before_they_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, read = store_with(tmp_path, (1, 2)), list[Path]()
+    original = files._sha256
+    monkeypatch.setattr(files, "_sha256", lambda path, throttle: (read.append(path), original(path, throttle))[1])
+    store.keep_last = 1
+    store.save(small_bert(), {"state": {}}, Progress(step=3), "seed: 1\n")
+    assert steps(store) == [3]
+    assert {path.relative_to(store.directory).parts[0] for path in read} == {".step_00000003.partial"}
+
+
+def test_an_old_checkpoint_that_is_a_link_is_unlinked_and_its_files_are_kept(tmp_path: Path) -> None:
+    messages: list[str] = []
+    store = CheckpointStore(tmp_path / "checkpoints", 1, None, report=messages.append)
+    first = store.save(small_bert(), {"state": {}}, Progress(step=1), "seed: 1\n")
+    first.rename(tmp_path / "far")
+    first.symlink_to(tmp_path / "far")
+    store.save(small_bert(), {"state": {}}, Progress(step=2), "seed: 1\n")
+    assert steps(store) == [2]
+    assert find_fault(tmp_path / "far") is None
+    assert messages == [f"old checkpoint {first} was a link: it is removed, and {tmp_path / 'far'} is kept"]
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_fails_no_save(tmp_path: Path, monkeypatch) -> None:
+    messages: list[str] = []
+    store = CheckpointStore(tmp_path / "checkpoints", 1, None, report=messages.append)
+    store.save(small_bert(), {"state": {}}, Progress(step=1), "seed: 1\n")
+    rmtree = shutil.rmtree
+
+    def refuse(path: Path, ignore_errors: bool = False) -> None:
+        if path.name == "step_00000001":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        rmtree(path, ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    path = store.save(small_bert(), {"state": {}}, Progress(step=2), "seed: 1\n")
+    assert find_fault(path) is None
+    assert len(messages) == 1
+    assert "step_00000001 cannot be removed ([Errno 13]" in messages[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), errno.ENOSPC),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."), errno.ENOMEM),
+        (MemoryError(), errno.ENOMEM),
+        (PermissionError(errno.EACCES, "Permission denied"), errno.EACCES),
+        (RuntimeError("a bug"), None),
+        (TypeError("a bug"), None),
+    ],
+)
+def test_causes_of_a_failed_save_are_told_apart(
+    tmp_path: Path, monkeypatch, error: Exception, number: int | None
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError if number else type(error)) as raised:
+        store_with(tmp_path, (1,))
+    assert getattr(raised.value, "errno", None) == number
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_progress_of_a_later_version_and_a_damaged_one_are_told_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "progress.json"
+    path.write_text('{"format_version": 2, "step": 3, "unknown": 1}')
+    with pytest.raises(ConfigError, match=r"progress.json has format 2, .* a later version wrote it"):
+        load_progress(tmp_path)
+    for content, mentions in (
+        ('{"step": 3, "other": 1}', "another version"),
+        ("{", "is damaged"),
+        ("[]", "is damaged"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ConfigError, match=rf"progress.json .*{mentions}"):
+            load_progress(tmp_path)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_told_as_such(tmp_path: Path) -> None:
+    (store_with(tmp_path, (1,)).all()[0] / "optimizer.pt").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"init_from is .* all damaged \(step_00000001\); give a copy"):
+        resolve_checkpoint(tmp_path, "init_from", print)

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from bert_pretrain.data.tokenizer_files import read_ids, same_ids
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub.new_embeddings import extended_positions, map_rows, old_pieces
-from bert_pretrain.hub.vocabulary import read_tokens, same_ids
 
 OLD = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "car", "port", "##port", "##s", "-", "##a"]
 ROWS = torch.arange(11.0)[:, None] * torch.tensor([1.0, 10.0])  # row i is (i, 10 i)
@@ -74,17 +74,17 @@ def test_pieces_with_one_unknown_part(tmp_path: Path) -> None:
 
 def test_tokens_from_files(tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "t", ["a", "b"])
-    assert read_tokens(folder) == {"a": 0, "b": 1}
+    assert read_ids(folder) == {"a": 0, "b": 1}
     (folder / "added_tokens.json").write_text('{"c": 2}')
-    assert read_tokens(folder) == {"a": 0, "b": 1, "c": 2}
+    assert read_ids(folder) == {"a": 0, "b": 1, "c": 2}
     (folder / "tokenizer.json").write_text(
         '{"model": {"vocab": {"x": 0}}, "added_tokens": [{"content": "y", "id": 1}]}'
     )
-    assert read_tokens(folder) == {"x": 0, "y": 1}
-    assert read_tokens(tmp_path) is None
+    assert read_ids(folder) == {"x": 0, "y": 1, "c": 2}
+    assert read_ids(tmp_path) is None
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(ConfigError, match=r"tokenizer\.json cannot be read"):
-        read_tokens(folder)
+        read_ids(folder)
     assert same_ids({"a": 0, "n": 9}, {"a": 0, "b": 1})
     assert not same_ids({"a": 0, "b": 2}, {"a": 0, "b": 1})
 

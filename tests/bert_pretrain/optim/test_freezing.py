@@ -20,6 +20,7 @@ from tests.oracles import Oracle
 
 FAST = SpeedConfig(
     group_by_length=True,
+    packing=False,
     last_layer_rows=True,
     fused_qkv=True,
     fast_dropout=True,

@@ -1,6 +1,7 @@
 """Loss spikes, skipped steps, collapsed loss scales, and rewinds to a checkpoint."""
 
 import random
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -194,3 +195,29 @@ def test_a_weight_that_is_not_finite_is_never_saved(tmp_path: Path, shard_dir: P
         assert trainer.run()
         assert trainer.progress.passed_over == 1
         assert all(value.isfinite().all() for value in weights(trainer).values())
+
+
+@pytest.mark.parametrize("attempt", [4, 5])
+def test_without_a_checkpoint_to_rewind_to_every_step_counts(
+    tmp_path: Path, shard_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, attempt: int
+) -> None:
+    """The checkpoint is gone when a spike comes: the run goes on as one that does not rewind, boundaries too."""
+    poison(monkeypatch, {attempt})
+    whole = trainer_for(tmp_path / "whole", shard_dir, "schedule.total_steps=9")
+    assert whole.run()
+    trainer = trainer_for(tmp_path / "gone", shard_dir, *REWIND)
+    seen = iter(range(100))
+
+    def remove(*_: object) -> None:
+        if next(seen) == attempt:
+            trainer._writer.join()
+            shutil.rmtree(trainer.store.directory)
+
+    trainer.optimizer.register_step_pre_hook(remove)
+    assert trainer.run()
+    assert trainer.progress == whole.progress
+    assert trainer.applied.tolist() == [9]
+    assert all(torch.equal(value, weights(trainer)[name]) for name, value in weights(whole).items())
+    assert [row["step"] for row in rows(tmp_path / "gone")] == [row["step"] for row in rows(tmp_path / "whole")]
+    assert [load_progress(path).step for path in trainer.store.all()] == [6, 9]
+    assert "there is no checkpoint to rewind to" in capsys.readouterr().out

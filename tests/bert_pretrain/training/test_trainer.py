@@ -1,5 +1,6 @@
 """The training loop: skipped steps, boundaries, stop requests, rows, and no waiting for the device."""
 
+import errno
 import json
 import threading
 import time
@@ -13,14 +14,19 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bert_pretrain import build, retry, starting
 from bert_pretrain.build import build_trainer
+from bert_pretrain.checkpoint import files
 from bert_pretrain.checkpoint.files import find_fault
 from bert_pretrain.checkpoint.store import CheckpointStore, load_progress
-from bert_pretrain.config import PretrainConfig
+from bert_pretrain.config import PretrainConfig, resolved_yaml
 from bert_pretrain.config_loading import load_config
+from bert_pretrain.data import batch_plan
 from bert_pretrain.data.collate import StepBatch
-from bert_pretrain.distributed.world import open_world
+from bert_pretrain.data.shards import ShardReader
+from bert_pretrain.distributed.world import World, open_world
 from bert_pretrain.errors import ConfigError, DivergedError
+from bert_pretrain.optim import NVLamb
 from bert_pretrain.training.metrics import MetricsLog
 from bert_pretrain.training.trainer import Trainer
 from tests.conftest import TEST_RECIPE
@@ -32,8 +38,9 @@ def trainer_for(tmp_path: Path, shard_dir: Path, *overrides: str, device: str = 
     config = load_config("pretrain", [*kept, *overrides], PretrainConfig)
     tmp_path.mkdir(exist_ok=True)
     log = MetricsLog(tmp_path / "metrics.jsonl", config.schedule.total_steps)
+    text = resolved_yaml(config)
     with open_world(device) as world:
-        trainer = build_trainer(config, world, log, CheckpointStore(tmp_path / "checkpoints", 9, None), "seed: 1\n")
+        trainer = build_trainer(config, world, log, CheckpointStore(tmp_path / "checkpoints", 9, None), text)
     log.resume(trainer.progress.step)
     return trainer
 
@@ -339,3 +346,104 @@ def test_a_failed_run_finishes_its_last_checkpoint(tmp_path: Path, shard_dir: Pa
         trainer.run()
     (path,) = trainer.store.all()
     assert find_fault(path) is None
+
+
+def test_saves_that_fail_again_and_again_end_the_run(tmp_path: Path, shard_dir: Path) -> None:
+    options = ("checkpoint.every_steps=1", "checkpoint.max_failed_saves=2", "schedule.total_steps=50")
+    trainer = trainer_for(tmp_path, shard_dir, *options)
+
+    def fail(*_: Any) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    trainer.store.save = fail  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match=r"step 2 could not be written .*as 1 before it; make room"):
+        trainer.run()
+    assert trainer.progress.step == 2
+
+
+def test_the_micro_batch_size_that_auto_found_is_kept(tmp_path: Path, shard_dir: Path, monkeypatch, capsys) -> None:
+    """A resumed run takes it from the checkpoint; with other ranks it is found again, with a word."""
+    auto = ("batch.micro_batch_size=auto", "schedule.total_steps=3")
+    monkeypatch.setattr(batch_plan, "_CPU_TOKENS", 5 * 16)
+    assert trainer_for(tmp_path, shard_dir, *auto).run()
+    monkeypatch.setattr(batch_plan, "_CPU_TOKENS", 3 * 16)
+    assert trainer_for(tmp_path, shard_dir, *auto).plan.micro_batch_size == 5
+    assert trainer_for(tmp_path, shard_dir, "schedule.total_steps=3").plan.micro_batch_size == 4  # not auto: as stated
+    progress = replace(load_progress(tmp_path / "checkpoints/step_00000003"), ranks=8)
+    monkeypatch.setattr(build, "load_progress", lambda _: progress)
+    capsys.readouterr()
+    assert trainer_for(tmp_path, shard_dir, *auto).plan.micro_batch_size == 3
+    assert "batch.micro_batch_size=auto: 3 samples on 1 ranks; it was 5 on 8" in capsys.readouterr().out
+
+
+def test_loading_moments_is_no_collective(tmp_path: Path, shard_dir: Path, monkeypatch) -> None:
+    """A sharded optimizer's ``state_dict`` is: within ``run_on_all_ranks`` a rank that fails would hang the others."""
+    assert trainer_for(tmp_path / "first", shard_dir, "schedule.total_steps=3").run()
+    inside, run_on_all_ranks = [], World.run_on_all_ranks
+
+    def marked(world: World, work: Any) -> Any:
+        inside.append(1)
+        try:
+            return run_on_all_ranks(world, work)
+        finally:
+            inside.pop()
+
+    state_dict = NVLamb.state_dict
+
+    def guarded(optimizer: NVLamb) -> dict[str, Any]:
+        assert not inside
+        return state_dict(optimizer)
+
+    monkeypatch.setattr(World, "run_on_all_ranks", marked)
+    monkeypatch.setattr(NVLamb, "state_dict", guarded)
+    second = trainer_for(tmp_path / "second", shard_dir, f"init_from={tmp_path / 'first'}", "init_moments=keep")
+    assert second.optimizer.state
+
+
+def test_a_checkpoint_to_start_from_is_verified_on_one_rank(tmp_path: Path, shard_dir: Path, monkeypatch) -> None:
+    """What all ranks run reads no checksums: with 256 ranks it would be read 256 times."""
+    assert trainer_for(tmp_path / "first", shard_dir, "schedule.total_steps=3").run()
+    read, sha256, on_first = [], files._sha256, World.run_on_first_rank
+
+    def reading(path: Path, throttle: Any) -> str:
+        read.append(path.name)
+        return sha256(path, throttle)
+
+    def verified(world: World, work: Any) -> str:
+        monkeypatch.setattr(
+            files, "_sha256", lambda path, throttle: (read.append(path.name), sha256(path, throttle))[1]
+        )
+        try:
+            return on_first(world, work)
+        finally:
+            monkeypatch.setattr(files, "_sha256", None)
+
+    monkeypatch.setattr(files, "_sha256", None)
+    monkeypatch.setattr(World, "run_on_first_rank", verified)
+    trainer_for(tmp_path / "second", shard_dir, f"init_from={tmp_path / 'first'}")
+    assert read.count("model.safetensors") == 1
+
+
+def test_the_content_of_each_shard_is_checked_by_one_rank_of_a_node(shard_dir: Path, monkeypatch) -> None:
+    checked: list[str] = []
+    monkeypatch.setattr(ShardReader, "check_content", lambda reader, _: checked.append(reader.path.name))
+    config = load_config("pretrain", [*TEST_RECIPE, f"data.dir={shard_dir}"], PretrainConfig)
+    for rank in range(2):
+        world = World(rank, rank, 1, torch.device("cpu"), local_size=2)
+        build.open_data(config, world, MetricsLog(None, 1))
+    assert sorted(checked) == ["heldout_00000.hdf5", "train_00000.hdf5", "train_00001.hdf5", "train_00002.hdf5"]
+
+
+def test_an_outage_while_a_checkpoint_is_loaded_is_waited_out(tmp_path: Path, shard_dir: Path, monkeypatch) -> None:
+    assert trainer_for(tmp_path, shard_dir, "schedule.total_steps=3").run()
+    left, restore = [1, 2], starting.restore
+
+    def failing(*arguments: Any) -> Any:
+        if left:
+            raise OSError(errno.ESTALE, f"Stale file handle {left.pop()}")
+        return restore(*arguments)
+
+    monkeypatch.setattr(starting, "restore", failing)
+    monkeypatch.setattr(retry.time, "sleep", lambda _: None)
+    assert trainer_for(tmp_path, shard_dir, "schedule.total_steps=3").progress.step == 3
+    assert not left

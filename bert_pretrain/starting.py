@@ -1,0 +1,135 @@
+"""Where a run begins: at its newest checkpoint, at that of which it is a branch, or at step 0."""
+
+from pathlib import Path
+
+import torch
+from torch.optim import Optimizer
+
+from bert_pretrain.checkpoint.directories import newest_to_resume
+from bert_pretrain.checkpoint.store import CheckpointStore, Progress, load_optimizer_state, load_progress, restore
+from bert_pretrain.config import PretrainConfig, moments_fault
+from bert_pretrain.data.dataset import ShardSet
+from bert_pretrain.distributed.world import World
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.hub.from_pretrained import load_pretrained
+from bert_pretrain.hub.source import find_source
+from bert_pretrain.model.bert import PretrainingModel
+from bert_pretrain.model.precision import MixedPrecision
+from bert_pretrain.optim.build import moments_by_name
+from bert_pretrain.retry import retried
+from bert_pretrain.stored_options import read_options, read_text
+from bert_pretrain.training.metrics import MetricsLog, read_rows
+
+_SAVES = (("checkpoint", "every_steps"), ("schedule", "total_steps"))
+
+
+def find_checkpoint(config: PretrainConfig, store: CheckpointStore, world: World, log: MetricsLog) -> str:
+    """The checkpoint that the run goes on from: its newest valid one, or that of which it is a branch; else empty.
+
+    Raises ``ConfigError`` if the run has saved checkpoints and none is valid.
+    """
+    trained = store.record is not None and has_saved(store.record.parent)
+    found = newest_to_resume(store.directory, store.record, log.message, world.report_progress, trained)
+    if found is None and config.init_progress == "keep":
+        found = find_source(config.init_from or "", "init_from", log.message).checkpoint
+    return str(found or "")
+
+
+def has_saved(run_dir: Path) -> bool:
+    """Whether a run of a version that kept no record of its saves has saved, by its metrics.
+
+    A save is on disk when the one after it begins. A finished run has a report.
+    """
+    stored = run_dir / "config.yaml"
+    if not stored.is_file() or "format_version" in read_text(stored):
+        return False
+    options = read_options(stored)
+    every, last = (int(options.get(part, {}).get(name, 0)) for part, name in _SAVES)
+    reached = max((row["step"] for row in read_rows(run_dir / "metrics.jsonl")), default=0)
+    return reached > 2 * every > 0 or (reached >= last > 0 and (run_dir / "report.html").exists())
+
+
+def resume(
+    checkpoint: str,
+    model: PretrainingModel,
+    optimizer: Optimizer,
+    precision: MixedPrecision,
+    shards: ShardSet,
+    world: World,
+    log: MetricsLog,
+) -> Progress:
+    """Load ``checkpoint``, which rank 0 has found valid, on every rank."""
+    path = Path(checkpoint)
+
+    def load() -> Progress:
+        if not path.is_dir():
+            raise ConfigError(
+                f"rank 0 resumes from {path}, which this node does not see; run_dir must lie on a file system that all "
+                "nodes share"
+            )
+        if load_progress(path).data_fingerprint != shards.fingerprint:
+            raise ConfigError(
+                f"{path} was trained on other shards than those in data.dir now; restore them, or give another run_dir "
+                f"with init_from={path} init_progress=reset"
+            )
+        return restore(path, model, optimizer, precision, world.device)
+
+    what = f"checkpoint {path}"
+    progress = world.run_on_all_ranks(lambda: retried(load, what, log.message, world.report_progress))
+    log.message(f"resuming from {path}, step {progress.step}")
+    return progress
+
+
+def start(
+    config: PretrainConfig,
+    model: PretrainingModel,
+    optimizer: Optimizer,
+    shards: ShardSet,
+    world: World,
+    log: MetricsLog,
+) -> Progress:
+    """The progress of a new run, after loading weights and moments from ``init_from`` if it is set.
+
+    Rank 0 verifies the checkpoint, and all load the one that it has found.
+    """
+    if config.init_from is not None:
+        name = config.init_from
+
+        def find() -> str:
+            source = find_source(name, "init_from", log.message)
+            return str(source.checkpoint or name)
+
+        found = world.run_on_first_rank(find)
+        parts = config, found, model, optimizer, world, log
+        world.run_on_all_ranks(lambda: retried(lambda: load_source(*parts), f"init_from {found}", log.message))
+    return Progress(data_fingerprint=shards.fingerprint)
+
+
+def load_source(
+    config: PretrainConfig, found: str, model: PretrainingModel, optimizer: Optimizer, world: World, log: MetricsLog
+) -> None:
+    """Load weights and moments from ``found``, a checkpoint that is verified or the model that ``init_from`` names."""
+    source = find_source(found, "init_from", log.message, checked=False)
+    log.message(f"weights from {source.folder}")
+    changes = load_pretrained(model, source, Path(config.data.tokenizer), log.message, config.init_positions)
+    if source.checkpoint is None:
+        fault: str | None = "it is no checkpoint of this program"
+    else:
+        fault = "; ".join(changes) or moments_fault(config, source.checkpoint)
+    if config.init_moments in ("keep", "restart") and fault:
+        raise ConfigError(
+            f"init_moments is {config.init_moments!r}, but init_from {config.init_from!r} has no moments that fit: "
+            f"{fault}; give init_moments=reset"
+        )
+    moments = config.init_moments or ("reset" if fault else "keep")
+    if source.checkpoint is not None and moments != "reset":
+        state = load_optimizer_state(source.checkpoint, world.device)
+        if moments == "restart":
+            for entry in state["state"].values():
+                if "step" in entry:  # momentum has no step count
+                    entry["step"] = torch.zeros_like(entry["step"])
+        state, difference = moments_by_name(state, optimizer)
+        optimizer.load_state_dict(state)
+        if difference:
+            log.message(difference)
+    log.message(f"moments: {moments}" + (f" ({fault})" if fault and config.init_moments is None else ""))
