@@ -16,7 +16,7 @@ from bert_pretrain.checkpoint.store import CheckpointStore, Progress, load_progr
 from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml, write_config
 from bert_pretrain.data.batch_plan import AUTO, BatchConfig, BatchPlan
 from bert_pretrain.data.collate import fixed_shapes
-from bert_pretrain.data.dataset import ShardSet, check_vocabulary, open_split, report_single_segments
+from bert_pretrain.data.dataset import ShardSet, check_vocabulary, count_tokens, open_split, report_single_segments
 from bert_pretrain.data.dynamic_masking import dynamic_masking
 from bert_pretrain.data.loader import DynamicMasking, TrainingData
 from bert_pretrain.data.packing import packed_shapes
@@ -26,6 +26,7 @@ from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
 from bert_pretrain.errors import EXIT_STOPPED, ConfigError
 from bert_pretrain.file_system import check_file_writable, require_writable
+from bert_pretrain.hub.export import check_before_training
 from bert_pretrain.hub.shape import resolve_model
 from bert_pretrain.model.bert import PretrainingModel, build_model, silence_transformers
 from bert_pretrain.model.compile import compile_model
@@ -62,7 +63,7 @@ def run(config: PretrainConfig) -> None:
 
 def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     """Build all parts and train; False if the run stopped before its last step, on request."""
-    config = world.run_on_all_ranks(partial(resolve_model, config))
+    config = world.run_on_all_ranks(partial(resolve_model, config), "finding init_from")
     lock = world.run_on_all_ranks(lambda: check_device_and_run_dir(config, world))
     with lock or nullcontext():
         return train(config, world, stop)
@@ -73,11 +74,13 @@ def train(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     run_dir, kept = Path(config.run_dir), config.checkpoint
     config_yaml = resolved_yaml(config)
     log = MetricsLog(run_dir / "metrics.jsonl" if world.is_first else None, config.schedule.total_steps)
+    log.busy = world.busy
     kept_ones = kept.keep_last, Path(config.data.tokenizer), kept.keep_every_steps
     store = CheckpointStore(run_dir / "checkpoints", *kept_ones, log.message, run_dir / RECORD)
     trainer = build_trainer(config, world, log, store, config_yaml)
     world.run_on_all_ranks(lambda: initialize_run_dir(run_dir, config_yaml, world, log, trainer.progress.step))
-    log.open_wandb(config.logging.wandb, config.logging.wandb_project, run_dir, asdict(config))
+    with world.busy("starting wandb"):
+        log.open_wandb(config.logging.wandb, config.logging.wandb_project, run_dir, asdict(config))
     trainer.stop = stop
     try:
         go_on_without_reader()
@@ -101,7 +104,11 @@ def build_trainer(
     Work that can fail on one rank alone runs in ``world.run_on_all_ranks``, so that all ranks exit with its message.
     The collectives are in between: in ``resolve_micro_batch_size``, ``resume`` and ``Trainer``.
     """
-    shards, heldout, masking = world.run_on_all_ranks(lambda: open_data(config, world, log))
+    data = world.run_on_all_ranks(lambda: open_data(config, world, log), "reading and checking the shards")
+    shards, heldout, masking = data
+    words, positions = config.model.vocab_size, config.model.max_position_embeddings
+    export_check = partial(check_before_training, Path(config.data.tokenizer), words, positions)
+    world.run_on_all_ranks(lambda: export_check() if world.is_first else None)
     order = SampleOrder(config.seed, shards.samples, config.data.block_size)
     model = world.run_on_all_ranks(lambda: build_model(config.model, config.speed, config.seed, world.device))
     precision = MixedPrecision(config.precision, world.device)
@@ -122,7 +129,7 @@ def build_trainer(
         samples = min(size, -(-batch.global_batch_size // world.size))
         largest = samples, config.data.sequence_length, shards.max_predictions
         shapes = packed_shapes(*largest) if speed.packing else fixed_shapes(*largest, speed.group_by_length)
-        world.run_on_all_ranks(partial(compile_model, model, precision, shapes, log.message))
+        world.run_on_all_ranks(partial(compile_model, model, precision, shapes, log.message), "compiling the model")
     learning_rates = learning_rate_table(config.optimizer.lr, config.schedule)
     return Trainer(
         world=world,
@@ -179,12 +186,13 @@ def open_data(
     config: PretrainConfig, world: World, log: MetricsLog
 ) -> tuple[ShardSet, ShardSet | None, DynamicMasking | None]:
     """Training and held-out shards, checked, and the dynamic masking. Raises ``ConfigError``."""
+    words, tokens = config.model.vocab_size, count_tokens(config.data)
     share = world.local_rank, world.local_size  # each file is read once on a node, in case it has copies of its own
-    shards = open_split(config.data, "train", config.model.vocab_size, log.message, share)
+    shards = open_split(config.data, "train", words, log.message, tokens, share)
     if shards is None:
         raise ConfigError(f"data.dir {config.data.dir} holds no training samples; bert-pretrain prepare makes them")
     report_single_segments(shards, config.model.next_sentence, log.message)
-    heldout = open_split(config.data, "heldout", config.model.vocab_size, share=share)
+    heldout = open_split(config.data, "heldout", words, tokens=tokens, share=share)
     check_vocabulary(config.data, [split for split in (shards, heldout) if split is not None], log.message)
     return shards, heldout, dynamic_masking(config.data, shards, config.seed)
 

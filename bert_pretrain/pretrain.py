@@ -7,7 +7,7 @@ from bert_pretrain.command_line import split_flags
 from bert_pretrain.config import PretrainConfig, check_run_dir
 from bert_pretrain.config_files import user_config_dir
 from bert_pretrain.config_loading import entry_point, exit_on_config_error, load_config
-from bert_pretrain.data.shards import shard_paths
+from bert_pretrain.data.shard_directory import shard_paths
 from bert_pretrain.errors import require
 from bert_pretrain.hub.shape import resolve_if_needed
 

@@ -1,10 +1,16 @@
-"""Attempts at reading what a file server may give again after a while."""
+"""Attempts at reading what a file server may give again after a while, and what kept a file from being read."""
 
+import errno
+import os
+import re
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
-from bert_pretrain.errors import OUTAGES, OutageError
+from bert_pretrain.errors import OUTAGES, ConfigError, OutageError
+from bert_pretrain.launch_environment import local_rank
 
 Result = TypeVar("Result")
 PAUSES = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 60.0, 60.0, 60.0)
@@ -45,3 +51,58 @@ def retried(
                 report(f"{what} can be read again")
             return result
     raise AssertionError
+
+
+class DamagedError(ConfigError):
+    """A file whose content is wrong. Read once more, because a network file system may have cached a bad page."""
+
+
+def say(text: str) -> None:
+    """Print a line to standard error, on the first process of a node."""
+    if local_rank() == 0:
+        with suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
+
+
+def read_patiently(
+    work: Callable[[], Result], what: str, advice: str, errors: tuple[type[Exception], ...] = (OSError,)
+) -> Result:
+    """``work()``, which reads ``what``: ``retried``, and once more after a ``DamagedError``.
+
+    ``errors``: what it raises if it cannot read, told apart by ``read_error``; ``advice``: what to do about a missing
+    or damaged file. Raises ``ConfigError``.
+    """
+
+    def attempt() -> Result:
+        try:
+            return work()
+        except ConfigError:
+            raise
+        except errors as error:
+            raise read_error(error, what, advice) from None
+
+    try:
+        return retried(attempt, what, say)
+    except DamagedError:
+        return retried(attempt, what, say)
+
+
+def read_error(error: Exception, what: str, advice: str) -> OSError | ConfigError:
+    """``error`` as an outage (an ``OSError``), or the user's mistake, or damage: the same one for every library.
+
+    HDF5 states the number of the system's error in its text only. An error without a number is damage.
+    """
+    stated = re.findall(r"errno = (\d+)", str(error))
+    number = getattr(error, "errno", None) or (int(stated[-1]) if stated else None)
+    reason = os.strerror(number) if number else " ".join(str(error).split()) or type(error).__name__
+    if number in OUTAGES:
+        return OSError(number, reason)
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        return ConfigError(f"{what} cannot be read: it is missing; {advice}")
+    if number in (errno.EACCES, errno.EPERM):
+        return ConfigError(f"{what} cannot be read: {reason}; give this user permission to read it")
+    if number in (errno.EMFILE, errno.ENFILE):
+        return ConfigError(f"{what} cannot be opened: {reason}; allow more open files, with ulimit -n 65536")
+    if number:
+        return ConfigError(f"{what} cannot be read: {reason}")
+    return DamagedError(f"{what} cannot be read: it is damaged ({reason}); {advice}")

@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def corpus_files(corpus: CorpusConfig) -> list[Path]:
     if corpus.kind == "wikipedia":
         suffixes += (".bz2",)
     if given.is_dir():
-        files = sorted(path for path in given.rglob("*") if path.name.lower().endswith(suffixes) and path.is_file())
+        files = [path for path in files_under(given) if path.name.lower().endswith(suffixes)]
         wanted = f"{' or '.join(SUFFIXES[corpus.kind])} files, also with {', '.join(COMPRESSIONS[1:])}"
     else:
         files = sorted(Path(name) for name in glob.glob(corpus.path, recursive=True) if Path(name).is_file())
@@ -38,6 +39,21 @@ def corpus_files(corpus: CorpusConfig) -> list[Path]:
     if not files:
         raise ConfigError(f"corpus.path is {corpus.path!r}, where nothing was found; give {wanted}")
     return [path.absolute() for path in files]
+
+
+def files_under(folder: Path) -> list[Path]:
+    """All files in ``folder`` and its folders, sorted, but for hidden ones. Links are followed, each folder once."""
+    found, seen = [], {os.path.realpath(folder)}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        fresh = []
+        for name in sorted(folders):
+            real = os.path.realpath(os.path.join(place, name))
+            if not name.startswith(".") and real not in seen:
+                seen.add(real)
+                fresh.append(name)
+        folders[:] = fresh
+        found += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.is_file())
 
 
 def corpus_sources(name: str, corpus: CorpusConfig) -> dict[str, dict[str, str]]:

@@ -14,9 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.data.shards import ShardHeader, read_manifest, write_manifest
+from bert_pretrain.data.shard_directory import read_manifest, write_manifest
+from bert_pretrain.data.shards import ShardHeader
 from bert_pretrain.directory_lock import lock_directory
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.errors import ConfigError, OutageError
 from bert_pretrain.output import go_on_without_reader
 from data_prep.corpus import corpora_fingerprint, corpus_sources, no_text
 from data_prep.engine.local import Engine, Record, TasksLostError
@@ -89,7 +90,7 @@ def _prepare(
         raise ConfigError(
             f"out_dir {out_dir}: writing failed ({reason}); finished parts are kept: run the command again"
         ) from None
-    except TasksLostError:
+    except (TasksLostError, OutageError):
         raise
     except ConfigError:
         if is_new:  # the options or the corpus are wrong: the next try, with others, needs an empty directory
@@ -188,8 +189,7 @@ class Preparation:
         vocabulary, words = given or self._train_vocabulary(parts), []
         if given and (config.vocab_add or config.vocab_add_count):
             wanted = read_words(Path(config.vocab_add), given) if config.vocab_add else []
-            most = config.vocab_text_mb * 1e6
-            text = training_text(parts, self.repeats, most, config.seed, config.heldout_fraction)
+            text = training_text(parts, self.repeats, config.vocab_text_mb * 1e6, config.seed, config.heldout_fraction)
             words = choose_words(given, text, wanted, config.vocab_add_count or 0)
             write_tokenizer(given, self.given)
             vocabulary = add_words(given, words, str(config.vocab))

@@ -1,5 +1,7 @@
 """``bert-pretrain prepare``: from corpora to shards."""
 
+from pathlib import Path
+
 from bert_pretrain.config_loading import entry_point
 from data_prep.options import PrepareConfig
 
@@ -13,8 +15,11 @@ def main(config: PrepareConfig) -> None:
     The result depends on the corpora and the options only, not on the number of workers. A preparation that was
     stopped continues with the same command; a finished one is reused.
     """
+    from data_prep.corpus_check import check_corpora
     from data_prep.preparation import prepare  # slow to load: after the options are checked
 
+    for note in check_corpora(config.corpora, Path(config.out_dir)):
+        print(note)
     prepare(config)
 
 

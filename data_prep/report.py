@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bert_pretrain.config_loading import entry_point
-from bert_pretrain.data.shards import SPLITS, read_manifest, shard_paths
+from bert_pretrain.data.shard_directory import SPLITS, read_manifest, shard_paths
 from data_prep.engine.totals import Totals, show_sample, table_rows
 from data_prep.options import VerifyConfig
 from data_prep.samples.tokenised import LENGTH_BIN

@@ -14,9 +14,12 @@ def main(config: ShowConfig) -> None:
     Also prints what the cleaning rules dropped. Of a large corpus only a few pieces are read.
     """
     from data_prep.corpus import no_text  # slow to load
+    from data_prep.corpus_check import check_corpora
     from data_prep.random_documents import random_documents
     from data_prep.sources.cleaning import Dropped
 
+    for note in check_corpora({"corpus": config.corpus}):
+        print(note)
     dropped = Dropped()
     shown = 0
     for name, sentences in random_documents(config, dropped):

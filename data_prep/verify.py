@@ -5,12 +5,23 @@ vocabulary the most frequent token at masked positions is taken for [MASK].
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.masking import MaskingRule, restore_ids
-from bert_pretrain.data.shards import SPLITS, Arrays, ShardReader, read_manifest, shard_paths
+from bert_pretrain.data.shard_directory import (
+    MANIFEST,
+    SPLITS,
+    check_listed,
+    directory_notes,
+    read_manifest,
+    shard_paths,
+    shortened,
+    unlisted,
+)
+from bert_pretrain.data.shards import Arrays, ShardReader
 from bert_pretrain.errors import ConfigError
 from data_prep.engine.totals import Totals, check_shares, count_rows, show_sample, table_rows
 from data_prep.options import VerifyConfig
@@ -30,6 +41,15 @@ def main(config: VerifyConfig) -> None:
     NVIDIA's published pipeline, which have no manifest and no checksums, are checked as far as possible.
     """
     directory = Path(config.dir)
+    manifest = read_manifest(directory) if directory.is_dir() else None
+    extra = unlisted(directory, manifest) if manifest else []
+    if extra:
+        raise ConfigError(
+            f"{directory} holds {shortened(extra)}, which {MANIFEST} does not list and no training reads; move what "
+            f"belongs to another preparation elsewhere, or restore the {MANIFEST} of these shards"
+        )
+    for note in directory_notes(directory) if directory.is_dir() else []:
+        print(note)
     vocabulary = find_vocabulary(config.vocab, config.lowercase, directory)
     for split in SPLITS:
         paths = shard_paths(directory, split)
@@ -57,13 +77,12 @@ def verify_split(directory: Path, paths: list[Path], vocabulary: Vocabulary | No
     Raises ``ConfigError`` at the first fault.
     """
     manifest = read_manifest(directory)
-    rows = {row["name"]: row for row in manifest["shards"]} if manifest else {}
     totals = Totals()
     shape: tuple[int, int] | None = None
     whole_word, shares = False, (MaskingRule.mask_share, MaskingRule.random_share)
     for path in paths:
         reader = ShardReader(path)
-        _check_header(reader, rows.get(path.name), vocabulary)
+        _check_header(reader, manifest, vocabulary)
         if shape is not None and shape != (reader.sequence_length, reader.max_predictions):
             raise ConfigError(
                 f"shard {path} has L={reader.sequence_length}, P={reader.max_predictions}, "
@@ -98,17 +117,11 @@ def _count_corpora(reader: ShardReader, names: list[str], totals: Totals) -> Non
         totals.corpora[names[number]] = totals.corpora.get(names[number], 0) + int(samples)
 
 
-def _check_header(reader: ShardReader, row: dict | None, vocabulary: Vocabulary | None) -> None:
+def _check_header(reader: ShardReader, manifest: dict[str, Any] | None, vocabulary: Vocabulary | None) -> None:
     header = reader.header
-    if row is not None and (row["samples"] != reader.samples or row["checksum"] != reader.checksum):
-        raise ConfigError(
-            f"shard {reader.path}: manifest.json lists {row['samples']} samples with checksum {row['checksum']}, the "
-            f"file has {reader.samples} with {reader.checksum}: they are not from the same preparation"
-        )
+    check_listed(reader, manifest)
     if header is None:
         return
-    if row is not None and row["split"] != header.split:
-        raise ConfigError(f"shard {reader.path} is of split {header.split}; manifest.json lists it as {row['split']}")
     if (header.sequence_length, header.max_predictions) != (reader.sequence_length, reader.max_predictions):
         raise ConfigError(
             f"shard {reader.path}: its header has L={header.sequence_length}, P={header.max_predictions}, its data has "

@@ -42,6 +42,7 @@ PREPARATION_LAYERS = [
     {"text"},
     {"samples"},
     {"corpus"},
+    {"corpus_check"},
     {"engine"},
     {"preparation", "random_documents", "verify"},
     {"prepare", "report", "show"},

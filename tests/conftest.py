@@ -16,7 +16,8 @@ if not torch.cuda.is_available():
     # Triton's kernels run in its interpreter; read when they are first imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from bert_pretrain.data.shards import ShardHeader, write_manifest, write_shard
+from bert_pretrain.data.shard_directory import write_manifest
+from bert_pretrain.data.shards import ShardHeader, write_shard
 from tests.forked import HANGS, ROOT, Forked
 
 VOCAB_SIZE, LENGTH, PREDICTIONS = 97, 16, 3

@@ -22,10 +22,12 @@ from tests.conftest import ROOT
 FOR_DATA_PREP = {
     "bert_pretrain.config_loading",
     "bert_pretrain.data.masking",
+    "bert_pretrain.data.shard_directory",
     "bert_pretrain.data.shards",
     "bert_pretrain.data.tokenizer_files",
     "bert_pretrain.errors",
     "bert_pretrain.directories",
+    "bert_pretrain.retry",
     "bert_pretrain.directory_lock",
     "bert_pretrain.jit",
     "bert_pretrain.output",

@@ -1,28 +1,27 @@
 """The shards of a split as one sequence of samples, checked against the options and the vocabulary of the run."""
 
-import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from bert_pretrain.data.shards import (
+from bert_pretrain.data.shard_directory import (
     MANIFEST,
-    SHARD_FIELDS,
-    Arrays,
-    ShardReader,
-    check_ids,
+    check_listed,
     data_fingerprint,
+    directory_notes,
     read_manifest,
     shard_paths,
 )
-from bert_pretrain.data.tokenizer_files import TokenTable, read_tokenizer
+from bert_pretrain.data.shards import SHARD_FIELDS, Arrays, ShardReader
+from bert_pretrain.data.tokenizer_files import TokenTable, has_tokenizer, read_tokenizer
 from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.retry import DamagedError
 
 _OPEN_SHARDS = 64
-_RETRY_SECONDS = (1.0, 10.0)  # before a shard is opened and read again: network file systems recover
 
 
 @dataclass
@@ -78,20 +77,21 @@ def concatenated(parts: list[Arrays]) -> Arrays:
 class ShardSet:
     """The shards of one split as one sequence of samples. At most 64 files are open at a time."""
 
-    def __init__(self, readers: list[ShardReader], vocab_size: int) -> None:
+    def __init__(self, readers: list[ShardReader], vocab_size: int, id_limit: int | None = None) -> None:
+        """``vocab_size``: the model's; ``id_limit``: ids must be below this, by default below ``vocab_size``."""
         self.paths = [reader.path for reader in readers]
         self.max_predictions = readers[0].max_predictions
         self.header = readers[0].header
         self.fingerprint = data_fingerprint(readers)
         self.bounds = np.cumsum([0, *(reader.samples for reader in readers)])
         self.samples = int(self.bounds[-1])
-        self.vocab_size = vocab_size
+        self.vocab_size, self.id_limit = vocab_size, id_limit or vocab_size
         self._open: dict[int, ShardReader] = {}
 
     def read(self, start: int, stop: int) -> Arrays:
         """Samples ``start`` to ``stop``; past the end it continues at sample 0.
 
-        Raises ``ConfigError`` if a shard cannot be read in three attempts, or holds invalid ids.
+        An outage of the disk is waited out. Raises ``ConfigError`` if a shard cannot be read, or holds invalid ids.
         """
         parts = []
         while start < stop:
@@ -122,16 +122,10 @@ class ShardSet:
         return numbers, names
 
     def _read(self, shard: int, start: int, stop: int) -> Arrays:
-        for pause in (*_RETRY_SECONDS, None):
-            try:
-                return check_ids(self._reader(shard).read(start, stop), self.vocab_size, self.paths[shard])
-            except ConfigError as error:
-                if pause is None:
-                    raise ConfigError(f"{error}; rerun the same command to resume from the newest checkpoint") from None
-                if shard in self._open:
-                    self._open.pop(shard).close()
-                time.sleep(pause)
-        raise AssertionError
+        try:
+            return self._reader(shard).read(start, stop, self.id_limit)
+        except DamagedError as error:
+            raise ConfigError(f"{error}; then rerun the same command to resume from the newest checkpoint") from None
 
     def _reader(self, shard: int) -> ShardReader:
         if shard not in self._open:
@@ -159,31 +153,37 @@ def open_split(
     split: str,
     vocab_size: int,
     report: Callable[[str], None] = lambda _: None,
+    tokens: int | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> ShardSet | None:
-    """Open and check one split; None if the directory has no samples of it.
+    """Open and check one split, one shard after the other; None if the directory has no samples of it.
 
-    ``share``: (i, n) checks the content of every n-th shard from i on; other processes check the others.
+    ``tokens``: the size of the tokenizer; the ids of shards without a header must be below it. ``share``: (i, n) checks
+    the content of every n-th shard from i on; other processes check the others.
 
-    Raises ``ConfigError`` if a shard cannot be read, or does not fit ``data.sequence_length``, the model's vocabulary
-    or the other shards.
+    Raises ``ConfigError`` if a shard cannot be read, is not the one that the manifest lists, or does not fit
+    ``data.sequence_length``, the vocabulary or the other shards.
     """
-    paths = shard_paths(Path(config.dir), split)
+    directory = Path(config.dir)
+    paths, manifest = shard_paths(directory, split), read_manifest(directory)
+    for note in directory_notes(directory):
+        report(note)
     if not paths:
         return None
-    readers = [ShardReader(path) for path in paths]
-    for reader in readers:
-        _check_fit(reader, config, vocab_size, readers[0])
     small = sum(path.stat().st_size for path in paths) <= 4 << 30
-    if config.check == "content" or (config.check == "auto" and small):
-        for reader in readers[share[0] :: share[1]]:
-            report(f"checking {reader.path.name}")
-            reader.check_content(vocab_size)
+    readers: list[ShardReader] = []
+    for number, path in enumerate(paths):
+        with closing(ShardReader(path)) as reader:
+            readers.append(reader)
+            _check_fit(reader, config, vocab_size, readers[0])
+            check_listed(reader, manifest)
+            mine = number % share[1] == share[0]
+            if mine and (config.check == "content" or (config.check == "auto" and small)):
+                report(f"checking {path.name}")
+                reader.check_content(vocab_size if reader.header else min(vocab_size, tokens or vocab_size))
     nonempty = [reader for reader in readers if reader.samples]
-    shards = ShardSet(nonempty, vocab_size) if nonempty else None
-    for reader in readers:
-        reader.close()
-    return shards
+    limit = tokens if tokens is not None and all(reader.header is None for reader in readers) else vocab_size
+    return ShardSet(nonempty, vocab_size, min(vocab_size, limit)) if nonempty else None
 
 
 def _check_fit(reader: ShardReader, config: ShardOptions, vocab_size: int, first: ShardReader) -> None:
@@ -222,10 +222,16 @@ def report_single_segments(shards: ShardSet, next_sentence: bool, report: Callab
         )
 
 
+def count_tokens(config: DataConfig) -> int | None:
+    """The number of tokens of ``data.tokenizer``, None if there is none. Raises ``ConfigError``."""
+    folder = Path(config.tokenizer)
+    return len(read_tokenizer(folder).tokens) if has_tokenizer(folder) else None
+
+
 def check_vocabulary(config: DataConfig, splits: list[ShardSet], report: Callable[[str], None]) -> None:
     """Raise ``ConfigError`` if ``data.tokenizer`` has other tokens than the shards; report a missing one."""
     folder = Path(config.tokenizer)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+    if not has_tokenizer(folder):
         report(f"no vocabulary at {folder}: checkpoints will not contain a tokenizer; set data.tokenizer to its folder")
         return
     table = read_tokenizer(folder)

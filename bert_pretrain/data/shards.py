@@ -13,28 +13,26 @@ Shards of several corpora have a seventh, ``source`` (N,): the corpus that the f
 the list ``corpora`` of the manifest. Only evaluation reads it.
 
 Any integer dtype is read. Our own files have a :class:`ShardHeader` and a checksum as attributes; files without them,
-as the published pipeline writes them, are accepted as legacy. A ``manifest.json`` beside the shards lists them. This
+as the published pipeline writes them, are accepted as legacy. ``shard_directory`` has the manifest. This
 module needs h5py and numpy only: data preparation must not load torch.
 """
 
 import hashlib
-import json
 import os
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
 
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.file_system import check_link
+from bert_pretrain.retry import DamagedError, read_patiently
 
 FORMAT_VERSION = 1
 _LIBVER = ("v108", "latest")  # readable by HDF5 1.8 (2008), the first version whose metadata has checksums
-MANIFEST = "manifest.json"
 SHARD_FIELDS = (
     "input_ids",
     "input_mask",
@@ -44,11 +42,13 @@ SHARD_FIELDS = (
     "next_sentence_labels",
 )
 SOURCE = "source"
-SPLITS = ("train", "heldout")
-_HELDOUT_NAME = re.compile(r"(^|[^a-z])(heldout|test)([^a-z]|$)")
+RESTORE = "restore it from a copy, or make the shards again with bert-pretrain prepare"
+_READ_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)  # what h5py raises for outages and damage
+_FIRST_BYTES = 4096
 _ROWS_PER_HASH = 1024  # the converted rows stay in the processor's cache
 _ROWS_PER_READ = 16_384  # bounds the memory of a pass over a whole shard
 
+Result = TypeVar("Result")
 Arrays = dict[str, np.ndarray]
 """Shard rows: one array for each of ``SHARD_FIELDS``."""
 
@@ -132,48 +132,66 @@ def _to_python(value: Any) -> Any:
 class ShardReader:
     """One open shard: its shape, its header (None for a legacy file) and contiguous reads.
 
-    Raises ``ConfigError`` if the file is missing, truncated, or not laid out as a shard.
+    An outage of the disk is waited out, damage is read once more. Raises ``ConfigError`` if the file is missing, may
+    not be read, is damaged, or is not laid out as a shard.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._file = h5py.File(path, "r")
-            self.samples, self.sequence_length, self.max_predictions = self._read_layout()
-            self.checksum: str | None = _to_python(self._file.attrs.get("checksum"))
-            self.header = self._read_header()
-        except ConfigError:
-            raise
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # h5py raises these for damage
-            raise ConfigError(
-                f"shard {path} cannot be read ({error}); it is missing, damaged or no HDF5 file: "
-                "write it again with: bert-pretrain prepare, or remove it"
-            ) from None
+        self._open_file: h5py.File | None = None
+        self.samples, self.sequence_length, self.max_predictions = self._patiently(self._read_layout)
+        self.checksum: str | None = self._patiently(lambda file: _to_python(file.attrs.get("checksum")))
+        self.header = self._patiently(self._read_header)
 
-    def _read_layout(self) -> tuple[int, int, int]:
+    def _patiently(self, work: Callable[[h5py.File], Result]) -> Result:
+        """``work`` on the open file, which is opened again after an error."""
+
+        def attempt() -> Result:
+            try:
+                if self._open_file is None:
+                    self._open_file = self._open()
+                return work(self._open_file)
+            except Exception:
+                self.close()
+                raise
+
+        return read_patiently(attempt, f"shard {self.path}", RESTORE, _READ_ERRORS)
+
+    def _open(self) -> h5py.File:
+        # HDF5 opens files while it holds Python's lock: on a disk that hangs, not even heartbeats would be sent.
+        with open(self.path, "rb") as file:
+            file.read(_FIRST_BYTES)
+        opened = h5py.File(self.path, "r")
+        expected = getattr(self, "samples", None)
+        if expected not in (None, len(opened["next_sentence_labels"])):
+            opened.close()
+            raise ConfigError(f"shard {self.path} had {expected} samples when it was first opened, and has others now")
+        return opened
+
+    def _read_layout(self, file: h5py.File) -> tuple[int, int, int]:
         """N, L and P, after checking names, dtypes and shapes."""
         for name in SHARD_FIELDS:
-            data = self._file.get(name)
+            data = file.get(name)
             if not isinstance(data, h5py.Dataset):
                 raise ConfigError(f"shard {self.path} has no data set {name!r}; a shard has {', '.join(SHARD_FIELDS)}")
             if data.dtype.kind not in "iu":
                 raise ConfigError(f"shard {self.path}: {name} has dtype {data.dtype}; allowed: any integer dtype")
         for name in ("input_ids", "masked_lm_positions"):
-            if self._file[name].ndim != 2:
-                raise ConfigError(f"shard {self.path}: {name} has {self._file[name].ndim} dimensions; allowed: 2")
-        samples, length = self._file["input_ids"].shape
-        predictions = self._file["masked_lm_positions"].shape[1]
+            if file[name].ndim != 2:
+                raise ConfigError(f"shard {self.path}: {name} has {file[name].ndim} dimensions; allowed: 2")
+        samples, length = file["input_ids"].shape
+        predictions = file["masked_lm_positions"].shape[1]
         expected = ((samples, length),) * 3 + ((samples, predictions),) * 2 + ((samples,),)
         for name, shape in zip(SHARD_FIELDS, expected, strict=True):
-            if self._file[name].shape != shape:
+            if file[name].shape != shape:
                 raise ConfigError(
-                    f"shard {self.path}: {name} has shape {self._file[name].shape}, "
+                    f"shard {self.path}: {name} has shape {file[name].shape}, "
                     f"but input_ids and masked_lm_positions require {shape}"
                 )
         return samples, length, predictions
 
-    def _read_header(self) -> ShardHeader | None:
-        attributes = self._file.attrs
+    def _read_header(self, file: h5py.File) -> ShardHeader | None:
+        attributes = file.attrs
         if "format_version" not in attributes:
             return None
         version = int(attributes["format_version"])
@@ -185,46 +203,52 @@ class ShardReader:
         required = [field.name for field in fields(ShardHeader) if field.name not in _DEFAULTS]
         missing = [name for name in ("samples", *required) if name not in attributes]
         if missing:
-            raise ConfigError(f"shard {self.path} lacks the attributes {', '.join(missing)}; write it again")
+            raise ConfigError(f"shard {self.path} lacks the attributes {', '.join(missing)}; {RESTORE}")
         if int(attributes["samples"]) != self.samples:
             raise ConfigError(
                 f"shard {self.path} has {self.samples} rows, but {int(attributes['samples'])} samples in its header; "
-                "write it again"
+                f"{RESTORE}"
             )
         return ShardHeader(**{name: _to_python(attributes[name]) for name in names})
 
-    def read(self, start: int, stop: int) -> Arrays:
-        """Rows ``start`` to ``stop`` of all six data sets, in the dtypes of the file."""
-        try:
-            return {name: self._file[name][start:stop] for name in SHARD_FIELDS}
-        except (OSError, RuntimeError) as error:
-            raise ConfigError(f"shard {self.path}, samples {start} to {stop}, cannot be read ({error})") from None
+    def read(self, start: int, stop: int, vocab_size: int | None = None) -> Arrays:
+        """Rows ``start`` to ``stop`` of all six data sets, in the dtypes of the file, checked if given a vocabulary."""
+        return self._patiently(lambda file: self._rows(file, start, stop, vocab_size))
+
+    def _rows(self, file: h5py.File, start: int, stop: int, vocab_size: int | None) -> Arrays:
+        arrays = {name: file[name][start:stop] for name in SHARD_FIELDS}
+        return arrays if vocab_size is None else check_ids(arrays, vocab_size, self.path)
 
     def source(self) -> np.ndarray | None:
         """The number of each sample's corpus, (N,) int64; None if the shard does not tell."""
-        if SOURCE not in self._file:
-            return None
-        try:
-            return self._file[SOURCE][:].astype(np.int64).reshape(self.samples)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ConfigError(f"shard {self.path}: {SOURCE} cannot be read ({error}); write it again") from None
+
+        def read(file: h5py.File) -> np.ndarray | None:
+            return file[SOURCE][:].astype(np.int64).reshape(self.samples) if SOURCE in file else None
+
+        return self._patiently(read)
 
     def check_content(self, vocab_size: int) -> None:
         """Read the whole shard once; raise ``ConfigError`` if ids or checksum are wrong.
 
         Legacy files have no checksum: only the range of their ids is checked.
         """
-        starts = range(0, self.samples, _ROWS_PER_READ)
-        parts = (self.read(start, start + _ROWS_PER_READ) for start in starts)
-        checksum = content_checksum(check_ids(arrays, vocab_size, self.path) for arrays in parts)
-        if self.checksum not in (None, checksum):
-            raise ConfigError(
-                f"shard {self.path} is damaged: its content does not match the checksum in its header; write it again"
-            )
+
+        def check(file: h5py.File) -> None:
+            starts = range(0, self.samples, _ROWS_PER_READ)
+            parts = (self._rows(file, start, start + _ROWS_PER_READ, vocab_size) for start in starts)
+            if content_checksum(parts) != self.checksum and self.checksum is not None:
+                raise DamagedError(
+                    f"shard {self.path} is damaged: its content does not match the checksum in its header; {RESTORE}"
+                )
+
+        self._patiently(check)
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; the next read opens it again."""
+        with suppress(Exception):  # of a disk that does not answer
+            if self._open_file is not None:
+                self._open_file.close()
+        self._open_file = None
 
 
 def check_ids(arrays: Arrays, vocab_size: int, path: Path) -> Arrays:
@@ -236,65 +260,8 @@ def check_ids(arrays: Arrays, vocab_size: int, path: Path) -> Arrays:
         values = arrays[name]
         if values.size and (int(values.max()) >= limit or int(values.min()) < 0):
             worst = int(values.max()) if int(values.max()) >= limit else int(values.min())
-            raise ConfigError(
+            raise DamagedError(
                 f"shard {path}: {name} holds {worst}, but the model takes 0 to {limit - 1}; the shard is damaged, or "
-                "its vocabulary is not that of model.vocab_size"
+                "its vocabulary is not that of data.tokenizer and model.vocab_size"
             )
     return arrays
-
-
-def shard_paths(directory: Path, split: str) -> list[Path]:
-    """The shards of one split, from the manifest, or else by name.
-
-    Without a manifest a file is held out if its name contains ``heldout`` or ``test``, as in the published pipeline.
-    Raises ``ConfigError`` if the directory or a listed shard is missing.
-    """
-    check_link(directory, "data.dir")
-    if not directory.is_dir():
-        raise ConfigError(f"data.dir is {str(directory)!r}, which is no directory; bert-pretrain prepare makes them")
-    manifest = read_manifest(directory)
-    if manifest is not None:
-        paths = [directory / row["name"] for row in manifest["shards"] if row["split"] == split]
-        missing = [path.name for path in paths if not path.exists()]
-        if missing:
-            raise ConfigError(f"data.dir {directory}: {MANIFEST} lists {', '.join(missing)}, which is not there")
-        return paths
-    found = sorted(path for path in directory.iterdir() if path.suffix in {".hdf5", ".h5"})
-    if not found:
-        raise ConfigError(
-            f"data.dir {directory} holds no shards (*.hdf5, *.h5) and no {MANIFEST}; bert-pretrain prepare makes them"
-        )
-    return [path for path in found if bool(_HELDOUT_NAME.search(path.name)) == (split == "heldout")]
-
-
-def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """The manifest beside the shards, or None if there is none (a legacy directory)."""
-    path = directory / MANIFEST
-    if not path.exists():
-        return None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        for row in manifest["shards"]:
-            if not isinstance(row["name"], str) or row["split"] not in SPLITS or int(row["samples"]) < 0:
-                raise ValueError(row)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read as a manifest ({error!r}); write the shards again") from None
-    return manifest
-
-
-def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
-    """Write ``manifest.json``; it gets its name only when it is complete and on disk."""
-    temporary = directory / f".{MANIFEST}.partial"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump({"format_version": FORMAT_VERSION, **manifest}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(directory / MANIFEST)
-
-
-def data_fingerprint(readers: list[ShardReader]) -> str:
-    """A hash of the training data: names, counts and checksums (legacy: counts only) in order."""
-    digest = hashlib.sha256()
-    for reader in readers:
-        digest.update(f"{reader.path.name} {reader.samples} {reader.checksum}\n".encode())
-    return digest.hexdigest()

@@ -15,10 +15,12 @@ import numpy as np
 
 from bert_pretrain.data.masking import SPECIAL_TOKENS, MaskingRule
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.retry import read_patiently
 
 ROLES = tuple(token[1:-1].lower() for token in SPECIAL_TOKENS)  # pad, unk, cls, sep, mask
 _OTHER_NAMES = {"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"}
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
+_RESTORE = "restore the tokenizer's files"
 _WORD_STARTS = {"ByteLevel": "Ġ", "Metaspace": "▁"}  # pre-tokenizer: the mark of a word's first piece
 
 
@@ -49,6 +51,11 @@ class TokenTable:
         marked = ~marked if self.is_word_start else marked
         marked[list(self.special_ids)] = False
         return marked
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether there is a tokenizer that ``read_tokenizer`` reads."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
 
 
 def read_tokenizer(folder: Path) -> TokenTable:
@@ -161,13 +168,9 @@ def masking_rule(
 def read_vocab_text(path: Path) -> dict[str, int]:
     """The ids of a ``vocab.txt``: one token a line. Raises ``ConfigError`` if it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_patiently(path.read_bytes, f"vocab {path}", _RESTORE).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"vocab {path} is not UTF-8 at byte {error.start}") from None
-    except OSError as error:
-        raise ConfigError(
-            f"tokenizer {path.parent} has no tokenizer.json, and its vocab.txt cannot be read ({error.strerror})"
-        ) from None
     ids: dict[str, int] = {}
     for number, token in enumerate(text.replace("\r\n", "\n").removesuffix("\n").split("\n")):
         if token in ids:
@@ -186,13 +189,14 @@ def _ids_of_json(state: dict[str, Any]) -> dict[str, int]:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
+
+    def read() -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("no JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"tokenizer {path} cannot be read ({error})") from None
-    return content
+        return content
+
+    return read_patiently(read, f"tokenizer {path}", _RESTORE, (OSError, ValueError, RecursionError))
 
 
 def _names(values: Any) -> list[str]:

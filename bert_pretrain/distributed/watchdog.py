@@ -5,6 +5,10 @@ heartbeat into the store through which the ranks met, over a connection of its o
 other ranks read rank 0's and its verdict: two small messages per rank every few seconds, for any number of ranks. A
 rank that finds a dead or stuck peer prints one error per node and calls ``os._exit``, because its main thread is
 blocked in a collective.
+
+Local work of any length is progress: a save, a read that is tried again, a compilation. The main thread says what it
+does (``busy``), the heartbeats carry it, and no rank is stuck while one of them is busy; rank 0 prints what takes long.
+A rank in a collective is never busy, so that a stuck one is found.
 """
 
 import json
@@ -12,6 +16,8 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -32,6 +38,8 @@ class PeerStatus:
     heartbeat: bytes = b""
     step: int = 0
     host: str = "an unknown host"
+    work: str = ""
+    """The local work that the rank is busy with, if any."""
     last_seen: float = field(default_factory=time.monotonic)
 
 
@@ -57,7 +65,11 @@ class Watchdog:
         self._store = dist.PrefixStore("watchdog", store.clone())  # type: ignore[attr-defined]  # torch's stubs lack it
         self._store.set_timeout(timedelta(seconds=timeout))
         self._heartbeats = self._step = 0
-        self._last_progress = float("inf")  # nothing is late before the first step
+        self._last_progress = time.monotonic()
+        self.begun: set[str] = set()
+        """All that the main thread was ever busy with."""
+        self._work: list[str] = []  # what the main thread is busy with, the innermost last
+        self._shown: dict[int, tuple[str, float, float]] = {}  # by rank: its work, since when, the next time to say it
         self._peers = {other: PeerStatus() for other in (range(1, size) if rank == 0 else range(1))}
         self._verdict = ""
         self._stopped, self._exiting = threading.Event(), threading.Lock()
@@ -70,6 +82,7 @@ class Watchdog:
 
     def start(self) -> None:
         """Start checking, once all ranks have connected."""
+        self._last_progress = time.monotonic()
         for peer in self._peers.values():
             peer.last_seen = time.monotonic()
         for thread in self._threads:
@@ -87,6 +100,17 @@ class Watchdog:
         if step is not None:
             self._step = step
 
+    @contextmanager
+    def busy(self, work: str) -> Iterator[None]:
+        """Context of local work of the main thread, which is progress as long as it lasts; no collectives in it."""
+        self.begun.add(work)
+        self._work.append(work)
+        try:
+            yield
+        finally:
+            self._last_progress = time.monotonic()
+            self._work.pop()
+
     def collective_failed(self, reason: str) -> None:
         """A collective failed in the main thread: find the rank to blame, print it and exit.
 
@@ -102,7 +126,12 @@ class Watchdog:
 
     def _send_heartbeat(self) -> None:
         self._heartbeats += 1
-        self._store.set(str(self.rank), json.dumps([self._heartbeats, self._step, socket.gethostname()]))
+        self._store.set(
+            str(self.rank), json.dumps([self._heartbeats, self._step, socket.gethostname(), self._own_work()])
+        )
+
+    def _own_work(self) -> str:
+        return next(iter(self._work[-1:]), "")
 
     def _exchange_heartbeats(self) -> None:
         while not self._stopped.wait(self.interval):
@@ -118,14 +147,39 @@ class Watchdog:
             for peer, heartbeat in zip(self._peers.values(), heartbeats, strict=True):
                 if heartbeat != peer.heartbeat:
                     peer.heartbeat, peer.last_seen = heartbeat, time.monotonic()
-                    _, peer.step, peer.host = json.loads(heartbeat)
+                    _, peer.step, peer.host, peer.work = json.loads(heartbeat)
 
     def _check_peers(self) -> None:
         while not self._stopped.wait(self.interval / 2):
             limit = self.timeout - 3 * self.interval
+            self._note_work()
             fault = self._verdict or self._find_dead_peer(limit) or self._find_stuck_rank(limit)
             if fault:
                 self._exit(fault)
+
+    def _note_work(self) -> None:
+        """On rank 0: count the work of busy ranks as progress; print it after half the timeout, and as it doubles."""
+        if self.rank > 0:
+            return
+        now, seen = time.monotonic(), self._shown
+        work = {0: self._own_work()} | {rank: peer.work for rank, peer in self._peers.items()}
+        busy = {rank: text for rank, text in work.items() if text}
+        if busy:
+            self._last_progress = now
+        self._shown = {
+            rank: seen[rank] if rank in seen and seen[rank][0] == text else (text, now, now + self.timeout / 2)
+            for rank, text in busy.items()
+        }
+        for rank, (text, since, due) in self._shown.items():
+            if now < due:
+                continue
+            host, waited = self._host(rank), now - since
+            print(f"rank {rank} on {host}: {text}, for {waited:.0f} s so far; the others wait for it", flush=True)
+            self._shown[rank] = text, since, now + waited
+            return  # one line, however many ranks do the same
+
+    def _host(self, rank: int) -> str:
+        return self._peers[rank].host if rank else socket.gethostname()
 
     def _find_dead_peer(self, limit: float) -> str:
         """A message if peers sent no heartbeat for ``limit`` seconds; it names the one missing for longest."""
@@ -149,10 +203,9 @@ class Watchdog:
         last = min(steps, key=lambda rank: (steps[rank], rank))
         if steps[last] == max(steps.values()):
             return f"no rank has made progress beyond step {self._step} for {waited:.0f} s, though all are alive"
-        host = self._peers[last].host if last else socket.gethostname()
         return (
-            f"rank {last} on {host} is alive but stuck in step {steps[last]}; the others have waited for it in step "
-            f"{max(steps.values())} for {waited:.0f} s"
+            f"rank {last} on {self._host(last)} is alive but stuck in step {steps[last]}; the others have waited for "
+            f"it in step {max(steps.values())} for {waited:.0f} s"
         )
 
     def _exit(self, fault: str, reason: str = "") -> None:

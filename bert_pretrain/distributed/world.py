@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn, TypeVar
@@ -26,6 +26,7 @@ from bert_pretrain.launch_environment import check_interface, read_launch
 Result = TypeVar("Result")
 Item = TypeVar("Item")
 Options = TypeVar("Options")
+_FOREVER = timedelta(days=365)
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,17 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    def run_on_all_ranks(self, work: Callable[[], Result]) -> Result:
+    def run_on_all_ranks(self, work: Callable[[], Result], doing: str = "") -> Result:
         """``work()`` on every rank; if it fails anywhere, all raise a ``SharedError`` that names the lowest such rank.
 
         For everything before the first step that can fail on one node alone: a missing directory or compiler.
         ``work`` must not contain a collective, in which the others would wait for the rank that failed. An ``OSError``
-        counts as a ``ConfigError``.
+        counts as a ``ConfigError``. ``doing``: what the work is, for the watchdog, by default its name.
         """
         fault, result = None, None
         try:
-            result = work()
+            with self.busy(doing or _name_of(work)):
+                result = work()
         except BrokenPipeError:  # the reader of the output is gone: there is nobody to report to
             raise
         except ConfigError as error:
@@ -97,12 +99,31 @@ class World:
 
     def run_on_first_rank(self, work: Callable[[], str]) -> str:
         """Rank 0's ``work()``, on every rank; if it fails, all raise. What all would read alike is read once."""
-        return self.broadcast(self.run_on_all_ranks(lambda: work() if self.is_first else ""))
+        return self.broadcast(self.run_on_all_ranks(lambda: work() if self.is_first else "", _name_of(work)))
 
     def report_progress(self, step: int | None = None) -> None:
         """Tell the watchdog that this rank makes progress; ``step``: the step that it begins. Costs nothing."""
         if self.watchdog is not None:
             self.watchdog.report_progress(step)
+
+    def busy(self, work: str) -> AbstractContextManager[None]:
+        """Context of local work that may take long and is no fault: a disk, a compilation. No collectives in it."""
+        return self.watchdog.busy(work) if self.watchdog is not None else nullcontext()
+
+    def busy_once(self, work: str) -> AbstractContextManager[None]:
+        """``busy`` the first time, once the device has done what it was given: that may have been a collective."""
+        if self.watchdog is None or work in self.watchdog.begun:
+            return nullcontext()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return self.watchdog.busy(work)
+
+
+def _name_of(work: Callable[[], object]) -> str:
+    """``check_data`` as ``check data``; a lambda by the function that it is in."""
+    function = getattr(work, "func", work)
+    parts = getattr(function, "__qualname__", type(function).__name__).split(".")
+    return next(part for part in reversed(parts) if not part.startswith("<")).strip("_").replace("_", " ")
 
 
 def pick_device(name: str, local_rank: int, local_size: int = 1) -> torch.device:
@@ -149,8 +170,8 @@ def open_world(
     world = World(rank, local_rank, size, own_device, watchdog, local_size)
     _set_up_device(world, local_size)
     if watchdog is not None:
-        _init_process_group(world, store, timeout)
         watchdog.start()
+        _init_process_group(world, store)
     try:
         yield world
         # Not in a finally: a rank that fails while its peers wait in a collective must exit, not wait for them.
@@ -196,13 +217,13 @@ def _set_up_device(world: World, local_size: int) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
 
 
-def _init_process_group(world: World, store: dist.Store | None, timeout: timedelta) -> None:
+def _init_process_group(world: World, store: dist.Store | None) -> None:
     # Otherwise NCCL's own watchdog aborts the process at a lost peer, before ours has named the rank.
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     on_gpu = world.device.type == "cuda"
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        timeout=2 * timeout,  # our watchdog comes first
+        timeout=_FOREVER,  # the watchdog knows which ranks are only slow
         device_id=world.device if on_gpu else None,
         store=store,
         rank=world.rank,

@@ -5,14 +5,17 @@ The folder is loaded back and checked before it gets its final name.
 
 import json
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from bert_pretrain.checkpoint.directories import resolve_checkpoint
-from bert_pretrain.checkpoint.tokenizer_files import set_max_length
+from bert_pretrain.checkpoint.tokenizer_files import copy_tokenizer, set_max_length
 from bert_pretrain.config_loading import entry_point
+from bert_pretrain.data.tokenizer_files import has_tokenizer
 from bert_pretrain.directories import check_replaceable, new_folder
 from bert_pretrain.directory_lock import lock_directory
 from bert_pretrain.errors import ConfigError, as_config_error
@@ -84,7 +87,7 @@ def check_loads(folder: Path) -> None:
     Raises ``ConfigError`` for missing weights, a tokenizer with more tokens than the model, or one that does not cut.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraining
 
     has_both_heads = "BertForPreTraining" in AutoConfig.from_pretrained(folder).architectures
     for auto in (AutoModelForPreTraining, AutoModelForMaskedLM) if has_both_heads else (AutoModelForMaskedLM,):
@@ -96,14 +99,39 @@ def check_loads(folder: Path) -> None:
             raise ConfigError(f"{folder} does not load as {auto.__name__}: {report}")
     if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt")):
         return
-    tokenizer, positions = AutoTokenizer.from_pretrained(folder), model.config.max_position_embeddings
-    if len(tokenizer) > model.config.vocab_size:
-        raise ConfigError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}")
-    encoded = tokenizer("a " * (2 * positions), truncation=True, return_tensors="pt")
-    if encoded["input_ids"].shape[1] != positions:
-        raise ConfigError(f"{folder}: the tokenizer cuts at {tokenizer.model_max_length} tokens, not at {positions}")
+    encoded = check_tokenizer(folder, model.config.vocab_size, model.config.max_position_embeddings, str(folder))
     with torch.no_grad():
         model(**encoded)  # raises for an id or a position that the model does not have
+
+
+def check_tokenizer(folder: Path, vocab_size: int, positions: int, name: str) -> Any:
+    """A text that is too long, as the tokenizer in ``folder`` encodes it for a model.
+
+    Raises ``ConfigError`` for a tokenizer, called ``name``, with more tokens than the model, or one that does not cut.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # the libraries raise many types
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(f"{name}: transformers cannot load this tokenizer ({reason})") from None
+    if len(tokenizer) > vocab_size:
+        raise ConfigError(f"{name}: the tokenizer has {len(tokenizer)} tokens in transformers, the model {vocab_size}")
+    encoded = tokenizer("a " * (2 * positions), truncation=True, return_tensors="pt")
+    if encoded["input_ids"].shape[1] != positions:
+        raise ConfigError(f"{name}: the tokenizer cuts at {tokenizer.model_max_length} tokens, not at {positions}")
+    return encoded
+
+
+def check_before_training(tokenizer: Path, vocab_size: int, positions: int) -> None:
+    """Raise ``ConfigError`` if an export of a model with ``tokenizer`` would be refused."""
+    if not has_tokenizer(tokenizer):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+        copy_tokenizer(tokenizer, Path(folder), positions)
+        check_tokenizer(Path(folder), vocab_size, positions, f"data.tokenizer {tokenizer}")
 
 
 def model_card(checkpoint: Path) -> str:

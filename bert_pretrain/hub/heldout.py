@@ -6,8 +6,9 @@ from itertools import zip_longest
 from pathlib import Path
 
 from bert_pretrain.data.dataset import ShardSet, open_split
-from bert_pretrain.data.shards import ShardHeader, ShardReader, shard_paths
-from bert_pretrain.data.tokenizer_files import read_tokenizer
+from bert_pretrain.data.shard_directory import shard_paths
+from bert_pretrain.data.shards import ShardHeader, ShardReader
+from bert_pretrain.data.tokenizer_files import has_tokenizer, read_tokenizer
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub.source import Source
 
@@ -70,11 +71,6 @@ def check_tokens(source: Source, directory: Path, header: ShardHeader | None) ->
         if token != own:
             raise ConfigError(f"{where}: id {number} is {token!r} there and {own!r} here; {advice}")
     return None
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Whether there is a tokenizer that ``read_tokenizer`` reads."""
-    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
 
 
 def open_heldout(data: HeldoutShards, report: Callable[[str], None]) -> ShardSet:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bert_pretrain.config import POSITIONS, PretrainConfig
-from bert_pretrain.data.shards import ShardReader, shard_paths
+from bert_pretrain.data.shard_directory import shard_paths
+from bert_pretrain.data.shards import ShardReader
 from bert_pretrain.data.tokenizer_files import read_ids, same_ids
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub.source import source_config

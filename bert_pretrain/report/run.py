@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bert_pretrain.config_loading import entry_point
-from bert_pretrain.data.shards import read_manifest
+from bert_pretrain.data.shard_directory import read_manifest
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.file_system import require_writable
 from bert_pretrain.report.plots import draw_run

@@ -70,7 +70,8 @@ def sum_losses(
     for _ in range(-(-largest_part // micro_batch_size)):  # the same number on all ranks; some have a batch less
         world.report_progress()
         requests = world.sum(torch.tensor(float(stop.requested)).to(world.device, non_blocking=True))
-        batch = next(batches, None)
+        with world.busy("reading the held-out shards"):
+            batch = next(batches, None)
         if batch is not None:
             size = len(batch.input_ids)
             if sources is None:

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ class MetricsLog:
 
     def __init__(self, path: Path | None, total_steps: int) -> None:
         self.path = path
+        self.busy: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
+        """Context of what may take long: a slow disk, a terminal that is stopped, wandb's network."""
         hidden = path is None or not sys.stderr.isatty()
         self._bar = tqdm(total=total_steps, unit="step", disable=hidden, dynamic_ncols=True, smoothing=0.05)
         self._wandb: WandbRun | None = None
@@ -42,8 +44,9 @@ class MetricsLog:
     def message(self, text: str) -> None:
         """Print one line."""
         if self.path is not None:
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+            with self.busy("printing"):
+                tqdm.write(text, file=sys.stdout)
+                sys.stdout.flush()
 
     def resume(self, step: int) -> None:
         """Remove the rows of steps after ``step``, which will be computed again; a copy is kept (``keep_rows``)."""
@@ -63,9 +66,10 @@ class MetricsLog:
         """Append one row to ``metrics.jsonl``, flushed at once, and to wandb."""
         if self.path is None:
             return
-        self._append(json.dumps(row) + "\n")
-        if self._wandb is not None:
-            self._wandb.log(row)
+        with self.busy("writing metrics"):
+            self._append(json.dumps(row) + "\n")
+            if self._wandb is not None:
+                self._wandb.log(row)
 
     def _append(self, line: str) -> None:
         """Rows that cannot be written stay in memory, and are written with the next one that can."""

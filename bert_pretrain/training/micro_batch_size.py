@@ -21,7 +21,9 @@ def most_that_fit(limit: int, fits: Callable[[int], bool], world: World) -> int:
     """
     best = 0
     for size in sorted({min(limit, part << power) for power in range(limit.bit_length()) for part in (1, 3)}):
-        if not all(world.gather(fits(size))):
+        with world.busy("looking for the largest micro-batch that fits"):
+            own = fits(size)
+        if not all(world.gather(own)):
             break
         best = size
     return best

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -15,9 +15,17 @@ class Throughput:
     while the next step runs, so that the moment of reading says nothing. ``paused`` work belongs to no step.
     """
 
-    def __init__(self, measure_peak: Callable[[float], float], devices: int) -> None:
-        """``measure_peak``: FLOP/s of one of the ``devices``, given a rate that it has reached."""
-        self.measure_peak, self.devices = measure_peak, devices
+    def __init__(
+        self,
+        measure_peak: Callable[[float], float],
+        devices: int,
+        busy: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
+    ) -> None:
+        """``measure_peak``: FLOP/s of one of the ``devices``, given a rate that it has reached.
+
+        ``busy``: context of waiting, which is no fault however long it takes.
+        """
+        self.measure_peak, self.devices, self.busy = measure_peak, devices, busy
         self.peak_rate = measure_peak(0.0)
         self.restart()
 
@@ -35,7 +43,8 @@ class Throughput:
         """``items``, measuring the time that the consumer waits for them."""
         while True:
             started = time.perf_counter()
-            item = next(items, None)
+            with self.busy("waiting for samples"):
+                item = next(items, None)
             self._waiting += time.perf_counter() - started
             if item is None:
                 return

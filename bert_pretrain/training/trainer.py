@@ -75,7 +75,7 @@ class Trainer:
         self._rewind_reason = self._rewind_to = ""
         self._stopping = self._evaluation_interrupted = False
         self._saved_step, self._rewinds = self.progress.step, 0
-        self.throughput = Throughput(self.measure_peak, self.world.size)
+        self.throughput = Throughput(self.measure_peak, self.world.size, self.world.busy)
 
     def run(self) -> bool:
         """Train to ``total_steps``, with evaluations and checkpoints; False if it stopped earlier, on request.
@@ -93,9 +93,10 @@ class Trainer:
                     self._rewind()
             if self.progress.step > self._saved_step:
                 self._save()
-            self.world.run_on_all_ranks(self._writer.finish)
+            self.world.run_on_all_ranks(self._writer.finish, "writing the last checkpoint")
         except Exception:
-            self._writer.join()
+            with self.world.busy("writing a checkpoint"):
+                self._writer.join()
             raise
         return self.progress.step == self.total_steps and not self._evaluation_interrupted
 
@@ -108,8 +109,7 @@ class Trainer:
                 self._finish_previous_step()  # by now it is done, so that reading it does not wait
                 self._pending = None if self._rewind_reason else result
                 intervals = self.training.evaluate_every_steps, self.checkpoint.every_steps
-                boundary = any(self._is_due(self.progress.step + 1, every) for every in intervals)
-                if boundary and self._finish_previous_step():
+                if self._is_due(self.progress.step + 1, *intervals) and self._finish_previous_step():
                     self._evaluate_and_save()
         finally:
             steps.close()  # type: ignore[attr-defined]
@@ -126,7 +126,8 @@ class Trainer:
         rate = self.learning_rates.index_select(0, self.applied.clamp(max=self.total_steps))[0]
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        skipped = self.precision.step(self.optimizer)
+        with self.world.busy_once("the first update, which compiles kernels"):
+            skipped = self.precision.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=not self.model.speed.cuda_graphs)
         self.applied += 1 - skipped.long()
         norm: torch.Tensor = self.optimizer.grad_norm  # type: ignore[attr-defined]
@@ -235,8 +236,8 @@ class Trainer:
         self.log.row(row)
         self.log.message(training_line(row, self.total_steps, self.log.seconds_left(self.progress.step)))
 
-    def _is_due(self, step: int, every: int) -> bool:
-        return step == self.total_steps or step % every == 0
+    def _is_due(self, step: int, *intervals: int) -> bool:
+        return step == self.total_steps or any(step % every == 0 for every in intervals)
 
     def _evaluate_and_save(self) -> None:
         """Evaluate and save, if due after the step just applied."""
@@ -273,9 +274,8 @@ class Trainer:
         self._saved_step, self._rewinds = self.progress.step, 0
         states = {"precision": self.precision.state_dict(), "spike_detector": asdict(self._spike_detector)}
         cut = {"micro_batch_size": self.plan.micro_batch_size, "ranks": self.world.size}
-        saved = replace(self.progress, **states, **cut)  # type: ignore[arg-type]
-        parts = self.model.bert, state, saved, self.config_yaml
-        self.world.run_on_all_ranks(lambda: self._writer.save(*parts) if self.world.is_first else None)
+        saved = self.model.bert, state, replace(self.progress, **states, **cut), self.config_yaml  # type: ignore[arg-type]
+        self.world.run_on_all_ranks(lambda: self._writer.save(*saved) if self.world.is_first else None)
 
     def _rewind(self) -> None:
         """Restore the newest checkpoint, and skip the samples between it and the step in ``_rewind_reason``.

@@ -16,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.retry import read_error, read_patiently
 from data_prep.engine.out_dir import read_json, write_json
 
 Record = dict[str, Any]
@@ -70,7 +71,16 @@ class Engine:
 
 def run_task(task: Task, folder: Path) -> Record:
     """Run one task, write its record to ``folder`` and return it as read back from JSON."""
-    record = task.run()
+    what = f"a file of task {task.name}"
+
+    def attempt() -> Record:
+        try:
+            return task.run()
+        except (OSError, RuntimeError) as error:  # HDF5 hides outages in the latter
+            found = read_error(error, what, "")
+            raise found if isinstance(found, OSError) else error from None
+
+    record = read_patiently(attempt, what, "", ())
     write_json(_record_path(folder, task), record)
     return dict(json.loads(json.dumps(record)))
 

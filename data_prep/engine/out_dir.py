@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.data.shards import MANIFEST, read_manifest
+from bert_pretrain.data.shard_directory import MANIFEST, read_manifest
 from bert_pretrain.directories import check_directory
 from bert_pretrain.directory_lock import LOCK
 from bert_pretrain.errors import ConfigError

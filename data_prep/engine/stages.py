@@ -18,7 +18,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bert_pretrain.data.shards import SPLITS, ShardHeader
+from bert_pretrain.data.shard_directory import SPLITS
+from bert_pretrain.data.shards import ShardHeader
 from data_prep.engine.local import Engine, Record, Task
 from data_prep.engine.planning import needs_chunks
 from data_prep.options import DuplicateConfig, PrepareConfig

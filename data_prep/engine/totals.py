@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bert_pretrain.data.masking import restore_ids
-from bert_pretrain.data.shards import SPLITS, Arrays
+from bert_pretrain.data.shard_directory import SPLITS
+from bert_pretrain.data.shards import Arrays
 from bert_pretrain.errors import ConfigError
 from data_prep.samples.tokenizer import Vocabulary
 

@@ -22,7 +22,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from bert_pretrain.data.shards import SPLITS
+from bert_pretrain.data.shard_directory import SPLITS
 from data_prep.options import PrepareConfig
 from data_prep.samples.tokenizer import load_vocabulary
 from data_prep.samples.words import WordEncoder

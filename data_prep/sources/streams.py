@@ -10,18 +10,21 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import zstandard
 
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.retry import DamagedError, read_patiently
 
 LONGEST_LINE = 1 << 25  # bytes; a longer line is not text, and is not kept in memory
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BLOCK = 1 << 20
 _STREAM = re.compile(rb"BZh[1-9]1AY&SY")  # header of a stream and of its first block: 80 bits
 _DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
+_RESTORE = "download or copy it again"
 
 _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     ".gz": lambda: zlib.decompressobj(wbits=31),
@@ -44,32 +47,67 @@ def blocks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[byte
     create = _DECOMPRESSORS.get(path.suffix.lower())
     position = start
     at_stream_start = True
+    decompressor: Any = create() if create else None
     try:
-        with open(path, "rb") as file:
-            file.seek(start)
-            decompressor: Any = create() if create else None
-            while block := file.read(_BLOCK if stop is None else min(_BLOCK, stop - position)):
-                if decompressor is None:
-                    yield block
-                while create is not None and block:
-                    content = decompressor.decompress(block)
-                    block, at_stream_start = b"", False
-                    if decompressor.eof:
-                        block = decompressor.unused_data.lstrip(b"\0")  # some tools pad with zeros
-                        decompressor, at_stream_start = create(), True
-                    if content:
-                        yield content
-                position = file.tell()
+        for position, raw in raw_blocks(path, start, stop):
+            block = raw
+            if decompressor is None:
+                yield block
+            while create is not None and block:
+                content = decompressor.decompress(block)
+                block, at_stream_start = b"", False
+                if decompressor.eof:
+                    block = decompressor.unused_data.lstrip(b"\0")  # some tools pad with zeros
+                    decompressor, at_stream_start = create(), True
+                if content:
+                    yield content
+            position += len(raw)
     except _DAMAGE as error:
-        raise ConfigError(
-            f"corpus file {path} is damaged or cannot be read near byte {position} ({error}); download or copy it "
-            "again, or remove it from corpus.path"
+        raise DamagedError(
+            f"corpus file {path} is damaged or cannot be read near byte {position} ({error}); {_RESTORE}, or give "
+            "corpus.path without it"
         ) from None
     if not at_stream_start:
-        raise ConfigError(
+        raise DamagedError(
             f"corpus file {path} ends at byte {position} in the middle of its compressed data: it is truncated; "
-            "download or copy it again"
+            f"{_RESTORE}"
         )
+
+
+def raw_blocks(
+    path: Path, start: int = 0, stop: int | None = None, size: int | None = None
+) -> Iterator[tuple[int, bytes]]:
+    """(byte where the block starts, block) of a file on disk from ``start`` up to ``stop``. Outages are waited out.
+
+    Raises ``ConfigError`` if it cannot be read.
+    """
+    position, file = start, None
+
+    def read() -> bytes:
+        nonlocal file
+        try:
+            if file is None:
+                file = open(path, "rb")  # noqa: SIM115
+                file.seek(position)
+            most = size or _BLOCK
+            return file.read(most if stop is None else min(most, stop - position))
+        except OSError:
+            close()
+            raise
+
+    def close() -> None:
+        nonlocal file
+        with suppress(OSError):
+            if file is not None:
+                file.close()
+        file = None
+
+    try:
+        while block := read_patiently(read, f"corpus file {path}", _RESTORE):
+            yield position, block
+            position += len(block)
+    finally:
+        close()
 
 
 def lines(content: Iterable[bytes], first: int = 0) -> Iterator[tuple[int, bytes | None]]:
@@ -117,13 +155,10 @@ def bz2_streams(path: Path) -> list[int]:
     """The byte offsets at which the streams of a bz2 file start, by one scan of the file."""
     starts = []
     tail = b""
-    position = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 24):
-            window = tail + block
-            starts += [position - len(tail) + match.start() for match in _STREAM.finditer(window)]
-            tail = window[-9:]  # one byte less than the pattern
-            position += len(block)
+    for position, block in raw_blocks(path, size=1 << 24):
+        window = tail + block
+        starts += [position - len(tail) + match.start() for match in _STREAM.finditer(window)]
+        tail = window[-9:]  # one byte less than the pattern
     return starts
 
 

@@ -13,7 +13,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from bert_pretrain.data.masking import restore_ids
-from bert_pretrain.data.shards import SHARD_FIELDS, ShardReader, read_manifest, shard_paths
+from bert_pretrain.data.shard_directory import read_manifest, shard_paths
+from bert_pretrain.data.shards import SHARD_FIELDS, ShardReader
 from data_prep import prepare, report, verify
 from data_prep.samples.tokenised import is_heldout
 from data_prep.samples.tokenizer import load_vocabulary

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from bert_pretrain.data.masking import MaskingRule, mask_samples
-from bert_pretrain.data.shards import SHARD_FIELDS, ShardHeader, write_manifest, write_shard
+from bert_pretrain.data.shard_directory import write_manifest
+from bert_pretrain.data.shards import SHARD_FIELDS, ShardHeader, write_shard
 from bert_pretrain.errors import ConfigError
 from data_prep import verify
 from data_prep.engine import totals

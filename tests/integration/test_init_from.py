@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, BertForPreTraining
 
 from bert_pretrain.checkpoint.tokenizer_files import set_max_length
-from bert_pretrain.data.shards import write_manifest, write_shard
+from bert_pretrain.data.shard_directory import write_manifest
+from bert_pretrain.data.shards import write_shard
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub.export import check_loads
 from bert_pretrain.training.metrics import read_rows

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bert_pretrain.data.shards import write_manifest, write_shard
+from bert_pretrain.data.shard_directory import write_manifest
+from bert_pretrain.data.shards import write_shard
 from tests.conftest import header, random_arrays, run_module
 
 LENGTH, PREDICTIONS = 64, 10

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
 
 from bert_pretrain.data.dataset import report_single_segments
-from bert_pretrain.data.shards import write_manifest, write_shard
+from bert_pretrain.data.shard_directory import write_manifest
+from bert_pretrain.data.shards import write_shard
 from tests.bert_pretrain.data.test_loader import opened
 from tests.conftest import TEST_RECIPE, header, random_arrays, run_module
 

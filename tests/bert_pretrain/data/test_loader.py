@@ -15,7 +15,8 @@ from bert_pretrain.data.dataset import DataConfig, ShardSet, check_vocabulary, o
 from bert_pretrain.data.dynamic_masking import dynamic_masking
 from bert_pretrain.data.loader import TrainingData, heldout_batches
 from bert_pretrain.data.sample_order import SampleOrder
-from bert_pretrain.data.shards import SHARD_FIELDS, shard_paths, write_shard
+from bert_pretrain.data.shard_directory import shard_paths
+from bert_pretrain.data.shards import SHARD_FIELDS, write_shard
 from bert_pretrain.errors import ConfigError
 from tests.conftest import LENGTH, PREDICTIONS, VOCAB_SIZE, header, make_shards, random_arrays
 

@@ -6,7 +6,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -111,3 +112,78 @@ def test_a_stuck_rank_is_named_by_all(store: dist.TCPStore, tmp_path: Path) -> N
         assert f"error: rank 1 on {socket.gethostname()} is alive but stuck in step 3; the others have waited" in text
         assert "for it in step 7 for" in text
         assert status == EXIT_LOST_RANK
+
+
+class Exited(Exception):
+    """The watchdog ended the process."""
+
+
+def run_checks(watchdog: Watchdog, monkeypatch: pytest.MonkeyPatch, checks: int, heartbeat: Callable[[], None]) -> str:
+    """``checks`` checks by a clock that only the watchdog's waiting advances; "" or the error that it ends with."""
+    clock = watchdog_module.time.monotonic()
+    for peer in watchdog._peers.values():
+        peer.last_seen = clock
+    watchdog._last_progress, left = clock, checks
+
+    def wait(seconds: float) -> bool:
+        nonlocal clock, left
+        clock, left = clock + seconds, left - 1
+        for peer in watchdog._peers.values():
+            peer.last_seen = clock  # all are alive
+        heartbeat()
+        return left < 0
+
+    def leave(fault: str, reason: str = "") -> None:
+        raise Exited(fault)
+
+    monkeypatch.setattr(watchdog_module, "time", SimpleNamespace(monotonic=lambda: clock, sleep=wait))
+    monkeypatch.setattr(watchdog._stopped, "wait", wait)
+    monkeypatch.setattr(watchdog, "_exit", leave)
+    try:
+        watchdog._check_peers()
+    except Exited as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("busy_rank", [0, 1])
+def test_local_work_of_any_length_is_progress_and_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, busy_rank: int
+) -> None:
+    """40 checks are ten timeouts; rank 0 waits for rank 1, or itself for a disk."""
+    watchdog = Watchdog(dist.HashStore(), 0, 2, TIMEOUT)
+    watchdog._peers[1].work = "reading the shards" if busy_rank else ""
+    with watchdog.busy("reading the shards") if not busy_rank else nullcontext():
+        assert run_checks(watchdog, monkeypatch, 200, lambda: None) == ""
+    lines = capsys.readouterr().out.splitlines()
+    assert 2 <= len(lines) <= 8  # at half the timeout, and as the time doubles
+    assert all(line.startswith(f"rank {busy_rank} on ") and "reading the shards, for " in line for line in lines)
+
+
+def test_a_rank_stuck_in_a_collective_is_found_after_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 1 is busy for many timeouts, then it hangs."""
+    watchdog, heartbeats = Watchdog(dist.HashStore(), 0, 2, TIMEOUT), 0
+
+    def heartbeat() -> None:
+        nonlocal heartbeats
+        heartbeats += 1
+        watchdog._peers[1].work = "saving" if heartbeats < 100 else ""
+
+    assert "no rank has made progress" in run_checks(watchdog, monkeypatch, 1000, heartbeat)
+    assert 100 < heartbeats < 100 + 4 * TIMEOUT / watchdog.interval
+
+
+def test_a_rank_that_hangs_before_the_first_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    watchdog = Watchdog(dist.HashStore(), 0, 2, TIMEOUT)
+    assert "no rank has made progress" in run_checks(watchdog, monkeypatch, 1000, lambda: None)
+
+
+def test_heartbeats_carry_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = dist.HashStore()
+    first, second = Watchdog(store, 0, 2, TIMEOUT), Watchdog(store, 1, 2, TIMEOUT)
+    waits = iter([False, True])
+    monkeypatch.setattr(first._stopped, "wait", lambda _: next(waits))
+    with second.busy("outer"), second.busy("saving"):
+        second._send_heartbeat()
+    first._exchange_heartbeats()
+    assert first._peers[1].work == "saving"

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
 
-from bert_pretrain.data.shards import write_manifest, write_shard
+from bert_pretrain.data.shard_directory import write_manifest
+from bert_pretrain.data.shards import write_shard
 from bert_pretrain.distributed.preemption import STOP_SIGNALS, StopRequest
 from bert_pretrain.errors import EXIT_STOPPED
 from bert_pretrain.hub import evaluate, measure

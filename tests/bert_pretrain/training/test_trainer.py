@@ -381,10 +381,10 @@ def test_loading_moments_is_no_collective(tmp_path: Path, shard_dir: Path, monke
     assert trainer_for(tmp_path / "first", shard_dir, "schedule.total_steps=3").run()
     inside, run_on_all_ranks = [], World.run_on_all_ranks
 
-    def marked(world: World, work: Any) -> Any:
+    def marked(world: World, work: Any, doing: str = "") -> Any:
         inside.append(1)
         try:
-            return run_on_all_ranks(world, work)
+            return run_on_all_ranks(world, work, doing)
         finally:
             inside.pop()
 

@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 from bert_pretrain.data.dataset import DataConfig, check_vocabulary, open_split
 from bert_pretrain.data.dynamic_masking import dynamic_masking
 from bert_pretrain.data.masking import restore_ids
-from bert_pretrain.data.shards import ShardReader, read_manifest, shard_paths
+from bert_pretrain.data.shard_directory import read_manifest, shard_paths
+from bert_pretrain.data.shards import ShardReader
 from bert_pretrain.errors import ConfigError
 from data_prep import prepare, report, verify
 from data_prep.samples.added_words import AddedWord, add_words, choose_words, read_words

@@ -1,0 +1,141 @@
+"""A directory of shards: its manifest, and the shards of each split."""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from bert_pretrain.data.shards import FORMAT_VERSION, RESTORE, ShardReader
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.file_system import check_link
+from bert_pretrain.retry import read_patiently
+
+MANIFEST = "manifest.json"
+SPLITS = ("train", "heldout")
+_SUFFIXES = (".hdf5", ".h5")
+_NO_MANIFEST = (ValueError, KeyError, TypeError, RecursionError)  # what other content raises
+_HELDOUT_NAME = re.compile(r"(^|[^a-z])(heldout|test(ing)?|val(id(ation)?)?|dev|eval(uation)?)([^a-z]|$)")
+
+
+def shard_paths(directory: Path, split: str) -> list[Path]:
+    """The shards of one split, from the manifest, or else by name.
+
+    Without a manifest a file is held out if its name contains a word such as ``test`` or ``validation``, as in the
+    published pipeline. Raises ``ConfigError`` if the directory or a listed shard is missing.
+    """
+    check_link(directory, "data.dir")
+    if not directory.is_dir():
+        raise ConfigError(f"data.dir is {str(directory)!r}, which is no directory; bert-pretrain prepare makes them")
+    manifest = read_manifest(directory)
+    if manifest is not None:
+        missing = sorted({row["name"] for row in manifest["shards"] if row["split"] == split} - _names(directory))
+        if missing:
+            raise ConfigError(
+                f"data.dir {directory}: {MANIFEST} lists {shortened(missing)}, which is not there; {RESTORE}"
+            )
+        return [directory / row["name"] for row in manifest["shards"] if row["split"] == split]
+    found = _shards_in(directory)
+    if not found:
+        folders = sorted(path.name for path in directory.iterdir() if path.is_dir() and _holds_shards(path))
+        advice = f"it holds the folders {', '.join(folders)}: give data.dir={directory / folders[0]}" if folders else ""
+        raise ConfigError(
+            f"data.dir {directory} holds no shards (*.hdf5, *.h5) and no {MANIFEST}; "
+            f"{advice or 'bert-pretrain prepare makes them'}"
+        )
+    return [directory / name for name in found if _is_heldout(name) == (split == "heldout")]
+
+
+def directory_notes(directory: Path) -> list[str]:
+    """What a user may not expect: shards that are not used, or held out because of their names."""
+    manifest, found, notes = read_manifest(directory), _shards_in(directory), []
+    hidden = sorted(name for name in _names(directory) if name.startswith(".") and name.endswith(_SUFFIXES))
+    if manifest is not None:
+        found = unlisted(directory, manifest)
+        if found:
+            notes.append(f"data.dir {directory}: not used: {shortened(found)}, which {MANIFEST} does not list")
+    else:
+        held = [name for name in found if _is_heldout(name)]
+        if held:
+            notes.append(f"data.dir {directory} has no {MANIFEST}; held out by name: {shortened(held)}")
+    if hidden:
+        notes.append(f"data.dir {directory}: not used: {shortened(hidden)}, because of the dot at the beginning")
+    return notes
+
+
+def unlisted(directory: Path, manifest: dict[str, Any]) -> list[str]:
+    """The names of the shards in ``directory`` that its manifest does not list."""
+    return sorted(set(_shards_in(directory)) - {row["name"] for row in manifest["shards"]})
+
+
+def check_listed(reader: ShardReader, manifest: dict[str, Any] | None) -> None:
+    """Raise ``ConfigError`` if a shard is not the one that the manifest lists: other samples, checksum or split."""
+    rows = {row["name"]: row for row in manifest["shards"]} if manifest else {}
+    row, header = rows.get(reader.path.name), reader.header
+    if row is None:
+        return
+    if row["samples"] != reader.samples or row.get("checksum", reader.checksum) != reader.checksum:
+        raise ConfigError(
+            f"shard {reader.path}: {MANIFEST} lists {row['samples']} samples with checksum {row.get('checksum')}, the "
+            f"file has {reader.samples} with {reader.checksum}: they are not from the same preparation; {RESTORE}"
+        )
+    if header is not None and row["split"] != header.split:
+        raise ConfigError(
+            f"shard {reader.path} is of split {header.split}; {MANIFEST} lists it as {row['split']}; {RESTORE}"
+        )
+
+
+def shortened(names: list[str]) -> str:
+    """Up to three names, and how many there are besides."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _names(directory: Path) -> set[str]:
+    """The names in ``directory``, of all files and folders."""
+    return read_patiently(lambda: set(os.listdir(directory)), f"data.dir {directory}", RESTORE)
+
+
+def _shards_in(directory: Path) -> list[str]:
+    return sorted(name for name in _names(directory) if name.endswith(_SUFFIXES) and not name.startswith("."))
+
+
+def _holds_shards(directory: Path) -> bool:
+    return (directory / MANIFEST).exists() or bool(_shards_in(directory))
+
+
+def _is_heldout(name: str) -> bool:
+    return bool(_HELDOUT_NAME.search(name.lower()))
+
+
+def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """The manifest beside the shards, or None if there is none (a legacy directory). Raises ``ConfigError``."""
+    if MANIFEST not in _names(directory):
+        return None
+
+    def read() -> dict[str, Any]:
+        manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        for row in manifest["shards"]:
+            if not isinstance(row["name"], str) or row["split"] not in SPLITS or int(row["samples"]) < 0:
+                raise ValueError(row)
+        return manifest
+
+    return read_patiently(read, str(directory / MANIFEST), RESTORE, (OSError, *_NO_MANIFEST))
+
+
+def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
+    """Write ``manifest.json``; it gets its name only when it is complete and on disk."""
+    temporary = directory / f".{MANIFEST}.partial"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump({"format_version": FORMAT_VERSION, **manifest}, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(directory / MANIFEST)
+
+
+def data_fingerprint(readers: list[ShardReader]) -> str:
+    """A hash of the training data: names, counts and checksums (legacy: counts only) in order."""
+    digest = hashlib.sha256()
+    for reader in readers:
+        digest.update(f"{reader.path.name} {reader.samples} {reader.checksum}\n".encode())
+    return digest.hexdigest()
