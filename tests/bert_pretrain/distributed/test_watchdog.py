@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,19 +40,28 @@ def rank_main(rank: int, port: int, last: int, out: Path) -> None:
     watchdog.stop()
 
 
+def serve(sender: Connection) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True)
+    sender.send(store.port)
+    time.sleep(600)
+
+
 @pytest.fixture
-def store() -> Iterator[dist.TCPStore]:
-    yield dist.TCPStore("127.0.0.1", 0, is_master=True)
+def port() -> Iterator[int]:
+    """Of a store that a process of its own serves: its threads take locks, which a fork of this one would copy."""
+    receiver, sender = fork.Pipe(duplex=False)
+    fork.Process(target=serve, args=(sender,), daemon=True).start()
+    yield receiver.recv()
     for process in multiprocessing.active_children():
         process.kill()
 
 
-def start(store: dist.TCPStore, folder: Path, *last: int) -> list[Rank]:
+def start(port: int, folder: Path, *last: int) -> list[Rank]:
     """Start three ranks with these last steps; return when all are ready."""
     ranks = []
     for rank, step in enumerate(last):
         out = folder / str(rank)
-        process = fork.Process(target=rank_main, args=(rank, store.port, step, out), daemon=True)
+        process = fork.Process(target=rank_main, args=(rank, port, step, out), daemon=True)
         process.start()
         ranks.append((process, out))
     while len(list(folder.glob("*.ready"))) < 3:
@@ -68,13 +78,13 @@ def result(rank: Rank) -> tuple[str, int | None]:
     return out.read_text(), status
 
 
-def test_healthy_ranks_are_left_alone(store: dist.TCPStore, tmp_path: Path) -> None:
-    assert [result(rank) for rank in start(store, tmp_path, HEALTHY, HEALTHY, HEALTHY)] == [("", 0)] * 3
+def test_healthy_ranks_are_left_alone(port: int, tmp_path: Path) -> None:
+    assert [result(rank) for rank in start(port, tmp_path, HEALTHY, HEALTHY, HEALTHY)] == [("", 0)] * 3
 
 
 @pytest.mark.parametrize("frozen", [0, 2])
-def test_a_rank_without_heartbeats_is_named_by_all_others(store: dist.TCPStore, tmp_path: Path, frozen: int) -> None:
-    ranks = start(store, tmp_path, 99, 99, 99)
+def test_a_rank_without_heartbeats_is_named_by_all_others(port: int, tmp_path: Path, frozen: int) -> None:
+    ranks = start(port, tmp_path, 99, 99, 99)
     time.sleep(1.5)
     os.kill(ranks[frozen][0].pid or 0, signal.SIGSTOP)
     for number in {0, 1, 2} - {frozen}:
@@ -107,8 +117,8 @@ def test_a_rank_without_heartbeats_is_reported_within_the_timeout(monkeypatch: p
     assert TIMEOUT / 2 < clock <= TIMEOUT
 
 
-def test_a_stuck_rank_is_named_by_all(store: dist.TCPStore, tmp_path: Path) -> None:
-    for text, status in [result(rank) for rank in start(store, tmp_path, 7, 3, 7)]:
+def test_a_stuck_rank_is_named_by_all(port: int, tmp_path: Path) -> None:
+    for text, status in [result(rank) for rank in start(port, tmp_path, 7, 3, 7)]:
         assert f"error: rank 1 on {socket.gethostname()} is alive but stuck in step 3; the others have waited" in text
         assert "for it in step 7 for" in text
         assert status == EXIT_LOST_RANK
