@@ -17,9 +17,13 @@ def check_directory(path: Path, option: str, instead: str = "give another") -> N
         if part.is_dir():
             return
         if os.path.lexists(part):
-            found = f"a link to {part.readlink()}, which is not there" if part.is_symlink() else "a file"
-            where = f"{option} is {str(path)!r}, " + ("" if part == path else f"but {part} is ")
-            raise ConfigError(f"{where}{'which is ' if part == path else ''}{found}, not a directory; {instead}")
+            where = f"{option} {path}" + ("" if part == path else f" cannot be made: {part}")
+            if part.is_symlink():
+                raise ConfigError(
+                    f"{where} is a link to {part.readlink()}, which is not there; make it or mount its disk, or "
+                    "replace the link"
+                )
+            raise ConfigError(f"{where} is a file, not a directory; {instead}")
 
 
 def remove_tree(path: Path) -> None:

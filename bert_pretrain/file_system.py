@@ -44,7 +44,6 @@ def require_writable(path: Path, option: str, instead: str = "give another") -> 
 
     A disk that does not answer is an ``OutageError``.
     """
-    check_link(path, option)
     check_directory(path, option, instead)
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -105,7 +105,7 @@ def test_a_link_to_nowhere_is_found_at_the_start(tmp_path: Path, shard_dir: Path
 
 def test_a_file_in_the_place_of_the_checkpoints_is_found_at_the_start(tmp_path: Path, shard_dir: Path) -> None:
     (tmp_path / "checkpoints").write_text("")
-    refused("bert_pretrain.pretrain", *words(tmp_path, shard_dir), mentions="checkpoints cannot be written")
+    refused("bert_pretrain.pretrain", *words(tmp_path, shard_dir), mentions="checkpoints is a file")
 
 
 def test_folders_of_shards_behind_links_to_nowhere_are_told_as_such(tmp_path: Path) -> None:

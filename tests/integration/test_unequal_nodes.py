@@ -41,7 +41,7 @@ CASES = {
     "tokenizer": Case(("data.masking=dynamic", "data.tokenizer=tokenizer"), 1, "data.tokenizer is 'tokenizer'"),
     "init_from": Case(("init_from=before",), 1, "init_from is 'before'"),
     "checkpoints": Case(("schedule.total_steps=6",), 1, "run_dir must lie on a file system that all nodes share"),
-    "run_dir": Case(("run_dir=a_file",), 0, "run_dir a_file cannot be written"),
+    "run_dir": Case(("run_dir=a_file",), 0, "run_dir a_file is a file, not a directory"),
 }
 
 

@@ -1,4 +1,5 @@
 import errno
+import os
 import random
 import shutil
 from pathlib import Path
@@ -160,6 +161,7 @@ def test_damaged_ones_do_not_count(tmp_path: Path, keep: int) -> None:
     store = store_with(tmp_path, (1, 5, 6))
     for path in store.all()[1:]:
         (path / "optimizer.pt").write_bytes(b"")
+        os.utime(path / "optimizer.pt", (2e9, 2e9))  # later than the checksums, whatever the clock's step
     store.keep_last = keep
     store.save(small_bert(), {"state": {}}, Progress(step=2), "seed: 1\n")
     assert steps(store) == ([1] if keep == 2 else []) + [2, 5, 6]

@@ -308,7 +308,7 @@ def test_out_json(tmp_path: Path, model: Path, data: Path, capsys) -> None:
     for name, message in (
         ("old.json", "exists; give another, or overwrite=true"),
         ("folder", "a directory; give the name of a file"),
-        ("old.json/new.json", "cannot be written"),
+        ("old.json/new.json", "is a file, not a directory"),
     ):
         assert message in refused(capsys, "model_dir=none", f"data.dir={data}", f"out_json={tmp_path / name}")
     assert (tmp_path / "old.json").read_text() == "old"

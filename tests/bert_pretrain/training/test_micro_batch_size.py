@@ -1,6 +1,8 @@
 """The largest micro-batch that fits on all ranks."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
@@ -24,6 +26,10 @@ class Rank:
     barrier: threading.Barrier
     answers: dict[int, bool]
     tried: list[int] = field(default_factory=list)
+
+    @contextmanager
+    def busy(self, what: str) -> Iterator[None]:
+        yield
 
     def gather(self, answer: bool) -> list[bool]:
         self.answers[self.number] = answer
