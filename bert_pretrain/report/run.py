@@ -82,7 +82,7 @@ def facts(run_dir: Path) -> list[tuple[str, str]]:
     if heldout:
         first, last = heldout[0], heldout[-1]
         if first["step"] == 0:
-            found.append(("held-out MLM loss before the first step", f"{first['eval_mlm_loss']:.4f} nats"))
+            found.append(("held-out MLM loss at step 0", f"{first['eval_mlm_loss']:.4f} nats"))
         found += [
             ("held-out MLM loss", f"{last['eval_mlm_loss']:.4f} nats"),
             ("held-out MLM accuracy", f"{last['eval_mlm_accuracy']:.4f}"),

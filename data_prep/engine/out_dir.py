@@ -42,7 +42,7 @@ def check_out_dir(out_dir: Path, folders: list[Path], options: dict[str, Any]) -
         if missing:
             raise ConfigError(
                 f"out_dir {folder}: {MANIFEST} lists {', '.join(missing)}, which is not there; "
-                "remove the directory to make it again, or choose another"
+                "restore it from a copy, or choose another out_dir"
             )
     if finished == len(folders):
         return True
@@ -64,7 +64,7 @@ def _compare(found: dict[str, Any] | None, wanted: dict[str, Any], where: str) -
     if other:
         raise ConfigError(
             f"{where} made with other options: {'; '.join(other[:4])}; nothing was changed: "
-            "choose another out_dir, give the same options, or remove it"
+            "choose another out_dir, or give the same options"
         )
 
 
@@ -118,7 +118,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); remove the directory to start again") from None
+        raise ConfigError(f"{path} cannot be read ({error}); restore it from a copy, or choose another out_dir") from None
     return dict(content)
 
 

@@ -140,7 +140,7 @@ def decode(raw: bytes, path: Path, position: int) -> str:
     if b"\0" in raw:
         raise ConfigError(
             f"corpus file {path} has a NUL byte at byte {position + raw.index(0)}: it is not UTF-8 text but UTF-16 or "
-            "binary; convert it to UTF-8 or remove it from corpus.path"
+            "binary; convert it to UTF-8, or give a corpus.path without it"
         )
     try:
         return raw[start:].decode("utf-8")
