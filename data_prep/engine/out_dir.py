@@ -118,7 +118,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); restore it from a copy, or choose another out_dir") from None
+        raise ConfigError(
+            f"{path} cannot be read ({error}); restore it from a copy, or choose another out_dir"
+        ) from None
     return dict(content)
 
 
