@@ -56,7 +56,7 @@ def find_checkpoint(source: str) -> Checkpoint:
         return Checkpoint(path, False)
     allowed = "a file of PyTorch (.pt, .bin, .pth, .safetensors), a TensorFlow checkpoint (PREFIX.index), or a folder"
     raise ConfigError(
-        f"source is {source!r}, which is {'no such file' if path.is_file() else 'nothing'}; give {allowed}"
+        f"source is {source!r}, which is {'no checkpoint' if path.is_file() else 'not there'}; give {allowed}"
     )
 
 

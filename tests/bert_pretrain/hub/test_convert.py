@@ -444,7 +444,7 @@ def test_the_source_and_what_is_there_are_kept(folder: Path, weights: Tensors, c
     shutil.copyfile(source, folder / "second.bin")
     source.rename(folder / "first.bin")
     assert "holds 2 checkpoints (first.bin, second.bin)" in refused(capsys, folder, "overwrite=true")
-    assert "which is nothing; give a file of PyTorch" in _line(capsys, "source=nowhere", "out_dir=x")
+    assert "which is not there; give a file of PyTorch" in _line(capsys, "source=nowhere", "out_dir=x")
 
 
 def _line(capsys, *words: str) -> str:
