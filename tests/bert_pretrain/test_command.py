@@ -117,7 +117,7 @@ MISTAKES = [
     ("evaluate model_dir=./x data.dir=y", "model_dir is './x', which is no checkpoint: there is no such folder"),
     ("finetune task=mrcp model_dir=x", "there is no task 'mrcp'; did you mean mrpc"),
     ("convert source=x out_dir=y vocb=z", "did you mean vocab"),
-    ("convert source=/nowhere.pt out_dir=y", "source is '/nowhere.pt', which is nothing; give a file of PyTorch"),
+    ("convert source=/nowhere.pt out_dir=y", "source is '/nowhere.pt', which is not there; give a file of PyTorch"),
     ("convert source=x out_dir=y hidden_act=gleu", "hidden_act is 'gleu'; allowed: gelu, gelu_pytorch_tanh, relu"),
     ("study prenormalization scale=toy", "did you mean pre_normalization"),
     ("study decay_degree scale=toy optimzer.lr=1", "did you mean optimizer.lr"),
