@@ -57,6 +57,11 @@ class DivergedError(SharedError):
     """Training cannot continue: gradients, weights or moments are not finite."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of the message of ``error``, or its type: for a message of one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def require(condition: bool, option: str, found: object, allowed: str) -> None:
     """Raise ``ConfigError`` unless ``condition`` holds: what ``option`` is, what is allowed, the nearest choice."""
     if not condition:

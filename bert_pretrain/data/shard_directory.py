@@ -9,7 +9,7 @@ from typing import Any
 
 from bert_pretrain.data.shards import FORMAT_VERSION, RESTORE, ShardReader
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.file_system import check_link
+from bert_pretrain.file_system import check_link, replace_file
 from bert_pretrain.retry import read_patiently
 
 MANIFEST = "manifest.json"
@@ -125,12 +125,8 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
 
 def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
     """Write ``manifest.json``; it gets its name only when it is complete and on disk."""
-    temporary = directory / f".{MANIFEST}.partial"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump({"format_version": FORMAT_VERSION, **manifest}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(directory / MANIFEST)
+    content = json.dumps({"format_version": FORMAT_VERSION, **manifest}, indent=2)
+    replace_file(directory / MANIFEST, content.encode())
 
 
 def data_fingerprint(readers: list[ShardReader]) -> str:

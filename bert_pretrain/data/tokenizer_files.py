@@ -80,7 +80,7 @@ def read_ids(folder: Path) -> dict[str, int] | None:
 
     Raises ``ConfigError`` if a file cannot be read.
     """
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+    if not has_tokenizer(folder):
         return None
     config, state = _read_json(folder / "tokenizer_config.json"), _read_json(folder / "tokenizer.json")
     numbers = _read_json(folder / "added_tokens.json")

@@ -27,7 +27,7 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 
 from bert_pretrain.config_loading import print_error
 from bert_pretrain.distributed.preemption import STOP_SIGNALS
-from bert_pretrain.errors import EXIT_LOST_RANK, EXIT_MISTAKE, EXIT_OUTAGE, EXIT_STOPPED, ConfigError
+from bert_pretrain.errors import EXIT_LOST_RANK, EXIT_MISTAKE, EXIT_OUTAGE, EXIT_STOPPED, ConfigError, first_line
 
 Monitor = Callable[[LocalElasticAgent, WorkerGroup], RunResult]
 _LEFT_TO_TORCHRUN = "SIGHUP,SIGQUIT"
@@ -91,7 +91,7 @@ def main(words: list[str] | None = None) -> None:
 def rendezvous_error(arguments: Namespace, error: Exception) -> ConfigError:
     """A failed rendezvous as a message to the user."""
     endpoint = arguments.rdzv_endpoint or f"{arguments.master_addr}:{arguments.master_port}"
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = first_line(error)
     return ConfigError(
         f"the {arguments.nnodes} nodes did not meet at {endpoint} ({reason}); check the address and the port on node "
         "0, that no firewall blocks it, and that every node was started"

@@ -28,7 +28,7 @@ from bert_pretrain.distributed.world import (
     one_message_for_all_ranks,
     open_world,
 )
-from bert_pretrain.errors import ConfigError, SharedError
+from bert_pretrain.errors import ConfigError, SharedError, first_line
 from bert_pretrain.hub.shape import resolve_model
 from bert_pretrain.model.bert import build_model, silence_transformers
 from bert_pretrain.model.flops import parameter_count
@@ -82,7 +82,7 @@ def checked(name: str, check: Callable[[PretrainConfig, World], Finding], config
     except (ConfigError, OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and is_collective_error(error):
             raise
-        finding = Finding(FAIL, str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+        finding = Finding(FAIL, first_line(error))
         if world.size > 1 and check in EXCHANGES and not isinstance(error, SharedError):
             print_finding(name, finding, rank_label(world.rank))
             exit_process(1)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.errors import ConfigError, first_line
 from bert_pretrain.file_system import fsync
 from bert_pretrain.training.metrics import duration
 
@@ -114,7 +114,7 @@ class SeedTrainer(transformers.Trainer):
             else:
                 torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
         except _LOAD_ERRORS as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise ConfigError(
                 f"checkpoint {checkpoint} cannot be loaded ({reason}); restore the file, or move the checkpoint away "
                 "to train this seed from its start"
@@ -140,7 +140,7 @@ class SeedTrainer(transformers.Trainer):
         try:
             self._save_checkpoint(self.network, None)
         except (OSError, RuntimeError, SafetensorError) as error:
-            fault = (str(error).splitlines() or [type(error).__name__])[0]
+            fault = first_line(error)
         found = self.world.gather((fault, float(self.loss_sum)))
         fault = next((text for text, _ in found if text), "")
         partial = Path(self.args.output_dir)  # type: ignore[arg-type]

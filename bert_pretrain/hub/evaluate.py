@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.batch_plan import BatchConfig
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.file_system import require_writable
+from bert_pretrain.file_system import replace_file, require_writable
 from bert_pretrain.hub.heldout import check_fit
 from bert_pretrain.hub.source import Source, find_source
 from bert_pretrain.training.metrics import Row
@@ -109,9 +109,7 @@ def write_results(path: Path, source: Source, measured: "Measured") -> None:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": metadata.version("bert-pretrain"),
     }
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.rename(path)
+    replace_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def table(rows: dict[str, Row]) -> str:

@@ -97,7 +97,7 @@ def check_loads(folder: Path) -> None:
             faults.append("unexpected_keys")
         if any(report[fault] for fault in faults):
             raise ConfigError(f"{folder} does not load as {auto.__name__}: {report}")
-    if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt")):
+    if not has_tokenizer(folder):
         return
     encoded = check_tokenizer(folder, model.config.vocab_size, model.config.max_position_embeddings, str(folder))
     with torch.no_grad():

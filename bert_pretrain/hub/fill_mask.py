@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from bert_pretrain.config_loading import entry_point
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.data.tokenizer_files import has_tokenizer
+from bert_pretrain.errors import ConfigError, first_line, require
 
 
 @dataclass
@@ -49,7 +50,7 @@ def load(model_dir: str) -> tuple[Any, Any]:
         raise ConfigError(
             f"model_dir is {model_dir!r}, which is no exported folder; make one with bert-pretrain export"
         )
-    if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt")):
+    if not has_tokenizer(folder):
         raise ConfigError(
             f"model_dir {model_dir} has no tokenizer (tokenizer.json or vocab.txt); copy that of its run into it, from "
             "the folder tokenizer beside the shards"
@@ -64,7 +65,7 @@ def load(model_dir: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model, report = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError(f"model_dir {model_dir} does not load ({reason}); export it again") from None
     lacks = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
     if lacks:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.errors import ConfigError, first_line
 
 ALL: tuple[int, ...] = ()
 """The row is the mean of all old rows."""
@@ -95,7 +95,7 @@ def old_pieces(folder: Path, vocabulary: dict[str, int]) -> Callable[[str], list
         backend.no_padding()
         backend.no_truncation()
     except (OSError, ValueError, AttributeError, ImportError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError(f"the tokenizer in {folder} does not load ({reason}); it is needed for new tokens") from None
     unknown = tokenizer.unk_token_id
 

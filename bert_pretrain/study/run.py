@@ -28,7 +28,7 @@ from bert_pretrain.directory_lock import lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, open_world
 from bert_pretrain.errors import EXIT_STOPPED, ConfigError, DivergedError, require
-from bert_pretrain.file_system import require_writable
+from bert_pretrain.file_system import replace_file, require_writable
 from bert_pretrain.hub.shape import resolve_if_needed
 from bert_pretrain.model.bert import silence_transformers
 from bert_pretrain.output import go_on_without_reader
@@ -120,9 +120,7 @@ class Study:
             "losses": [row["eval_mlm_loss"] for row in rows],
             "diverged": diverged,
         }
-        temporary = path.with_name(f".{path.name}.partial")
-        temporary.write_text(json.dumps(curve), encoding="utf-8")
-        temporary.rename(path)
+        replace_file(path, json.dumps(curve).encode())
         (run_dir / RECORD).unlink(missing_ok=True)  # so that without its result.json it is run again
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
 

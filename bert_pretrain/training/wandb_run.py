@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
-from bert_pretrain.errors import EXIT_STOPPED
+from bert_pretrain.errors import EXIT_STOPPED, first_line
 
 WANDB_SECONDS = 60.0
 """How long wandb may take to start and to finish."""
@@ -74,8 +74,7 @@ def open_wandb(
             )
             return WandbRun(run, report)
         except Exception as error:  # no server, a full disk
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            report(f"wandb cannot start {wanted}: {reason}")
+            report(f"wandb cannot start {wanted}: {first_line(error)}")
     return None
 
 

@@ -15,7 +15,14 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from bert_pretrain.data.tokenizer_files import ROLES, TokenTable, read_tokenizer, require_roles, token_table
+from bert_pretrain.data.tokenizer_files import (
+    ROLES,
+    TokenTable,
+    has_tokenizer,
+    read_tokenizer,
+    require_roles,
+    token_table,
+)
 from bert_pretrain.errors import ConfigError
 from data_prep.samples.tokenizer import LONGEST_SEQUENCE, Vocabulary, load_vocabulary, of_tokenizer
 
@@ -54,7 +61,7 @@ def _find_folder(name: str, path: Path) -> Path:
             )
         path = _downloaded(name)
     for folder in (path, *_parts(path)):
-        if any((folder / file).is_file() for file in ("tokenizer.json", "vocab.txt")):
+        if has_tokenizer(folder):
             return folder
     raise ConfigError(
         f"vocab is {name!r}; it takes a vocab.txt, or a folder with tokenizer.json or vocab.txt, and this has neither"
