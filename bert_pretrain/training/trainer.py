@@ -6,12 +6,11 @@ update. Nothing is read back from the device within a step: its numbers are read
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 
 import torch
 
 from bert_pretrain.checkpoint.async_writer import CheckpointWriter
-from bert_pretrain.checkpoint.store import CheckpointStore, Progress, restore
+from bert_pretrain.checkpoint.store import CheckpointStore, Progress
 from bert_pretrain.data.batch_plan import BatchPlan
 from bert_pretrain.data.collate import Counts, HostToDeviceStream, StepBatch
 from bert_pretrain.data.dataset import ShardSet
@@ -21,7 +20,6 @@ from bert_pretrain.distributed.gradients import data_parallel, sync_gradients
 from bert_pretrain.distributed.options import CommunicationConfig
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
-from bert_pretrain.errors import DivergedError, SharedError
 from bert_pretrain.model.bert import PretrainingModel
 from bert_pretrain.model.flops import training_flops
 from bert_pretrain.model.options import ModelConfig
@@ -31,6 +29,7 @@ from bert_pretrain.training.evaluation import evaluate
 from bert_pretrain.training.loss_spikes import LossSpikeDetector
 from bert_pretrain.training.metrics import LayerRows, MetricsLog, Row, evaluation_line, training_line
 from bert_pretrain.training.options import CheckpointConfig, LoggingConfig, NumericsConfig, TrainingConfig
+from bert_pretrain.training.spike_recovery import SpikeRecovery
 from bert_pretrain.training.step_result import StepNumbers, StepResult
 from bert_pretrain.training.throughput import Throughput
 
@@ -69,12 +68,13 @@ class Trainer:
         self.network = data_parallel(self.model, self.world, self.communication, self.precision.scaled)
         self.applied = torch.tensor([self.progress.step], device=self.world.device)
         self._writer = CheckpointWriter(self.store, self.log.message, self.checkpoint.max_failed_saves)
-        self._spike_detector = LossSpikeDetector(**self.progress.spike_detector)
+        detector = LossSpikeDetector(**self.progress.spike_detector)
+        parts = self.world, self.store, self._writer, self.log, detector
+        self.recovery = SpikeRecovery(self.numerics, *parts)
         self._to_device = HostToDeviceStream(self.world.device)
         self._pending: StepResult | None = None
-        self._rewind_reason = self._rewind_to = ""
         self._stopping = self._evaluation_interrupted = False
-        self._saved_step, self._rewinds = self.progress.step, 0
+        self._saved_step = self.progress.step
         self.throughput = Throughput(self.measure_peak, self.world.size, self.world.busy)
 
     def run(self) -> bool:
@@ -89,7 +89,7 @@ class Trainer:
                 self.throughput.restart()
             while self.progress.step < self.total_steps and not self._stopping:
                 self._run_steps()
-                if self._rewind_reason:
+                if self.recovery.reason:
                     self._rewind()
             if self.progress.step > self._saved_step:
                 self._save()
@@ -104,10 +104,10 @@ class Trainer:
         """Train until the last step, a stop request, or a fault that needs a rewind."""
         steps = self.data.steps(self.progress.attempts, pin=self.world.device.type == "cuda")
         try:
-            while self.progress.step < self.total_steps and not self._stopping and not self._rewind_reason:
+            while self.progress.step < self.total_steps and not self._stopping and not self.recovery.reason:
                 result = self.train_step(next(self.throughput.time_waiting(steps)))
                 self._finish_previous_step()  # by now it is done, so that reading it does not wait
-                self._pending = None if self._rewind_reason else result
+                self._pending = None if self.recovery.reason else result
                 intervals = self.training.evaluate_every_steps, self.checkpoint.every_steps
                 if self._is_due(self.progress.step + 1, *intervals) and self._finish_previous_step():
                     self._evaluate_and_save()
@@ -183,11 +183,9 @@ class Trainer:
         step = self.progress.step
         if skipped:
             self.log.message(f"after step {step}: the update is skipped, gradient norm {numbers.grad_norm}")
-            self._spike_detector.note_skipped(
-                step, numbers.loss_scale, self.precision.scaled, self.numerics.max_skipped_in_a_row
-            )
+            self.recovery.note_skipped(step, numbers.loss_scale, self.precision.scaled)
             return False
-        if self._needs_rewind(numbers):
+        if self.recovery.note_applied(step, numbers, saved=self._saved_step > 0):
             return False
         self.log.advance(step)
         if self._is_due(step, self.logging.every_steps):
@@ -196,39 +194,13 @@ class Trainer:
             self.log.row(self.layers.row(step, numbers.layers))
         return True
 
-    def _needs_rewind(self, numbers: StepNumbers) -> bool:
-        """Report a loss spike or a state that is not finite after an applied step; True if the run rewinds for it."""
-        step = self.progress.step
-        fault = self._spike_detector.note_applied(numbers.loss, self.numerics.spike_deviations)
-        if numbers.nonfinite_state:
-            fault = "a weight or moment is not finite"
-        if not fault:
-            return False
-        self._rewind_to = ""
-        if self.numerics.on_spike == "rewind" and self._saved_step > 0:
-            self._rewind_to = self.world.run_on_first_rank(self._newest_checkpoint)
-        if numbers.nonfinite_state and not self._rewind_to:
-            raise DivergedError(
-                f"after step {step} {fault}, and the run cannot recover; lower optimizer.lr and go on from a "
-                "checkpoint, or let numerics.on_spike=rewind do it"
-            )
-        nowhere = self.numerics.on_spike == "rewind" and not self._rewind_to
-        self.log.message(f"step {step}: {fault}{'; there is no checkpoint to rewind to' if nowhere else ''}")
-        self._rewind_reason = f"step {step}: {fault}" if self._rewind_to else ""
-        return bool(self._rewind_reason)
-
-    def _newest_checkpoint(self) -> str:
-        """The newest valid checkpoint, empty if there is none; on rank 0."""
-        self._writer.wait()
-        return str(self.store.newest_valid(self.log.message, self.world.report_progress) or "")
-
     def _log_step(self, numbers: StepNumbers) -> None:
         row = {
             "step": self.progress.step,
             **numbers.row(self.model.next_sentence),
             "samples_seen": self.progress.samples_seen,
             "skipped_steps": self.progress.skipped,
-            "loss_spikes": self._spike_detector.spikes,
+            "loss_spikes": self.recovery.detector.spikes,
             **self.throughput.rates(),
         }
         if self.precision.scaled:
@@ -271,30 +243,15 @@ class Trainer:
 
     def _save(self) -> None:
         state = self.optimizer.state_dict()  # on every rank: the state may be sharded
-        self._saved_step, self._rewinds = self.progress.step, 0
-        states = {"precision": self.precision.state_dict(), "spike_detector": asdict(self._spike_detector)}
+        self._saved_step, self.recovery.rewinds = self.progress.step, 0
+        states = {"precision": self.precision.state_dict(), "spike_detector": asdict(self.recovery.detector)}
         cut = {"micro_batch_size": self.plan.micro_batch_size, "ranks": self.world.size}
         saved = self.model.bert, state, replace(self.progress, **states, **cut), self.config_yaml  # type: ignore[arg-type]
         self.world.run_on_all_ranks(lambda: self._writer.save(*saved) if self.world.is_first else None)
 
     def _rewind(self) -> None:
-        """Restore the newest checkpoint, and skip the samples between it and the step in ``_rewind_reason``.
-
-        Nothing about it is saved: a run resumed from that checkpoint meets the same fault and rewinds again.
-        """
-        reached, reason, self._rewind_reason = self.progress.attempts, self._rewind_reason, ""
-        self._rewinds += 1
-        if self._rewinds > self.numerics.max_rewinds:
-            raise SharedError(
-                f"{reason}; there was such a fault after each of {self.numerics.max_rewinds} rewinds to one checkpoint "
-                "(numerics.max_rewinds): lower optimizer.lr, or look at the samples"
-            )
-        parts = self.model, self.optimizer, self.precision, self.world.device
-        self.progress = self.world.run_on_all_ranks(lambda: restore(Path(self._rewind_to), *parts))
-        dropped = reached - self.progress.attempts
-        self.log.message(f"{reason}; back to step {self.progress.step}, skipping {dropped} global batches")
-        self.progress = replace(self.progress, attempts=reached, passed_over=self.progress.passed_over + dropped)
-        self._spike_detector = LossSpikeDetector(**self.progress.spike_detector)
+        """Go on from the newest checkpoint, with the samples after those of the fault."""
+        self.progress = self.recovery.rewind(self.progress.attempts, self.model, self.optimizer, self.precision)
         self.applied.fill_(self.progress.step)
         self.log.resume(self.progress.step)
         self.throughput.restart()

@@ -81,10 +81,8 @@ def poison(monkeypatch: pytest.MonkeyPatch, attempts: set[int]) -> None:
     original = Trainer._finish_previous_step
 
     def finish_previous_step(trainer: Trainer) -> bool:
-        detector, poisoned = (
-            trainer._spike_detector,
-            trainer._pending is not None and trainer.progress.attempts in attempts,
-        )
+        detector = trainer.recovery.detector
+        poisoned = trainer._pending is not None and trainer.progress.attempts in attempts
         if poisoned:
             detector.seen, detector.mean, detector.deviation = 100, 0.0, 0.001
         applied = original(trainer)

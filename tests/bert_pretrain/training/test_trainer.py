@@ -340,7 +340,7 @@ def test_a_failed_run_finishes_its_last_checkpoint(tmp_path: Path, shard_dir: Pa
         diverged.set()
         return original(*arguments)
 
-    original, trainer._spike_detector.note_skipped = trainer._spike_detector.note_skipped, note_skipped  # type: ignore[method-assign]
+    original, trainer.recovery.detector.note_skipped = trainer.recovery.detector.note_skipped, note_skipped  # type: ignore[method-assign]
     trainer.store.save = slow_save  # type: ignore[method-assign]
     with pytest.raises(DivergedError):
         trainer.run()
