@@ -1,7 +1,8 @@
 """How the global batch is cut into micro-batches.
 
 The user states the global batch; the number of ranks and the micro-batch size only decide how it is cut. The cut need
-not be even: ranks differ by at most one sample, and a rank's last micro-batch may be smaller.
+not be even: ranks differ by at most one sample, and a rank's last micro-batch may be smaller. A compiled model has few
+shapes, so there it is padded with samples that add nothing; ``even_size`` bounds how many.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 from bert_pretrain.errors import ConfigError, require
 
 AUTO = "auto"
+_MOST_WORK = 1.05  # of a rank, with padding, over what its samples need
 _CPU_TOKENS = 2048  # the demo on one core: 16,300 tokens/s at 1,024, 18,200 at 2,048, 17,500 at 4,096
 
 
@@ -20,7 +22,8 @@ class BatchConfig:
     global_batch_size: int
     """Samples in one optimizer step, over all ranks."""
     micro_batch_size: Any  # int or "auto"; OmegaConf 2.3 fails on a nested union
-    """Samples in one forward pass of a rank. ``auto``: as many as fit into a GPU's memory, or 2,048 tokens on CPU."""
+    """Samples in one forward pass of a rank. ``auto``: the fewest equal micro-batches that fit into the free memory of
+    a GPU, or 2,048 tokens on CPU."""
 
     def __post_init__(self) -> None:
         require(self.global_batch_size >= 1, "batch.global_batch_size", self.global_batch_size, "1 or more")
@@ -31,6 +34,19 @@ class BatchConfig:
     def samples_at_once(self, length: int) -> int:
         """``micro_batch_size`` as a number; ``auto`` as on a CPU, for samples of ``length`` tokens."""
         return max(1, _CPU_TOKENS // length) if self.micro_batch_size == AUTO else int(self.micro_batch_size)
+
+
+def even_size(share: int, most: int) -> int:
+    """The size s of the n equal micro-batches that a rank's ``share`` of samples is cut into, if ``most`` fit at once.
+
+    The fewest n, from ceil(share / most) on, for which s = ceil(share / n) gives n s <= 1.05 share: then padding the
+    last one to s adds at most 5 %. There always is one: n = share pads nothing. ``share``: that of the rank with most
+    samples, for which the others wait.
+    """
+    count = -(-share // most)
+    while (size := -(-share // count)) * -(-share // size) > _MOST_WORK * share:
+        count += 1
+    return size
 
 
 @dataclass(frozen=True)

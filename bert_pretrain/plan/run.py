@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bert_pretrain.config import PretrainConfig, check_run_dir
 from bert_pretrain.config_loading import entry_point
-from bert_pretrain.data.batch_plan import AUTO, BatchPlan
+from bert_pretrain.data.batch_plan import AUTO, BatchPlan, even_size
 from bert_pretrain.data.dataset import open_split, report_single_segments
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.hub.shape import resolve_if_needed
@@ -231,9 +231,10 @@ def with_micro_batch_size(config: PlanConfig, gpu: GpuConfig, compute: str) -> P
     if config.batch.micro_batch_size != AUTO:
         return config
     free = MEMORY_SHARE * 1e9 * gpu.memory_gb - _state_bytes(config, config.devices) - _cache_bytes(config, compute)
-    most = min(int(free / _sample_bytes(config, compute)), -(-config.batch.global_batch_size // config.devices))
+    share = -(-config.batch.global_batch_size // config.devices)
+    most = min(int(free / _sample_bytes(config, compute)), share)
     require(most >= 1, "batch.micro_batch_size", AUTO, f"a model of which one sample fits into {gpu.memory_gb:g} GB")
-    return replace(config, batch=replace(config.batch, micro_batch_size=most))
+    return replace(config, batch=replace(config.batch, micro_batch_size=even_size(share, most)))
 
 
 def _gib(size: float) -> str:

@@ -13,7 +13,7 @@ from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.model.options import PrecisionConfig
 from bert_pretrain.model.precision import MixedPrecision
-from bert_pretrain.training.micro_batch_size import micro_batch_that_fits, most_that_fit
+from bert_pretrain.training.micro_batch_size import memory_budget, micro_batch_that_fits, most_that_fit
 from tests.bert_pretrain.model.test_bert import build
 from tests.conftest import LENGTH, PREDICTIONS
 
@@ -43,7 +43,8 @@ class Rank:
     ("limit", "capacities", "expected"),
     [
         (1000, (1000, 1000, 1000), 1000),
-        (1000, (100, 27, 64), 24),
+        (1000, (100, 27, 64), 27),
+        (1000, (999, 1000, 1000), 999),
         (1000, (1, 500, 500), 1),
         (1000, (0, 500, 500), 0),
         (5, (100, 100, 100), 5),
@@ -99,3 +100,10 @@ def test_on_a_cpu_the_size_depends_on_the_length() -> None:
 def test_other_sizes_are_refused(size: int | str) -> None:
     with pytest.raises(ConfigError, match=r"batch\.micro_batch_size is .*1 or more, or auto"):
         BatchConfig(64, size)
+
+
+def test_memory_that_others_use_is_not_planned_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """80 GB, of which others have 30 and torch's allocator holds 10: 50 in all, and 1e9 moments of 8 bytes."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (40e9, 80e9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 10e9)
+    assert memory_budget(torch.device("cuda"), 10**9) == pytest.approx(0.92 * 50e9 - 8e9)
