@@ -50,6 +50,11 @@ def _named(model: nn.Module, tied: bool = False) -> list[tuple[str, nn.Parameter
     return [(name.removeprefix(_TOP) if wrapped else name, param) for name, param in found]
 
 
+def frozen_names(model: nn.Module) -> frozenset[str]:
+    """The parameters that are not trained, by their names in ``transformers``."""
+    return frozenset(name for name, param in _named(model) if not param.requires_grad)
+
+
 def tied_names(model: nn.Module) -> dict[str, str]:
     """The other names of tied parameters, each with the first name of its parameter."""
     first: dict[nn.Parameter, str] = {}
@@ -86,7 +91,7 @@ def describe_frozen(model: nn.Module) -> str:
     lines = [f"  frozen        {len(frozen):,} of {len(params):,} layers, {size:,} parameters: {_ranges(names)}"]
     states = {name: "trained" if param.requires_grad else "frozen" for name, param in params}
     lines += [f"  {name} is tied to {first}: {states[first]}" for name, first in tied_names(model).items()]
-    return "\n".join([*lines, "  model FLOPs and MFU are counted as if nothing was frozen"])
+    return "\n".join(lines)
 
 
 def _part(name: str) -> str:

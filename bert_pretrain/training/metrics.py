@@ -137,10 +137,11 @@ class LayerRows:
 
 def training_line(row: Row, total_steps: int, seconds_left: float) -> str:
     """The line for a training step."""
+    of_data_sheet = f" (data sheet {row['mfu_data_sheet']:.0%})" if "mfu_data_sheet" in row else ""
     return (
         f"step {row['step']:>7}/{total_steps}  loss {row['loss']:.3f}  mlm {row['mlm_loss']:.3f}  "
         f"acc {row['mlm_accuracy']:.3f}  lr {row['lr']:.2e}  |g| {row['grad_norm']:.3g}  "
-        f"{row['tokens_per_second']:,.0f} tokens/s  MFU {row['mfu']:.0%}  {duration(seconds_left)} left"
+        f"{row['tokens_per_second']:,.0f} tokens/s  MFU {row['mfu']:.0%}{of_data_sheet}  {duration(seconds_left)} left"
     )
 
 

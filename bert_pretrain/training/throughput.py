@@ -20,12 +20,14 @@ class Throughput:
         measure_peak: Callable[[float], float],
         devices: int,
         busy: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
+        data_sheet_rate: float | None = None,
     ) -> None:
         """``measure_peak``: FLOP/s of one of the ``devices``, given a rate that it has reached.
 
-        ``busy``: context of waiting, which is no fault however long it takes.
+        ``busy``: context of waiting, which is no fault however long it takes. ``data_sheet_rate``: the FLOP/s that the
+        device's maker states, if they are known.
         """
-        self.measure_peak, self.devices, self.busy = measure_peak, devices, busy
+        self.measure_peak, self.data_sheet_rate, self.devices, self.busy = measure_peak, data_sheet_rate, devices, busy
         self.peak_rate = measure_peak(0.0)
         self.restart()
 
@@ -81,5 +83,7 @@ class Throughput:
             "matrix_peak_share": reached / self.peak_rate,  # the name of mfu until version 0.1
             "data_wait_share": self.waited / self.seconds,
         }
+        if self.data_sheet_rate is not None:
+            row["mfu_data_sheet"] = reached / self.data_sheet_rate
         self._clear()
         return row

@@ -2,20 +2,25 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForPreTraining
 
+from bert_pretrain.data.collate import Shape, dummy_batch
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.model.bert import PretrainingModel
+from bert_pretrain.model.bert import PretrainingModel, build_model
 from bert_pretrain.model.cpu_vocabulary_loss import vocabulary_loss
-from bert_pretrain.model.options import SpeedConfig
+from bert_pretrain.model.flops import training_flops
+from bert_pretrain.model.options import ModelConfig, SpeedConfig
 from bert_pretrain.optim.build import build_optimizer, describe_optimizer, layer_names, moments_by_name
-from bert_pretrain.optim.freezing import describe_frozen, freeze_parameters
+from bert_pretrain.optim.freezing import describe_frozen, freeze_parameters, frozen_names
 from bert_pretrain.optim.options import OptimizerConfig
+from tests.conftest import LENGTH, VOCAB_SIZE
 from tests.oracles import Oracle
 
 FAST = SpeedConfig(
@@ -242,3 +247,32 @@ def test_layers_that_were_trained_keep_their_moments_when_others_join(algorithm:
     third.load_state_dict(state)
     assert line.endswith("those of 5, which this run does not train, are left out")
     assert moments_by_name(third.state_dict(), third)[1] == ""
+
+
+@pytest.mark.parametrize(
+    "freeze",
+    [
+        [],
+        ["bert.embeddings.*"],
+        ["bert.embeddings.*", "*.layer.[01].*"],
+        ["bert.embeddings.*", "*.layer.0.*", "!*.layer.0.output.LayerNorm.bias"],
+        ["*.layer.*.dense.weight"],
+        ["*", "!cls.*"],
+        ["*", "!*.layer.1.output.dense.weight"],
+        ["*", "!*.word_embeddings.weight"],
+    ],
+)
+@pytest.mark.parametrize("next_sentence", [True, False])
+def test_flops_are_those_that_torch_counts(freeze: list[str], next_sentence: bool) -> None:
+    """Of the matrix products in the forward and backward pass of a batch without padding."""
+    shape = ModelConfig(16, 4, 2, 24, LENGTH, VOCAB_SIZE, "gelu", 0.0, 0.0, 0.02, "eager", next_sentence)
+    only_joined = replace(FAST, group_by_length=False, last_layer_rows=False, fast_dropout=False, fused_loss=False)
+    model = build_model(shape, only_joined, 1, torch.device("cpu"))
+    freeze_parameters(model, freeze)
+    batch = dummy_batch(Shape(3, LENGTH, 5, False))
+    labels = {"masked_labels": torch.full((5,), 7), "next_sentence_labels": torch.zeros(3, dtype=torch.long)}
+    with FlopCounterMode(display=False) as counter:
+        out = model(*replace(batch, **labels).tensors())
+        (out.mlm_loss + out.nsp_loss).backward()
+    counts = 3, 3 * LENGTH, 3 * LENGTH**2, 5
+    assert training_flops(shape, *counts, frozen=frozen_names(model)) == counter.get_total_flops()
