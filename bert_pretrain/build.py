@@ -14,8 +14,8 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from bert_pretrain.checkpoint.directories import RECORD
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress, load_progress
 from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml, write_config
-from bert_pretrain.data.batch_plan import AUTO, BatchConfig, BatchPlan
-from bert_pretrain.data.collate import fixed_shapes
+from bert_pretrain.data.batch_plan import AUTO, BatchConfig, BatchPlan, even_size
+from bert_pretrain.data.collate import Shape, fixed_shapes
 from bert_pretrain.data.dataset import ShardSet, check_vocabulary, count_tokens, open_split, report_single_segments
 from bert_pretrain.data.dynamic_masking import dynamic_masking
 from bert_pretrain.data.loader import DynamicMasking, TrainingData
@@ -29,13 +29,14 @@ from bert_pretrain.file_system import check_file_writable, require_writable
 from bert_pretrain.hub.export import check_before_training
 from bert_pretrain.hub.shape import resolve_model
 from bert_pretrain.model.bert import PretrainingModel, build_model, silence_transformers
-from bert_pretrain.model.compile import compile_model
+from bert_pretrain.model.choices import describe_choices
+from bert_pretrain.model.compile import compile_model, turn_off_compiling
 from bert_pretrain.model.precision import MixedPrecision, check_compute, dtype_name
 from bert_pretrain.optim.build import build_optimizer, describe_optimizer
 from bert_pretrain.optim.freezing import describe_frozen
 from bert_pretrain.optim.schedule import learning_rate_table
 from bert_pretrain.output import go_on_without_reader
-from bert_pretrain.plan.hardware_peaks import measured_matrix_rate
+from bert_pretrain.plan.hardware_peaks import data_sheet_rate, device_name, measured_matrix_rate
 from bert_pretrain.plan.run import describe
 from bert_pretrain.report.run import write_report
 from bert_pretrain.starting import find_checkpoint, resume, start
@@ -123,13 +124,12 @@ def build_trainer(
         progress = start(config, model, optimizer, shards, world, log)
     resolved, dtype = replace(config, batch=batch), dtype_name(precision.dtype)
     log.message(describe(resolved, world.size, world.device.type, dtype, shards.samples))
+    log.message(describe_choices(model, config.model, config.speed, world.device))
     log.message("\n".join(filter(None, (describe_optimizer(optimizer, config.optimizer), describe_frozen(model)))))
     shapes, speed = None, config.speed
     if model.speed.compile:  # last, because it takes minutes
         samples = min(size, -(-batch.global_batch_size // world.size))
-        largest = samples, config.data.sequence_length, shards.max_predictions
-        shapes = packed_shapes(*largest) if speed.packing else fixed_shapes(*largest, speed.group_by_length)
-        world.run_on_all_ranks(partial(compile_model, model, precision, shapes, log.message), "compiling the model")
+        shapes = compile_for(config, model, precision, samples, shards.max_predictions, world, log)
     learning_rates = learning_rate_table(config.optimizer.lr, config.schedule)
     return Trainer(
         world=world,
@@ -149,12 +149,39 @@ def build_trainer(
         seed=config.seed,
         config_yaml=config_yaml,
         measure_peak=partial(measured_matrix_rate, world.device, precision.dtype),
+        data_sheet_rate=data_sheet_rate(device_name(world.device), precision.dtype),
         training=config.training,
         checkpoint=config.checkpoint,
         logging=config.logging,
         communication=config.communication,
         numerics=config.numerics,
     )
+
+
+def compile_for(
+    config: PretrainConfig,
+    model: PretrainingModel,
+    precision: MixedPrecision,
+    samples: int,
+    predictions: int,
+    world: World,
+    log: MetricsLog,
+) -> list[Shape] | None:
+    """Compile ``model`` for micro-batches of up to ``samples``; the only shapes that they may have from now on.
+
+    None if it fails and ``speed.compile`` is not the user's own wish: then the run goes on without, on all ranks.
+    """
+    largest = samples, config.data.sequence_length, predictions
+    shapes = packed_shapes(*largest) if config.speed.packing else fixed_shapes(*largest, config.speed.group_by_length)
+    try:
+        world.run_on_all_ranks(partial(compile_model, model, precision, shapes, log.message), "compiling the model")
+    except ConfigError as error:
+        if config.speed.compile:
+            raise
+        log.message(f"{error}; the run goes on without")
+        turn_off_compiling(model)
+        return None
+    return shapes
 
 
 def check_device_and_run_dir(config: PretrainConfig, world: World) -> DirectoryLock | None:
@@ -223,8 +250,12 @@ def resolve_micro_batch_size(
         return replace(batch, micro_batch_size=before)
     size = batch.samples_at_once(length)
     if world.device.type == "cuda":
-        limit = -(-batch.global_batch_size // world.size)
-        size = micro_batch_that_fits(model, precision, world, limit, length, shards.max_predictions)
+        share = -(-batch.global_batch_size // world.size)
+        sizes = share, length, shards.max_predictions
+        most = micro_batch_that_fits(model, precision, world, *sizes, config.speed.packing)
+        size = even_size(share, most)
+        cut = f"{-(-share // size)} micro-batches of {size} samples on each rank"
+        log.message(f"batch.micro_batch_size=auto: {cut}; {most} of its {share} samples fit into memory at once")
     if before:
         log.message(
             f"batch.micro_batch_size=auto: {size} samples on {world.size} ranks; it was {before} on {ranks}, which "

@@ -112,6 +112,8 @@ class PretrainConfig:
                 "allowed: with init_from=CHECKPOINT and init_moments=keep"
             )
         require(self.device in ("auto", "cpu", "cuda"), "device", self.device, "auto, cpu, cuda")
+        first, total = (self.logging.profile_steps or [1])[0], self.schedule.total_steps
+        require(first <= total, "logging.profile_steps", first, f"steps up to schedule.total_steps ({total})")
         length, limit = self.data.sequence_length, self.model.max_position_embeddings
         require(
             limit is None or length <= limit,

@@ -210,6 +210,9 @@ def _connect(timeout: timedelta) -> dist.Store:
 def _set_up_device(world: World, local_size: int) -> None:
     if world.device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # precision.deterministic needs it
+        # Read when CUDA is initialised. Micro-batches of several shapes would else leave memory in pieces.
+        if not os.environ.get("PYTORCH_CUDA_ALLOC_CONF"):  # the name until torch 2.9, which is read too
+            os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
         torch.cuda.set_device(world.device)
     elif "OMP_NUM_THREADS" not in os.environ or world.size > 1:
         # torchrun sets OMP_NUM_THREADS=1 whatever the number of cores. More threads than cores are as bad: OpenMP

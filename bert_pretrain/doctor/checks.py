@@ -31,6 +31,7 @@ from bert_pretrain.distributed.world import (
 from bert_pretrain.errors import ConfigError, SharedError, first_line
 from bert_pretrain.hub.shape import resolve_model
 from bert_pretrain.model.bert import build_model, silence_transformers
+from bert_pretrain.model.choices import describe_choices
 from bert_pretrain.model.flops import parameter_count
 from bert_pretrain.model.precision import compute_dtype
 from bert_pretrain.optim.build import build_optimizer, describe_optimizer
@@ -196,7 +197,7 @@ def kernels(config: PretrainConfig, world: World) -> Finding:
     """The kernels of the optimizer and of attention."""
     model = build_model(config.model, config.speed, config.seed, world.device)
     line = describe_optimizer(build_optimizer(model, config.optimizer), config.optimizer).splitlines()[0]
-    return Finding(OK, f"{line}; attention {model.bert.config._attn_implementation}")
+    return Finding(OK, f"{line}; {describe_choices(model, config.model, config.speed, world.device).strip()}")
 
 
 def shards(config: PretrainConfig, world: World) -> Finding:

@@ -8,6 +8,7 @@ compiled during training.
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,8 +44,10 @@ def compile_model(
         started = time.perf_counter()
         try:
             _forward_backward(model, precision, shape)
-        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.CppCompileError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # dynamo, a C++ compiler, triton, ptxas and a driver fail in many ways
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(
                 f"speed.compile is on, but torch could not compile the model ({reason}); install a C++ compiler and, "
                 "for GPUs, triton, or use speed.compile=false"
@@ -54,6 +57,12 @@ def compile_model(
         log(f"  {number} of {len(shapes)}: {name} in {time.perf_counter() - started:.1f} s")
     model.zero_grad(set_to_none=not graphs)
     log(f"compiled in {time.perf_counter() - began:.0f} s")
+
+
+def turn_off_compiling(model: PretrainingModel) -> None:
+    """Let ``model`` run as it is, after a compilation that failed."""
+    model.pieces, model.speed = Pieces(), replace(model.speed, compile=False)
+    model.zero_grad(set_to_none=True)
 
 
 def _forward_backward(model: PretrainingModel, precision: MixedPrecision, shape: Shape) -> None:

@@ -60,6 +60,8 @@ class MeasuredOptimizer(torch.optim.Optimizer):
     _only_plain_params = True
     """Whether bf16 and fp16 parameters and DTensors are refused."""
     _format: ClassVar[StateFormat]
+    kernel = "foreach"
+    """What computes the update."""
 
     def __init__(self, params: Iterable[Any], *args: Any, **options: Any) -> None:
         self.norm_params: list[Tensor] | None = None
@@ -72,6 +74,11 @@ class MeasuredOptimizer(torch.optim.Optimizer):
         """What pickle and deepcopy keep."""
         keys = ("norm_params", "grad_norm", "skipped", *self._kept)
         return super().__getstate__() | {key: getattr(self, key) for key in keys}
+
+    @property
+    def running_kernel(self) -> str:
+        """The kernel that updates these parameters: ``kernel``, or what ``auto`` is for them."""
+        return self.kernel
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch. Raises ``ConfigError`` for what the checks refuse; torch checks the rest."""

@@ -11,7 +11,7 @@ from torch import nn
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim.freezing import freeze_parameters
 from bert_pretrain.optim.lars import LARS
-from bert_pretrain.optim.nvlamb import NVLamb
+from bert_pretrain.optim.nvlamb import PACKAGES, NVLamb
 from bert_pretrain.optim.options import OptimizerConfig
 from bert_pretrain.optim.sharded import ShardedOptimizer
 from bert_pretrain.optim.torch_fused import SGD, Adam, AdamW
@@ -67,7 +67,11 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 def describe_optimizer(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> str:
     """One line for the optimizer, and one for each decay group: its layers, its size and the rule."""
     inner = optimizer.optim if isinstance(optimizer, ShardedOptimizer) else optimizer
-    chosen = f": {inner.running_kernel}" if isinstance(inner, NVLamb) and inner.kernel == "auto" else ""
+    chosen = ""
+    if isinstance(inner, NVLamb) and inner.kernel == "auto":
+        device = inner.param_groups[0]["params"][0].device.type
+        reason = inner.why_not_fused() or f"{PACKAGES[device]} works on this {'GPU' if device == 'cuda' else 'CPU'}"
+        chosen = f": {inner.running_kernel} ({reason})"
     kernel = f", kernel {config.kernel}{chosen}" if config.algorithm == "nvlamb" else ""
     over = f", state sharded over {dist.get_world_size()} ranks" if isinstance(optimizer, ShardedOptimizer) else ""
     rules = {"decay": "all but biases and normalisation layers", "no_decay": "biases and normalisation layers"}

@@ -30,6 +30,7 @@ out. Weights and moments that are not finite are not hidden: they propagate and 
 
 import math
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -92,17 +93,25 @@ def fused_step(work: Work) -> Outcome:
 def auto_step(work: Work) -> Outcome:
     """Update with the fused kernel if it supports the device and all layers, else with ``foreach``."""
     weights = [weight for layers in work.parts for weight in layers.weights]
-    return KERNELS[auto_kernel(work.device, weights, work.shards is not None)](work)
+    return KERNELS["foreach" if why_not_fused(work.device, weights, work.shards is not None) else "fused"](work)
 
 
-def auto_kernel(device: torch.device, weights: list[Tensor], sliced: bool) -> str:
-    """The kernel that ``auto`` is for these weights (for bf16 and fp16 parameters: their float32 masters)."""
-    module = FUSED.get(device.type)
-    fused = module is not None and not sliced and all(map(module.supported, weights)) and module.works(device)
-    return "fused" if fused else "foreach"
+def why_not_fused(device: torch.device, weights: list[Tensor], sliced: bool) -> str:
+    """Why ``auto`` is not the fused kernel for these weights (for bf16 and fp16 parameters: their float32 masters);
+    empty if it is."""
+    if device.type not in FUSED:
+        return f"there is none of our own for {device.type}"
+    module, package = FUSED[device.type], PACKAGES[device.type]
+    if sliced:
+        return "weights are sharded"
+    if not all(map(module.supported, weights)):
+        return f"{package} is not installed" if find_spec(package) is None else "a layer is float64 or not contiguous"
+    return "" if module.works(device) else f"{package} cannot be used"
 
 
 FUSED: dict[str, Any] = {"cpu": nvlamb_cpu, "cuda": nvlamb_triton}
+PACKAGES = {"cpu": "numba", "cuda": "triton"}
+"""What the fused kernel of a device is made with."""
 Kernel = Callable[[Work], Outcome]
 KERNELS: dict[str, Kernel] = {
     "auto": auto_step,
@@ -182,13 +191,17 @@ class NVLamb(MeasuredOptimizer):
 
     @property
     def running_kernel(self) -> str:
-        """The kernel that updates these parameters: ``kernel``, or what ``auto`` is for them."""
+        """As in ``MeasuredOptimizer``."""
         if self.kernel != "auto":
             return self.kernel
+        return "foreach" if self.why_not_fused() else "fused"
+
+    def why_not_fused(self) -> str:
+        """Why ``kernel=auto`` is not the fused kernel for these parameters; empty if it is."""
         params = [param for group in self.param_groups for param in group["params"]]
         # A low-precision parameter stands for its master, which is contiguous float32.
         weights = [p if state_dtype(p) == p.dtype else torch.empty(0, device=p.device) for p in params if p.numel()]
-        return auto_kernel(self._device(), weights, any(isinstance(param, DTensor) for param in params))
+        return why_not_fused(self._device(), weights, any(isinstance(param, DTensor) for param in params))
 
     @eager_step
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

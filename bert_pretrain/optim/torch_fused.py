@@ -34,7 +34,7 @@ class TorchFused(MeasuredOptimizer):
     Raises ``ConfigError`` as ``NVLamb`` does, and for bf16 or fp16 parameters, which would need masters.
     """
 
-    _kept = ("max_grad_norm",)
+    _kept = ("max_grad_norm", "kernel")
     _default_options: ClassVar[dict[str, Any]] = {}
     _format = StateFormat(("exp_avg", "exp_avg_sq"), ("max_exp_avg_sq",), of_torch=True)
 
@@ -44,6 +44,7 @@ class TorchFused(MeasuredOptimizer):
         found = max_grad_norm
         require(found is None or 0 < found < math.inf, "max_grad_norm", found, "a finite number above 0, or null")
         self.max_grad_norm = max_grad_norm
+        self.kernel = "fused"
         options = self._default_options | options | {"lr": lr}
         if "betas" in options:
             options["betas"] = tuple(options["betas"])
@@ -79,6 +80,9 @@ class TorchFused(MeasuredOptimizer):
         given = {key: getattr(self, key, None) for key in ("grad_scale", "found_inf")}
         clip = self.max_grad_norm
         decision = self._decide("none" if clip is None else "clip", clip or 1.0)
+        if self.kernel == "foreach":
+            self._foreach_step(decision.grad_factor)
+            return loss
         divides = clip is not None or given["grad_scale"] is not None
         self.grad_scale = decision.grad_factor.reciprocal().to(torch.float32) if divides else None
         self.found_inf = self.skipped
@@ -97,6 +101,30 @@ class TorchFused(MeasuredOptimizer):
                 if value is not None:
                     setattr(self, key, value)
         return loss
+
+    def _foreach_step(self, factor: Tensor) -> None:
+        """The same update with torch's multi-tensor operations: they know no loss scale, so the host waits for the
+        device and leaves out a skipped step. Gradients are not written."""
+        if bool(self.skipped):
+            return
+        given = {key: vars(self).pop(key) for key in ("grad_scale", "found_inf") if key in vars(self)}
+        grads = [(param, param.grad) for group in self.param_groups for param in group["params"]]
+        groups = [dict(group) for group in self.param_groups]
+        flags = {"fused": False, "foreach": True, "capturable": self._device().type == "cuda"}
+        try:
+            for group in self.param_groups:
+                group |= {key: value for key, value in flags.items() if key in group} | {"lr": float(group["lr"])}
+            for param, grad in grads:
+                if grad is not None:
+                    _set_gradient(param, torch.empty_like(param, requires_grad=False).copy_(grad).mul_(factor))
+            without_hooks(super().step.__func__)(self)  # type: ignore[attr-defined]
+        finally:
+            for param, grad in grads:
+                if grad is not None:
+                    _set_gradient(param, grad)
+            for group, before in zip(self.param_groups, groups, strict=True):
+                group |= before
+            vars(self).update(given)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from bert_pretrain.errors import require
 
 MEMORY_SHARE = 0.92
 """Share of a GPU's memory that a run may fill; the rest is for fragmentation and for other libraries."""
+_MOST_PROFILED = 20  # steps: a trace has megabytes a step, and a viewer has to hold it
 
 
 @dataclass
@@ -36,6 +37,9 @@ class LoggingConfig:
     """``disabled``, ``offline``, ``online``, or ``auto``: online if there is an API key, else offline."""
     wandb_project: str
     """Name of the wandb project."""
+    profile_steps: list[int] | None = None
+    """``[FIRST, LAST]``: write a trace of these steps, up to 20, and on CUDA a snapshot of the memory, into
+    ``run_dir/profile``. null: none."""
 
     def __post_init__(self) -> None:
         require(self.every_steps >= 1, "logging.every_steps", self.every_steps, "1 or more")
@@ -43,6 +47,10 @@ class LoggingConfig:
         require(every >= 0, "logging.layers_every_steps", every, "1 or more, or 0 for never")
         allowed = ("disabled", "offline", "online", "auto")
         require(self.wandb in allowed, "logging.wandb", self.wandb, ", ".join(allowed))
+        steps = self.profile_steps
+        fits = steps is None or (len(steps) == 2 and 1 <= steps[0] <= steps[1] < steps[0] + _MOST_PROFILED)
+        allowed_steps = f"[FIRST, LAST], from 1 on and up to {_MOST_PROFILED} steps, or null"
+        require(fits, "logging.profile_steps", steps, allowed_steps)
 
 
 @dataclass

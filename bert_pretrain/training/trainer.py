@@ -25,10 +25,14 @@ from bert_pretrain.model.flops import training_flops
 from bert_pretrain.model.options import ModelConfig
 from bert_pretrain.model.precision import MixedPrecision
 from bert_pretrain.optim.build import layer_names
+from bert_pretrain.optim.freezing import frozen_names
+from bert_pretrain.training import first_step
 from bert_pretrain.training.evaluation import evaluate
+from bert_pretrain.training.garbage_collection import collected_together
 from bert_pretrain.training.loss_spikes import LossSpikeDetector
 from bert_pretrain.training.metrics import LayerRows, MetricsLog, Row, evaluation_line, training_line
 from bert_pretrain.training.options import CheckpointConfig, LoggingConfig, NumericsConfig, TrainingConfig
+from bert_pretrain.training.profile import StepProfiler
 from bert_pretrain.training.spike_recovery import SpikeRecovery
 from bert_pretrain.training.step_result import StepNumbers, StepResult
 from bert_pretrain.training.throughput import Throughput
@@ -55,6 +59,8 @@ class Trainer:
     config_yaml: str
     measure_peak: Callable[[float], float]
     """Measures the FLOP/s of one rank's device, given a rate that it has reached."""
+    data_sheet_rate: float | None
+    """What the maker of that device states; None if it is not known."""
     training: TrainingConfig
     checkpoint: CheckpointConfig
     logging: LoggingConfig
@@ -75,7 +81,10 @@ class Trainer:
         self._pending: StepResult | None = None
         self._stopping = self._evaluation_interrupted = False
         self._saved_step = self.progress.step
-        self.throughput = Throughput(self.measure_peak, self.world.size, self.world.busy)
+        self.throughput = Throughput(self.measure_peak, self.world.size, self.world.busy, self.data_sheet_rate)
+        directory = self.store.directory.parent / "profile"
+        self.profiler = StepProfiler(self.logging.profile_steps, directory, self.world, self.log.message)
+        self._frozen = frozen_names(self.model)
 
     def run(self) -> bool:
         """Train to ``total_steps``, with evaluations and checkpoints; False if it stopped earlier, on request.
@@ -83,12 +92,14 @@ class Trainer:
         On an error, a checkpoint that is being written is finished first.
         """
         try:
+            self.check_fast_paths()
             self.log.start_clock()
             if self._evaluation_is_missing():
                 self.evaluate()
                 self.throughput.restart()
             while self.progress.step < self.total_steps and not self._stopping:
-                self._run_steps()
+                with collected_together() as collect_if_due:
+                    self._run_steps(collect_if_due)
                 if self.recovery.reason:
                     self._rewind()
             if self.progress.step > self._saved_step:
@@ -100,18 +111,33 @@ class Trainer:
             raise
         return self.progress.step == self.total_steps and not self._evaluation_interrupted
 
-    def _run_steps(self) -> None:
+    def check_fast_paths(self) -> None:
+        """On a GPU: compare the fast paths with plain ones on the first micro-batch, and at the first update."""
+        if self.world.device.type in first_step.DEVICES:
+            own = self.data.micro_batches(self.progress.attempts)
+            first = self.world.run_on_all_ranks(lambda: next(own), "reading the first micro-batch")
+            parts = self.model, self.optimizer, self.precision, self.world
+            first_step.check_first_step(*parts, first, self.log.message)
+
+    def _run_steps(self, collect_if_due: Callable[[int], None]) -> None:
         """Train until the last step, a stop request, or a fault that needs a rewind."""
         steps = self.data.steps(self.progress.attempts, pin=self.world.device.type == "cuda")
         try:
             while self.progress.step < self.total_steps and not self._stopping and not self.recovery.reason:
-                result = self.train_step(next(self.throughput.time_waiting(steps)))
-                self._finish_previous_step()  # by now it is done, so that reading it does not wait
+                pending = self._pending is not None
+                collect_if_due(self.progress.attempts + pending)
+                self.profiler.before_step(self.progress.step + 1 + pending)
+                with self.profiler.span("wait for samples"):
+                    batch = next(self.throughput.time_waiting(steps))
+                result = self.train_step(batch)
+                with self.profiler.span("read numbers"):
+                    self._finish_previous_step()  # by now it is done, so that reading it does not wait
                 self._pending = None if self.recovery.reason else result
                 intervals = self.training.evaluate_every_steps, self.checkpoint.every_steps
                 if self._is_due(self.progress.step + 1, *intervals) and self._finish_previous_step():
                     self._evaluate_and_save()
         finally:
+            self.profiler.finish()
             steps.close()  # type: ignore[attr-defined]
         self._finish_previous_step()  # after a stop request one more step is pending, on every rank
 
@@ -126,7 +152,7 @@ class Trainer:
         rate = self.learning_rates.index_select(0, self.applied.clamp(max=self.total_steps))[0]
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with self.world.busy_once("the first update, which compiles kernels"):
+        with self.world.busy_once("the first update, which compiles kernels"), self.profiler.span("optimizer"):
             skipped = self.precision.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=not self.model.speed.cuda_graphs)
         self.applied += 1 - skipped.long()
@@ -149,8 +175,9 @@ class Trainer:
             for index, micro_batch in enumerate(self.throughput.time_waiting(batch.micro_batches)):
                 self.world.report_progress()
                 with sync_gradients(self.network, index == last):
-                    out = self.network(*self._to_device.copy(micro_batch).tensors())
-                    with self.precision.autocast(enabled=False):
+                    with self.profiler.span("forward"):
+                        out = self.network(*self._to_device.copy(micro_batch).tensors())
+                    with self.profiler.span("backward"), self.precision.autocast(enabled=False):
                         loss = (out.mlm_loss / masked + out.nsp_loss / samples) * factor
                         loss.backward()
                 with torch.no_grad():
@@ -178,7 +205,7 @@ class Trainer:
             tokens_seen=self.progress.tokens_seen + int(numbers.tokens),
         )
         work = numbers.samples, numbers.tokens, numbers.squared_lengths, numbers.masked
-        flops = training_flops(self.model_config, *work)
+        flops = training_flops(self.model_config, *work, frozen=self._frozen)
         self.throughput.count(numbers.tokens, flops, result.waited, result.ended)
         step = self.progress.step
         if skipped:

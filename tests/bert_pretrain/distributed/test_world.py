@@ -236,3 +236,15 @@ def test_rank_0_keeps_the_store_until_the_others_have_read_what_is_wrong() -> No
         assert slow.result() == problem
     assert "torch is not the same on all nodes" in problem
     assert order == ["rank 1 reads", "rank 0 leaves"]
+
+
+@pytest.mark.parametrize("given", [{}, {"PYTORCH_CUDA_ALLOC_CONF": "a:1"}, {"PYTORCH_ALLOC_CONF": "b:2"}])
+def test_expandable_segments_are_asked_for_before_cuda_starts(monkeypatch: pytest.MonkeyPatch, given: dict) -> None:
+    """Unless the user has set the allocator's options, under either name."""
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    monkeypatch.setattr(world_module.os, "environ", dict(given))
+    seen: list[dict] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: seen.append(dict(world_module.os.environ)))
+    world_module._set_up_device(World(0, 0, 1, torch.device("cuda", 0)), 1)
+    expected = given or {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    assert {name: seen[0][name] for name in names if name in seen[0]} == expected

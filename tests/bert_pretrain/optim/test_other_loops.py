@@ -299,7 +299,9 @@ def test_auto_names_the_kernel_that_runs():
     assert NVLamb([parameter()], 0.1, kernel="reference").running_kernel == "reference"
     options = {"betas": [0.9, 0.999], "eps": 1e-6, "pre_normalization": "unit", "trust_ratio": "all"}
     config = OptimizerConfig("nvlamb", 0.1, 0.01, **options, bias_correction=True, kernel="auto")
-    assert "kernel auto: fused" in describe_optimizer(build_optimizer(torch.nn.Linear(2, 2), config), config)
+    text = describe_optimizer(build_optimizer(torch.nn.Linear(2, 2), config), config)
+    assert "kernel auto: fused (numba works on this CPU)" in text
+    assert NVLamb([parameter(dtype=torch.float64)], 0.1).why_not_fused() == "a layer is float64 or not contiguous"
 
 
 @pytest.fixture
@@ -322,6 +324,7 @@ def test_auto_does_without_a_broken_compiler_and_says_so(broken_numba):
     ):
         optimizer.step()
     assert optimizer.running_kernel == "foreach"
+    assert optimizer.why_not_fused() == "numba cannot be used"
     fused = NVLamb([param], 0.1, kernel="fused")
     with pytest.raises(ConfigError, match="kernel is 'fused' and numba is installed but cannot be used"):
         fused.step()

@@ -1,0 +1,170 @@
+"""The first update of a fast kernel, compared with ``foreach`` on the same gradients.
+
+A kernel may be wrong on a device, driver or compiler that nobody has tried: then weights are wrong and nothing else
+shows it. So the first update that is not skipped is computed twice from the same weights, moments and gradients. If
+the two differ, or the fast kernel raises an error, the run keeps the result of ``foreach`` and goes on with it.
+
+Tolerance: of each layer, the largest difference of the new weights is at most ``TOLERANCE`` of the largest change of a
+weight, plus one rounding; that of a moment at most ``TOLERANCE`` of its largest element; ||G|| likewise. All kernels
+compute in float32 with other orders of summation, which differ by 1e-6; apex's float32 betas by 1e-5 (``nvlamb_apex``).
+A wrong sum, scale or offset is off by more than 1e-3.
+
+It costs one more update, and for its time a copy of weights and state, when the activations are freed. A fault after
+which CUDA answers nothing more (an illegal address) ends the run all the same.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bert_pretrain.optim.base import MeasuredOptimizer
+from bert_pretrain.optim.sharded import ShardedOptimizer
+from bert_pretrain.optim.usable import one_line
+
+TOLERANCE = 1e-3
+_RESULTS = ("grad_norm", "skipped", "nonfinite_state", "_outcome", "_updated")
+Gather = Callable[[Any], list[Any]]
+"""Every rank's value, in the order of ranks."""
+
+
+def guard_first_update(optimizer: torch.optim.Optimizer, gather: Gather, report: Callable[[str], None]) -> None:
+    """Make the first step of ``optimizer`` that is not skipped the comparison described above.
+
+    The kernel is the same on all ranks from here on: one that only some ranks can run, or that is wrong on one, is
+    used on none. Nothing is done for an optimizer without a fast kernel. Collective, and so is the first step.
+    """
+    inner: Any = optimizer.optim if isinstance(optimizer, ShardedOptimizer) else optimizer
+    if not isinstance(inner, MeasuredOptimizer):
+        return
+    kernels = gather(inner.running_kernel)
+    if len(set(kernels)) > 1:
+        report(f"optimizer.kernel={inner.kernel} is {' and '.join(sorted(set(kernels)))} on different ranks: foreach")
+        inner.kernel = "foreach"
+    if inner.running_kernel in ("foreach", "reference"):
+        return
+    kernel = inner.running_kernel
+
+    def step(closure: None = None) -> None:
+        del inner.step  # this function, which hides the method
+        state = _State(inner)
+        fault, decided = "", False
+        try:
+            fault = state.compare(kernel)
+            decided = not bool(inner.skipped)
+        except torch.OutOfMemoryError:  # of the copies, not of the kernel: the kernel's own is a fault
+            state.undo()
+            inner.step()
+            decided = True
+        faults = [(rank, text) for rank, text in enumerate(gather(fault)) if text]
+        if faults:
+            state.take_plain()
+            rank, text = faults[0]
+            where = f" on rank {rank}" if len(kernels) > 1 else ""
+            report(f"optimizer kernel {kernel}{where}: {text}; the run goes on with kernel=foreach")
+            inner.kernel = "foreach"
+        elif not decided:
+            inner.step = step
+        elif state.compared:
+            report(f"optimizer kernel {kernel}: the first update agrees with that of foreach")
+
+    inner.step = step
+
+
+class _State:
+    """Weights, state and results of an optimizer, and a second set of them."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+        self.params: list[Tensor] = []
+        self.names: list[str] = []
+        for group in optimizer.param_groups:
+            names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
+            found = [(p, name) for p, name in zip(group["params"], names, strict=True) if p.grad is not None]
+            self.params += [p for p, _ in found if p.numel()]
+            self.names += [name for p, name in found if p.numel()]
+        self.weights: list[Tensor] = []
+        self.states: dict[Tensor, dict[str, Any]] = {}
+        self.results = {name: getattr(optimizer, name) for name in _RESULTS if hasattr(optimizer, name)}
+        self.compared = self._holds_plain = False
+
+    @torch.no_grad()
+    def compare(self, kernel: str) -> str:
+        """Update with ``foreach``, then from the same state with ``kernel``; what is wrong with the latter, or empty.
+
+        Raises ``torch.OutOfMemoryError`` if there is no room for the copies.
+        """
+        optimizer, wanted = self.optimizer, self.optimizer.kernel
+        self.weights = [param.clone() for param in self.params]
+        for param, own in optimizer.state.items():
+            self.states[param] = {key: value.clone() if torch.is_tensor(value) else value for key, value in own.items()}
+        optimizer.kernel = "foreach"
+        try:
+            optimizer.step()
+        finally:
+            optimizer.kernel = wanted
+        changes = [_largest(param - kept) for param, kept in zip(self.params, self.weights, strict=True)]
+        self._exchange()
+        self.compared = self._holds_plain = True
+        try:
+            optimizer.step()
+            return self._difference(changes)
+        except Exception as error:  # compilers and drivers fail in many ways
+            return one_line(error)
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        """The optimizer gets the set that is kept, and this the optimizer's."""
+        for param, kept in zip(self.params, self.weights, strict=True):
+            now = param.clone()
+            param.copy_(kept)
+            kept.copy_(now)
+        state = self.optimizer.state
+        kept_states, self.states = self.states, dict(state)
+        state.clear()
+        state.update(kept_states)
+        kept_results, self.results = self.results, {name: getattr(self.optimizer, name) for name in self.results}
+        vars(self.optimizer).update(kept_results)
+
+    def undo(self) -> None:
+        """After an update with ``foreach`` that broke off: back to the state before it."""
+        if len(self.weights) == len(self.params) and not self._holds_plain:
+            self._exchange()
+
+    def take_plain(self) -> None:
+        """Give the optimizer what ``foreach`` has computed."""
+        if self._holds_plain:
+            self._exchange()
+
+    def _difference(self, changes: list[Tensor]) -> str:
+        """The first and largest excess over the tolerance. Waits for the device."""
+        checks = [("||G||", self.optimizer.grad_norm, self.results["grad_norm"], None)]
+        checks.append(("whether the step is skipped", self.optimizer.skipped, self.results["skipped"], None))
+        for name, param, kept, change in zip(self.names, self.params, self.weights, changes, strict=True):
+            checks.append((f"weights of {name}", param.detach(), kept, change))
+            own, plain = self.optimizer.state.get(param, {}), self.states.get(param, {})
+            if own.keys() != plain.keys():
+                return f"the state of {name} is {sorted(own)}, not {sorted(plain)}"
+            for key, value in plain.items():
+                if torch.is_tensor(value):
+                    checks.append((f"{key} of {name}", own[key], value, change if key == "master" else None))
+        found = torch.stack([_excess(*tensors) for _, *tensors in checks]).tolist()
+        worst = max(range(len(found)), key=lambda i: float("inf") if found[i] != found[i] else found[i])
+        if found[worst] <= 1.0:
+            return ""
+        return f"{checks[worst][0]} differ from foreach's by {found[worst]:.2g} times what rounding explains"
+
+
+def _largest(values: Tensor) -> Tensor:
+    return values.abs().amax().double()
+
+
+def _excess(fast: Tensor, plain: Tensor, change: Tensor | None) -> Tensor:
+    """The largest difference over the allowed one, 0-d float64; 0 where ``plain`` itself is not finite."""
+    if not plain.is_floating_point() or not plain.numel():
+        return torch.zeros((), dtype=torch.float64, device=plain.device)
+    size = _largest(plain)
+    allowed = TOLERANCE * size if change is None else TOLERANCE * change + torch.finfo(plain.dtype).eps * size
+    excess = _largest(fast - plain.to(fast.device)) / allowed.clamp(min=torch.finfo(torch.float64).tiny)
+    return torch.where(torch.isfinite(size), excess, 0.0)
