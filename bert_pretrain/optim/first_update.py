@@ -87,7 +87,7 @@ class _State:
         self.weights: list[Tensor] = []
         self.states: dict[Tensor, dict[str, Any]] = {}
         self.results = {name: getattr(optimizer, name) for name in _RESULTS if hasattr(optimizer, name)}
-        self.compared = self._holds_plain = False
+        self.compared = self._holds_plain = self._is_kept = False
 
     @torch.no_grad()
     def compare(self, kernel: str) -> str:
@@ -99,6 +99,7 @@ class _State:
         self.weights = [param.clone() for param in self.params]
         for param, own in optimizer.state.items():
             self.states[param] = {key: value.clone() if torch.is_tensor(value) else value for key, value in own.items()}
+        self._is_kept = True
         optimizer.kernel = "foreach"
         try:
             optimizer.step()
@@ -129,7 +130,7 @@ class _State:
 
     def undo(self) -> None:
         """After an update with ``foreach`` that broke off: back to the state before it."""
-        if len(self.weights) == len(self.params) and not self._holds_plain:
+        if self._is_kept and not self._holds_plain:
             self._exchange()
 
     def take_plain(self) -> None:

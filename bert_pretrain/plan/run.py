@@ -152,23 +152,34 @@ def _ms(seconds: float) -> str:
 
 def describe(config: PretrainConfig, devices: int, device: str, compute: str, samples: int | None) -> str:
     """The plan of a run, one line per quantity. Raises ``ConfigError`` if there are fewer samples than ranks."""
-    rows = [*_batch_rows(config, devices), *_length_rows(config, samples), *_memory_rows(config, devices, compute)]
+    rows = [
+        *_batch_rows(config, devices, device),
+        *_length_rows(config, samples),
+        *_memory_rows(config, devices, compute),
+    ]
     title = f"plan for {devices:,} x {device}, matrix products in {compute}"
     return "\n".join([title, *(f"  {name:<14}{text}" for name, text in rows)])
 
 
-def _batch_rows(config: PretrainConfig, devices: int) -> list[tuple[str, str]]:
+def _batch_rows(config: PretrainConfig, devices: int, device: str) -> list[tuple[str, str]]:
     plan = BatchPlan(config.batch.global_batch_size, config.batch.samples_at_once(config.data.sequence_length), devices)
     slices = [plan.rank_slice(rank) for rank in (0, devices - 1)]
     fewest, most = (stop - start for start, stop in slices)
     per_rank = f"{fewest}" if fewest == most else f"{fewest} or {most}"
     accumulations = sorted({plan.accumulation(0), plan.accumulation(devices - 1)})
     count, plural = " or ".join(map(str, accumulations)), "es" if accumulations[-1] > 1 else ""
-    size = min(plan.micro_batch_size, most)
-    return [
+    size, even = min(plan.micro_batch_size, most), even_size(most, plan.micro_batch_size)
+    rows = [
         ("global batch", f"{plan.global_batch_size:,} samples = {devices:,} ranks x {per_rank}"),
         ("", f"{count} micro-batch{plural} of up to {size} on each rank"),
     ]
+    compiled = device.lower() != "cpu" if config.speed.compile is None else config.speed.compile
+    padding = accumulations[-1] * size / most - 1
+    if compiled and -(-most // even) * even < accumulations[-1] * size:
+        rows.append(
+            ("", f"compiled, all have {size}: {padding:.0%} is padding; batch.micro_batch_size={even} has less")
+        )
+    return rows
 
 
 def _length_rows(config: PretrainConfig, samples: int | None) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from bert_pretrain.errors import ConfigError
 from bert_pretrain.model.flops import parameter_count, training_flops
 from bert_pretrain.model.options import ModelConfig
 from bert_pretrain.plan.figure import draw_scaling
-from bert_pretrain.plan.run import PlanConfig, describe_scaling, scaling_of, with_micro_batch_size
+from bert_pretrain.plan.run import PlanConfig, describe, describe_scaling, scaling_of, with_micro_batch_size
 from bert_pretrain.plan.scaling import GpuConfig, NetworkConfig, Scaling, powers_of_two
 from tests.conftest import ROOT
 
@@ -176,3 +176,15 @@ def test_published_runs_within_the_stated_errors() -> None:
         assert abs(row["plan"] / row["published"] - 1) < tolerance, row
     stored = json.loads((ROOT / "scripts/results/plan_published.json").read_text())["rows"]
     assert stored == found, "run scripts/published_runs.py again"
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [(192, "50% is padding; batch.micro_batch_size=128 has less"), (128, "")]
+)
+def test_a_size_that_leaves_much_padding_is_named(size: int, expected: str) -> None:
+    """65,536 samples on 256 ranks are 256 each: in 192 and 64, padded to 192 where the model is compiled."""
+    options = ["recipe=bert_large_64k_phase1", "devices=256", f"batch.micro_batch_size={size}"]
+    config = load_config("plan", options, PlanConfig)
+    assert expected in describe(config, 256, "H100 80 GB", "bf16", None)
+    assert "padding;" not in describe(config, 256, "cpu", "bf16", None)
+    assert ("padding;" in describe(config, 256, "cuda", "bf16", None)) == bool(expected)
