@@ -174,11 +174,10 @@ def _batch_rows(config: PretrainConfig, devices: int, device: str) -> list[tuple
         ("", f"{count} micro-batch{plural} of up to {size} on each rank"),
     ]
     compiled = device.lower() != "cpu" if config.speed.compile is None else config.speed.compile
-    padding = accumulations[-1] * size / most - 1
-    if compiled and -(-most // even) * even < accumulations[-1] * size:
-        rows.append(
-            ("", f"compiled, all have {size}: {padding:.0%} is padding; batch.micro_batch_size={even} has less")
-        )
+    work = accumulations[-1] * size
+    if compiled and work > 1.05 * most:
+        padding = f"{1 - most / work:.0%} of it padding"
+        rows.append(("", f"compiled, that is {work} samples, {padding}; batch.micro_batch_size={even} has less"))
     return rows
 
 

@@ -1,6 +1,7 @@
 """Predicted step times against worked examples, and against published runs within the stated errors."""
 
 import json
+import math
 import re
 import runpy
 from dataclasses import replace
@@ -155,13 +156,17 @@ TOLERANCES = {"phase 1": 0.03, "phase 2": 0.09, "A100 (2022)": 0.04, "DGX-2H": 0
 
 
 def test_an_automatic_micro_batch_size_fills_the_memory() -> None:
-    """BERT-base, one sample of 128 tokens: 128 (12 (18 x 768 + 2 x 12 x 128) x 2 + 3 x 0.15 x 30,522 x 4) bytes."""
+    """In equal micro-batches. A sample of 128 tokens in BERT-base:
+
+    128 (12 (18 x 768 + 2 x 12 x 128) x 2 + 3 x 0.15 x 30,522 x 4) bytes.
+    """
     options = ["recipe=bert_base_1gpu", "gpu=h100", "batch.micro_batch_size=auto"]
     config = load_config("plan", options, PlanConfig)
     assert config.gpu is not None
     found = with_micro_batch_size(config, config.gpu, "bf16").batch.micro_batch_size
     sample = 128 * (12 * (18 * 768 + 2 * 12 * 128) * 2 + 3 * 0.15 * 30_522 * 4)
-    assert found == int((0.92 * 80e9 - (16 + 2) * 110_106_428) / sample)
+    most, share = int((0.92 * 80e9 - (16 + 2) * 110_106_428) / sample), config.batch.global_batch_size
+    assert found == math.ceil(share / math.ceil(share / most)) <= most < share
     tiny = replace(config.gpu, memory_gb=1.0)
     with pytest.raises(ConfigError, match=r"micro_batch_size is 'auto'; allowed: .* fits into 1 GB"):
         with_micro_batch_size(config, tiny, "bf16")
@@ -179,7 +184,7 @@ def test_published_runs_within_the_stated_errors() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [(192, "50% is padding; batch.micro_batch_size=128 has less"), (128, "")]
+    ("size", "expected"), [(192, "33% of it padding; batch.micro_batch_size=128 has less"), (128, "")]
 )
 def test_a_size_that_leaves_much_padding_is_named(size: int, expected: str) -> None:
     """65,536 samples on 256 ranks are 256 each: in 192 and 64, padded to 192 where the model is compiled."""
