@@ -35,7 +35,7 @@ from bert_pretrain.model.choices import describe_choices
 from bert_pretrain.model.flops import parameter_count
 from bert_pretrain.model.precision import compute_dtype
 from bert_pretrain.optim.build import build_optimizer, describe_optimizer
-from bert_pretrain.plan.hardware_peaks import device_name, measured_matrix_rate, timed
+from bert_pretrain.plan.hardware_peaks import data_sheet_rate, device_name, measured_matrix_rate, timed
 from bert_pretrain.training.metrics import MetricsLog
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -116,6 +116,8 @@ def device(config: PretrainConfig, world: World) -> Finding:
     dtype = compute_dtype(config.precision.compute, world.device)
     rate = measured_matrix_rate(world.device, dtype)
     found = f"{device_name(world.device)}, {rate / 1e12:.3g} TFLOP/s in {str(dtype).removeprefix('torch.')}"
+    if known := data_sheet_rate(device_name(world.device), dtype):
+        found += f" ({rate / known:.0%} of the data sheet)"
     if world.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(world.device)
         found += f", CUDA {torch.version.cuda}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"

@@ -21,7 +21,7 @@ def describe_choices(model: PretrainingModel, config: ModelConfig, speed: SpeedC
 
 
 def sdpa_kernels(device: torch.device) -> str:
-    """Which of torch's kernels sdpa takes on a GPU: with a mask, as padding needs it, never the flash kernel."""
-    flash = torch.backends.cuda.flash_sdp_enabled() and torch.cuda.get_device_capability(device) >= (8, 0)
-    without_mask = "flash" if flash else "memory-efficient"
-    return f"{without_mask} kernel for micro-batches without padding, memory-efficient for those with a mask"
+    """When torch takes the flash kernel on a GPU."""
+    if not torch.backends.cuda.flash_sdp_enabled() or torch.cuda.get_device_capability(device) < (8, 0):
+        return "without the flash kernel, which this GPU lacks"
+    return "the flash kernel only for micro-batches without padding: a mask rules it out"

@@ -80,7 +80,9 @@ class _State:
         self.params: list[Tensor] = []
         self.names: list[str] = []
         for group in optimizer.param_groups:
-            names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
+            names = group.get("param_names", ())
+            if len(names) != len(group["params"]):  # a sharded one has the names of all ranks' layers
+                names = [f"layer {i} of {tuple(p.shape)}" for i, p in enumerate(group["params"])]
             found = [(p, name) for p, name in zip(group["params"], names, strict=True) if p.grad is not None]
             self.params += [p for p, _ in found if p.numel()]
             self.names += [name for p, name in found if p.numel()]
