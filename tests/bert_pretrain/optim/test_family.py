@@ -222,3 +222,25 @@ def test_layer_report_of_nvlamb():
         assert report.shape == (3, 2)
         assert report[:, 0].tolist() == pytest.approx([2.0, 6.0, 3.0], rel=1e-5)
         assert report[:, 1].isnan().all()
+
+
+@pytest.mark.parametrize("make", [partial(AdamW, max_grad_norm=1.0), Adam, SGD])
+def test_torch_s_foreach_is_the_fused_update_with_loss_scaling_too(make):
+    """What the run goes on with if the fused kernel is wrong: a step, one that is skipped, and a third."""
+    params = [[torch.linspace(-1, 1, 12).view(3, 4).requires_grad_(), torch.ones(5, requires_grad=True)] for _ in "ab"]
+    both = [make(own, torch.tensor(0.1, dtype=torch.float64)) for own in params]
+    both[1].kernel = "foreach"
+    for step in range(3):
+        for own, optimizer in zip(params, both, strict=True):
+            for param in own:
+                param.grad = 256.0 * torch.sin(param.detach() * (step + 1))
+            optimizer.grad_scale, optimizer.found_inf = torch.tensor(256.0), torch.tensor(float(step == 1))
+            kept = [param.grad.clone() for param in own]
+            optimizer.step()
+        assert all(param.grad.equal(grad) for param, grad in zip(params[1], kept, strict=True))
+        assert both[0].skipped.item() == both[1].skipped.item() == (step == 1)
+        torch.testing.assert_close(params[1], params[0], rtol=1e-6, atol=1e-7)
+    assert both[1].param_groups[0]["fused"]
+    assert both[1].param_groups[0]["lr"].dtype == torch.float64
+    states = [[own.get("step", torch.tensor(2.0)) for own in optimizer.state.values()] for optimizer in both]
+    assert all(step.item() == 2 for steps in states for step in steps)

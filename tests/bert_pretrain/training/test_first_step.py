@@ -89,7 +89,6 @@ KERNEL_FAULTS: list[tuple[Callable[[Any], Any], str]] = [
 def test_a_wrong_nvlamb_kernel_is_replaced_by_foreach(
     tmp_path: Path, shard_dir: Path, monkeypatch, capsys, guarded: None, kernel: Callable[[Any], Any], text: str
 ) -> None:
-    """In a run that is resumed, so that moments and step counts have to be right too."""
     expected = two_steps(trainer_for(tmp_path / "plain", shard_dir, "optimizer.kernel=foreach"))
     trainer = trainer_for(tmp_path / "guarded", shard_dir)
     monkeypatch.setitem(nvlamb.KERNELS, "fused", kernel)
@@ -101,6 +100,32 @@ def test_a_wrong_nvlamb_kernel_is_replaced_by_foreach(
     assert last.startswith("optimizer kernel fused: ")
     assert text in last
     assert last.endswith("; the run goes on with kernel=foreach")
+
+
+@pytest.mark.parametrize("kernel", [without_a_layer, breaks_off])
+def test_moments_and_step_counts_of_a_resumed_run_are_kept(
+    tmp_path: Path, shard_dir: Path, monkeypatch, guarded: None, kernel: Callable[[Any], Any]
+) -> None:
+    """One step with the right kernel, then two more: with ``foreach``, and with a fault that the comparison finds."""
+
+    def finish(trainer: Trainer, change: Callable[[], None]) -> list[torch.Tensor]:
+        steps = trainer.data.steps(0)
+        trainer.train_step(next(steps))
+        change()
+        for _ in range(2):
+            trainer.train_step(next(steps))
+        steps.close()
+        states = trainer.optimizer.state.values()
+        return [*trainer.model.parameters(), *(own[key] for own in states for key in ("step", "exp_avg", "exp_avg_sq"))]
+
+    plain, trainer = trainer_for(tmp_path / "plain", shard_dir), trainer_for(tmp_path / "guarded", shard_dir)
+    expected = finish(plain, lambda: setattr(plain.optimizer, "kernel", "foreach"))
+
+    def break_it() -> None:
+        monkeypatch.setitem(nvlamb.KERNELS, "fused", kernel)
+        trainer.check_fast_paths()
+
+    assert all(a.equal(b) for a, b in zip(finish(trainer, break_it), expected, strict=True))
 
 
 @pytest.mark.parametrize("fault", ["wrong", "nan", "error"])
