@@ -51,7 +51,7 @@ def guard_first_update(optimizer: torch.optim.Optimizer, gather: Gather, report:
         state = _State(inner)
         fault, decided = "", False
         try:
-            fault = state.compare(kernel)
+            fault = state.compare()
             decided = not bool(inner.skipped)
         except torch.OutOfMemoryError:  # of the copies, not of the kernel: the kernel's own is a fault
             state.undo()
@@ -92,8 +92,8 @@ class _State:
         self.compared = self._holds_plain = self._is_kept = False
 
     @torch.no_grad()
-    def compare(self, kernel: str) -> str:
-        """Update with ``foreach``, then from the same state with ``kernel``; what is wrong with the latter, or empty.
+    def compare(self) -> str:
+        """Update with ``foreach``, then from the same state with the kernel; what is wrong with that, or empty.
 
         Raises ``torch.OutOfMemoryError`` if there is no room for the copies.
         """
