@@ -35,9 +35,10 @@ def guard_first_update(optimizer: torch.optim.Optimizer, gather: Gather, report:
     The kernel is the same on all ranks from here on: one that only some ranks can run, or that is wrong on one, is
     used on none. Nothing is done for an optimizer without a fast kernel. Collective, and so is the first step.
     """
-    inner: Any = optimizer.optim if isinstance(optimizer, ShardedOptimizer) else optimizer
-    if not isinstance(inner, MeasuredOptimizer):
+    own = optimizer.optim if isinstance(optimizer, ShardedOptimizer) else optimizer
+    if not isinstance(own, MeasuredOptimizer):
         return
+    inner: Any = own
     kernels = gather(inner.running_kernel)
     if len(set(kernels)) > 1:
         report(f"optimizer.kernel={inner.kernel} is {' and '.join(sorted(set(kernels)))} on different ranks: foreach")
@@ -142,7 +143,9 @@ class _State:
 
     def _difference(self, changes: list[Tensor]) -> str:
         """The first and largest excess over the tolerance. Waits for the device."""
-        checks = [("||G||", self.optimizer.grad_norm, self.results["grad_norm"], None)]
+        checks: list[tuple[str, Any, Any, Tensor | None]] = [
+            ("||G||", self.optimizer.grad_norm, self.results["grad_norm"], None)
+        ]
         checks.append(("whether the step is skipped", self.optimizer.skipped, self.results["skipped"], None))
         for name, param, kept, change in zip(self.names, self.params, self.weights, changes, strict=True):
             checks.append((f"weights of {name}", param.detach(), kept, change))

@@ -107,7 +107,7 @@ class TorchFused(MeasuredOptimizer):
         device and leaves out a skipped step. Gradients are not written."""
         if bool(self.skipped):
             return
-        given = {key: vars(self).pop(key) for key in ("grad_scale", "found_inf") if key in vars(self)}
+        given: dict[str, Any] = {key: vars(self).pop(key) for key in ("grad_scale", "found_inf") if key in vars(self)}
         grads = [(param, param.grad) for group in self.param_groups for param in group["params"]]
         groups = [dict(group) for group in self.param_groups]
         flags = {"fused": False, "foreach": True, "capturable": self._device().type == "cuda"}
