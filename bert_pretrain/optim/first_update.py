@@ -144,9 +144,9 @@ class _State:
     def _difference(self, changes: list[Tensor]) -> str:
         """The first and largest excess over the tolerance. Waits for the device."""
         checks: list[tuple[str, Any, Any, Tensor | None]] = [
-            ("||G||", self.optimizer.grad_norm, self.results["grad_norm"], None)
+            ("||G||", self.optimizer.grad_norm, self.results["grad_norm"], None),
+            ("the decisions to skip", self.optimizer.skipped, self.results["skipped"], None),
         ]
-        checks.append(("whether the step is skipped", self.optimizer.skipped, self.results["skipped"], None))
         for name, param, kept, change in zip(self.names, self.params, self.weights, changes, strict=True):
             checks.append((f"weights of {name}", param.detach(), kept, change))
             own, plain = self.optimizer.state.get(param, {}), self.states.get(param, {})

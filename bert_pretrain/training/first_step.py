@@ -22,7 +22,7 @@ Nothing is left: no gradient, random number or weight changes. On CPUs it does n
 device of their own to be wrong on, and are tested against the equations on every platform that the tests run on.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 
@@ -175,7 +175,7 @@ def _results(
     return [out.mlm_loss.detach(), out.nsp_loss.detach(), *grads]
 
 
-def _norms(tensors: "Iterator[Tensor] | list[Tensor]") -> Tensor:
+def _norms(tensors: Iterable[Tensor]) -> Tensor:
     return torch.stack([torch.linalg.vector_norm(tensor.double()) for tensor in tensors])
 
 
