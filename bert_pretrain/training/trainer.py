@@ -125,7 +125,7 @@ class Trainer:
         sums = self._accumulate(batch, counts)
         rate = self.learning_rates.index_select(0, self.applied.clamp(max=self.total_steps))[0]
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_ratio"] if "lr_ratio" in group else rate
         with self.world.busy_once("the first update, which compiles kernels"):
             skipped = self.precision.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=not self.model.speed.cuda_graphs)
@@ -252,7 +252,8 @@ class Trainer:
         """Evaluate and log; returns the row, or None without held-out samples or if a stop request interrupted it."""
         if self.heldout is None:
             return None
-        metrics = evaluate(self.model, self.heldout, self.plan.micro_batch_size, self.world, self.stop)
+        with self.optimizer.evaluation_weights():  # type: ignore[attr-defined]
+            metrics = evaluate(self.model, self.heldout, self.plan.micro_batch_size, self.world, self.stop)
         if metrics is None:
             self._evaluation_interrupted = self._stopping = True
             return None
@@ -275,7 +276,8 @@ class Trainer:
         states = {"precision": self.precision.state_dict(), "spike_detector": asdict(self._spike_detector)}
         cut = {"micro_batch_size": self.plan.micro_batch_size, "ranks": self.world.size}
         saved = self.model.bert, state, replace(self.progress, **states, **cut), self.config_yaml  # type: ignore[arg-type]
-        self.world.run_on_all_ranks(lambda: self._writer.save(*saved) if self.world.is_first else None)
+        with self.optimizer.evaluation_weights():  # type: ignore[attr-defined]
+            self.world.run_on_all_ranks(lambda: self._writer.save(*saved) if self.world.is_first else None)
 
     def _rewind(self) -> None:
         """Restore the newest checkpoint, and skip the samples between it and the step in ``_rewind_reason``.
