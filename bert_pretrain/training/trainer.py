@@ -130,11 +130,10 @@ class Trainer:
             skipped = self.precision.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=not self.model.speed.cuda_graphs)
         self.applied += 1 - skipped.long()
-        norm: torch.Tensor = self.optimizer.grad_norm  # type: ignore[attr-defined]
         nonfinite: torch.Tensor = getattr(self.optimizer, "nonfinite_state", torch.zeros_like(skipped))
         sums = self.world.sum(torch.cat([sums, nonfinite.double().view(1)]))  # a rank may know only its own layers
-        head = [part.double() for part in (skipped, rate, norm, scale, sums[4])]
-        numbers = [torch.stack(head), counts, sums[:4]]  # in the order of StepNumbers
+        head = skipped, rate, self.optimizer.grad_norm, scale, sums[4]  # type: ignore[attr-defined]
+        numbers = [torch.stack([part.double() for part in head]), counts, sums[:4]]  # in the order of StepNumbers
         if self.layers.due(self.progress.step + 1, 1 + (self._pending is not None)):
             numbers.append(self.optimizer.layer_report().flatten())  # type: ignore[attr-defined]
         return StepResult(torch.cat(numbers), self.throughput.take_waiting())
@@ -178,8 +177,7 @@ class Trainer:
             tokens_seen=self.progress.tokens_seen + int(numbers.tokens),
         )
         work = numbers.samples, numbers.tokens, numbers.squared_lengths, numbers.masked
-        flops = training_flops(self.model_config, *work)
-        self.throughput.count(numbers.tokens, flops, result.waited, result.ended)
+        self.throughput.count(numbers.tokens, training_flops(self.model_config, *work), result.waited, result.ended)
         step = self.progress.step
         if skipped:
             self.log.message(f"after step {step}: the update is skipped, gradient norm {numbers.grad_norm}")
