@@ -84,13 +84,14 @@ class PairedOptimizer(MeasuredOptimizer):
 
     def layer_report(self) -> Tensor:
         """As ``NVLamb.layer_report``; NaN for layers of an optimizer that has none."""
-        reports = [
-            part.layer_report()
-            if hasattr(part, "layer_report")
-            else torch.full((3, sum(len(group["params"]) for group in part.param_groups)), torch.nan)
-            for part in self.parts
-        ]
-        return torch.cat([report.to(self._device(), torch.float64) for report in reports], 1)
+        reports = []
+        for part in self.parts:
+            layers = sum(len(group["params"]) for group in part.param_groups)  # sharded: a rank may have none
+            report = torch.full((3, layers), torch.nan)
+            if layers and hasattr(part, "layer_report"):
+                report = part.layer_report()
+            reports.append(report.to(self._device(), torch.float64))
+        return torch.cat(reports, 1)
 
     @eager_step
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -110,6 +110,21 @@ def test_a_saved_state_and_a_deepcopy_continue_bitwise(pair, tmp_path):
         assert torch.equal(straight, third)
 
 
+def test_a_rank_without_matrices_updates_its_other_layers():
+    """As under sharding: a group of the rank is empty, the norm is that of all layers."""
+    made = groups()
+    params = params_of(made)
+    made[0]["params"] = []
+    paired = PairedOptimizer(made, FIRST["muon"], SECOND["nvlamb"])
+    paired.norm_params = params
+    give_gradients(params, 0)
+    before = [param.detach().clone() for param in params]
+    paired.step()
+    assert [torch.equal(a, b) for a, b in zip(params, before, strict=True)] == [True] * 2 + [False] * 3
+    assert paired.grad_norm.item() == pytest.approx(torch.cat([p.grad.flatten() for p in params]).norm().item(), 1e-6)
+    assert paired.layer_report().shape == (3, 3)
+
+
 def test_a_state_that_does_not_fit_changes_nothing():
     made, others = groups(), groups()
     paired = PairedOptimizer(made, FIRST["muon"], SECOND["adamw"])
