@@ -16,7 +16,7 @@ PRESETS = {
     "lamb": {"pre_normalization": "none"},
     "lamb_appendix": {"pre_normalization": "none", "bias_correction": False},
     "lamb_phi": {"pre_normalization": "none", "phi_min": 0.5, "phi_max": 2.0},
-    "lamb_ratio": {"pre_normalization": "none", "ratio_min": 0.4, "ratio_max": 0.6},
+    "lamb_ratio": {"pre_normalization": "none", "ratio_min": 0.45, "ratio_max": 50.0},
     "bounded_biases": {"phi_min": 1.0, "ratio_min": 0.05, "ratio_max": 0.2, "bounded_layers": "no_decay"},
 }
 # float32: relative error of the weights of a layer after 100 updates, and of the sum of its updates
