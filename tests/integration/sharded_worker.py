@@ -139,7 +139,7 @@ def sharded(name: str, counts: Counter) -> dict:
     own_bytes = bytes_of_state(optimizer.optim)
     resumed = resume(make, resumed_from, halves)
     with optimizer.evaluation_weights(), whole.evaluation_weights():
-        evaluated, expected = ([p.detach().clone() for p in some.parameters()] for some in (model, whole_model))
+        evaluated, alike = ([p.detach().clone() for p in some.parameters()] for some in (model, whole_model))
     if hasattr(whole, "layer_report"):
         report, expected = optimizer.layer_report(), whole.layer_report()
         torch.testing.assert_close(report, expected, rtol=1e-4, atol=1e-9, equal_nan=True)
@@ -148,7 +148,7 @@ def sharded(name: str, counts: Counter) -> dict:
         "expected": [p.detach().clone() for p in whole_model.parameters()],
         "resumed": resumed,
         "evaluated": evaluated,
-        "expected_evaluated": expected,
+        "expected_evaluated": alike,
         "state": ordinary["state"],
         "expected_state": whole.state_dict()["state"],
         "groups": ordinary["param_groups"],
