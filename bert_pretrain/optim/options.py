@@ -154,10 +154,10 @@ class OthersConfig(AlgorithmConfig):
     """Its learning rate as a multiple of ``optimizer.lr``, above 0."""
 
     def __post_init__(self) -> None:
+        allowed = [name for name in REQUIRED if name not in FOR_MATRICES]
+        require(self.algorithm in allowed, f"{self._prefix}.algorithm", self.algorithm, " | ".join(allowed))
         super().__post_init__()
         require(0 < self.lr_ratio < math.inf, f"{self._prefix}.lr_ratio", self.lr_ratio, "a number above 0")
-        found, wrong = self.algorithm, self.algorithm in FOR_MATRICES
-        require(not wrong, f"{self._prefix}.algorithm", found, " | ".join(set(REQUIRED) - set(FOR_MATRICES)))
 
 
 @dataclass

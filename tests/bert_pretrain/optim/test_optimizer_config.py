@@ -8,6 +8,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from transformers import BertConfig, BertForPreTraining
 
+from bert_pretrain.config import PretrainConfig
+from bert_pretrain.config_loading import load_config
+from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim import LARS, SGD, Adam, AdamH, AdamW, Muon, NVLamb, PairedOptimizer, ScheduleFreeAdamW
 from bert_pretrain.optim.build import build_optimizer, decay_groups, describe_optimizer, layer_names
 from bert_pretrain.optim.options import OptimizerConfig, ScheduleConfig
@@ -155,6 +158,7 @@ def test_schema_rejects_unknown_options_and_wrong_types():
         ("muon", {"kernel": "fused"}, "optimizer.kernel is 'fused'; allowed: reference | foreach"),
         ("muon", {"others": {"eps": None}}, "optimizer.others.eps is not set; optimizer.others.algorithm=adamw"),
         ("muon", {"others": {"lr_ratio": 0.0}}, "optimizer.others.lr_ratio is 0.0; allowed: a number above 0"),
+        ("muon", {"others": {"algorithm": "adamh"}}, "optimizer.others.algorithm is 'adamh'; allowed: nvlamb | lars"),
         ("muonh", {"weight_decay": 0.1}, "optimizer.weight_decay is 0.1; allowed: 0: the norm"),
         ("adamh", {"weight_decay": 0.1}, "optimizer.weight_decay is 0.1; allowed: 0: the norm"),
     ],
@@ -163,6 +167,11 @@ def test_bad_config_is_named(preset, overrides, message, model):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
         build_optimizer(model, load(preset, **({"lr": 1e-3} | overrides)))
     assert message in str(error.value)
+
+
+def test_an_option_of_others_without_others_is_named():
+    with pytest.raises(ConfigError, match=r"an option of optimizer.others is set, which is null here"):
+        load_config("pretrain", ["recipe=demo", "optimizer.others.lr_ratio=2"], PretrainConfig)
 
 
 def test_decay_groups_of_bert(model):
