@@ -100,6 +100,8 @@ def _in_plain_words(text: str, schema: type, user_dir: Path | None) -> str:
         return f"{where}there is no option {key[1]!r}; {nearest_options(key[1], schema)}"
     if choice := re.search(r"Could not (?:load|find) '(.+)/(.+?)'", text):
         return f"{where}there is no {choice[1]} {choice[2]!r}; {did_you_mean(choice[2], choices(choice[1], user_dir))}"
+    if "Unexpected type for root: NoneType" in text:
+        return "an option of optimizer.others is set, which is null here; choose one that has it, as optimizer=muon"
     option = re.search(r"full_key: (\S+)", text)
     reason = " ".join(re.sub(_FOR_HYDRA, "", text, flags=re.S).split())
     reason = re.sub(r"(In '.+?': )?\w+Error raised while composing config: ", "", reason)
