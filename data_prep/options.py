@@ -146,9 +146,15 @@ class PrepareConfig:
     """Entries of the vocabulary to train, 128 or more. Not used with vocab."""
     vocab_text_mb: float
     """Megabytes of text to train the vocabulary on; of a larger corpus, a random sample of the documents."""
+    alphabet_coverage: float
+    """Share of the characters of the text whose letters get entries in the vocabulary to train, 0.9 to 1; the rarest
+    others become [UNK]. The 1,000 most frequent letters always get one."""
     lowercase: bool
-    """Lowercase the text and strip accents (uncased BERT). Not used where vocab is a folder with tokenizer.json or
-    tokenizer_config.json, which state it."""
+    """Lowercase the text (uncased BERT). Not used where vocab is a folder with tokenizer.json or tokenizer_config.json,
+    which state it."""
+    strip_accents: bool | None
+    """Replace letters with accents and other marks by those without. null: if lowercase is true and most letters of the
+    text are Latin; with a vocab.txt, if lowercase is true. Not used where vocab states it."""
     sequence_lengths: list[int]
     """Tokens of a sample, 16 to 65535. With several, such as [128,512], the text is tokenised once, and the shards of
     each length are written to out_dir/LENGTH."""
@@ -187,6 +193,7 @@ class PrepareConfig:
                 require(value is None, name, value, "null without vocab, the tokenizer that words are added to")
         more = self.vocab_add_count
         require(more is None or 1 <= more <= 1_000_000, "vocab_add_count", more, "null, or 1 to 1000000")
+        require(0.9 <= self.alphabet_coverage <= 1, "alphabet_coverage", self.alphabet_coverage, "0.9 to 1")
         require(self.vocab_text_mb > 0, "vocab_text_mb", self.vocab_text_mb, "above 0")
         fits = all(SHORTEST_SEQUENCE <= length < 1 << 16 for length in lengths)
         allowed = f"one or more different lengths, each {SHORTEST_SEQUENCE} to 65535"

@@ -39,26 +39,24 @@ from data_prep.engine.stages import (
     make_all_samples,
     merge_counts,
     split_large_files,
-    training_text,
     write_shards,
     write_text,
 )
 from data_prep.engine.totals import describe_shares, piece_shares
 from data_prep.options import CorpusConfig, EngineConfig, PrepareConfig
-from data_prep.samples.added_words import add_words, check_word_piece, choose_words, read_words
+from data_prep.prepared_tokenizer import make_tokenizer, warn_of_unknown
+from data_prep.samples.added_words import check_word_piece, read_words
 from data_prep.samples.given_tokenizer import given_vocabulary
-from data_prep.samples.tokenizer import Vocabulary, load_vocabulary, train_vocabulary, write_tokenizer
+from data_prep.samples.tokenizer import Vocabulary, load_vocabulary
 from data_prep.samples.write import unigram_entropy
 from data_prep.sources.pieces import Piece
 from data_prep.text.duplicates import TextPart
-
-_SHOWN_WORDS = 10
 
 
 def prepare(config: PrepareConfig) -> None:
     """Write the shards, or report that they exist already."""
     out_dir = Path(config.out_dir).absolute()
-    given = given_vocabulary(config.vocab, config.lowercase) if config.vocab else None
+    given = given_vocabulary(config.vocab, config.lowercase, config.strip_accents) if config.vocab else None
     if given and (config.vocab_add or config.vocab_add_count):
         check_word_piece(given, str(config.vocab))
     options = _options(config, given)
@@ -148,7 +146,7 @@ class Preparation:
             counts |= find_repeats(engine, parts, config, self.repeats)
         with self._stage("tokenizer") as counts:
             if not counts:
-                counts |= self._make_tokenizer(parts, given)
+                counts |= make_tokenizer(config, given, parts, self.repeats, (self.tokenizer, self.given))
         vocabulary = load_vocabulary(self.tokenizer)
         tokenizers = [(self.tokenizer, vocabulary.tokenizer_hash)]
         if counts.get("added_words"):
@@ -158,7 +156,8 @@ class Preparation:
             counts |= merge_counts(encode(engine, parts, corpus_dir, tokenizers, config, buckets))
             _check_splits(config, counts)
         self.shares = piece_shares(counts.get("pieces", {}))
-        print("\n".join(f"      {line}" for line in describe_shares(self.shares)), flush=True)
+        lines = [*describe_shares(self.shares), *warn_of_unknown(self.shares, config)]
+        print("\n".join(f"      {line}" for line in lines), flush=True)
         with self._stage("samples") as counts:
             samples = make_all_samples(engine, parts, corpus_dir, config, buckets)
             counts |= _describe_samples(samples)
@@ -182,27 +181,6 @@ class Preparation:
         shown = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in numbers.items())
         print(f"      {shown}{' (from the interrupted run)' if is_old else ''}", flush=True)
         self.stages.append({"stage": name, **counts})
-
-    def _make_tokenizer(self, parts: list[TextPart], given: Vocabulary | None) -> Record:
-        """Write the tokenizer: trained, or given, with the words that are to be added; return its counts."""
-        config = self.config
-        vocabulary, words = given or self._train_vocabulary(parts), []
-        if given and (config.vocab_add or config.vocab_add_count):
-            wanted = read_words(Path(config.vocab_add), given) if config.vocab_add else []
-            text = training_text(parts, self.repeats, config.vocab_text_mb * 1e6, config.seed, config.heldout_fraction)
-            words = choose_words(given, text, wanted, config.vocab_add_count or 0)
-            write_tokenizer(given, self.given)
-            vocabulary = add_words(given, words, str(config.vocab))
-            best = sorted(words, key=lambda word: (-word.saved, word.word))[:_SHOWN_WORDS]
-            print("      " + ", ".join(f"{word.word} saves {word.saved:,} pieces" for word in best))
-        write_tokenizer(vocabulary, self.tokenizer)
-        return {"vocabulary": len(vocabulary.tokens), **({"added_words": len(words)} if words else {})}
-
-    def _train_vocabulary(self, parts: list[TextPart]) -> Vocabulary:
-        config, most = self.config, self.config.vocab_text_mb * 1e6
-        return train_vocabulary(
-            lambda: training_text(parts, self.repeats, most, config.seed), config.vocab_size, config.lowercase
-        )
 
     def _write_shards(
         self,
@@ -231,6 +209,7 @@ class Preparation:
                 "vocab_hash": header.vocab_hash,
                 "tokenizer_hash": header.tokenizer_hash,
                 "lowercase": vocabulary.lowercase,
+                "strip_accents": vocabulary.strips_accents,
                 "special_ids": {vocabulary.tokens[number]: number for number in vocabulary.roles.values()},
                 "text": self.shares,
             },

@@ -13,7 +13,7 @@ from data_prep.sources.streams import write_atomically
 
 _OPTIONS = "options.json"  # in out_dir/corpus: the options of the run that created the directory
 CORPUS = "corpus"
-_NEW_OPTIONS = {"mask_share": 0.8, "random_share": 0.1}
+_NEW_OPTIONS = {"mask_share": 0.8, "random_share": 0.1, "alphabet_coverage": 0.9995, "strip_accents": None}
 """Options that preparations of earlier versions do not state, and what those did."""
 _INTERMEDIATE = ("cut", "samples", "scatter")
 

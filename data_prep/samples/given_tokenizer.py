@@ -31,22 +31,23 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _BERT = b'{"model_type": "bert"}'  # the config.json of an export, as far as it matters to the tokenizer
 
 
-def given_vocabulary(name: str, lowercase: bool) -> Vocabulary:
+def given_vocabulary(name: str, lowercase: bool, strip_accents: bool | None = None) -> Vocabulary:
     """The tokenizer that ``vocab`` names: a ``vocab.txt``, a ``tokenizer.json``, a folder, or a name on the hub.
 
-    ``lowercase`` is for a ``vocab.txt`` without ``tokenizer_config.json``. Raises ``ConfigError`` if there is none, or
-    it cannot be used.
+    ``lowercase`` and ``strip_accents`` (None: as ``lowercase``) are for a ``vocab.txt`` without
+    ``tokenizer_config.json``. Raises ``ConfigError`` if there is none, or it cannot be used.
     """
     path = Path(name).expanduser()
     if path.is_file() and path.suffix != ".json":
-        return load_vocabulary(path, lowercase)
+        return load_vocabulary(path, lowercase, strip_accents)
     if path.is_file():
         sources = {"tokenizer.json": _read(path)}
     else:
         folder = _find_folder(name, path)
         sources = {file: _read(folder / file) for file in (*FILES, "config.json") if (folder / file).is_file()}
         if not sources.keys() & {"tokenizer.json", "tokenizer_config.json"}:
-            config = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
+            case = {"do_lower_case": lowercase, "strip_accents": strip_accents}
+            config = {"tokenizer_class": "BertTokenizer", **case}
             sources["tokenizer_config.json"] = _json_bytes({**config, "model_max_length": LONGEST_SEQUENCE})
     return resolve(sources, name)
 
