@@ -23,14 +23,14 @@ class CleaningConfig:
     """Drop paragraphs that are not prose: tables, lines of dots or dashes, text without letters, and what min_words,
     max_digit_share and max_symbol_share say."""
     min_words: int
-    """Drop headings and labels: paragraphs of fewer words that end without a full stop, question or exclamation
-    mark."""
+    """Drop headings and labels: paragraphs of fewer words that end without a full stop, question or exclamation mark.
+    In scripts without spaces, such as Chinese and Thai, two letters count as a word."""
     max_symbol_share: float
     """Drop paragraphs with a larger share of symbols (neither letter nor digit) among the visible characters."""
     max_digit_share: float
     """Drop paragraphs with a larger share of digits among the visible characters."""
     drop_boilerplate: bool
-    """Drop paragraphs under 400 characters with phrases such as "all rights reserved" or "privacy policy"."""
+    """Drop paragraphs under 400 characters with English phrases such as "all rights reserved" or "privacy policy"."""
     min_document_words: int
     """Drop documents of fewer words."""
     language_filter: bool
@@ -96,7 +96,7 @@ class DuplicateConfig:
     exact: bool
     """Drop documents with equal text, ignoring case."""
     near: bool
-    """Drop near duplicates, found by MinHash of word 5-grams."""
+    """Drop near duplicates, found by MinHash of word 5-grams; of letters' 5-grams in scripts without spaces."""
     similarity: float
     """Jaccard similarity of the sets of word 5-grams from which two documents are near duplicates, 0.5 to 1."""
 

@@ -342,6 +342,25 @@ def test_wikipedia_articles(tmp_path: Path, run: Run) -> None:
     assert set(ShardReader(out_dir / "train_00000.hdf5").read(0, 1)) == set(SHARD_FIELDS)
 
 
+def test_a_small_vocabulary_and_unknown_tokens_are_told(tmp_path: Path, run: Run) -> None:
+    rng = np.random.default_rng(0)
+    letters = [chr(0x4E00 + number) for number in range(1500)]
+    lines = ["".join(rng.choice(letters, 40)) + "。" for _ in range(400)]
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("\n\n".join("\n".join(lines[n : n + 4]) for n in range(0, 400, 4)))
+    more = "vocab_size=5000", "alphabet_coverage=0.9"
+    out = run(prepare, *options(tmp_path / "texts", tmp_path / "few", *more))
+    manifest = read_manifest(tmp_path / "few") or {}
+    tokenizer = manifest["tokenizer"]
+    assert not tokenizer["strip_accents"]
+    assert f"has {tokenizer['vocab_size']:,} entries, not the 5,000 of vocab_size" in out
+    for split in ("train", "heldout"):
+        share = tokenizer["text"][split]["after"]["unknown_share"]
+        assert 0.05 < share < 0.11
+        assert f"{share:.2%} of the {split} tokens are unknown ([UNK]); raise alphabet_coverage (it is 0.9)" in out
+    assert "unknown ([UNK])" not in run(prepare, *options(tmp_path / "texts", tmp_path / "all", "vocab_size=5000"))
+
+
 def test_two_lengths_from_the_same_ids(tmp_path: Path, run: Run) -> None:
     """Each length has a valid folder; both hold the same documents in the same splits."""
     texts, out_dir = write_texts(tmp_path / "texts"), tmp_path / "out"
