@@ -81,6 +81,8 @@ class CorpusConfig:
         require(self.kind in CORPUS_KINDS, "corpus.kind", self.kind, ", ".join(CORPUS_KINDS))
         require(self.documents in BOUNDARIES, "corpus.documents", self.documents, ", ".join(BOUNDARIES))
         require(self.lines in LINES, "corpus.lines", self.lines, ", ".join(LINES))
+        known = self.language.isascii() and self.language.islower() and 2 <= len(self.language) <= 3
+        require(known, "corpus.language", self.language, "an ISO 639 code of two or three letters: en, de, zh, fil")
         require(0 < self.weight <= 1000, "corpus.weight", self.weight, "above 0, to 1000")
         if self.kind != "embedded" and not self.path:
             raise ConfigError(

@@ -226,22 +226,31 @@ class Preparation:
 def _check_documents(config: PrepareConfig, counts: Record) -> None:
     if counts["documents"] == 0:
         raise ConfigError(no_text(config.corpus, counts["dropped"]))
-    if counts["documents"] == 1:
+    if counts["documents"] < _fewest_documents(config):
         raise ConfigError(
-            "the corpus is one document only, but a random next segment needs another document; give more files, or "
-            "divide it with corpus.documents (file, blank_line)"
+            "the corpus is one document only, but a random next segment needs another document; give more files, "
+            "divide it with corpus.documents (file, blank_line), or give sample_kind=single"
         )
+
+
+def _fewest_documents(config: PrepareConfig) -> int:
+    """Of a split: with pairs, a random next segment comes from another document."""
+    return 2 if config.sample_kind == "pair" else 1
 
 
 def _check_splits(config: PrepareConfig, counts: Record) -> None:
-    held = counts["heldout_documents"]
+    held, fewest = counts["heldout_documents"], _fewest_documents(config)
     training = counts["documents"] - held
-    if training < 2 or (config.heldout_fraction > 0 and held < 2):
-        raise ConfigError(
-            f"heldout_fraction is {config.heldout_fraction}, which leaves {training} documents for training and {held} "
-            f"held out of {counts['documents']}; both need two or more, because a random next segment comes from "
-            "another document: give more documents, another heldout_fraction (0: no held-out shards) or another seed"
-        )
+    if training >= fewest and (config.heldout_fraction == 0 or held >= fewest):
+        return
+    pairs = "because a random next segment comes from another document"
+    reason = pairs if fewest == 2 else "because documents stay whole"
+    other = f"such as {min(0.5, 5 / counts['documents']):.2g}, " if counts["documents"] > 2 * fewest else ""
+    raise ConfigError(
+        f"heldout_fraction is {config.heldout_fraction}, which leaves {training} documents for training and {held} "
+        f"held out of {counts['documents']}; both need {fewest} or more, {reason}: give another "
+        f"heldout_fraction ({other}0: no held-out shards), more documents, or another seed"
+    )
 
 
 def _header(config: PrepareConfig, length: int, most: int, vocabulary: Vocabulary) -> ShardHeader:

@@ -239,15 +239,16 @@ def test_run_again(tmp_path: Path, run: Run) -> None:
         (["corpus.path=none"], "corpus.path is 'none', where nothing was found"),
         (["corpus.lines=word"], "corpus.lines is 'word'"),
         (["+corpus.encoding=latin1"], "encoding"),
-        (["corpus.language=3"], None),
+        (["corpus.language=english"], "corpus.language is 'english'; allowed: an ISO 639 code"),
+        (
+            ["corpus.language=xx", "corpus.cleaning.language_filter=true"],
+            "corpus.language is 'xx', which corpus.cleaning",
+        ),
     ],
 )
-def test_bad_options(tmp_path: Path, run: Run, more: list[str], message: str | None) -> None:
+def test_bad_options(tmp_path: Path, run: Run, more: list[str], message: str) -> None:
     texts = write_texts(tmp_path / "texts")
     printed = run(prepare, *options(texts, tmp_path / "out", *more))
-    if message is None:
-        assert "unigram entropy" in printed
-        return
     assert printed.startswith("2: error: ")
     assert message in printed
     assert not list((tmp_path).glob("out/*"))
@@ -258,10 +259,13 @@ def test_bad_options(tmp_path: Path, run: Run, more: list[str], message: str | N
     ("text", "message"),
     [
         ("", "holds no text: every document is empty"),
-        ("A heading\n\nTwo words\n", r"holds no text: all was dropped \(fragment 2\)"),
+        (
+            "A heading\n\nTwo words\n",
+            r"holds no text: all was dropped \(fragment 2\); see corpus.cleaning.min_words \(",
+        ),
         ("\n \n\t\n", "holds no text"),
         ("One document. With two sentences.\n", "one document only"),
-        ("One document.\n\nTwo documents.\n\nThree documents.\n", "both need two or more"),
+        ("One document.\n\nTwo documents.\n\nThree documents.\n", "both need 2 or more"),
         ("\x01\n\n\x02\n\n\x03\n", "holds no text"),
     ],
 )
@@ -271,6 +275,26 @@ def test_a_corpus_that_is_too_small(tmp_path: Path, run: Run, text: str, message
     assert printed.startswith("2: error: ")
     assert re.search(message, printed)
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_single_segments_need_no_second_document(tmp_path: Path, run: Run) -> None:
+    block = (write_texts(tmp_path / "texts") / "0.txt").read_text().split("\n\n")[0]
+    (tmp_path / "a.txt").write_text(block)
+    one = options(tmp_path / "a.txt", tmp_path / "out", "sample_kind=single", "vocab_size=128")
+    printed = run(prepare, *one)
+    assert re.search(
+        r"^2: error: heldout_fraction is 0.2, .* both need 1 or more, because documents stay whole", printed
+    )
+    assert "unigram entropy" in run(prepare, *one, "heldout_fraction=0")
+
+
+def test_a_heldout_fraction_that_works_is_named(tmp_path: Path, run: Run) -> None:
+    texts = write_texts(tmp_path / "texts", documents=40)
+    small = options(texts, tmp_path / "out", "heldout_fraction=0.001")
+    printed = run(prepare, *small)
+    better = re.search(r"give another heldout_fraction \(such as ([\d.]+), 0: no held-out shards\)", printed)
+    assert better is not None
+    assert "unigram entropy" in run(prepare, *small, f"heldout_fraction={better[1]}")
 
 
 @pytest.mark.parametrize("what", ["file", "foreign shard", "foreign file", "below a file", "read-only"])
