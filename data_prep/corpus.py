@@ -14,6 +14,7 @@ COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zst")
 SUFFIXES = {
     "text": (".txt", ".text"),
     "jsonl": (".jsonl", ".ndjson", ".json"),
+    "csv": (".csv", ".tsv"),
     "parquet": (".parquet",),
     "wikipedia": (".xml",),
 }
@@ -27,6 +28,7 @@ _OPTION_OF_RULE = {
     "symbols": "cleaning.max_symbol_share",
     "short_document": "cleaning.min_document_words",
     "other_language": "language",
+    "row_without_text": "text_field",
     "line_too_long": "documents",
 }
 """The option to look at first, if a rule of :mod:`data_prep.sources.cleaning` dropped too much."""

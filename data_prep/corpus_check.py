@@ -9,7 +9,7 @@ from bert_pretrain.errors import ConfigError
 from data_prep.corpus import corpus_files
 from data_prep.options import CorpusConfig
 
-_TEXT_KINDS = ("text", "jsonl")  # the suffixes of these are those of files that prepare writes
+_TEXT_KINDS = ("text", "jsonl", "csv")  # the suffixes of these are those of files that prepare writes
 
 
 def check_corpora(corpora: Mapping[str, CorpusConfig], out_dir: Path | None = None) -> list[str]:

@@ -6,9 +6,9 @@ from bert_pretrain.errors import ConfigError, require, require_seed
 
 SHORTEST_SEQUENCE = 16
 SMALLEST_VOCAB = 128
-CORPUS_KINDS = ("embedded", "text", "jsonl", "parquet", "wikipedia", "dataset")
+CORPUS_KINDS = ("embedded", "text", "jsonl", "csv", "parquet", "wikipedia", "dataset")
 SAMPLE_KINDS = ("pair", "single")
-BOUNDARIES = ("blank_line", "file")
+BOUNDARIES = ("blank_line", "file", "line")
 LINES = ("wrapped", "paragraph", "sentence")
 NORMAL_FORMS = ("NFC", "NFKC", "none")
 
@@ -51,18 +51,22 @@ class CorpusConfig:
     """One corpus. The files in ``configs/corpus/`` set the options for each kind."""
 
     kind: str
-    """The reader, set by corpus=NAME: text, jsonl, parquet, wikipedia (XML dump), dataset (of the datasets library) or
-    embedded (documentation of Python and of the installed packages)."""
+    """The reader, set by corpus=NAME: text, jsonl, csv, parquet, wikipedia (XML dump), dataset (of the datasets
+    library) or embedded (documentation of Python and of the installed packages)."""
     path: str | None
     """A file, a directory (searched recursively) or a glob pattern. Of corpus=dataset, a name on the Hugging Face hub
     or a folder that save_to_disk wrote. Not used by corpus=embedded."""
     documents: str
-    """What ends a document of corpus=text: blank_line or file."""
+    """What ends a document of corpus=text: blank_line, file or line (every line is a document)."""
     lines: str
     """What a line of corpus=text is: paragraph, wrapped (a paragraph continues up to the next blank line) or sentence
     (not split again)."""
     text_field: str
-    """Field that holds a document's text in corpus=jsonl, parquet and dataset. Each line of it is a paragraph."""
+    """Field that holds a document's text in corpus=jsonl, csv, parquet and dataset. Each line of it, or each text of a
+    list, is a paragraph. A dot leads into a nested field (doc.text), a plus joins several (title+doc.text)."""
+    bad_rows: float
+    """Largest share of rows, in any part of a file, that may be broken, lack the field or hold something else than
+    text. Up to it, they are counted and left out; rows whose text is null or empty are left out in any case."""
     subset: str | None
     """Configuration name of corpus=dataset, such as 20231101.en; null: the data set's default."""
     split: str
@@ -83,6 +87,7 @@ class CorpusConfig:
         require(self.lines in LINES, "corpus.lines", self.lines, ", ".join(LINES))
         known = self.language.isascii() and self.language.islower() and 2 <= len(self.language) <= 3
         require(known, "corpus.language", self.language, "an ISO 639 code of two or three letters: en, de, zh, fil")
+        require(0 <= self.bad_rows < 1, "corpus.bad_rows", self.bad_rows, "0 or more and below 1")
         require(0 < self.weight <= 1000, "corpus.weight", self.weight, "above 0, to 1000")
         if self.kind != "embedded" and not self.path:
             raise ConfigError(

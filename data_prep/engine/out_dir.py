@@ -14,7 +14,8 @@ from data_prep.sources.streams import write_atomically
 _OPTIONS = "options.json"  # in out_dir/corpus: the options of the run that created the directory
 CORPUS = "corpus"
 _NEW_OPTIONS = {"mask_share": 0.8, "random_share": 0.1, "alphabet_coverage": 0.9995, "strip_accents": None}
-"""Options that preparations of earlier versions do not state, and what those did."""
+_NEW_CORPUS_OPTIONS = {"bad_rows": 0.01}
+"""Options that preparations of earlier versions do not state, and what is nearest to what those did."""
 _INTERMEDIATE = ("cut", "samples", "scatter")
 
 
@@ -60,7 +61,10 @@ def check_out_dir(out_dir: Path, folders: list[Path], options: dict[str, Any]) -
 
 
 def _compare(found: dict[str, Any] | None, wanted: dict[str, Any], where: str) -> None:
-    other = _differences(_NEW_OPTIONS | (found or {}), json.loads(json.dumps(wanted)), "")
+    found = _NEW_OPTIONS | (found or {})
+    found["corpus"] = _NEW_CORPUS_OPTIONS | found.get("corpus", {})
+    found["mix"] = {name: _NEW_CORPUS_OPTIONS | corpus for name, corpus in found.get("mix", {}).items()}
+    other = _differences(found, json.loads(json.dumps(wanted)), "")
     if other:
         raise ConfigError(
             f"{where} made with other options: {'; '.join(other[:4])}; nothing was changed: "
