@@ -77,6 +77,9 @@ class CorpusConfig:
     """Licence of the text, recorded in manifest.json. corpus=embedded records each package's own."""
     weight: float
     """Multiplies dupe_factor for this corpus: sets its share among the corpora of mix."""
+    rule: str | None
+    """A rule of your own, as FILE.py:FUNCTION. The function gets the text of a document, a paragraph a line, before
+    cleaning; it returns the text to use, None to drop the document, or (None, "reason")."""
     drop_repeated_sentences: bool
     """Drop every sentence that occurred before, in this or an earlier document (equal but for case)."""
     cleaning: CleaningConfig
@@ -189,6 +192,8 @@ class PrepareConfig:
     """Seed of the samples, masks, shuffle and held-out documents, below 2^62."""
     piece_mb: float
     """Megabytes of text in one task of a worker, 0.001 to 64. Random next segments come from about twice as much."""
+    keep_dropped: bool
+    """Also write what the rules drop to out_dir/corpus/dropped/RULE.txt, to read. Does not change the shards."""
     engine: EngineConfig
 
     def __post_init__(self) -> None:

@@ -50,7 +50,9 @@ from data_prep.samples.given_tokenizer import given_vocabulary
 from data_prep.samples.tokenizer import Vocabulary, load_vocabulary
 from data_prep.samples.write import unigram_entropy
 from data_prep.sources.pieces import Piece
+from data_prep.sources.user_rule import check_rule
 from data_prep.text.duplicates import TextPart
+from data_prep.text.text_parts import write_dropped
 
 
 def prepare(config: PrepareConfig) -> None:
@@ -111,9 +113,12 @@ def _open_engine(config: EngineConfig, most_tasks: int) -> contextlib.AbstractCo
 def _options(config: PrepareConfig, given: Vocabulary | None) -> dict[str, Any]:
     """Everything that the output depends on."""
     options = asdict(config)
-    for name in ("out_dir", "engine"):
+    for name in ("out_dir", "engine", "keep_dropped"):
         del options[name]
     options["fingerprint"] = corpora_fingerprint(config.corpora)
+    rules = {name: check_rule(corpus.rule) for name, corpus in config.corpora.items() if corpus.rule}
+    if rules:
+        options["rule_hashes"] = rules
     options["tokenizer_hash"] = given.tokenizer_hash if given else None
     if given and config.vocab_add:
         words = "\n".join(read_words(Path(config.vocab_add), given))
@@ -138,8 +143,10 @@ class Preparation:
         config, engine, corpus_dir = self.config, self.engine, self.corpus_dir
         with self._stage("text") as counts:
             pieces, dropped = split_large_files(engine, pieces, corpus_dir / "cut", config.piece_bytes)
-            parts, records = write_text(engine, pieces, corpus_dir / "text", config.duplicates)
+            parts, records = write_text(engine, pieces, corpus_dir / "text", config)
             counts |= merge_counts([*records, dropped])
+            if config.keep_dropped:
+                write_dropped(corpus_dir / "text", corpus_dir / "dropped")
         _check_documents(config, counts)
         sources = _describe_sources(config.corpora, parts, records)
         with self._stage("repeats") as counts:

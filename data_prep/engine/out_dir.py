@@ -14,7 +14,7 @@ from data_prep.sources.streams import write_atomically
 _OPTIONS = "options.json"  # in out_dir/corpus: the options of the run that created the directory
 CORPUS = "corpus"
 _NEW_OPTIONS = {"mask_share": 0.8, "random_share": 0.1, "alphabet_coverage": 0.9995, "strip_accents": None}
-_NEW_CORPUS_OPTIONS = {"bad_rows": 0.01}
+_NEW_CORPUS_OPTIONS = {"bad_rows": 0.01, "rule": None}
 """Options that preparations of earlier versions do not state, and what is nearest to what those did."""
 _INTERMEDIATE = ("cut", "samples", "scatter")
 

@@ -37,14 +37,18 @@ _BOILERPLATE_LENGTH = 400  # characters; a longer paragraph with such a phrase i
 
 @dataclass
 class Dropped:
-    """What was dropped: counts by rule, and the first samples."""
+    """What was dropped: counts by rule, the first samples, and on request all texts."""
 
     counts: Counter[str] = field(default_factory=Counter)
     samples: dict[str, list[str]] = field(default_factory=dict)
+    texts: list[tuple[str, str]] | None = None
+    """(rule, text) of everything, if it is to be written out."""
 
     def add(self, rule: str, sample: str, count: int = 1) -> None:
         """Count ``sample`` under ``rule``; its first characters are kept."""
         self.counts[rule] += count
+        if self.texts is not None:
+            self.texts.append((rule, sample))
         kept = self.samples.setdefault(rule, [])
         if len(kept) < SAMPLES_PER_RULE:
             kept.append(sample[:_SAMPLE_LENGTH])

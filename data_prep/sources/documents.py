@@ -144,7 +144,7 @@ def _text_documents(span: Span, piece: Piece, dropped: Dropped) -> Iterator[Docu
     yield from finished()
 
 
-def _paragraphs(text: str) -> list[str]:
+def text_paragraphs(text: str) -> list[str]:
     """The non-empty lines of a text, white space as single spaces."""
     return [paragraph for line in text.splitlines() if (paragraph := " ".join(line.split()))]
 
@@ -165,7 +165,7 @@ def _row_documents(rows: Iterator[_Row], piece: Piece, dropped: Dropped) -> Iter
             counter.bad_row(where, error)
             continue
         counter.row(text, where)
-        yield Document(name, piece.corpus, _paragraphs(text))
+        yield Document(name, piece.corpus, text_paragraphs(text))
     counter.check()
 
 

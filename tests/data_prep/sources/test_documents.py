@@ -41,6 +41,7 @@ def corpus(path: Path | str, **changes: object) -> CorpusConfig:
         "licence": None,
         "weight": 1.0,
         "cleaning": KEEP_ALL,
+        "rule": None,
         "drop_repeated_sentences": False,
     }
     return CorpusConfig(**{**values, **changes})
