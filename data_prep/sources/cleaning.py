@@ -13,7 +13,7 @@ from typing import Any
 from data_prep.options import CleaningConfig
 from data_prep.sources.scripts import count_letters, count_words
 
-PLACEHOLDER = "\ufffc"  # of a formula that was left out; a sentence with it is dropped
+PLACEHOLDER = "\ufffc"  # of what has no text, such as a formula; a sentence with it is dropped
 SAMPLES_PER_RULE = 5
 _SAMPLE_LENGTH = 200
 _LANGUAGE_CHARACTERS = 2000  # of a document, enough to identify its language

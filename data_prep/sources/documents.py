@@ -14,6 +14,7 @@ from data_prep.sources.pieces import Piece, Span
 from data_prep.sources.rows import BadRowError, RowCounter, csv_rows, json_array, row_text
 from data_prep.sources.streams import BYTE_ORDER_MARK, blocks, decode, lines
 from data_prep.sources.wikipedia import page_rejected_as, read_pages
+from data_prep.sources.wikitext_names import no_text_prefixes
 
 LONGEST_DOCUMENT = 8_000_000  # characters (War and Peace has 3 million); a longer one is divided
 
@@ -27,6 +28,7 @@ class Document:
     paragraphs: list[str]
     needs_splitting: bool = True  # False: the paragraphs are sentences already
     is_wikitext: bool = False  # the only paragraph is the wikitext of an article
+    no_text: tuple[str, ...] = ()  # of an article: namespaces whose links are no text
 
 
 def read_piece(piece: Piece, dropped: Dropped) -> Iterator[Document]:
@@ -230,7 +232,7 @@ def _articles(span: Span, corpus: str, dropped: Dropped) -> Iterator[Document]:
     for page in read_pages(content, span.path, span.start == 0, span.start == 0 and span.stop is None):
         rule = page_rejected_as(page)
         if rule is None:
-            yield Document(page.title, corpus, [page.text], is_wikitext=True)
+            yield Document(page.title, corpus, [page.text], is_wikitext=True, no_text=no_text_prefixes(span.path))
         else:
             dropped.add(rule, page.title)
 
@@ -239,10 +241,10 @@ def _parsed(article: Document, dropped: Dropped) -> Document:
     from data_prep.sources.wikitext import text_rejected_as, wikitext_paragraphs  # slow to load
 
     kept = []
-    for paragraph in wikitext_paragraphs(article.paragraphs[0]):
+    for paragraph in wikitext_paragraphs(article.paragraphs[0], article.no_text):
         rule = text_rejected_as(paragraph)
         if rule is None:
             kept.append(paragraph)
         else:
             dropped.add(rule, paragraph)
-    return replace(article, paragraphs=kept, is_wikitext=False)
+    return replace(article, paragraphs=kept, is_wikitext=False, no_text=())

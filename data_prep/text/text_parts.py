@@ -113,7 +113,7 @@ def document_sentences(document: Document, piece: Piece, dropped: Dropped, count
     for paragraph in paragraphs:
         for sentence in split_sentences(paragraph, corpus.language):
             if PLACEHOLDER in sentence:
-                dropped.add("sentence_with_formula", sentence)
+                dropped.add("sentence_with_gap", sentence)
             else:
                 kept.append(sentence)
     return kept
