@@ -15,7 +15,7 @@ from bert_pretrain.directory_lock import LOCK
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.errors import EXIT_STOPPED, ConfigError
 from bert_pretrain.finetune.run import finetune
-from bert_pretrain.finetune.seed_trainer import LineTimer
+from bert_pretrain.training.metrics import LineTimer
 from tests.bert_pretrain.finetune.test_tasks import composed
 from tests.forked import Forked
 from tests.integration.test_finetune import ALONE, FAST, model_dir, sst2  # noqa: F401  (fixtures)
