@@ -5,18 +5,17 @@ arrays of :func:`data_prep.text.duplicates.part_keys`. Large compressed files ar
 """
 
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zstandard
 
+from bert_pretrain.file_system import new_file
 from data_prep.options import DuplicateConfig
 from data_prep.sources.cleaning import PLACEHOLDER, Dropped, clean_paragraphs
 from data_prep.sources.documents import Document, read_piece, read_raw, write_chunk
 from data_prep.sources.pieces import Piece
-from data_prep.sources.streams import write_atomically
 from data_prep.text.duplicates import part_keys
 from data_prep.text.sentences import split_sentences
 
@@ -32,8 +31,8 @@ def split_file(piece: Piece, folder: Path, chunk_bytes: int) -> dict[str, Any]:
     def flush() -> None:
         names.append(f"{piece.name}_{len(names):05d}.json.zst")
         sizes.append(size)
-        compressed = zstandard.ZstdCompressor(level=3).compress(write_chunk(documents))
-        write_atomically(folder / names[-1], partial(Path.write_bytes, data=compressed))
+        with new_file(folder / names[-1]) as temporary:
+            temporary.write_bytes(zstandard.ZstdCompressor(level=3).compress(write_chunk(documents)))
         documents.clear()
 
     for document in read_raw(piece, dropped):
@@ -65,14 +64,11 @@ def write_text_part(piece: Piece, folder: Path, duplicates: DuplicateConfig) -> 
         documents.append(sentences)
     keys = part_keys(documents, duplicates, piece.config.drop_repeated_sentences)
     text = "".join("\n".join(sentences) + "\n\n" for sentences in documents).encode()
-    write_atomically(folder / f"{piece.name}.txt", partial(Path.write_bytes, data=text))
-    write_atomically(folder / f"{piece.name}.keys.npz", partial(_save, arrays=keys))
+    with new_file(folder / f"{piece.name}.txt") as temporary:
+        temporary.write_bytes(text)
+    with new_file(folder / f"{piece.name}.keys.npz") as temporary, open(temporary, "wb") as file:
+        np.savez(file, allow_pickle=False, **keys)
     return {**counts, "by_source": by_source, **dropped.as_record()}
-
-
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with open(path, "wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
 
 
 def document_sentences(document: Document, piece: Piece, dropped: Dropped, counts: Counter[str]) -> list[str]:
