@@ -5,7 +5,6 @@ seed's result is written as soon as it is known; a run that was stopped or kille
 """
 
 import hashlib
-import logging
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -45,7 +44,6 @@ from bert_pretrain.output import go_on_without_reader
 def run(config: FinetuneConfig) -> None:
     """Fine-tune with every seed; print and write the scores."""
     silence_transformers()
-    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     stop = StopRequest().install_handlers()
     with open_world(config.device, str(config), stop=stop) as world:
         finished = finetune(config, world, stop)
