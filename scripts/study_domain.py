@@ -12,7 +12,8 @@ second, so a run of 160 steps of 16 samples takes 3 to 5 minutes, and a fine-tun
 1. Shards of 128 tokens: parts of 10 novels, 96 Wikipedia articles, and both.
 2. Runs, the most telling first: from MODEL and from random weights with NVLAMB, then with AdamW; on the same samples.
 3. Held-out losses of every model, on the novels and on the articles: what a domain gains and what the other loses.
-4. Fine-tuning of both starts and of the two models continued with NVLAMB, with seeds 1, 2 and 3. Training sets are fixed random subsets.
+4. Fine-tuning of both starts and of the two models continued with NVLAMB, with seeds 1, 2 and 3. Training sets are
+   fixed random subsets.
 """
 
 import json
