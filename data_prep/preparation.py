@@ -25,12 +25,12 @@ from data_prep.engine.out_dir import (
     CORPUS,
     check_out_dir,
     claim_out_dir,
-    read_json,
+    read_record,
     release_out_dir,
     remove_intermediate,
     shard_dirs,
     stage_path,
-    write_json,
+    write_record,
 )
 from data_prep.engine.planning import bucket_counts, count_tasks, plan_pieces
 from data_prep.engine.stages import (
@@ -178,12 +178,12 @@ class Preparation:
         print(f"[{len(self.stages) + 1}] {name} ...", flush=True)
         path = stage_path(self.corpus_dir, name)
         is_old = path.exists()
-        counts = read_json(path) if is_old else {}
+        counts = read_record(path) if is_old else {}
         start = time.perf_counter()
         yield counts
         if not is_old:
             counts["seconds"] = round(time.perf_counter() - start, 2)
-            write_json(path, counts)
+            write_record(path, counts)
         numbers = {key: value for key, value in counts.items() if isinstance(value, int | float)}
         shown = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in numbers.items())
         print(f"      {shown}{' (from the interrupted run)' if is_old else ''}", flush=True)

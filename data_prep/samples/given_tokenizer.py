@@ -16,6 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from bert_pretrain.data.tokenizer_files import (
+    FILES,
     ROLES,
     TokenTable,
     has_tokenizer,
@@ -23,10 +24,9 @@ from bert_pretrain.data.tokenizer_files import (
     require_roles,
     token_table,
 )
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.errors import ConfigError, on_one_line
 from data_prep.samples.tokenizer import LONGEST_SEQUENCE, Vocabulary, load_vocabulary, of_tokenizer
 
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _BERT = b'{"model_type": "bert"}'  # the config.json of an export, as far as it matters to the tokenizer
 
@@ -89,9 +89,9 @@ def _downloaded(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=10))
     except Exception as error:  # the hub's library and the network raise many types
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
         raise ConfigError(
-            f"vocab is {name!r}, which is no file or folder here, and cannot be downloaded from the hub ({reason})"
+            f"vocab is {name!r}, which is no file or folder here, and cannot be downloaded from the hub "
+            f"({on_one_line(error)})"
         ) from None
 
 

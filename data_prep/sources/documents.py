@@ -14,7 +14,7 @@ from data_prep.sources.pieces import Piece, Span
 from data_prep.sources.rows import BadRowError, RowCounter, csv_rows, json_array, row_text
 from data_prep.sources.streams import BYTE_ORDER_MARK, blocks, decode, lines
 from data_prep.sources.wikipedia import page_rejected_as, read_pages
-from data_prep.sources.wikitext_names import no_text_prefixes
+from data_prep.sources.wikitext_names import no_text_namespaces
 
 LONGEST_DOCUMENT = 8_000_000  # characters (War and Peace has 3 million); a longer one is divided
 
@@ -28,7 +28,7 @@ class Document:
     paragraphs: list[str]
     needs_splitting: bool = True  # False: the paragraphs are sentences already
     is_wikitext: bool = False  # the only paragraph is the wikitext of an article
-    no_text: tuple[str, ...] = ()  # of an article: namespaces whose links are no text
+    no_text: tuple[str, ...] = ()  # of an article: the dump's namespaces whose links are no text
 
 
 def read_piece(piece: Piece, dropped: Dropped) -> Iterator[Document]:
@@ -232,7 +232,7 @@ def _articles(span: Span, corpus: str, dropped: Dropped) -> Iterator[Document]:
     for page in read_pages(content, span.path, span.start == 0, span.start == 0 and span.stop is None):
         rule = page_rejected_as(page)
         if rule is None:
-            yield Document(page.title, corpus, [page.text], is_wikitext=True, no_text=no_text_prefixes(span.path))
+            yield Document(page.title, corpus, [page.text], is_wikitext=True, no_text=no_text_namespaces(span.path))
         else:
             dropped.add(rule, page.title)
 

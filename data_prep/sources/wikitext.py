@@ -5,7 +5,7 @@ Import this module only for ``corpus=wikipedia``: the parser is slow to load.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import mwparserfromhell
@@ -58,14 +58,14 @@ _POINTER = re.compile(r"\(?(?:see also|see more at|main articles?:|for more (?:d
 _POINTER_LENGTH = 160  # characters; a longer paragraph is more than a pointer
 
 
-def wikitext_paragraphs(text: str, no_text: tuple[str, ...] = NO_TEXT) -> list[str]:
+def wikitext_paragraphs(text: str, no_text: Sequence[str] = ()) -> list[str]:
     """The paragraphs and list items of an article, without markup and without sections of references and links.
 
-    ``no_text``: the namespaces whose links are no text, in lower case.
+    ``no_text``: more namespaces whose links are no text, in lower case.
     """
     text = _INDENTED_TABLE.sub("", _COMMENTS_AND_REFERENCES.sub("", text))
     wikicode = mwparserfromhell.parse(_CONVERSION.sub(_converted, text), skip_style_tags=True)
-    reader = _Reader(no_text)
+    reader = _Reader(NO_TEXT.union(no_text))
     pieces: list[str] = []
     skipped_level = 0  # level of the dropped section that the node is in
     for node in wikicode.nodes:
@@ -139,7 +139,7 @@ def _tidied(text: str) -> str:
 class _Reader:
     """The text of parsed wikitext."""
 
-    no_text: tuple[str, ...]
+    no_text: frozenset[str]
 
     def code_text(self, code: Wikicode | None) -> str:
         return "".join(map(self.node_text, code.nodes)) if code is not None else ""

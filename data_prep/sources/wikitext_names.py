@@ -6,14 +6,14 @@ from pathlib import Path
 
 from data_prep.sources.streams import blocks
 
-NO_TEXT = (
+NO_TEXT = frozenset((
     "file", "image", "category", "media", "datei", "bild", "kategorie", "fichier", "catégorie", "archivo", "imagen",
     "categoría", "ficheiro", "imagem", "categoria", "immagine", "bestand", "afbeelding", "categorie", "plik", "grafika",
     "kategoria", "fil", "kategori", "soubor", "kategória", "fájl", "kép", "tiedosto", "luokka", "файл", "изображение",
     "категория", "категорія", "dosya", "berkas", "tập tin", "thể loại", "文件", "图像", "分类", "檔案", "圖像", "分類",
     "ファイル", "画像", "カテゴリ", "파일", "그림", "분류", "ملف", "تصنيف", "پرونده", "رده",
     "קובץ", "קטגוריה", "चित्र", "श्रेणी",
-)  # fmt: skip
+))  # fmt: skip
 """Namespaces whose links are no text, and aliases of them, which dumps do not state."""
 _NAMESPACE = re.compile(rb'<namespace key="(?:-2|6|14)"[^>]*>([^<]+)</namespace>')  # media, files, categories
 
@@ -62,8 +62,7 @@ DISAMBIGUATION = re.compile(
 
 
 @functools.lru_cache(maxsize=64)
-def no_text_prefixes(dump: Path) -> tuple[str, ...]:
-    """The namespaces whose links are no text (files, categories), as the head of a dump names them."""
+def no_text_namespaces(dump: Path) -> tuple[str, ...]:
+    """The namespaces whose links are no text (media, files, categories), as the head of a dump names them."""
     head = next(blocks(dump), b"").partition(b"<page>")[0]
-    names = [name.decode(errors="replace").strip().lower() for name in _NAMESPACE.findall(head)]
-    return tuple(dict.fromkeys([*NO_TEXT, *names]))
+    return tuple(name.decode(errors="replace").strip().lower() for name in _NAMESPACE.findall(head))

@@ -7,18 +7,17 @@ arrays of :func:`data_prep.text.duplicates.part_keys`. Large compressed files ar
 import contextlib
 import json
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 import zstandard
 
+from bert_pretrain.file_system import new_file
 from data_prep.options import DuplicateConfig
 from data_prep.sources.cleaning import PLACEHOLDER, Dropped, clean_paragraphs
 from data_prep.sources.documents import Document, read_piece, read_raw, write_chunk
 from data_prep.sources.pieces import Piece
-from data_prep.sources.streams import write_atomically
 from data_prep.sources.user_rule import apply_rule
 from data_prep.text.duplicates import part_keys
 from data_prep.text.sentences import split_sentences
@@ -35,8 +34,8 @@ def split_file(piece: Piece, folder: Path, chunk_bytes: int) -> dict[str, Any]:
     def flush() -> None:
         names.append(f"{piece.name}_{len(names):05d}.json.zst")
         sizes.append(size)
-        compressed = zstandard.ZstdCompressor(level=3).compress(write_chunk(documents))
-        write_atomically(folder / names[-1], partial(Path.write_bytes, data=compressed))
+        with new_file(folder / names[-1]) as temporary:
+            temporary.write_bytes(zstandard.ZstdCompressor(level=3).compress(write_chunk(documents)))
         documents.clear()
 
     for document in read_raw(piece, dropped):
@@ -71,11 +70,14 @@ def write_text_part(piece: Piece, folder: Path, duplicates: DuplicateConfig, kee
         documents.append(sentences)
     keys = part_keys(documents, duplicates, piece.config.drop_repeated_sentences)
     text = "".join("\n".join(sentences) + "\n\n" for sentences in documents).encode()
-    write_atomically(folder / f"{piece.name}.txt", partial(Path.write_bytes, data=text))
-    write_atomically(folder / f"{piece.name}.keys.npz", partial(_save, arrays=keys))
+    with new_file(folder / f"{piece.name}.txt") as temporary:
+        temporary.write_bytes(text)
+    with new_file(folder / f"{piece.name}.keys.npz") as temporary, open(temporary, "wb") as file:
+        np.savez(file, allow_pickle=False, **keys)
     if dropped.texts is not None:
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in dropped.texts)
-        write_atomically(folder / f"{piece.name}.dropped.jsonl", partial(Path.write_bytes, data=lines.encode()))
+        with new_file(folder / f"{piece.name}.dropped.jsonl") as temporary:
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in dropped.texts]
+            temporary.write_text("".join(lines), encoding="utf-8")
     return {**counts, "by_source": by_source, **dropped.as_record()}
 
 
@@ -90,11 +92,6 @@ def write_dropped(folder: Path, out_dir: Path) -> None:
                     if rule not in files:
                         files[rule] = stack.enter_context(open(out_dir / f"{rule}.txt", "w", encoding="utf-8"))
                     files[rule].write(f"{text}\n\n")
-
-
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with open(path, "wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
 
 
 def document_sentences(document: Document, piece: Piece, dropped: Dropped, counts: Counter[str]) -> list[str]:
