@@ -1,6 +1,5 @@
 """Options -> parts -> ``Trainer.run()``. Every part of a run is built here, top to bottom."""
 
-import logging
 import os
 import sys
 from contextlib import nullcontext
@@ -50,7 +49,6 @@ from bert_pretrain.training.trainer import Trainer
 def run(config: PretrainConfig) -> None:
     """Pretrain, or resume the run in ``run_dir``."""
     silence_transformers()
-    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     stop = StopRequest().install_handlers()
     stop.stop_after(config.training.stop_after_minutes)
     with open_world(config.device, resolved_yaml(config), config.communication.timeout_seconds, stop) as world:

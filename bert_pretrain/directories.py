@@ -18,12 +18,17 @@ def check_directory(path: Path, option: str, instead: str = "give another") -> N
             return
         if os.path.lexists(part):
             where = f"{option} {path}" + ("" if part == path else f" cannot be made: {part}")
-            if part.is_symlink():
-                raise ConfigError(
-                    f"{where} is a link to {part.readlink()}, which is not there; make it or mount its disk, or "
-                    "replace the link"
-                )
+            check_link(part, where)
             raise ConfigError(f"{where} is a file, not a directory; {instead}")
+
+
+def check_link(path: Path, where: str) -> None:
+    """Raise ``ConfigError``, which begins with ``where``, if ``path`` is a link to a place that is not there."""
+    if path.is_symlink() and not path.exists():
+        raise ConfigError(
+            f"{where} is a link to {path.readlink()}, which is not there; make it or mount its disk, or replace the "
+            "link"
+        )
 
 
 def remove_tree(path: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.file_system import check_link
+from bert_pretrain.file_system import require_writable
 
 LOCK = ".lock"
 INTERVAL = 5.0
@@ -60,10 +60,9 @@ def lock_directory(directory: Path, option: str, name: str = LOCK) -> DirectoryL
     Raises ``ConfigError`` if another process holds it, or the file cannot be written.
     """
     path = directory / name
-    check_link(directory, option)
+    require_writable(directory, option)
     try:
         while True:
-            directory.mkdir(parents=True, exist_ok=True)
             file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  (open as long as the lock is held)
             locked = _try_lock(file)
             if locked is False or _is_alive(path, _facts(file), shared_lock=locked is True):

@@ -62,6 +62,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def on_one_line(error: BaseException) -> str:
+    """The message of ``error`` on one line, up to 200 characters of it, or its type."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def require(condition: bool, option: str, found: object, allowed: str) -> None:
     """Raise ``ConfigError`` unless ``condition`` holds: what ``option`` is, what is allowed, the nearest choice."""
     if not condition:

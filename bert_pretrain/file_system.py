@@ -1,10 +1,14 @@
 """Files that are replaced at once, also through links, and directories that are tried by writing into them."""
 
+import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from bert_pretrain.directories import check_directory
+from bert_pretrain.directories import check_directory, check_link
 from bert_pretrain.errors import ConfigError, as_config_error
 
 
@@ -21,22 +25,37 @@ def fsync(*paths: Path) -> None:
 def replace_file(path: Path, content: bytes) -> None:
     """Write ``path`` so that after a crash it is there whole, or as it was. A link stays: its target is replaced."""
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.partial")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(target)
+    with new_file(target) as temporary:
+        temporary.write_bytes(content)
     fsync(target.parent)
 
 
-def check_link(path: Path, option: str) -> None:
-    """Raise ``ConfigError`` if ``path`` is a link to a place that is not there."""
-    if path.is_symlink() and not path.exists():
-        raise ConfigError(
-            f"{option} {path} is a link to {os.readlink(path)}, which is not there; make it or mount its disk, or "
-            "replace the link"
-        )
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to; flushed to disk, it gets the name ``path`` if the block succeeds."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two workers may run one task
+    try:
+        yield temporary
+        fsync(temporary)
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """The JSON object in ``path``. Raises ``ConfigError`` with ``advice`` if there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); {advice}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is damaged: no JSON object; {advice}")
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """``replace_file`` with ``content`` as JSON."""
+    replace_file(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def require_writable(path: Path, option: str, instead: str = "give another") -> None:
@@ -54,6 +73,15 @@ def require_writable(path: Path, option: str, instead: str = "give another") -> 
         raise type(as_config_error(error))(f"{option} {path} cannot be written ({error}); {instead}") from None
 
 
+def check_new_file(path: Path, option: str, overwrite: bool) -> None:
+    """Raise ``ConfigError`` if the file ``path``, the value of ``option``, cannot be written or may not be replaced."""
+    if path.is_dir():
+        raise ConfigError(f"{option} is {str(path)!r}, a directory; give the name of a file")
+    if os.path.lexists(path) and not overwrite:
+        raise ConfigError(f"{option} {path} exists; give another, or overwrite=true to replace it")
+    require_writable(path.parent, f"the directory of {option},")
+
+
 def check_file_writable(path: Path, option: str) -> None:
     """Raise ``ConfigError`` if the file ``path``, which may be a link or missing, cannot be written."""
     try:
@@ -65,5 +93,5 @@ def check_file_writable(path: Path, option: str) -> None:
     if path.is_symlink():
         target = Path(os.path.realpath(path))
         if not target.parent.is_dir():
-            check_link(path, option)
+            check_link(path, f"{option} {path}")
         require_writable(target.parent, f"the directory of the target of {option}", "replace the link")

@@ -14,9 +14,24 @@ COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zst")
 SUFFIXES = {
     "text": (".txt", ".text"),
     "jsonl": (".jsonl", ".ndjson", ".json"),
+    "csv": (".csv", ".tsv"),
     "parquet": (".parquet",),
     "wikipedia": (".xml",),
 }
+
+_OPTION_OF_RULE = {
+    "boilerplate": "cleaning.drop_boilerplate",
+    "table_or_rule": "cleaning.prose_only",
+    "fragment": "cleaning.min_words",
+    "no_letters": "cleaning.prose_only",
+    "figures": "cleaning.max_digit_share",
+    "symbols": "cleaning.max_symbol_share",
+    "short_document": "cleaning.min_document_words",
+    "other_language": "language",
+    "row_without_text": "text_field",
+    "line_too_long": "documents",
+}
+"""The option to look at first, if a rule of :mod:`data_prep.sources.cleaning` dropped too much."""
 
 
 def corpus_files(corpus: CorpusConfig) -> list[Path]:
@@ -77,7 +92,9 @@ def no_text(corpus: CorpusConfig, dropped: Mapping[str, int]) -> str:
     """The error message for a corpus without text. ``dropped``: counts by rule."""
     rules = ", ".join(f"{rule.replace('_', ' ')} {count:,}" for rule, count in dropped.items())
     reason = f"all was dropped ({rules})" if rules else "every document is empty"
-    return f"corpus.path {corpus.path!r} holds no text: {reason}"
+    options = [f"corpus.{_OPTION_OF_RULE[rule]}" for rule in dropped if rule in _OPTION_OF_RULE]
+    advice = f"; see {', '.join(dict.fromkeys(options))} (cleaning@corpus.cleaning=off: no rules)" if options else ""
+    return f"corpus.path {corpus.path!r} holds no text: {reason}{advice}"
 
 
 def corpora_fingerprint(corpora: Mapping[str, CorpusConfig]) -> str:

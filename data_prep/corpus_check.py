@@ -9,17 +9,20 @@ from bert_pretrain.errors import ConfigError
 from data_prep.corpus import corpus_files
 from data_prep.options import CorpusConfig
 
-_TEXT_KINDS = ("text", "jsonl")  # the suffixes of these are those of files that prepare writes
+_TEXT_KINDS = ("text", "jsonl", "csv")  # the suffixes of these are those of files that prepare writes
 
 
 def check_corpora(corpora: Mapping[str, CorpusConfig], out_dir: Path | None = None) -> list[str]:
     """Lines about hidden files and dangling links, which are not read.
 
-    Raises ``ConfigError`` if a file would be read twice, or ``out_dir`` lies where the text is looked for.
+    Raises ``ConfigError`` if a file would be read twice, ``out_dir`` lies where the text is looked for, or the language
+    is none that the language filter knows.
     """
     owners: dict[str, tuple[str, Path]] = {}
     notes = []
     for name, corpus in corpora.items():
+        if corpus.cleaning.language_filter:
+            _check_language(corpus.language)
         if out_dir is not None:
             _check_out_dir(corpus, out_dir)
         for path in corpus_files(corpus):
@@ -32,6 +35,19 @@ def check_corpora(corpora: Mapping[str, CorpusConfig], out_dir: Path | None = No
                 )
         notes += _not_read(corpus)
     return notes
+
+
+def _check_language(language: str) -> None:
+    from py3langid.langid import set_languages  # slow to load
+
+    try:
+        set_languages([language])
+    except ValueError:
+        raise ConfigError(
+            f"corpus.language is {language!r}, which corpus.cleaning.language_filter cannot tell from others, so that "
+            "all would be dropped; set corpus.cleaning.language_filter=false"
+        ) from None
+    set_languages(None)
 
 
 def _check_out_dir(corpus: CorpusConfig, out_dir: Path) -> None:

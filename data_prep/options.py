@@ -6,9 +6,9 @@ from bert_pretrain.errors import ConfigError, require, require_seed
 
 SHORTEST_SEQUENCE = 16
 SMALLEST_VOCAB = 128
-CORPUS_KINDS = ("embedded", "text", "jsonl", "parquet", "wikipedia", "dataset")
+CORPUS_KINDS = ("embedded", "text", "jsonl", "csv", "parquet", "wikipedia", "dataset")
 SAMPLE_KINDS = ("pair", "single")
-BOUNDARIES = ("blank_line", "file")
+BOUNDARIES = ("blank_line", "file", "line")
 LINES = ("wrapped", "paragraph", "sentence")
 NORMAL_FORMS = ("NFC", "NFKC", "none")
 
@@ -23,14 +23,14 @@ class CleaningConfig:
     """Drop paragraphs that are not prose: tables, lines of dots or dashes, text without letters, and what min_words,
     max_digit_share and max_symbol_share say."""
     min_words: int
-    """Drop headings and labels: paragraphs of fewer words that end without a full stop, question or exclamation
-    mark."""
+    """Drop headings and labels: paragraphs of fewer words that end without a full stop, question or exclamation mark.
+    In scripts without spaces, such as Chinese and Thai, two letters count as a word."""
     max_symbol_share: float
     """Drop paragraphs with a larger share of symbols (neither letter nor digit) among the visible characters."""
     max_digit_share: float
     """Drop paragraphs with a larger share of digits among the visible characters."""
     drop_boilerplate: bool
-    """Drop paragraphs under 400 characters with phrases such as "all rights reserved" or "privacy policy"."""
+    """Drop paragraphs under 400 characters with English phrases such as "all rights reserved" or "privacy policy"."""
     min_document_words: int
     """Drop documents of fewer words."""
     language_filter: bool
@@ -51,18 +51,22 @@ class CorpusConfig:
     """One corpus. The files in ``configs/corpus/`` set the options for each kind."""
 
     kind: str
-    """The reader, set by corpus=NAME: text, jsonl, parquet, wikipedia (XML dump), dataset (of the datasets library) or
-    embedded (documentation of Python and of the installed packages)."""
+    """The reader, set by corpus=NAME: text, jsonl, csv, parquet, wikipedia (XML dump), dataset (of the datasets
+    library) or embedded (documentation of Python and of the installed packages)."""
     path: str | None
     """A file, a directory (searched recursively) or a glob pattern. Of corpus=dataset, a name on the Hugging Face hub
     or a folder that save_to_disk wrote. Not used by corpus=embedded."""
     documents: str
-    """What ends a document of corpus=text: blank_line or file."""
+    """What ends a document of corpus=text: blank_line, file or line (every line is a document)."""
     lines: str
     """What a line of corpus=text is: paragraph, wrapped (a paragraph continues up to the next blank line) or sentence
     (not split again)."""
     text_field: str
-    """Field that holds a document's text in corpus=jsonl, parquet and dataset. Each line of it is a paragraph."""
+    """Field that holds a document's text in corpus=jsonl, csv, parquet and dataset. Each line of it, or each text of a
+    list, is a paragraph. A dot leads into a nested field (doc.text), a plus joins several (title+doc.text)."""
+    bad_rows: float
+    """Largest share of rows, in any part of a file, that may be broken, lack the field or hold something else than
+    text. Up to it, they are counted and left out; rows whose text is null or empty are left out in any case."""
     subset: str | None
     """Configuration name of corpus=dataset, such as 20231101.en; null: the data set's default."""
     split: str
@@ -73,6 +77,9 @@ class CorpusConfig:
     """Licence of the text, recorded in manifest.json. corpus=embedded records each package's own."""
     weight: float
     """Multiplies dupe_factor for this corpus: sets its share among the corpora of mix."""
+    rule: str | None
+    """A rule of your own, as FILE.py:FUNCTION. The function gets the text of a document, a paragraph a line, before
+    cleaning; it returns the text to use, None to drop the document, or (None, "reason")."""
     drop_repeated_sentences: bool
     """Drop every sentence that occurred before, in this or an earlier document (equal but for case)."""
     cleaning: CleaningConfig
@@ -81,6 +88,9 @@ class CorpusConfig:
         require(self.kind in CORPUS_KINDS, "corpus.kind", self.kind, ", ".join(CORPUS_KINDS))
         require(self.documents in BOUNDARIES, "corpus.documents", self.documents, ", ".join(BOUNDARIES))
         require(self.lines in LINES, "corpus.lines", self.lines, ", ".join(LINES))
+        known = self.language.isascii() and self.language.islower() and 2 <= len(self.language) <= 3
+        require(known, "corpus.language", self.language, "an ISO 639 code of two or three letters: en, de, zh, fil")
+        require(0 <= self.bad_rows < 1, "corpus.bad_rows", self.bad_rows, "0 or more and below 1")
         require(0 < self.weight <= 1000, "corpus.weight", self.weight, "above 0, to 1000")
         if self.kind != "embedded" and not self.path:
             raise ConfigError(
@@ -96,7 +106,7 @@ class DuplicateConfig:
     exact: bool
     """Drop documents with equal text, ignoring case."""
     near: bool
-    """Drop near duplicates, found by MinHash of word 5-grams."""
+    """Drop near duplicates, found by MinHash of word 5-grams; of letters' 5-grams in scripts without spaces."""
     similarity: float
     """Jaccard similarity of the sets of word 5-grams from which two documents are near duplicates, 0.5 to 1."""
 
@@ -146,9 +156,15 @@ class PrepareConfig:
     """Entries of the vocabulary to train, 128 or more. Not used with vocab."""
     vocab_text_mb: float
     """Megabytes of text to train the vocabulary on; of a larger corpus, a random sample of the documents."""
+    alphabet_coverage: float
+    """Share of the characters of the text whose letters get entries in the vocabulary to train, 0.9 to 1; the rarest
+    others become [UNK]. The 1,000 most frequent letters always get one."""
     lowercase: bool
-    """Lowercase the text and strip accents (uncased BERT). Not used where vocab is a folder with tokenizer.json or
-    tokenizer_config.json, which state it."""
+    """Lowercase the text (uncased BERT). Not used where vocab is a folder with tokenizer.json or tokenizer_config.json,
+    which state it."""
+    strip_accents: bool | None
+    """Replace letters with accents and other marks by those without. null: if lowercase is true and most letters of the
+    text are Latin; with a vocab.txt, if lowercase is true. Not used where vocab states it."""
     sequence_lengths: list[int]
     """Tokens of a sample, 16 to 65535. With several, such as [128,512], the text is tokenised once, and the shards of
     each length are written to out_dir/LENGTH."""
@@ -176,6 +192,8 @@ class PrepareConfig:
     """Seed of the samples, masks, shuffle and held-out documents, below 2^62."""
     piece_mb: float
     """Megabytes of text in one task of a worker, 0.001 to 64. Random next segments come from about twice as much."""
+    keep_dropped: bool
+    """Also write what the rules drop to out_dir/corpus/dropped/RULE.txt, to read. Does not change the shards."""
     engine: EngineConfig
 
     def __post_init__(self) -> None:
@@ -187,6 +205,7 @@ class PrepareConfig:
                 require(value is None, name, value, "null without vocab, the tokenizer that words are added to")
         more = self.vocab_add_count
         require(more is None or 1 <= more <= 1_000_000, "vocab_add_count", more, "null, or 1 to 1000000")
+        require(0.9 <= self.alphabet_coverage <= 1, "alphabet_coverage", self.alphabet_coverage, "0.9 to 1")
         require(self.vocab_text_mb > 0, "vocab_text_mb", self.vocab_text_mb, "above 0")
         fits = all(SHORTEST_SEQUENCE <= length < 1 << 16 for length in lengths)
         allowed = f"one or more different lengths, each {SHORTEST_SEQUENCE} to 65535"

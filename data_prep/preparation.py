@@ -25,12 +25,12 @@ from data_prep.engine.out_dir import (
     CORPUS,
     check_out_dir,
     claim_out_dir,
-    read_json,
+    read_record,
     release_out_dir,
     remove_intermediate,
     shard_dirs,
     stage_path,
-    write_json,
+    write_record,
 )
 from data_prep.engine.planning import bucket_counts, count_tasks, plan_pieces
 from data_prep.engine.stages import (
@@ -39,26 +39,26 @@ from data_prep.engine.stages import (
     make_all_samples,
     merge_counts,
     split_large_files,
-    training_text,
     write_shards,
     write_text,
 )
 from data_prep.engine.totals import describe_shares, piece_shares
 from data_prep.options import CorpusConfig, EngineConfig, PrepareConfig
-from data_prep.samples.added_words import add_words, check_word_piece, choose_words, read_words
+from data_prep.prepared_tokenizer import make_tokenizer, warn_of_unknown
+from data_prep.samples.added_words import check_word_piece, read_words
 from data_prep.samples.given_tokenizer import given_vocabulary
-from data_prep.samples.tokenizer import Vocabulary, load_vocabulary, train_vocabulary, write_tokenizer
+from data_prep.samples.tokenizer import Vocabulary, load_vocabulary
 from data_prep.samples.write import unigram_entropy
 from data_prep.sources.pieces import Piece
+from data_prep.sources.user_rule import check_rule
 from data_prep.text.duplicates import TextPart
-
-_SHOWN_WORDS = 10
+from data_prep.text.text_parts import write_dropped
 
 
 def prepare(config: PrepareConfig) -> None:
     """Write the shards, or report that they exist already."""
     out_dir = Path(config.out_dir).absolute()
-    given = given_vocabulary(config.vocab, config.lowercase) if config.vocab else None
+    given = given_vocabulary(config.vocab, config.lowercase, config.strip_accents) if config.vocab else None
     if given and (config.vocab_add or config.vocab_add_count):
         check_word_piece(given, str(config.vocab))
     options = _options(config, given)
@@ -113,9 +113,12 @@ def _open_engine(config: EngineConfig, most_tasks: int) -> contextlib.AbstractCo
 def _options(config: PrepareConfig, given: Vocabulary | None) -> dict[str, Any]:
     """Everything that the output depends on."""
     options = asdict(config)
-    for name in ("out_dir", "engine"):
+    for name in ("out_dir", "engine", "keep_dropped"):
         del options[name]
     options["fingerprint"] = corpora_fingerprint(config.corpora)
+    rules = {name: check_rule(corpus.rule) for name, corpus in config.corpora.items() if corpus.rule}
+    if rules:
+        options["rule_hashes"] = rules
     options["tokenizer_hash"] = given.tokenizer_hash if given else None
     if given and config.vocab_add:
         words = "\n".join(read_words(Path(config.vocab_add), given))
@@ -140,15 +143,17 @@ class Preparation:
         config, engine, corpus_dir = self.config, self.engine, self.corpus_dir
         with self._stage("text") as counts:
             pieces, dropped = split_large_files(engine, pieces, corpus_dir / "cut", config.piece_bytes)
-            parts, records = write_text(engine, pieces, corpus_dir / "text", config.duplicates)
+            parts, records = write_text(engine, pieces, corpus_dir / "text", config)
             counts |= merge_counts([*records, dropped])
+            if config.keep_dropped:
+                write_dropped(corpus_dir / "text", corpus_dir / "dropped")
         _check_documents(config, counts)
         sources = _describe_sources(config.corpora, parts, records)
         with self._stage("repeats") as counts:
             counts |= find_repeats(engine, parts, config, self.repeats)
         with self._stage("tokenizer") as counts:
             if not counts:
-                counts |= self._make_tokenizer(parts, given)
+                counts |= make_tokenizer(config, given, parts, self.repeats, (self.tokenizer, self.given))
         vocabulary = load_vocabulary(self.tokenizer)
         tokenizers = [(self.tokenizer, vocabulary.tokenizer_hash)]
         if counts.get("added_words"):
@@ -158,7 +163,8 @@ class Preparation:
             counts |= merge_counts(encode(engine, parts, corpus_dir, tokenizers, config, buckets))
             _check_splits(config, counts)
         self.shares = piece_shares(counts.get("pieces", {}))
-        print("\n".join(f"      {line}" for line in describe_shares(self.shares)), flush=True)
+        lines = [*describe_shares(self.shares), *warn_of_unknown(self.shares, config)]
+        print("\n".join(f"      {line}" for line in lines), flush=True)
         with self._stage("samples") as counts:
             samples = make_all_samples(engine, parts, corpus_dir, config, buckets)
             counts |= _describe_samples(samples)
@@ -172,37 +178,16 @@ class Preparation:
         print(f"[{len(self.stages) + 1}] {name} ...", flush=True)
         path = stage_path(self.corpus_dir, name)
         is_old = path.exists()
-        counts = read_json(path) if is_old else {}
+        counts = read_record(path) if is_old else {}
         start = time.perf_counter()
         yield counts
         if not is_old:
             counts["seconds"] = round(time.perf_counter() - start, 2)
-            write_json(path, counts)
+            write_record(path, counts)
         numbers = {key: value for key, value in counts.items() if isinstance(value, int | float)}
         shown = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in numbers.items())
         print(f"      {shown}{' (from the interrupted run)' if is_old else ''}", flush=True)
         self.stages.append({"stage": name, **counts})
-
-    def _make_tokenizer(self, parts: list[TextPart], given: Vocabulary | None) -> Record:
-        """Write the tokenizer: trained, or given, with the words that are to be added; return its counts."""
-        config = self.config
-        vocabulary, words = given or self._train_vocabulary(parts), []
-        if given and (config.vocab_add or config.vocab_add_count):
-            wanted = read_words(Path(config.vocab_add), given) if config.vocab_add else []
-            text = training_text(parts, self.repeats, config.vocab_text_mb * 1e6, config.seed, config.heldout_fraction)
-            words = choose_words(given, text, wanted, config.vocab_add_count or 0)
-            write_tokenizer(given, self.given)
-            vocabulary = add_words(given, words, str(config.vocab))
-            best = sorted(words, key=lambda word: (-word.saved, word.word))[:_SHOWN_WORDS]
-            print("      " + ", ".join(f"{word.word} saves {word.saved:,} pieces" for word in best))
-        write_tokenizer(vocabulary, self.tokenizer)
-        return {"vocabulary": len(vocabulary.tokens), **({"added_words": len(words)} if words else {})}
-
-    def _train_vocabulary(self, parts: list[TextPart]) -> Vocabulary:
-        config, most = self.config, self.config.vocab_text_mb * 1e6
-        return train_vocabulary(
-            lambda: training_text(parts, self.repeats, most, config.seed), config.vocab_size, config.lowercase
-        )
 
     def _write_shards(
         self,
@@ -231,6 +216,7 @@ class Preparation:
                 "vocab_hash": header.vocab_hash,
                 "tokenizer_hash": header.tokenizer_hash,
                 "lowercase": vocabulary.lowercase,
+                "strip_accents": vocabulary.strips_accents,
                 "special_ids": {vocabulary.tokens[number]: number for number in vocabulary.roles.values()},
                 "text": self.shares,
             },
@@ -247,22 +233,31 @@ class Preparation:
 def _check_documents(config: PrepareConfig, counts: Record) -> None:
     if counts["documents"] == 0:
         raise ConfigError(no_text(config.corpus, counts["dropped"]))
-    if counts["documents"] == 1:
+    if counts["documents"] < _fewest_documents(config):
         raise ConfigError(
-            "the corpus is one document only, but a random next segment needs another document; give more files, or "
-            "divide it with corpus.documents (file, blank_line)"
+            "the corpus is one document only, but a random next segment needs another document; give more files, "
+            "divide it with corpus.documents (file, blank_line), or give sample_kind=single"
         )
+
+
+def _fewest_documents(config: PrepareConfig) -> int:
+    """Of a split: with pairs, a random next segment comes from another document."""
+    return 2 if config.sample_kind == "pair" else 1
 
 
 def _check_splits(config: PrepareConfig, counts: Record) -> None:
-    held = counts["heldout_documents"]
+    held, fewest = counts["heldout_documents"], _fewest_documents(config)
     training = counts["documents"] - held
-    if training < 2 or (config.heldout_fraction > 0 and held < 2):
-        raise ConfigError(
-            f"heldout_fraction is {config.heldout_fraction}, which leaves {training} documents for training and {held} "
-            f"held out of {counts['documents']}; both need two or more, because a random next segment comes from "
-            "another document: give more documents, another heldout_fraction (0: no held-out shards) or another seed"
-        )
+    if training >= fewest and (config.heldout_fraction == 0 or held >= fewest):
+        return
+    pairs = "because a random next segment comes from another document"
+    reason = pairs if fewest == 2 else "because documents stay whole"
+    other = f"such as {min(0.5, 5 / counts['documents']):.2g}, " if counts["documents"] > 2 * fewest else ""
+    raise ConfigError(
+        f"heldout_fraction is {config.heldout_fraction}, which leaves {training} documents for training and {held} "
+        f"held out of {counts['documents']}; both need {fewest} or more, {reason}: give another "
+        f"heldout_fraction ({other}0: no held-out shards), more documents, or another seed"
+    )
 
 
 def _header(config: PrepareConfig, length: int, most: int, vocabulary: Vocabulary) -> ShardHeader:

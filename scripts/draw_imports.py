@@ -44,6 +44,7 @@ PREPARATION_LAYERS = [
     {"corpus"},
     {"corpus_check"},
     {"engine"},
+    {"prepared_tokenizer"},
     {"preparation", "random_documents", "verify"},
     {"prepare", "report", "show"},
 ]

@@ -81,11 +81,17 @@ def make_shards(directory: Path, train: tuple[int, ...] = (50, 37, 13), heldout:
 
 
 LONG = (
-    "test_compile",
     "test_data_engine",
     "test_launch",
+    "test_compile",
     "test_end_to_end",
     "test_resume",
+    "test_finetune_resume",
+    "test_finetune",
+    "test_numbers",
+    "test_documents",
+    "test_nvlamb",
+    "test_nvlamb_triton",
     "test_prepare",
     "test_trainer",
 )

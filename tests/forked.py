@@ -3,6 +3,9 @@
 A new interpreter needs five seconds of processor time for its imports, a forked process a few milliseconds; apart from
 that it is the same: its own ``sys.argv``, environment, working directory, output and exit status. What depends on a new
 interpreter or on torchrun itself is tested with ``conftest.run_command``.
+
+The plots of a run are empty files here, since drawing takes longer than most runs. ``report/test_plots.py`` and
+``test_end_to_end.py`` look at real ones.
 """
 
 import atexit
@@ -146,6 +149,10 @@ def _run(args: list[str], cwd: Path, variables: dict[str, str], folder: str) -> 
     sys.path[:0] = [path for path in variables.get("PYTHONPATH", "").split(os.pathsep) if path]
     os.chdir(cwd)
     sys.argv = args
+    if args[0] != "bert_pretrain.report":
+        from bert_pretrain.report import plots  # loaded in the process that this one is forked from
+
+        plots._draw = plots._draw_layers = lambda path, *_: path.touch()
     for name in (args[0], f"{args[0]}.__main__"):
         if not hasattr(sys.modules.get(name), "__path__"):
             sys.modules.pop(name, None)  # runpy warns of a module that is already imported

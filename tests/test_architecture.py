@@ -27,6 +27,7 @@ FOR_DATA_PREP = {
     "bert_pretrain.data.tokenizer_files",
     "bert_pretrain.errors",
     "bert_pretrain.directories",
+    "bert_pretrain.file_system",
     "bert_pretrain.retry",
     "bert_pretrain.directory_lock",
     "bert_pretrain.jit",

@@ -4,23 +4,21 @@ import json
 import shutil
 from pathlib import Path
 
+from bert_pretrain.data.tokenizer_files import FILES
 from bert_pretrain.errors import ConfigError
-
-TOKENIZER_FILES = (
-    "vocab.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 
 
 def copy_tokenizer(tokenizer: Path, folder: Path, positions: int) -> None:
     """Copy the tokenizer's files into ``folder``, that of a model with ``positions`` position embeddings."""
-    for name in TOKENIZER_FILES:
+    copy_files(tokenizer, folder)
+    set_max_length(folder, positions)
+
+
+def copy_files(tokenizer: Path, folder: Path) -> None:
+    """Copy the tokenizer's files, those that there are, into ``folder``."""
+    for name in FILES:
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, folder / name)
-    set_max_length(folder, positions)
 
 
 def set_max_length(folder: Path, positions: int) -> None:
@@ -29,7 +27,7 @@ def set_max_length(folder: Path, positions: int) -> None:
     Changes nothing else in the file. Raises ``ConfigError`` if it cannot be read.
     """
     path = folder / "tokenizer_config.json"
-    if not path.is_file() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if not path.is_file() and not any((folder / name).is_file() for name in FILES):
         return
     try:
         config = (

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bert_pretrain.data.shards import FORMAT_VERSION, RESTORE, ShardReader
+from bert_pretrain.directories import check_link
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.file_system import check_link, replace_file
+from bert_pretrain.file_system import replace_file
 from bert_pretrain.retry import read_patiently
 
 MANIFEST = "manifest.json"
@@ -25,7 +26,7 @@ def shard_paths(directory: Path, split: str) -> list[Path]:
     Without a manifest a file is held out if its name contains a word such as ``test`` or ``validation``, as in the
     published pipeline. Raises ``ConfigError`` if the directory or a listed shard is missing.
     """
-    check_link(directory, "data.dir")
+    check_link(directory, f"data.dir {directory}")
     if not directory.is_dir():
         raise ConfigError(f"data.dir is {str(directory)!r}, which is no directory; bert-pretrain prepare makes them")
     manifest = read_manifest(directory)

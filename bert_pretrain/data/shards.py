@@ -18,7 +18,6 @@ module needs h5py and numpy only: data preparation must not load torch.
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -29,6 +28,7 @@ import h5py
 import numpy as np
 
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.file_system import new_file
 from bert_pretrain.retry import DamagedError, read_patiently
 
 FORMAT_VERSION = 1
@@ -106,8 +106,7 @@ def write_shard(path: Path, arrays: Arrays, header: ShardHeader, source: np.ndar
     dtypes = (ids, np.int8, np.int8, np.uint16, ids, np.int8)
     checksum = content_checksum([arrays])
     samples = len(arrays["input_ids"])
-    temporary = path.with_name(f".{path.name}.partial")
-    with h5py.File(temporary, "w", libver=_LIBVER) as file:
+    with new_file(path) as temporary, h5py.File(temporary, "w", libver=_LIBVER) as file:
         for name, dtype in zip(SHARD_FIELDS, dtypes, strict=True):
             file.create_dataset(name, data=np.asarray(arrays[name], dtype=dtype))
         if source is not None:  # not in the checksum, so it has HDF5's own
@@ -117,9 +116,6 @@ def write_shard(path: Path, arrays: Arrays, header: ShardHeader, source: np.ndar
         for key, value in attributes.items():  # fixed-length strings: a damaged heap of variable ones hangs HDF5
             text = h5py.string_dtype("utf-8", max(1, len(value.encode()))) if isinstance(value, str) else None
             file.attrs.create(key, value, dtype=text)
-    with open(temporary, "rb") as written:
-        os.fsync(written.fileno())
-    temporary.rename(path)
     return {"name": path.name, "split": header.split, "samples": samples, "checksum": checksum}
 
 

@@ -17,6 +17,8 @@ from bert_pretrain.data.masking import SPECIAL_TOKENS, MaskingRule
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.retry import read_patiently
 
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
+"""All that a tokenizer's folder may hold."""
 ROLES = tuple(token[1:-1].lower() for token in SPECIAL_TOKENS)  # pad, unk, cls, sep, mask
 _OTHER_NAMES = {"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"}
 _LISTS = ("additional_special_tokens", "extra_special_tokens")

@@ -4,6 +4,7 @@ Without torchrun the world is this one process.
 """
 
 import functools
+import logging
 import os
 import re
 import sys
@@ -152,6 +153,7 @@ def open_world(
     prints a message and exits with ``watchdog.EXIT_LOST_RANK``.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler prints when it starts and stops
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     launch = read_launch()
     rank, size, local_rank, local_size = launch.rank, launch.size, launch.local_rank, launch.local_size
     timeout, store = timedelta(seconds=timeout_seconds), None

@@ -15,7 +15,7 @@ from typing import Any
 
 from bert_pretrain.directories import remove_tree
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.file_system import replace_file
+from bert_pretrain.file_system import read_json, write_json
 from bert_pretrain.finetune.options import FinetuneConfig
 
 Row = dict[str, Any]
@@ -89,21 +89,11 @@ def compared_options(config: FinetuneConfig) -> dict[str, Any]:
 
 
 def _stored(out_dir: Path) -> dict[str, Any]:
-    return _read_object(out_dir / OPTIONS, "restore it, or give overwrite=true to start anew")
+    return read_json(out_dir / OPTIONS, "restore it, or give overwrite=true to start anew")
 
 
 def _finished(path: Path) -> Row | None:
-    return _read_object(path, "restore it, or move it away to run this seed again") if path.exists() else None
-
-
-def _read_object(path: Path, advice: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); {advice}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} is damaged: no JSON object; {advice}")
-    return content
+    return read_json(path, "restore it, or move it away to run this seed again") if path.exists() else None
 
 
 def _compare(before: dict[str, Any], now: dict[str, Any], what: str, out_dir: Path) -> None:
@@ -151,8 +141,3 @@ def write_results(config: FinetuneConfig, rows: list[Row], summary: dict[str, Ro
         "options": asdict(config),
     }
     write_json(Path(config.out_dir) / RESULTS, result)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file atomically."""
-    replace_file(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

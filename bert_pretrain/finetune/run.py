@@ -5,7 +5,6 @@ seed's result is written as soon as it is known; a run that was stopped or kille
 """
 
 import hashlib
-import logging
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -16,11 +15,10 @@ import torch
 import transformers
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from bert_pretrain.directory_lock import DirectoryLock, lock_directory
+from bert_pretrain.directory_lock import lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
 from bert_pretrain.errors import EXIT_STOPPED, ConfigError
-from bert_pretrain.file_system import require_writable
 from bert_pretrain.finetune.inputs import InputSet, load_split
 from bert_pretrain.finetune.options import FinetuneConfig, TrainingConfig
 from bert_pretrain.finetune.pretrained import load_tokenizer, new_model
@@ -46,7 +44,6 @@ from bert_pretrain.output import go_on_without_reader
 def run(config: FinetuneConfig) -> None:
     """Fine-tune with every seed; print and write the scores."""
     silence_transformers()
-    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     stop = StopRequest().install_handlers()
     with open_world(config.device, str(config), stop=stop) as world:
         finished = finetune(config, world, stop)
@@ -56,16 +53,10 @@ def run(config: FinetuneConfig) -> None:
 
 def finetune(config: FinetuneConfig, world: World, stop: StopRequest) -> bool:
     """Check the options, then run each seed; False if the run stopped before its end, on request."""
-    batch = world.run_on_all_ranks(lambda: accumulation_of(config.training, world.size))
-    lock = world.run_on_all_ranks(lambda: lock_out_dir(config) if world.is_first else None)
+    out_dir, batch = Path(config.out_dir), world.run_on_all_ranks(lambda: accumulation_of(config.training, world.size))
+    lock = world.run_on_all_ranks(lambda: lock_directory(out_dir, "out_dir") if world.is_first else None)
     with lock or nullcontext():
         return run_seeds(config, world, stop, *batch)
-
-
-def lock_out_dir(config: FinetuneConfig) -> DirectoryLock:
-    """Lock ``out_dir``. Raises ``ConfigError`` if it is in use or cannot be written."""
-    require_writable(Path(config.out_dir), "out_dir")
-    return lock_directory(Path(config.out_dir), "out_dir")
 
 
 def run_seeds(config: FinetuneConfig, world: World, stop: StopRequest, micro_batch: int, accumulation: int) -> bool:

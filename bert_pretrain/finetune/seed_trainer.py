@@ -11,7 +11,6 @@ import pickle
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import ConfigError, first_line
 from bert_pretrain.file_system import fsync
-from bert_pretrain.training.metrics import duration
+from bert_pretrain.training.metrics import LineTimer, duration
 
 _PROGRESS = "progress.json"
 _LOAD_ERRORS = (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError)
@@ -33,25 +32,6 @@ _LOAD_ERRORS = (OSError, RuntimeError, ValueError, KeyError, EOFError, Safetenso
 
 class StoppedError(Exception):
     """A stop was requested; the seed's checkpoint is written."""
-
-
-class LineTimer:
-    """Says when a progress line is due: every 5 seconds at first, then after a fifth of the time that has passed.
-
-    At least every 5 minutes.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._started = clock, clock()
-        self._next = self._started + 5.0
-
-    def due(self) -> bool:
-        """True if a line is due; it is then taken as printed."""
-        now = self._clock()
-        if now < self._next:
-            return False
-        self._next = now + min(300.0, max(5.0, 0.2 * (now - self._started)))
-        return True
 
 
 class SeedTrainer(transformers.Trainer):

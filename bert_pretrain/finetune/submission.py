@@ -1,7 +1,6 @@
 """``bert-pretrain glue-zip``: the archive that GLUE's server takes."""
 
 import json
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.errors import ConfigError, as_config_error, require
+from bert_pretrain.file_system import check_new_file, new_file
 
 FILES = {
     "CoLA.tsv": ("cola", 1_063),
@@ -51,8 +51,7 @@ def main(config: SubmissionConfig) -> None:
     the size of its test set.
     """
     out_file = Path(config.out_file)
-    if os.path.lexists(out_file) and not config.overwrite:
-        raise ConfigError(f"out_file {out_file} exists; give another, or overwrite=true to replace it")
+    check_new_file(out_file, "out_file", config.overwrite)
     chosen = best_seeds([folder for name in config.results for folder in result_folders(Path(name))])
     missing = [
         f"{task} ({name})" for name, (task, _) in FILES.items() if task not in chosen or not _file(chosen[task], name)
@@ -63,16 +62,12 @@ def main(config: SubmissionConfig) -> None:
             "bert-pretrain finetune task=NAME predict_test=true"
         )
     texts = {name: _checked(_file(chosen[task], name), rows) for name, (task, rows) in FILES.items()}
-    temporary = out_file.with_name(f".{out_file.name}.partial")
     try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        with new_file(out_file) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, text in texts.items():
                 archive.writestr(zipfile.ZipInfo(name), text, zipfile.ZIP_DEFLATED)
-        temporary.rename(out_file)
     except OSError as error:
         raise as_config_error(error) from None
-    finally:
-        temporary.unlink(missing_ok=True)
     for name, (task, rows) in FILES.items():
         print(f"{name:<12}{rows:>8,} rows of {chosen[task]}")
     print(f"wrote {out_file}")

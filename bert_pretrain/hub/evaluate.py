@@ -4,7 +4,6 @@ The masks are those in the shards, so that they are the same for every model wit
 are those of a run's own evaluation.
 """
 
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.batch_plan import BatchConfig
-from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.file_system import replace_file, require_writable
+from bert_pretrain.errors import require
+from bert_pretrain.file_system import check_new_file, write_json
 from bert_pretrain.hub.heldout import check_fit
 from bert_pretrain.hub.source import Source, find_source
 from bert_pretrain.training.metrics import Row
@@ -70,7 +69,8 @@ def main(config: EvaluateConfig) -> None:
     several corpora, each is measured by itself too. Next sentences are measured where the model has that head and the
     samples are pairs. All is computed in float32.
     """
-    check_out_json(config.out_json, config.overwrite)
+    if config.out_json is not None:
+        check_new_file(Path(config.out_json), "out_json", config.overwrite)
     source = find_source(config.model_dir, "model_dir", print)
     data = check_fit(source, Path(config.data.dir))
 
@@ -85,18 +85,6 @@ def main(config: EvaluateConfig) -> None:
         print(f"wrote {config.out_json}")
 
 
-def check_out_json(out_json: str | None, overwrite: bool) -> None:
-    """Raise ``ConfigError`` if ``out_json`` cannot be written, or exists and may not be replaced."""
-    if out_json is None:
-        return
-    path = Path(out_json)
-    if path.is_dir():
-        raise ConfigError(f"out_json is {out_json!r}, a directory; give the name of a file")
-    if path.exists() and not overwrite:
-        raise ConfigError(f"out_json {out_json} exists; give another, or overwrite=true to replace it")
-    require_writable(path.parent, "the directory of out_json,")
-
-
 def write_results(path: Path, source: Source, measured: "Measured") -> None:
     """Write ``out_json``: the row of all samples, those of each corpus, and what was evaluated on what."""
     step = None if source.checkpoint is None else int(source.checkpoint.name.rpartition("_")[2])
@@ -109,7 +97,7 @@ def write_results(path: Path, source: Source, measured: "Measured") -> None:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": metadata.version("bert-pretrain"),
     }
-    replace_file(path, (json.dumps(content, indent=2) + "\n").encode())
+    write_json(path, content)
 
 
 def table(rows: dict[str, Row]) -> str:

@@ -18,7 +18,7 @@ from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.tokenizer_files import has_tokenizer
 from bert_pretrain.directories import check_replaceable, new_folder
 from bert_pretrain.directory_lock import lock_directory
-from bert_pretrain.errors import ConfigError, as_config_error
+from bert_pretrain.errors import ConfigError, as_config_error, on_one_line
 from bert_pretrain.file_system import require_writable
 from bert_pretrain.stored_options import parse_options, read_text
 from bert_pretrain.training.metrics import read_rows
@@ -114,8 +114,7 @@ def check_tokenizer(folder: Path, vocab_size: int, positions: int, name: str) ->
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # the libraries raise many types
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ConfigError(f"{name}: transformers cannot load this tokenizer ({reason})") from None
+        raise ConfigError(f"{name}: transformers cannot load this tokenizer ({on_one_line(error)})") from None
     if len(tokenizer) > vocab_size:
         raise ConfigError(f"{name}: the tokenizer has {len(tokenizer)} tokens in transformers, the model {vocab_size}")
     encoded = tokenizer("a " * (2 * positions), truncation=True, return_tensors="pt")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bert_pretrain.data.tokenizer_files import read_ids
 from bert_pretrain.errors import ConfigError, first_line
+from bert_pretrain.hub.convert.layout import HEADLESS, LAYER_NORM, new_name
 from bert_pretrain.hub.new_embeddings import RowMap, extended_positions, map_rows
 from bert_pretrain.hub.source import Source, weight_files
 from bert_pretrain.model.bert import PretrainingModel
@@ -50,14 +51,7 @@ def load_pretrained(
         raise ConfigError(f"{where}, which lacks weights of the encoder, such as {missing[0]}; give a whole model")
     left = sorted(found.keys() - set(wanted))
     changes = _resize(found, own, source, tokenizer, positions)
-    for name in wanted:
-        if name in found and found[name].shape != own[name].shape:
-            shape = tuple(found[name].shape)
-            raise ConfigError(f"{where}, whose {name} has shape {shape}; model.* asks for {tuple(own[name].shape)}")
-    with torch.no_grad():
-        for name in wanted:
-            if name in found:
-                own[name].copy_(found[name])
+    fill({name: own[name] for name in wanted if name in found}, found, where, "model.* asks for")
     keep_entries(model.bert.config, source.config)
     if lacking:
         changes.append(f"not in {source.name}, so they start from random weights: {', '.join(lacking)}")
@@ -66,6 +60,17 @@ def load_pretrained(
     for line in changes:
         report(line)
     return changes
+
+
+@torch.no_grad()
+def fill(own: dict[str, Tensor], found: dict[str, Tensor], where: str, stated: str) -> None:
+    """Copy the weights ``found`` into those of the same name in ``own``. Raises ``ConfigError`` if a shape differs."""
+    for name, weight in own.items():
+        if found[name].shape != weight.shape:
+            shapes = tuple(found[name].shape), tuple(weight.shape)
+            raise ConfigError(f"{where}, whose {name} has shape {shapes[0]}; {stated} {shapes[1]}")
+    for name, weight in own.items():
+        weight.copy_(found[name])
 
 
 def read_weights(source: Source, option: str = "init_from") -> dict[str, Tensor]:
@@ -77,8 +82,8 @@ def read_weights(source: Source, option: str = "init_from") -> dict[str, Tensor]
     weights: dict[str, Tensor] = {}
     for path in weight_files(source, option):
         weights |= _read_file(path, f"{option} is {source.name!r}, whose {path.name}")
-    bare = not any(name.startswith("bert.") for name in weights)  # saved by BertModel
-    named = {_canonical(name, bare): value.float() for name, value in weights.items() if value.is_floating_point()}
+    rules = *HEADLESS, *LAYER_NORM
+    named = {new_name(name, rules): value.float() for name, value in weights.items() if value.is_floating_point()}
     bias = named.pop(f"{_DECODER}.bias", None)
     if bias is not None:
         named.setdefault(WORD_BIAS, bias)
@@ -86,11 +91,6 @@ def read_weights(source: Source, option: str = "init_from") -> dict[str, Tensor]
     if decoder is not None and WORDS in named and torch.equal(decoder, named[WORDS]):
         del named[f"{_DECODER}.weight"]  # another one is left over, and reported: BERT ties it to the embeddings
     return named
-
-
-def _canonical(name: str, bare: bool) -> str:
-    name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
-    return f"bert.{name}" if bare and re.match(r"(embeddings|encoder|pooler)\.", name) else name
 
 
 def _read_file(path: Path, where: str) -> dict[str, Tensor]:

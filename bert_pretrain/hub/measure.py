@@ -18,15 +18,14 @@ from bert_pretrain.data.dataset import ShardSet
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import open_world
 from bert_pretrain.errors import EXIT_STOPPED, ConfigError
-from bert_pretrain.hub.from_pretrained import read_weights
+from bert_pretrain.hub.from_pretrained import fill, read_weights
 from bert_pretrain.hub.heldout import HeldoutShards, are_pairs, open_heldout
 from bert_pretrain.hub.source import Source
 from bert_pretrain.model.bert import PretrainingModel, silence_transformers
 from bert_pretrain.model.options import SpeedConfig
 from bert_pretrain.training.evaluation import mean_losses, sum_losses
-from bert_pretrain.training.metrics import Row, duration
+from bert_pretrain.training.metrics import LineTimer, Row, duration
 
-_SECONDS_A_LINE = 10.0
 _GPU_TOKENS = 32_768
 
 
@@ -120,13 +119,9 @@ def load_model(source: Source, device: torch.device) -> PretrainingModel:
             f"BertForPreTraining), or train one with pretrain init_from={source.name}"
         )
     own = dict(bert.named_parameters(remove_duplicate=False))
-    for name in wanted:
-        if found[name].shape != own[name].shape:
-            shapes = tuple(found[name].shape), tuple(own[name].shape)
-            raise ConfigError(f"{where}, whose {name} has shape {shapes[0]}; its config.json says {shapes[1]}")
-        if not found[name].isfinite().all():
-            raise ConfigError(f"{where}, whose {name} has values that are not finite; give another checkpoint")
-        own[name].data.copy_(found[name])
+    fill({name: own[name] for name in wanted}, found, where, "its config.json says")
+    if broken := [name for name in wanted if not own[name].isfinite().all()]:
+        raise ConfigError(f"{where}, whose {broken[0]} has values that are not finite; give another checkpoint")
     speed: Any = OmegaConf.load(CONFIG_DIR / "run.yaml").speed  # with those of a run, its numbers to the last bit
     return PretrainingModel(bert, SpeedConfig(**speed).on(device)).to(device)
 
@@ -156,23 +151,20 @@ def describe(
 
 
 class Progress:
-    """A bar on a terminal, else a line every ten seconds."""
+    """A bar on a terminal, else a line now and then."""
 
     def __init__(self, samples: int, hidden: bool) -> None:
         self._bar = tqdm(
             total=samples, unit=" samples", disable=hidden or not sys.stderr.isatty(), leave=False, dynamic_ncols=True
         )
-        self._samples, self._started = samples, time.perf_counter()
-        self._next = math.inf if hidden or not self._bar.disable else self._started + _SECONDS_A_LINE
+        self._samples, self._prints, self._lines = samples, self._bar.disable and not hidden, LineTimer()
 
     def show(self, done: int) -> None:
         """Show that ``done`` samples are done."""
         self._bar.update(done - self._bar.n)
-        now = time.perf_counter()
-        if now >= self._next:
-            left = (now - self._started) / done * (self._samples - done)
+        if self._prints and self._lines.due():
+            left = (time.monotonic() - self._lines.started) / done * (self._samples - done)
             print(f"{done:,} of {self._samples:,} samples, {duration(left)} left", flush=True)
-            self._next = now + _SECONDS_A_LINE
 
     def close(self) -> None:
         """Remove the bar."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_pretrain.checkpoint.directories import checkpoints_in, resolve_checkpoint
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.errors import ConfigError, on_one_line
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEXES = tuple(f"{name}.index.json" for name in SINGLE_FILES)
@@ -151,10 +151,9 @@ def _downloaded(name: str, option: str) -> Path:
         pattern = "model*.safetensors" if safe else "pytorch_model*.bin"
         return Path(snapshot_download(name, allow_patterns=[*kept, pattern, f"*/{pattern}"]))
     except Exception as error:  # the hub's library and the network raise many types
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ConfigError(
             f"{option} is {name!r}, which is no checkpoint or folder here, and no model of the hub that can be "
-            f"downloaded ({reason})"
+            f"downloaded ({on_one_line(error)})"
         ) from None
 
 

@@ -154,6 +154,25 @@ def evaluation_line(row: Row) -> str:
     )
 
 
+class LineTimer:
+    """Says when a progress line is due: every 5 seconds at first, then after a fifth of the time that has passed.
+
+    At least every 5 minutes.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self.started = clock, clock()
+        self._next = self.started + 5.0
+
+    def due(self) -> bool:
+        """True if a line is due; it is then taken as printed."""
+        now = self._clock()
+        if now < self._next:
+            return False
+        self._next = now + min(300.0, max(5.0, 0.2 * (now - self.started)))
+        return True
+
+
 def duration(seconds: float) -> str:
     """``2d03h``, ``4h07m``, ``5m09s`` or ``12s``."""
     seconds = int(seconds)

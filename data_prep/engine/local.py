@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.retry import read_error, read_patiently
-from data_prep.engine.out_dir import read_json, write_json
+from data_prep.engine.out_dir import read_record, write_record
 
 Record = dict[str, Any]
 """Counts of a task or a stage, as JSON."""
@@ -52,7 +52,7 @@ class Engine:
         """
         folder.mkdir(parents=True, exist_ok=True)
         paths = [_record_path(folder, task) for task in tasks]
-        records = {number: read_json(path) for number, path in enumerate(paths) if path.exists()}
+        records = {number: read_record(path) for number, path in enumerate(paths) if path.exists()}
         waiting = iter([number for number in range(len(tasks)) if number not in records])
         with tqdm(
             total=sum(task.size for task in tasks), unit=unit, unit_scale=True, desc=stage, disable=None, leave=False
@@ -81,7 +81,7 @@ def run_task(task: Task, folder: Path) -> Record:
             raise found if isinstance(found, OSError) else error from None
 
     record = read_patiently(attempt, what, "", ())
-    write_json(_record_path(folder, task), record)
+    write_record(_record_path(folder, task), record)
     return dict(json.loads(json.dumps(record)))
 
 

@@ -9,12 +9,13 @@ from bert_pretrain.data.shard_directory import MANIFEST, read_manifest
 from bert_pretrain.directories import check_directory
 from bert_pretrain.directory_lock import LOCK
 from bert_pretrain.errors import ConfigError
-from data_prep.sources.streams import write_atomically
+from bert_pretrain.file_system import new_file, read_json
 
 _OPTIONS = "options.json"  # in out_dir/corpus: the options of the run that created the directory
 CORPUS = "corpus"
-_NEW_OPTIONS = {"mask_share": 0.8, "random_share": 0.1}
-"""Options that preparations of earlier versions do not state, and what those did."""
+_NEW_OPTIONS = {"mask_share": 0.8, "random_share": 0.1, "alphabet_coverage": 0.9995, "strip_accents": None}
+_NEW_CORPUS_OPTIONS = {"bad_rows": 0.01, "rule": None}
+"""Options that preparations of earlier versions do not state, and what is nearest to what those did."""
 _INTERMEDIATE = ("cut", "samples", "scatter")
 
 
@@ -48,7 +49,7 @@ def check_out_dir(out_dir: Path, folders: list[Path], options: dict[str, Any]) -
         return True
     owner = out_dir / CORPUS / _OPTIONS
     if owner.exists():
-        _compare(read_json(owner), options, f"out_dir {out_dir} holds an unfinished preparation ({owner})")
+        _compare(read_record(owner), options, f"out_dir {out_dir} holds an unfinished preparation ({owner})")
         return False
     foreign = sorted(path.name for path in out_dir.iterdir() if not path.name.startswith(LOCK))
     if foreign:
@@ -60,7 +61,10 @@ def check_out_dir(out_dir: Path, folders: list[Path], options: dict[str, Any]) -
 
 
 def _compare(found: dict[str, Any] | None, wanted: dict[str, Any], where: str) -> None:
-    other = _differences(_NEW_OPTIONS | (found or {}), json.loads(json.dumps(wanted)), "")
+    found = _NEW_OPTIONS | (found or {})
+    found["corpus"] = _NEW_CORPUS_OPTIONS | found.get("corpus", {})
+    found["mix"] = {name: _NEW_CORPUS_OPTIONS | corpus for name, corpus in found.get("mix", {}).items()}
+    other = _differences(found, json.loads(json.dumps(wanted)), "")
     if other:
         raise ConfigError(
             f"{where} made with other options: {'; '.join(other[:4])}; nothing was changed: "
@@ -88,7 +92,7 @@ def claim_out_dir(out_dir: Path, options: dict[str, Any]) -> bool:
         return False
     try:
         owner.parent.mkdir(parents=True, exist_ok=True)
-        write_json(owner, options)
+        write_record(owner, options)
     except OSError as error:
         raise ConfigError(f"out_dir {out_dir} cannot be written ({error}); choose another directory") from None
     return True
@@ -113,17 +117,12 @@ def stage_path(corpus_dir: Path, stage: str) -> Path:
     return corpus_dir / f"{stage.replace(' ', '_')}.done.json"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that :func:`write_json` wrote. Raises ``ConfigError`` if it cannot be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error}); restore it from a copy, or choose another out_dir"
-        ) from None
-    return dict(content)
+def read_record(path: Path) -> dict[str, Any]:
+    """What :func:`write_record` wrote. Raises ``ConfigError`` if it cannot be read."""
+    return read_json(path, "restore it from a copy, or choose another out_dir")
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2), encoding="utf-8"))
+def write_record(path: Path, content: dict[str, Any]) -> None:
+    """Write the counts of a task or stage, or the options, as JSON; whole or not at all."""
+    with new_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data_prep.corpus import corpus_files
 from data_prep.options import CorpusConfig, PrepareConfig
+from data_prep.sources.documents import is_json_array
 from data_prep.sources.embedded import source_files
 from data_prep.sources.pieces import Piece, Span
 from data_prep.sources.streams import bz2_streams, is_compressed
@@ -45,10 +46,20 @@ def count_tasks(pieces: list[Piece], piece_bytes: int) -> int:
 
 
 def needs_chunks(piece: Piece, piece_bytes: int) -> bool:
-    """Whether a piece is a large compressed file that can only be read from its start."""
-    span = piece.spans[0]
-    is_file = span.start == 0 and span.stop is None and piece.config.kind in ("text", "jsonl", "wikipedia")
-    return is_file and is_compressed(span.path) and _COMPRESSION * piece.size > 2 * piece_bytes
+    """Whether a piece is a large file of many documents that can only be read from its start."""
+    span, kind = piece.spans[0], piece.config.kind
+    if span.start > 0 or span.stop is not None or kind not in ("text", "jsonl", "csv", "wikipedia"):
+        return False
+    if is_compressed(span.path):
+        return _COMPRESSION * piece.size > 2 * piece_bytes
+    return piece.size > 2 * piece_bytes and kind != "text" and not _can_be_cut(span.path, piece.config)
+
+
+def _can_be_cut(path: Path, corpus: CorpusConfig) -> bool:
+    """Whether a document of an uncompressed file can be found without reading the file from its start."""
+    if corpus.kind == "text":
+        return corpus.documents != "file"
+    return corpus.kind == "jsonl" and not is_json_array(path)
 
 
 def bucket_counts(config: PrepareConfig, documents: int, characters: int) -> tuple[int, int]:
@@ -92,7 +103,7 @@ def _file_spans(path: Path, corpus: CorpusConfig, piece_bytes: int) -> Iterator[
     size = path.stat().st_size
     if corpus.kind == "wikipedia" and path.suffix == ".bz2":
         yield from _streams(path, size, piece_bytes // _COMPRESSION)
-    elif size <= piece_bytes or is_compressed(path) or corpus.kind == "wikipedia" or corpus.documents == "file":
+    elif size <= piece_bytes or is_compressed(path) or not _can_be_cut(path, corpus):
         yield Span(path), size
     else:
         parts = -(-size // piece_bytes)

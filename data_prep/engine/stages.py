@@ -22,7 +22,7 @@ from bert_pretrain.data.shard_directory import SPLITS
 from bert_pretrain.data.shards import ShardHeader
 from data_prep.engine.local import Engine, Record, Task
 from data_prep.engine.planning import needs_chunks
-from data_prep.options import DuplicateConfig, PrepareConfig
+from data_prep.options import PrepareConfig
 from data_prep.samples.shuffle import make_samples, scatter
 from data_prep.samples.tokenised import document_hash, encode_part, is_heldout, kept_documents
 from data_prep.samples.write import write_one_shard
@@ -59,10 +59,11 @@ def split_large_files(
 
 
 def write_text(
-    engine: Engine, pieces: list[Piece], folder: Path, duplicates: DuplicateConfig
+    engine: Engine, pieces: list[Piece], folder: Path, config: PrepareConfig
 ) -> tuple[list[TextPart], list[Record]]:
     """Read, clean and split all pieces; return their text parts and counts."""
-    tasks = [Task(piece.name, piece.size, partial(write_text_part, piece, folder, duplicates)) for piece in pieces]
+    more = config.duplicates, config.keep_dropped
+    tasks = [Task(piece.name, piece.size, partial(write_text_part, piece, folder, *more)) for piece in pieces]
     records = engine.run("text", tasks, folder, "B")
     parts, document, sentence = [], 0, 0
     for piece, record in zip(pieces, records, strict=True):

@@ -16,6 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from bert_pretrain.data.tokenizer_files import (
+    FILES,
     ROLES,
     TokenTable,
     has_tokenizer,
@@ -23,30 +24,30 @@ from bert_pretrain.data.tokenizer_files import (
     require_roles,
     token_table,
 )
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.errors import ConfigError, on_one_line
 from data_prep.samples.tokenizer import LONGEST_SEQUENCE, Vocabulary, load_vocabulary, of_tokenizer
 
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _BERT = b'{"model_type": "bert"}'  # the config.json of an export, as far as it matters to the tokenizer
 
 
-def given_vocabulary(name: str, lowercase: bool) -> Vocabulary:
+def given_vocabulary(name: str, lowercase: bool, strip_accents: bool | None = None) -> Vocabulary:
     """The tokenizer that ``vocab`` names: a ``vocab.txt``, a ``tokenizer.json``, a folder, or a name on the hub.
 
-    ``lowercase`` is for a ``vocab.txt`` without ``tokenizer_config.json``. Raises ``ConfigError`` if there is none, or
-    it cannot be used.
+    ``lowercase`` and ``strip_accents`` (None: as ``lowercase``) are for a ``vocab.txt`` without
+    ``tokenizer_config.json``. Raises ``ConfigError`` if there is none, or it cannot be used.
     """
     path = Path(name).expanduser()
     if path.is_file() and path.suffix != ".json":
-        return load_vocabulary(path, lowercase)
+        return load_vocabulary(path, lowercase, strip_accents)
     if path.is_file():
         sources = {"tokenizer.json": _read(path)}
     else:
         folder = _find_folder(name, path)
         sources = {file: _read(folder / file) for file in (*FILES, "config.json") if (folder / file).is_file()}
         if not sources.keys() & {"tokenizer.json", "tokenizer_config.json"}:
-            config = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
+            case = {"do_lower_case": lowercase, "strip_accents": strip_accents}
+            config = {"tokenizer_class": "BertTokenizer", **case}
             sources["tokenizer_config.json"] = _json_bytes({**config, "model_max_length": LONGEST_SEQUENCE})
     return resolve(sources, name)
 
@@ -88,9 +89,9 @@ def _downloaded(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=10))
     except Exception as error:  # the hub's library and the network raise many types
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
         raise ConfigError(
-            f"vocab is {name!r}, which is no file or folder here, and cannot be downloaded from the hub ({reason})"
+            f"vocab is {name!r}, which is no file or folder here, and cannot be downloaded from the hub "
+            f"({on_one_line(error)})"
         ) from None
 
 

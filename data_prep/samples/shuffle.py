@@ -15,11 +15,11 @@ import numpy as np
 
 from bert_pretrain.data.masking import next_random, set_key
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.file_system import new_file
 from bert_pretrain.jit import cached_njit
 from data_prep.options import PrepareConfig
 from data_prep.samples.pairs import COLUMNS, SPECIALS, build_samples, count_unused, cut_long_sentences
 from data_prep.samples.tokenised import Encoded, read_bucket
-from data_prep.sources.streams import write_atomically
 
 _PLACES = 1 << 62  # random stream of the permutation; those of the samples have the duplicate's number here
 _ROUNDS = 6
@@ -44,13 +44,10 @@ def make_samples(
     for length in config.sequence_lengths:
         tables[str(length)], counts[str(length)] = _samples_of_length(corpus, length, config)
 
-    def write(temporary: Path) -> None:
-        with h5py.File(temporary, "w") as file:
-            file["ids"] = corpus.ids
-            for name, table in tables.items():
-                file[name] = table
-
-    write_atomically(path, write)
+    with new_file(path) as temporary, h5py.File(temporary, "w") as file:
+        file["ids"] = corpus.ids
+        for name, table in tables.items():
+            file[name] = table
     return counts
 
 
@@ -109,17 +106,13 @@ def scatter(path: Path, source: Path, length: int, first: int, total: int, confi
     _copy_tokens(ids, samples, tokens)
     shards = -(-total // config.samples_per_shard)
     starts = np.searchsorted(places, np.arange(shards + 1) * config.samples_per_shard)
-
-    def write(temporary: Path) -> None:
-        with h5py.File(temporary, "w") as file:
-            file["ids"] = tokens
-            file["sizes"] = sizes.astype(np.uint16)
-            file["is_random"] = samples[:, 4].astype(np.int8)
-            file["corpora"] = samples[:, 5].astype(np.uint16)
-            file["places"] = places
-            file["shards"] = np.stack([starts, stops[starts]], axis=1)
-
-    write_atomically(path, write)
+    with new_file(path) as temporary, h5py.File(temporary, "w") as file:
+        file["ids"] = tokens
+        file["sizes"] = sizes.astype(np.uint16)
+        file["is_random"] = samples[:, 4].astype(np.int8)
+        file["corpora"] = samples[:, 5].astype(np.uint16)
+        file["places"] = places
+        file["shards"] = np.stack([starts, stops[starts]], axis=1)
     return {}
 
 

@@ -23,10 +23,10 @@ import h5py
 import numpy as np
 
 from bert_pretrain.data.shard_directory import SPLITS
+from bert_pretrain.file_system import new_file
 from data_prep.options import PrepareConfig
 from data_prep.samples.tokenizer import load_vocabulary
 from data_prep.samples.words import WordEncoder
-from data_prep.sources.streams import write_atomically
 from data_prep.text.duplicates import TextPart, repeated_documents, repeated_sentences
 
 LENGTH_BIN = 8  # tokens, of the histogram of sentence lengths
@@ -124,7 +124,8 @@ def encode_part(
     found = Encoded(ids, _offsets(lengths[has_tokens]), _offsets(sizes[kept]), numbers[kept], all_copies[kept])
     counts["sentences_dropped_without_tokens"] = int(np.count_nonzero(~has_tokens))
     counts["documents_dropped_without_tokens"] = int(np.count_nonzero(~kept))
-    write_atomically(path, lambda temporary: _write_sorted(temporary, found, slots, sum(buckets)))
+    with new_file(path) as temporary:
+        _write_sorted(temporary, found, slots, sum(buckets))
     return {**counts, **_describe(found, slots >= buckets[0], pieces["after"]), "pieces": pieces}
 
 

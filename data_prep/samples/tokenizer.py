@@ -7,6 +7,7 @@ compares them), and torch is not loaded.
 import functools
 import hashlib
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from bert_pretrain.data.masking import SPECIAL_TOKENS
 from bert_pretrain.data.tokenizer_files import TokenTable, read_tokenizer, read_vocab_text, require_roles, token_table
 from bert_pretrain.errors import ConfigError
 
-LARGEST_ALPHABET = 1000  # characters; rarer ones become [UNK]. The default of the tokenizers library
+_SMALLEST_ALPHABET = 1000  # letters, if the text has so many; the largest of the tokenizers library's trainer
 _LONGEST_WORD = 100  # characters; a longer word becomes [UNK], as in Google's tokenizer
 LONGEST_SEQUENCE = 512  # model_max_length of a tokenizer that states none
 
@@ -32,6 +33,7 @@ class Vocabulary:
     tokenizer: Tokenizer
     table: TokenTable
     lowercase: bool
+    """As BERT's normalizer states it."""
     files: dict[str, bytes] = field(default_factory=dict)
     """The files of a given tokenizer, which are written as they are."""
 
@@ -44,6 +46,12 @@ class Vocabulary:
     def roles(self) -> dict[str, int]:
         """The ids of the special tokens: pad, unk, cls, sep, mask."""
         return self.table.roles
+
+    @property
+    def strips_accents(self) -> bool:
+        """Whether the normalizer makes "e" of "\u00e9" and "\u00c9"."""
+        normalizer = self.tokenizer.normalizer
+        return normalizer is not None and normalizer.normalize_str("\u00e9\u00c9").lower() == "ee"
 
     @property
     def id_dtype(self) -> type[np.unsignedinteger | np.signedinteger]:
@@ -61,7 +69,18 @@ class Vocabulary:
         return hashlib.sha256(self.tokenizer.to_str(pretty=True).encode()).hexdigest()
 
 
-def train_vocabulary(sentences: Callable[[], Iterable[str]], size: int, lowercase: bool) -> Vocabulary:
+@dataclass(frozen=True)
+class Letters:
+    """How a vocabulary treats letters."""
+
+    lowercase: bool
+    strip_accents: bool | None = None
+    """None: if ``lowercase``, and most letters of the text are Latin."""
+    coverage: float = 0.9995
+    """Share of the characters of the text that have entries of their own."""
+
+
+def train_vocabulary(sentences: Callable[[], Iterable[str]], size: int, rules: Letters) -> Vocabulary:
     """Train WordPiece on ``sentences()``, which is called three times. Raises ``ConfigError`` if ``size`` is too small.
 
     The trainer numbers the letters in the order of a hash map, which differs between processes, and breaks ties
@@ -69,35 +88,49 @@ def train_vocabulary(sentences: Callable[[], Iterable[str]], size: int, lowercas
     and the second gets them sorted.
     """
     special = list(SPECIAL_TOKENS)
-    letters = _letters(sentences(), lowercase)
-    found = set(_trained_tokens(sentences(), len(special), lowercase, special, letters))
+    characters: Counter[str] = Counter()
+    for sentence in sentences():
+        characters.update(sentence)
+    strip_accents = rules.strip_accents
+    if strip_accents is None and rules.lowercase and not _is_mostly_latin(characters):
+        strip_accents = False
+    normalizer = normalizers.BertNormalizer(lowercase=rules.lowercase, strip_accents=strip_accents)
+    letters = _alphabet(characters, normalizer, rules.coverage)
+    found = set(_trained_tokens(sentences(), len(special), normalizer, special, letters))
     if len(found) >= size:
         raise ConfigError(
             f"vocab_size is {size}, but this corpus has {len(found)} letters and special tokens alone; allowed: more "
-            f"than {len(found)}"
+            f"than {len(found)}, or a smaller alphabet_coverage"
         )
-    tokens = _trained_tokens(sentences(), size, lowercase, special + sorted(found - set(special)), letters)
-    return _of_table(_bert_table({token: number for number, token in enumerate(tokens)}, Path("trained")), lowercase)
+    tokens = _trained_tokens(sentences(), size, normalizer, special + sorted(found - set(special)), letters)
+    table = _bert_table({token: number for number, token in enumerate(tokens)}, Path("trained"))
+    return _of_table(table, rules.lowercase, normalizer)
 
 
-def _letters(sentences: Iterable[str], lowercase: bool) -> list[str]:
-    """The most frequent characters after normalisation, ties by code point."""
-    raw: Counter[str] = Counter()
-    for sentence in sentences:
-        raw.update(sentence)
-    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+def _is_mostly_latin(characters: Counter[str]) -> bool:
+    """Whether Latin letters are the majority of the letters."""
+    letters = {letter: count for letter, count in characters.items() if letter.isalpha()}
+    latin = sum(count for letter, count in letters.items() if unicodedata.name(letter, "").startswith("LATIN"))
+    return 2 * latin > sum(letters.values())
+
+
+def _alphabet(characters: Counter[str], normalizer: normalizers.Normalizer, coverage: float) -> list[str]:
+    """The most frequent letters after normalisation, ties by code point: as many as cover the share ``coverage``."""
     counts: Counter[str] = Counter()
-    for character, count in raw.items():
+    for character, count in characters.items():
         for letter in normalizer.normalize_str(character):
             if not letter.isspace():
                 counts[letter] += count
-    return sorted(counts, key=lambda letter: (-counts[letter], letter))[:LARGEST_ALPHABET]
+    letters = sorted(counts, key=lambda letter: (-counts[letter], letter))
+    covered = np.cumsum([counts[letter] for letter in letters])
+    needed = 1 + int(np.searchsorted(covered, coverage * counts.total())) if letters else 0
+    return letters[: max(needed, _SMALLEST_ALPHABET)]
 
 
 def _trained_tokens(
-    sentences: Iterable[str], size: int, lowercase: bool, first: list[str], letters: list[str]
+    sentences: Iterable[str], size: int, normalizer: normalizers.Normalizer, first: list[str], letters: list[str]
 ) -> list[str]:
-    tokenizer = _bert_tokenizer({}, lowercase)
+    tokenizer = _bert_tokenizer({}, normalizer)
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
         special_tokens=first,
@@ -110,10 +143,11 @@ def _trained_tokens(
     return sorted(vocab, key=vocab.__getitem__)
 
 
-def load_vocabulary(path: Path, lowercase: bool = True) -> Vocabulary:
+def load_vocabulary(path: Path, lowercase: bool = True, strip_accents: bool | None = None) -> Vocabulary:
     """Load a ``vocab.txt``, or a folder with ``tokenizer.json`` or else ``vocab.txt``.
 
-    ``lowercase`` is for a ``vocab.txt``; a ``tokenizer.json`` states it. Raises ``ConfigError`` for a tokenizer that
+    ``lowercase`` and ``strip_accents`` (None: as ``lowercase``) are for a ``vocab.txt``; a ``tokenizer.json`` states
+    them. Raises ``ConfigError`` for a tokenizer that
     lacks one of BERT's five special tokens.
     """
     file = path / "tokenizer.json" if path.is_dir() else path
@@ -124,7 +158,7 @@ def load_vocabulary(path: Path, lowercase: bool = True) -> Vocabulary:
         raise ConfigError(f"vocab is {str(path)!r}; it takes a vocab.txt, or a folder with tokenizer.json or vocab.txt")
     table = read_tokenizer(path) if path.is_dir() else _bert_table(read_vocab_text(file), file)
     require_roles(table, file)
-    return _of_table(table, lowercase)
+    return _of_table(table, lowercase, normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents))
 
 
 @functools.lru_cache(maxsize=2)
@@ -160,10 +194,10 @@ def _bert_table(ids: dict[str, int], where: Path) -> TokenTable:
     return token_table(ids, {}, {}, set(), where)
 
 
-def _of_table(table: TokenTable, lowercase: bool) -> Vocabulary:
+def _of_table(table: TokenTable, lowercase: bool, normalizer: normalizers.Normalizer) -> Vocabulary:
     names = {role: table.tokens[number] for role, number in table.roles.items()}
     ids = {token: index for index, token in enumerate(table.tokens)}
-    tokenizer = _bert_tokenizer(ids, lowercase, names["unk"])
+    tokenizer = _bert_tokenizer(ids, normalizer, names["unk"])
     tokenizer.decoder = decoders.WordPiece(prefix="##")
     tokenizer.add_special_tokens(sorted(names.values(), key=ids.__getitem__))
     cls, sep = names["cls"], names["sep"]
@@ -175,10 +209,10 @@ def _of_table(table: TokenTable, lowercase: bool) -> Vocabulary:
     return Vocabulary(tokenizer, table, lowercase)
 
 
-def _bert_tokenizer(ids: dict[str, int], lowercase: bool, unknown: str = "[UNK]") -> Tokenizer:
+def _bert_tokenizer(ids: dict[str, int], normalizer: normalizers.Normalizer, unknown: str = "[UNK]") -> Tokenizer:
     model = models.WordPiece(ids, unk_token=unknown, max_input_chars_per_word=_LONGEST_WORD)
     tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return tokenizer
 
@@ -199,7 +233,7 @@ def files_of(vocabulary: Vocabulary) -> dict[str, bytes]:
         "tokenizer_class": "BertTokenizer",
         "do_lower_case": vocabulary.lowercase,
         "tokenize_chinese_chars": True,
-        "strip_accents": None,
+        "strip_accents": json.loads(vocabulary.tokenizer.to_str())["normalizer"]["strip_accents"],
         "model_max_length": LONGEST_SEQUENCE,
         **roles,
     }

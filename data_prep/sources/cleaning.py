@@ -1,6 +1,7 @@
 """Cleaning rules: first each paragraph, then the whole document, is kept or dropped.
 
-The options are those of ``corpus.cleaning``. Drops are counted by rule, with a few samples for the report.
+The options are those of ``corpus.cleaning``. Drops are counted by rule, with a few samples for the report. All rules
+hold for any script, but ``boilerplate`` knows English phrases only.
 """
 
 import re
@@ -10,13 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_prep.options import CleaningConfig
+from data_prep.sources.scripts import count_letters, count_words
 
-PLACEHOLDER = "\ufffc"  # of a formula that was left out; a sentence with it is dropped
+PLACEHOLDER = "\ufffc"  # of what has no text, such as a formula; a sentence with it is dropped
 SAMPLES_PER_RULE = 5
 _SAMPLE_LENGTH = 200
 _LANGUAGE_CHARACTERS = 2000  # of a document, enough to identify its language
 
-_SENTENCE_END = re.compile(r"[.!?…。！？][)\"'”’»\]]*$")
+_SENTENCE_END = re.compile(r"[.!?…。．！？｡।॥۔؟።։။។៕][)\"'”’»\]」』）】〉》]*$")
 _BOILERPLATE = re.compile(
     r"all rights reserved|terms of (?:use|service)|privacy policy|cookies? policy|uses cookies|enable javascript"
     r"|lorem ipsum|project gutenberg|\bisbn[-: ]*[\d-]{9}|click here|sign up for our|subscribe to our"
@@ -26,7 +28,8 @@ _BOILERPLATE = re.compile(
 )
 _LEADERS = re.compile(r"\|.*\||\t.*\t|(?:\. ?){5,}|(?:[-_=*~] ?){6,}")
 _INVISIBLE = re.compile(
-    r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\ufff9-\ufffb]|[\x00-\x08\x0e-\x1f\x7f-\x9f]"
+    r"[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff\ufff9-\ufffb]|[\x00-\x08\x0e-\x1f\x7f-\x9f]"
+    r"|(?<![\u0600-\u08ff\u0900-\u0dff\u1000-\u109f\u1780-\u17ff])[\u200c\u200d]"  # joiners: part of Persian, Hindi
 )
 _FEW_SYMBOLS = 6  # always allowed, for short speech such as "Why?" with its quotes
 _BOILERPLATE_LENGTH = 400  # characters; a longer paragraph with such a phrase is text about it
@@ -34,14 +37,18 @@ _BOILERPLATE_LENGTH = 400  # characters; a longer paragraph with such a phrase i
 
 @dataclass
 class Dropped:
-    """What was dropped: counts by rule, and the first samples."""
+    """What was dropped: counts by rule, the first samples, and on request all texts."""
 
     counts: Counter[str] = field(default_factory=Counter)
     samples: dict[str, list[str]] = field(default_factory=dict)
+    texts: list[tuple[str, str]] | None = None
+    """(rule, text) of everything, if it is to be written out."""
 
     def add(self, rule: str, sample: str, count: int = 1) -> None:
         """Count ``sample`` under ``rule``; its first characters are kept."""
         self.counts[rule] += count
+        if self.texts is not None:
+            self.texts.append((rule, sample))
         kept = self.samples.setdefault(rule, [])
         if len(kept) < SAMPLES_PER_RULE:
             kept.append(sample[:_SAMPLE_LENGTH])
@@ -66,7 +73,7 @@ def clean_paragraphs(paragraphs: list[str], rules: CleaningConfig, language: str
     if not kept:
         return []
     text = " ".join(kept)
-    if rules.min_document_words and text.count(" ") + 1 < rules.min_document_words:
+    if rules.min_document_words and count_words(text) < rules.min_document_words:
         dropped.add("short_document", text)
         return []
     if rules.language_filter:
@@ -98,12 +105,11 @@ def rejected_as(paragraph: str, rules: CleaningConfig) -> str | None:
         return None
     if _LEADERS.search(paragraph):
         return "table_or_rule"
-    words = paragraph.count(" ") + 1
-    if words < rules.min_words and not _SENTENCE_END.search(paragraph):
+    if count_words(paragraph) < rules.min_words and not _SENTENCE_END.search(paragraph):
         return "fragment"
-    letters = sum(map(str.isalpha, paragraph))
+    letters = count_letters(paragraph)
     digits = sum(map(str.isdigit, paragraph))
-    visible = len(paragraph) - (words - 1)  # without the spaces
+    visible = len(paragraph) - paragraph.count(" ")
     if letters == 0:
         return "no_letters"
     if digits > rules.max_digit_share * visible:

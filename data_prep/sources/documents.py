@@ -1,16 +1,20 @@
 """Reads a piece of a corpus: spans of files -> documents, each a list of paragraphs (or of sentences)."""
 
+import codecs
 import json
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from bert_pretrain.errors import ConfigError
 from data_prep.sources.cleaning import Dropped
 from data_prep.sources.embedded import module_paragraphs
 from data_prep.sources.pieces import Piece, Span
-from data_prep.sources.streams import blocks, decode, lines
+from data_prep.sources.rows import BadRowError, RowCounter, csv_rows, json_array, row_text
+from data_prep.sources.streams import BYTE_ORDER_MARK, blocks, decode, lines
 from data_prep.sources.wikipedia import page_rejected_as, read_pages
+from data_prep.sources.wikitext_names import no_text_namespaces
 
 LONGEST_DOCUMENT = 8_000_000  # characters (War and Peace has 3 million); a longer one is divided
 
@@ -24,13 +28,14 @@ class Document:
     paragraphs: list[str]
     needs_splitting: bool = True  # False: the paragraphs are sentences already
     is_wikitext: bool = False  # the only paragraph is the wikitext of an article
+    no_text: tuple[str, ...] = ()  # of an article: the dump's namespaces whose links are no text
 
 
 def read_piece(piece: Piece, dropped: Dropped) -> Iterator[Document]:
     """The non-empty documents of a piece, in order, without markup. What is left out is counted in ``dropped``.
 
-    Raises ``ConfigError``, with file and position, for text that is not UTF-8, for damaged files, and for JSON without
-    the text field.
+    Raises ``ConfigError``, with file and position, for text that is not UTF-8, for damaged files, and if too many rows
+    are broken or lack the text field.
     """
     for raw in read_raw(piece, dropped):
         yield from without_markup(raw, dropped)
@@ -46,9 +51,11 @@ def read_raw(piece: Piece, dropped: Dropped) -> Iterator[Document]:
         elif piece.config.kind == "wikipedia":
             yield from _articles(span, piece.corpus, dropped)
         elif piece.config.kind in ("parquet", "dataset"):
-            yield from _rows(span, piece)
+            yield from _row_documents(_table_rows(span, piece), piece, dropped)
         elif piece.config.kind == "jsonl":
-            yield from _json_documents(span, piece, dropped)
+            yield from _row_documents(_json_rows(span, dropped), piece, dropped)
+        elif piece.config.kind == "csv":
+            yield from _row_documents(_csv_rows(span, dropped), piece, dropped)
         else:
             yield from _text_documents(span, piece, dropped)
 
@@ -109,7 +116,7 @@ def _decoded_lines(span: Span, needs_blank: bool, dropped: Dropped) -> Iterator[
 def _text_documents(span: Span, piece: Piece, dropped: Dropped) -> Iterator[Document]:
     """Documents of text, by ``corpus.documents`` and ``corpus.lines``."""
     corpus = piece.config
-    per_file = corpus.documents == "file"
+    per_file, per_line = corpus.documents == "file", corpus.documents == "line"
     paragraphs: list[str] = []
     wrapped: list[str] = []
     size = position = 0
@@ -119,17 +126,17 @@ def _text_documents(span: Span, piece: Piece, dropped: Dropped) -> Iterator[Docu
             yield Document(f"{span.path.name}#{position}", piece.corpus, list(paragraphs), corpus.lines != "sentence")
         paragraphs.clear()
 
-    for _, position, line in _decoded_lines(span, not per_file, dropped):
+    for _, position, line in _decoded_lines(span, corpus.documents == "blank_line", dropped):
         for part in line.split("\r") if "\r" in line else (line,):  # line ends of old Macs
             text = " ".join(part.split())
             size += len(text)
             if text:
                 (wrapped if corpus.lines == "wrapped" else paragraphs).append(text)
             too_long = size > LONGEST_DOCUMENT
-            if wrapped and (not text or too_long):
+            if wrapped and (not text or too_long or per_line):
                 paragraphs.append(" ".join(wrapped))
                 wrapped = []
-            if (not text and not per_file) or too_long:
+            if per_line or (not text and not per_file) or too_long:
                 if too_long:
                     dropped.add("documents_divided", f"{span.path}, before byte {position}")
                 yield from finished()
@@ -139,39 +146,85 @@ def _text_documents(span: Span, piece: Piece, dropped: Dropped) -> Iterator[Docu
     yield from finished()
 
 
-def _paragraphs(text: str) -> list[str]:
+def text_paragraphs(text: str) -> list[str]:
     """The non-empty lines of a text, white space as single spaces."""
     return [paragraph for line in text.splitlines() if (paragraph := " ".join(line.split()))]
 
 
-def _json_documents(span: Span, piece: Piece, dropped: Dropped) -> Iterator[Document]:
-    """One document a line; every line of its text is a paragraph."""
-    field, path = piece.config.text_field, span.path
+_Row = tuple[str, str, Any]
+"""The name of a row's document, where it is, for messages, and its value, or a ``BadRowError`` in its place."""
+
+
+def _row_documents(rows: Iterator[_Row], piece: Piece, dropped: Dropped) -> Iterator[Document]:
+    """One document a row; every line of its text is a paragraph. Raises ``ConfigError`` if too many rows are bad."""
+    counter = RowCounter(piece.config.bad_rows, dropped)
+    for name, where, row in rows:
+        try:
+            if isinstance(row, BadRowError):
+                raise row
+            text = row_text(row, piece.config.text_field)
+        except BadRowError as error:
+            counter.bad_row(where, error)
+            continue
+        counter.row(text, where)
+        yield Document(name, piece.corpus, text_paragraphs(text))
+    counter.check()
+
+
+def _json_rows(span: Span, dropped: Dropped) -> Iterator[_Row]:
+    """JSON lines, or the values of an array."""
+    if span.start == 0 and span.stop is None and is_json_array(span.path):
+        yield from _array_rows(span.path)
+        return
     for number, position, line in _decoded_lines(span, False, dropped):
         if not line.strip():
             continue
-        where = f"corpus file {path}, " + (f"line {number}" if span.start == 0 else f"the line at byte {position}")
+        where = f"corpus file {span.path}, " + (f"line {number}" if span.start == 0 else f"the line at byte {position}")
+        row: Any
         try:
-            text = json.loads(line)[field]
+            row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ConfigError(f"{where}: not JSON ({error.msg}, column {error.colno})") from None
-        except (KeyError, TypeError, IndexError):
-            raise ConfigError(f"{where}: no field {field!r} (corpus.text_field)") from None
+            row = BadRowError(f"not JSON ({error.msg}, column {error.colno})")
         except RecursionError:
-            raise ConfigError(f"{where}: JSON nested too deep") from None
-        if not isinstance(text, str):
-            raise ConfigError(f"{where}: field {field!r} is not a string")
-        text = text.encode("utf-8", "replace").decode()  # JSON can escape one half of a surrogate pair
-        yield Document(f"{path.name}#{position}", piece.corpus, _paragraphs(text))
+            row = BadRowError("JSON nested too deep")
+        yield f"{span.path.name}#{position}", where, row
 
 
-def _rows(span: Span, piece: Piece) -> Iterator[Document]:
-    """One document a row of a parquet or arrow file; null rows are left out."""
-    from data_prep.sources.tables import texts  # slow to load
+def is_json_array(path: Path) -> bool:
+    """Whether a file of corpus=jsonl holds one JSON array."""
+    start = b""
+    for block in blocks(path):
+        start = (start + block).lstrip()
+        if start and not BYTE_ORDER_MARK.startswith(start):
+            break
+    return start.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"[")
 
-    for row, text in enumerate(texts(span, piece.config.kind, piece.config.text_field), start=1):
-        if text is not None:
-            yield Document(f"{span.path.name}#{span.start}.{row}", piece.corpus, _paragraphs(text))
+
+def _array_rows(path: Path) -> Iterator[_Row]:
+    try:
+        for number, row in enumerate(json_array(codecs.iterdecode(blocks(path), "utf-8-sig")), start=1):
+            yield f"{path.name}#{number}", f"corpus file {path}, value {number}", row
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"corpus file {path} is not UTF-8 ({error.reason}); convert it, for example with iconv"
+        ) from None
+    except BadRowError as error:  # where the next value starts is unknown
+        raise ConfigError(f"corpus file {path}: {error}; mend it, or write one JSON object a line") from None
+
+
+def _csv_rows(span: Span, dropped: Dropped) -> Iterator[_Row]:
+    decoded = (f"{line}\n" for _, _, line in _decoded_lines(span, False, dropped))
+    for number, row in enumerate(csv_rows(decoded, span.path), start=1):
+        yield f"{span.path.name}#{number}", f"corpus file {span.path}, row {number}", row
+
+
+def _table_rows(span: Span, piece: Piece) -> Iterator[_Row]:
+    """Rows of a parquet or arrow file."""
+    from data_prep.sources.tables import rows  # slow to load
+
+    for number, row in enumerate(rows(span, piece.config.kind, piece.config.text_field), start=1):
+        name = f"{span.path.name}#{span.start}.{number}"
+        yield name, f"corpus file {span.path}, row {number} of row group {span.start}", row
 
 
 def _articles(span: Span, corpus: str, dropped: Dropped) -> Iterator[Document]:
@@ -179,7 +232,7 @@ def _articles(span: Span, corpus: str, dropped: Dropped) -> Iterator[Document]:
     for page in read_pages(content, span.path, span.start == 0, span.start == 0 and span.stop is None):
         rule = page_rejected_as(page)
         if rule is None:
-            yield Document(page.title, corpus, [page.text], is_wikitext=True)
+            yield Document(page.title, corpus, [page.text], is_wikitext=True, no_text=no_text_namespaces(span.path))
         else:
             dropped.add(rule, page.title)
 
@@ -188,10 +241,10 @@ def _parsed(article: Document, dropped: Dropped) -> Document:
     from data_prep.sources.wikitext import text_rejected_as, wikitext_paragraphs  # slow to load
 
     kept = []
-    for paragraph in wikitext_paragraphs(article.paragraphs[0]):
+    for paragraph in wikitext_paragraphs(article.paragraphs[0], article.no_text):
         rule = text_rejected_as(paragraph)
         if rule is None:
             kept.append(paragraph)
         else:
             dropped.add(rule, paragraph)
-    return replace(article, paragraphs=kept, is_wikitext=False)
+    return replace(article, paragraphs=kept, is_wikitext=False, no_text=())

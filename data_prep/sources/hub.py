@@ -8,6 +8,7 @@ from pathlib import Path
 import datasets
 
 from bert_pretrain.errors import ConfigError
+from data_prep.sources.tables import columns_of
 
 
 def arrow_files(path: str, subset: str | None, split: str, text_field: str) -> list[Path]:
@@ -25,11 +26,7 @@ def arrow_files(path: str, subset: str | None, split: str, text_field: str) -> l
             f"({type(error).__name__}: {' '.join(str(error).split())}); give a name on the hub or a folder of "
             "save_to_disk"
         ) from None
-    if text_field not in loaded.column_names:
-        raise ConfigError(
-            f"corpus.path {path}: no field {text_field!r} (corpus.text_field); "
-            f"there are {', '.join(loaded.column_names)}"
-        )
+    columns_of(text_field, loaded.column_names, path)
     if loaded._indices is not None or not loaded.cache_files:
         raise ConfigError(
             f"corpus.path {path} is a selection of rows of another data set; write it out first with "

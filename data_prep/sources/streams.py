@@ -6,7 +6,6 @@ dumps). :func:`bz2_streams` finds where those of a bz2 file start, so that sever
 
 import bz2
 import lzma
-import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -160,15 +159,3 @@ def bz2_streams(path: Path) -> list[int]:
         starts += [position - len(tail) + match.start() for match in _STREAM.finditer(window)]
         tail = window[-9:]  # one byte less than the pattern
     return starts
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file, flush it to disk, and rename it to ``path``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)

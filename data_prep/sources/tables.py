@@ -5,6 +5,7 @@ Import this module only for these kinds of corpora: loading pyarrow takes longer
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -32,26 +33,25 @@ def record_batches(path: Path) -> list[int]:
         return [batch.nbytes for batch in reader]
 
 
-def texts(span: Span, kind: str, field: str) -> Iterator[str | None]:
-    """The texts in a span of row groups (kind parquet) or record batches (kind dataset); null is None.
+def rows(span: Span, kind: str, fields: str) -> Iterator[dict[str, Any]]:
+    """The rows in a span of row groups (kind parquet) or record batches (kind dataset), with the columns of ``fields``.
 
-    Raises ``ConfigError`` if the file is damaged or ``field`` is missing or not text.
+    Raises ``ConfigError`` if the file is damaged or a column is missing.
     """
     path = span.path
     assert span.stop is not None
     try:
         if kind == "dataset":
             with pyarrow.memory_map(str(path)) as source, pyarrow.ipc.open_stream(source) as reader:
+                columns = columns_of(fields, reader.schema.names, path)
                 for number, batch in enumerate(reader):
                     if span.start <= number < span.stop:
-                        yield from _strings(batch.column(field), path, field)
+                        yield from batch.select(columns).to_pylist()
             return
         with pyarrow.parquet.ParquetFile(path) as file:
-            if field not in file.schema_arrow.names:
-                names = ", ".join(file.schema_arrow.names)
-                raise ConfigError(f"corpus file {path}: no field {field!r} (corpus.text_field); it has {names}")
-            for batch in file.iter_batches(_ROWS, range(span.start, span.stop), [field]):
-                yield from _strings(batch.column(0), path, field)
+            columns = columns_of(fields, file.schema_arrow.names, path)
+            for batch in file.iter_batches(_ROWS, range(span.start, span.stop), columns):
+                yield from batch.to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
         raise ConfigError(
             f"corpus file {path} is damaged in row groups {span.start} to {span.stop - 1} ({error}); download or copy "
@@ -59,8 +59,12 @@ def texts(span: Span, kind: str, field: str) -> Iterator[str | None]:
         ) from None
 
 
-def _strings(column: pyarrow.Array, path: Path, field: str) -> list[str | None]:
-    if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
-        raise ConfigError(f"corpus file {path}: field {field!r} holds {column.type}, not text (corpus.text_field)")
-    values: list[str | None] = column.to_pylist()
-    return values
+def columns_of(fields: str, names: list[str], where: Path | str) -> list[str]:
+    """The columns that hold ``fields`` (``corpus.text_field``). Raises ``ConfigError`` if one is missing."""
+    columns = []
+    for name in fields.split("+"):
+        column = name if name in names else name.partition(".")[0]
+        if column not in names:
+            raise ConfigError(f"corpus file {where}: no field {name!r} (corpus.text_field); it has {', '.join(names)}")
+        columns.append(column)
+    return list(dict.fromkeys(columns))

@@ -12,8 +12,9 @@ from typing import cast
 from xml.etree.ElementTree import Element, ParseError, XMLPullParser
 
 from bert_pretrain.errors import ConfigError
+from data_prep.sources.wikitext_names import DISAMBIGUATION
 
-_DISAMBIGUATION = re.compile(r"\{\{\s*(?:disambig|disambiguation|hndis|geodis|surname|given name|dab)\b", re.IGNORECASE)
+_REDIRECT = re.compile(r"\s*#\s*[^\W\d_]+:?\s*\[\[[^\]]+\]\]\s*(?:\{\{.*)?$", re.DOTALL)  # the word in any language
 
 
 @dataclass
@@ -77,8 +78,8 @@ def page_rejected_as(page: Page) -> str | None:
     """The rule by which a page is not an article; None for an article."""
     if page.namespace not in ("0", ""):
         return "page_of_another_namespace"
-    if page.is_redirect or page.text.lstrip()[:9].lower() == "#redirect":
+    if page.is_redirect or page.text.lstrip()[:9].lower() == "#redirect" or _REDIRECT.match(page.text[:1000]):
         return "redirect"
-    if _DISAMBIGUATION.search(page.text):
+    if DISAMBIGUATION.search(page.text):
         return "disambiguation_page"
     return None

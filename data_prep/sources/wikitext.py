@@ -5,21 +5,19 @@ Import this module only for ``corpus=wikipedia``: the parser is slow to load.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import mwparserfromhell
 from mwparserfromhell import nodes
 from mwparserfromhell.wikicode import Wikicode
 
 from data_prep.sources.cleaning import PLACEHOLDER
-from data_prep.sources.wikitext_templates import is_known, template_text
+from data_prep.sources.wikitext_names import DROPPED_SECTIONS, NO_TEXT
+from data_prep.sources.wikitext_templates import is_known, is_note, template_text
 
 _ITEM = "\x01"  # marks the text of a list item
-_DROPPED_SECTIONS = {
-    "references", "external links", "see also", "notes", "further reading", "bibliography", "sources", "footnotes",
-    "citations", "notes and references", "references and notes", "gallery", "works cited", "selected bibliography",
-    "discography", "filmography", "external resources", "general references", "literature", "publications",
-}  # fmt: skip
+_HOLE = "\x02"  # stands for a template that is not known
 _DROPPED_TAGS = {
     "ref", "references", "table", "gallery", "timeline", "imagemap", "code", "syntaxhighlight", "source", "pre", "tr",
     "td", "th", "caption", "templatestyles", "graph", "mapframe", "maplink", "hiero", "categorytree",
@@ -27,7 +25,7 @@ _DROPPED_TAGS = {
 }  # fmt: skip
 _FORMULA_TAGS = {"math", "score", "chem", "ce"}
 _BREAKING_TAGS = {"p", "div", "blockquote", "ul", "ol", "dl", "hr", "center", "poem"}
-_NOT_TEXT_LINK = re.compile(r"(?i:file|image|category|media)\s*:|[a-z]{2,3}(?:-[a-z-]+)?:\S")  # last: other languages
+_OTHER_LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[a-z-]+)?:\S")
 _PROJECT = re.compile(r"^:?(?:wikt|wiktionary|wikisource|wikiquote|[swbqnvd]):(?=\S)(?:[a-z]{2,3}:)?", re.IGNORECASE)
 _SUPERSCRIPTS = str.maketrans("0123456789+-−", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻")
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
@@ -35,6 +33,11 @@ _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 _COMMENTS_AND_REFERENCES = re.compile(
     r"<!--.*?-->|<ref(?:\s[^<>]*)?/>|<ref(?:\s[^<>]*)?>.*?</ref\s*>", re.DOTALL | re.IGNORECASE
 )
+_INDENTED_TABLE = re.compile(r"^[:*#;]+\s*(?=\{\|)", re.MULTILINE)  # the parser does not see it as a table
+_CONVERSION = re.compile(r"-\{((?:[^{}]|\{(?!-)|\}(?!-))*?)\}-")  # between the scripts of a language
+_IN_BRACKETS = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|（[^（）]*）")
+_HOLES_BEHIND = re.compile(rf"(?<=[^\s{_HOLE}]){_HOLE}+")
+_HOLES_BETWEEN = re.compile(rf"(^|[.!?…。！？][\"'”’»)\]]*\s)\s*(?:{_HOLE}\s*)+(?=(.?))")
 
 _TIDY = (
     (re.compile(r"'{2,}"), ""),  # bold and italic
@@ -55,20 +58,50 @@ _POINTER = re.compile(r"\(?(?:see also|see more at|main articles?:|for more (?:d
 _POINTER_LENGTH = 160  # characters; a longer paragraph is more than a pointer
 
 
-def wikitext_paragraphs(text: str) -> list[str]:
-    """The paragraphs and list items of an article, without markup and without sections of references and links."""
-    wikicode = mwparserfromhell.parse(_COMMENTS_AND_REFERENCES.sub("", text), skip_style_tags=True)
+def wikitext_paragraphs(text: str, no_text: Sequence[str] = ()) -> list[str]:
+    """The paragraphs and list items of an article, without markup and without sections of references and links.
+
+    ``no_text``: more namespaces whose links are no text, in lower case.
+    """
+    text = _INDENTED_TABLE.sub("", _COMMENTS_AND_REFERENCES.sub("", text))
+    wikicode = mwparserfromhell.parse(_CONVERSION.sub(_converted, text), skip_style_tags=True)
+    reader = _Reader(NO_TEXT.union(no_text))
     pieces: list[str] = []
     skipped_level = 0  # level of the dropped section that the node is in
     for node in wikicode.nodes:
         if isinstance(node, nodes.Heading):
             title = str(node.title).strip().strip("'").lower()
             if skipped_level == 0 or node.level <= skipped_level:
-                skipped_level = node.level if title in _DROPPED_SECTIONS else 0
+                skipped_level = node.level if title in DROPPED_SECTIONS else 0
             pieces.append("\n\n")
         elif skipped_level == 0:
-            pieces.append(_node_text(node))
-    return [paragraph for text in _joined_lines("".join(pieces)) if (paragraph := _tidied(text))]
+            pieces.append(reader.node_text(node))
+    return [paragraph for text in _joined_lines("".join(pieces)) if (paragraph := _tidied(_without_holes(text)))]
+
+
+def _converted(match: re.Match[str]) -> str:
+    """The text of ``-{...}-`` in simplified characters, or in the first form that is given."""
+    flag, bar, content = match.group(1).rpartition("|")
+    if bar and set(flag.strip().upper()) & {"H", "T"}:  # a rule for the page or its title, not shown
+        return ""
+    forms = dict(form.split(":", 1)[::1] for form in content.split(";") if ":" in form)
+    named = {name.strip().lower(): text.strip() for name, text in forms.items()}
+    return next((named[name] for name in ("zh-hans", "zh-cn", "sr-ec") if name in named), "") or next(
+        iter(named.values()), content
+    )
+
+
+def _without_holes(text: str) -> str:
+    """A paragraph without the marks of unknown templates, but for those that stand where words are missing.
+
+    Nothing is missing in brackets, behind a word or full stop without a space (notes), and between sentences.
+    """
+    if _HOLE not in text:
+        return text
+    text = _IN_BRACKETS.sub(lambda match: match.group().replace(_HOLE, ""), text)
+    text = _HOLES_BEHIND.sub("", text)
+    text = _HOLES_BETWEEN.sub(lambda match: match.group(1) + PLACEHOLDER * match.group(2).islower(), text)
+    return text.replace(_HOLE, PLACEHOLDER)
 
 
 def text_rejected_as(paragraph: str) -> str | None:
@@ -102,51 +135,74 @@ def _tidied(text: str) -> str:
     return text.strip()
 
 
-def _code_text(code: Wikicode | None) -> str:
-    return "".join(map(_node_text, code.nodes)) if code is not None else ""
+@dataclass(frozen=True)
+class _Reader:
+    """The text of parsed wikitext."""
 
+    no_text: frozenset[str]
 
-def _node_text(node: nodes.Node) -> str:
-    if isinstance(node, nodes.Text):
-        return str(node.value)
-    if isinstance(node, nodes.HTMLEntity):
-        return str(node.normalize())
-    if isinstance(node, nodes.Wikilink):
-        return _link_text(node)
-    if isinstance(node, nodes.ExternalLink):
-        return _code_text(node.title)
-    if isinstance(node, nodes.Tag):
-        return _tag_text(node)
-    if isinstance(node, nodes.Template):
-        return _template_text(node)
-    return ""  # comments, arguments, headings in templates
+    def code_text(self, code: Wikicode | None) -> str:
+        return "".join(map(self.node_text, code.nodes)) if code is not None else ""
 
+    def node_text(self, node: nodes.Node) -> str:
+        if isinstance(node, nodes.Text):
+            return str(node.value)
+        if isinstance(node, nodes.HTMLEntity):
+            return str(node.normalize())
+        if isinstance(node, nodes.Wikilink):
+            return self._link_text(node)
+        if isinstance(node, nodes.ExternalLink):
+            return self.code_text(node.title)
+        if isinstance(node, nodes.Tag):
+            return self._tag_text(node)
+        if isinstance(node, nodes.Template):
+            return self._template_text(node)
+        return ""  # comments, arguments, headings in templates
 
-def _link_text(node: nodes.Wikilink) -> str:
-    title = str(node.title).strip()
-    if _NOT_TEXT_LINK.match(title) and not _PROJECT.match(title):
-        return ""
-    if node.text is not None:
-        return _code_text(node.text)
-    return _PROJECT.sub("", _code_text(node.title).strip()).lstrip(":").partition("#")[0]
+    def _link_text(self, node: nodes.Wikilink) -> str:
+        title = str(node.title).strip()
+        namespace, colon, _ = title.partition(":")
+        is_text = not (colon and namespace.strip().lower() in self.no_text) and not _OTHER_LANGUAGE.match(title)
+        if not is_text and not _PROJECT.match(title):
+            return ""
+        if node.text is not None:
+            return self.code_text(node.text)
+        return _PROJECT.sub("", self.code_text(node.title).strip()).lstrip(":").partition("#")[0]
 
+    def _tag_text(self, node: nodes.Tag) -> str:
+        name = str(node.tag).strip().lower()
+        if name in _FORMULA_TAGS:
+            return PLACEHOLDER
+        if name in _DROPPED_TAGS:
+            return ""
+        text = self.code_text(node.contents)
+        if name in ("li", "dd", "dt"):
+            return f"\n{_ITEM}{text}"
+        if name == "br":
+            return " "
+        if name == "sup":
+            return _superscript(text.strip())
+        if name == "sub":
+            return text.translate(_SUBSCRIPTS) if text.isdigit() else text
+        return f"\n\n{text}\n\n" if name in _BREAKING_TAGS else text
 
-def _tag_text(node: nodes.Tag) -> str:
-    name = str(node.tag).strip().lower()
-    if name in _FORMULA_TAGS:
-        return PLACEHOLDER
-    if name in _DROPPED_TAGS:
-        return ""
-    text = _code_text(node.contents)
-    if name in ("li", "dd", "dt"):
-        return f"\n{_ITEM}{text}"
-    if name == "br":
-        return " "
-    if name == "sup":
-        return _superscript(text.strip())
-    if name == "sub":
-        return text.translate(_SUBSCRIPTS) if text.isdigit() else text
-    return f"\n\n{text}\n\n" if name in _BREAKING_TAGS else text
+    def _template_text(self, node: nodes.Template) -> str:
+        name = str(node.name).strip().lower().replace("_", " ")
+        name, colon, value = name.partition(":")
+        if colon and is_known(name):  # a parser function: {{formatnum:1234}}
+            return template_text(name, [value.strip()], {})
+        if not is_known(name):
+            return "" if is_note(name) or "\n" in str(node) else _HOLE  # of several lines: a box
+        positional: dict[int, str] = {}
+        named: dict[str, str] = {}
+        for parameter in node.params:
+            key, text = str(parameter.name).strip(), self.code_text(parameter.value).strip()
+            if key.isdigit():
+                positional[int(key)] = text
+            else:
+                named[key.lower()] = text
+        arguments = [positional.get(number, "") for number in range(1, max(positional, default=0) + 1)]
+        return template_text(name, arguments, named)
 
 
 def _superscript(text: str) -> str:
@@ -155,19 +211,3 @@ def _superscript(text: str) -> str:
     if not any(letter in "0123456789+-−" for letter in text):
         return text if text.isalpha() and len(text) > 1 else PLACEHOLDER if text.isalpha() else text
     return PLACEHOLDER if any(letter.isascii() for letter in raised) else raised
-
-
-def _template_text(node: nodes.Template) -> str:
-    template = str(node.name).strip().lower().replace("_", " ")
-    if not is_known(template):
-        return ""
-    positional: dict[int, str] = {}
-    named: dict[str, str] = {}
-    for parameter in node.params:
-        name, value = str(parameter.name).strip(), _code_text(parameter.value).strip()
-        if name.isdigit():
-            positional[int(name)] = value
-        else:
-            named[name.lower()] = value
-    arguments = [positional.get(number, "") for number in range(1, max(positional, default=0) + 1)]
-    return template_text(template, arguments, named)

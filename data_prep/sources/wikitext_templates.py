@@ -7,6 +7,7 @@ from data_prep.sources.cleaning import PLACEHOLDER
 _FIRST_ARGUMENT = {
     "nowrap", "nobr", "small", "smaller", "abbr", "sic", "em", "strong", "smallcaps", "sc", "var", "linktext",
     "pron", "ill", "interlanguage link", "visible anchor", "vanchor", "quote", "blockquote", "cquote", "gloss",
+    "num", "nombre", "число", "formatnum", "nts",
     "avoid wrap", "nihongo", "keypress", "key press", "tooltip", "angbr", "vr", "ipa", "flag", "big", "larger", "tq",
 }  # fmt: skip
 _FIXED = {
@@ -15,9 +16,23 @@ _FIXED = {
 }  # fmt: skip
 _FORMULAS = {
     "math", "mvar", "frac", "sfrac", "chem", "chem2", "val", "su", "sub", "sup", "tex", "nuclide", "e", "inflation",
-    "currentyear", "currentmonth", "age", "eqm", "music", "formatnum", "decimals", "gaps",
+    "currentyear", "currentmonth", "age", "eqm", "music", "decimals", "gaps",
 }  # fmt: skip
 _LAST_ARGUMENT = {"transl", "translit", "transliteration"}  # {{transl|ar|ALA|Allāh}}; ALA is optional
+_SECOND_ARGUMENT = {"lang", "langx", "script"}  # {{lang|de|Katze}}
+_NUMBER_AND_UNIT = {"unité", "unidad", "unité/2", "unit", "einheit"}  # {{unité|12|km}}
+_NOTES = {
+    "citation needed", "cn", "fact", "citation", "efn", "efn-ua", "refn", "rp", "r", "ref", "note", "clarify",
+    "when", "who", "where", "which", "why", "by whom", "according to whom", "dead link", "dubious", "vague", "better",
+    "better source needed", "full citation needed", "page needed", "verify source", "failed verification", "specify",
+    "additional citation needed", "unreliable source?", "citation needed span", "update inline", "anchor", "clear",
+    "main", "see also", "further", "details", "about", "for", "short description", "use dmy dates", "toc",
+    "use mdy dates",
+    "défaut de référence", "référence nécessaire", "refnec", "quand", "qui", "cita requerida", "belege fehlen",
+    "источник", "нет аи", "sfnm", "citace", "harvsp", "audio", "listen",
+}  # fmt: skip
+_NOTE_PREFIXES = ("cite ", "cite-", "sfn", "harv", "ipac-", "ipa-", "ref ", "note ", "citation ")
+"""Notes and marks beside a sentence: leaving them out leaves it whole."""
 _SHIPS = {"uss", "hms", "ss", "rms", "hmas", "hmcs", "usns", "sms"}
 _MUSIC = {"flat": "-flat", "sharp": "-sharp", "natural": "-natural", "b": "-flat", "#": "-sharp"}
 
@@ -54,14 +69,19 @@ _PARTS = {("ft", "in"), ("lb", "oz"), ("st", "lb"), ("mi", "yd"), ("mi", "ft"), 
 
 
 _KNOWN = {
-    *_FIXED, *_FORMULAS, *_SHIPS, *_FIRST_ARGUMENT, *_LAST_ARGUMENT, "coord", "convert", "cvt", "lang", "script",
-    "as of", "circa", "c.",
+    *_FIXED, *_FORMULAS, *_SHIPS, *_FIRST_ARGUMENT, *_LAST_ARGUMENT, *_SECOND_ARGUMENT, *_NUMBER_AND_UNIT, "coord",
+    "convert", "cvt", "as of", "circa", "c.",
 }  # fmt: skip
 
 
 def is_known(name: str) -> bool:
     """Whether :func:`template_text` knows a template. ``name`` in lower case."""
     return name in _KNOWN or name.startswith("lang-")
+
+
+def is_note(name: str) -> bool:
+    """Whether a template adds nothing to the sentence that it stands in. ``name`` in lower case."""
+    return name in _NOTES or name.startswith(_NOTE_PREFIXES)
 
 
 def template_text(name: str, arguments: list[str], named: dict[str, str]) -> str:
@@ -75,8 +95,10 @@ def template_text(name: str, arguments: list[str], named: dict[str, str]) -> str
         return PLACEHOLDER
     if name in ("convert", "cvt"):
         return _conversion(arguments, named) or PLACEHOLDER
-    if name in ("lang", "script") and len(arguments) >= 2:
+    if name in _SECOND_ARGUMENT and len(arguments) >= 2:
         return arguments[1]
+    if name in _NUMBER_AND_UNIT:
+        return " ".join(filter(None, arguments[:2]))
     if name in _LAST_ARGUMENT:
         return arguments[-1] if len(arguments) >= 2 else ""
     if name in _SHIPS:

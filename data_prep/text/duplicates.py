@@ -18,6 +18,7 @@ import numpy as np
 from rensa import RMinHash
 
 from data_prep.options import DuplicateConfig
+from data_prep.sources.scripts import split_words
 
 BANDS, ROWS = 20, 6
 _SHINGLE = 5  # words
@@ -77,8 +78,11 @@ def part_keys(documents: Sequence[list[str]], config: DuplicateConfig, sentences
 
 
 def signature(sentences: list[str]) -> list[int]:
-    """The MinHash (120 values) of a document's word 5-grams, or of all its words if there are fewer."""
-    words = " ".join(sentences).casefold().split()
+    """The MinHash (120 values) of a document's word 5-grams, or of all its words if there are fewer.
+
+    In scripts without spaces, of its letters' 5-grams.
+    """
+    words = split_words(" ".join(sentences).casefold())
     shingles = [" ".join(words[start : start + _SHINGLE]) for start in range(max(1, len(words) - _SHINGLE + 1))]
     minhash = RMinHash(num_perm=BANDS * ROWS, seed=_SEED)
     minhash.update(shingles)

@@ -3,7 +3,7 @@
 Chosen by measurement on Wikipedia articles and novels (``scripts/bench_sentences.py``): blingfire is slower, splits
 within sentences more often and has unmaintained wheels; syntok and pysbd take 15 and 50 times as long. None of them
 loses characters. sentencex does not split quoted speech of several sentences; such a sentence is split once more with
-its quotes masked.
+its quotes masked. A number or letter that counts ("2.", "(a)") stays with what follows it.
 """
 
 import re
@@ -11,20 +11,33 @@ from collections.abc import Iterator
 
 import sentencex
 
+from data_prep.text.abbreviations import is_abbreviation
+
 _LONGEST_PARAGRAPH = 100_000  # characters; limits memory, since splitting keeps several copies
 _MARGIN = 20  # characters; most quotes and spaces between two sentences
 _QUOTE = re.compile(r"""["“”„«»‘]|['’](?!\w)|(?<!\w)'""")  # but no apostrophe within a word
 _SPEECH = re.compile(r"""[.!?…]["”’'»)]*\s+["“„«‘'(]*[^\W\d_a-z]""")  # the end of a sentence and a capital
 _OPENING = re.compile(r"""(?:(?<=\s)["“„«‘'(]+|\s)+$""")
-_CLOSED = re.compile(r"""["”’'»]\s*$""")
+_CLOSED = re.compile(r"""["”“’'»]\s*$""")
+_CLOSED_JAPANESE = re.compile(r"[」』]\s*$")
+_LIST_MARK = re.compile(r"\(?(?:\d{1,3}|[^\W\d_]|[ivx]{2,4})[.)]\s+")
+_LAST_MARK = re.compile(r"(?<=[.!?…])\s+((?:\d{1,3}[.)]|\(\w{1,3}\))\s*)$")
+_LAST_WORD = re.compile(r"[^\s(«„“\"]+$")
+_SHORT_WORD = 3  # letters; "av. J.-C."
 
 
 def split_sentences(paragraph: str, language: str) -> Iterator[str]:
     """The sentences of one paragraph, in order. Only white space is changed."""
-    pending = ""
-    for piece in _bounded(" ".join(paragraph.split())):
+    text = " ".join(paragraph.split())
+    head = _LIST_MARK.match(text)
+    pending = head.group() if head else ""  # sentencex takes "(1) A" for an open quote
+    for piece in _bounded(text[len(pending) :]):
         for part in _parts(piece, language):
-            if pending and _begins_a_sentence(part, pending):
+            sentence, mark = _without_last_mark(pending, language)
+            if sentence:
+                yield " ".join(sentence.split())
+                pending = mark
+            elif pending and not _LIST_MARK.fullmatch(pending) and _begins_a_sentence(part, pending, language):
                 yield " ".join(pending.split())
                 pending = ""
             pending += part
@@ -35,16 +48,36 @@ def split_sentences(paragraph: str, language: str) -> Iterator[str]:
         yield " ".join(pending.split())
 
 
-def _begins_a_sentence(part: str, before: str) -> bool:
+def _without_last_mark(text: str, language: str) -> tuple[str, str]:
+    """``text`` up to a list mark at its end, which belongs to the next sentence, and that mark; else empty."""
+    last = _LAST_MARK.search(text[-_MARGIN:])
+    if last is None:
+        return "", ""
+    sentence = text[: -len(last.group())]
+    if is_abbreviation(sentence[-_MARGIN:].split()[-1], language, last.group(1)[0].isdigit()):  # "See Ch. 10."
+        return "", ""
+    return sentence, last.group(1)
+
+
+def _begins_a_sentence(part: str, before: str, language: str) -> bool:
     """Whether ``part`` starts a new sentence after ``before``.
 
-    It does not if one of them is punctuation only, or if it begins with a lower-case letter after a closing quote
-    (“Why?” he asked) or in text that has capitals (the author of Who Goes There? and others).
+    It does not if one of them is punctuation or a list mark only, or behind an abbreviation, or if it begins with a
+    lower-case letter after a closing quote (“Why?” he asked) or in text that has capitals (the author of Who Goes
+    There? and others), or with a particle after a Japanese quote.
     """
     if not _has_words(part) or not _has_words(before):
         return False
+    if _CLOSED_JAPANESE.search(before[-_MARGIN:]) and "\u3041" <= part[0] <= "\u3096":
+        return False
+    word = _LAST_WORD.search(before[-_MARGIN:].rstrip())
+    if word and is_abbreviation(word.group(), language, part[0].isdigit()):
+        return False
+    if word and before[-1] == "." and (part[0] == "-" or (part[0].isalnum() and len(word.group()) <= _SHORT_WORD)):
+        return False  # no space between them: "av. J.-C."
+    first = part[:_MARGIN].lstrip(" \"“„«‘'(-–—")[:1]
     continues = _CLOSED.search(before[-_MARGIN:]) or next(filter(str.isalpha, before[:_MARGIN]), "").isupper()
-    return not (part[0].islower() and continues)
+    return not (first.islower() and continues)
 
 
 def _has_words(text: str) -> bool:

@@ -4,19 +4,21 @@
 arrays of :func:`data_prep.text.duplicates.part_keys`. Large compressed files are first split into chunks.
 """
 
+import contextlib
+import json
 from collections import Counter
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import zstandard
 
+from bert_pretrain.file_system import new_file
 from data_prep.options import DuplicateConfig
 from data_prep.sources.cleaning import PLACEHOLDER, Dropped, clean_paragraphs
 from data_prep.sources.documents import Document, read_piece, read_raw, write_chunk
 from data_prep.sources.pieces import Piece
-from data_prep.sources.streams import write_atomically
+from data_prep.sources.user_rule import apply_rule
 from data_prep.text.duplicates import part_keys
 from data_prep.text.sentences import split_sentences
 
@@ -32,8 +34,8 @@ def split_file(piece: Piece, folder: Path, chunk_bytes: int) -> dict[str, Any]:
     def flush() -> None:
         names.append(f"{piece.name}_{len(names):05d}.json.zst")
         sizes.append(size)
-        compressed = zstandard.ZstdCompressor(level=3).compress(write_chunk(documents))
-        write_atomically(folder / names[-1], partial(Path.write_bytes, data=compressed))
+        with new_file(folder / names[-1]) as temporary:
+            temporary.write_bytes(zstandard.ZstdCompressor(level=3).compress(write_chunk(documents)))
         documents.clear()
 
     for document in read_raw(piece, dropped):
@@ -47,9 +49,12 @@ def split_file(piece: Piece, folder: Path, chunk_bytes: int) -> dict[str, Any]:
     return {"chunks": names, "sizes": sizes, **dropped.as_record()}
 
 
-def write_text_part(piece: Piece, folder: Path, duplicates: DuplicateConfig) -> dict[str, Any]:
-    """Read, clean and split one piece; write its text file and its keys; return the counts."""
-    dropped = Dropped()
+def write_text_part(piece: Piece, folder: Path, duplicates: DuplicateConfig, keep_dropped: bool) -> dict[str, Any]:
+    """Read, clean and split one piece; write its text file and its keys; return the counts.
+
+    ``keep_dropped``: also write what the rules dropped, as JSON lines ``[rule, text]``.
+    """
+    dropped = Dropped(texts=[] if keep_dropped else None)
     counts: Counter[str] = Counter({"documents": 0, "paragraphs": 0, "sentences": 0, "characters": 0})
     by_source: dict[str, dict[str, int]] = {}
     documents: list[list[str]] = []
@@ -65,19 +70,38 @@ def write_text_part(piece: Piece, folder: Path, duplicates: DuplicateConfig) -> 
         documents.append(sentences)
     keys = part_keys(documents, duplicates, piece.config.drop_repeated_sentences)
     text = "".join("\n".join(sentences) + "\n\n" for sentences in documents).encode()
-    write_atomically(folder / f"{piece.name}.txt", partial(Path.write_bytes, data=text))
-    write_atomically(folder / f"{piece.name}.keys.npz", partial(_save, arrays=keys))
+    with new_file(folder / f"{piece.name}.txt") as temporary:
+        temporary.write_bytes(text)
+    with new_file(folder / f"{piece.name}.keys.npz") as temporary, open(temporary, "wb") as file:
+        np.savez(file, allow_pickle=False, **keys)
+    if dropped.texts is not None:
+        with new_file(folder / f"{piece.name}.dropped.jsonl") as temporary:
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in dropped.texts]
+            temporary.write_text("".join(lines), encoding="utf-8")
     return {**counts, "by_source": by_source, **dropped.as_record()}
 
 
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with open(path, "wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+def write_dropped(folder: Path, out_dir: Path) -> None:
+    """Write what the rules dropped of all pieces to ``out_dir/RULE.txt``, with a blank line between two texts."""
+    out_dir.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        files: dict[str, TextIO] = {}
+        for part in sorted(folder.glob("*.dropped.jsonl")):
+            with open(part, encoding="utf-8") as rows:
+                for rule, text in map(json.loads, rows):
+                    if rule not in files:
+                        files[rule] = stack.enter_context(open(out_dir / f"{rule}.txt", "w", encoding="utf-8"))
+                    files[rule].write(f"{text}\n\n")
 
 
 def document_sentences(document: Document, piece: Piece, dropped: Dropped, counts: Counter[str]) -> list[str]:
-    """The clean sentences of one document."""
+    """The clean sentences of one document; none if it is dropped."""
     corpus = piece.config
+    if corpus.rule is not None:
+        changed = apply_rule(document, corpus.rule, dropped)
+        if changed is None:
+            return []
+        document = changed
     paragraphs = clean_paragraphs(document.paragraphs, corpus.cleaning, corpus.language, dropped)
     if not document.needs_splitting:
         return paragraphs
@@ -86,7 +110,7 @@ def document_sentences(document: Document, piece: Piece, dropped: Dropped, count
     for paragraph in paragraphs:
         for sentence in split_sentences(paragraph, corpus.language):
             if PLACEHOLDER in sentence:
-                dropped.add("sentence_with_formula", sentence)
+                dropped.add("sentence_with_gap", sentence)
             else:
                 kept.append(sentence)
     return kept

@@ -66,6 +66,7 @@ def options(texts: Path, out_dir: Path, *more: str) -> list[str]:
         "sequence_lengths=[32]",
         "samples_per_shard=40",
         "heldout_fraction=0.2",
+        "engine.workers=1",  # a cluster takes seconds to start; test_data_engine.py compares one with this process
     ]
     return [option for option in base if option.split("=")[0] not in given] + list(more)
 
@@ -83,6 +84,15 @@ def content(out_dir: Path) -> dict[str, bytes]:
 def read_text_part(path: Path) -> list[list[str]]:
     """The documents of a text part, each a list of sentences."""
     return [document.split("\n") for document in path.read_text().split("\n\n")[:-1]]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Texts and what was made of them with ``options``, which no test changes."""
+    folder = tmp_path_factory.mktemp("prepared")
+    texts = write_texts(folder / "texts")
+    prepare.main(options(texts, folder / "out"))
+    return texts, folder / "out"
 
 
 def test_from_text_to_shards(tmp_path: Path, run: Run) -> None:
@@ -144,9 +154,8 @@ def read_as_published(path: Path, most: int) -> list[list[np.ndarray]]:
     return samples
 
 
-def test_the_published_loader_reads_our_shards(tmp_path: Path, run: Run) -> None:
-    texts, out_dir = write_texts(tmp_path / "texts"), tmp_path / "out"
-    run(prepare, *options(texts, out_dir))
+def test_the_published_loader_reads_our_shards(prepared: tuple[Path, Path]) -> None:
+    texts, out_dir = prepared
     tokenizer = load_vocabulary(out_dir / "tokenizer", True).tokenizer
     whole = " ".join("".join((texts / f"{part}.txt").read_text() for part in range(2)).lower().split())
     (path, *_) = shard_paths(out_dir, "train")
@@ -179,11 +188,11 @@ def check_against_corpus(arrays: dict, documents: list[list[str]], tokenizer: To
         assert arrays["next_sentence_labels"][row] == 1 or in_a & in_b & mine
 
 
-def test_same_seed_same_bytes(tmp_path: Path, run: Run) -> None:
-    texts = write_texts(tmp_path / "texts")
-    for name, more in (("one", []), ("two", ["engine.workers=1"]), ("other", ["seed=2"])):
-        run(prepare, *options(texts, tmp_path / name, *more))
-    one, two, other = (content(tmp_path / name) for name in ("one", "two", "other"))
+def test_same_seed_same_bytes(tmp_path: Path, prepared: tuple[Path, Path], run: Run) -> None:
+    texts, out_dir = prepared
+    for name, more in (("two", "engine.workers=2"), ("other", "seed=2")):
+        run(prepare, *options(texts, tmp_path / name, more))
+    one, two, other = content(out_dir), content(tmp_path / "two"), content(tmp_path / "other")
     assert one == two
     assert one["train_00000.hdf5"] != other["train_00000.hdf5"]
 
@@ -239,29 +248,34 @@ def test_run_again(tmp_path: Path, run: Run) -> None:
         (["corpus.path=none"], "corpus.path is 'none', where nothing was found"),
         (["corpus.lines=word"], "corpus.lines is 'word'"),
         (["+corpus.encoding=latin1"], "encoding"),
-        (["corpus.language=3"], None),
+        (["corpus.language=english"], "corpus.language is 'english'; allowed: an ISO 639 code"),
+        (
+            ["corpus.language=xx", "corpus.cleaning.language_filter=true"],
+            "corpus.language is 'xx', which corpus.cleaning",
+        ),
     ],
 )
-def test_bad_options(tmp_path: Path, run: Run, more: list[str], message: str | None) -> None:
+def test_bad_options(tmp_path: Path, run: Run, more: list[str], message: str) -> None:
     texts = write_texts(tmp_path / "texts")
     printed = run(prepare, *options(texts, tmp_path / "out", *more))
-    if message is None:
-        assert "unigram entropy" in printed
-        return
     assert printed.startswith("2: error: ")
     assert message in printed
     assert not list((tmp_path).glob("out/*"))
-    assert "unigram entropy" in run(prepare, *options(texts, tmp_path / "out"))
+    if "leaves" in message:  # said after out_dir was claimed: it is free again
+        assert "unigram entropy" in run(prepare, *options(texts, tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "holds no text: every document is empty"),
-        ("A heading\n\nTwo words\n", r"holds no text: all was dropped \(fragment 2\)"),
+        (
+            "A heading\n\nTwo words\n",
+            r"holds no text: all was dropped \(fragment 2\); see corpus.cleaning.min_words \(",
+        ),
         ("\n \n\t\n", "holds no text"),
         ("One document. With two sentences.\n", "one document only"),
-        ("One document.\n\nTwo documents.\n\nThree documents.\n", "both need two or more"),
+        ("One document.\n\nTwo documents.\n\nThree documents.\n", "both need 2 or more"),
         ("\x01\n\n\x02\n\n\x03\n", "holds no text"),
     ],
 )
@@ -271,6 +285,26 @@ def test_a_corpus_that_is_too_small(tmp_path: Path, run: Run, text: str, message
     assert printed.startswith("2: error: ")
     assert re.search(message, printed)
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_single_segments_need_no_second_document(tmp_path: Path, run: Run) -> None:
+    block = (write_texts(tmp_path / "texts") / "0.txt").read_text().split("\n\n")[0]
+    (tmp_path / "a.txt").write_text(block)
+    one = options(tmp_path / "a.txt", tmp_path / "out", "sample_kind=single", "vocab_size=128")
+    printed = run(prepare, *one)
+    assert re.search(
+        r"^2: error: heldout_fraction is 0.2, .* both need 1 or more, because documents stay whole", printed
+    )
+    assert "unigram entropy" in run(prepare, *one, "heldout_fraction=0")
+
+
+def test_a_heldout_fraction_that_works_is_named(tmp_path: Path, run: Run) -> None:
+    texts = write_texts(tmp_path / "texts", documents=40)
+    small = options(texts, tmp_path / "out", "heldout_fraction=0.001")
+    printed = run(prepare, *small)
+    better = re.search(r"give another heldout_fraction \(such as ([\d.]+), 0: no held-out shards\)", printed)
+    assert better is not None
+    assert "unigram entropy" in run(prepare, *small, f"heldout_fraction={better[1]}")
 
 
 @pytest.mark.parametrize("what", ["file", "foreign shard", "foreign file", "below a file", "read-only"])
@@ -312,13 +346,12 @@ def test_no_heldout_and_whole_words(tmp_path: Path, run: Run) -> None:
     assert "heldout: no shards" in run(verify, f"dir={out_dir}")
 
 
-def test_a_given_vocabulary(tmp_path: Path, run: Run) -> None:
-    texts = write_texts(tmp_path / "texts")
-    run(prepare, *options(texts, tmp_path / "one"))
-    vocab = tmp_path / "one" / "tokenizer"
+def test_a_given_vocabulary(tmp_path: Path, prepared: tuple[Path, Path], run: Run) -> None:
+    texts, out_dir = prepared
+    vocab = out_dir / "tokenizer"
     for name, given in (("two", vocab), ("three", vocab / "vocab.txt")):
         run(prepare, *options(texts, tmp_path / name, f"vocab={given}"))
-        for path in shard_paths(tmp_path / "one", "train"):
+        for path in shard_paths(out_dir, "train"):
             assert (tmp_path / name / path.name).read_bytes() == path.read_bytes()
 
 
@@ -340,6 +373,25 @@ def test_wikipedia_articles(tmp_path: Path, run: Run) -> None:
     assert 6 < manifest["unigram_entropy"] < 8
     assert "no faults found" in run(verify, f"dir={out_dir}")
     assert set(ShardReader(out_dir / "train_00000.hdf5").read(0, 1)) == set(SHARD_FIELDS)
+
+
+def test_a_small_vocabulary_and_unknown_tokens_are_told(tmp_path: Path, run: Run) -> None:
+    rng = np.random.default_rng(0)
+    letters = [chr(0x4E00 + number) for number in range(1500)]
+    lines = ["".join(rng.choice(letters, 40)) + "。" for _ in range(400)]
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("\n\n".join("\n".join(lines[n : n + 4]) for n in range(0, 400, 4)))
+    more = "vocab_size=5000", "alphabet_coverage=0.9"
+    out = run(prepare, *options(tmp_path / "texts", tmp_path / "few", *more))
+    manifest = read_manifest(tmp_path / "few") or {}
+    tokenizer = manifest["tokenizer"]
+    assert not tokenizer["strip_accents"]
+    assert f"has {tokenizer['vocab_size']:,} entries, not the 5,000 of vocab_size" in out
+    for split in ("train", "heldout"):
+        share = tokenizer["text"][split]["after"]["unknown_share"]
+        assert 0.05 < share < 0.11
+        assert f"{share:.2%} of the {split} tokens are unknown ([UNK]); raise alphabet_coverage (it is 0.9)" in out
+    assert "unknown ([UNK])" not in run(prepare, *options(tmp_path / "texts", tmp_path / "all", "vocab_size=5000"))
 
 
 def test_two_lengths_from_the_same_ids(tmp_path: Path, run: Run) -> None:
@@ -401,10 +453,10 @@ def test_a_sample_of_several_corpora_says_which_it_is_from(kind: str, tmp_path: 
     assert "a sample is of corpus 2; manifest.json names 2" in run(verify, f"dir={out_dir}")
 
 
-def test_one_corpus_needs_no_source(tmp_path: Path, run: Run) -> None:
-    run(prepare, *options(write_texts(tmp_path / "texts"), tmp_path / "out"))
-    assert "corpora" not in (read_manifest(tmp_path / "out") or {})
-    for path in (tmp_path / "out").glob("*.hdf5"):
+def test_one_corpus_needs_no_source(prepared: tuple[Path, Path]) -> None:
+    _, out_dir = prepared
+    assert "corpora" not in (read_manifest(out_dir) or {})
+    for path in out_dir.glob("*.hdf5"):
         with h5py.File(path) as file:
             assert set(file) == set(SHARD_FIELDS)
 

@@ -15,7 +15,7 @@ from bert_pretrain.data.shards import SHARD_FIELDS, ShardHeader, write_shard
 from bert_pretrain.errors import ConfigError
 from data_prep import verify
 from data_prep.engine import totals
-from data_prep.samples.tokenizer import Vocabulary, train_vocabulary, write_tokenizer
+from data_prep.samples.tokenizer import Letters, Vocabulary, train_vocabulary, write_tokenizer
 
 LENGTH, MOST, SAMPLES = 32, 5, 600
 
@@ -24,7 +24,7 @@ LENGTH, MOST, SAMPLES = 32, 5, 600
 def vocabulary() -> Vocabulary:
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("abcdefghijklmnop"), rng.integers(2, 7))) for _ in range(300)]
-    return train_vocabulary(lambda: [" ".join(words)] * 3, 300, True)
+    return train_vocabulary(lambda: [" ".join(words)] * 3, 300, Letters(True))
 
 
 def make_arrays(vocabulary: Vocabulary, seed: int = 0) -> dict[str, np.ndarray]:
@@ -145,7 +145,7 @@ def test_directories(tmp_path: Path, vocabulary: Vocabulary, run: Callable[..., 
         manifest["shards"][0]["checksum"] = "0"
         (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     elif what == "tokenizer":
-        other = train_vocabulary(lambda: ["some other text of letters"] * 2, 60, True)
+        other = train_vocabulary(lambda: ["some other text of letters"] * 2, 60, Letters(True))
         write_tokenizer(other, tmp_path / "tokenizer")
     elif what == "truncated":
         shard.write_bytes(shard.read_bytes()[:5000])

@@ -15,7 +15,7 @@ from bert_pretrain.directory_lock import LOCK
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.errors import EXIT_STOPPED, ConfigError
 from bert_pretrain.finetune.run import finetune
-from bert_pretrain.finetune.seed_trainer import LineTimer
+from bert_pretrain.training.metrics import LineTimer
 from tests.bert_pretrain.finetune.test_tasks import composed
 from tests.forked import Forked
 from tests.integration.test_finetune import ALONE, FAST, model_dir, sst2  # noqa: F401  (fixtures)
@@ -172,7 +172,7 @@ def test_a_killed_run_and_a_stopped_one_of_two_ranks_go_on(
     tmp_path: Path, options: tuple[str, ...], ranks: int, number: signal.Signals
 ) -> None:
     """SIGTERM reaches one rank of two; both stop after the same step. Meanwhile nobody else writes into out_dir."""
-    options = (*options, "training.epochs=5", "seeds=[1]", "training.checkpoint_minutes=0")
+    options = (*options, "training.epochs=3", "seeds=[1]", "training.checkpoint_minutes=0")
     command = ("bert_pretrain.finetune", "task=sst2", *options)
     assert Forked(*command, f"out_dir={tmp_path / 'whole'}", ranks=ranks).wait().returncode == 0
     started = Forked(*command, f"out_dir={tmp_path / 'out'}", ranks=ranks)

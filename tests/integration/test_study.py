@@ -44,29 +44,35 @@ def files(folder: Path, name: str) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in sorted(folder.rglob(name))}
 
 
-def test_two_runs_and_their_page(tmp_path: Path) -> None:
-    """512 samples in global batches of 64: 8 steps, each evaluated."""
-    done = run_module("bert_pretrain.study", "decay_degree", "scale=toy", f"out_dir={tmp_path}", *SMALL, *RUN)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A study by its command, and what it printed. 512 samples in global batches of 64: 8 steps, each evaluated."""
+    folder = tmp_path_factory.mktemp("study")
+    done = run_module("bert_pretrain.study", "decay_degree", "scale=toy", f"out_dir={folder}", *SMALL, *RUN)
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "study.json").read_text())
+    return folder, done.stdout
+
+
+def test_two_runs_and_their_page(finished: tuple[Path, str]) -> None:
+    folder, printed = finished
+    result = json.loads((folder / "study.json").read_text())
     assert [row["arm"] for row in result["rows"]] == ["degree 0.5", "degree 1"]
     for curve, degree in zip(result["curves"], ("0_5", "1"), strict=True):
-        run_dir = tmp_path / f"runs/degree_{degree}/lr_0.06/seed_1"
+        run_dir = folder / f"runs/degree_{degree}/lr_0.06/seed_1"
         rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
         assert curve["losses"] == [row["eval_mlm_loss"] for row in rows if "eval_mlm_loss" in row and row["step"]]
         assert curve["samples"] == list(range(64, 513, 64))
         assert not (run_dir / "checkpoints").exists()
         assert "step       8/8" in (run_dir / "log.txt").read_text()
     assert result["curves"][0]["losses"] != result["curves"][1]["losses"]
-    page = (tmp_path / "study.md").read_text()
-    assert page in done.stdout
+    page = (folder / "study.md").read_text()
+    assert page in printed
     assert result["verdicts"][0] in page
-    assert (tmp_path / "study.png").stat().st_size > 10_000
+    assert (folder / "study.png").stat().st_size > 10_000
 
 
-def test_a_study_that_was_stopped_and_resumed_gives_the_same_curves(tmp_path: Path) -> None:
-    with small_study(tmp_path / "whole", *SMALL, *RUN) as study:
-        whole = study.run()
+def test_a_study_that_was_stopped_and_resumed_gives_the_same_curves(tmp_path: Path, finished: tuple[Path, str]) -> None:
+    whole = json.loads((finished[0] / "study.json").read_text())["curves"]
     with small_study(tmp_path / "cut", *SMALL, *RUN) as study:
         study.stop.request()
         with pytest.raises(SystemExit, match="75"):
@@ -76,8 +82,9 @@ def test_a_study_that_was_stopped_and_resumed_gives_the_same_curves(tmp_path: Pa
     assert not files(tmp_path / "cut", "result.json")
     with small_study(tmp_path / "cut", *SMALL, *RUN) as study:
         again = study.run()
-    for arm, (curve,) in whole.items():
-        assert (again[arm][0].samples, again[arm][0].losses) == (curve.samples, curve.losses)
+    for curve in whole:
+        (found,) = again[curve["arm"]]
+        assert (found.samples, found.losses) == (curve["samples"], curve["losses"])
     done = files(tmp_path / "cut", "metrics.jsonl")
     with small_study(tmp_path / "cut", *SMALL, *RUN) as study:
         assert study.run() == again

@@ -6,17 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bert_pretrain.data.masking import SPECIAL_TOKENS
+from bert_pretrain.data.tokenizer_files import read_vocab_text
 from bert_pretrain.errors import ConfigError
 
 AUTO, NONE = "auto", "none"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-)
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _TORCH = re.compile(r"\.(pt|pth|bin|ckpt|safetensors)(-\d+)?$")
 """UER appends the step: ``model.bin-10000``."""
 _DATA = re.compile(r"\.data-\d{5}-of-\d{5}$")
@@ -120,15 +114,9 @@ def find_tokenizer(option: str, checkpoint: Checkpoint) -> Path | None:
 
 def read_vocabulary(path: Path) -> list[str]:
     """The tokens of a ``vocab.txt``, one a line. Raises ``ConfigError`` if it is not BERT's."""
-    try:
-        tokens = path.read_text(encoding="utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"vocab {path} is not UTF-8 at byte {error.start}") from None
+    tokens = list(read_vocab_text(path))
     if missing := [token for token in SPECIAL_TOKENS if token not in tokens]:
         raise ConfigError(f"vocab {path} has no {', '.join(missing)}; BERT needs {' '.join(SPECIAL_TOKENS)}")
-    if len(set(tokens)) < len(tokens):
-        double = next(token for place, token in enumerate(tokens) if token in tokens[:place])
-        raise ConfigError(f"vocab {path}: {double!r} occurs twice; every token must be on one line only")
     return tokens
 
 

@@ -6,7 +6,7 @@ Dense kernels are (in, out) there, (out, in) in PyTorch; the next-sentence weigh
 
 from torch import Tensor
 
-from bert_pretrain.hub.convert.layout import HEADLESS, LAYER_NORM, Layout
+from bert_pretrain.hub.convert.layout import HEADLESS, KERNEL, LAYER_NORM, Layout
 
 
 def _transposed_kernel(name: str, target: str, tensor: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ GOOGLE = Layout(
         *HEADLESS,
         (r"\.layer_(\d+)\.", r".layer.\1."),
         (r"_embeddings$", "_embeddings.weight"),
-        (r"\.kernel$", ".weight"),
+        KERNEL,
         *LAYER_NORM,
         (r"^cls\.predictions\.output_bias$", "cls.predictions.bias"),
         (r"^cls\.seq_relationship\.output_weights$", "cls.seq_relationship.weight"),

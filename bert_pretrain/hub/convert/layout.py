@@ -17,6 +17,8 @@ Rules = tuple[tuple[str, str], ...]
 
 LAYER_NORM: Rules = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
 """The names that LayerNorm had in TensorFlow, and in PyTorch until 2019."""
+KERNEL = (r"\.kernel$", ".weight")
+"""The weights of a dense layer, in TensorFlow."""
 HEADLESS: Rules = ((r"^(embeddings|encoder|pooler)\.", r"bert.\1."),)
 """A bare ``BertModel`` is saved without the prefix."""
 WEIGHTS = re.compile(
@@ -63,13 +65,18 @@ class Renamed:
     """The number of attention heads, where shapes tell it."""
 
 
+def new_name(name: str, rules: Rules) -> str:
+    """``name`` after all ``rules``."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
 def rename(tensors: Mapping[str, Tensor], layout: Layout) -> Renamed:
     """Give every tensor of a checkpoint its target name. Raises ``ConfigError`` if two have the same one."""
     renamed = Renamed(layout.title, gelu=layout.gelu)
     for name, tensor in tensors.items():
-        target = name
-        for pattern, replacement in layout.rules:
-            target = re.sub(pattern, replacement, target)
+        target = new_name(name, layout.rules)
         if re.search(layout.skipped, name) or not WEIGHTS.fullmatch(target):
             renamed.left_out.append(name)
             continue

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from bert_pretrain.hub.convert.layout import Layout, Rules
+from bert_pretrain.hub.convert.layout import KERNEL, LAYER_NORM, Layout, Rules
 
 SUFFIX = r"/\.ATTRIBUTES/VARIABLE_VALUE$"
 _QUERY = r"^(.*?)(_transformer_layers/|layer_with_weights-)(\d+)/_attention_layer/_query_dense/kernel" + SUFFIX
@@ -26,7 +26,6 @@ _IN_LAYER: Rules = (
     (r"/_output_dense/", ".output.dense."),
     (r"/_output_layer_norm/", ".output.LayerNorm."),
 )
-_ENDINGS: Rules = ((r"\.(kernel|gamma)$", ".weight"), (r"\.beta$", ".bias"))
 _BY_ATTRIBUTE = (
     ("_embedding_layer/embeddings$", "bert.embeddings.word_embeddings.weight"),
     ("_position_embedding_layer/(_position_)?embeddings$", "bert.embeddings.position_embeddings.weight"),
@@ -62,7 +61,15 @@ def garden_layout(names: Iterable[str]) -> Layout:
     return Layout(
         title="TensorFlow 2, model garden",
         mark=MARK,
-        rules=((SUFFIX, ""), *_masked_words(names), *_next_sentence(names, prefix), *encoder, *_IN_LAYER, *_ENDINGS),
+        rules=(
+            (SUFFIX, ""),
+            *_masked_words(names),
+            *_next_sentence(names, prefix),
+            *encoder,
+            *_IN_LAYER,
+            KERNEL,
+            *LAYER_NORM,
+        ),
         reshape=_as_matrix,
         gelu="gelu_pytorch_tanh",
     )

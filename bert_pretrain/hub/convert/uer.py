@@ -10,7 +10,7 @@ units the normalised values differ by the factor sqrt(1 - 1/H), 0.07 % for H = 7
 
 from torch import Tensor
 
-from bert_pretrain.hub.convert.layout import Layout, Rules
+from bert_pretrain.hub.convert.layout import LAYER_NORM, Layout, Rules
 
 _EMBEDDINGS: Rules = (
     (r"^embedding\.(word\.embedding|word_embedding)\.", "bert.embeddings.word_embeddings."),
@@ -46,7 +46,7 @@ def _without_padding_segment(name: str, target: str, tensor: Tensor) -> Tensor:
 UER = Layout(
     title="UER-py or TencentPretrain",
     mark=r"^(module\.)?encoder\.transformer\.\d+\.self_attn\.linear_layers\.0\.weight$",
-    rules=((r"^(module\.)+", ""), *_EMBEDDINGS, *_ENCODER, *_HEADS, (r"\.gamma$", ".weight"), (r"\.beta$", ".bias")),
+    rules=((r"^(module\.)+", ""), *_EMBEDDINGS, *_ENCODER, *_HEADS, *LAYER_NORM),
     reshape=_without_padding_segment,
 )
 

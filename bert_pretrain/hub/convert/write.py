@@ -9,9 +9,10 @@ import transformers
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, BertTokenizer
 
+from bert_pretrain.checkpoint.tokenizer_files import copy_files
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub.convert.assemble import Converted
-from bert_pretrain.hub.convert.files import TOKENIZER_FILES, check_vocabulary_size, is_lowercase, read_vocabulary
+from bert_pretrain.hub.convert.files import check_vocabulary_size, is_lowercase, read_vocabulary
 
 
 def write_model(converted: Converted, tokenizer: Path | None, lowercase: bool | None, folder: Path) -> list[str]:
@@ -33,9 +34,7 @@ def write_model(converted: Converted, tokenizer: Path | None, lowercase: bool | 
 def write_tokenizer(source: Path, lowercase: bool | None, folder: Path) -> str:
     """Copy the tokenizer files of the folder ``source``, or make them from a ``vocab.txt``. Returns a sentence."""
     if source.is_dir():
-        for name in TOKENIZER_FILES:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
+        copy_files(source, folder)
         return f"tokenizer files copied from {source}"
     tokens = read_vocabulary(source)
     lower = is_lowercase(tokens) if lowercase is None else lowercase

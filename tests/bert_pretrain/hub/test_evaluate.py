@@ -175,7 +175,7 @@ def test_single_segments_have_no_next_sentence(tmp_path: Path, model: Path) -> N
 
 def test_what_is_printed(model: Path, data: Path, capsys, monkeypatch) -> None:
     """A line for all samples and for each corpus; without a terminal, lines of progress."""
-    monkeypatch.setattr(measure, "_SECONDS_A_LINE", 0.0)
+    monkeypatch.setattr(measure.LineTimer, "due", lambda timer: True)
     run(model, data, "batch.micro_batch_size=16")
     out = capsys.readouterr().out
     assert [line.split()[0] for line in out.splitlines()[-3:]] == ["all", "corpus", "books"]

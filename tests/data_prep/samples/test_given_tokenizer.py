@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 from bert_pretrain.data.tokenizer_files import ROLES, read_tokenizer
 from bert_pretrain.errors import ConfigError
 from data_prep.samples.given_tokenizer import given_vocabulary
-from data_prep.samples.tokenizer import load_vocabulary, train_vocabulary, write_tokenizer
+from data_prep.samples.tokenizer import Letters, load_vocabulary, train_vocabulary, write_tokenizer
 from data_prep.samples.words import WordEncoder
 from tests.conftest import ROOT
 
@@ -38,7 +38,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 @functools.cache
 def words(lowercase: bool, accents: bool = False) -> list[str]:
     text = [line.replace("é", "e\u0301") if not accents else line for line in LINES]
-    return train_vocabulary(lambda: [*text, *LINES] * 3, 260, lowercase).tokens[5:]
+    return train_vocabulary(lambda: [*text, *LINES] * 3, 260, Letters(lowercase)).tokens[5:]
 
 
 def bert(tokens: list[str], special: list[str] = SPECIAL, **flags: Any) -> Tokenizer:

@@ -13,7 +13,14 @@ from bert_pretrain.data.masking import SPECIAL_TOKENS
 from bert_pretrain.errors import ConfigError
 from data_prep.samples import words
 from data_prep.samples.tokenised import is_heldout
-from data_prep.samples.tokenizer import Vocabulary, encode_batch, load_vocabulary, train_vocabulary, write_tokenizer
+from data_prep.samples.tokenizer import (
+    Letters,
+    Vocabulary,
+    encode_batch,
+    load_vocabulary,
+    train_vocabulary,
+    write_tokenizer,
+)
 from data_prep.samples.words import WordEncoder
 from tests.conftest import ROOT
 
@@ -35,7 +42,7 @@ def trained(lowercase: bool = True, size: int = 400) -> Vocabulary:
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("abcdefghijklmnopqrstuvwxyzÄé"), rng.integers(1, 8))) for _ in range(300)]
     texts = [" ".join(rng.choice(words, 12)).capitalize() + "." for _ in range(400)] + TEXTS
-    return train_vocabulary(lambda: texts, size, lowercase)
+    return train_vocabulary(lambda: texts, size, Letters(lowercase))
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
@@ -145,7 +152,7 @@ def test_a_tokenizer_without_the_special_tokens_is_refused(tmp_path: Path) -> No
 
 def test_no_room_for_words() -> None:
     with pytest.raises(ConfigError, match="letters and special tokens alone"):
-        train_vocabulary(lambda: ["".join(chr(0x4E00 + number) for number in range(500))], 200, True)
+        train_vocabulary(lambda: ["".join(chr(0x4E00 + number) for number in range(500))], 200, Letters(True))
 
 
 def test_heldout_is_a_share_and_depends_on_content_and_seed() -> None:
@@ -234,3 +241,59 @@ def test_the_library_encodes_for_other_tokenizers(tmp_path: Path, change: str) -
     ids, _ = WordEncoder(loaded).encode(lines(texts))
     expected = [token for text in texts for token in loaded.tokenizer.encode(text, add_special_tokens=False).ids]
     assert ids.tolist() == expected
+
+
+def test_the_alphabet_covers_the_share_of_the_characters_that_is_asked_for() -> None:
+    letters = [chr(0x4E00 + number) for number in range(3000)]  # Chinese characters: letter n occurs 3000 - n times
+    texts = ["".join(letters[: 3000 - number]) for number in range(3000)]
+    total = 3000 * 3001 // 2
+    for coverage in (0.95, 0.9995, 1.0):
+        vocabulary = train_vocabulary(lambda: texts, 4000, Letters(True, None, coverage))
+        kept = len(vocabulary.tokens) - len(SPECIAL_TOKENS)
+        missing = 3000 - kept  # the rarest, which occur 1, 2, 3 ... times
+        assert missing * (missing + 1) // 2 <= (1 - coverage) * total < (missing + 1) * (missing + 2) // 2
+        assert set(letters[:kept]) <= set(vocabulary.tokens)
+    assert len(train_vocabulary(lambda: texts, 4000, Letters(True, None, 0.5)).tokens) == 1000 + len(SPECIAL_TOKENS)
+
+
+SCRIPTS = {
+    "Korean": "한국어 문장을 읽습니다",
+    "Russian": "мой чай и твой ёж",
+    "Hindi": "हिन्दी में लिखा हुआ",
+    "Greek": "καλημέρα κόσμε",
+    "Arabic": "اللُّغَةُ العَرَبِيَّةُ",
+}
+
+
+@pytest.mark.parametrize("language", SCRIPTS)
+def test_marks_of_other_scripts_than_latin_survive(tmp_path: Path, language: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    text = SCRIPTS[language]
+    vocabulary = train_vocabulary(lambda: [text] * 5, 200, Letters(True))
+    assert not vocabulary.strips_accents
+    assert set(text.split()) <= set(vocabulary.tokens)
+    write_tokenizer(vocabulary, tmp_path)
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ids = loaded(text, add_special_tokens=False)["input_ids"]
+    assert (
+        ids
+        == encode_batch(vocabulary, [text])[0].tolist()
+        == WordEncoder(vocabulary).encode(f"{text}\n".encode())[0].tolist()
+    )
+    assert loaded.convert_ids_to_tokens(ids) == text.split()
+    assert set(text.split()) - set(train_vocabulary(lambda: [text] * 5, 200, Letters(True, True)).tokens)
+
+
+@pytest.mark.parametrize(("strip", "expected"), [(None, "cafe"), (True, "cafe"), (False, "café")])
+def test_accents_of_latin_letters_are_stripped_unless_refused(
+    tmp_path: Path, strip: bool | None, expected: str
+) -> None:
+    rules = Letters(True, strip)
+    vocabulary = train_vocabulary(lambda: ["Café"] * 5, 200, rules)
+    assert expected in vocabulary.tokens
+    assert vocabulary.strips_accents == (expected == "cafe")
+    write_tokenizer(vocabulary, tmp_path)
+    for path in (tmp_path, tmp_path / "vocab.txt"):
+        assert load_vocabulary(path, True, strip).strips_accents == vocabulary.strips_accents
+    cased = train_vocabulary(lambda: ["Café"] * 5, 200, Letters(False, strip))
+    assert ("Café" in cased.tokens) == (strip is not True)

@@ -41,6 +41,13 @@ ENGLISH = "The quick brown fox jumps over the lazy dog, and nobody knows why he 
         ("1. 2. 3.", "no_letters"),
         ("Copyright 2020 by the author. All rights reserved.", "boilerplate"),
         ("Please enable JavaScript to see this page.", "boilerplate"),
+        ("हिन्दी भारत की एक प्रमुख भाषा है और करोड़ों लोग इसे बोलते हैं", None),  # its vowel signs are marks
+        ("यह किताब अच्छी है।", None),
+        ("今天天气很好我们去公园散步了", None),  # 14 letters
+        ("目录与附录", "fragment"),
+        ("好的。", None),
+        ("ภาษาไทยเป็นภาษาที่ใช้กันทั่วประเทศไทย", None),
+        ("هل قرأت هذا؟", None),
     ],
 )
 def test_paragraphs(paragraph: str, rule: str | None) -> None:
@@ -58,6 +65,8 @@ def test_unicode_is_normalised() -> None:
     assert normalise("cafe\u0301\u00a0 \u200bna\u00adive\x07\ufeff ﬁ", "NFC") == "café naive ﬁ"
     assert normalise("ﬁ ①", "NFKC") == "fi 1"
     assert normalise("e\u0301\u200b", "none") == "e\u0301\u200b"
+    persian = "می\u200cخواهم"  # the joiner is part of the word
+    assert normalise(f"{persian} a\u200cb", "NFC") == f"{persian} ab"
 
 
 def test_whole_documents_are_dropped_and_counted() -> None:
@@ -123,6 +132,19 @@ def test_duplicates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys_per_sh
     counts = merge_repeated_documents(tmp_path)
     assert repeated_documents(tmp_path).tolist() == [*range(30, 40), *range(50, 55)]
     assert counts == {"exact_duplicates": 5, "near_duplicates": 10}
+
+
+def test_near_duplicates_in_a_script_without_spaces(tmp_path: Path) -> None:
+    """As above for Chinese letters; 3 changed of 400 change at most 15 of 396 5-grams."""
+    rng = np.random.default_rng(0)
+    originals = ["".join(map(chr, rng.integers(0x4E00, 0x5000, 400))) for _ in range(20)]
+    near = [text[:50] + "龍" + text[51:200] + "龍" + text[201:350] + "龍" + text[351:] for text in originals]
+    far = ["".join(rng.permutation(list(text))) for text in originals]
+    parts = write_parts(tmp_path, [[[text] for text in originals + near + far]])
+    for share in divide_keys(parts, tmp_path, 60 * 20):
+        find_repeated_documents(share, 0.8)
+    merge_repeated_documents(tmp_path)
+    assert repeated_documents(tmp_path).tolist() == list(range(20, 40))
 
 
 def test_repeated_sentences_are_not_counted_in_dropped_documents(tmp_path: Path) -> None:

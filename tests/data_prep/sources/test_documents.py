@@ -1,7 +1,9 @@
 """Readers: the same text from every file format, and an error with file and position for what is not text."""
 
 import bz2
+import csv
 import gzip
+import io
 import json
 import lzma
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ import zstandard
 
 from bert_pretrain.errors import ConfigError
 from data_prep.corpus import corpora_fingerprint, corpus_files, corpus_sources
-from data_prep.engine.planning import plan_pieces
+from data_prep.engine.planning import needs_chunks, plan_pieces
 from data_prep.options import CleaningConfig, CorpusConfig
 from data_prep.sources import documents, streams
 from data_prep.sources.cleaning import Dropped
@@ -32,12 +34,14 @@ def corpus(path: Path | str, **changes: object) -> CorpusConfig:
         "documents": "blank_line",
         "lines": "paragraph",
         "text_field": "text",
+        "bad_rows": 0.0,
         "subset": None,
         "split": "train",
         "language": "en",
         "licence": None,
         "weight": 1.0,
         "cleaning": KEEP_ALL,
+        "rule": None,
         "drop_repeated_sentences": False,
     }
     return CorpusConfig(**{**values, **changes})
@@ -126,13 +130,124 @@ def test_json_lines(tmp_path: Path) -> None:
         ('{"body": "a"}', r"line 2: no field 'text'"),
         ("[1]", "no field"),
         ("3", "no field"),
-        ('{"text": 3}', "is not a string"),
+        ('{"text": 3}', r"line 2: field 'text' holds int, not text"),
+        ('{"text": ["a", 3]}', r"line 2: field 'text' holds int, not text"),
     ],
 )
 def test_bad_json_lines(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "Good."}\n' + line)
     with pytest.raises(ConfigError, match=message):
         read(tmp_path / "a.jsonl", kind="jsonl")
+
+
+FIELDS: dict[str, tuple[dict[str, object], list[str]]] = {
+    "doc.text": ({"doc": {"text": "Nested."}}, ["Nested."]),
+    "doc.title+text": ({"text": "Body.\nMore.", "doc": {"title": "Head."}}, ["Head.", "Body.", "More."]),
+    "a.b": ({"a.b": "Named so.", "a": {"b": "no"}}, ["Named so."]),
+    "doc.parts": ({"doc": {"parts": ["One.", None, "", "Two."]}}, ["One.", "Two."]),
+    "title+text": ({"title": None, "text": "Only."}, ["Only."]),
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "dataset"])
+def test_fields_of_rows(tmp_path: Path, field: str, kind: str) -> None:
+    row, expected = FIELDS[field]
+    table = pyarrow.Table.from_pylist([row])
+    if kind == "dataset":
+        datasets.Dataset(table).save_to_disk(tmp_path / "saved")
+    elif kind == "parquet":
+        pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    else:
+        (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    assert read(tmp_path / "saved" if kind == "dataset" else tmp_path, kind=kind, text_field=field) == [expected]
+
+
+@pytest.mark.parametrize("form", ["dictionary", "string_view", "large_string"])
+def test_text_columns_of_other_types(tmp_path: Path, form: str) -> None:
+    types = {
+        "dictionary": pyarrow.dictionary(pyarrow.int32(), pyarrow.string()),
+        "string_view": pyarrow.string_view(),
+        "large_string": pyarrow.large_string(),
+    }
+    column = pyarrow.array(["One.", None, "Two.", "One."]).cast(types[form])
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    assert read(tmp_path, kind="parquet") == [["One."], ["Two."], ["One."]]
+
+
+def test_bad_rows_are_counted_up_to_a_share(tmp_path: Path) -> None:
+    rows = [json.dumps({"text": f"Row {number}."}) for number in range(96)]
+    rows[50:50] = ["{", '{"body": "a"}', '{"text": null}', '{"text": ""}']
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    dropped = Dropped()
+    (piece,) = plan_pieces({"corpus": corpus(tmp_path, kind="jsonl", bad_rows=0.02)}, 1 << 24)
+    assert len(list(read_piece(piece, dropped))) == 96
+    assert dropped.counts == {"bad_row": 2, "row_without_text": 2}
+    assert "a.jsonl, line 51: not JSON (Expecting property name" in dropped.samples["bad_row"][0]
+    with pytest.raises(ConfigError, match=r"line 51: not JSON .*; 2 of 100 rows here .* allows a share of 0\.019"):
+        read(tmp_path, kind="jsonl", bad_rows=0.019)
+    with pytest.raises(ConfigError, match=r"no field 'body' \(corpus.text_field\); it has text; 99 of 100 rows"):
+        read(tmp_path, kind="jsonl", bad_rows=0.5, text_field="body")
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 20])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_json_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, indent: int | None) -> None:
+    monkeypatch.setattr(streams, "_BLOCK", block)
+    rows = [{"text": f'Röw [{number}], "{{quoted".'} for number in range(20)]
+    for mark in ("", "\ufeff"):
+        (tmp_path / "a.json").write_text(mark + json.dumps(rows, indent=indent, ensure_ascii=False))
+        assert read(tmp_path / "a.json", kind="jsonl") == [[row["text"]] for row in rows]
+    (tmp_path / "empty.json").write_text("[]\n")
+    assert read(tmp_path / "empty.json", kind="jsonl") == []
+
+
+@pytest.mark.parametrize("cut", [1, 30, -1])
+def test_a_broken_json_array(tmp_path: Path, cut: int) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"text": "One."}, {"text": "Two."}])[:cut])
+    with pytest.raises(ConfigError, match=r"a\.json: value \d of the array is not JSON .*; mend it"):
+        read(tmp_path / "a.json", kind="jsonl", bad_rows=0.5)
+
+
+def test_csv_and_tsv(tmp_path: Path) -> None:
+    rows = [["1", 'A "quoted", text.\nSecond line.'], ["2", ""], ["3", "Plain."]]
+    for name, dialect in (("a.csv", "excel"), ("b.tsv.gz", "excel-tab")):
+        written = io.StringIO()
+        csv.writer(written, dialect).writerows([["id", "text"], *rows])
+        content = written.getvalue().encode()
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+        expected = [['A "quoted", text.', "Second line."], ["Plain."]]
+        assert read(tmp_path / name, kind="csv") == expected
+    assert read(tmp_path, kind="csv", text_field="id+text")[0] == ["1", 'A "quoted", text.', "Second line."]
+    (tmp_path / "a.csv").write_text("id,text\n1,a,b\n2,c\n")
+    assert read(tmp_path / "a.csv", kind="csv", bad_rows=0.5) == [["c"]]
+    with pytest.raises(ConfigError, match=r"a\.csv, row 1: 3 fields, but the first row names 2; 1 of 1 rows"):
+        read(tmp_path / "a.csv", kind="csv")
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.csv"])
+def test_large_files_that_cannot_be_cut_are_chunked(tmp_path: Path, name: str) -> None:
+    """As compressed ones; JSON lines are cut at lines."""
+    rows = [f"Row {number} of text." for number in range(500)]
+    as_json = json.dumps([{"text": row} for row in rows])
+    (tmp_path / name).write_text(as_json if name == "a.json" else "text\n" + "\n".join(rows))
+    kind = {"a.json": "jsonl", "a.csv": "csv"}[name]
+    pieces = plan_pieces({"corpus": corpus(tmp_path, kind=kind, documents="file")}, 1000)
+    assert [needs_chunks(piece, 1000) for piece in pieces] == [True]
+    (tmp_path / name).unlink()
+    (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({"text": row}) for row in rows))
+    pieces = plan_pieces({"corpus": corpus(tmp_path, kind="jsonl", documents="file")}, 1000)
+    assert len(pieces) > 10
+    assert not any(needs_chunks(piece, 1000) for piece in pieces)
+    assert [document.paragraphs for piece in pieces for document in read_piece(piece, Dropped())] == [[r] for r in rows]
+
+
+@pytest.mark.parametrize("piece_bytes", [1 << 24, 10])
+def test_a_document_a_line(tmp_path: Path, piece_bytes: int) -> None:
+    (tmp_path / "a.txt").write_text("BP 74/80\n\nPt c/o SOB.  x1\nthe last")
+    expected = [["BP 74/80"], ["Pt c/o SOB. x1"], ["the last"]]
+    for lines in ("paragraph", "wrapped", "sentence"):
+        assert read(tmp_path, piece_bytes, documents="line", lines=lines) == expected
 
 
 @pytest.mark.parametrize(
@@ -266,8 +381,8 @@ def test_tables(tmp_path: Path) -> None:
         ("parquet", "truncated", r"a\.parquet cannot be read as parquet"),
         ("parquet", "corrupted", r"a\.parquet is damaged in row groups"),
         ("parquet", "field", r"no field 'body' \(corpus\.text_field\); it has text, id"),
-        ("parquet", "type", r"field 'id' holds int64, not text"),
-        ("dataset", "field", r"no field 'body' \(corpus\.text_field\); there are text, id"),
+        ("parquet", "type", r"field 'id' holds int, not text"),
+        ("dataset", "field", r"no field 'body' \(corpus\.text_field\); it has text, id"),
         ("dataset", "split", "cannot load it"),
     ],
 )

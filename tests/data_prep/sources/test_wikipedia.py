@@ -95,7 +95,16 @@ def test_pointers_to_other_articles() -> None:
         ("15{{nbsp}}May{{mdashb}}{{HMS|Ajax|22|6}} in A{{music|flat}}.", "15 May — HMS Ajax in A-flat."),
         ("The {{Nihongo|[[bayonet]]|銃剣|jūken}} at {{Coord|13|N|169|W}}.", f"The bayonet at {PLACEHOLDER}."),
         ("{{Coord|13|N|169|W|display=title}}It {{nowrap|1=is ''so''}}.", "It is so."),
-        ("Only {{unknown|a}} {{cite web|title=b}} this.", "Only this."),
+        ("Only {{cite web|title=b}} this.", "Only this."),
+        ("It has {{unknown|a}} people.", f"It has {PLACEHOLDER} people."),
+        ("It ended.{{mark}} A ''word''{{mark|b}} here ({{say|x}}; old) {{cn}}.", "It ended. A word here (old)."),
+        ("{{Box|a}} It began. {{Quote box|b}}\n{{Image frame\n|a}} So.", "It began. So."),
+        ("{{PAGENAME}} is a place. {{Name}} was not.", f"{PLACEHOLDER}is a place. {PLACEHOLDER}was not."),
+        ("({{langx|de|Katze}}; {{langx|ru|кошка}}) of {{formatnum:12345}}.", "(Katze; кошка) of 12345."),
+        ("Il pèse {{unité|12|kg}} et {{nombre|3}}.", "Il pèse 12 kg et 3."),
+        ("{{num|14736}} человек.[[Файл:Foo.jpg|мини|Подпись]][[Категория:Города]]", "14736 человек."),
+        (":{| class=x\n! a\n|-\n| b || c\n|}\nMore of it.", "More of it."),
+        ("北京是-{zh-hans:中华; zh-hant:中華;}-的-{首都}-。-{T|zh:标题}-", "北京是中华的首都。"),
         ("{{lang|ar|الله}} is {{transl|ar|ALA|Allāh}} or {{transl|ar|ilāh}}.", "الله is Allāh or ilāh."),
         ("Two (e.g. {{cite web|b}}) ways (see [[A|table]] below) of it (See <ref>a</ref>).", "Two ways of it."),
         ("Released: 2005, {{cite web|b}}. He asked, ... and went.", "Released: 2005. He asked, ... and went."),
@@ -181,6 +190,34 @@ def test_damaged_dumps(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.xml.bz2").write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         read_dump(tmp_path / "a.xml.bz2")
+
+
+@pytest.mark.parametrize("piece_bytes", [400, 1 << 24])
+def test_namespaces_are_those_of_the_dump(tmp_path: Path, piece_bytes: int) -> None:
+    head = HEAD.replace(
+        "</siteinfo>",
+        '<namespaces><namespace key="6" case="first-letter">Pilt</namespace><namespace '
+        'key="14" case="first-letter">Kategooria</namespace></namespaces></siteinfo>',
+    )
+    text = "Üks lause.[[Pilt:A.jpg|pisi|Tekst]] [[Kategooria:B]][[Tallinn]] on linn.\n== Viited ==\nKaks."
+    content = [bz2.compress(part.encode()) for part in (head, *[page(str(n), text) for n in range(9)], "</mediawiki>")]
+    (tmp_path / "a.xml.bz2").write_bytes(b"".join(content))
+    documents, _, pieces = read_dump(tmp_path / "a.xml.bz2", piece_bytes)
+    assert (pieces > 3) == (piece_bytes == 400)
+    assert {document.paragraphs[0] for document in documents} == {"Üks lause. Tallinn on linn."}
+
+
+def test_redirects_and_disambiguation_in_other_languages(tmp_path: Path) -> None:
+    pages = [
+        page("A", "#WEITERLEITUNG [[B]]"),
+        page("C", "#перенаправление [[Д]]"),
+        page("E", "F: {{Begriffsklärung}}"),
+    ]
+    pages += [page("G", "#Erstens [[H]] ist\n# Zweitens mehr Text.")]
+    (tmp_path / "a.xml").write_text(HEAD + "".join(pages) + "</mediawiki>")
+    documents, dropped, _ = read_dump(tmp_path / "a.xml")
+    assert [document.name for document in documents] == ["G"]
+    assert dropped.counts == {"redirect": 2, "disambiguation_page": 1}
 
 
 def test_a_real_dump() -> None:

@@ -42,6 +42,40 @@ def test_speech(sentences: list[str]) -> None:
     assert list(split_sentences(" ".join(sentences), "en")) == sentences
 
 
+COUNTED_BY_HAND = [
+    ("en", ["(1) A big thing came.", "The dog ran.", "The cat sat."]),
+    ("en", ["1. The Congress may.", "2. The motion must."]),
+    ("en", ["(a) Dogs bark.", "(b) Cats meow."]),
+    ("en", ["See Eq. 4, Vol. 9, Ch. 10.", "Article 68, Par. 2 of the law."]),
+    ("en", ["A. Smith came.", "It was 5 p.m.", "He left."]),
+    ("de", ["Das ist z. B. so, d. h. anders.", "Dr. Müller kam am 3. Mai.", "Siehe Abb. 3.", "Er ging."]),
+    ("fr", ["M. Dupont est arrivé.", "Il vécut av. J.-C. longtemps.", "Il a dit « Bonjour. »", "Puis il est parti."]),
+    ("es", ["El Sr. García llegó.", "¿Qué pasa?", "¡Nada!"]),
+    ("bg", ["Годините се бележат със „сл.Хр.“ (след Христа), т.е. 365 дни."]),
+    ("ru", ["Он родился в 1900 г. в Москве.", "Потом уехал."]),
+    ("pl", ["Prof. Kowalski przyszedł.", "Było to ok. 5 km."]),
+    ("hi", ["यह एक वाक्य है।", "यह दूसरा है।"]),
+    ("ar", ["هل قرأت هذا؟", "نعم.", "قرأته."]),
+]
+
+
+@pytest.mark.parametrize(("language", "expected"), COUNTED_BY_HAND)
+def test_list_marks_and_abbreviations(language: str, expected: list[str]) -> None:
+    assert list(split_sentences(" ".join(expected), language)) == expected
+
+
+@pytest.mark.parametrize(
+    ("language", "expected"),
+    [
+        ("ja", ["「そうですか。」と彼は言った。", "次の日は雨だった。"]),
+        ("ja", ["彼は「行こう。早く。」と言った。"]),
+        ("zh", ["他说：“你好。”", "然后走了。", "天黑了。"]),
+    ],
+)
+def test_text_without_spaces(language: str, expected: list[str]) -> None:
+    assert list(split_sentences("".join(expected), language)) == expected
+
+
 def test_nothing_is_lost() -> None:
     rng = random.Random(0)
     letters = "abc ABC.!?\"'“”‘’()[]…。！ \u00a0\u2028éß中文\U0001f600\u0301-—123\t"

@@ -1,0 +1,64 @@
+"""The tokenizer of a preparation: trained on its text, or given, with the words that are to be added."""
+
+from functools import partial
+from pathlib import Path
+
+from data_prep.engine.local import Record
+from data_prep.engine.stages import training_text
+from data_prep.options import PrepareConfig
+from data_prep.samples.added_words import add_words, choose_words, read_words
+from data_prep.samples.tokenizer import Letters, Vocabulary, train_vocabulary, write_tokenizer
+from data_prep.text.duplicates import TextPart
+
+_SHOWN_WORDS = 10
+_MANY_UNKNOWN = 0.005  # share of the tokens
+
+
+def make_tokenizer(
+    config: PrepareConfig, given: Vocabulary | None, parts: list[TextPart], repeats: Path, folders: tuple[Path, Path]
+) -> Record:
+    """Write the tokenizer to the first of ``folders``, and as it was before words were added to the second.
+
+    ``repeats``: the folder of the repeated documents. Returns the counts of the stage.
+    """
+    folder, before = folders
+    most = config.vocab_text_mb * 1e6
+    if given is None:
+        rules = Letters(config.lowercase, config.strip_accents, config.alphabet_coverage)
+        text = partial(training_text, parts, repeats, most, config.seed)
+        trained = train_vocabulary(text, config.vocab_size, rules)
+        write_tokenizer(trained, folder)
+        if len(trained.tokens) < config.vocab_size:
+            print(
+                f"      warning: the vocabulary has {len(trained.tokens):,} entries, not the {config.vocab_size:,} of "
+                "vocab_size: the text holds no more letters and parts of words"
+            )
+        return {"vocabulary": len(trained.tokens)}
+    if not config.vocab_add and not config.vocab_add_count:
+        write_tokenizer(given, folder)
+        return {"vocabulary": len(given.tokens)}
+    wanted = read_words(Path(config.vocab_add), given) if config.vocab_add else []
+    words = choose_words(
+        given,
+        training_text(parts, repeats, most, config.seed, config.heldout_fraction),
+        wanted,
+        config.vocab_add_count or 0,
+    )
+    write_tokenizer(given, before)
+    vocabulary = add_words(given, words, str(config.vocab))
+    best = sorted(words, key=lambda word: (-word.saved, word.word))[:_SHOWN_WORDS]
+    print("      " + ", ".join(f"{word.word} saves {word.saved:,} pieces" for word in best))
+    write_tokenizer(vocabulary, folder)
+    return {"vocabulary": len(vocabulary.tokens), **({"added_words": len(words)} if words else {})}
+
+
+def warn_of_unknown(shares: dict[str, dict[str, dict[str, float]]], config: PrepareConfig) -> list[str]:
+    """A line for each split of which many tokens are unknown; ``shares``: of ``totals.piece_shares``."""
+    advice = "give the vocab of another model, or add words to it (vocab_add_count)"
+    if config.vocab is None:
+        advice = f"raise alphabet_coverage (it is {config.alphabet_coverage}) or vocab_size"
+    return [
+        f"warning: {found:.2%} of the {split} tokens are unknown ([UNK]); {advice}"
+        for split, of_split in shares.items()
+        if of_split and (found := of_split["after"]["unknown_share"]) > _MANY_UNKNOWN
+    ]

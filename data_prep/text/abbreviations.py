@@ -1,0 +1,41 @@
+"""Abbreviations after which ``sentencex`` ends a sentence though none ends there. Found by reading its output.
+
+Lower-case, without the last full stop.
+"""
+
+_ALWAYS = {
+    "bg": "т.е т.н сл.хр пр.хр напр проф акад",
+    "cs": "např tj tzv sv ing prof",
+    "es": "sr sra dr dra ud uds núm",
+    "fi": "esim mm ts nro",
+    "fr": "m mm mme mlle av apr cf env",
+    "it": "sig dott prof",
+    "nl": "dhr mevr bijv o.a d.w.z",
+    "pl": "ok np tj m.in prof św ul",
+    "pt": "sr sra dr dra núm",
+    "ru": "т.е т.к т.н им ул проф акад",
+    "sv": "t.ex bl.a d.v.s ca",
+}
+_BEFORE_A_NUMBER = {
+    "bg": "стр с г чл",
+    "cs": "č str čl",
+    "de": "nr abs art s bd kap abb",
+    "en": "eq eqs vol vols ch chs par art fig figs no nos pp p sec secs tab app",
+    "es": "pág págs p art vol cap",
+    "fi": "s klo luku",
+    "fr": "p pp vol art chap fig n",
+    "it": "p pp art vol cap",
+    "nl": "nr blz art",
+    "pl": "nr str art t",
+    "pt": "pág págs p art vol cap n",
+    "ru": "стр с ст т гл рис",
+    "sv": "nr s kl",
+}
+
+
+def is_abbreviation(word: str, language: str, before_a_number: bool) -> bool:
+    """Whether ``word``, with its full stop, ends no sentence."""
+    known = _ALWAYS.get(language, "").split()
+    if before_a_number:
+        known += _BEFORE_A_NUMBER.get(language, "").split()
+    return word.endswith(".") and word[:-1].lower() in known
