@@ -8,7 +8,7 @@ for an event that was recorded behind the copy. Outside of hot parts reads are a
 import gc
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
 SMALL_COPY = 1 << 16
@@ -101,9 +100,7 @@ class DeviceGuard(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        devices = {tensor.device.type for tensor in tensors}
-        name = func.name().removeprefix("aten::")
+        devices = {tensor.device.type for tensor in _tensors((*args, *kwargs.values()))}
         if func is aten._local_scalar_dense.default:
             return self._read(args[0])
         if func is aten._to_copy.default:
@@ -118,11 +115,11 @@ class DeviceGuard(TorchDispatchMode):
                 self._copied(target, source, bool(kwargs.get("non_blocking") or (len(args) > 2 and args[2])))
             return func(*args, **kwargs)
         if len(devices) > 1:
-            raise DeviceFault(f"{name} has tensors on {' and '.join(sorted(devices))}")
+            raise DeviceFault(f"{_name(func)} has tensors on {' and '.join(sorted(devices))}")
         if "cuda" in devices and self.hot and self._depends_on_values(func, args, kwargs):
-            self.host_wait(name)
-        if "cuda" in devices and name.startswith("_foreach"):
-            self._check_foreach(name, args)
+            self.host_wait(_name(func))
+        if "cuda" in devices and isinstance(args[0], (list, tuple)) and _name(func).startswith("_foreach"):
+            self._check_foreach(_name(func), args)
         if func in _WITHOUT_FAKE:
             return None
         pinned = kwargs.pop("pin_memory", False)
@@ -195,9 +192,9 @@ class DeviceGuard(TorchDispatchMode):
         return _storage(tensor) in self._pinned
 
     def _kept(self, out: Any) -> Any:
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and leaf.device.type == "cuda":
-                self._note(leaf)
+        for tensor in _tensors((out,)):
+            if tensor.device.type == "cuda":
+                self._note(tensor)
         return out
 
     def _note(self, tensor: Tensor) -> None:
@@ -205,6 +202,20 @@ class DeviceGuard(TorchDispatchMode):
         if key not in self._storages:
             storage = tensor.untyped_storage()
             self._storages[key] = StorageWeakRef(storage), storage.nbytes()
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among the arguments or results of an operation, those in lists too."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def _name(func: Any) -> str:
+    name: str = func.name()
+    return name.removeprefix("aten::")
 
 
 def _storage(tensor: Tensor) -> int:
