@@ -29,7 +29,8 @@ OWN = ("lars", "adamw", "adam", "sgd")
 PRECISIONS = ("bf16", "fp16", "fp32")
 REASONS = {
     "the host waits for the device: a number is read": "reads at every layer",
-    "apex is not installed": "no apex",
+    "but apex with its CUDA extensions": "no apex",
+    "with phi_min, phi_max": "not with phi_min",
 }
 """What a cell says for an error, by what is in the error."""
 
