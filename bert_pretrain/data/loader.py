@@ -148,20 +148,22 @@ class TrainingData:
 
 
 def prefetched(items: Iterator[Item], ahead: int) -> Generator[Item]:
-    """Endless ``items``, up to ``ahead`` of them computed in advance by a thread; its errors are raised here."""
+    """``items``, up to ``ahead`` of them computed in advance by a thread; its errors are raised here."""
     thread = ThreadPoolExecutor(1, "loader")
     try:
-        futures = deque(thread.submit(next, items) for _ in range(ahead))
-        while True:
-            item = futures.popleft().result()
-            futures.append(thread.submit(next, items))
+        futures = deque(thread.submit(next, items, None) for _ in range(ahead))
+        while (item := futures.popleft().result()) is not None:
+            futures.append(thread.submit(next, items, None))
             yield item
     finally:
         thread.shutdown(cancel_futures=True)
 
 
-def heldout_batches(shards: ShardSet, micro_batch_size: int, rank: int, world_size: int) -> Iterator[MicroBatch]:
-    """This rank's contiguous part of a split in file order, with the masks of the shards."""
+def heldout_batches(
+    shards: ShardSet, micro_batch_size: int, rank: int, world_size: int, pin: bool = False
+) -> Iterator[MicroBatch]:
+    """This rank's contiguous part of a split in file order, with the masks of the shards; ``pin`` as for ``steps``."""
     first, last = (shards.samples * r // world_size for r in (rank, rank + 1))
     for start in range(first, last, micro_batch_size):
-        yield to_micro_batch(shards.read(start, min(start + micro_batch_size, last)))
+        batch = to_micro_batch(shards.read(start, min(start + micro_batch_size, last)))
+        yield batch.pinned() if pin else batch

@@ -15,12 +15,12 @@ step the factors become 1 and what is added becomes -0.0, which leaves every num
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from bert_pretrain.optim.foreach_pieces import Piece, by_layer, join_small, pieces_of, runs_of, small_first
 from bert_pretrain.optim.layers import Decision, Layers, Outcome, Work, copy_masters, on_device
 from bert_pretrain.optim.norms import layer_norms
 
@@ -47,23 +47,10 @@ class Scalars:
     add1: float
     add2: float
     decay: float
-    eps: float | list[Any]
-    """e of each layer, or one float for all of them: t differs only if a layer once had no gradient."""
-    gain: float | list[Any]
+    eps: float | list[float] | Tensor
+    """e of each layer, (layers,), or one float for all of them: t differs only if a layer once had no gradient."""
+    gain: float | list[float] | Tensor
     """k, likewise."""
-
-
-@dataclass
-class Piece:
-    """What is processed together: whole small layers, or one part of a large layer. Parallel lists."""
-
-    w: list[Tensor]
-    g: list[Tensor]
-    m: list[Tensor]
-    v: list[Tensor]
-    u: list[Tensor]
-    flat_u: Tensor
-    """All of ``u`` as one vector."""
 
 
 def foreach_step(work: Work) -> Outcome:
@@ -93,13 +80,19 @@ def _apply_part(
     scalars = _scalars(layers, decision, work.rules.bias_correction, host_decides)
     lr, decay = on_device(layers.group["lr"], work.device), layers.group["weight_decay"]
     buffer = _buffer(work.workspace, max(limit, *(w.numel() for w in layers.weights)), layers.weights[0])
-    runs = list(_runs([owner.numel() for owner in layers.owners], limit))  # the same on every rank
+    sizes = [owner.numel() for owner in layers.owners]
+    runs = list(runs_of(sizes, limit))  # the same on every rank
+    if not host_decides:
+        runs = [small_first(run, sizes) for run in runs]
+    visited = torch.tensor([i for run in runs for i in run])
     of_runs = []
-    for run in runs:
-        pieces = list(_pieces(layers, run, buffer, limit if on_cpu else None))
+    for run, own in zip(runs, _of_runs(scalars, runs, visited, work.device), strict=True):
+        pieces = list(pieces_of(layers, run, buffer, limit if on_cpu else None))
+        if not host_decides:
+            join_small(pieces, [sizes[i] for i in run], work)
         of_pieces, peaks = [], []
         for piece in pieces:
-            peaks.append(_direction(piece, run, scalars))
+            peaks.append(_direction(piece, own))
             of_pieces.append(layer_norms(piece.w + piece.u).view(2, -1))  # (2, layers of the piece)
         norm = of_pieces[0]
         if len(pieces) > 1:
@@ -112,8 +105,9 @@ def _apply_part(
     if host_decides:
         torch._foreach_add_(layers.steps, 1.0)
     else:
-        torch._foreach_add_(layers.steps, (~decision.skipped).to(torch.float32))
-    places = torch.tensor([i for run in runs for i in run]).argsort().to(work.device, non_blocking=True)
+        applied = (~decision.skipped).to(torch.float32)
+        torch._foreach_add_(layers.steps, [applied] * len(layers.steps))  # given one 0-d tensor, torch reads it
+    places = visited.argsort().to(work.device, non_blocking=True)
     norms.append(torch.cat(of_runs, 1).index_select(1, places))
 
 
@@ -139,9 +133,21 @@ def _scalars(layers: Layers, decision: Decision, bias_correction: bool, host_dec
         1 - beta1,
         1 - beta2,
         decay,
-        list(eps.to(dtype).unbind()),
-        list(gain.to(dtype).unbind()),
+        eps.to(dtype),
+        gain.to(dtype),
     )
+
+
+def _of_runs(scalars: Scalars, runs: list[list[int]], visited: Tensor, device: torch.device) -> Iterator[Scalars]:
+    """The scalars of each run, those of each layer in its order. ``visited``: all layers in the order of the runs."""
+    places = visited.to(device, non_blocking=True) if isinstance(scalars.eps, Tensor) else visited
+    lengths, each = [len(run) for run in runs], []
+    for values in (scalars.eps, scalars.gain):
+        if isinstance(values, Tensor):
+            each.append(values.index_select(0, places).split(lengths))
+        else:
+            each.append([[values[i] for i in run] if isinstance(values, list) else values for run in runs])
+    return (replace(scalars, eps=eps, gain=gain) for eps, gain in zip(*each, strict=True))
 
 
 def _buffer(workspace: dict[str, Tensor], size: int, like: Tensor) -> Tensor:
@@ -152,40 +158,7 @@ def _buffer(workspace: dict[str, Tensor], size: int, like: Tensor) -> Tensor:
     return workspace[key]
 
 
-def _runs(sizes: list[int], limit: int) -> Iterator[list[int]]:
-    """Yield runs of layer indices: a large layer alone, small layers together up to ``limit`` elements."""
-    small: list[int] = []
-    total = 0
-    for i, size in enumerate(sizes):
-        if size > limit:
-            yield [i]
-            continue
-        if total + size > limit:
-            yield small
-            small, total = [], 0
-        small.append(i)
-        total += size
-    if small:
-        yield small
-
-
-def _pieces(layers: Layers, run: list[int], buffer: Tensor, cut: int | None) -> Iterator[Piece]:
-    """Yield the pieces of a run. A layer of more than ``cut`` elements is cut if its weights are contiguous."""
-    columns = (layers.weights, layers.grads, layers.exp_avgs, layers.exp_avg_sqs)
-    first = layers.weights[run[0]]
-    if cut is not None and first.numel() > cut and first.is_contiguous():
-        flat_u = buffer[: first.numel()].split(cut)
-        parts = [column[run[0]].reshape(-1).split(cut) for column in columns]
-        for w, g, m, v, u in zip(*parts, flat_u, strict=True):
-            yield Piece([w], [g], [m], [v], [u], u)
-        return
-    w, g, m, v = ([column[i] for i in run] for column in columns)
-    flat = buffer[: sum(x.numel() for x in w)]
-    u = [part.view(x.shape) for part, x in zip(flat.split([x.numel() for x in w]), w, strict=True)]
-    yield Piece(w, g, m, v, u, flat)
-
-
-def _direction(piece: Piece, run: list[int], scalars: Scalars) -> Tensor:
+def _direction(piece: Piece, scalars: Scalars) -> Tensor:
     """Equations (2) to (5): advance m and v, write u to ``piece.u``. Returns max sqrt(v), 0-d.
 
     The maximum reveals an infinite v, which u would hide (m / inf = 0).
@@ -201,15 +174,21 @@ def _direction(piece: Piece, run: list[int], scalars: Scalars) -> Tensor:
     torch._foreach_addcmul_(piece.v, piece.u, piece.u, value=scalars.add2)
     _set_root(piece)
     peak = piece.flat_u.amax() if piece.flat_u.numel() else piece.flat_u.new_zeros(())  # an empty slice
-    if isinstance(scalars.eps, float):
+    if isinstance(scalars.eps, Tensor):
+        for u, eps in by_layer(piece, scalars.eps):
+            u.add_(eps)
+    elif isinstance(scalars.eps, float):
         piece.flat_u.add_(scalars.eps)
     else:
-        torch._foreach_add_(piece.u, [scalars.eps[i] for i in run])
+        torch._foreach_add_(piece.u, scalars.eps)
     _divide_into(piece)
-    if isinstance(scalars.gain, float):
+    if isinstance(scalars.gain, Tensor):
+        for u, gain in by_layer(piece, scalars.gain):
+            u.mul_(gain)
+    elif isinstance(scalars.gain, float):
         piece.flat_u.mul_(scalars.gain)
     else:
-        torch._foreach_mul_(piece.u, [scalars.gain[i] for i in run])
+        torch._foreach_mul_(piece.u, scalars.gain)
     if scalars.decay:
         torch._foreach_add_(piece.u, piece.w, alpha=scalars.decay)
     return peak
@@ -251,7 +230,7 @@ def _descend(pieces: list[Piece], step_size: Tensor, scalars: Scalars) -> None:
                 w.add_(u, alpha=-size)
         return
     for piece in pieces:
-        sizes = list((-step_size).to(piece.flat_u.dtype).unbind())
-        torch._foreach_mul_(piece.u, sizes)
+        for u, size in by_layer(piece, (-step_size).to(piece.flat_u.dtype)):
+            u.mul_(size)
         piece.flat_u.masked_fill_(scalars.skipped, -0.0)
         torch._foreach_add_(piece.w, piece.u)

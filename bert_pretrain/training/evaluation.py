@@ -1,20 +1,27 @@
-"""Evaluation on the held-out split."""
+"""Evaluation on the held-out split.
 
-from collections.abc import Callable
+In float32, whatever training computes in, so that the losses are those of plain ``transformers``. A thread reads ahead,
+as in training, into pinned memory on a GPU: the device never waits for the host.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import numpy as np
 import torch
 
-from bert_pretrain.data.collate import MicroBatch
+from bert_pretrain.data.collate import HostToDeviceStream, MicroBatch
 from bert_pretrain.data.dataset import ShardSet
-from bert_pretrain.data.loader import heldout_batches
+from bert_pretrain.data.loader import heldout_batches, prefetched
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.model.bert import PretrainingModel, PretrainingSums
+from bert_pretrain.training.host_copy import HostCopy
 from bert_pretrain.training.metrics import Row
 from bert_pretrain.training.step_result import without_next_sentence
 
 _COLUMNS = 6  # PretrainingSums, masked tokens, samples
+_AHEAD = 2  # micro-batches that are read in advance
 
 
 def evaluate(
@@ -57,37 +64,52 @@ def sum_losses(
     With ``sources``, the number of each sample's corpus, (N,), the same of each corpus in the rows that follow.
     ``report`` gets the number of samples that this rank has done, after every batch.
 
-    Stop requests are all-reduced with each batch and read one batch later, so that the device never waits for the host,
-    and all ranks return after the same batch.
+    Stop requests are all-reduced with each batch and read one batch later, so that all ranks return after the same
+    batch, and the host waits only for what was all-reduced before it gave the device the batch that is now running.
     """
+    on_gpu = world.device.type == "cuda"
+    batches = heldout_batches(heldout, micro_batch_size, world.rank, world.size, pin=on_gpu)
     model.eval()
+    with closing(prefetched(batches, _AHEAD)) as ahead:
+        totals = _sum_batches(model, heldout.samples, micro_batch_size, ahead, world, stop, sources, report)
+    model.train()
+    return None if totals is None else HostCopy(world.sum(totals)).read()
+
+
+def _sum_batches(
+    model: PretrainingModel,
+    samples: int,
+    micro_batch_size: int,
+    batches: Iterator[MicroBatch],
+    world: World,
+    stop: StopRequest,
+    sources: np.ndarray | None,
+    report: Callable[[int], None],
+) -> torch.Tensor | None:
+    """The sums of this rank's ``batches``, (1 + corpora, 6) float64 on the device; None as for ``sum_losses``."""
     corpora = 0 if sources is None else 1 + int(sources.max())
     totals = torch.zeros((1 + corpora, _COLUMNS), dtype=torch.float64, device=world.device)
-    previous_requests = torch.zeros((), device=world.device)
-    batches = heldout_batches(heldout, micro_batch_size, world.rank, world.size)
-    done = first = heldout.samples * world.rank // world.size
-    largest_part = -(-heldout.samples // world.size)
+    requests: HostCopy | None = None
+    to_device = HostToDeviceStream(world.device)
+    done = first = samples * world.rank // world.size
+    largest_part = -(-samples // world.size)
     for _ in range(-(-largest_part // micro_batch_size)):  # the same number on all ranks; some have a batch less
         world.report_progress()
-        requests = world.sum(torch.tensor(float(stop.requested)).to(world.device, non_blocking=True))
+        own_request = torch.tensor(float(stop.requested)).to(world.device, non_blocking=True)
+        previous_requests, requests = requests, HostCopy(world.sum(own_request))
         with world.busy("reading the held-out shards"):
             batch = next(batches, None)
         if batch is not None:
-            size = len(batch.input_ids)
+            inputs, size = to_device.copy(batch), len(batch.input_ids)
             if sources is None:
-                inputs = batch.to(world.device)
                 _add(totals[0], model(*inputs.tensors()), inputs.masked_labels, size)
             else:
-                _add_by_source(totals, model, batch, torch.from_numpy(sources[done : done + size]), world.device)
+                _add_by_source(totals, model, batch, inputs, sources[done : done + size])
             done += size
             report(done - first)
-        if previous_requests.item() > 0:
-            model.train()
+        if previous_requests is not None and previous_requests.read() > 0:
             return None
-        previous_requests = requests
-    model.train()
-    found: list[list[float]] = world.sum(totals).tolist()
-    return found
+    return totals
 
 
 def _add(totals: torch.Tensor, out: PretrainingSums, labels: torch.Tensor, samples: int) -> None:
@@ -98,23 +120,31 @@ def _add(totals: torch.Tensor, out: PretrainingSums, labels: torch.Tensor, sampl
 
 
 def _add_by_source(
-    totals: torch.Tensor, model: PretrainingModel, batch: MicroBatch, source: torch.Tensor, device: torch.device
+    totals: torch.Tensor, model: PretrainingModel, batch: MicroBatch, inputs: MicroBatch, source: np.ndarray
 ) -> None:
-    """Add the sums of ``batch`` to the first of ``totals`` (1 + corpora, 6), those of each corpus to its own.
+    """Add the sums of ``batch``, on the device ``inputs``, to the first of ``totals`` (1 + corpora, 6), and those of
+    each corpus to its own.
 
     ``source`` (B,): the corpus of each sample. The encoder runs once, on the whole batch, as without corpora.
     """
-    inputs, (samples, length) = batch.to(device), batch.input_ids.shape
+    samples, length = batch.input_ids.shape
     labels, next_sentence = inputs.masked_labels, inputs.next_sentence_labels
     places = inputs.segment_ids, inputs.masked_positions
     x = model.hidden_states(
         inputs.input_ids, inputs.attention_mask, *places
     )  # (B + M, H), or (M, H) without a next-sentence head
     _add(totals[0], model.losses(x, labels, next_sentence), labels, samples)
-    owner, real = source[batch.masked_positions // length], batch.masked_labels >= 0
-    for number in source.unique().tolist():
-        chosen = (source == number).nonzero().squeeze(1)
-        tokens = ((owner == number) & real).nonzero().squeeze(1)
-        rows = torch.cat([chosen, samples + tokens]) if model.next_sentence else tokens
-        out = model.losses(x[rows], labels[tokens], next_sentence[chosen])
-        _add(totals[1 + number], out, labels[tokens], len(chosen))
+    owner, real = source[batch.masked_positions.numpy() // length], batch.masked_labels.numpy() >= 0
+    for number in np.unique(source):
+        chosen, tokens = np.flatnonzero(source == number), np.flatnonzero((owner == number) & real)
+        rows = np.concatenate([chosen, samples + tokens]) if model.next_sentence else tokens
+        of_samples, of_tokens, of_rows = (_on_device(places, totals.device) for places in (chosen, tokens, rows))
+        own_labels = labels.index_select(0, of_tokens)
+        out = model.losses(x.index_select(0, of_rows), own_labels, next_sentence.index_select(0, of_samples))
+        _add(totals[1 + number], out, own_labels, len(chosen))
+
+
+def _on_device(places: np.ndarray, device: torch.device) -> torch.Tensor:
+    """``places`` as int64 on the device; the host does not wait for it."""
+    indices = torch.from_numpy(places)
+    return indices.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else indices

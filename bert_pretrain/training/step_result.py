@@ -1,10 +1,11 @@
 """The numbers of a step, copied to the host while the next step runs."""
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from bert_pretrain.training.host_copy import HostCopy
 
 
 @dataclass(frozen=True)
@@ -62,24 +63,15 @@ class StepResult:
     """An enqueued step, whose numbers are being copied to the host."""
 
     def __init__(self, numbers: torch.Tensor, waited: float = 0.0) -> None:
-        """Start the copy of ``numbers`` (float64, in the order of ``StepNumbers``), without waiting for it.
+        """``numbers``: float64, in the order of ``StepNumbers``. ``waited``: seconds that the step waited for data."""
+        self._copy, self.waited = HostCopy(numbers), waited
 
-        ``waited``: seconds that the step waited for data.
-        """
-        self.numbers, self.waited = numbers, waited
-        self.ended = time.perf_counter()
+    @property
+    def ended(self) -> float:
         """When the step ended: on a GPU, known once it is read."""
-        self._copied: torch.cuda.Event | None = None
-        if numbers.is_cuda:
-            self.numbers = torch.empty_like(numbers, device="cpu", pin_memory=True)
-            self.numbers.copy_(numbers, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
+        return self._copy.ended
 
     def read(self) -> StepNumbers:
         """Wait for the copy; the numbers."""
-        if self._copied is not None:
-            self._copied.synchronize()
-            self.ended = time.perf_counter()
-        values: Any = self.numbers.tolist()
+        values = self._copy.read()
         return StepNumbers(*[*values[:14], values[14:]])

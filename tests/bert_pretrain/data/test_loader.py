@@ -13,7 +13,7 @@ from bert_pretrain.data.batch_plan import BatchPlan
 from bert_pretrain.data.collate import count, to_micro_batch
 from bert_pretrain.data.dataset import DataConfig, ShardSet, check_vocabulary, open_split
 from bert_pretrain.data.dynamic_masking import dynamic_masking
-from bert_pretrain.data.loader import TrainingData, heldout_batches
+from bert_pretrain.data.loader import TrainingData, heldout_batches, prefetched
 from bert_pretrain.data.sample_order import SampleOrder
 from bert_pretrain.data.shard_directory import shard_paths
 from bert_pretrain.data.shards import SHARD_FIELDS, write_shard
@@ -342,3 +342,19 @@ def test_a_shard_damaged_during_the_run_is_named(tmp_path: Path) -> None:
     batches = (micro_batch for step in data.steps(0) for micro_batch in step.micro_batches)
     with pytest.raises(ConfigError, match=r"train_0000.\.hdf5: input_ids holds 100"):
         list(islice(batches, 60))
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_reading_ahead_ends_with_the_items(count: int) -> None:
+    assert list(prefetched(iter(range(count)), 2)) == list(range(count))
+
+
+def test_reading_ahead_raises_the_errors_of_its_thread_here() -> None:
+    def items():
+        yield 1
+        raise OSError("the disk")
+
+    ahead = prefetched(items(), 2)
+    assert next(ahead) == 1
+    with pytest.raises(OSError, match="the disk"):
+        next(ahead)

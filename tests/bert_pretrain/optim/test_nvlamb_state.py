@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bert_pretrain.optim import NVLamb
+from bert_pretrain.optim import NVLamb, foreach_pieces, nvlamb_foreach
 from tests.oracles import build, problem, relative, set_grads, snapshot
 
 KERNELS = ["reference", "foreach", "fused"]
@@ -156,3 +156,21 @@ def test_state_of_another_model_is_an_error():
     _, stranger = build([np.ones(w.shape[::-1], dtype=np.float32) for w in problem()[0]])
     with pytest.raises(ValueError, match=r"shape of exp_avg of parameter \d+"):
         stranger.load_state_dict(optimizer.state_dict())
+
+
+def test_small_layers_updated_at_once_are_those_updated_one_by_one(monkeypatch):
+    """``foreach`` as on a device, where the scalars of a layer are numbers on the device; t differs between layers."""
+    monkeypatch.setattr(nvlamb_foreach, "HOST_DECIDES", ())
+    weights, gradients = problem()
+    (together, first), (alone, second) = build(weights, "foreach"), build(weights, "foreach")
+    for k in range(4):
+        for params, optimizer, small in ((together, first, 1 << 14), (alone, second, 0)):
+            monkeypatch.setattr(foreach_pieces, "SMALL", small)
+            set_grads(params, gradients(k))
+            if k == 1:
+                params[0].grad = None
+            optimizer.step()
+    assert any(key.startswith("owner") for key in first.workspace)
+    assert not any(key.startswith("owner") for key in second.workspace)
+    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+    assert torch.equal(first.layer_report(), second.layer_report())
