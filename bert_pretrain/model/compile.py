@@ -14,7 +14,7 @@ import torch
 from torch.torch_version import TorchVersion
 
 from bert_pretrain.data.collate import Shape, dummy_batch
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.errors import ConfigError, first_line
 from bert_pretrain.model.bert import Pieces, PretrainingModel
 from bert_pretrain.model.precision import MixedPrecision
 
@@ -44,7 +44,7 @@ def compile_model(
         try:
             _forward_backward(model, precision, shape)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.CppCompileError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(getattr(error, "inner_exception", error))  # inductor's own, where it has failed
             raise ConfigError(
                 f"speed.compile is on, but torch could not compile the model ({reason}); install a C++ compiler and, "
                 "for GPUs, triton, or use speed.compile=false"
