@@ -7,7 +7,6 @@ BERT-base (two layers, 8 x 128 tokens, bf16, with padding), for a few. Needs tri
 torch. Ends with status 1 if a kernel of NVLAMB spills or is refused. One to five minutes of a core.
 """
 
-import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +30,6 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("out", type=Path)
     out = parser.parse_args().out
-    os.environ["TRITON_INTERPRET"] = "0"
     from tests.fake_cuda import stand_in
 
     if reason := stand_in.missing():
