@@ -43,6 +43,7 @@ DEVICE = torch.device("cuda", 0)
 WRITTEN_FOR = "sm_90"
 _H100 = {
     "name": "H100",
+    "gcnArchName": "",
     "multi_processor_count": 132,
     "major": 9,
     "minor": 0,
@@ -59,6 +60,7 @@ def write_code(bert: BertConfig, shape: Shape, compute: str) -> list[tuple[str, 
     """What inductor writes for a model and a micro-batch shape: the name and the code of each graph."""
     written: list[tuple[str, str]] = []
     speed = SpeedConfig(False, False, True, True, False, False, None, True, False)  # those of recipes on one GPU
+    driver.set_active(NoDevice(TARGETS[WRITTEN_FOR]))
     with _an_h100(written), FakeTensorMode():
         model = PretrainingModel(_on_device(BertForPreTraining(bert)), speed.on(DEVICE)).train()
         precision = MixedPrecision(PrecisionConfig(compute, 1.0, 1, True, False), DEVICE)
