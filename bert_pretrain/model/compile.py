@@ -15,7 +15,7 @@ import torch
 from torch.torch_version import TorchVersion
 
 from bert_pretrain.data.collate import Shape, dummy_batch
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.errors import ConfigError, first_line
 from bert_pretrain.model.bert import Pieces, PretrainingModel
 from bert_pretrain.model.precision import MixedPrecision
 
@@ -47,7 +47,7 @@ def compile_model(
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # dynamo, a C++ compiler, triton, ptxas and a driver fail in many ways
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(getattr(error, "inner_exception", error))  # inductor's own, where it has failed
             raise ConfigError(
                 f"speed.compile is on, but torch could not compile the model ({reason}); install a C++ compiler and, "
                 "for GPUs, triton, or use speed.compile=false"

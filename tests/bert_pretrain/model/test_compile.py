@@ -250,6 +250,18 @@ def test_a_failed_compilation_is_one_message(monkeypatch: pytest.MonkeyPatch) ->
         compiled(torch.float32)
 
 
+def test_the_message_says_what_the_backend_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only that it has raised, which is the first line of torch's error."""
+
+    def backend(*_: object) -> None:
+        raise RuntimeError("no such target\nat all")
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda piece, **_: original(piece, backend=backend))
+    with pytest.raises(ConfigError, match=r"could not compile the model \(no such target\); install"):
+        compiled(torch.float32)
+
+
 def test_fourfold_random_numbers_are_off_if_they_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda piece, **_: piece)
     compiled(torch.float32)
