@@ -124,10 +124,9 @@ def build_trainer(
     resolved, dtype = replace(config, batch=batch), dtype_name(precision.dtype)
     log.message(describe(resolved, world.size, world.device.type, dtype, shards.samples))
     log.message("\n".join(filter(None, (describe_optimizer(optimizer, config.optimizer), describe_frozen(model)))))
-    shapes, speed = None, config.speed
-    if model.speed.compile:  # last, because it takes minutes
-        samples = min(size, -(-batch.global_batch_size // world.size))
-        largest = samples, config.data.sequence_length, shards.max_predictions
+    shapes, speed = None, model.speed
+    if speed.compile:  # last, because it takes minutes
+        largest = plan.largest_micro_batch, config.data.sequence_length, shards.max_predictions
         shapes = packed_shapes(*largest) if speed.packing else fixed_shapes(*largest, speed.group_by_length)
         world.run_on_all_ranks(partial(compile_model, model, precision, shapes, log.message), "compiling the model")
     learning_rates = learning_rate_table(config.optimizer.lr, config.schedule)

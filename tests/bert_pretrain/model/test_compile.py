@@ -171,11 +171,13 @@ def masks_of_two_layers_are_independent(model: PretrainingModel) -> None:
     assert both == pytest.approx(0.04, abs=0.03)
 
 
-@pytest.mark.parametrize("packing", ["false", "true"])
 @pytest.mark.usefixtures("traced")
-def test_nothing_is_compiled_during_training(tmp_path: Path, shard_dir: Path, packing: str) -> None:
-    """With micro-batches of all lengths, a smaller last one and evaluations; the loss curve is that without compile."""
-    options = ("batch.global_batch_size=30", "model.num_hidden_layers=1", f"speed.packing={packing}")
+def test_nothing_is_compiled_during_training(tmp_path: Path, shard_dir: Path) -> None:
+    """With micro-batches of all lengths, a smaller last one and evaluations; the loss curve is that without compile.
+
+    Packed: in test_varlen.py.
+    """
+    options = ("batch.global_batch_size=30", "model.num_hidden_layers=1")
     trainer_for(tmp_path / "plain", shard_dir, *options).run()
     trainer = trainer_for(tmp_path / "compiled", shard_dir, "speed.compile=true", *options)
     before = dict(counters["stats"])
@@ -185,7 +187,7 @@ def test_nothing_is_compiled_during_training(tmp_path: Path, shard_dir: Path, pa
     with torch._dynamo.config.patch(error_on_recompile=True):
         trainer.run()
     assert dict(counters["stats"])["unique_graphs"] == before["unique_graphs"]
-    assert len(seen) > (0 if packing == "true" else 2)  # packed, all micro-batches have nearly the same size
+    assert len(seen) > 2
     for one, two in zip(rows(tmp_path / "plain"), rows(tmp_path / "compiled"), strict=True):
         name = "loss" if "loss" in one else "eval_loss"
         assert one.get(name) == pytest.approx(two.get(name), rel=1e-5)
