@@ -28,7 +28,7 @@ from bert_pretrain.errors import EXIT_STOPPED, ConfigError
 from bert_pretrain.file_system import check_file_writable, require_writable
 from bert_pretrain.hub.export import check_before_training
 from bert_pretrain.hub.shape import resolve_model
-from bert_pretrain.model.bert import PretrainingModel, build_model, silence_transformers
+from bert_pretrain.model.bert import PretrainingModel, build_model, resolve_packing, silence_transformers
 from bert_pretrain.model.compile import compile_model
 from bert_pretrain.model.precision import MixedPrecision, check_compute, dtype_name
 from bert_pretrain.optim.build import build_optimizer, describe_optimizer
@@ -110,8 +110,9 @@ def build_trainer(
     export_check = partial(check_before_training, Path(config.data.tokenizer), words, positions)
     world.run_on_all_ranks(lambda: export_check() if world.is_first else None)
     order = SampleOrder(config.seed, shards.samples, config.data.block_size)
-    model = world.run_on_all_ranks(lambda: build_model(config.model, config.speed, config.seed, world.device))
     precision = MixedPrecision(config.precision, world.device)
+    speed = resolve_packing(config.speed, config.model, precision.dtype, world.device)
+    model = world.run_on_all_ranks(lambda: build_model(config.model, speed, config.seed, world.device))
     optimizer = world.run_on_all_ranks(lambda: build_optimizer(model, config.optimizer))  # freezes: saves memory
     newest = world.run_on_first_rank(lambda: find_checkpoint(config, store, world, log))
     batch = resolve_micro_batch_size(config, model, precision, shards, world, newest, log)

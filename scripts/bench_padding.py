@@ -25,19 +25,18 @@ from bert_pretrain.distributed.world import open_world
 from bert_pretrain.training.metrics import MetricsLog
 
 WAYS = {
-    "all to full length": {"group_by_length": False, "packing": False},
     "grouped by length": {"group_by_length": True, "packing": False},
     "packed": {"group_by_length": False, "packing": True},
 }
-WARM_UP, COUNTED = 2, 20
+WARM_UP, COUNTED = 1, 20
 
 
 def padding(data: TrainingData, batch: int) -> tuple[float, float, int]:
     """The share of padding in what is computed, the micro-batches of a step, and the number of their shapes."""
     steps = max(1, min(COUNTED, data.shards.samples // batch))
-    found = [(step, one.input_ids.shape) for step in range(steps) for one in data.micro_batches(step)]
+    shapes = [one.input_ids.shape for step in range(steps) for one in data.micro_batches(step)]
     real = sum(data.counts(step).tokens for step in range(steps))
-    return 1 - real / sum(shape.numel() for _, shape in found), len(found) / steps, len({shape for _, shape in found})
+    return 1 - real / sum(shape.numel() for shape in shapes), len(shapes) / steps, len(set(shapes))
 
 
 def rows(config: PretrainConfig, rounds: int) -> list[dict[str, object]]:
@@ -57,6 +56,8 @@ def rows(config: PretrainConfig, rounds: int) -> list[dict[str, object]]:
                 if step >= WARM_UP:
                     seconds[name].append((time.process_time() - started) / counts.tokens)
         medians = {name: statistics.median(times) for name, times in seconds.items()}
+        tokens = sum(trainer.data.counts(step).tokens for step in range(WARM_UP + rounds))
+        full = tokens / ((WARM_UP + rounds) * config.batch.global_batch_size * config.data.sequence_length)
         found: list[dict[str, object]] = []
         for name, trainer in trainers.items():
             share, micro_batches, shapes = padding(trainer.data, config.batch.global_batch_size)
@@ -66,6 +67,7 @@ def rows(config: PretrainConfig, rounds: int) -> list[dict[str, object]]:
                     "tokens a sample": config.data.sequence_length,
                     "model": f"{config.model.num_hidden_layers}x{config.model.hidden_size}",
                     "way": name,
+                    "padding at full length": f"{1 - full:.1%}",
                     "padding": f"{share:.1%}",
                     "micro-batches a step": round(micro_batches, 1),
                     "shapes": shapes,
@@ -73,6 +75,7 @@ def rows(config: PretrainConfig, rounds: int) -> list[dict[str, object]]:
                     "to grouped": f"{medians['grouped by length'] / medians[name]:.3f}",
                 }
             )
+    print(found, flush=True)
     return found
 
 

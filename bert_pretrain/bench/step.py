@@ -29,7 +29,7 @@ from bert_pretrain.distributed.gradients import sync_gradients
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
 from bert_pretrain.file_system import require_writable
 from bert_pretrain.hub.shape import resolve_model
-from bert_pretrain.model.bert import silence_transformers
+from bert_pretrain.model.bert import resolve_packing, silence_transformers
 from bert_pretrain.model.flops import training_flops
 from bert_pretrain.model.options import SpeedConfig
 from bert_pretrain.model.precision import compute_dtype
@@ -55,7 +55,7 @@ def run(config: BenchStepConfig) -> None:
     if not world.is_first:
         return
     print(f"{'variant':<20}{'ms a step':>11}{'tokens/s':>11}{'speed-up':>10}{'MFU':>9}{'padding':>9}", end="")
-    print("".join(f"{name:>{len(name) + 2}}" for name in ("   memory", *_COLUMNS))[2:])
+    print(f"{'memory':>9}" + "".join(f"{name:>{len(name) + 2}}" for name in _COLUMNS))
     for row in rows:
         parts = (f"{row[f'{name}_ms']:>{len(name) + 2}.1f}" for name in _COLUMNS if row[f"{name}_ms"] is not None)
         memory, padding = row["peak_memory_bytes"], row["padding_share"]
@@ -196,11 +196,11 @@ def variants(config: BenchStepConfig, device: torch.device) -> dict[str, BenchSt
 
     Packing comes last: ``all`` beside the row before it is packed beside grouped by length.
     """
-    wanted = asdict(config.speed.on(device))
+    dtype = compute_dtype(config.precision.compute, device)
+    wanted = asdict(resolve_packing(config.speed, config.model, dtype, device).on(device))
     speed = SpeedConfig(**dict.fromkeys(wanted, False))
     plain = replace(config, speed=speed, precision=replace(config.precision, compute="fp32"))
     found = {"masked positions": plain}
-    dtype = compute_dtype(config.precision.compute, device)
     if dtype != torch.float32:
         plain = replace(plain, precision=config.precision)
         found["+ " + str(dtype).removeprefix("torch.")] = plain

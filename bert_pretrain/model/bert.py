@@ -163,7 +163,7 @@ class PretrainingModel(nn.Module):
         attention: str = self.bert.config._attn_implementation
         mask = cu_seqlens
         if cu_seqlens is not None:
-            attention = self._varlen_attention(input_ids.device)
+            attention = varlen.choose(self.bert.config, self._dtype(input_ids.device.type), input_ids.device)
         elif attention_mask is not None:
             mask = _additive_or_boolean(attention_mask[:, None, None, :].bool(), attention)
         bert: Any = self.bert.bert
@@ -188,12 +188,9 @@ class PretrainingModel(nn.Module):
             x = x.flatten(0, 1).index_select(0, rows)
         return x
 
-    def _varlen_attention(self, device: torch.device) -> str:
-        """How to attend to samples laid end to end."""
-        config, kind = self.bert.config, device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.bert.dtype
-        head_size = config.hidden_size // config.num_attention_heads
-        return varlen.choose(device, config._attn_implementation, head_size, dtype)
+    def _dtype(self, device: str) -> torch.dtype:
+        """The type of the matrix products."""
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.bert.dtype
 
     def losses(
         self, x: torch.Tensor, masked_labels: torch.Tensor, next_sentence_labels: torch.Tensor
@@ -229,19 +226,19 @@ def bert_config(config: ModelConfig, device: torch.device | None = None) -> Bert
 def build_model(config: ModelConfig, speed: SpeedConfig, seed: int, device: torch.device) -> PretrainingModel:
     """A newly initialised model on ``device``: the same weights for the same seed on every rank."""
     torch.manual_seed(seed)
-    architecture, shape = BertForPreTraining if config.next_sentence else BertForMaskedLM, bert_config(config, device)
-    return PretrainingModel(architecture(shape), _resolved(speed, shape, device)).to(device)
+    architecture = BertForPreTraining if config.next_sentence else BertForMaskedLM
+    return PretrainingModel(architecture(bert_config(config, device)), speed.on(device)).to(device)
 
 
-def _resolved(speed: SpeedConfig, shape: BertConfig, device: torch.device) -> SpeedConfig:
-    """``speed`` on ``device``; ``packing=null`` is off if no kernel serves. Raises ``ConfigError``."""
-    resolved = speed.on(device)
-    head_size = shape.hidden_size // shape.num_attention_heads
-    if not resolved.packing or varlen.has_kernel(device, shape._attn_implementation, head_size):
-        return resolved
-    allowed = "false; to be compiled it needs a GPU, model.attention=sdpa and heads of a multiple of 8 dimensions"
-    require(not (speed.packing and resolved.compile), "speed.packing", True, allowed)
-    return replace(resolved, packing=bool(speed.packing))
+def resolve_packing(speed: SpeedConfig, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> SpeedConfig:
+    """``speed`` with ``packing=null`` resolved for products in ``dtype``: on where a kernel serves, see ``varlen``.
+
+    Raises ``ConfigError`` for packing in compiled code without one.
+    """
+    kernel = varlen.has_kernel(bert_config(config, device), dtype, device)
+    allowed = "false with speed.compile, unless on a GPU as of compute capability 8.0, in fp16 or bf16, with sdpa"
+    require(not speed.packing or kernel or not speed.on(device).compile, "speed.packing", True, allowed)
+    return replace(speed, packing=kernel if speed.packing is None else speed.packing)
 
 
 def load_weights(model: PretrainingModel, folder: Path) -> None:

@@ -119,10 +119,11 @@ def _attend(
             context = eager(q, k, v, mask)
         return context.transpose(1, 2).reshape(samples, length, -1)
     assert mask is not None
-    if implementation == varlen.EAGER:
-        context = varlen.sample_after_sample(*(part.flatten(0, 1) for part in parts), mask, eager)
+    q, k, v = (part.flatten(0, 1) for part in parts)  # (T, heads, H / heads)
+    if implementation == varlen.FLASH:
+        context = varlen.flash(q, k, v, mask, length, p, scaling)
     else:
-        context = varlen.attend(*(part.flatten(0, 1) for part in parts), mask, length, p, scaling, implementation)
+        context = varlen.each_sample(q, k, v, mask, eager)
     return context.reshape(samples, length, -1)
 
 

@@ -85,7 +85,8 @@ class SpeedConfig:
     """Put samples of similar length into one micro-batch and cut off their common padding."""
     packing: bool | None
     """Instead: lay samples end to end, without attention between them, and fill micro-batches by tokens:
-    ``batch.micro_batch_size`` times ``data.sequence_length``. The same losses. null: on GPUs."""
+    ``batch.micro_batch_size`` times ``data.sequence_length``. The same losses. null: on GPUs from compute
+    capability 8.0 on, in fp16 or bf16."""
     last_layer_rows: bool
     """In the last layer, after attention, compute only the positions that the losses read."""
     fused_qkv: bool
@@ -112,6 +113,8 @@ class SpeedConfig:
     def on(self, device: "torch.device") -> "SpeedConfig":
         """These options with every null resolved for ``device``, and options for other devices off.
 
+        ``packing=null`` is off here: whether a kernel serves is not a matter of these options alone.
+
         Raises ``ConfigError`` for CUDA graphs without a GPU or without ``compile``.
         """
         gpu = device.type == "cuda"
@@ -119,9 +122,8 @@ class SpeedConfig:
         allowed = not self.cuda_graphs or (gpu and compiled)
         require(allowed, "speed.cuda_graphs", True, "false, unless the device is a GPU and speed.compile is on")
         padded = gpu if self.pad_vocabulary is None else self.pad_vocabulary
-        packed = gpu if self.packing is None else self.packing
         on_cpu = {name: getattr(self, name) and not gpu for name in ("fast_dropout", "fused_loss")}
-        return replace(self, compile=compiled, pad_vocabulary=padded, packing=packed, **on_cpu)
+        return replace(self, compile=compiled, pad_vocabulary=padded, packing=bool(self.packing), **on_cpu)
 
 
 @dataclass

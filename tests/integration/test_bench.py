@@ -9,7 +9,8 @@ from tests.conftest import TEST_RECIPE, run_module
 
 STEP_KEYS = {
     "model", "sequence_length", "variant", "real_tokens_per_second", "speedup_over_baseline", "mfu",
-    "peak_memory_bytes", "device", "padding_share", "data_ms", "forward_ms", "backward_ms", "communication_ms", "optimizer_ms",
+    "peak_memory_bytes", "device", "padding_share", "data_ms", "forward_ms", "backward_ms", "communication_ms",
+    "optimizer_ms",
 }  # fmt: skip
 OPTIMIZER_KEYS = {
     "model", "implementation", "milliseconds", "bytes_per_parameter", "copy_bandwidth_share", "device",
