@@ -111,7 +111,8 @@ def build_trainer(
     world.run_on_all_ranks(lambda: export_check() if world.is_first else None)
     order = SampleOrder(config.seed, shards.samples, config.data.block_size)
     precision = MixedPrecision(config.precision, world.device)
-    speed = resolve_packing(config.speed, config.model, precision.dtype, world.device)
+    kinds = precision.dtype, world.device
+    speed = world.run_on_all_ranks(lambda: resolve_packing(config.speed, config.model, *kinds))
     model = world.run_on_all_ranks(lambda: build_model(config.model, speed, config.seed, world.device))
     optimizer = world.run_on_all_ranks(lambda: build_optimizer(model, config.optimizer))  # freezes: saves memory
     newest = world.run_on_first_rank(lambda: find_checkpoint(config, store, world, log))

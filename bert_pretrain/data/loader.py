@@ -33,7 +33,7 @@ from bert_pretrain.data.collate import (
     to_micro_batch,
 )
 from bert_pretrain.data.dataset import ShardSet, concatenated
-from bert_pretrain.data.packing import packed_micro_batches, packed_shapes
+from bert_pretrain.data.packing import fixed_packed_micro_batches, packed_micro_batches
 from bert_pretrain.data.sample_order import SampleOrder
 from bert_pretrain.data.shards import Arrays, select
 
@@ -121,7 +121,10 @@ class TrainingData:
             start, stop = window[0][0], window[-1][1]
             arrays = concatenated(list(self._blocks.read(base + start, base + stop)))
             if self.packing:
-                yield from packed_micro_batches(arrays, self.shapes or self._packed_shapes(arrays))
+                if self.shapes is None:
+                    yield from packed_micro_batches(arrays, self.plan.largest_micro_batch)
+                else:
+                    yield from fixed_packed_micro_batches(arrays, self.shapes)
                 continue
             if self.group_by_length:
                 arrays = select(arrays, np.argsort(sample_lengths(arrays), kind="stable"))
@@ -131,10 +134,6 @@ class TrainingData:
                     yield to_micro_batch(part, trim=self.group_by_length)
                 else:
                     yield to_fixed_micro_batch(part, self.shapes)
-
-    def _packed_shapes(self, arrays: Arrays) -> list[Shape]:
-        samples, length = self.plan.largest_micro_batch, arrays["input_ids"].shape[1]
-        return packed_shapes(samples, length, arrays["masked_lm_positions"].shape[1], compiled=False)
 
     def steps(self, first_step: int, pin: bool = False) -> Iterator[StepBatch]:
         """Endless steps from ``first_step`` on, prepared by a background thread; close the iterator to stop it.

@@ -9,6 +9,7 @@ packing, and all have the same shape but the last, which has the smallest of ``p
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,15 +23,26 @@ _FIXED_SIZES = 8  # fewer, because each is compiled
 _SHORTEST = 16  # tokens: samples may be this short on average and still fill the budget
 
 
-def packed_shapes(samples: int, length: int, predictions: int, compiled: bool = True) -> list[Shape]:
+def packed_shapes(samples: int, length: int, predictions: int, sizes: int = _FIXED_SIZES) -> list[Shape]:
     """All shapes of packed micro-batches with the tokens and masks of up to ``samples`` full ones, smallest first."""
-    sizes = _FIXED_SIZES if compiled else _SIZES
     most = max(4, length // _SHORTEST)
     rows = sorted({-(-samples * part // sizes) for part in range(1, sizes + 1)})
     return [Shape(number, length, number * predictions, False, number * most) for number in rows]
 
 
-def packed_micro_batches(arrays: Arrays, shapes: list[Shape]) -> Iterator[MicroBatch]:
+def packed_micro_batches(arrays: Arrays, samples: int) -> Iterator[MicroBatch]:
+    """Shard rows as packed micro-batches with the tokens of up to ``samples`` full ones, of any number of masks."""
+    length, predictions = arrays["input_ids"].shape[1], arrays["masked_lm_positions"].shape[1]
+    unit = max(1, samples * predictions // _SIZES)
+    # With many masks short samples have more than their share of a full one's: twice that, so that tokens decide.
+    for batch in fixed_packed_micro_batches(arrays, packed_shapes(samples, length, 2 * predictions, _SIZES)):
+        masked = -(-int(torch.count_nonzero(batch.masked_positions)) // unit) * unit
+        yield replace(
+            batch, masked_positions=batch.masked_positions[:masked], masked_labels=batch.masked_labels[:masked]
+        )
+
+
+def fixed_packed_micro_batches(arrays: Arrays, shapes: list[Shape]) -> Iterator[MicroBatch]:
     """Shard rows as packed micro-batches, each in the smallest of ``shapes`` that holds its samples."""
     lengths, masked = sample_lengths(arrays), np.count_nonzero(arrays["masked_lm_positions"], axis=1)
     numbers = plan_micro_batches(lengths, masked, shapes[-1])

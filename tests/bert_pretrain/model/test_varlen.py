@@ -76,7 +76,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         sums = q.new_zeros(q.shape[1], len(q), dtype=torch.float32)
         weights = weights_within(q, k, cu_q, scale)
         out = torch.einsum("hqk,khd->qhd", weights * kept(weights.shape, p, seed).to(q.dtype), v)
-        return out, sums, state, state[0].clone(), nothing
+        return out.contiguous(), sums, state, state[0].clone(), nothing
 
     def flash_backward(grad, q, k, v, out, sums, cu_q, cu_k, max_q, max_k, p, causal, state, *_, scale=None, **__):
         weights = weights_within(q, k, cu_q, scale)
@@ -84,7 +84,8 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         above = torch.einsum("qhd,khd->hqk", grad, v) * factors
         below = weights * (above - (above * weights).sum(-1, keepdim=True)) * scale
         own = torch.einsum("hqk,khd->qhd", below, k), torch.einsum("hqk,qhd->khd", below, q)
-        return *own, torch.einsum("hqk,qhd->khd", weights * factors, grad)
+        every = *own, torch.einsum("hqk,qhd->khd", weights * factors, grad)
+        return tuple(part.contiguous() for part in every)
 
     library = torch.library.Library("aten", "IMPL")
     library.impl("_flash_attention_forward", flash, "CPU")
