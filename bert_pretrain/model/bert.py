@@ -190,7 +190,8 @@ class PretrainingModel(nn.Module):
 
     def _dtype(self, device: str) -> torch.dtype:
         """The type of the matrix products."""
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.bert.dtype
+        dtype: torch.dtype = self.bert.dtype
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
 
     def losses(
         self, x: torch.Tensor, masked_labels: torch.Tensor, next_sentence_labels: torch.Tensor

@@ -35,7 +35,7 @@ def has_kernel(bert: Any, dtype: torch.dtype, device: torch.device) -> bool:
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return False
     fits = bert._attn_implementation == "sdpa" and bert.hidden_size // bert.num_attention_heads in _HEAD_SIZES
-    return fits and torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool(fits) and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def choose(bert: Any, dtype: torch.dtype, device: torch.device) -> str:

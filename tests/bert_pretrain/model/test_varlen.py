@@ -123,7 +123,7 @@ def test_compiled_for_few_shapes_and_never_again(monkeypatch: pytest.MonkeyPatch
     """Steps of micro-batches of all sizes, with dropout: the same as without compile, and nothing new is compiled."""
     original = torch.compile
     monkeypatch.setattr(torch, "compile", lambda piece, options, **how: original(piece, backend="aot_eager", **how))
-    shapes = packed_shapes(16, LENGTH, PREDICTIONS)
+    shapes = packed_shapes(4, LENGTH, PREDICTIONS)
     mixed = MixedPrecision(PrecisionConfig("fp32", 1.0, 1, False, False), CPU)
     drop = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
     plain = build(replace(PACKED, fast_dropout=False), attention="sdpa", num_hidden_layers=1, **drop)
@@ -132,15 +132,15 @@ def test_compiled_for_few_shapes_and_never_again(monkeypatch: pytest.MonkeyPatch
     compile_model(model, mixed, shapes, lambda _: None)
     before, seen = dict(counters["stats"])["unique_graphs"], set()
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for samples in (40, 33, 25, 9, 4, 1):
-            batches = packed({name: part[:samples] for name, part in arrays_of_many_lengths().items()}, 16)
+        for samples in (12, 5, 3, 1):
+            batches = packed({name: part[:samples] for name, part in arrays_of_many_lengths().items()}, 4)
             seen |= {batch.input_ids.shape for batch in batches}
             found = []
             for one in (model, plain):
                 torch.manual_seed(2)
                 found.append(gradients(one, batches))
             torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
-    assert 4 < len(seen) <= len(shapes) == 8
+    assert 2 < len(seen) <= len(shapes) == 4
     assert dict(counters["stats"])["unique_graphs"] == before
 
 
