@@ -27,7 +27,7 @@ from bert_pretrain.errors import EXIT_STOPPED, ConfigError
 from bert_pretrain.file_system import check_file_writable, require_writable
 from bert_pretrain.hub.export import check_before_training
 from bert_pretrain.hub.shape import resolve_model
-from bert_pretrain.model.bert import PretrainingModel, build_model, silence_transformers
+from bert_pretrain.model.bert import PretrainingModel, build_model, resolve_packing, silence_transformers
 from bert_pretrain.model.choices import describe_choices
 from bert_pretrain.model.compile import compile_model, turn_off_compiling
 from bert_pretrain.model.precision import MixedPrecision, check_compute, dtype_name
@@ -109,8 +109,10 @@ def build_trainer(
     export_check = partial(check_before_training, Path(config.data.tokenizer), words, positions)
     world.run_on_all_ranks(lambda: export_check() if world.is_first else None)
     order = SampleOrder(config.seed, shards.samples, config.data.block_size)
-    model = world.run_on_all_ranks(lambda: build_model(config.model, config.speed, config.seed, world.device))
     precision = MixedPrecision(config.precision, world.device)
+    kinds = precision.dtype, world.device
+    speed = world.run_on_all_ranks(lambda: resolve_packing(config.speed, config.model, *kinds))
+    model = world.run_on_all_ranks(lambda: build_model(config.model, speed, config.seed, world.device))
     optimizer = world.run_on_all_ranks(lambda: build_optimizer(model, config.optimizer))  # freezes: saves memory
     newest = world.run_on_first_rank(lambda: find_checkpoint(config, store, world, log))
     batch = resolve_micro_batch_size(config, model, precision, shards, world, newest, log)
@@ -124,10 +126,10 @@ def build_trainer(
     log.message(describe(resolved, world.size, world.device.type, dtype, shards.samples))
     log.message(describe_choices(model, config.model, config.speed, world.device))
     log.message("\n".join(filter(None, (describe_optimizer(optimizer, config.optimizer), describe_frozen(model)))))
-    shapes, speed = None, config.speed
-    if model.speed.compile:  # last, because it takes minutes
-        samples = min(size, -(-batch.global_batch_size // world.size))
-        shapes = compile_for(config, model, precision, samples, shards.max_predictions, world, log)
+    shapes, speed = None, model.speed
+    if speed.compile:  # last, because it takes minutes
+        largest = plan.largest_micro_batch
+        shapes = compile_for(config, model, precision, largest, shards.max_predictions, world, log)
     learning_rates = learning_rate_table(config.optimizer.lr, config.schedule)
     return Trainer(
         world=world,
@@ -169,8 +171,8 @@ def compile_for(
 
     None if it fails and ``speed.compile`` is not the user's own wish: then the run goes on without, on all ranks.
     """
-    largest = samples, config.data.sequence_length, predictions
-    shapes = packed_shapes(*largest) if config.speed.packing else fixed_shapes(*largest, config.speed.group_by_length)
+    largest, speed = (samples, config.data.sequence_length, predictions), model.speed
+    shapes = packed_shapes(*largest) if speed.packing else fixed_shapes(*largest, speed.group_by_length)
     try:
         world.run_on_all_ranks(partial(compile_model, model, precision, shapes, log.message), "compiling the model")
     except ConfigError as error:
@@ -250,7 +252,7 @@ def resolve_micro_batch_size(
     if world.device.type == "cuda":
         share = -(-batch.global_batch_size // world.size)
         sizes = share, length, shards.max_predictions
-        most = micro_batch_that_fits(model, precision, world, *sizes, config.speed.packing)
+        most = micro_batch_that_fits(model, precision, world, *sizes, model.speed.packing)
         size = even_size(share, most)
         cut = f"{-(-share // size)} micro-batches of {size} samples on each rank"
         log.message(f"batch.micro_batch_size=auto: {cut}; {most} of its {share} samples fit into memory at once")

@@ -37,6 +37,7 @@ _MAY_CHANGE_ON_RESUME = (
     "speed.compile",
     "speed.cuda_graphs",
     "speed.fused_loss",
+    "speed.packing",
     "speed.pad_vocabulary",
     "precision.tf32",
     "precision.deterministic",
@@ -57,7 +58,6 @@ _NEW_OPTIONS: dict[str, Any] = {
     "init_positions": None,
     "init_progress": "reset",
     "model.next_sentence": True,
-    "speed.packing": False,
     "data.mask_share": None,
     "data.random_share": None,
 }

@@ -38,6 +38,7 @@ TAKES = {
     "pretrain_nodes.sh": ("pretrain", 3),
     "slurm_pretrain.sbatch": ("pretrain", 0),
     "slurm_prepare.sbatch": ("prepare", 0),
+    "bench_padding.py": ("pretrain", 2),
     "bench_save.py": ("pretrain", 3),
     "soak.py": ("pretrain", 2),
     "kill_data.py": ("prepare", 2),

@@ -29,7 +29,7 @@ from bert_pretrain.distributed.gradients import sync_gradients
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
 from bert_pretrain.file_system import require_writable
 from bert_pretrain.hub.shape import resolve_model
-from bert_pretrain.model.bert import silence_transformers
+from bert_pretrain.model.bert import resolve_packing, silence_transformers
 from bert_pretrain.model.flops import training_flops
 from bert_pretrain.model.options import SpeedConfig
 from bert_pretrain.model.precision import compute_dtype
@@ -54,14 +54,15 @@ def run(config: BenchStepConfig) -> None:
         bandwidth = measured_copy_bandwidth(world.device)
     if not world.is_first:
         return
-    print(f"{'variant':<20}{'ms a step':>11}{'tokens/s':>11}{'speed-up':>10}{'MFU':>9}{'memory':>9}", end="")
-    print("".join(f"{name:>{len(name) + 2}}" for name in _COLUMNS))
+    print(f"{'variant':<20}{'ms a step':>11}{'tokens/s':>11}{'speed-up':>10}{'MFU':>9}{'padding':>9}", end="")
+    print(f"{'memory':>9}" + "".join(f"{name:>{len(name) + 2}}" for name in _COLUMNS))
     for row in rows:
         parts = (f"{row[f'{name}_ms']:>{len(name) + 2}.1f}" for name in _COLUMNS if row[f"{name}_ms"] is not None)
-        memory = row["peak_memory_bytes"]
+        memory, padding = row["peak_memory_bytes"], row["padding_share"]
         print(
             f"{row['variant']:<20}{row['milliseconds']:>11.1f}{row['real_tokens_per_second']:>11,.0f}"
             f"{row['speedup_over_baseline']:>9.2f}x{row['mfu']:>9.1%}"
+            f"{'-' if padding is None else f'{padding:.1%}':>9}"
             f"{'-' if memory is None else f'{memory / 2**20:,.0f} MB':>9}{''.join(parts)}"
         )
     run = next(row for row in rows if row["variant"] == "all")
@@ -84,6 +85,8 @@ class Figures:
     steps: list[float] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
     memory: int | None = None
+    padding: float | None = None
+    """Share of padding in the tokens computed."""
 
 
 @dataclass
@@ -152,14 +155,16 @@ def measure_interleaved(configs: dict[str, BenchStepConfig], world: World, outco
 def measure_phases(measured: Measured, source: Trainer, found: Figures) -> None:
     """A few more steps, for the time of each phase, the time to load the samples, and memory."""
     device = source.world.device
-    loading = 0.0
+    loading, computed, real = 0.0, 0, 0
     stopwatch = Stopwatch(measured.network, measured.optimizer, device)
     for step in range(_PHASE_ROUNDS):
         started = time.perf_counter()
         counts, micro_batches = source.data.counts(step), list(source.data.micro_batches(step))
         loading += time.perf_counter() - started
+        computed, real = computed + sum(one.input_ids.numel() for one in micro_batches), real + counts.tokens
         stopwatch.measure(partial(measured.run, StepBatch(counts, iter(micro_batches))))
     stopwatch.remove()
+    found.padding = 1 - real / computed
     found.phases = {name: stopwatch.seconds[name] / _PHASE_ROUNDS for name in PHASES}
     found.phases |= {"data": loading / _PHASE_ROUNDS, "communication": 0.0}
 
@@ -187,16 +192,20 @@ def _add_transformers_trainer(config: BenchStepConfig, world: World, found: dict
 
 
 def variants(config: BenchStepConfig, device: torch.device) -> dict[str, BenchStepConfig]:
-    """One technique of the run after the other, cumulatively, from float32 on; the last, ``all``, is the run itself."""
-    wanted = asdict(config.speed.on(device))
+    """One technique of the run after the other, cumulatively, from float32 on; the last, ``all``, is the run itself.
+
+    Packing comes last: ``all`` beside the row before it is packed beside grouped by length.
+    """
+    dtype = compute_dtype(config.precision.compute, device)
+    wanted = asdict(resolve_packing(config.speed, config.model, dtype, device).on(device))
     speed = SpeedConfig(**dict.fromkeys(wanted, False))
     plain = replace(config, speed=speed, precision=replace(config.precision, compute="fp32"))
     found = {"masked positions": plain}
-    dtype = compute_dtype(config.precision.compute, device)
     if dtype != torch.float32:
         plain = replace(plain, precision=config.precision)
         found["+ " + str(dtype).removeprefix("torch.")] = plain
-    for name in (option.name for option in fields(SpeedConfig) if wanted[option.name]):
+    names = [option.name for option in fields(SpeedConfig) if wanted[option.name]]
+    for name in sorted(names, key=lambda name: name == "packing"):
         speed = replace(speed, **{name: True})
         found["+ " + name.replace("_", " ")] = replace(plain, speed=speed)
     if len(found) > 1:
@@ -226,6 +235,7 @@ def _row(config: BenchStepConfig, world: World, name: str, outcome: Outcome, tot
         "mfu": flops / rounds / seconds / (outcome.peak_rate * world.size),
         **{f"{phase}_ms": 1e3 * phases[phase] if phases else None for phase in _COLUMNS},
         "data_wait_share": waited / rounds / (seconds + waited / rounds) if name == "all" else 0.0,
+        "padding_share": found[name].padding,
         "peak_memory_bytes": found[name].memory,
         "matrix_rate": outcome.peak_rate,
         "dropout": config.model.hidden_dropout_prob,

@@ -64,6 +64,11 @@ class BatchPlan:
                 "each needs a sample; use a larger batch or fewer processes"
             )
 
+    @property
+    def largest_micro_batch(self) -> int:
+        """Samples of the largest micro-batch of any rank."""
+        return min(self.micro_batch_size, -(-self.global_batch_size // self.world_size))
+
     def rank_slice(self, rank: int) -> tuple[int, int]:
         """Start and stop of ``rank``'s samples in the global batch; the slices are contiguous and cover it."""
         return self.global_batch_size * rank // self.world_size, self.global_batch_size * (rank + 1) // self.world_size

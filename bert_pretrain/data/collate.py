@@ -33,7 +33,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The input of one forward pass: B samples (packed: B rows) of L tokens, M of them masked. All int64.
+    """The input of one forward pass: B samples of L tokens, M of them masked. All int64 but ``cu_seqlens``.
 
     M is padded to one of about sixteen sizes: on CPU, the caches of the matrix libraries grow with every new shape. A
     compiled model gets a few shapes that are known in advance (``fixed_shapes``).
@@ -45,8 +45,8 @@ class MicroBatch:
     masked_positions: torch.Tensor  # (M,) into the flattened (B * L,); 0 for padding
     masked_labels: torch.Tensor  # (M,), IGNORED for padding
     next_sentence_labels: torch.Tensor  # (B,)
-    # Packed, a row holds several of the S samples. Its mask has another number, from 1, for each of them.
-    first_positions: torch.Tensor | None = None  # (S,) of each [CLS] in the flattened (B * L,); 0 for padding
+    # Packed, S samples lie end to end in the flattened (B * L,), next_sentence_labels is (S,) and there is no mask.
+    cu_seqlens: torch.Tensor | None = None  # (S + 1,) int32: where each begins, and B * L; none is longer than L
     position_ids: torch.Tensor | None = None  # (B, L), from 0 in each sample
 
     def tensors(self) -> tuple[torch.Tensor | None, ...]:
@@ -95,6 +95,15 @@ class StepBatch:
     micro_batches: Iterator[MicroBatch]
 
 
+def with_last(micro_batches: Iterator[MicroBatch]) -> Iterator[tuple[MicroBatch, bool]]:
+    """Each of ``micro_batches``, and whether it is the last. Packed, their number depends on the samples."""
+    held = next(micro_batches)
+    for following in micro_batches:
+        yield held, False
+        held = following
+    yield held, True
+
+
 @dataclass(frozen=True)
 class Shape:
     """The shape of a micro-batch: ``samples`` = B, ``length`` = L, ``masked`` = M, ``packed`` = S, 0 if it is not."""
@@ -122,15 +131,15 @@ def dummy_batch(shape: Shape) -> MicroBatch:
     mask = torch.zeros_like(ids)
     mask[:, 0] = 1  # some attention kernels return NaN for a row without any key
     positions = torch.zeros(shape.masked, dtype=torch.int64)
-    first = torch.zeros(shape.packed or shape.samples, dtype=torch.int64)
+    ends = torch.arange(shape.packed + 1, dtype=torch.int32) * shape.length
     return MicroBatch(
         input_ids=ids,
         attention_mask=mask if shape.has_mask else None,
         segment_ids=ids.clone(),
         masked_positions=positions,
         masked_labels=torch.full_like(positions, IGNORED),
-        next_sentence_labels=torch.full_like(first, IGNORED),
-        first_positions=first if shape.packed else None,
+        next_sentence_labels=torch.full((shape.packed or shape.samples,), IGNORED),
+        cu_seqlens=ends.clamp(max=ids.numel()) if shape.packed else None,
         position_ids=ids.clone() if shape.packed else None,
     )
 

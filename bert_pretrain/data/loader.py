@@ -15,8 +15,8 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import count as numbers
-from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,12 +33,13 @@ from bert_pretrain.data.collate import (
     to_micro_batch,
 )
 from bert_pretrain.data.dataset import ShardSet, concatenated
-from bert_pretrain.data.packing import packed_micro_batches
+from bert_pretrain.data.packing import fixed_packed_micro_batches, packed_micro_batches
 from bert_pretrain.data.sample_order import SampleOrder
 from bert_pretrain.data.shards import Arrays, select
 
 _CACHE_BYTES = 64 << 20  # a step's slice that fits is read and masked once
 _WINDOW = 1024  # samples sorted by length, or packed, together: bounds the memory for any batch size
+_PACKED_TOGETHER = 8  # least micro-batches packed together, of which one is not full
 
 Item = TypeVar("Item")
 DynamicMasking = Callable[[Arrays, int, np.ndarray], Arrays]
@@ -91,8 +92,8 @@ class TrainingData:
     group_by_length: bool
     shapes: list[Shape] | None = None
     """The only shapes that micro-batches may have, for a compiled model."""
-    packing: bool = False
-    """Pack samples into rows; then they are not grouped by length."""
+    packing: bool | None = False
+    """Lay samples end to end; then they are not grouped by length."""
 
     def __post_init__(self) -> None:
         self._blocks = BlockReader(self.shards, self.order, self.masking)
@@ -107,18 +108,23 @@ class TrainingData:
         """This rank's micro-batches of ``step``.
 
         Grouped by length, the samples of a window are sorted before they are cut, so that short ones share a
-        micro-batch and its common padding is cut off. The samples and the number of micro-batches stay the same.
+        micro-batch and its common padding is cut off; the number of micro-batches stays the same. Packed, there are as
+        many as the tokens of the window fill.
         """
         base = step * self.plan.global_batch_size
         cuts = self.plan.micro_batches(self.rank)
         together = self.group_by_length or self.packing
-        per_window = max(1, _WINDOW // self.plan.micro_batch_size) if together else 1
+        least = _PACKED_TOGETHER if self.packing else 1
+        per_window = max(least, _WINDOW // self.plan.micro_batch_size) if together else 1
         for first in range(0, len(cuts), per_window):
             window = cuts[first : first + per_window]
             start, stop = window[0][0], window[-1][1]
             arrays = concatenated(list(self._blocks.read(base + start, base + stop)))
             if self.packing:
-                yield from packed_micro_batches(arrays, len(window), self.shapes)
+                if self.shapes is None:
+                    yield from packed_micro_batches(arrays, self.plan.largest_micro_batch)
+                else:
+                    yield from fixed_packed_micro_batches(arrays, self.shapes)
                 continue
             if self.group_by_length:
                 arrays = select(arrays, np.argsort(sample_lengths(arrays), kind="stable"))
@@ -134,17 +140,17 @@ class TrainingData:
 
         ``pin`` copies the micro-batches to pinned memory.
         """
-        accumulation = self.plan.accumulation(self.rank)
         with closing(prefetched(self._items(first_step, pin), self.prefetch)) as items:
             while True:
-                yield StepBatch(next(items), islice(items, accumulation))
+                yield StepBatch(next(items), iter(partial(next, items), None))
 
     def _items(self, first_step: int, pin: bool) -> Iterator[Any]:
-        """Of each step its counts, then its micro-batches."""
+        """Of each step its counts, its micro-batches, and None."""
         for step in numbers(first_step):
             yield self.counts(step)
             for micro_batch in self.micro_batches(step):
                 yield micro_batch.pinned() if pin else micro_batch
+            yield None
 
 
 def prefetched(items: Iterator[Item], ahead: int) -> Generator[Item]:

@@ -1,118 +1,106 @@
-"""``speed.packing``: samples laid end to end in rows of L tokens, so that little padding is computed.
+"""``speed.packing``: samples laid end to end, so that next to no padding is computed.
 
+A micro-batch is B rows of L tokens, and samples run across the ends of its rows: ``cu_seqlens`` says where each begins.
 Tokens attend to those of their own sample only, and the positions of each sample start at 0. So the losses are those of
-one sample a row, up to rounding. The samples of several micro-batches are packed together and their rows dealt out to
-the same number of micro-batches: more samples fill the rows better, and no micro-batch has more rows than unpacked.
+one sample a row, up to rounding.
+
+B x L is a budget of tokens: the samples of a window fill as few micro-batches as hold them, which is fewer than without
+packing, and all have the same shape but the last, which has the smallest of ``packed_shapes`` that holds it.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
+import torch
 
 from bert_pretrain.data.collate import MicroBatch, Shape, dummy_batch, sample_lengths
 from bert_pretrain.data.shards import Arrays, select
 from bert_pretrain.jit import cached_njit
 
-_SIZES = 32  # of a micro-batch's rows, samples and masks: matrix libraries keep something for every shape they meet
+_SIZES = 32  # of a micro-batch: matrix libraries keep something for every shape they meet
 _FIXED_SIZES = 8  # fewer, because each is compiled
+_SHORTEST = 16  # tokens: samples may be this short on average and still fill the budget
 
 
-def packed_micro_batches(arrays: Arrays, count: int, shapes: list[Shape] | None = None) -> Iterator[MicroBatch]:
-    """Shard rows as ``count`` packed micro-batches of nearly the same number of rows. One may be of padding only.
+def packed_shapes(samples: int, length: int, predictions: int, sizes: int = _FIXED_SIZES) -> list[Shape]:
+    """All shapes of packed micro-batches with the tokens and masks of up to ``samples`` full ones, smallest first."""
+    most = max(4, length // _SHORTEST)
+    rows = sorted({-(-samples * part // sizes) for part in range(1, sizes + 1)})
+    return [Shape(number, length, number * predictions, False, number * most) for number in rows]
 
-    ``shapes``: those of ``packed_shapes``, for a compiled model; None: any.
-    """
-    size = -(-len(arrays["input_ids"]) // count)
+
+def packed_micro_batches(arrays: Arrays, samples: int) -> Iterator[MicroBatch]:
+    """Shard rows as packed micro-batches with the tokens of up to ``samples`` full ones, of any number of masks."""
     length, predictions = arrays["input_ids"].shape[1], arrays["masked_lm_positions"].shape[1]
-    rows, starts = plan_rows(sample_lengths(arrays), (arrays["masked_lm_positions"] > 0).sum(1), length, predictions)
-    for number in range(count):
-        own = rows % count == number
-        masked = int(np.count_nonzero(arrays["masked_lm_positions"][own]))
-        needed = max(1, len(np.unique(rows[own])))
-        if shapes is None:
-            steps = max(1, size // _SIZES), max(1, size * predictions // _SIZES)
-            samples = _rounded(max(1, int(np.count_nonzero(own))), steps[0])
-            shape = Shape(_rounded(needed, steps[0]), length, _rounded(masked, steps[1]), True, samples)
-        else:
-            shape = next(shape for shape in shapes if shape.samples >= needed)
-        yield _packed(select(arrays, own), rows[own] // count, starts[own], shape)
+    unit = max(1, samples * predictions // _SIZES)
+    # With many masks short samples have more than their share of a full one's: twice that, so that tokens decide.
+    for batch in fixed_packed_micro_batches(arrays, packed_shapes(samples, length, 2 * predictions, _SIZES)):
+        masked = -(-int(torch.count_nonzero(batch.masked_positions)) // unit) * unit
+        yield replace(
+            batch, masked_positions=batch.masked_positions[:masked], masked_labels=batch.masked_labels[:masked]
+        )
 
 
-def packed_shapes(samples: int, length: int, predictions: int) -> list[Shape]:
-    """All shapes of packed micro-batches that hold up to ``samples`` unpacked samples of ``length``, smallest first."""
-    most = most_in_a_row(length, predictions)
-    rows = sorted({-(-samples * part // _FIXED_SIZES) for part in range(1, _FIXED_SIZES + 1)})
-    return [Shape(number, length, number * most[1], True, number * most[0]) for number in rows]
+def fixed_packed_micro_batches(arrays: Arrays, shapes: list[Shape]) -> Iterator[MicroBatch]:
+    """Shard rows as packed micro-batches, each in the smallest of ``shapes`` that holds its samples."""
+    lengths, masked = sample_lengths(arrays), np.count_nonzero(arrays["masked_lm_positions"], axis=1)
+    numbers = plan_micro_batches(lengths, masked, shapes[-1])
+    for number in range(numbers.max() + 1):
+        own = numbers == number
+        needed = np.array([lengths[own].sum(), masked[own].sum(), np.count_nonzero(own)])
+        yield _packed(select(arrays, own), next(shape for shape in shapes if (needed <= _capacity(shape)).all()))
 
 
-def most_in_a_row(length: int, predictions: int) -> tuple[int, int]:
-    """The most samples and masked tokens of a row of ``length`` tokens; ``predictions``: the most of one sample.
+def plan_micro_batches(lengths: np.ndarray, masked: np.ndarray, largest: Shape) -> np.ndarray:
+    """The micro-batch of each sample, (n,) int64, by first-fit decreasing.
 
-    So that the shapes of a compiled model hold every row. Each sample's number of masks is rounded to a whole one.
+    ``lengths`` (n,) in tokens are at most L of ``largest``; ``masked`` (n,) are the numbers of masked tokens.
     """
-    samples = max(4, length // 8)
-    return samples, predictions + samples // 2
+    numbers = np.empty_like(lengths)
+    sizes = np.stack([lengths, masked, np.ones_like(lengths)], axis=1)
+    _first_fit(np.argsort(-lengths, kind="stable"), sizes, _capacity(largest), numbers)
+    return numbers
 
 
-def plan_rows(
-    lengths: np.ndarray, masked: np.ndarray, row_length: int, predictions: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The row of each sample, and its first token there, both (n,) int64, by first-fit decreasing.
-
-    ``lengths`` (n,) are at most ``row_length``, ``masked`` (n,), the numbers of masked tokens, at most ``predictions``.
-    """
-    rows, starts = np.empty_like(lengths), np.empty_like(lengths)
-    order, most = np.argsort(-lengths, kind="stable"), most_in_a_row(row_length, predictions)
-    _first_fit(order, lengths, masked, row_length, *most, rows, starts)
-    return rows, starts
+def _capacity(shape: Shape) -> np.ndarray:
+    """The most tokens, masked tokens and samples of ``shape``, (3,); its padding is up to B samples of their own."""
+    return np.array([shape.samples * shape.length, shape.masked, shape.packed - shape.samples])
 
 
 @cached_njit()
-def _first_fit(
-    order: np.ndarray,
-    lengths: np.ndarray,
-    masked: np.ndarray,
-    row_length: int,
-    most_samples: int,
-    most_masked: int,
-    rows: np.ndarray,
-    starts: np.ndarray,
-) -> None:
-    used = np.zeros((len(order), 3), dtype=np.int64)  # of each row: tokens, samples, masked tokens
+def _first_fit(order: np.ndarray, sizes: np.ndarray, capacity: np.ndarray, numbers: np.ndarray) -> None:
+    used = np.zeros((len(order), 3), dtype=np.int64)
     for sample in order:
-        row = 0
+        number = 0
         while (
-            used[row, 0] + lengths[sample] > row_length
-            or used[row, 1] == most_samples
-            or used[row, 2] + masked[sample] > most_masked
+            used[number, 0] + sizes[sample, 0] > capacity[0]
+            or used[number, 1] + sizes[sample, 1] > capacity[1]
+            or used[number, 2] + sizes[sample, 2] > capacity[2]
         ):
-            row += 1
-        rows[sample], starts[sample] = row, used[row, 0]
-        used[row, 0] += lengths[sample]
-        used[row, 1] += 1
-        used[row, 2] += masked[sample]
+            number += 1
+        numbers[sample] = number
+        for kind in range(3):
+            used[number, kind] += sizes[sample, kind]
 
 
-def _packed(arrays: Arrays, rows: np.ndarray, starts: np.ndarray, shape: Shape) -> MicroBatch:
-    """A micro-batch of ``shape``, of samples at ``starts`` (n,) of ``rows`` (n,)."""
-    samples, columns = np.nonzero(arrays["input_mask"])
-    predicted, places = np.nonzero(arrays["masked_lm_positions"])
-    batch, first = dummy_batch(shape), rows * shape.length + starts
-    assert batch.attention_mask is not None
+def _packed(arrays: Arrays, shape: Shape) -> MicroBatch:
+    """The n samples of ``arrays`` in ``shape``."""
+    batch, ends = dummy_batch(shape), np.cumsum(sample_lengths(arrays))
+    assert batch.cu_seqlens is not None
     assert batch.position_ids is not None
-    assert batch.first_positions is not None
-    tokens = first[samples] + columns
-    batch.input_ids.view(-1).numpy()[tokens] = arrays["input_ids"][samples, columns]
-    batch.segment_ids.view(-1).numpy()[tokens] = arrays["segment_ids"][samples, columns]
-    batch.position_ids.view(-1).numpy()[tokens] = columns
-    batch.attention_mask.zero_().view(-1).numpy()[tokens] = starts[samples] + 1
-    positions = first[predicted] + arrays["masked_lm_positions"][predicted, places]
+    samples, columns = np.nonzero(arrays["input_mask"])  # sample after sample: in the order of the tokens
+    tokens = slice(len(samples))
+    batch.input_ids.view(-1)[tokens] = torch.from_numpy(arrays["input_ids"][samples, columns].astype(np.int64))
+    batch.segment_ids.view(-1)[tokens] = torch.from_numpy(arrays["segment_ids"][samples, columns].astype(np.int64))
+    batch.position_ids.view(-1)[tokens] = torch.from_numpy(columns)
+    count, pieces = len(ends), np.arange(ends[-1] + shape.length, batch.input_ids.numel(), shape.length)
+    batch.cu_seqlens[1:] = batch.input_ids.numel()
+    batch.cu_seqlens.numpy()[1 : 1 + count] = ends
+    batch.cu_seqlens.numpy()[1 + count : 1 + count + len(pieces)] = pieces
+    predicted, places = np.nonzero(arrays["masked_lm_positions"])
+    positions = (ends - sample_lengths(arrays))[predicted] + arrays["masked_lm_positions"][predicted, places]
     batch.masked_positions.numpy()[: len(predicted)] = positions
     batch.masked_labels.numpy()[: len(predicted)] = arrays["masked_lm_ids"][predicted, places]
-    batch.next_sentence_labels.numpy()[: len(rows)] = arrays["next_sentence_labels"]
-    batch.first_positions.numpy()[: len(rows)] = first
+    batch.next_sentence_labels.numpy()[:count] = arrays["next_sentence_labels"]
     return batch
-
-
-def _rounded(number: int, step: int) -> int:
-    return -(-number // step) * step

@@ -10,7 +10,7 @@ same names. Only the forward pass differs:
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ import transformers
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
+from bert_pretrain.errors import require
+from bert_pretrain.model import varlen
 from bert_pretrain.model.cpu_vocabulary_loss import supported, vocabulary_loss
 from bert_pretrain.model.encoder import Product, embed, layer_weights, run_layer
 from bert_pretrain.model.options import ModelConfig, SpeedConfig
@@ -127,7 +129,7 @@ class PretrainingModel(nn.Module):
         masked_positions: torch.Tensor,
         masked_labels: torch.Tensor,
         next_sentence_labels: torch.Tensor,
-        first_positions: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
     ) -> PretrainingSums:
         """Run B samples of L tokens, M of them masked over the whole micro-batch.
@@ -136,11 +138,10 @@ class PretrainingModel(nn.Module):
         ``masked_positions`` (M,) index the flattened (B * L,) tokens; ``masked_labels`` (M,) are -100 for padding; M
         may be 0. ``next_sentence_labels`` (B,) are -100 for padding samples; not read without that head. All int64.
 
-        Packed, each of the B rows holds several of S samples: ``attention_mask`` has a number from 1 for each of a
-        row's samples, ``position_ids`` (B, L) start at 0 in each, ``first_positions`` (S,) are those of the [CLS] in
-        the flattened tokens, and the labels are (S,).
+        Packed, S samples of up to L tokens lie end to end in the flattened tokens: ``cu_seqlens`` (S + 1,) int32 says
+        where each begins, ``position_ids`` (B, L) start at 0 in each, and ``next_sentence_labels`` are (S,).
         """
-        places = masked_positions, first_positions, position_ids
+        places = masked_positions, cu_seqlens, position_ids
         x = self.hidden_states(input_ids, attention_mask, segment_ids, *places)
         return self.losses(x, masked_labels, next_sentence_labels)
 
@@ -150,7 +151,7 @@ class PretrainingModel(nn.Module):
         attention_mask: torch.Tensor | None,
         segment_ids: torch.Tensor,
         masked_positions: torch.Tensor,
-        first_positions: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """What ``losses`` reads: the last hidden states of the B (packed: S) [CLS] and the M masked positions,
@@ -160,15 +161,18 @@ class PretrainingModel(nn.Module):
             torch.compiler.cudagraph_mark_step_begin()  # tensors of the last micro-batch may be overwritten
         samples, length = input_ids.shape
         attention: str = self.bert.config._attn_implementation
-        mask = None
-        if attention_mask is not None:
-            mask = _additive_or_boolean(_allowed_keys(attention_mask, position_ids is not None), attention)
+        mask = cu_seqlens
+        if cu_seqlens is not None:
+            attention = varlen.choose(self.bert.config, self._dtype(input_ids.device.type), input_ids.device)
+        elif attention_mask is not None:
+            mask = _additive_or_boolean(attention_mask[:, None, None, :].bool(), attention)
         bert: Any = self.bert.bert
         rows = masked_positions  # those that the heads read
         if self.next_sentence:
-            first = first_positions
-            if first is None:
+            if cu_seqlens is None:
                 first = torch.arange(0, samples * length, length, device=masked_positions.device)
+            else:
+                first = cu_seqlens[:-1].clamp(max=samples * length - 1)  # past the last sample there is no token
             rows = torch.cat([first, masked_positions])
         pieces = self.pieces if self.training else Pieces()
         stack = self._weight_cache.stack if self._weight_cache.in_step else None
@@ -179,11 +183,15 @@ class PretrainingModel(nn.Module):
                 wanted = rows if self.speed.last_layer_rows and layer is bert.encoder.layer[-1] else None
                 x = pieces.layer(layer, weights, x, mask, wanted, attention, self.speed)
         else:
-            inputs = {"attention_mask": mask, "token_type_ids": segment_ids, "position_ids": position_ids}
-            x = bert(input_ids=input_ids, **inputs).last_hidden_state
+            x = bert(input_ids=input_ids, attention_mask=mask, token_type_ids=segment_ids).last_hidden_state
         if not self.speed.last_layer_rows:
             x = x.flatten(0, 1).index_select(0, rows)
         return x
+
+    def _dtype(self, device: str) -> torch.dtype:
+        """The type of the matrix products."""
+        dtype: torch.dtype = self.bert.dtype
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
 
     def losses(
         self, x: torch.Tensor, masked_labels: torch.Tensor, next_sentence_labels: torch.Tensor
@@ -194,15 +202,6 @@ class PretrainingModel(nn.Module):
         decoder = None if stack is None else decoder_weights(self.bert.cls, self.speed, stack)
         heads = self.bert.cls, self.bert.bert.pooler, decoder
         return pieces.heads(*heads, x, masked_labels, next_sentence_labels, self.speed)
-
-
-def _allowed_keys(attention_mask: torch.Tensor, packed: bool) -> torch.Tensor:
-    """The keys that each query attends to, from a (B, L) mask: the real ones, (B, 1, 1, L) bool.
-
-    Packed: those of its own sample, (B, 1, L, L). Those of padding are padding, so that no softmax is empty.
-    """
-    keys = attention_mask[:, None, None, :]
-    return keys == attention_mask[:, None, :, None] if packed else keys.bool()
 
 
 def _additive_or_boolean(allowed: torch.Tensor, attention: str) -> torch.Tensor:
@@ -230,6 +229,17 @@ def build_model(config: ModelConfig, speed: SpeedConfig, seed: int, device: torc
     torch.manual_seed(seed)
     architecture = BertForPreTraining if config.next_sentence else BertForMaskedLM
     return PretrainingModel(architecture(bert_config(config, device)), speed.on(device)).to(device)
+
+
+def resolve_packing(speed: SpeedConfig, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> SpeedConfig:
+    """``speed`` with ``packing=null`` resolved for products in ``dtype``: on where a kernel serves, see ``varlen``.
+
+    Raises ``ConfigError`` for packing in compiled code without one.
+    """
+    kernel = varlen.has_kernel(bert_config(config, device), dtype, device)
+    allowed = "false with speed.compile, unless on a GPU as of compute capability 8.0, in fp16 or bf16, with sdpa"
+    require(not speed.packing or kernel or not speed.on(device).compile, "speed.packing", True, allowed)
+    return replace(speed, packing=kernel if speed.packing is None else speed.packing)
 
 
 def load_weights(model: PretrainingModel, folder: Path) -> None:

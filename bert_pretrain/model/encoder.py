@@ -1,7 +1,7 @@
 """A faster forward pass of BERT's embeddings and layers, on the modules and weights of ``transformers``.
 
 Each speed-up is an option of ``SpeedConfig``, so that it can be measured alone. With all of them off but
-``group_by_length`` and ``packing``, ``transformers``' own forward runs. Tests compare both, for each option and all.
+``group_by_length``, ``transformers``' own forward runs. Tests compare both, for each option and all.
 
 ``last_layer_rows`` saves half of the last layer's work: the heads read only [CLS] and the masked positions, so after
 the attention only those rows are computed. ``fused_qkv`` joins three weights, which stay three parameters.
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bert_pretrain.model import varlen
 from bert_pretrain.model.cpu_dropout import dropout
 from bert_pretrain.model.options import SpeedConfig
 from bert_pretrain.model.weight_cache import Join, joined_once
@@ -73,8 +74,9 @@ def run_layer(
 ) -> Tensor:
     """One encoder layer on (B, L, H); after attention only on the ``rows`` (R,) of the flattened (B * L,), if given.
 
-    ``weights``: the layer's from the weight cache; None: made here. ``mask`` (B, 1, 1 or L, L) is added to scores if
-    ``attention`` is eager; if it is sdpa, it is True for the keys to attend to. Returns (B, L, H), or (R, H).
+    ``weights``: the layer's from the weight cache; None: made here. ``mask`` (B, 1, 1, L) is added to scores if
+    ``attention`` is eager; if it is sdpa, it is True for the keys to attend to. Otherwise ``attention`` is of
+    ``varlen``, and ``mask`` (S + 1,) says where the samples begin that lie end to end. Returns (B, L, H), or (R, H).
     """
     weights = layer_weights(layer, speed) if weights is None else weights
     attended = _attend(layer.attention.self, weights.attention, x, mask, attention, speed)
@@ -101,16 +103,28 @@ def _attend(
         for product in products
         for part in F.linear(x, *product).view(samples, length, 3 // len(products), heads, -1).unbind(2)
     ]
-    q, k, v = (part.transpose(1, 2) for part in parts)  # (B, heads, L, H / heads)
-    p = _probability(attention.dropout)
-    if implementation == "sdpa":
-        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
-    else:
-        scores = (q * attention.scaling) @ k.transpose(2, 3)  # (B, heads, L, L)
+    scaling, p = attention.scaling, _probability(attention.dropout)
+
+    def eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:  # (..., L, H / heads)
+        scores = (q * scaling) @ k.transpose(-2, -1)  # (..., L, L)
         if mask is not None:
             scores = scores + mask
-        context = _dropout(scores.softmax(-1), p, speed).to(v.dtype) @ v
-    return context.transpose(1, 2).reshape(samples, length, -1)
+        return _dropout(scores.softmax(-1), p, speed).to(v.dtype) @ v
+
+    if implementation in ("eager", "sdpa"):
+        q, k, v = (part.transpose(1, 2) for part in parts)  # (B, heads, L, H / heads)
+        if implementation == "sdpa":
+            context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
+        else:
+            context = eager(q, k, v, mask)
+        return context.transpose(1, 2).reshape(samples, length, -1)
+    assert mask is not None
+    q, k, v = (part.flatten(0, 1) for part in parts)  # (T, heads, H / heads)
+    if implementation == varlen.FLASH:
+        context = varlen.flash(q, k, v, mask, length, p, scaling)
+    else:
+        context = varlen.each_sample(q, k, v, mask, eager)
+    return context.reshape(samples, length, -1)
 
 
 def _block(output: Any, product: Product, x: Tensor, residual: Tensor, speed: SpeedConfig) -> Tensor:

@@ -83,9 +83,10 @@ class SpeedConfig:
 
     group_by_length: bool
     """Put samples of similar length into one micro-batch and cut off their common padding."""
-    packing: bool
-    """Instead: lay samples end to end in rows of data.sequence_length tokens, without attention between them. The same
-    losses."""
+    packing: bool | None
+    """Instead: lay samples end to end, without attention between them, and fill micro-batches by tokens:
+    ``batch.micro_batch_size`` times ``data.sequence_length``. The same losses. null: on GPUs from compute
+    capability 8.0 on, in fp16 or bf16."""
     last_layer_rows: bool
     """In the last layer, after attention, compute only the positions that the losses read."""
     fused_qkv: bool
@@ -106,10 +107,13 @@ class SpeedConfig:
 
     def own_layers(self) -> bool:
         """Whether this project's layers run; otherwise ``transformers``' forward does."""
-        return any((self.last_layer_rows, self.fused_qkv, self.fast_dropout, self.pad_vocabulary, self.compile))
+        own = self.packing, self.last_layer_rows, self.fused_qkv, self.fast_dropout, self.pad_vocabulary, self.compile
+        return any(own)
 
     def on(self, device: "torch.device") -> "SpeedConfig":
         """These options with every null resolved for ``device``, and options for other devices off.
+
+        ``packing=null`` is off here: whether a kernel serves is not a matter of these options alone.
 
         Raises ``ConfigError`` for CUDA graphs without a GPU or without ``compile``.
         """
@@ -119,7 +123,7 @@ class SpeedConfig:
         require(allowed, "speed.cuda_graphs", True, "false, unless the device is a GPU and speed.compile is on")
         padded = gpu if self.pad_vocabulary is None else self.pad_vocabulary
         on_cpu = {name: getattr(self, name) and not gpu for name in ("fast_dropout", "fused_loss")}
-        return replace(self, compile=compiled, pad_vocabulary=padded, **on_cpu)
+        return replace(self, compile=compiled, pad_vocabulary=padded, packing=bool(self.packing), **on_cpu)
 
 
 @dataclass

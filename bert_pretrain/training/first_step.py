@@ -24,7 +24,7 @@ device of their own to be wrong on, and are tested against the equations on ever
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -41,16 +41,6 @@ FACTOR = 3.0
 FLOORS = {torch.float32: 2e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 _ROWS = 4  # of a micro-batch: eager attention and float32 need more memory than what was planned for
 _SCALE = 1024.0  # of the loss, so that no gradient vanishes in fp16
-_KNOWN_FIELDS = {
-    "input_ids",
-    "attention_mask",
-    "segment_ids",
-    "masked_positions",
-    "masked_labels",
-    "next_sentence_labels",
-    "first_positions",
-    "position_ids",
-}
 
 
 @dataclass(frozen=True)
@@ -193,12 +183,10 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
 
 
 def first_rows(batch: MicroBatch, rows: int) -> MicroBatch:
-    """The first ``rows`` of ``batch``; all of it if it has a layout of its own."""
-    if any(field.name not in _KNOWN_FIELDS and getattr(batch, field.name) is not None for field in fields(batch)):
+    """The first ``rows`` of ``batch``; all of it if it is packed."""
+    if batch.cu_seqlens is not None:
         return batch
-    end = rows * batch.input_ids.shape[1]
-    masked, first = batch.masked_positions < end, batch.first_positions
-    labels = batch.next_sentence_labels
+    masked = batch.masked_positions < rows * batch.input_ids.shape[1]
     return replace(
         batch,
         input_ids=batch.input_ids[:rows],
@@ -206,7 +194,5 @@ def first_rows(batch: MicroBatch, rows: int) -> MicroBatch:
         segment_ids=batch.segment_ids[:rows],
         masked_positions=batch.masked_positions[masked],
         masked_labels=batch.masked_labels[masked],
-        next_sentence_labels=labels[:rows] if first is None else labels[first < end],
-        first_positions=None if first is None else first[first < end],
-        position_ids=None if batch.position_ids is None else batch.position_ids[:rows],
+        next_sentence_labels=batch.next_sentence_labels[:rows],
     )

@@ -12,7 +12,7 @@ import torch
 from bert_pretrain.checkpoint.async_writer import CheckpointWriter
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress
 from bert_pretrain.data.batch_plan import BatchPlan
-from bert_pretrain.data.collate import Counts, HostToDeviceStream, StepBatch
+from bert_pretrain.data.collate import Counts, HostToDeviceStream, StepBatch, with_last
 from bert_pretrain.data.dataset import ShardSet
 from bert_pretrain.data.loader import TrainingData
 from bert_pretrain.data.sample_order import hash64
@@ -167,13 +167,12 @@ class Trainer:
     def _accumulate(self, batch: StepBatch, counts: torch.Tensor) -> torch.Tensor:
         """Forward and backward of all micro-batches; this rank's ``PretrainingSums``, (4,) float64 on the device."""
         sums = torch.zeros(4, dtype=torch.float64, device=self.world.device)
-        last = self.plan.accumulation(self.world.rank) - 1
         samples, masked = counts[0], counts[1].clamp(min=1)
         factor = self.precision.scale * self.world.size  # DDP averages over ranks, but the loss is a sum over them
         with self.precision.autocast(), self.model.step():  # around all, so that weights are cast once a step
-            for index, micro_batch in enumerate(self.throughput.time_waiting(batch.micro_batches)):
+            for micro_batch, last in with_last(self.throughput.time_waiting(batch.micro_batches)):
                 self.world.report_progress()
-                with sync_gradients(self.network, index == last):
+                with sync_gradients(self.network, last):
                     with self.profiler.span("forward"):
                         out = self.network(*self._to_device.copy(micro_batch).tensors())
                     with self.profiler.span("backward"), self.precision.autocast(enabled=False):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from bert_pretrain.config import PretrainConfig, check_run_dir, check_same_run, resolved_yaml
@@ -54,6 +55,15 @@ def test_options_that_an_earlier_run_does_not_state_have_their_defaults() -> Non
     for name, value in new.items():
         OmegaConf.update(today, name, value)
     check_same_run(OmegaConf.to_yaml(today), OLD.read_text(), "run")
+
+
+def test_a_run_that_stated_no_packing_goes_on_with_the_default_of_today(tmp_path: Path) -> None:
+    now = config_for(tmp_path)
+    assert now.speed.packing is None
+    assert now.speed.on(torch.device("cpu")).packing is False, "bitwise the same on a CPU"
+    before = resolved_yaml(now).replace("packing: null", "packing: false")
+    assert before != resolved_yaml(now)
+    check_same_run(resolved_yaml(now), before, "run")
 
 
 def test_a_run_without_a_checkpoint_begins_from_the_same_weights(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from tests.conftest import TEST_RECIPE, run_module
 
 STEP_KEYS = {
     "model", "sequence_length", "variant", "real_tokens_per_second", "speedup_over_baseline", "mfu",
-    "peak_memory_bytes", "device", "data_ms", "forward_ms", "backward_ms", "communication_ms", "optimizer_ms",
+    "peak_memory_bytes", "device", "padding_share", "data_ms", "forward_ms", "backward_ms", "communication_ms",
+    "optimizer_ms",
 }  # fmt: skip
 OPTIMIZER_KEYS = {
     "model", "implementation", "milliseconds", "bytes_per_parameter", "copy_bandwidth_share", "device",
@@ -27,6 +28,7 @@ def test_step(tmp_path: Path, shard_dir: Path) -> None:
     assert all(row.keys() >= STEP_KEYS for row in rows)
     assert all(row["real_tokens_per_second"] > 0 for row in rows)
     assert all(row["forward_ms"] > 0 and row["backward_ms"] > 0 and row["optimizer_ms"] > 0 for row in rows)
+    assert rows[0]["padding_share"] == rows[1]["padding_share"] > rows[2]["padding_share"] == rows[-1]["padding_share"]
     for row in rows:
         speedup = row["real_tokens_per_second"] / rows[0]["real_tokens_per_second"]
         assert row["speedup_over_baseline"] == pytest.approx(speedup)

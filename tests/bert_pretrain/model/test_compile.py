@@ -19,7 +19,6 @@ from torch._dynamo.utils import counters
 from torch._inductor.codegen.triton import TritonOverrides
 
 from bert_pretrain.data import collate
-from bert_pretrain.data import packing as data_packing
 from bert_pretrain.data.collate import MicroBatch, Shape, dummy_batch, fixed_shapes, to_fixed_micro_batch
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.model.bert import Pieces, PretrainingModel
@@ -173,15 +172,14 @@ def masks_of_two_layers_are_independent(model: PretrainingModel) -> None:
     assert both == pytest.approx(0.04, abs=0.03)
 
 
-@pytest.mark.parametrize("packing", ["false", "true"])
 @pytest.mark.usefixtures("traced")
-def test_nothing_is_compiled_during_training(
-    tmp_path: Path, shard_dir: Path, packing: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With micro-batches of all shapes, a smaller last one and evaluations; the loss curve is that without compile."""
+def test_nothing_is_compiled_during_training(tmp_path: Path, shard_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With micro-batches of all lengths, a smaller last one and evaluations; the loss curve is that without compile.
+
+    Packed: in test_varlen.py.
+    """
     monkeypatch.setattr(collate, "_FIXED_LENGTHS", 2)
-    monkeypatch.setattr(data_packing, "_FIXED_SIZES", 2)
-    options = ("batch.global_batch_size=30", "model.num_hidden_layers=1", f"speed.packing={packing}")
+    options = ("batch.global_batch_size=30", "model.num_hidden_layers=1")
     trainer_for(tmp_path / "plain", shard_dir, *options).run()
     trainer = trainer_for(tmp_path / "compiled", shard_dir, "speed.compile=true", *options)
     before = dict(counters["stats"])
@@ -191,7 +189,7 @@ def test_nothing_is_compiled_during_training(
     with torch._dynamo.config.patch(error_on_recompile=True):
         trainer.run()
     assert dict(counters["stats"])["unique_graphs"] == before["unique_graphs"]
-    assert len(seen) > (0 if packing == "true" else 1)  # packed, all micro-batches have nearly the same size
+    assert len(seen) > 1
     for one, two in zip(rows(tmp_path / "plain"), rows(tmp_path / "compiled"), strict=True):
         name = "loss" if "loss" in one else "eval_loss"
         assert one.get(name) == pytest.approx(two.get(name), rel=1e-5)

@@ -1,6 +1,6 @@
-"""``speed.packing``: rows of several samples give the losses and gradients of one sample a row."""
+"""``speed.packing``: samples laid end to end give the losses and gradients of one sample a row."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,17 +9,22 @@ import pytest
 import torch
 
 from bert_pretrain.data import loader
-from bert_pretrain.data.collate import MicroBatch, to_micro_batch
+from bert_pretrain.data.collate import MicroBatch, Shape, dummy_batch, to_micro_batch, with_last
 from bert_pretrain.data.dataset import concatenated
-from bert_pretrain.data.packing import packed_micro_batches, packed_shapes, plan_rows
+from bert_pretrain.data.packing import (
+    fixed_packed_micro_batches,
+    packed_micro_batches,
+    packed_shapes,
+    plan_micro_batches,
+)
 from bert_pretrain.model.bert import PretrainingModel
-from bert_pretrain.model.options import SpeedConfig
 from tests.bert_pretrain.data.test_loader import samples_of, training_data
 from tests.bert_pretrain.model.test_bert import ALL, NONE, TECHNIQUES, all_labels, build, plain_losses
 from tests.bert_pretrain.training.test_trainer import rows, trainer_for
-from tests.conftest import LENGTH, random_arrays
+from tests.conftest import LENGTH, PREDICTIONS, random_arrays
 
 SPEEDS = {"none": NONE, "all": ALL, **{name: replace(NONE, **{name: True}) for name in TECHNIQUES}}
+SPEEDS = {name: replace(speed, packing=True) for name, speed in SPEEDS.items()}
 
 
 def arrays_of_many_lengths(samples: int = 40) -> dict:
@@ -31,86 +36,112 @@ def arrays_of_many_lengths(samples: int = 40) -> dict:
     return concatenated([random_arrays(rng, samples - samples // 2), short])
 
 
+def packed(arrays: dict, samples: int) -> list[MicroBatch]:
+    """Micro-batches with the tokens of up to ``samples`` full samples."""
+    return list(fixed_packed_micro_batches(arrays, packed_shapes(samples, LENGTH, PREDICTIONS)))
+
+
 def samples_of_packed(batches: list[MicroBatch]) -> list[tuple]:
-    """Each sample as in ``samples_of``, read by its number in the mask of its row."""
+    """Each sample as in ``samples_of``, read from where it begins to where the next does."""
     found = []
     for batch in batches:
-        numbers, predicted = batch.attention_mask, batch.masked_labels >= 0
-        positions, labels = batch.masked_positions[predicted].tolist(), batch.masked_labels[predicted].tolist()
-        masks = dict(zip(positions, labels, strict=True))
-        pairs = zip(batch.first_positions.tolist(), batch.next_sentence_labels.tolist(), strict=True)
-        kept = {first: label for first, label in pairs if label >= 0}
-        assert len(kept) == len({(first // LENGTH, int(numbers.view(-1)[first])) for first in kept})
-        for first, label in kept.items():
-            row, place = divmod(first, LENGTH)
-            own = numbers[row] == numbers[row, place]
-            count = int(own.sum())
-            assert batch.position_ids[row][own].tolist() == list(range(count))
-            mine = tuple((p - first, masks.pop(p)) for p in range(first, first + count) if p in masks)
-            ids, segments = (tuple(values[row][own].tolist()) for values in (batch.input_ids, batch.segment_ids))
-            found.append((ids, segments, mine, label))
+        assert batch.attention_mask is None
+        ids, segments, positions = (part.view(-1) for part in (batch.input_ids, batch.segment_ids, batch.position_ids))
+        predicted = batch.masked_labels >= 0
+        where, labels = batch.masked_positions[predicted].tolist(), batch.masked_labels[predicted].tolist()
+        masks = dict(zip(where, labels, strict=True))
+        bounds = batch.cu_seqlens.tolist()
+        assert bounds[0] == 0
+        assert bounds[-1] == ids.numel()
+        for first, end, label in zip(bounds, bounds[1:], batch.next_sentence_labels.tolist(), strict=False):
+            assert 0 <= end - first <= LENGTH
+            if label < 0:
+                assert not ids[first:].any(), "padding comes last"
+                continue
+            assert positions[first:end].tolist() == list(range(end - first))
+            mine = tuple((p - first, masks.pop(p)) for p in range(first, end) if p in masks)
+            found.append((tuple(ids[first:end].tolist()), tuple(segments[first:end].tolist()), mine, label))
         assert not masks
     return sorted(found)
 
 
-def test_rows_by_hand() -> None:
-    """First-fit decreasing: 9, 7, 6, 4, 3, 1 in rows of 10."""
-    rows, starts = plan_rows(np.array([4, 9, 3, 7, 1, 6]), np.ones(6, int), 10, 3)
-    assert rows.tolist() == [2, 0, 1, 1, 0, 2]
-    assert starts.tolist() == [6, 0, 7, 0, 9, 0]
+def test_micro_batches_by_hand() -> None:
+    """First-fit decreasing: 9, 7, 6, 4, 3, 1 in budgets of 20 tokens, 8 masked ones and 6 samples."""
+    lengths, largest = np.array([4, 9, 3, 7, 1, 6]), Shape(2, 10, 8, False, 8)
+    assert plan_micro_batches(lengths, np.ones(6, int), largest).tolist() == [0, 0, 1, 0, 1, 1]
+    assert plan_micro_batches(lengths, np.full(6, 3), largest).tolist() == [1, 0, 2, 0, 2, 1]
+    assert plan_micro_batches(lengths, np.ones(6, int), replace(largest, packed=4)).tolist() == [1, 0, 2, 0, 2, 1]
 
 
-def test_rows_hold_every_sample_once_and_none_overlaps() -> None:
-    lengths = np.random.default_rng(1).integers(3, 129, 1000)
-    rows, starts = plan_rows(lengths, np.maximum(1, np.rint(0.15 * lengths)).astype(int), 128, 19)
-    taken = np.zeros((rows.max() + 1, 128), int)
-    for row, start, length in zip(rows, starts, lengths, strict=True):
-        assert start + length <= 128
-        taken[row, start : start + length] += 1
-    assert taken.max() == 1
-    assert 1 - taken.mean() < 0.02
-
-
-@pytest.mark.parametrize("predictions", [1, 3])
-def test_a_row_has_no_more_samples_and_masks_than_stated(predictions: int) -> None:
-    """600 samples of 3 tokens, of which 5 fit a row of 16: at most 4, and at most 2 + ``predictions`` masked tokens."""
-    rows, _ = plan_rows(np.full(600, 3), np.full(600, predictions), LENGTH, predictions)
-    assert (np.bincount(rows) == {1: 3, 3: 1}[predictions]).all()
+def test_where_samples_begin_by_hand() -> None:
+    """12 and 7 tokens in 3 rows of 16: two samples, 29 tokens of padding in two pieces, and no more."""
+    arrays = random_arrays(np.random.default_rng(0), 2)
+    arrays["input_mask"][:] = np.arange(LENGTH) < np.array([[12], [7]])
+    shape = Shape(3, LENGTH, 9, False, 12)
+    (batch,) = fixed_packed_micro_batches(arrays, [shape])
+    assert batch.cu_seqlens.tolist() == [0, 12, 19, 35, *[48] * 9]
+    assert dummy_batch(shape).cu_seqlens.tolist() == [0, 16, 32, *[48] * 10]
+    assert batch.cu_seqlens.dtype == torch.int32
 
 
 @pytest.mark.parametrize("samples", [1, 3, 40])
-def test_fixed_shapes_hold_the_same_samples(samples: int) -> None:
-    arrays, shapes = arrays_of_many_lengths(), packed_shapes(-(-40 // samples), LENGTH, 3)
-    found = list(packed_micro_batches(arrays, samples, shapes))
-    assert samples_of_packed(found) == samples_of_packed(list(packed_micro_batches(arrays, 1)))
-    sizes = {(shape.samples, shape.masked, shape.packed) for shape in shapes}
-    assert {(len(b.input_ids), len(b.masked_labels), len(b.first_positions)) for b in found} <= sizes
+def test_shapes_are_few_and_hold_the_samples(samples: int) -> None:
+    arrays, found = arrays_of_many_lengths(), packed(arrays_of_many_lengths(), samples)
+    full = [(tuple(m), tuple(s), tuple(x), y) for m, s, x, y in samples_of_arrays(arrays)]
+    assert samples_of_packed(found) == sorted(full)
+    sizes = {(shape.samples, shape.masked, shape.packed) for shape in packed_shapes(samples, LENGTH, PREDICTIONS)}
+    assert len(sizes) <= 8
+    used = [(len(b.input_ids), len(b.masked_labels), len(b.next_sentence_labels)) for b in found]
+    assert set(used) <= sizes
+    assert all(len(b.cu_seqlens) == len(b.next_sentence_labels) + 1 for b in found)
+    assert set(used[:-2]) <= {max(sizes)}, "all but the last are full"
+
+
+def samples_of_arrays(arrays: dict) -> list[tuple]:
+    """Each shard row as in ``samples_of``."""
+    found = []
+    for row, length in enumerate(arrays["input_mask"].sum(1)):
+        positions, labels = arrays["masked_lm_positions"][row].tolist(), arrays["masked_lm_ids"][row].tolist()
+        masks = [(p, label) for p, label in zip(positions, labels, strict=True) if p]
+        ids, segments = (arrays[name][row, :length].tolist() for name in ("input_ids", "segment_ids"))
+        found.append((ids, segments, masks, int(arrays["next_sentence_labels"][row])))
+    return found
 
 
 @pytest.mark.parametrize(("batch", "micro", "window"), [(40, 7, 10), (40, 7, 1000), (12, 1, 1000), (100, 100, 1000)])
-def test_a_step_has_the_same_samples_and_micro_batches(
+def test_a_step_has_the_same_samples_in_no_more_micro_batches(
     shard_dir: Path, batch: int, micro: int, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader, "_WINDOW", window)
     plain = training_data(shard_dir, batch, micro)
-    packed = replace(plain, packing=True)
+    data = replace(plain, packing=True)
+    steps = data.steps(0)
     for step in range(3):
-        found = list(packed.micro_batches(step))
+        found = list(data.micro_batches(step))
         assert samples_of_packed(found) == samples_of(plain, step)
-        assert len(found) == plain.plan.accumulation(0)
+        assert len(found) <= plain.plan.accumulation(0)
         assert max(len(one.input_ids) for one in found) <= micro
-        assert packed.counts(step) == plain.counts(step)
+        prepared = next(steps)
+        assert prepared.counts == data.counts(step) == plain.counts(step)
+        marked = list(with_last(prepared.micro_batches))
+        assert [last for _, last in marked] == [*[False] * (len(found) - 1), True]
+        for (one, _), other in zip(marked, found, strict=True):
+            assert torch.equal(one.input_ids, other.input_ids)
+    steps.close()
 
 
 def test_padding_shrinks_to_what_does_not_fit() -> None:
+    """To 3 % and less; the masks, of which a short sample has as many as a long one, decide only in fixed shapes."""
     arrays = arrays_of_many_lengths(400)
-    shapes = [batch.input_ids.shape for batch in packed_micro_batches(arrays, 10)]
-    assert max(shapes)[0] - min(shapes)[0] <= 1
-    real = arrays["input_mask"].sum()
-    assert 1 - real / sum(a * b for a, b in shapes) < 0.1 < 0.35 < 1 - arrays["input_mask"].mean()
+    found = list(packed_micro_batches(arrays, 40))
+    computed = sum(batch.input_ids.numel() for batch in found)
+    assert 1 - arrays["input_mask"].sum() / computed < 0.03 < 0.35 < 1 - arrays["input_mask"].mean()
+    assert samples_of_packed(found) == samples_of_packed(packed(arrays, 40))
+    arrays["masked_lm_positions"][:, 1:] = 0
+    assert 1 - arrays["input_mask"].sum() / sum(batch.input_ids.numel() for batch in packed(arrays, 40)) < 0.03
 
 
-def losses(model: PretrainingModel, batches: Iterator[MicroBatch]) -> tuple[torch.Tensor, torch.Tensor]:
+def losses(model: PretrainingModel, batches: Iterable[MicroBatch]) -> tuple[torch.Tensor, torch.Tensor]:
     """The sums over all micro-batches, after their backward passes."""
     sums = torch.zeros(2, dtype=torch.float64)
     with model.step():
@@ -140,7 +171,7 @@ def test_losses_and_gradients_are_those_of_transformers_without_packing(
     sum(expected).backward()
     plain = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad(set_to_none=True)
-    for found, wanted in zip(losses(model, packed_micro_batches(arrays, 3)), expected, strict=True):
+    for found, wanted in zip(losses(model, packed(arrays, 12)), expected, strict=True):
         assert found.item() == pytest.approx(wanted.item(), rel=1e-12, abs=0)
     for name, parameter in model.named_parameters():
         scale = max(plain[name].abs().max().item(), 1.0)
@@ -149,42 +180,31 @@ def test_losses_and_gradients_are_those_of_transformers_without_packing(
 
 def hidden_states(model: PretrainingModel, batch: MicroBatch, ids: torch.Tensor) -> torch.Tensor:
     """The last hidden states of all tokens of a packed micro-batch with other words, (B * L, H)."""
-    found = []
-    heads = model.pieces.heads
-    model.pieces = model.pieces._replace(
-        heads=lambda cls, pooler, decoder, x, *rest: found.append(x) or heads(cls, pooler, decoder, x, *rest)
-    )
-    everywhere = torch.arange(ids.numel())
-    labels = torch.zeros_like(everywhere), batch.next_sentence_labels
-    model(ids, batch.attention_mask, batch.segment_ids, everywhere, *labels, batch.first_positions, batch.position_ids)
-    model.pieces = model.pieces._replace(heads=heads)
-    return found[0][-ids.numel() :]
+    places = torch.arange(ids.numel()), batch.cu_seqlens, batch.position_ids
+    return model.hidden_states(ids, None, batch.segment_ids, *places)[-ids.numel() :]
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("speed", [ALL, NONE], ids=["all", "none"])
-def test_samples_of_a_row_cannot_see_each_other(speed: SpeedConfig, attention: str) -> None:
+@pytest.mark.parametrize("speed", ["all", "none"])
+def test_samples_cannot_see_each_other(speed: str, attention: str) -> None:
     """Other words in one sample leave all others unchanged, bit for bit."""
-    (batch,) = packed_micro_batches(arrays_of_many_lengths(8), 1)
-    model, number = build(replace(speed, last_layer_rows=False), attention=attention), int(batch.attention_mask.max())
-    (row,) = (batch.attention_mask == number).any(1).nonzero()[0]
-    own = torch.zeros_like(batch.input_ids, dtype=torch.bool)
-    own[row] = batch.attention_mask[row] == number
-    others = (batch.attention_mask > 0) & ~own
-    assert others[row].any()
-    changed = torch.where(own, (batch.input_ids + 1) % 90, batch.input_ids)
-    before, after = (hidden_states(model, batch, ids) for ids in (batch.input_ids, changed))
-    assert torch.equal(before[others.view(-1)], after[others.view(-1)])
-    assert (before[own.view(-1)] != after[own.view(-1)]).any(1).all()
+    (batch,) = packed(arrays_of_many_lengths(8), 8)
+    model = build(replace(SPEEDS[speed], last_layer_rows=False), attention=attention)
+    first, end, last = batch.cu_seqlens[2], batch.cu_seqlens[3], batch.cu_seqlens[8]
+    own = (torch.arange(batch.input_ids.numel()) >= first) & (torch.arange(batch.input_ids.numel()) < end)
+    changed = torch.where(own.view_as(batch.input_ids), (batch.input_ids + 1) % 90, batch.input_ids)
+    before, after = (hidden_states(model, batch, ids)[:last] for ids in (batch.input_ids, changed))
+    own = own[:last]
+    assert torch.equal(before[~own], after[~own])
+    assert (before[own] != after[own]).any(1).all()
 
 
 @pytest.mark.parametrize("technique", SPEEDS)
 @pytest.mark.parametrize("option", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
-def test_dropout_differs_between_samples_of_a_row_and_follows_the_seed(technique: str, option: str) -> None:
-    """Two equal samples in a row: the same hidden states without dropout, others with it."""
+def test_dropout_differs_between_samples_and_follows_the_seed(technique: str, option: str) -> None:
+    """Two equal samples: the same hidden states without dropout, others with it."""
     arrays = {name: np.repeat(values[-1:], 2, 0) for name, values in arrays_of_many_lengths(2).items()}
-    (batch,) = packed_micro_batches(arrays, 1)
-    assert len(batch.input_ids) == 1
+    (batch,) = packed(arrays, 2)
     length = int(arrays["input_mask"][0].sum())
     speed = replace(SPEEDS[technique], last_layer_rows=False)
     for model, differ in ((build(speed, **{option: 0.3}), True), (build(speed), False)):
