@@ -8,7 +8,8 @@
 # Stages: tests kernel optimizer step_base_128 step_large_128 step_large_512 beside_trainer batch_64k resume.
 # Each has a time limit and writes its JSON when it is done, so that a cut leaves what was done; one that fails does not
 # end the others. Results: OUT (scripts/results/gpu_DATE), with a page of all in page.md. Exit status 1: one failed.
-# PYTHON (python3) has torch for CUDA and transformers. MINUTES (10): no stage runs beyond them.
+# PYTHON (python3) has torch for CUDA and transformers. LIMIT (580): seconds in all, beyond which no stage runs. A
+# rehearsal has ten times the time, since a machine for tests may be busy.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 PYTHON=${PYTHON:-python3}
@@ -18,9 +19,9 @@ if [[ ${1-} == --wheels ]]; then # all of pure Python: they fit any version and 
     mapfile -t locked < <(grep -E '^(antlr4-python3-runtime|hydra-core|omegaconf)==' requirements.lock)
     exec "$PYTHON" -m pip wheel --no-deps --wheel-dir wheels "${locked[@]}" "${@:2}"
 fi
-kind=gpu
+kind=gpu times=1 title="One GPU"
 if [[ ${1-} == --rehearse ]]; then
-    kind=rehearsal
+    kind=rehearsal times=10 title="Rehearsal on a CPU with tiny models, which take the names of the large"
     shift
 fi
 for name in "$@"; do
@@ -28,7 +29,7 @@ for name in "$@"; do
 done
 WANTED=${*:-$STAGES}
 OUT=${OUT:-scripts/results/${kind}_$(date +%F)}
-END=$((SECONDS + 60 * ${MINUTES:-10}))
+END=$((SECONDS + times * ${LIMIT:-580}))
 WORK=$(mktemp -d -t prove_gpu.XXXXXX)
 trap 'rm -rf "$WORK"' EXIT
 mkdir -p "$OUT"
@@ -60,7 +61,7 @@ wanted() { [[ " $WANTED " == *" $1 "* ]]; }
 
 data="" failed=0
 stage() { # NAME LIMIT COMMAND...
-    local name=$1 limit=$2 left=$((END - SECONDS)) began=$SECONDS status=124
+    local name=$1 limit=$((times * $2)) left=$((END - SECONDS)) began=$SECONDS status=124
     shift 2
     wanted "$name" || return 0
     ((limit = limit < left ? limit : left))
@@ -75,7 +76,8 @@ stage() { # NAME LIMIT COMMAND...
     esac
     ((status == 0)) || failed=1
     printf '%-16s%5d s  %s\n' "$name" $((SECONDS - began)) "$state"
-    "$PYTHON" scripts/prove_gpu_page.py "$OUT" --stage "$name" --seconds $((SECONDS - began)) --state "$state"
+    "$PYTHON" scripts/prove_gpu_page.py "$OUT" --title "$title" --stage "$name" --seconds $((SECONDS - began)) \
+        --state "$state"
 }
 
 shards() { # LENGTH: makes them where they are not yet; prints the options that name them
@@ -84,7 +86,7 @@ shards() { # LENGTH: makes them where they are not yet; prints the options that 
 }
 
 step() { # NAME LENGTH BATCH MICRO_BATCH MODEL_OPTION...
-    local data
+    local data=""
     wanted "$1" && data=$(shards "$2")
     # shellcheck disable=SC2086 # two words
     stage "$1" 80 "$PYTHON" -m bert_pretrain.bench step recipe=bert_large_64k_phase1 "${@:5}" $data \
@@ -94,9 +96,12 @@ step() { # NAME LENGTH BATCH MICRO_BATCH MODEL_OPTION...
 run=("$PYTHON" scripts/prove_gpu_stages.py)
 stage tests 110 "${run[@]}" tests "$OUT/tests.json"
 if command -v compute-sanitizer >/dev/null && [[ $kind == gpu ]]; then
+    # Without torch's cache of memory, so that the end of a tensor is the end of an allocation.
+    export PYTORCH_NO_CUDA_MEMORY_CACHING=1
     stage kernel 60 compute-sanitizer --error-exitcode 9 "${run[@]}" kernel "$OUT/kernel.json" --under compute-sanitizer
+    unset PYTORCH_NO_CUDA_MEMORY_CACHING
 else
-    stage kernel 60 "${run[@]}" kernel "$OUT/kernel.json" --under "nothing: no compute-sanitizer here"
+    stage kernel 60 "${run[@]}" kernel "$OUT/kernel.json" --under "no other program: no compute-sanitizer"
 fi
 stage optimizer 60 "$PYTHON" scripts/bench_other_lambs.py "${optimizer[@]}" out_dir="$OUT"
 step step_base_128 "${step_base_128[@]}" "${base[@]}"
@@ -111,7 +116,7 @@ stage beside_trainer 90 "$PYTHON" scripts/beside_trainer.py --minutes 0 "${turns
 stage batch_64k 130 "${run[@]}" --seconds 75 batch_64k "$OUT/batch_64k.json" "${batch_64k[@]}"
 wanted resume && data=$(shards "${resumed[0]}")
 # shellcheck disable=SC2086 # two words
-stage resume 110 "${run[@]}" resume "$OUT/resume.json" recipe=bert_large_64k_phase1 "${base[@]}" $data \
+stage resume 140 "${run[@]}" resume "$OUT/resume.json" recipe=bert_large_64k_phase1 "${base[@]}" $data \
     batch.global_batch_size="${resumed[1]}" schedule.total_steps="${resumed[2]}" "${resumed[3]}" \
     checkpoint.every_steps=1000 training.evaluate_every_steps=1000 precision.deterministic=true
 echo "$OUT/page.md"

@@ -68,14 +68,15 @@ def goals(out: Path) -> list[Row]:
         found = [row for row in read(out / "optimizer.json").get("rows", []) if row["model"] == model]
         shares = [row["copy_bandwidth_share"] for row in found if row["implementation"] == "nvlamb/fused"]
         row = {"goal": f"NVLAMB step, BERT-{model}: share of the copy bandwidth", "wanted": f"{NVLAMB_SHARE:.0%}"}
-        found_one = {"measured": f"{shares[0]:.1%}", "reached": "yes" if shares[0] >= NVLAMB_SHARE else "no"}
-        rows.append(row | (found_one if shares else {}))
+        for share in shares:
+            row |= {"measured": f"{share:.1%}", "reached": "yes" if share >= NVLAMB_SHARE else "no"}
+        rows.append(row)
     return rows
 
 
 def page(out: Path, stages: dict[str, Any]) -> str:
     """All results as Markdown."""
-    lines = [f"# One GPU: {stages['date']}, commit {stages['commit']}", "", stages["versions"]]
+    lines = [f"# {stages['title']}: {stages['date']}, commit {stages['commit']}", "", stages["versions"]]
     lines += ["", "Made by `scripts/prove_gpu.sh` from the JSON beside this page.", "", "## Stages", ""]
     lines += table(stages["stages"], ("stage", "seconds", "state", "note"))
     lines += ["", "## Goals on an H200", "", *table(goals(out), tuple(goals(out)[0]))]
@@ -119,10 +120,11 @@ def versions() -> str:
 
 
 def main() -> None:
-    """Note the stage and write the page."""
+    """Note the stage, and write the page."""
     parser = argument_parser(__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--stage")
+    parser.add_argument("--title", help="of the page")
+    parser.add_argument("--stage", help="the stage that has ended")
     parser.add_argument("--seconds", type=int)
     parser.add_argument("--state")
     given = parser.parse_args()
@@ -131,7 +133,8 @@ def main() -> None:
     if given.stage:
         git = ["git", "rev-parse", "--short", "HEAD"]
         commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-        stages |= {"date": time.strftime("%Y-%m-%d"), "commit": commit or "unknown", "versions": versions()}
+        stages |= {"title": given.title, "date": time.strftime("%Y-%m-%d"), "commit": commit or "unknown"}
+        stages["versions"] = versions()
         note = read(given.out / f"{given.stage}.json").get("note", "")
         row = {"stage": given.stage, "seconds": given.seconds, "state": given.state, "note": note}
         stages["stages"] = [old for old in stages["stages"] if old["stage"] != given.stage] + [row]

@@ -44,7 +44,7 @@ def write(out: Path, rows: list[Row], passed: bool, note: str) -> None:
 
 def tests(out: Path, given: Any) -> None:
     """Run the tests marked gpu; only their files are imported."""
-    files = [path for path in sorted(ROOT.glob("tests/**/test_*.py")) if "mark" + ".gpu" in path.read_text("utf-8")]
+    files = [path for path in sorted(ROOT.glob("tests/**/test_*.py")) if "mark.gpu" in path.read_text("utf-8")]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         words = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", f"--junitxml={report}", *map(str, files)]
