@@ -42,7 +42,7 @@ fi
 
 if [[ $kind == gpu ]]; then
     words=30522 optimizer=("models=[base,large]" rounds=2 steps=5) rounds=4 turns=(--seconds 4 --rounds 2)
-    base=(model=base) large=(model=large) batch_64k=(model=large)
+    base=(model=base) large=(model=large) seconds=75 batch_64k=(model=large)
     step_base_128=(128 1024 256) step_large_128=(128 256 256) step_large_512=(512 64 64)
     beside=(128 256) resumed=(128 256 60 "batch.micro_batch_size=auto")
     settings=(--trainer "bf16, sdpa, by length") # "bf16, sdpa, compiled" would compile for more than a minute
@@ -52,8 +52,8 @@ else
     tiny+=(precision.compute=fp32) # bf16 on a CPU that has no instructions for it takes minutes
     base=("${tiny[@]}") large=("${tiny[@]}" model.num_hidden_layers=3)
     step_base_128=(16 16 8) step_large_128=(16 16 8) step_large_512=(32 8 4)
-    beside=(16 8) resumed=(16 8 60 "batch.micro_batch_size=4")
-    batch_64k=(batch.global_batch_size=512 "${large[@]}")
+    beside=(16 8) resumed=(16 8 24 "batch.micro_batch_size=4")
+    seconds=0 batch_64k=("${large[@]}" batch.global_batch_size=256 optimizer.lr=0.1)
     settings=(--trainer "fp32, sdpa, by length")
 fi
 
@@ -113,7 +113,7 @@ stage beside_trainer 90 "$PYTHON" scripts/beside_trainer.py --minutes 0 "${turns
     --title "BERT-base beside transformers.Trainer" "$WORK/beside" "$OUT/beside_trainer.json" \
     recipe=bert_large_64k_phase1 "${base[@]}" model.next_sentence=false $data \
     batch.global_batch_size="${beside[1]}" batch.micro_batch_size="${beside[1]}"
-stage batch_64k 130 "${run[@]}" --seconds 75 batch_64k "$OUT/batch_64k.json" "${batch_64k[@]}"
+stage batch_64k 130 "${run[@]}" --seconds $seconds batch_64k "$OUT/batch_64k.json" "${batch_64k[@]}"
 wanted resume && data=$(shards "${resumed[0]}")
 # shellcheck disable=SC2086 # two words
 stage resume 140 "${run[@]}" resume "$OUT/resume.json" recipe=bert_large_64k_phase1 "${base[@]}" $data \

@@ -37,8 +37,7 @@ from bert_pretrain.model.bert import silence_transformers
 from bert_pretrain.model.flops import training_flops
 from bert_pretrain.model.options import SpeedConfig
 from bert_pretrain.model.precision import compute_dtype
-from bert_pretrain.plan.hardware_peaks import device_name, measured_copy_bandwidth, timed
-from bert_pretrain.training.device_peaks import peak_flops
+from bert_pretrain.plan.hardware_peaks import data_sheet_rate, device_name, measured_copy_bandwidth, timed
 from bert_pretrain.training.metrics import MetricsLog, Row
 from bert_pretrain.training.trainer import Trainer
 
@@ -238,7 +237,7 @@ def _row(config: BenchStepConfig, world: World, name: str, outcome: Outcome) -> 
     flops = training_flops(config.model, total.samples, total.tokens, total.squared_lengths, total.masked_tokens)
     seconds = statistics.median(found[name].steps)
     phases, device = found[name].phases, device_name(world.device)
-    data_sheet = peak_flops(device, compute_dtype(config.precision.compute, world.device))
+    data_sheet = data_sheet_rate(device, compute_dtype(config.precision.compute, world.device))
     return {
         "model": f"{config.model.num_hidden_layers}x{config.model.hidden_size}",
         "sequence_length": config.data.sequence_length,
