@@ -32,8 +32,11 @@ OUT=${OUT:-scripts/results/${kind}_$(date +%F)}
 END=$((SECONDS + times * ${LIMIT:-580}))
 WORK=$(mktemp -d -t prove_gpu.XXXXXX)
 trap 'rm -rf "$WORK"' EXIT
-mkdir -p "$OUT"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+if [[ $kind == gpu ]] && ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    echo "$PYTHON has no torch that finds a CUDA device; set PYTHON, or give --rehearse" >&2
+    exit 2
+fi
 if [[ $kind == gpu && -d wheels ]]; then
     # Not a virtual environment: the given python3 may be one, and another made from it would not see its packages.
     "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --target "$WORK/packages" wheels/*.whl || exit 1
@@ -57,6 +60,7 @@ else
     settings=(--trainer "fp32, sdpa, by length")
 fi
 
+mkdir -p "$OUT"
 wanted() { [[ " $WANTED " == *" $1 "* ]]; }
 
 data="" failed=0

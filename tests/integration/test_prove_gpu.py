@@ -63,6 +63,8 @@ def test_no_time_is_a_cut_and_an_unknown_stage_a_mistake(tmp_path: Path) -> None
     done = prove("--rehearse", "kernels", OUT=str(tmp_path / "new"))
     assert done.returncode == 2
     assert done.stderr.startswith("no stage kernels; stages: tests kernel optimizer")
+    done = prove("kernel", PYTHON="false", OUT=str(tmp_path / "new"))
+    assert (done.returncode, done.stderr.startswith("false has no torch that finds a CUDA device")) == (2, True)
     assert not (tmp_path / "new").exists()
 
 
