@@ -46,7 +46,7 @@ fi
 if [[ $kind == gpu ]]; then
     words=30522 optimizer=("models=[base,large]" rounds=2 steps=5) rounds=4 turns=(--seconds 4 --rounds 2)
     base=(model=base) large=(model=large) seconds=75 batch_64k=(model=large)
-    step_base_128=(128 1024 256) step_large_128=(128 256 256) step_large_512=(512 64 64)
+    step_base_128=(128 1024 256) step_large_128=(128 256 128) step_large_512=(512 64 32)
     beside=(128 256) resumed=(128 256 60 "batch.micro_batch_size=auto")
     settings=(--trainer "bf16, sdpa, by length") # "bf16, sdpa, compiled" would compile for more than a minute
 else
