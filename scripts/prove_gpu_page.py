@@ -36,12 +36,19 @@ def read(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
+def shown(value: Any) -> str:
+    """A value as text of a table."""
+    if value is None or isinstance(value, bool):
+        return {None: "-", True: "yes", False: "no"}[value]
+    return cell(value)
+
+
 def table(rows: list[Row], columns: tuple[str, ...] | None = None) -> list[str]:
     """Rows as Markdown."""
     if not rows:
         return []
     names = columns or tuple(rows[0])
-    cells = [["-" if row.get(name) is None else cell(row[name]) for name in names] for row in rows]
+    cells = [[shown(row.get(name)) for name in names] for row in rows]
     return ["| " + " | ".join(line) + " |" for line in [list(names), ["---"] * len(names), *cells]]
 
 
