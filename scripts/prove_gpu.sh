@@ -56,6 +56,7 @@ else
     base=("${tiny[@]}") large=("${tiny[@]}" model.num_hidden_layers=3)
     step_base_128=(16 16 8) step_large_128=(16 16 8) step_large_512=(32 8 4)
     beside=(16 8) resumed=(16 8 24 "batch.micro_batch_size=4")
+    export TRITON_INTERPRET=1 # for the kernels
     seconds=0 batch_64k=("${large[@]}" batch.global_batch_size=256 optimizer.lr=0.1)
     settings=(--trainer "fp32, sdpa, by length")
 fi
