@@ -9,7 +9,7 @@
 beside the reference; for compute-sanitizer, or on a CPU with TRITON_INTERPRET=1. ``batch_64k``: eight steps, whose loss
 must fall, on the longest sequences with which they take at most so many seconds at the rate that ``bench step`` left in
 step_large_128 beside OUT.json. ``resume``: a run that is never stopped, and one that SIGTERM stops and the same command
-resumes: status 75, then the same weights bit for bit. OPTIONs are those of pretrain. Exit status 1: not as it should be.
+resumes: status 75, then the same weights bit for bit. OPTIONs are of pretrain. Exit status 1: not as it should be.
 """
 
 import json
