@@ -152,9 +152,6 @@ def main() -> None:
     given = parser.parse_args()
     work, options = given.work_dir, given.options
     work.mkdir(parents=True)
-    job = work / "job.json"
-    job.write_text(json.dumps({"side": "data set", "steps": 1000, "cpu": False}), encoding="utf-8")
-    subprocess.run([sys.executable, SIDE, str(work), str(job), *options], check=True)
     sides = measure_speed(work, given, options)
     rows = [
         {

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import repository_root  # noqa: F401  makes bert_pretrain importable
 
@@ -25,6 +26,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fp32, sdpa, by length": BY_LENGTH | {"bf16": False},
     "bf16, sdpa, by length, half batches": BY_LENGTH | {"accumulation": 2},
     "bf16, sdpa, by length, 1 loader process": BY_LENGTH | {"dataloader_num_workers": 1},
+    "bf16, sdpa, compiled": {"torch_compile": True},
 }
 """Settings of the Trainer, as they differ from bf16 and sdpa; others are its defaults."""
 
@@ -32,8 +34,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 class Turns:
     """A worker's half of the turns: training calls ``after_step``, which blocks between two turns."""
 
-    def __init__(self, by_cpu_time: bool) -> None:
-        self.by_cpu_time = by_cpu_time
+    def __init__(self, by_cpu_time: bool, cuda: bool) -> None:
+        self.by_cpu_time, self.cuda = by_cpu_time, cuda
         self.evaluate: Callable[[], float] | None = None
         self.total_steps = self.steps = self.tokens = 0
         self._channel = os.fdopen(os.dup(1), "w")
@@ -48,17 +50,25 @@ class Turns:
     def after_step(self, tokens: int) -> None:
         """Count a step; at the end of a turn, report and wait for the next."""
         self.steps, self.tokens = self.steps + 1, self.tokens + tokens
-        spent, used = time.perf_counter() - self._started, time.process_time() - self._cpu_started
         done = self.steps >= self.total_steps
-        if (used if self.by_cpu_time else spent) < self._seconds and not done:
+        if self._spent()[self.by_cpu_time] < self._seconds and not done:
             return
+        if self.cuda:
+            import torch
+
+            torch.cuda.synchronize()
+        spent, used = self._spent()
         loss = self.evaluate() if self.evaluate else None
-        peak = peak_megabytes()
+        peak = peak_megabytes(self.cuda)
         self._send(
             seconds=spent, cpu_seconds=used, tokens=self.tokens, steps=self.steps, loss=loss, peak_mb=peak, done=done
         )
         self.tokens = 0
         self._wait()
+
+    def _spent(self) -> tuple[float, float]:
+        """Seconds and CPU seconds of this turn."""
+        return time.perf_counter() - self._started, time.process_time() - self._cpu_started
 
     def _send(self, **message: Any) -> None:
         print(json.dumps(message), file=self._channel, flush=True)
@@ -70,8 +80,12 @@ class Turns:
         self._seconds, self._started, self._cpu_started = float(line), time.perf_counter(), time.process_time()
 
 
-def peak_megabytes() -> float:
-    """Peak resident memory of this process so far, and of its children now."""
+def peak_megabytes(cuda: bool) -> float:
+    """Peak memory of this process on the GPU; on a CPU its resident memory, and that of its children now."""
+    if cuda:
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status").read_text(encoding="ascii")
     peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
     children = sum(child.memory_full_info().uss for child in psutil.Process().children(recursive=True))
@@ -87,14 +101,16 @@ def heldout_evaluation(model: Any, config: Any, samples: int) -> Callable[[], fl
 
     shards = open_split(config.data, "heldout", model.config.vocab_size)
     assert shards is not None
-    batches = [batch for _, batch in zip(range(-(-samples // 16)), heldout_batches(shards, 16, 0, 1), strict=False)]
+    pairs = zip(range(-(-samples // 16)), heldout_batches(shards, 16, 0, 1), strict=False)
+    batches = [batch for _, batch in pairs]
 
     @torch.no_grad()
     def evaluate() -> float:
         state = torch.get_rng_state()
         model.eval()
         total = count = 0.0
-        for batch in batches:
+        for stored in batches:
+            batch = stored.to(model.device)
             mask = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
             hidden = model.bert(batch.input_ids, attention_mask=mask, token_type_ids=batch.segment_ids)[0]
             logits = model.cls.predictions(hidden.flatten(0, 1)[batch.masked_positions])
@@ -114,7 +130,7 @@ def run_ours(config: Any, work: Path, job: dict[str, Any], turns: Turns) -> None
     from bert_pretrain.distributed.world import open_world
     from bert_pretrain.training.metrics import MetricsLog
 
-    with open_world("cpu") as world:
+    with open_world(config.device) as world:
         log = MetricsLog(work / "metrics.jsonl", config.schedule.total_steps)
         trainer = build_trainer(config, world, log, CheckpointStore(work / "checkpoints", 1, None), "")
         if not (work / "start").exists():
@@ -132,8 +148,8 @@ def run_ours(config: Any, work: Path, job: dict[str, Any], turns: Turns) -> None
         trainer.run()
 
 
-def unmasked_samples(config: Any) -> Iterator[dict[str, Any]]:
-    """The training samples as a tokenizer gives them: without masks and padding."""
+def unmasked_samples(config: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids and segments of the training samples as a tokenizer gives them: without masks and padding."""
     from bert_pretrain.data.dataset import open_split
     from bert_pretrain.data.masking import restore_ids
 
@@ -143,29 +159,29 @@ def unmasked_samples(config: Any) -> Iterator[dict[str, Any]]:
         arrays = shards.read(first, min(first + 1024, shards.samples))
         for ids, mask, segments in zip(restore_ids(arrays), arrays["input_mask"], arrays["segment_ids"], strict=True):
             length = int(mask.sum())
-            yield {"input_ids": ids[:length].tolist(), "token_type_ids": segments[:length].tolist()}
+            yield ids[:length], segments[:length]
 
 
-def make_dataset(config: Any, folder: Path) -> None:
-    """Write the samples as a data set, with what ``run_mlm.py`` computes in advance."""
-    from datasets import Dataset
-    from transformers import AutoTokenizer
+class Samples:
+    """The training samples as a data set of the Trainer, with what ``run_mlm.py`` computes in advance."""
 
-    tokenizer = AutoTokenizer.from_pretrained(config.data.tokenizer)
-    rows: dict[str, list[Any]] = {"input_ids": [], "token_type_ids": [], "special_tokens_mask": [], "length": []}
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    for sample in unmasked_samples(config):
-        rows["input_ids"].append(sample["input_ids"])
-        rows["token_type_ids"].append(sample["token_type_ids"])
-        rows["special_tokens_mask"].append([int(number in special) for number in sample["input_ids"]])
-        rows["length"].append(len(sample["input_ids"]))
-    Dataset.from_dict(rows).save_to_disk(folder)
+    def __init__(self, config: Any, special: set[int]) -> None:
+        self.special = list(special)
+        self.rows = list(unmasked_samples(config))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> dict[str, list[int]]:
+        ids, segments = self.rows[number]
+        marked = np.isin(ids, self.special).astype(int)
+        columns = {"input_ids": ids, "token_type_ids": segments, "special_tokens_mask": marked}
+        return {name: column.tolist() for name, column in columns.items()}
 
 
 def run_trainer(config: Any, work: Path, job: dict[str, Any], turns: Turns) -> None:
     """Train with ``transformers.Trainer``."""
     import transformers
-    from datasets import load_from_disk
 
     setting = dict(SETTINGS[job["side"]])
     bf16, attention = setting.pop("bf16", True), setting.pop("attention", "sdpa")
@@ -203,24 +219,26 @@ def run_trainer(config: Any, work: Path, job: dict[str, Any], turns: Turns) -> N
         warmup_steps=0.05,
         weight_decay=0.01,
         bf16=bf16,
-        use_cpu=True,
-        dataloader_pin_memory=False,
+        use_cpu=not turns.cuda,
+        dataloader_pin_memory=turns.cuda,
         save_strategy="no",
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
         seed=config.seed,
+        remove_unused_columns=False,  # or the collator would compute special_tokens_mask again
         **setting,
     )
-    trainer = CountingTrainer(
-        model, arguments, train_dataset=load_from_disk(work / "dataset"), data_collator=counting, callbacks=[Clock()]
-    )
+    samples = Samples(config, set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
+    trainer = CountingTrainer(model, arguments, train_dataset=samples, data_collator=counting, callbacks=[Clock()])
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
 
 
 def main() -> None:
-    """A side, or the data set of the Trainer."""
+    """A side."""
+    import torch
+
     from bert_pretrain.config import PretrainConfig
     from bert_pretrain.config_loading import load_config
     from bert_pretrain.hub.shape import resolve_model
@@ -229,13 +247,13 @@ def main() -> None:
     silence_transformers()
     work, job_file, options = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     job = json.loads(job_file.read_text(encoding="utf-8"))
-    turns = Turns(job["cpu"])
     steps = [f"schedule.total_steps={job['steps']}", f"training.evaluate_every_steps={job['steps'] + 1}"]
-    steps += [f"checkpoint.every_steps={job['steps'] + 1}", "device=cpu"]
+    steps += [
+        f"checkpoint.every_steps={job['steps'] + 1}",
+    ]
     config = resolve_model(load_config("pretrain", [*options, *steps], PretrainConfig))
-    if job["side"] == "data set":
-        make_dataset(config, work / "dataset")
-    elif job["side"] == OURS:
+    turns = Turns(job["cpu"], torch.cuda.is_available() and config.device != "cpu")
+    if job["side"] == OURS:
         run_ours(config, work, job, turns)
     else:
         run_trainer(config, work, job, turns)

@@ -82,6 +82,7 @@ def measure(
                 "implementation": label,
                 "milliseconds": 1e3 * seconds,
                 "bytes_per_parameter": counted,
+                "copy_bandwidth": bandwidth,
                 "copy_bandwidth_share": None if counted is None else counted * elements / seconds / bandwidth,
                 "over_adamw_fused": seconds / medians["adamw_fused"],
                 "over_clip_adamw_fused": seconds / medians["clip+adamw_fused"],
@@ -103,6 +104,7 @@ def implementations(device: torch.device) -> dict[str, Implementation]:
             continue
         found[f"nvlamb/{kernel}"] = counted, stepper(NVLamb, lr=1e-4, kernel=kernel)
     found["adamw_fused"] = 28.0, stepper(torch.optim.AdamW, lr=1e-4, fused=True)
+    found["adamw_foreach"] = 80.0, stepper(torch.optim.AdamW, lr=1e-4, foreach=True)
     found["clip+adamw_fused"] = 40.0, _clipped_adamw
     return found
 

@@ -2,13 +2,17 @@
 
 The baseline is the obvious script: ``BertForPreTraining`` with ``transformers``' defaults, labels on all positions,
 float32, ``torch.optim.AdamW``; on GPUs also ``transformers.Trainer`` in bf16. Each further row adds one technique to
-those above it. MFU is relative to the matrix rate measured in the same run. Under torchrun the all-reduce of the
-gradients is measured too.
+those above it. MFU is relative to the matrix rate measured in the same run, and to the data sheet's where the GPU is
+known. Under torchrun the all-reduce of the gradients is measured too.
+
+On a single GPU step.json is written after each variant, and a variant that fails does not end the others.
 """
 
 import json
 import statistics
+import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from importlib.util import find_spec
@@ -33,7 +37,7 @@ from bert_pretrain.model.bert import resolve_packing, silence_transformers
 from bert_pretrain.model.flops import training_flops
 from bert_pretrain.model.options import SpeedConfig
 from bert_pretrain.model.precision import compute_dtype
-from bert_pretrain.plan.hardware_peaks import device_name, measured_copy_bandwidth, timed
+from bert_pretrain.plan.hardware_peaks import data_sheet_rate, device_name, measured_copy_bandwidth, timed
 from bert_pretrain.training.metrics import MetricsLog, Row
 from bert_pretrain.training.trainer import Trainer
 
@@ -47,13 +51,28 @@ _COLUMNS = {"data": "", "forward": "#4477aa", "backward": "#88bbdd", "optimizer"
 def run(config: BenchStepConfig) -> None:
     """Measure the step, print the table, write step.json and step.png."""
     silence_transformers()
+    out = Path(config.out_dir) / "step.json"
     with open_world(config.device) as world:
         config = world.run_on_all_ranks(partial(resolve_model, config))
         world.run_on_all_ranks(lambda: require_writable(Path(config.out_dir), "out_dir") if world.is_first else None)
-        rows = measure(config, world)
         bandwidth = measured_copy_bandwidth(world.device)
-    if not world.is_first:
-        return
+        for outcome in measure(config, world):
+            rows = [_row(config, world, name, outcome) for name in outcome.variants]
+            content = {"rows": rows, "failed": outcome.failed, "copy_bandwidth": bandwidth, "options": asdict(config)}
+            if world.is_first:
+                out.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    if world.is_first:
+        print_table(rows)
+        peak = f"{rows[-1]['matrix_rate'] / 1e12:.3g} TFLOP/s of matrix products"
+        print(f"measured peaks: {peak}, {bandwidth / 1e9:.3g} GB/s copied")
+        draw_step(out.with_suffix(".png"), rows)
+        print(f"wrote {out} and {out.with_suffix('.png')}")
+    if outcome.failed:
+        sys.exit(f"failed: {', '.join(outcome.failed)}")
+
+
+def print_table(rows: list[Row]) -> None:
+    """One line a variant, and the rate that ``bert-pretrain plan`` takes."""
     print(f"{'variant':<20}{'ms a step':>11}{'tokens/s':>11}{'speed-up':>10}{'MFU':>9}{'padding':>9}", end="")
     print(f"{'memory':>9}" + "".join(f"{name:>{len(name) + 2}}" for name in _COLUMNS))
     for row in rows:
@@ -65,17 +84,10 @@ def run(config: BenchStepConfig) -> None:
             f"{'-' if padding is None else f'{padding:.1%}':>9}"
             f"{'-' if memory is None else f'{memory / 2**20:,.0f} MB':>9}{''.join(parts)}"
         )
-    run = next(row for row in rows if row["variant"] == "all")
-    share = 1 - (run["optimizer_ms"] + run["communication_ms"]) / run["milliseconds"]
-    rate = run["real_tokens_per_second"] / run["processes"] / share
-    print(f"forward and backward alone, for bert-pretrain plan: device_tokens_per_second={rate:.0f}")
-    peak = rows[-1]["matrix_rate"]
-    print(f"measured peaks: {peak / 1e12:.3g} TFLOP/s of matrix products, {bandwidth / 1e9:.3g} GB/s copied")
-    out = Path(config.out_dir) / "step.json"
-    content = {"rows": rows, "copy_bandwidth": bandwidth, "options": asdict(config)}
-    out.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    draw_step(out.with_suffix(".png"), rows)
-    print(f"wrote {out} and {out.with_suffix('.png')}")
+    for run in (row for row in rows if row["variant"] == "all"):
+        share = 1 - (run["optimizer_ms"] + run["communication_ms"]) / run["milliseconds"]
+        rate = run["real_tokens_per_second"] / run["processes"] / share
+        print(f"forward and backward alone, for bert-pretrain plan: device_tokens_per_second={rate:.0f}")
 
 
 @dataclass
@@ -91,30 +103,39 @@ class Figures:
 
 @dataclass
 class Outcome:
-    """Measurements of all variants; samples and waiting time of the variant ``all``, which is the run itself."""
+    """Measurements of all variants so far, and the samples of their rounds."""
 
     variants: dict[str, Figures] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    """Variants that failed, and the errors."""
     total: Counts = field(default_factory=lambda: Counts(0, 0, 0, 0))
+    """Of all ranks."""
     waited: float = 0.0
-    """Seconds that the steps waited for data."""
+    """Seconds that the steps of the variant ``all``, which is the run itself, waited for data."""
     peak_rate: float = 0.0
 
 
-def measure(config: BenchStepConfig, world: World) -> list[Row]:
-    """The rows of all variants. All see the same samples and use the micro-batch size of the first.
+def measure(config: BenchStepConfig, world: World) -> Iterator[Outcome]:
+    """The outcome after each group of variants. All see the same samples with the micro-batch size of the first.
 
     On a CPU the steps of all variants are interleaved, against disturbance by other processes. On a GPU the variants
     run one after the other, because only one fits into memory.
     """
     configs, outcome = variants(config, world.device), Outcome()
-    names = list(configs)
-    for group in [[name] for name in names] if world.device.type == "cuda" else [names]:
-        size = measure_interleaved({name: configs[name] for name in group}, world, outcome)
+    names, alone = list(configs), world.device.type == "cuda"
+    for group in [[name] for name in names] if alone else [names]:
+        try:
+            size = measure_interleaved({name: configs[name] for name in group}, world, outcome)
+        except RuntimeError as error:  # also those of compilers, and of memory
+            if not alone or world.size > 1 or not outcome.variants:
+                raise
+            outcome.failed[group[0]] = f"{type(error).__name__}: {error}"
+            print(f"failed {group[0]}: {outcome.failed[group[0]]}", file=sys.stderr)
+            continue
         configs = {k: replace(c, batch=replace(c.batch, micro_batch_size=size)) for k, c in configs.items()}
+        yield outcome
     _add_transformers_trainer(configs[names[0]], world, outcome.variants)
-    sums = world.sum(torch.tensor(list(asdict(outcome.total).values()), dtype=torch.float64, device=world.device))
-    total = Counts(*map(int, sums.tolist()))
-    return [_row(config, world, name, outcome, total) for name in outcome.variants]
+    yield outcome
 
 
 def measure_interleaved(configs: dict[str, BenchStepConfig], world: World, outcome: Outcome) -> int:
@@ -125,7 +146,7 @@ def measure_interleaved(configs: dict[str, BenchStepConfig], world: World, outco
     if not outcome.variants:
         sources["baseline"], runs["baseline"] = trainers[first], plain_script(config, world)
     runs |= {name: Measured(t.train_step, t.network, t.optimizer) for name, t in trainers.items()}
-    found = {name: Figures() for name in runs}
+    found, total = {name: Figures() for name in runs}, Counts(0, 0, 0, 0)
     streams = {id(t): t.data.steps(0, pin=world.device.type == "cuda") for t in trainers.values()}
     title = "rounds" if len(configs) > 1 else first
     for number in tqdm(range(_WARM_UP + config.rounds), desc=title, leave=False, disable=not world.is_first):
@@ -140,13 +161,14 @@ def measure_interleaved(configs: dict[str, BenchStepConfig], world: World, outco
             seconds = timed(partial(measured.run, StepBatch(batch.counts, iter(micro_batches))), world.device)
             if number >= _WARM_UP:
                 found[name].steps.append(seconds)
-                if name == "all":
-                    outcome.waited += wait
-                    outcome.total += batch.counts
+                total += batch.counts if name == first else Counts(0, 0, 0, 0)
+                outcome.waited += wait if name == "all" else 0.0
     for stream in streams.values():
         stream.close()  # type: ignore[attr-defined]
     for name, measured in runs.items():
         measure_phases(measured, sources[name], found[name])
+    sums = world.sum(torch.tensor(list(asdict(total).values()), dtype=torch.float64, device=world.device))
+    outcome.total = Counts(*map(int, sums.tolist()))  # each time the same samples
     outcome.variants |= found
     outcome.peak_rate = trainers[list(trainers)[-1]].throughput.peak_rate  # the variant ``all`` is the last
     return trainers[first].plan.micro_batch_size
@@ -219,12 +241,12 @@ def _trainer(config: BenchStepConfig, world: World) -> Trainer:
     return build_trainer(config, world, log, store, config_yaml="")
 
 
-def _row(config: BenchStepConfig, world: World, name: str, outcome: Outcome, total: Counts) -> Row:
-    found, waited = outcome.variants, outcome.waited
-    rounds = len(found["all"].steps)
+def _row(config: BenchStepConfig, world: World, name: str, outcome: Outcome) -> Row:
+    found, waited, total, rounds = outcome.variants, outcome.waited, outcome.total, config.rounds
     flops = training_flops(config.model, total.samples, total.tokens, total.squared_lengths, total.masked_tokens)
     seconds = statistics.median(found[name].steps)
-    phases = found[name].phases
+    phases, device = found[name].phases, device_name(world.device)
+    data_sheet = data_sheet_rate(device, compute_dtype(config.precision.compute, world.device))
     return {
         "model": f"{config.model.num_hidden_layers}x{config.model.hidden_size}",
         "sequence_length": config.data.sequence_length,
@@ -233,14 +255,16 @@ def _row(config: BenchStepConfig, world: World, name: str, outcome: Outcome, tot
         "real_tokens_per_second": total.tokens / rounds / seconds,
         "speedup_over_baseline": statistics.median(found["baseline"].steps) / seconds,
         "mfu": flops / rounds / seconds / (outcome.peak_rate * world.size),
+        "mfu_data_sheet": None if data_sheet is None else flops / rounds / seconds / (data_sheet * world.size),
         **{f"{phase}_ms": 1e3 * phases[phase] if phases else None for phase in _COLUMNS},
         "data_wait_share": waited / rounds / (seconds + waited / rounds) if name == "all" else 0.0,
         "padding_share": found[name].padding,
         "peak_memory_bytes": found[name].memory,
         "matrix_rate": outcome.peak_rate,
+        "matrix_rate_data_sheet": data_sheet,
         "dropout": config.model.hidden_dropout_prob,
         "processes": world.size,
-        "device": device_name(world.device),
+        "device": device,
     }
 
 

@@ -139,8 +139,11 @@ def describe_scaling(config: PlanConfig, scaling: Scaling) -> str:
         f"all-reduce: {_ms(step.all_reduce)}), optimizer {step.optimizer / step.total:.1%}"
     )
     total, efficiency = duration(step.total * steps), scaling.efficiency(batch, config.devices)
+    peak, samples = scaling.gpu.matrix_tflops, batch / config.devices / step.total
+    rate, mfu = samples * scaling.mean_length, samples * scaling.sample_flops() / (peak * 1e12)
     return (
         f"  {'predicted':<14}{_ms(step.total)} a step: {parts}\n"
+        f"  {'':<14}{rate:,.0f} real tokens/s a device, {mfu:.0%} MFU of the data sheet's {peak:g} TFLOP/s\n"
         f"  {'':<14}{total} for {steps:,} steps; scaling efficiency {efficiency:.1%}\n"
         f"  {'':<14}at least {floor:.0%} efficient up to {scaling.most_efficient_devices(batch, floor):,} devices"
     )

@@ -116,6 +116,21 @@ def test_every_gpu_and_network_composes(gpu: str) -> None:
         assert scaling_of(config, config.gpu).step(65_536, 64).total > 0
 
 
+@pytest.mark.parametrize(("gpu", "share", "tokens"), [("h200", 0.48, 238_000), ("b200", 0.40, 452_000)])
+def test_the_rate_that_a_gpu_should_reach(gpu: str, share: float, tokens: int) -> None:
+    """BERT-large at 512, 1,992 MFLOP a token: peak * share / FLOPs, as docs/benchmarks.md states it."""
+    config = planned(f"gpu={gpu}", f"gpu.matrix_share={share}", "data.sequence_length=512", "devices=1")
+    assert config.gpu is not None
+    scaling = scaling_of(config, config.gpu)
+    assert scaling.sample_flops() / 512 == pytest.approx(1.992e9, rel=1e-3)
+    text = describe_scaling(config, scaling)
+    found = re.search(r"([\d,]+) real tokens/s a device, (\d+)% MFU of the data sheet's ([\d.]+) TFLOP/s", text)
+    assert found, text
+    assert float(found[1].replace(",", "")) == pytest.approx(tokens, rel=0.005)
+    assert (int(found[2]), float(found[3])) == (round(100 * share), config.gpu.matrix_tflops)
+    assert f"| {tokens:,} |" in (ROOT / "docs/benchmarks.md").read_text()
+
+
 def test_the_prediction_is_printed_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = planned("gpu=a100_80g", "network=hdr200_x8", "devices=256", "optimizer.sharded=true")
     assert config.gpu is not None
