@@ -252,7 +252,7 @@ def resolve_micro_batch_size(
     if world.device.type == "cuda":
         share = -(-batch.global_batch_size // world.size)
         sizes = share, length, shards.max_predictions
-        most = micro_batch_that_fits(model, precision, world, *sizes, model.speed.packing)
+        most = micro_batch_that_fits(model, precision, world, *sizes, bool(model.speed.packing))
         size = even_size(share, most)
         cut = f"{-(-share // size)} micro-batches of {size} samples on each rank"
         log.message(f"batch.micro_batch_size=auto: {cut}; {most} of its {share} samples fit into memory at once")
