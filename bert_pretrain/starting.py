@@ -75,7 +75,9 @@ def resume(
         return restore(path, model, optimizer, precision, world.device)
 
     what = f"checkpoint {path}"
-    progress = world.run_on_all_ranks(lambda: retried(load, what, log.message, world.report_progress))
+    progress = world.run_on_all_ranks(
+        lambda: retried(load, what, log.message, world.report_progress), f"reading {what}"
+    )
     log.message(f"resuming from {path}, step {progress.step}")
     return progress
 
@@ -101,7 +103,9 @@ def start(
 
         found = world.run_on_first_rank(find)
         parts = config, found, model, optimizer, world, log
-        world.run_on_all_ranks(lambda: retried(lambda: load_source(*parts), f"init_from {found}", log.message))
+        world.run_on_all_ranks(
+            lambda: retried(lambda: load_source(*parts), f"init_from {found}", log.message), "reading init_from"
+        )
     return Progress(data_fingerprint=shards.fingerprint)
 
 

@@ -81,7 +81,7 @@ class SpikeRecovery:
                 "(numerics.max_rewinds): lower optimizer.lr, or look at the samples"
             )
         parts = model, optimizer, precision, self.world.device
-        progress = self.world.run_on_all_ranks(lambda: restore(Path(self.checkpoint), *parts))
+        progress = self.world.run_on_all_ranks(lambda: restore(Path(self.checkpoint), *parts), "reading a checkpoint")
         dropped = attempts - progress.attempts
         self.log.message(f"{reason}; back to step {progress.step}, skipping {dropped} global batches")
         self.detector = LossSpikeDetector(**progress.spike_detector)

@@ -6,6 +6,7 @@ update. Nothing is read back from the device within a step: its numbers are read
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 import torch
 
@@ -274,7 +275,8 @@ class Trainer:
         cut = {"micro_batch_size": self.plan.micro_batch_size, "ranks": self.world.size}
         saved = self.model.bert, state, replace(self.progress, **states, **cut), self.config_yaml  # type: ignore[arg-type]
         with self.optimizer.evaluation_weights():  # type: ignore[attr-defined]
-            self.world.run_on_all_ranks(lambda: self._writer.save(*saved) if self.world.is_first else None)
+            save = partial(self._writer.save, *saved) if self.world.is_first else lambda: None
+            self.world.run_on_all_ranks(save, "saving a checkpoint")
 
     def _rewind(self) -> None:
         """Go on from the newest checkpoint, with the samples after those of the fault."""
