@@ -11,32 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from bert_pretrain.errors import require
+from bert_pretrain.study.curve import Curve
 
 WORSE, BETTER, SAME = "worse", "better", "same"
 RULE = (
     "Loss: held-out MLM loss after the last step, in nats. Spread: largest minus smallest over the seeds. A "
     "difference of two means counts as an effect only if it exceeds the larger of the two spreads."
 )
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Held-out MLM loss of one run over samples."""
-
-    arm: str
-    rate: float
-    """Peak learning rate."""
-    seed: int
-    samples: list[int]
-    losses: list[float]
-    diverged: bool
-
-    @property
-    def final(self) -> float:
-        """The last loss; infinite if the run diverged."""
-        if self.diverged or not self.losses or math.isnan(self.losses[-1]):
-            return math.inf
-        return self.losses[-1]
 
 
 @dataclass
@@ -107,11 +88,6 @@ def spread(values: list[float]) -> float:
     """Largest minus smallest; 0 if all are infinite."""
     low, high = min(values), max(values)
     return 0.0 if low == high else high - low
-
-
-def best_rate(tried: list[Curve]) -> float:
-    """The learning rate of the run with the lowest final loss; the first of equals."""
-    return min(tried, key=lambda curve: curve.final).rate
 
 
 def table(curves: dict[str, list[Curve]], rates: dict[str, list[float]]) -> list[dict[str, Any]]:
