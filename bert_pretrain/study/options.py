@@ -125,12 +125,11 @@ class StudyConfig:
     """Options of pretrain for every run, which override all others; you may give them directly."""
     question: str
     """What is compared."""
-    article: str
-    """What the article found."""
     arms: dict[str, list[str]]
     """By arm: its options, which override those of the scale."""
     claims: list[Claim]
-    """Comparisons of two arms, each with the article's result."""
+    """Comparisons of two arms, each with what a source says about it. With a target: of the samples to it, at the
+    largest batch size that both reach."""
     scales: dict[str, ScaleConfig]
     """The study at each scale."""
 

@@ -6,8 +6,6 @@ under ``out_dir/runs``. Runs go one after the other on one device. A study that 
 it stopped. Finished runs keep ``result.json`` and ``metrics.jsonl``, but no checkpoints.
 """
 
-import json
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,10 +21,11 @@ from bert_pretrain.study.batch_scaling import BatchScaling
 from bert_pretrain.study.curve import Curve
 from bert_pretrain.study.figure import draw_study
 from bert_pretrain.study.options import StudyConfig
+from bert_pretrain.study.page import finite, write_files
 from bert_pretrain.study.runs import Runs
 from bert_pretrain.study.scaling_page import write_scaling
 from bert_pretrain.study.search import Cost, best_rate, search
-from bert_pretrain.study.verdict import judge, page, table
+from bert_pretrain.study.verdict import RULE, in_nats, judge, last_losses, table
 
 _EVALUATIONS, _CHECKPOINTS = 25, 5  # per run, approximately
 
@@ -89,30 +88,22 @@ def run_study(config: StudyConfig) -> None:
         require(world.size == 1, "processes", world.size, "1: a study runs on one device")
         runs, device = Runs(config, world, stop), device_name(world.device)
         if config.chosen.target is None:
-            write_study(config, Study(runs), device)
+            write_study(Study(runs), device)
         else:
             write_scaling(BatchScaling(runs), device)
 
 
-def write_study(config: StudyConfig, curves: dict[str, list[Curve]], device: str) -> None:
-    """Write ``study.json``, ``study.png`` and ``study.md`` into ``out_dir``; print the last."""
-    out_dir, rows = Path(config.out_dir), table(curves, config.chosen.learning_rates)
-    verdicts = [judge(claim, curves) for claim in config.chosen_claims]
-    draw_study(out_dir / "study.png", config.question, curves)
-    text = page(config.question, config.article, rows, verdicts, config.chosen.note)
-    (out_dir / "study.md").write_text(text, encoding="utf-8")
-    result = {
-        "what": config.question,
-        "scale": config.scale,
-        "date": time.strftime("%Y-%m-%d"),
-        "device": device,
-        "command": f"bert-pretrain study {config.name} scale={config.scale}",
-        "article": config.article,
-        "verdicts": [verdict.sentence for verdict in verdicts],
-        "note": config.chosen.note,
-        "rows": rows,
-        "curves": [asdict(curve) for arm in curves.values() for curve in arm],
-        "options": asdict(config),
-    }
-    (out_dir / "study.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"\n{text}\nwrote {out_dir}/study.md, study.png and study.json")
+def write_study(study: Study, device: str) -> None:
+    """Run the study; write ``study.md``, ``.json``, ``.csv``, ``.png`` and ``.svg`` into ``out_dir``."""
+    curves, config, out_dir = study.run(), study.runs.config, study.runs.out_dir
+    rows, verdicts = table(curves, study.tried), judge(config.chosen_claims, last_losses(curves))
+    sentences = [verdict.sentence(in_nats, "nats") for verdict in verdicts]
+    draw_study(out_dir, config.question, curves)
+    searched = [
+        {"arm": arm, "rate": rate, "loss": finite(loss)}
+        for arm, tried in study.tried.items()
+        for rate, (loss, _) in sorted(tried.items())
+    ]
+    numbers = {"curves": [asdict(curve) for runs in curves.values() for curve in runs], "searched": searched}
+    write_files(config, out_dir, device, rows, sentences, RULE, numbers)
+    print(f"\n{(out_dir / 'study.md').read_text('utf-8')}\nwrote {out_dir}/study.md, .json, .csv, .png and .svg")

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from bert_pretrain.study.critical_batch import CriticalBatch
-from bert_pretrain.study.figure import COLORS
+from bert_pretrain.study.figure import COLORS, save
 from bert_pretrain.study.options import TargetConfig
 from bert_pretrain.study.statistics import Difference
 
@@ -57,9 +57,7 @@ def draw_scaling(
     right.axhline(1, color="black", linewidth=0.8)
     right.set_ylabel(f"samples / samples of {target.baseline} at the same batch size")
     figure.suptitle(title, fontsize=11)
-    for name in ("study.png", "study.svg"):
-        figure.savefig(out_dir / name, dpi=150)
-    plt.close(figure)
+    save(figure, out_dir)
 
 
 def _draw_steps(

@@ -1,22 +1,16 @@
 """What ``batch_scaling`` found: a row per optimizer and batch size, critical batch sizes, and what they say."""
 
-import csv
-import json
 import math
-import time
 from dataclasses import asdict
-from io import StringIO
-from typing import Any
 
-from bert_pretrain.file_system import replace_file
 from bert_pretrain.study.batch_scaling import BatchScaling
 from bert_pretrain.study.critical_batch import CriticalBatch, fit_critical_batch
 from bert_pretrain.study.curve import Curve
+from bert_pretrain.study.page import Row, finite, write_files
 from bert_pretrain.study.scaling_figure import draw_scaling
 from bert_pretrain.study.search import best_rate, is_inside
 from bert_pretrain.study.statistics import Difference, compare, holm
-
-Row = dict[str, Any]
+from bert_pretrain.study.verdict import Results, judge
 
 
 class Findings:
@@ -57,13 +51,8 @@ class Findings:
 
     def rows(self) -> list[Row]:
         """One row per arm and batch size that has a run."""
-        return [
-            self._row(arm, batch, runs) for (arm, batch), runs in sorted(self.study.curves.items(), key=self._order)
-        ]
-
-    def _order(self, item: tuple[tuple[str, int], Any]) -> tuple[int, int]:
-        (arm, batch), _ = item
-        return self.arms.index(arm), batch
+        cells = ((arm, batch) for arm in self.arms for batch in self.target.batch_sizes)
+        return [self._row(*cell, self.study.curves[cell]) for cell in cells if cell in self.study.curves]
 
     def _row(self, arm: str, batch: int, runs: list[Curve]) -> Row:
         steps, tried = self.steps[arm, batch], self.study.tried[arm, batch]
@@ -100,14 +89,19 @@ class Findings:
                 found.append(f"**{arm}** does not reach the target in every run at a batch of {sizes}.")
             if fit := self.fits[arm]:
                 found.append(self._of_fit(arm, fit))
-        for (arm, batch), (ratio, p) in self.ratios.items():
-            if batch == self.target.batch_sizes[-1]:
-                found.append(
-                    f"**{arm}** at a batch of {batch:,} needs {interval(ratio)} times the samples of "
-                    f"{self.target.baseline} (p {p:.2g} after Holm); the smallest factor that would show with these "
-                    f"seeds is {math.exp(ratio.smallest):.2f}."
-                )
-        return found
+        return [*found, *self.verdicts()]
+
+    def verdicts(self) -> list[str]:
+        """On the claims: the samples of two arms at the largest batch size, if both have been run at it."""
+        largest = self.target.batch_sizes[-1]
+        results: Results = {}
+        for (arm, batch), runs in self.study.curves.items():
+            if batch == largest:
+                steps = {run.seed: run.steps_to(self.target.loss) for run in runs}
+                results[arm] = {seed: math.log(found) for seed, found in steps.items()} or {-1: math.inf}
+        claims = [claim for claim in self.study.runs.config.chosen_claims if {claim.arm, claim.against} <= set(results)]
+        unit = f"times the samples at a batch of {largest:,}"
+        return [verdict.sentence(lambda log: f"{math.exp(log):.2f}", unit) for verdict in judge(claims, results)]
 
     def _of_fit(self, arm: str, fit: CriticalBatch) -> str:
         sizes = self.reached(arm)
@@ -149,65 +143,19 @@ def write_scaling(study: BatchScaling, device: str) -> None:
 def write_findings(study: BatchScaling, device: str) -> None:
     """Write ``study.md``, ``.json``, ``.csv``, ``.png`` and ``.svg`` into ``out_dir``."""
     config, out_dir, found = study.runs.config, study.runs.out_dir, Findings(study)
-    rows, sentences = found.rows(), found.sentences()
     draw_scaling(out_dir, config.question, found.target, found.steps, found.fits, found.ratios)
-    replace_file(out_dir / "study.md", page(study, rows, sentences).encode())
-    replace_file(out_dir / "study.csv", as_csv(rows).encode())
-    curves = [asdict(curve) for runs in study.curves.values() for curve in runs]
     searched = [
         {"arm": arm, "batch": batch, "rate": rate, "steps": finite(steps), "loss": finite(loss)}
         for (arm, batch), tried in study.tried.items()
         for rate, (steps, loss) in sorted(tried.items())
     ]
-    result = {
-        "what": config.question,
-        "scale": config.scale,
-        "date": time.strftime("%Y-%m-%d"),
-        "device": device,
-        "command": f"bert-pretrain study {config.name} scale={config.scale}",
-        "article": config.article,
-        "verdicts": sentences,
-        "note": study.scale.note,
-        "rows": rows,
+    numbers = {
         "fits": {arm: asdict(fit) for arm, fit in found.fits.items() if fit},
         "searched": searched,
         "cpu_hours": round(study.cpu_seconds / 3600, 2),
-        "curves": curves,
-        "options": asdict(config),
+        "curves": [asdict(curve) for runs in study.curves.values() for curve in runs],
     }
-    replace_file(out_dir / "study.json", (json.dumps(result, indent=1) + "\n").encode())
-
-
-def finite(value: float) -> float | None:
-    """``value``, or None if it is infinite, which JSON lacks."""
-    return value if math.isfinite(value) else None
-
-
-def as_csv(rows: list[Row]) -> str:
-    """The rows as CSV with a line of names."""
-    text = StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def page(study: BatchScaling, rows: list[Row], sentences: list[str]) -> str:
-    """The study as a page of Markdown; the commands in a list below the table."""
-    config = study.runs.config
-    columns = [name for name in rows[0] if name not in ("command", "commit")]
-    lines = [f"# {config.question}", "", f"The article: {config.article}", "", *(f"- {text}" for text in sentences)]
-    lines += ["", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(_cell(row[name]) for name in columns) + " |" for row in rows]
-    lines += ["", rule(study), "", study.scale.note]
-    lines += ["", f"All runs: {study.cpu_seconds / 3600:.1f} hours of CPU time.", "", "![](study.png)", ""]
-    lines += ["Each row's first run; the others differ in seed and run_dir:", "", "```bash"]
-    lines += [f"{row['command']}  # commit {row['commit']}" for row in rows]
-    return "\n".join([*lines, "```", ""])
-
-
-def _cell(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+    write_files(config, out_dir, device, found.rows(), found.sentences(), rule(study), numbers)
 
 
 def rule(study: BatchScaling) -> str:
@@ -220,5 +168,6 @@ def rule(study: BatchScaling) -> str:
         "one on both sides; where none reached the target (n = 0), no other seed was run. Factors of samples: paired "
         "by seed, with 95 % intervals of Student's t on their logarithms; p-values corrected for the number of "
         "comparisons by Holm. Critical batch size: B in S = S_min (1 + B / batch), fitted to the logarithms, with a "
-        "95 % interval from the distances to the curve."
+        "95 % interval from the distances to the curve. All runs, with the search: "
+        f"{study.cpu_seconds / 3600:.1f} hours of CPU time."
     )
