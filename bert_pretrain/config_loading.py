@@ -64,7 +64,8 @@ def _missing(values: Any, prefix: str = "") -> list[str]:
 _EXTRAS = {
     "convert": ("tensorflow",),
     "data": ("bokeh", "distributed", "mwparserfromhell", "py3langid", "rensa", "sentencex", "zstandard"),
-    "finetune": ("accelerate", "scipy", "sklearn"),
+    "finetune": ("accelerate", "sklearn"),
+    "study": ("scipy",),
 }
 """The packages that each extra of ``pip install`` brings."""
 _EXAMPLES = {"recipe": "demo", "task": "sst2"}

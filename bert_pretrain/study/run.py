@@ -80,6 +80,8 @@ class Study:
 
 def run_study(config: StudyConfig) -> None:
     """Run what is missing, then write verdicts and figure."""
+    import scipy  # noqa: F401  # needed after the runs: whoever lacks it should know before them
+
     silence_transformers()
     require_writable(Path(config.out_dir), "out_dir")
     go_on_without_reader()

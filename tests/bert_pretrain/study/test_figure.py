@@ -5,8 +5,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
+from bert_pretrain.study.curve import Curve
 from bert_pretrain.study.figure import draw_study
-from bert_pretrain.study.verdict import Curve
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_bands_over_the_seeds_and_the_number_of_diverged_runs(tmp_path: Path, ke
         "on": [curve("on", 1, [4.0, 3.0, 2.0]), curve("on", 2, [4.0, 3.5, 2.5])],
         "off": [curve("off", 1, [4.0, 3.0, 2.8]), curve("off", 2, [4.0, 9.0], diverged=True)],
     }
-    draw_study(tmp_path / "study.png", "A question", curves)
+    draw_study(tmp_path, "A question", curves)
     left, right = kept[-1].axes
     assert [line.get_ydata().tolist() for line in left.lines] == [[4.0, 3.25, 2.25], [4.0, 6.0]]
     band = left.collections[0].get_paths()[0].vertices
