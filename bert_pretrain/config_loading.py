@@ -64,8 +64,7 @@ def _missing(values: Any, prefix: str = "") -> list[str]:
 _EXTRAS = {
     "convert": ("tensorflow",),
     "data": ("bokeh", "distributed", "mwparserfromhell", "py3langid", "rensa", "sentencex", "zstandard"),
-    "finetune": ("accelerate", "sklearn"),
-    "study": ("scipy",),
+    "finetune": ("accelerate", "scipy", "sklearn"),
 }
 """The packages that each extra of ``pip install`` brings."""
 _EXAMPLES = {"recipe": "demo", "task": "sst2"}

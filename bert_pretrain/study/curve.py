@@ -2,6 +2,15 @@
 
 import math
 from dataclasses import dataclass
+from statistics import median
+
+OUTLIER = 10
+
+
+def count_outliers(norms: list[float]) -> int:
+    """How many of a run's gradient norms are above ``OUTLIER`` times their median; those that are not finite too."""
+    middle = median(filter(math.isfinite, norms)) if any(map(math.isfinite, norms)) else 0.0
+    return sum(not norm <= OUTLIER * middle for norm in norms)
 
 
 @dataclass(frozen=True)
@@ -21,6 +30,10 @@ class Curve:
     """The command that repeats the run."""
     commit: str = ""
     """The program that ran it."""
+    norms: int = 0
+    """Steps whose gradient norm was logged."""
+    outliers: int = 0
+    """Those of them whose norm is above ``OUTLIER`` times the median of the run."""
     cpu_seconds: float = 0.0
     """Time of the process in all its threads, from the last start of the run."""
 

@@ -116,7 +116,8 @@ class StudyConfig:
     name: str
     """Name of the study."""
     scale: str
-    """toy (tiny model, synthetic language, CPU) or base (BERT-base on one GPU, your shards)."""
+    """toy (tiny model, synthetic language, CPU), small (small model, your shards, CPU) or base (BERT-base on one GPU,
+    your shards)."""
     out_dir: str
     """Directory for the runs, the figure, the page and the numbers; an existing study continues."""
     device: str

@@ -7,12 +7,13 @@ it stopped. Finished runs keep ``result.json`` and ``metrics.jsonl``, but no che
 """
 
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 from bert_pretrain.directory_lock import lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import open_world
-from bert_pretrain.errors import require
+from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.file_system import require_writable
 from bert_pretrain.model.bert import silence_transformers
 from bert_pretrain.output import go_on_without_reader
@@ -80,8 +81,8 @@ class Study:
 
 def run_study(config: StudyConfig) -> None:
     """Run what is missing, then write verdicts and figure."""
-    import scipy  # noqa: F401  # needed after the runs: whoever lacks it should know before them
-
+    if find_spec("scipy") is None:  # needed only after the runs
+        raise ConfigError("study needs the package scipy, which is not installed: pip install 'bert-pretrain[study]'")
     silence_transformers()
     require_writable(Path(config.out_dir), "out_dir")
     go_on_without_reader()

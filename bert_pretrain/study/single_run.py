@@ -28,7 +28,7 @@ from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import EXIT_STOPPED, DivergedError
 from bert_pretrain.file_system import replace_file
-from bert_pretrain.study.curve import Curve
+from bert_pretrain.study.curve import Curve, count_outliers
 from bert_pretrain.study.options import SpikeConfig
 from bert_pretrain.training.metrics import read_rows
 
@@ -89,6 +89,7 @@ class SingleRun:
         run_dir.mkdir(parents=True, exist_ok=True)
         diverged = self._train(run_dir, world, stop)
         found = evaluations(run_dir / METRICS)
+        norms = [row["grad_norm"] for row in read_rows(run_dir / METRICS) if "grad_norm" in row]
         if self.target is None:
             found = [row for row in found if row[0] > 0]
         result = {
@@ -96,6 +97,8 @@ class SingleRun:
             "losses": [loss for _, loss in found],
             "diverged": diverged,
             "batch": batch,
+            "norms": len(norms),
+            "outliers": count_outliers(norms),
             "command": shlex.join(["bert-pretrain", "pretrain", *self.words]),
             "commit": program_version(),
             "cpu_seconds": round(time.process_time() - started, 1),

@@ -34,10 +34,9 @@ def compare(arm: dict[int, float], against: dict[int, float], tests: int = 1) ->
     """The difference of two arms, whose results are given by seed; None with fewer than two results on a side.
 
     ``tests``: the claims of the study. The smallest difference is that of a test at the level 0.05 / tests, which is
-    the strictest of Holm's. Its formula is the usual approximation by two quantiles of Student's t:
-    ``(t(1 - level/2) + t(power)) * standard error``.
+    the strictest of Holm's, if the true spread is the one seen (noncentral t).
     """
-    from scipy import stats  # takes a second to load
+    from scipy import optimize, stats  # take a second to load
 
     seeds = sorted(arm.keys() & against.keys())
     if len(seeds) >= 2:
@@ -55,8 +54,9 @@ def compare(arm: dict[int, float], against: dict[int, float], tests: int = 1) ->
         return None
     width = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
     p = 2 * float(stats.t.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
-    quantiles = stats.t.ppf(1 - ALPHA / tests / 2, freedom) + stats.t.ppf(POWER, freedom)
-    return Difference(mean, mean - width, mean + width, p, len(seeds), float(quantiles) * error)
+    least = stats.t.ppf(1 - ALPHA / tests / 2, freedom)
+    shift = optimize.brentq(lambda shift: stats.nct.sf(least, freedom, shift) - POWER, 0.0, 10 * least)
+    return Difference(mean, mean - width, mean + width, p, len(seeds), shift * error)
 
 
 def holm(p_values: list[float]) -> list[float]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from bert_pretrain.errors import require
 from bert_pretrain.study.claims import CLAIMS
-from bert_pretrain.study.curve import Curve
+from bert_pretrain.study.curve import OUTLIER, Curve
 from bert_pretrain.study.search import Cost, is_inside
 from bert_pretrain.study.statistics import ALPHA, Difference, compare, holm
 
@@ -24,7 +24,8 @@ RULE = (
     "Loss: held-out MLM loss after the last step, in nats. Differences: means over the seeds that both arms share, "
     "with 95 % intervals of Student's t for pairs (Welch's without shared seeds). p: corrected for the number of "
     "claims by Holm; below 0.05 it counts as an effect. The smallest effect that would show: what such a test finds in "
-    "80 % of studies with this spread and this number of seeds."
+    "80 % of studies with this spread and this number of seeds. Norm outliers: steps, of all seeds, whose gradient "
+    f"norm is above {OUTLIER} times the median of the run, an injected spike included."
 )
 
 
@@ -134,6 +135,7 @@ def table(curves: dict[str, list[Curve]], tried: dict[str, dict[float, Cost]]) -
                 "lowest": round(min(finals), 4),
                 "highest": round(max(finals), 4),
                 "diverged": sum(map(math.isinf, finals)),
+                "norm outliers": f"{sum(run.outliers for run in runs)} of {sum(run.norms for run in runs)}",
                 "command": runs[0].command,
                 "commit": ", ".join(sorted({run.commit for run in runs})),
             }

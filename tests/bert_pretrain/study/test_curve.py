@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from bert_pretrain.study.curve import Curve
+from bert_pretrain.study.curve import Curve, count_outliers
 
 
 def curve(losses: list[float], diverged: bool = False) -> Curve:
@@ -26,3 +26,9 @@ def test_the_last_loss() -> None:
     assert curve([5.0, 4.0], diverged=True).final == math.inf
     assert curve([5.0, math.nan]).final == math.inf
     assert curve([]).final == math.inf
+
+
+def test_outliers_are_above_ten_times_the_median() -> None:
+    assert count_outliers([1.0, 1.0, 1.0, 1.0, 10.0, 10.1, math.inf]) == 2
+    assert count_outliers([1.0, 1.0, 1.0, math.nan]) == 1
+    assert count_outliers([]) == 0

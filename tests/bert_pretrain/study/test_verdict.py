@@ -65,7 +65,7 @@ def test_table() -> None:
     first, second = table(runs, {"on": {0.1: (2.0, 2.0), 0.3: (4.0, 4.0)}})
     assert first == {
         "arm": "on", "peak learning rate": 0.1, "tried": "0.1, 0.3 (best at the edge)", "n": 2, "mean loss": 2.25,
-        "lowest": 2.0, "highest": 2.5, "diverged": 0, "command": "run 1", "commit": "c",
+        "lowest": 2.0, "highest": 2.5, "diverged": 0, "norm outliers": "0 of 0", "command": "run 1", "commit": "c",
     }  # fmt: skip
     assert (second["mean loss"], second["diverged"], second["tried"]) == (math.inf, 1, "-")
     assert last_losses(runs)["off"] == {1: math.inf, 2: 3.1}
