@@ -1,7 +1,7 @@
 """The options of a pretraining run, and the checks that compare them with those of an earlier run."""
 
 import re
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ _MAY_CHANGE_ON_RESUME = (
     "precision.tf32",
     "precision.deterministic",
     "optimizer.kernel",
+    "optimizer.others.kernel",
     "communication.bucket_mb",
     "communication.timeout_seconds",
     "optimizer.sharded",
@@ -275,8 +276,9 @@ def moments_fault(config: PretrainConfig, checkpoint: Path) -> str | None:
     """
     path = checkpoint / "config.yaml"
     before = OmegaConf.create(parse_options(read_text(path), path))  # that of a converted one states little
-    for name in ("algorithm", "pre_normalization"):
-        old, new = OmegaConf.select(before, f"optimizer.{name}"), getattr(config.optimizer, name)
+    now = OmegaConf.create({"optimizer": asdict(config.optimizer)})
+    for name in ("algorithm", "pre_normalization", "update_scale", "others.algorithm", "others.pre_normalization"):
+        old, new = OmegaConf.select(before, f"optimizer.{name}"), OmegaConf.select(now, f"optimizer.{name}")
         if old != new:
             return f"{checkpoint} was trained with optimizer.{name}={old} and this run has {new}"
     return None

@@ -16,6 +16,8 @@ PRESETS = {
     "lamb": {"pre_normalization": "none"},
     "lamb_appendix": {"pre_normalization": "none", "bias_correction": False},
     "lamb_phi": {"pre_normalization": "none", "phi_min": 0.5, "phi_max": 2.0},
+    "lamb_ratio": {"pre_normalization": "none", "ratio_min": 0.4, "ratio_max": 0.6},
+    "bounded_biases": {"phi_min": 1.0, "ratio_min": 0.05, "ratio_max": 0.2, "bounded_layers": "no_decay"},
 }
 # float32: relative error of the weights of a layer after 100 updates, and of the sum of its updates
 WEIGHT_TOLERANCE, CHANGE_TOLERANCE = 1e-6, 5e-5
@@ -59,7 +61,9 @@ class Oracle:
             self.norms[i] = (wn, un)
             r = 1.0
             if wn > 0 and un > 0 and (self.o.get("trust_ratio", "all") == "all" or self.decay[i] > 0):
-                r = min(max(wn, self.o.get("phi_min", 0.0)), self.o.get("phi_max", np.inf)) / un
+                bounds = self.o if self.o.get("bounded_layers", "all") == "all" or self.decay[i] == 0 else {}
+                r = min(max(wn, bounds.get("phi_min", 0.0)), bounds.get("phi_max", np.inf)) / un
+                r = min(max(r, bounds.get("ratio_min", 0.0)), bounds.get("ratio_max", np.inf))
             self.w[i] = self.w[i] - self.lr[i] * r * u
 
 
@@ -124,6 +128,9 @@ def norm_of(grads):
 
 
 def clipped(grads, limit):
+    """Divided by the norm of all if ``limit`` is ``unit``; else clipped to it; None: neither."""
+    if limit == "unit":
+        return [np.float64(g) / norm_of(grads) for g in grads]
     factor = 1.0 if limit is None else 1 / max(1.0, norm_of(grads) / limit)
     return [factor * np.float64(g) for g in grads]
 

@@ -154,8 +154,7 @@ def disk(config: PretrainConfig, world: World) -> Finding:
         return Finding(OK, "")
     check_run_dir(config)
     directory = _nearest_directory(Path(config.run_dir))
-    moments = 1 if config.optimizer.algorithm in ("lars", "sgd") else 2
-    size = 4 * parameter_count(config.model) * (1 + moments)
+    size = 4 * parameter_count(config.model) * (1 + config.optimizer.moments)
     every = config.checkpoint.keep_every_steps
     kept = config.checkpoint.keep_last + 1 + (every and config.schedule.total_steps // every)
     needed, free = size * kept, shutil.disk_usage(directory).free

@@ -7,19 +7,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bert_pretrain.optim.adamh import AdamH
     from bert_pretrain.optim.lars import LARS
+    from bert_pretrain.optim.muon import Muon
     from bert_pretrain.optim.nvlamb import NVLamb
+    from bert_pretrain.optim.paired import PairedOptimizer
+    from bert_pretrain.optim.schedule_free import ScheduleFreeAdamW
     from bert_pretrain.optim.sharded import ShardedOptimizer
     from bert_pretrain.optim.torch_fused import SGD, Adam, AdamW
 
-__all__ = ["LARS", "SGD", "Adam", "AdamW", "NVLamb", "ShardedOptimizer"]
+__all__ = [
+    "LARS",
+    "SGD",
+    "Adam",
+    "AdamH",
+    "AdamW",
+    "Muon",
+    "NVLamb",
+    "PairedOptimizer",
+    "ScheduleFreeAdamW",
+    "ShardedOptimizer",
+]
 
 _MODULES = {
+    "AdamH": "adamh",
     "LARS": "lars",
     "SGD": "torch_fused",
     "Adam": "torch_fused",
     "AdamW": "torch_fused",
+    "Muon": "muon",
     "NVLamb": "nvlamb",
+    "PairedOptimizer": "paired",
+    "ScheduleFreeAdamW": "schedule_free",
     "ShardedOptimizer": "sharded",
 }
 

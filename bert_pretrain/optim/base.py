@@ -2,8 +2,8 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, TypeVar, cast
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -52,14 +52,19 @@ class MeasuredOptimizer(torch.optim.Optimizer):
 
     Loss scaling follows torch's protocol for fused optimizers: ``grad_scale`` and ``found_inf``, if set, are 0-d
     tensors that ``torch.amp.GradScaler`` or the caller provides.
+
+    ``stored_norm``: the norm of the gradients as they are stored, 0-d float64, if the caller has measured it.
     """
 
     _step_supports_amp_scaling = True
+    stored_norm: Tensor | None = None
+    averages_weights = False
+    """Whether other weights are evaluated than those that are trained."""
     _kept: tuple[str, ...] = ()
     """Attributes of a subclass that pickle and deepcopy keep; torch's own version keeps only state and groups."""
     _only_plain_params = True
     """Whether bf16 and fp16 parameters and DTensors are refused."""
-    _format: ClassVar[StateFormat]
+    _format: StateFormat
 
     def __init__(self, params: Iterable[Any], *args: Any, **options: Any) -> None:
         self.norm_params: list[Tensor] | None = None
@@ -98,9 +103,9 @@ class MeasuredOptimizer(torch.optim.Optimizer):
             """After the caller's own hooks, which may have changed the state, and before torch takes the groups."""
             if "param_groups" in final and not self._fits_groups(final["param_groups"]):
                 return None  # torch's own message
-            found, groups = read_state(final, self.param_groups, self._format, type(self).__name__)
+            found, groups = self._read(final)
             states.update(found)
-            return {**final, "state": {}, "param_groups": self._loaded_groups(groups)}
+            return {**final, "state": {}, "param_groups": groups}
 
         def put(_: Any) -> None:
             self.state.update(states)
@@ -112,8 +117,21 @@ class MeasuredOptimizer(torch.optim.Optimizer):
         ):
             super().load_state_dict(state_dict)
 
+    def _read(self, saved: dict[str, Any]) -> tuple[dict[Tensor, dict[str, Any]], list[dict[str, Any]]]:
+        """The states and groups of ``saved`` in the format of this class; changes nothing."""
+        states, groups = read_state(saved, self.param_groups, self._format, type(self).__name__)
+        return states, self._loaded_groups(groups)
+
     def _fits_groups(self, saved: list[dict[str, Any]]) -> bool:
         return [len(group["params"]) for group in saved] == [len(group["params"]) for group in self.param_groups]
+
+    @contextlib.contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        """Inside, the parameters are what is evaluated and saved: the trained ones, unless ``averages_weights``."""
+        yield
+
+    def restore_training_weights(self, param: Tensor, own: dict[str, Any], group: dict[str, Any]) -> None:
+        """With ``averages_weights``: set ``param`` to the trained weights of the state ``own``."""
 
     def _loaded_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The groups of a state as this class takes them."""
@@ -151,7 +169,7 @@ class MeasuredOptimizer(torch.optim.Optimizer):
 
     def _decide(self, pre_normalization: str, max_grad_norm: float) -> Decision:
         """Measure ``||G||``, set ``grad_norm`` and ``skipped``, and return the decision."""
-        norm = global_norm(self._norm_grads()).to(self._device())
+        norm = global_norm(self._norm_grads()).to(self._device()) if self.stored_norm is None else self.stored_norm
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         decision = decide(norm, pre_normalization, max_grad_norm, scale, found_inf)
         self.grad_norm, self.skipped = decision.grad_norm, decision.skipped.to(torch.float32)

@@ -9,10 +9,16 @@ import torch.distributed as dist
 from torch import nn
 
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.optim.adamh import AdamH
+from bert_pretrain.optim.base import MeasuredOptimizer
 from bert_pretrain.optim.freezing import freeze_parameters
 from bert_pretrain.optim.lars import LARS
+from bert_pretrain.optim.layerwise import LayerwiseOptimizer
+from bert_pretrain.optim.muon import Muon
 from bert_pretrain.optim.nvlamb import NVLamb
-from bert_pretrain.optim.options import OptimizerConfig
+from bert_pretrain.optim.options import AlgorithmConfig, OptimizerConfig
+from bert_pretrain.optim.paired import MATRICES, PairedOptimizer
+from bert_pretrain.optim.schedule_free import ScheduleFreeAdamW
 from bert_pretrain.optim.sharded import ShardedOptimizer
 from bert_pretrain.optim.torch_fused import SGD, Adam, AdamW
 
@@ -44,34 +50,82 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return groups
 
 
+_CLASSES: dict[str, Callable[..., MeasuredOptimizer]] = {
+    "nvlamb": NVLamb,
+    "lars": LARS,
+    "adamw": AdamW,
+    "adam": Adam,
+    "sgd": SGD,
+    "muon": Muon,
+    "adamh": AdamH,
+    "schedule_free_adamw": ScheduleFreeAdamW,
+}
+_OUTPUTS = ("seq_relationship", "decoder")
+"""The modules of transformers' BERT that are output layers."""
+
+
+def layer_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """The decay groups, or, with ``others``, first a group ``matrices`` and then the decay groups of all other layers.
+
+    Hidden matrices are the weights of linear layers, without output layers and what is tied to an embedding. The groups
+    of ``others`` have ``lr_ratio``, by which their rate is multiplied.
+    """
+    if config.others is None:
+        return decay_groups(model, config.weight_decay)
+    tied = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    hidden = {module.weight for name, module in linear.items() if not name.endswith(_OUTPUTS)} - tied
+    matrices: list[tuple[str, nn.Parameter]] = []
+    groups = decay_groups(model, config.others.weight_decay)
+    for group in groups:
+        matrices += [entry for entry in group["params"] if entry[1] in hidden]
+        group["params"] = [entry for entry in group["params"] if entry[1] not in hidden]
+        group["lr_ratio"] = config.others.lr_ratio
+    groups = [{"name": MATRICES, "weight_decay": config.weight_decay, "params": matrices}, *groups]
+    return [group for group in groups if group["params"]]
+
+
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Return the optimizer of ``config`` over the decay groups of ``model``, after freezing what ``config`` says.
+    """Return the optimizer of ``config`` over the groups of ``model``, after freezing what ``config`` says.
 
     Raises ``ConfigError``. Collective if ``config.sharded`` is set.
     """
     freeze_parameters(model, config.freeze)
-    groups = decay_groups(model, config.weight_decay)
-    classes: dict[str, Callable[..., torch.optim.Optimizer]] = {
-        "nvlamb": NVLamb,
-        "lars": LARS,
-        "adamw": AdamW,
-        "adam": Adam,
-        "sgd": SGD,
-    }
-    make = partial(classes[config.algorithm], **config.options())
+    groups = layer_groups(model, config)
+    make: Callable[..., MeasuredOptimizer] = partial(_CLASSES[config.algorithm], **config.options())
+    if config.others is not None:
+        rate = config.lr * config.others.lr_ratio
+        second = partial(_CLASSES[config.others.algorithm], lr=rate, **config.others.options())
+        matrices = [group["name"] == MATRICES for group in groups]
+        if any(matrices) and not all(matrices):
+            make = partial(PairedOptimizer, first=make, second=second)
+        elif not any(matrices):  # they are frozen
+            make = second
     if config.sharded and dist.is_initialized() and dist.get_world_size() > 1:
         return ShardedOptimizer(groups, make)
     return make(groups)
 
 
-def describe_optimizer(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> str:
-    """One line for the optimizer, and one for each decay group: its layers, its size and the rule."""
+def _inner(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """The optimizers that do the work."""
     inner = optimizer.optim if isinstance(optimizer, ShardedOptimizer) else optimizer
-    chosen = f": {inner.running_kernel}" if isinstance(inner, NVLamb) and inner.kernel == "auto" else ""
-    kernel = f", kernel {config.kernel}{chosen}" if config.algorithm == "nvlamb" else ""
+    return list(inner.parts) if isinstance(inner, PairedOptimizer) else [inner]
+
+
+def describe_optimizer(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> str:
+    """One line for the optimizer, and one for each group: its layers, its size and the rule."""
+    parts = _inner(optimizer)
+    options: list[AlgorithmConfig] = [config] if config.others is None else [config, config.others]
+    if len(parts) < len(options):  # the layers of one of them are frozen
+        options = [config if optimizer.param_groups[0]["name"] == MATRICES else config.others]  # type: ignore[list-item]
+    names = ", the others ".join(map(_described, parts, options))
     over = f", state sharded over {dist.get_world_size()} ranks" if isinstance(optimizer, ShardedOptimizer) else ""
-    rules = {"decay": "all but biases and normalisation layers", "no_decay": "biases and normalisation layers"}
-    lines = [f"optimizer {config.algorithm}{kernel}{over}"]
+    rules = {
+        MATRICES: "hidden matrices",
+        "decay": "all but biases and normalisation layers" if config.others is None else "embeddings and output layers",
+        "no_decay": "biases and normalisation layers",
+    }
+    lines = [f"optimizer {names}{over}"]
     for group in optimizer.param_groups:
         params = group["params"]
         size = f"{len(params):,} layers, {sum(param.numel() for param in params):,} parameters"
@@ -79,10 +133,14 @@ def describe_optimizer(optimizer: torch.optim.Optimizer, config: OptimizerConfig
     return "\n".join(lines)
 
 
+def _described(optimizer: torch.optim.Optimizer, options: AlgorithmConfig) -> str:
+    chosen = f": {optimizer.running_kernel}" if isinstance(optimizer, NVLamb) and optimizer.kernel == "auto" else ""
+    return options.algorithm + (f", kernel {options.kernel}{chosen}" if options.kernel else "")
+
+
 def layer_names(optimizer: torch.optim.Optimizer) -> list[str]:
     """The names of the layers in ``layer_report``; empty if the optimizer has no report."""
-    inner = optimizer.optim if isinstance(optimizer, ShardedOptimizer) else optimizer
-    if not isinstance(inner, NVLamb | LARS):
+    if not any(isinstance(part, NVLamb | LARS | LayerwiseOptimizer) for part in _inner(optimizer)):
         return []
     names = [name for group in optimizer.param_groups for name in group["param_names"]]
     prefix = "bert."  # the attribute of PretrainingModel that holds transformers' model

@@ -21,7 +21,7 @@ Differences of the published versions, and the option that reproduces each:
 - The article's figure has eps inside the root. No code does; with a unit gradient it would dominate v. Not offered.
 - LAMB (ICLR, algorithm 2) has no (2) (``pre_normalization="none"``) and applies a function phi to ||w||: here a clamp
   to ``phi_min``, ``phi_max``. Its appendix, and arXiv version 3, omit (4) (``bias_correction=False``).
-- Others clamp the ratio (DeepSpeed to [0.01, 10]) or leave the decay out of u. Not offered.
+- DeepSpeed clamps the ratio to [0.01, 10] (``ratio_min``, ``ratio_max``). Others leave the decay out of u. Not offered.
 
 Moments are float32 (float64 for float64 parameters), norms as in ``norms``, step scalars in double precision. If ||G||
 is 0, (2) divides by 1. With a gradient of zeros the moments of a layer decay; a layer whose gradient is None is left
@@ -45,7 +45,7 @@ from bert_pretrain.optim.layers import NVLAMB_STATE, Masters, Outcome, Rules, Wo
 from bert_pretrain.optim.norms import layer_norms
 from bert_pretrain.optim.nvlamb_apex import apex_step, check_apex
 from bert_pretrain.optim.nvlamb_foreach import foreach_step
-from bert_pretrain.optim.options import PRE_NORMALIZATIONS, TRUST_RATIOS
+from bert_pretrain.optim.options import BOUNDED_LAYERS, PRE_NORMALIZATIONS, TRUST_RATIOS
 from bert_pretrain.optim.state import state_dtype
 from bert_pretrain.optim.trust import Adaptation, layer_table
 
@@ -124,6 +124,8 @@ class NVLamb(MeasuredOptimizer):
         lr: learning rate, a float or a 0-d tensor (also as ``group["lr"]``: then no step waits for the device).
         weight_decay: ``decay`` in (5). Give biases and LayerNorm a group with 0.
         phi_min, phi_max: clamp ||w|| in (6); ``None``: no bound. A layer of zeros still has r = 1.
+        ratio_min, ratio_max: clamp r in (6), likewise.
+        bounded_layers: ``all`` | ``no_decay``: the layers that these four hold for.
         kernel: all compute the same update from the same state, so a state can be loaded with any of them. DTensors
             (FSDP2): ``reference`` and ``foreach``.
         others: as in ``options.OptimizerConfig``.
@@ -157,6 +159,9 @@ class NVLamb(MeasuredOptimizer):
         bias_correction: bool = True,
         phi_min: float | None = None,
         phi_max: float | None = None,
+        ratio_min: float | None = None,
+        ratio_max: float | None = None,
+        bounded_layers: str = "all",
         kernel: str = "auto",
     ) -> None:
         allowed = PRE_NORMALIZATIONS
@@ -164,7 +169,8 @@ class NVLamb(MeasuredOptimizer):
         require(trust_ratio in TRUST_RATIOS, "trust_ratio", trust_ratio, " | ".join(TRUST_RATIOS))
         require(kernel in KERNELS, "kernel", kernel, " | ".join(KERNELS))
         require(0 < max_grad_norm < math.inf, "max_grad_norm", max_grad_norm, "a finite number above 0")
-        adaptation = Adaptation(trust_ratio, phi_min, phi_max)
+        require(bounded_layers in BOUNDED_LAYERS, "bounded_layers", bounded_layers, " | ".join(BOUNDED_LAYERS))
+        adaptation = Adaptation(trust_ratio, phi_min, phi_max, ratio_min, ratio_max, bounded_layers)
         self.rules = Rules(pre_normalization, max_grad_norm, adaptation, bias_correction)
         self.kernel = kernel
         self.workspace: dict[str, Any] = {}

@@ -11,7 +11,7 @@ Only apex's kernel ``multi_tensor_lamb`` is used, not its optimizer class, so th
 - It returns no norms: they are computed here, for ``layer_report`` and ``nonfinite_state``.
 
 This moves 72 bytes per parameter: 48 in the kernel, 4 for ||G||, 8 to copy, 12 for the norms. (FusedLAMB itself: 52.)
-phi and float64 are not supported and are refused.
+phi, bounds of the ratio and float64 are not supported and are refused.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,10 @@ _DECOUPLED = 1  # the kernel's mode in which the decay is added to the update, a
 
 def check_apex(rules: Rules, params: Sequence[Tensor]) -> None:
     """Raise ``ConfigError`` if apex does not support the options or parameters, or is not installed."""
-    phi = (rules.adaptation.phi_min, rules.adaptation.phi_max)
-    require(phi == (None, None), "kernel", "apex", f"foreach or reference with phi_min, phi_max = {phi}")
+    rule = rules.adaptation
+    bounds = (rule.phi_min, rule.phi_max, rule.ratio_min, rule.ratio_max)
+    names = "phi_min, phi_max, ratio_min, ratio_max"
+    require(bounds == (None,) * 4, "kernel", "apex", f"foreach or reference with {names} = {bounds}")
     for i, param in enumerate(params):
         where = f"parameter {i} is {param.dtype} on {param.device}, {param.numel()} elements"
         fits = param.device.type == "cuda" and param.dtype != torch.float64 and param.numel() < 2**31

@@ -140,14 +140,14 @@ def _plan(workspace: dict[str, Any], sizes: list[int]) -> Plan:
 
 
 def _numbers(layers: Layers, rules: Rules, decision: Decision) -> np.ndarray:
-    """The scalars of each layer, in the columns that ``nvlamb_cpu_loops`` names: (layers, 10) float64."""
+    """The scalars of each layer, in the columns that ``nvlamb_cpu_loops`` names: (layers, 12) float64."""
     import bert_pretrain.optim.nvlamb_cpu_loops as loops
 
     group, adaptation = layers.group, rules.adaptation
     t = torch.stack(layers.steps).double().numpy() + 1
     beta1, beta2 = group["betas"]
     root2 = np.sqrt(1 - beta2**t) if rules.bias_correction else np.ones_like(t)
-    numbers = np.empty((len(t), 10))
+    numbers = np.empty((len(t), 12))
     numbers[:, loops.FACTOR] = decision.grad_factor.item()
     numbers[:, loops.BETA1], numbers[:, loops.BETA2] = beta1, beta2
     numbers[:, loops.EPS] = group["eps"] * root2
@@ -155,5 +155,5 @@ def _numbers(layers: Layers, rules: Rules, decision: Decision) -> np.ndarray:
     numbers[:, loops.DECAY] = group["weight_decay"]
     numbers[:, loops.LR] = float(group["lr"])
     numbers[:, loops.ADAPTED] = adaptation.applies(group["weight_decay"])
-    numbers[:, loops.PHI_MIN], numbers[:, loops.PHI_MAX] = adaptation.bounds
+    numbers[:, loops.PHI_MIN :] = adaptation.bounds(group["weight_decay"])
     return numbers

@@ -20,7 +20,7 @@ from bert_pretrain.jit import cached_njit
 from bert_pretrain.optim.norms import BLOCK
 
 # Of a layer: gradient factor, betas, e and k of the bias correction, decay, learning rate, rules of the trust ratio.
-FACTOR, BETA1, BETA2, EPS, GAIN, DECAY, LR, ADAPTED, PHI_MIN, PHI_MAX = range(10)
+FACTOR, BETA1, BETA2, EPS, GAIN, DECAY, LR, ADAPTED, PHI_MIN, PHI_MAX, RATIO_MIN, RATIO_MAX = range(12)
 
 # Sums may be reordered and products fused, so that loops vectorise; NaN and infinity are still handled correctly.
 _compiled = cached_njit(error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
@@ -130,7 +130,12 @@ def _trust_ratio(w_norm: float, u_norm: float, numbers: np.ndarray) -> float:
         phi = numbers[PHI_MIN]
     if phi > numbers[PHI_MAX]:
         phi = numbers[PHI_MAX]
-    return phi / u_norm
+    ratio = phi / u_norm
+    if ratio < numbers[RATIO_MIN]:
+        ratio = numbers[RATIO_MIN]
+    if ratio > numbers[RATIO_MAX]:
+        ratio = numbers[RATIO_MAX]
+    return ratio
 
 
 @_compiled

@@ -24,8 +24,9 @@ from bert_pretrain.optim.nvlamb_triton_plan import GROUP_FIELDS, LAYER_FIELDS
 GRAD, WEIGHT, AVG, AVG_SQ, STEP, COPY, SIZE, ALIGNED, GROUP, FIRST, COUNT, PLACE = (
     tl.constexpr(i) for i in range(len(LAYER_FIELDS))
 )
-LR_AT, LR, KEEP1, ADD1, KEEP2, ADD2, LOG1, LOG2, EPS, DECAY, ADAPTED, PHI_MIN, PHI_MAX, MAX_NORM = (
-    tl.constexpr(i) for i in range(len(GROUP_FIELDS))
+LR_AT, LR, KEEP1, ADD1, KEEP2, ADD2, LOG1, LOG2 = (tl.constexpr(i) for i in range(8))
+EPS, DECAY, ADAPTED, PHI_MIN, PHI_MAX, RATIO_MIN, RATIO_MAX, MAX_NORM = (
+    tl.constexpr(i) for i in range(8, len(GROUP_FIELDS))
 )
 LAYER_COLUMNS, GROUP_COLUMNS = tl.constexpr(len(LAYER_FIELDS)), tl.constexpr(len(GROUP_FIELDS))
 

@@ -40,6 +40,8 @@ from bert_pretrain.optim.nvlamb_triton_blocks import (
     PHI_MAX,
     PHI_MIN,
     PLACE,
+    RATIO_MAX,
+    RATIO_MIN,
     STEP,
     WEIGHT,
     apply_block,
@@ -198,7 +200,9 @@ def _layer_step_size(row, group, kept, total, sums, report, flags, n_layers, lea
     # Comparisons with NaN are false: a NaN norm stays NaN.
     phi = tl.where(w_norm < low, low, tl.where(w_norm > high, high, w_norm))
     plain = (w_norm == 0.0) | (u_norm == 0.0) | (tl.load(group + ADAPTED) == 0.0)
-    ratio = tl.where(plain, 1.0, phi / tl.where(plain, 1.0, u_norm))
+    ratio = phi / tl.where(plain, 1.0, u_norm)
+    low, high = tl.load(group + RATIO_MIN), tl.load(group + RATIO_MAX)
+    ratio = tl.where(plain, 1.0, tl.where(ratio < low, low, tl.where(ratio > high, high, ratio)))
     rate_at = tl.load((group + LR_AT).to(tl.pointer_type(tl.int64)))
     rate = tl.load(group + LR)
     if rate_at != 0:

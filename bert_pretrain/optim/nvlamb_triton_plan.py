@@ -26,7 +26,7 @@ LAYER_FIELDS = (
 GROUP_FIELDS = (
     *("lr_at", "lr"),  # lr_at: address of a float64 rate, as an integer; 0: the rate is lr
     *("keep1", "add1", "keep2", "add2", "log1", "log2"),  # b1, 1 - b1, b2, 1 - b2, log b1, log b2
-    *("eps", "decay", "adapted", "phi_min", "phi_max", "max_norm"),
+    *("eps", "decay", "adapted", "phi_min", "phi_max", "ratio_min", "ratio_max", "max_norm"),
 )
 """A row of the group table, all float64 but ``lr_at``. log b = -inf turns bias correction off: 1 - b^t = 1."""
 NORM_PROGRAMS = 1024
@@ -199,7 +199,7 @@ def group_table(work: Work, plan: Plan) -> Tensor:
         bits = np.array(lr_at, dtype=np.int64).view(np.float64).item()
         numbers = (beta1, 1 - beta1, beta2, 1 - beta2, *logs, layers.group["eps"], decay)
         adapted = float(adaptation.applies(decay))
-        content.append((bits, lr, *numbers, adapted, *adaptation.bounds, rules.max_grad_norm))
+        content.append((bits, lr, *numbers, adapted, *adaptation.bounds(decay), rules.max_grad_norm))
     return plan.table("groups", np.array(content), work.device)
 
 

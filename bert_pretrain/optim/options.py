@@ -1,60 +1,79 @@
 """Options ``optimizer.*`` and ``schedule.*``."""
 
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from bert_pretrain.errors import ConfigError, require
 
 PRE_NORMALIZATIONS = ("unit", "clip", "none")
 TRUST_RATIOS = ("all", "decayed")
+BOUNDED_LAYERS = ("all", "no_decay")
 KERNELS = ("auto", "reference", "foreach", "fused", "apex")
+TWO_KERNELS = ("reference", "foreach")
+"""Those of the optimizers in ``layerwise``."""
+UPDATE_SCALES = ("match_rms_adamw", "original", "hyperball")
 REQUIRED = {
     "nvlamb": ("betas", "eps", "pre_normalization", "trust_ratio", "bias_correction", "kernel"),
     "lars": ("momentum", "eps", "trust_coefficient", "clip", "trust_ratio"),
     "adamw": ("betas", "eps"),
     "adam": ("betas", "eps"),
     "sgd": ("momentum",),
+    "muon": ("momentum", "update_scale", "pre_normalization", "kernel"),
+    "adamh": ("betas", "eps", "pre_normalization", "kernel"),
+    "schedule_free_adamw": ("betas", "eps", "pre_normalization", "kernel"),
 }
 """The options that an algorithm needs besides lr and weight_decay."""
 OPTIONAL = {
-    "nvlamb": ("max_grad_norm", "phi_min", "phi_max"),
+    "nvlamb": ("max_grad_norm", "phi_min", "phi_max", "ratio_min", "ratio_max", "bounded_layers"),
     "lars": (),
-    "adamw": ("max_grad_norm",),
-    "adam": ("max_grad_norm",),
-    "sgd": ("max_grad_norm",),
+    "adamw": ("max_grad_norm", "pre_normalization"),
+    "adam": ("max_grad_norm", "pre_normalization"),
+    "sgd": ("max_grad_norm", "pre_normalization"),
+    "muon": ("max_grad_norm",),
+    "adamh": ("max_grad_norm",),
+    "schedule_free_adamw": ("max_grad_norm",),
 }
 """The options that it also takes. All others must be null."""
+FOR_MATRICES = ("muon", "adamh")
+"""The algorithms that update hidden matrices only."""
+MOMENTS = {"lars": 1, "sgd": 1, "muon": 1, "schedule_free_adamw": 3}
+"""Tensors like the parameter that an algorithm keeps, if not 2."""
 CHOICES = {
     "algorithm": tuple(REQUIRED),
     "pre_normalization": PRE_NORMALIZATIONS,
     "trust_ratio": TRUST_RATIOS,
+    "bounded_layers": BOUNDED_LAYERS,
     "kernel": KERNELS,
+    "update_scale": UPDATE_SCALES,
 }
 
 
 @dataclass
-class OptimizerConfig:
-    """The optimizer and its options. The presets in ``configs/optimizer`` set the values."""
+class AlgorithmConfig:
+    """An algorithm and its options."""
+
+    _prefix: ClassVar[str] = "optimizer"
 
     algorithm: str
-    """``nvlamb`` (all forms of LAMB), ``lars`` (and LARC), ``adamw``, ``adam`` or ``sgd``."""
-    lr: float
-    """Peak learning rate, above 0; the schedule scales it."""
+    """``nvlamb`` (all forms of LAMB), ``lars`` (and LARC), ``adamw``, ``adam``, ``sgd``, ``schedule_free_adamw``, or
+    ``muon`` or ``adamh``, which update hidden matrices only."""
     weight_decay: float
     """Decay of weight matrices and embeddings, at least 0. Biases and normalisation layers have none."""
     betas: list[float] | None = None
-    """nvlamb, adamw, adam: decay rates of the first and second moment, two numbers in [0, 1). null for others."""
+    """All but lars, sgd and muon: decay rates of the first and second moment, two numbers in [0, 1).
+    schedule_free_adamw: the first is the share of the average in the trained weights. null for others."""
     eps: float | None = None
-    """Added to the root of the second moment (lars: to the denominator of the layer's rate), above 0. null for sgd."""
+    """Added to the root of the second moment (lars: to the denominator of the layer's rate), above 0. null for
+    sgd and muon."""
     momentum: float | None = None
-    """lars, sgd: factor of the momentum buffer, in [0, 1). null for others."""
+    """lars, sgd, muon: factor of the momentum buffer, in [0, 1). null for others."""
     max_grad_norm: float | None = None
-    """adamw, adam, sgd: clip the gradient of the model to this norm; null: no clipping. nvlamb: the norm of
-    ``pre_normalization=clip``, otherwise unused."""
+    """The norm of ``pre_normalization=clip``. lars takes none."""
     pre_normalization: str | None = None
-    """nvlamb: what to do with the gradient first: ``unit`` divides it by its norm over the whole model, ``clip`` only
-    if that is above ``max_grad_norm``, ``none`` leaves it. null for others."""
+    """What to do with the gradient first: ``unit`` divides it by its norm over the whole model, ``clip`` only if that
+    is above ``max_grad_norm``, ``none`` leaves it. adamw, adam, sgd: null clips if ``max_grad_norm`` is set. null for
+    lars."""
     trust_ratio: str | None = None
     """nvlamb, lars: which layers have a rate of their own: ``all``, or only the ``decayed`` ones (no biases and
     normalisation layers). null for others."""
@@ -64,14 +83,92 @@ class OptimizerConfig:
     """nvlamb: lower bound of the weight norm in the trust ratio. null: none."""
     phi_max: float | None = None
     """nvlamb: upper bound of the weight norm in the trust ratio. null: none."""
+    ratio_min: float | None = None
+    """nvlamb: lower bound of the trust ratio. null: none."""
+    ratio_max: float | None = None
+    """nvlamb: upper bound of the trust ratio. null: none."""
+    bounded_layers: str | None = None
+    """nvlamb: the layers that these four bounds hold for: ``all``, or ``no_decay``, biases and normalisation layers
+    only. null: all."""
     kernel: str | None = None
-    """nvlamb: the implementation. ``fused`` is Numba on CPU and Triton on CUDA, ``foreach`` torch's multi-tensor
-    operations, ``apex`` NVIDIA's kernel, ``reference`` the equations layer by layer. ``auto`` is fused if possible,
-    else foreach. null for others."""
+    """nvlamb, muon, adamh, schedule_free_adamw: the implementation. ``reference`` is the equations layer by layer,
+    ``foreach`` torch's multi-tensor operations. nvlamb also: ``fused`` is Numba on CPU and Triton on CUDA, ``apex``
+    NVIDIA's kernel, ``auto`` is fused if possible, else foreach. null for others."""
     trust_coefficient: float | None = None
     """lars: eta, the norm of a layer's update relative to the norm of its weights, above 0. null for others."""
     clip: bool | None = None
     """lars: true is LARC, which limits each layer's rate to ``lr``. null for others."""
+    update_scale: str | None = None
+    """muon: the factor of a matrix's update: ``match_rms_adamw`` makes its elements as large as AdamW's, so that it
+    takes AdamW's rates (Moonshot), ``original`` depends on the shape (Jordan), ``hyperball`` keeps the norm of the
+    matrix and moves it by ``lr`` of that. null for others."""
+
+    def __post_init__(self) -> None:
+        name, algorithm = self._prefix, self.algorithm
+        for option, allowed in CHOICES.items():
+            found = getattr(self, option)
+            require(found is None or found in allowed, f"{name}.{option}", found, " | ".join(allowed))
+        needed, taken = REQUIRED[algorithm], REQUIRED[algorithm] + OPTIONAL[algorithm]
+        for option in (option for options in (*REQUIRED.values(), *OPTIONAL.values()) for option in options):
+            found = getattr(self, option)
+            if option in needed and found is None:
+                raise ConfigError(f"{name}.{option} is not set; {name}.algorithm={algorithm} needs it")
+            fits = option in taken or found is None
+            require(fits, f"{name}.{option}", found, f"null with algorithm={algorithm}")
+        if self.pre_normalization == "clip" and self.max_grad_norm is None:
+            raise ConfigError(f"{name}.max_grad_norm is not set; {name}.pre_normalization=clip needs it")
+        kernels = KERNELS if algorithm == "nvlamb" else TWO_KERNELS
+        require(self.kernel in (None, *kernels), f"{name}.kernel", self.kernel, " | ".join(kernels))
+        self._check_ranges(name)
+
+    def _check_ranges(self, name: str) -> None:
+        decay, kept = self.weight_decay, self.momentum
+        fixed = self.algorithm == "adamh" or self.update_scale == "hyperball"
+        require(0 <= decay < math.inf, f"{name}.weight_decay", decay, "0 or more")
+        require(not (fixed and decay), f"{name}.weight_decay", decay, "0: the norm of a matrix is fixed")
+        two = self.betas is None or (len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas))
+        require(two, f"{name}.betas", self.betas, "two numbers in [0, 1)")
+        require(kept is None or 0 <= kept < 1, f"{name}.momentum", kept, "a number in [0, 1)")
+        for option in ("eps", "trust_coefficient", "max_grad_norm"):
+            found = getattr(self, option)
+            require(found is None or 0 < found < math.inf, f"{name}.{option}", found, "a number above 0")
+
+    def options(self) -> dict[str, Any]:
+        """What the optimizer's class takes beside the parameters: the options of the algorithm that are set."""
+        names = ("weight_decay", *REQUIRED[self.algorithm], *OPTIONAL[self.algorithm])
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    @property
+    def moments(self) -> int:
+        """Tensors like the parameter that the optimizer keeps for each."""
+        return MOMENTS.get(self.algorithm, 2)
+
+
+@dataclass
+class OthersConfig(AlgorithmConfig):
+    """The optimizer of the layers that are no hidden matrices."""
+
+    _prefix: ClassVar[str] = "optimizer.others"
+
+    lr_ratio: float = 1.0
+    """Its learning rate as a multiple of ``optimizer.lr``, above 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.lr_ratio < math.inf, f"{self._prefix}.lr_ratio", self.lr_ratio, "a number above 0")
+        found, wrong = self.algorithm, self.algorithm in FOR_MATRICES
+        require(not wrong, f"{self._prefix}.algorithm", found, " | ".join(set(REQUIRED) - set(FOR_MATRICES)))
+
+
+@dataclass
+class OptimizerConfig(AlgorithmConfig):
+    """The optimizer and its options. The presets in ``configs/optimizer`` set the values."""
+
+    lr: float = field(kw_only=True)
+    """Peak learning rate, above 0; the schedule scales it."""
+    others: OthersConfig | None = None
+    """Another optimizer for all layers but hidden matrices: embeddings, biases, normalisation layers and output layers.
+    null: one for all."""
     sharded: bool = False
     """Shard optimizer state and updates over the ranks by whole layers (ZeRO 1). No effect on one rank."""
     freeze: list[str] = field(default_factory=list)
@@ -79,35 +176,22 @@ class OptimizerConfig:
     starts with ``!`` trains what it matches. ``[bert.embeddings.*]``; ``["*","!bert.embeddings.*"]``: all but these."""
 
     def __post_init__(self) -> None:
-        for option, allowed in CHOICES.items():
-            found = getattr(self, option)
-            require(found is None or found in allowed, f"optimizer.{option}", found, " | ".join(allowed))
-        for option in (name for names in (*REQUIRED.values(), *OPTIONAL.values()) for name in names):
-            found, needed = getattr(self, option), REQUIRED[self.algorithm]
-            if option in needed and found is None:
-                raise ConfigError(f"optimizer.{option} is not set; optimizer.algorithm={self.algorithm} needs it")
-            taken = option in needed or option in OPTIONAL[self.algorithm] or found is None
-            require(taken, f"optimizer.{option}", found, f"null with algorithm={self.algorithm}")
-        if self.pre_normalization == "clip" and self.max_grad_norm is None:
-            raise ConfigError("optimizer.max_grad_norm is not set; optimizer.pre_normalization=clip needs it")
-        self._check_ranges()
-
-    def _check_ranges(self) -> None:
+        super().__post_init__()
         require(0 < self.lr < math.inf, "optimizer.lr", self.lr, "a number above 0")
-        require(0 <= self.weight_decay < math.inf, "optimizer.weight_decay", self.weight_decay, "0 or more")
-        two = self.betas is None or (len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas))
-        require(two, "optimizer.betas", self.betas, "two numbers in [0, 1)")
-        kept = self.momentum
-        require(kept is None or 0 <= kept < 1, "optimizer.momentum", kept, "a number in [0, 1)")
-        for option in ("eps", "trust_coefficient", "max_grad_norm"):
-            found = getattr(self, option)
-            require(found is None or 0 < found < math.inf, f"optimizer.{option}", found, "a number above 0")
+        if self.algorithm in FOR_MATRICES and self.others is None:
+            raise ConfigError(
+                f"optimizer.others is not set; optimizer.algorithm={self.algorithm} updates hidden matrices only and "
+                "needs an optimizer for the others, as in optimizer=muon"
+            )
 
     def options(self) -> dict[str, Any]:
-        """What the optimizer's class takes beside the parameters: the options of the algorithm that are set."""
-        names = ("lr", "weight_decay", *REQUIRED[self.algorithm], *OPTIONAL[self.algorithm])
-        given = asdict(self)
-        return {name: given[name] for name in names if given[name] is not None}
+        """As of an algorithm, with ``lr``."""
+        return {"lr": self.lr, **super().options()}
+
+    @property
+    def moments(self) -> int:
+        """Of the optimizer that keeps more of them."""
+        return max(super().moments, 0 if self.others is None else self.others.moments)
 
 
 DECAY_FROM = ("warmup_end", "start")

@@ -10,7 +10,8 @@ ordinary format for any number of ranks (torch's version casts moments and maste
 moves step counts to the CPU).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
     _all_params: list[Tensor]
     _all_state_dicts: list[dict[str, Any]]
     _param_to_index: dict[Tensor, int]
+    _sync_params: Callable[[], None]
     _sync_param_groups: Callable[[list[dict[str, Any]], list[dict[str, Any]]], None]
 
     def __init__(
@@ -74,6 +76,16 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
         for key in _RESULTS:
             if hasattr(self.optim, key):
                 setattr(self, key, getattr(self.optim, key))
+
+    @contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        """As the inner optimizer's, on every rank; collective."""
+        with self.optim.evaluation_weights():
+            if self.optim.averages_weights:
+                self._sync_params()
+            yield
+        if self.optim.averages_weights:
+            self._sync_params()
 
     def layer_report(self) -> Tensor:
         """As ``NVLamb.layer_report`` for all layers, on every rank: one all-reduce of a small table."""
@@ -109,4 +121,8 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
                 if saved_id in saved:
                     state[place] = saved[saved_id]
         self.optim.load_state_dict({"state": state, "param_groups": groups})  # refuses before it changes anything
+        for group, saved_group in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            for param, saved_id in zip(group["params"], saved_group["params"], strict=True):  # of other ranks, too
+                if saved_id in saved:
+                    self.optim.restore_training_weights(param, saved[saved_id], saved_group)
         self._sync_param_groups(self.optim.param_groups, self.param_groups)

@@ -31,6 +31,8 @@ class StateFormat:
     """Tensors like the parameter that a state may have."""
     counts_steps: bool = True
     """Whether there is ``step``, 0-d float32: the updates applied so far."""
+    scalars: tuple[str, ...] = ()
+    """Numbers of a state, 0-d float64; it has all of them."""
     ignored: tuple[str, ...] = ()
     """What other implementations keep for their logs."""
     of_torch: bool = False
@@ -41,12 +43,13 @@ class StateFormat:
         """Whether ``own`` is in the format. Called at every step: reads no values, so it never waits for a device."""
         dtype, shape, device = state_dtype(param), param.shape, param.device
         sliced = isinstance(param, DTensor)
-        if self.counts_steps:
-            step = own.get("step")
-            if not isinstance(step, Tensor) or step.dtype != torch.float32 or step.dim() or step.device != device:
+        numbers = {"step": torch.float32} if self.counts_steps else {}
+        for key, kind in (numbers | dict.fromkeys(self.scalars, torch.float64)).items():
+            number = own.get(key)
+            if not isinstance(number, Tensor) or number.dtype != kind or number.dim() or number.device != device:
                 return False
         keys: Sequence[str] = self.moments
-        if len(own) > len(keys) + self.counts_steps:
+        if len(own) > len(keys) + self.counts_steps + len(self.scalars):
             if "master" in own and param.dtype not in LOW_PRECISION:
                 return False
             keys = (*keys, *(key for key in (*self.optional, "master") if key in own))
@@ -71,19 +74,32 @@ class StateFormat:
         tensors, for wrong shapes and, unless there may be ``extras``, for other entries.
         """
         step = ("step",) if self.counts_steps else ()
-        known = (*step, *self.moments, *self.optional, "master")
-        missing = [key for key in (*step, *self.moments) if own.get(key) is None]
+        needed = (*step, *self.scalars, *self.moments)
+        known = (*needed, *self.optional, "master")
+        missing = [key for key in needed if own.get(key) is None]
         others = set(own) - {*known, *self.ignored}
         if missing or (others and not extras):
             found = ", ".join(map(str, own))
-            raise ConfigError(f"the state of {name} has {found}; allowed: {', '.join((*step, *self.moments))}")
+            raise ConfigError(f"the state of {name} has {found}; allowed: {', '.join(needed)}")
         result: dict[str, Any] = {key: own[key] for key in others}
         result |= {"step": _step_count(own["step"], param, name)} if step else {}
+        for key in self.scalars:
+            number = own[key]
+            scalar = isinstance(number, Tensor) and number.numel() == 1 and number.is_floating_point()
+            require(scalar, f"{key} of {name}", number, "a number, as a 0-d tensor")
+            result[key] = number.detach().reshape(()).to(param.device, torch.float64, copy=True)
         for key in (*self.moments, *self.optional, "master"):
             if own.get(key) is None or (key == "master" and param.dtype not in LOW_PRECISION):
                 continue  # without low precision the parameter itself holds what the master held
             result[key] = self.zeros(param).copy_(_checked(own[key], param, f"{key} of {name}"))
         return result
+
+    def start(self, param: Tensor) -> dict[str, Any]:
+        """The state before the first update, all zero, without optional entries."""
+        numbers = {"step": torch.float32} if self.counts_steps else {}
+        numbers |= dict.fromkeys(self.scalars, torch.float64)
+        state = {key: torch.zeros((), dtype=kind, device=param.device) for key, kind in numbers.items()}
+        return state | {key: self.zeros(param) for key in self.moments}
 
     def zeros(self, param: Tensor) -> Tensor:
         """A moment of zeros, sharded like ``param`` if that is a DTensor."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.optim.base import MeasuredOptimizer, eager_step, loss_of, without_hooks
 from bert_pretrain.optim.checks import check_options
+from bert_pretrain.optim.options import PRE_NORMALIZATIONS
 from bert_pretrain.optim.state import StateFormat
 
 
@@ -28,22 +29,32 @@ class TorchFused(MeasuredOptimizer):
     Args:
         params: as for ``NVLamb``.
         lr: learning rate, a float or a 0-d tensor.
-        max_grad_norm: gradients are divided by ``||G|| / max_grad_norm`` if that is above 1; None: never.
+        pre_normalization: as for ``NVLamb``; None: ``clip`` if there is a ``max_grad_norm``, else ``none``.
+        max_grad_norm: gradients are divided by ``||G|| / max_grad_norm`` if that is above 1.
         options: ``betas``, ``eps``, ``momentum`` and ``weight_decay``, as far as the algorithm has them.
 
     Raises ``ConfigError`` as ``NVLamb`` does, and for bf16 or fp16 parameters, which would need masters.
     """
 
-    _kept = ("max_grad_norm",)
+    _kept = ("max_grad_norm", "pre_normalization")
     _default_options: ClassVar[dict[str, Any]] = {}
     _format = StateFormat(("exp_avg", "exp_avg_sq"), ("max_exp_avg_sq",), of_torch=True)
 
     def __init__(
-        self, params: Iterable[Any], lr: float | Tensor, *, max_grad_norm: float | None = None, **options: Any
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor,
+        *,
+        max_grad_norm: float | None = None,
+        pre_normalization: str | None = None,
+        **options: Any,
     ) -> None:
         found = max_grad_norm
         require(found is None or 0 < found < math.inf, "max_grad_norm", found, "a finite number above 0, or null")
-        self.max_grad_norm = max_grad_norm
+        how = pre_normalization or ("none" if found is None else "clip")
+        require(how in PRE_NORMALIZATIONS, "pre_normalization", how, " | ".join(PRE_NORMALIZATIONS))
+        require(how != "clip" or found is not None, "max_grad_norm", found, "a number, with pre_normalization=clip")
+        self.max_grad_norm, self.pre_normalization = max_grad_norm, how
         options = self._default_options | options | {"lr": lr}
         if "betas" in options:
             options["betas"] = tuple(options["betas"])
@@ -77,9 +88,8 @@ class TorchFused(MeasuredOptimizer):
         self._check_step()
         # Set by GradScaler or the caller. torch's step reads the same two: replaced for the call, then restored.
         given = {key: getattr(self, key, None) for key in ("grad_scale", "found_inf")}
-        clip = self.max_grad_norm
-        decision = self._decide("none" if clip is None else "clip", clip or 1.0)
-        divides = clip is not None or given["grad_scale"] is not None
+        decision = self._decide(self.pre_normalization, self.max_grad_norm or 1.0)
+        divides = self.pre_normalization != "none" or given["grad_scale"] is not None
         self.grad_scale = decision.grad_factor.reciprocal().to(torch.float32) if divides else None
         self.found_inf = self.skipped
         rates = [group["lr"] for group in self.param_groups]

@@ -13,41 +13,47 @@ from bert_pretrain.errors import require
 
 @dataclass(frozen=True)
 class Adaptation:
-    """Which layers have a trust ratio, and the clamp phi of their weight norm (You et al., ICLR 2020, algorithm 2)."""
+    """Which layers have a trust ratio, the clamp phi of their weight norm (You et al., ICLR 2020, algorithm 2), and the
+    bounds of the ratio itself (DeepSpeed's ``min_coeff`` and ``max_coeff``)."""
 
     layers: str
     """``all`` | ``decayed``: only the layers with weight decay."""
     phi_min: float | None
     phi_max: float | None
+    ratio_min: float | None = None
+    ratio_max: float | None = None
+    bounded_layers: str = "all"
+    """``all`` | ``no_decay``: the four bounds hold only for layers without weight decay."""
 
     def __post_init__(self) -> None:
-        low, high = self.phi_min, self.phi_max
-        require(low is None or 0 <= low < math.inf, "phi_min", low, "a finite number, at least 0, or null")
-        require(high is None or 0 < high < math.inf, "phi_max", high, "a finite number above 0, or null")
-        require(low is None or high is None or low <= high, "phi_min", low, f"at most phi_max ({high})")
+        for name, low, high in (("phi", self.phi_min, self.phi_max), ("ratio", self.ratio_min, self.ratio_max)):
+            require(low is None or 0 <= low < math.inf, f"{name}_min", low, "a finite number, at least 0, or null")
+            require(high is None or 0 < high < math.inf, f"{name}_max", high, "a finite number above 0, or null")
+            require(low is None or high is None or low <= high, f"{name}_min", low, f"at most {name}_max ({high})")
 
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """Lower and upper bound of ||w||."""
-        return (0.0 if self.phi_min is None else self.phi_min, math.inf if self.phi_max is None else self.phi_max)
+    def bounds(self, weight_decay: float) -> tuple[float, float, float, float]:
+        """Lower and upper bound of ||w||, and of the ratio, for a layer with this weight decay."""
+        if self.bounded_layers == "no_decay" and weight_decay != 0:
+            return (0.0, math.inf, 0.0, math.inf)
+        highs = (math.inf if high is None else high for high in (self.phi_max, self.ratio_max))
+        return (self.phi_min or 0.0, next(highs), self.ratio_min or 0.0, next(highs))
 
     def applies(self, weight_decay: float) -> bool:
         """Whether a layer with this weight decay has a trust ratio."""
         return self.layers == "all" or weight_decay != 0
 
     def ratio(self, weight_norm: Tensor, update_norm: Tensor, weight_decay: float) -> Tensor:
-        """Return phi(||w||) / ||u||, or 1 where either norm is 0 or the layer has no trust ratio.
+        """Return phi(||w||) / ||u||, within its bounds, or 1 where either norm is 0 or the layer has no trust ratio.
 
         Norms and result: float64, one value per layer, any shape. A NaN norm gives NaN: a ratio of 1 would hide that
         the state is broken.
         """
         if not self.applies(weight_decay):
             return torch.ones_like(weight_norm)
-        phi = weight_norm
-        if self.phi_min is not None or self.phi_max is not None:
-            phi = torch.clamp(weight_norm, self.phi_min, self.phi_max)
+        phi_min, phi_max, ratio_min, ratio_max = self.bounds(weight_decay)
         either_zero = (weight_norm == 0) | (update_norm == 0)
-        return torch.where(either_zero, 1.0, phi / update_norm)
+        ratio = weight_norm.clamp(phi_min, phi_max) / update_norm
+        return torch.where(either_zero, 1.0, ratio.clamp(ratio_min, ratio_max))
 
 
 def layer_table(param_groups: list[dict[str, Any]], updated: Sequence[tuple[list[Tensor], Tensor]]) -> Tensor:

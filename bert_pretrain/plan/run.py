@@ -203,8 +203,8 @@ def _memory_rows(config: PretrainConfig, devices: int, compute: str) -> list[tup
 
 def _state_bytes(config: PretrainConfig, devices: int) -> float:
     """Weights, gradients and moments, in float32."""
-    moments = 1 if config.optimizer.algorithm in ("lars", "sgd") else 2
-    return 4 * parameter_count(config.model) * (2 + moments / (devices if config.optimizer.sharded else 1))
+    moments = config.optimizer.moments / (devices if config.optimizer.sharded else 1)
+    return 4 * parameter_count(config.model) * (2 + moments)
 
 
 def _cache_bytes(config: PretrainConfig, compute: str) -> float:

@@ -125,16 +125,15 @@ class Trainer:
         sums = self._accumulate(batch, counts)
         rate = self.learning_rates.index_select(0, self.applied.clamp(max=self.total_steps))[0]
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_ratio"] if "lr_ratio" in group else rate
         with self.world.busy_once("the first update, which compiles kernels"):
             skipped = self.precision.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=not self.model.speed.cuda_graphs)
         self.applied += 1 - skipped.long()
-        norm: torch.Tensor = self.optimizer.grad_norm  # type: ignore[attr-defined]
         nonfinite: torch.Tensor = getattr(self.optimizer, "nonfinite_state", torch.zeros_like(skipped))
         sums = self.world.sum(torch.cat([sums, nonfinite.double().view(1)]))  # a rank may know only its own layers
-        head = [part.double() for part in (skipped, rate, norm, scale, sums[4])]
-        numbers = [torch.stack(head), counts, sums[:4]]  # in the order of StepNumbers
+        head = skipped, rate, self.optimizer.grad_norm, scale, sums[4]  # type: ignore[attr-defined]
+        numbers = [torch.stack([part.double() for part in head]), counts, sums[:4]]  # in the order of StepNumbers
         if self.layers.due(self.progress.step + 1, 1 + (self._pending is not None)):
             numbers.append(self.optimizer.layer_report().flatten())  # type: ignore[attr-defined]
         return StepResult(torch.cat(numbers), self.throughput.take_waiting())
@@ -178,8 +177,7 @@ class Trainer:
             tokens_seen=self.progress.tokens_seen + int(numbers.tokens),
         )
         work = numbers.samples, numbers.tokens, numbers.squared_lengths, numbers.masked
-        flops = training_flops(self.model_config, *work)
-        self.throughput.count(numbers.tokens, flops, result.waited, result.ended)
+        self.throughput.count(numbers.tokens, training_flops(self.model_config, *work), result.waited, result.ended)
         step = self.progress.step
         if skipped:
             self.log.message(f"after step {step}: the update is skipped, gradient norm {numbers.grad_norm}")
@@ -252,7 +250,8 @@ class Trainer:
         """Evaluate and log; returns the row, or None without held-out samples or if a stop request interrupted it."""
         if self.heldout is None:
             return None
-        metrics = evaluate(self.model, self.heldout, self.plan.micro_batch_size, self.world, self.stop)
+        with self.optimizer.evaluation_weights():  # type: ignore[attr-defined]
+            metrics = evaluate(self.model, self.heldout, self.plan.micro_batch_size, self.world, self.stop)
         if metrics is None:
             self._evaluation_interrupted = self._stopping = True
             return None
@@ -275,7 +274,8 @@ class Trainer:
         states = {"precision": self.precision.state_dict(), "spike_detector": asdict(self._spike_detector)}
         cut = {"micro_batch_size": self.plan.micro_batch_size, "ranks": self.world.size}
         saved = self.model.bert, state, replace(self.progress, **states, **cut), self.config_yaml  # type: ignore[arg-type]
-        self.world.run_on_all_ranks(lambda: self._writer.save(*saved) if self.world.is_first else None)
+        with self.optimizer.evaluation_weights():  # type: ignore[attr-defined]
+            self.world.run_on_all_ranks(lambda: self._writer.save(*saved) if self.world.is_first else None)
 
     def _rewind(self) -> None:
         """Restore the newest checkpoint, and skip the samples between it and the step in ``_rewind_reason``.

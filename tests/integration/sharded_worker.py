@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -25,8 +26,19 @@ from bert_pretrain.config_loading import load_config
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.optim import LARS, SGD, Adam, AdamW, NVLamb, ShardedOptimizer
-from bert_pretrain.optim.build import decay_groups
+from bert_pretrain.optim import (
+    LARS,
+    SGD,
+    Adam,
+    AdamH,
+    AdamW,
+    Muon,
+    NVLamb,
+    PairedOptimizer,
+    ScheduleFreeAdamW,
+    ShardedOptimizer,
+)
+from bert_pretrain.optim.build import decay_groups, layer_groups
 
 FAMILY = {
     "nvlamb": partial(NVLamb, lr=0.01, kernel="fused"),
@@ -41,6 +53,9 @@ FAMILY = {
     "adamw": partial(AdamW, lr=0.01, max_grad_norm=0.01),
     "adam": partial(Adam, lr=0.01, max_grad_norm=0.01),
     "sgd": partial(SGD, lr=0.1, max_grad_norm=0.01),
+    "muon": partial(PairedOptimizer, first=partial(Muon, lr=0.01), second=partial(AdamW, lr=0.01, max_grad_norm=0.01)),
+    "adamh": partial(PairedOptimizer, first=partial(AdamH, lr=0.01), second=partial(NVLamb, lr=0.01)),
+    "schedule_free": partial(ScheduleFreeAdamW, lr=0.01, pre_normalization="unit"),
 }
 
 
@@ -57,6 +72,12 @@ def make_model() -> nn.Module:
         nn.Tanh(),
     ]
     return nn.Sequential(*hidden, nn.Linear(37, 3))
+
+
+def groups_of(model: nn.Module, make: partial) -> list[dict]:
+    """Decay groups, those of two optimizers if ``make`` makes a pair."""
+    others = SimpleNamespace(weight_decay=0.01, lr_ratio=1.0) if make.func is PairedOptimizer else None
+    return layer_groups(model, SimpleNamespace(weight_decay=0.01 * (others is None), others=others))
 
 
 def samples(step: int) -> torch.Tensor:
@@ -87,7 +108,7 @@ def sharded(name: str, counts: Counter) -> dict:
     """Seven steps under DDP, one of them skipped; the unsharded optimizer gets the whole batch, without DDP."""
     rank, make = dist.get_rank(), FAMILY[name]
     whole_model, model = make_model(), make_model()
-    whole, optimizer = make(decay_groups(whole_model, 0.01)), ShardedOptimizer(decay_groups(model, 0.01), make)
+    whole, optimizer = make(groups_of(whole_model, make)), ShardedOptimizer(groups_of(model, make), make)
     network = DistributedDataParallel(model)
     reduced: list[int] = []
 
@@ -117,12 +138,17 @@ def sharded(name: str, counts: Counter) -> dict:
     ordinary = copy.deepcopy(optimizer.state_dict())
     own_bytes = bytes_of_state(optimizer.optim)
     resumed = resume(make, resumed_from, halves)
+    with optimizer.evaluation_weights(), whole.evaluation_weights():
+        evaluated, expected = ([p.detach().clone() for p in some.parameters()] for some in (model, whole_model))
     if hasattr(whole, "layer_report"):
-        torch.testing.assert_close(optimizer.layer_report(), whole.layer_report(), rtol=1e-4, atol=1e-9)
+        report, expected = optimizer.layer_report(), whole.layer_report()
+        torch.testing.assert_close(report, expected, rtol=1e-4, atol=1e-9, equal_nan=True)
     return {
         "weights": [p.detach().clone() for p in model.parameters()],
         "expected": [p.detach().clone() for p in whole_model.parameters()],
         "resumed": resumed,
+        "evaluated": evaluated,
+        "expected_evaluated": expected,
         "state": ordinary["state"],
         "expected_state": whole.state_dict()["state"],
         "groups": ordinary["param_groups"],
@@ -135,7 +161,7 @@ def sharded(name: str, counts: Counter) -> dict:
 
 
 def rate_of(make: partial, step: int) -> torch.Tensor:
-    return torch.tensor(make.keywords["lr"] * 0.9**step, dtype=torch.float64)
+    return torch.tensor(make.keywords.get("lr", 0.01) * 0.9**step, dtype=torch.float64)
 
 
 def resume(make: partial, saved: tuple, halves: slice) -> list[torch.Tensor]:
@@ -144,7 +170,7 @@ def resume(make: partial, saved: tuple, halves: slice) -> list[torch.Tensor]:
     everyone = [state]
     dist.broadcast_object_list(everyone)  # as from a checkpoint, which all ranks read
     model = make_model()
-    optimizer = ShardedOptimizer(decay_groups(model, 0.01), make)
+    optimizer = ShardedOptimizer(groups_of(model, make), make)
     with torch.no_grad():
         for param, value in zip(model.parameters(), weights, strict=True):
             param.copy_(value)

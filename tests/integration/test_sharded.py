@@ -16,6 +16,7 @@ from tests.conftest import TEST_RECIPE, run_module
 
 FAMILY = [
     "nvlamb", "nvlamb_foreach", "nvlamb_reference", "nvidia_code", "lamb", "lars", "larc", "adamw", "adam", "sgd",
+    "muon", "adamh", "schedule_free",
 ]  # fmt: skip
 ELEMENTS = 3818
 
@@ -52,6 +53,9 @@ def test_weights_are_those_of_one_rank_and_the_same_on_both(ranks: list[dict], n
     first, second = (rank["sharded"][name] for rank in ranks)
     assert error(first["weights"], first["expected"]) < 1e-6
     assert equal(first["weights"], second["weights"])
+    assert error(first["evaluated"], first["expected_evaluated"]) < 1e-6
+    assert equal(first["evaluated"], second["evaluated"])
+    assert equal(first["evaluated"], first["weights"]) == (name != "schedule_free")
 
 
 @pytest.mark.parametrize("name", FAMILY)

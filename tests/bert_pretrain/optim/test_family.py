@@ -26,6 +26,18 @@ FAMILY = {
     "adamw": (partial(AdamW, max_grad_norm=1.0), partial(AdamOracle, eps=1e-6, decoupled=True, max_grad_norm=1.0)),
     "adamw_unclipped": (AdamW, partial(AdamOracle, eps=1e-6, decoupled=True)),
     "adam": (partial(Adam, max_grad_norm=1.0), partial(AdamOracle, max_grad_norm=1.0)),
+    "adamw_unit": (
+        partial(AdamW, pre_normalization="unit"),
+        partial(AdamOracle, eps=1e-6, decoupled=True, max_grad_norm="unit"),
+    ),
+    "adam_unit": (
+        partial(Adam, eps=1e-6, max_grad_norm=1.0, pre_normalization="unit"),
+        partial(AdamOracle, eps=1e-6, max_grad_norm="unit"),
+    ),
+    "adamw_unused_limit": (
+        partial(AdamW, pre_normalization="none", max_grad_norm=1.0),
+        partial(AdamOracle, eps=1e-6, decoupled=True),
+    ),
     "sgd": (SGD, MomentumOracle),
     "sgd_plain": (partial(SGD, momentum=0.0, max_grad_norm=5.0), partial(MomentumOracle, momentum=0, max_grad_norm=5)),
     "lars": (partial(LARS, trust_coefficient=0.1), partial(MomentumOracle, eta=0.1, eps=1e-8)),

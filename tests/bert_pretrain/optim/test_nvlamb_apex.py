@@ -16,7 +16,8 @@ from bert_pretrain.optim import NVLamb, nvlamb, nvlamb_apex
 from tests.oracles import PRESETS as ALL_PRESETS
 from tests.oracles import assert_close, build, build_oracle, problem, set_grads, snapshot
 
-PRESETS = {name: options for name, options in ALL_PRESETS.items() if name != "lamb_phi"}  # apex has no phi
+BOUNDS = {"lamb_phi", "lamb_ratio", "bounded_biases"}  # apex has none
+PRESETS = {name: options for name, options in ALL_PRESETS.items() if name not in BOUNDS}
 
 
 def multi_tensor_lamb(
@@ -123,8 +124,9 @@ def test_broken_moments_are_reported(fake_apex):
 @pytest.mark.parametrize(
     ("param", "options", "message"),
     [
-        (torch.ones(2), {"phi_min": 0.1}, r"foreach or reference with phi_min, phi_max = \(0\.1, None\)"),
-        (torch.ones(2), {"phi_max": 10.0}, r"phi_max = \(None, 10\.0\)"),
+        (torch.ones(2), {"phi_min": 0.1}, r"reference with phi_min, phi_max, ratio_min, ratio_max = \(0\.1, None"),
+        (torch.ones(2), {"ratio_max": 9.0}, r"= \(None, None, None, 9\.0\)"),
+        (torch.ones(2), {"phi_max": 10.0}, r"= \(None, 10\.0, None, None\)"),
         (torch.ones(2), {}, "parameter 0 is torch.float32 on cpu"),
         (torch.ones(2, device="meta"), {}, "on meta"),
         (torch.ones(2, dtype=torch.float64), {}, "torch.float64"),

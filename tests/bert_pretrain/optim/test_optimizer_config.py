@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from transformers import BertConfig, BertForPreTraining
 
-from bert_pretrain.optim import LARS, SGD, Adam, AdamW, NVLamb
+from bert_pretrain.optim import LARS, SGD, Adam, AdamH, AdamW, Muon, NVLamb, PairedOptimizer, ScheduleFreeAdamW
 from bert_pretrain.optim.build import build_optimizer, decay_groups, describe_optimizer, layer_names
 from bert_pretrain.optim.options import OptimizerConfig, ScheduleConfig
 
@@ -38,7 +38,9 @@ EXPECTED = {
     "adamw": (AdamW, {"betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01, "max_grad_norm": 1.0}),
     "adam": (Adam, {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0}),
     "sgd": (SGD, {"momentum": 0.9, "weight_decay": 1e-4, "max_grad_norm": None}),
+    "schedule_free_adamw": (ScheduleFreeAdamW, {"betas": (0.9, 0.999), "eps": 1e-6, "max_grad_norm": 1.0}),
 }
+PAIRS = {"muon": (Muon, AdamW), "muon_nvlamb": (Muon, NVLamb), "muonh": (Muon, AdamW), "adamh": (AdamH, AdamW)}
 
 
 def found_option(optimizer, name):
@@ -67,7 +69,18 @@ def test_preset_builds_and_steps(name, model):
     assert optimizer.skipped == 0
     assert optimizer.grad_norm > 0
     names = [name for name, _ in model.named_parameters()]
-    assert sorted(layer_names(optimizer)) == (sorted(names) if kind in (NVLamb, LARS) else [])
+    assert sorted(layer_names(optimizer)) == (sorted(names) if kind in (NVLamb, LARS, ScheduleFreeAdamW) else [])
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_preset_with_two_optimizers_builds_and_steps(name, model):
+    optimizer = build_optimizer(model, load(name, lr=1e-3))
+    assert type(optimizer) is PairedOptimizer
+    assert tuple(type(part) for part in optimizer.parts) == PAIRS[name]
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert optimizer.skipped == 0
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -90,8 +103,8 @@ def test_larc_is_lars_with_clip(model):
 
 
 def test_every_preset_is_tested_and_leaves_lr_to_the_recipe():
-    assert {path.stem for path in PRESETS.glob("*.yaml")} == set(EXPECTED)
-    for name in EXPECTED:
+    assert {path.stem for path in PRESETS.glob("*.yaml")} == {*EXPECTED, *PAIRS}
+    for name in (*EXPECTED, *PAIRS):
         with pytest.raises(MissingMandatoryValue, match="lr"):
             load(name)
 
@@ -136,6 +149,14 @@ def test_schema_rejects_unknown_options_and_wrong_types():
         ("lars", {"max_grad_norm": 1.0}, "optimizer.max_grad_norm is 1.0; allowed: null with algorithm=lars"),
         ("adamw", {"max_grad_norm": 0.0}, "optimizer.max_grad_norm is 0.0"),
         ("adamw", {"kernel": "fused"}, "optimizer.kernel is 'fused'; allowed: null with algorithm=adamw"),
+        ("adamw", {"pre_normalization": "clip", "max_grad_norm": None}, "optimizer.max_grad_norm is not set"),
+        ("lars", {"pre_normalization": "unit"}, "optimizer.pre_normalization is 'unit'; allowed: null"),
+        ("muon", {"others": None}, "optimizer.others is not set; optimizer.algorithm=muon updates hidden matrices"),
+        ("muon", {"kernel": "fused"}, "optimizer.kernel is 'fused'; allowed: reference | foreach"),
+        ("muon", {"others": {"eps": None}}, "optimizer.others.eps is not set; optimizer.others.algorithm=adamw"),
+        ("muon", {"others": {"lr_ratio": 0.0}}, "optimizer.others.lr_ratio is 0.0; allowed: a number above 0"),
+        ("muonh", {"weight_decay": 0.1}, "optimizer.weight_decay is 0.1; allowed: 0: the norm"),
+        ("adamh", {"weight_decay": 0.1}, "optimizer.weight_decay is 0.1; allowed: 0: the norm"),
     ],
 )
 def test_bad_config_is_named(preset, overrides, message, model):

@@ -298,7 +298,7 @@ def test_auto_names_the_kernel_that_runs():
     assert NVLamb([parameter(6, 4).detach().t().requires_grad_()], 0.1).running_kernel == "foreach"
     assert NVLamb([parameter()], 0.1, kernel="reference").running_kernel == "reference"
     options = {"betas": [0.9, 0.999], "eps": 1e-6, "pre_normalization": "unit", "trust_ratio": "all"}
-    config = OptimizerConfig("nvlamb", 0.1, 0.01, **options, bias_correction=True, kernel="auto")
+    config = OptimizerConfig("nvlamb", 0.01, lr=0.1, **options, bias_correction=True, kernel="auto")
     assert "kernel auto: fused" in describe_optimizer(build_optimizer(torch.nn.Linear(2, 2), config), config)
 
 

@@ -307,6 +307,31 @@ def test_steps_without_a_layer_row_compute_no_report(tmp_path: Path, shard_dir: 
     assert [row["step"] for row in rows(tmp_path) if "trust_ratio" in row] == [3, 6]
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "muon_nvlamb", "adamh", "schedule_free_adamw"])
+def test_a_resumed_run_of_any_optimizer_is_bitwise_the_same(tmp_path: Path, shard_dir: Path, optimizer: str) -> None:
+    words = (f"optimizer={optimizer}", "optimizer.lr=1e-3")
+    whole = trainer_for(tmp_path / "whole", shard_dir, *words)
+    assert whole.run()
+    trainer = trainer_for(tmp_path / "stopped", shard_dir, *words)
+    request_stop_in(trainer, 1)
+    assert not trainer.run()
+    again = trainer_for(tmp_path / "stopped", shard_dir, *words)
+    assert 0 < again.progress.step < 6
+    assert again.run()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+    kept = ("step", "loss", "eval_loss", "lr", "grad_norm")
+    pairs = zip(rows(tmp_path / "whole"), rows(tmp_path / "stopped"), strict=True)
+    assert all(one.get(key) == other.get(key) for one, other in pairs for key in kept)
+    averaged = optimizer == "schedule_free_adamw"
+    saved = load_file(whole.store.all()[-1] / "model/model.safetensors")
+    name = "bert.embeddings.word_embeddings.weight"
+    param = whole.model.bert.get_parameter(name)
+    assert torch.equal(saved[name], param) != averaged
+    if averaged:
+        assert torch.equal(saved[name], whole.optimizer.state[param]["x"])
+
+
 @pytest.mark.parametrize(("optimizer", "count"), [("lars", 3), ("adamw", 0), ("adam", 0), ("sgd", 0), ("lamb", 3)])
 def test_every_optimizer_trains_and_layer_wise_ones_report(
     tmp_path: Path, shard_dir: Path, optimizer: str, count: int

@@ -1,0 +1,85 @@
+"""AdamH: Adam whose update of a matrix turns the weights on the sphere of their initial norm.
+
+Provenance: Hyperball (``hyperball``) around Adam (Kingma and Ba, arXiv 1412.6980). Written from those equations.
+
+One update of a matrix w with gradient g, at its t-th applied update:
+
+    (1)  m <- b1 m + (1 - b1) g              v <- b2 v + (1 - b2) g*g
+    (2)  u = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)
+    (3)  w <- R N(w - lr R N(u))             as in ``hyperball``
+
+Against NVLAMB: the trust ratio R / ||u|| has the norm of the initial weights, the norm of w is restored after each
+update, and there is no weight decay. Only hidden matrices, as published: a bias that starts at zero would stay there.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bert_pretrain.errors import require
+from bert_pretrain.optim.hyperball import radius_of, rotate, rotate_all
+from bert_pretrain.optim.layers import on_device
+from bert_pretrain.optim.layerwise import LayerwiseOptimizer, average, check_matrices, count_steps, root_of, scale
+from bert_pretrain.optim.state import StateFormat
+
+
+class AdamH(LayerwiseOptimizer):
+    """AdamH.
+
+    Args:
+        params, others: as ``LayerwiseOptimizer``; every parameter is a matrix.
+        lr: the angle of an update, about: its length relative to the norm of the matrix.
+        weight_decay: 0; here because every optimizer of this package has it.
+    """
+
+    _format = StateFormat(("exp_avg", "exp_avg_sq"), scalars=("radius",))
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        pre_normalization: str = "none",
+        max_grad_norm: float | None = None,
+        kernel: str = "foreach",
+    ) -> None:
+        defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults, pre_normalization, max_grad_norm, kernel)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        check_matrices(group)
+        require(group["weight_decay"] == 0, "weight_decay", group["weight_decay"], "0: the norm of a matrix is fixed")
+
+    def _new_state(self, param: Tensor) -> dict[str, Any]:
+        return self._format.start(param) | {"radius": radius_of(param)}
+
+    def _update(self, group: dict[str, Any], w: Tensor, g: Tensor, own: dict[str, Any]) -> tuple[float, float, float]:
+        (b1, b2), m, v = group["betas"], own["exp_avg"], own["exp_avg_sq"]
+        own["step"] += 1
+        t = own["step"].item()
+        m.mul_(b1).add_(g, alpha=1 - b1)  # (1)
+        v.mul_(b2).addcmul_(g, g, value=1 - b2)
+        u = m / (1 - b1**t) / ((v / (1 - b2**t)).sqrt() + group["eps"])  # (2)
+        return rotate(w, u, float(group["lr"]), own["radius"].item())  # (3)
+
+    def _update_all(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[dict[str, Any]],
+        skipped: Tensor,
+    ) -> Tensor:
+        (b1, b2), lr = group["betas"], on_device(group["lr"], skipped.device)
+        ms, vs = ([own[key] for own in states] for key in ("exp_avg", "exp_avg_sq"))
+        average(vs, list(torch._foreach_mul(grads, grads)), b2, skipped)
+        average(ms, grads, b1, skipped)
+        t = count_steps(states, skipped)
+        updates = scale(ms, 1 / (1 - b1**t))
+        torch._foreach_div_(updates, root_of(vs, 1 - b2**t, group["eps"]))
+        return rotate_all(params, updates, lr, [own["radius"] for own in states], skipped)

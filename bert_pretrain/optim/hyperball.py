@@ -1,0 +1,41 @@
+"""Hyperball: the weights of a layer keep their norm, and every update has a fixed length relative to it.
+
+Provenance: Wen, Dang, Lyu, Ma and Liang, "Fantastic Pretraining Optimizers and Where to Find Them II: Hyperball
+Optimization" (arXiv 2606.16899, 2026). Written from its equation; u is the update of another optimizer:
+
+    w <- R N(w - lr R N(u))        N(x) = x / ||x||        R: ||w|| before the first update
+
+It replaces weight decay. R / ||u|| is LAMB's trust ratio, with the norm of the initial weights. If ||u|| is 0 the
+weights stay; a layer of zeros (R = 0) stays zero.
+"""
+
+import torch
+from torch import Tensor
+
+from bert_pretrain.optim.layerwise import add, multiply, norm_of, scale
+from bert_pretrain.optim.norms import layer_norms
+
+
+def radius_of(param: Tensor) -> Tensor:
+    """R as a state entry: 0-d float64."""
+    return layer_norms([param])[0].clone()
+
+
+def rotate(w: Tensor, u: Tensor, lr: float, radius: float) -> tuple[float, float, float]:
+    """Update one layer; returns the trust ratio, ||w|| before the update and ||u||."""
+    w_norm, u_norm = norm_of(w), norm_of(u)
+    ratio = radius / u_norm if u_norm else 0.0
+    w.sub_(u * (lr * ratio))
+    length = norm_of(w)
+    w.mul_(radius / length if length else 1.0)
+    return ratio, w_norm, u_norm
+
+
+def rotate_all(params: list[Tensor], updates: list[Tensor], lr: Tensor, radii: list[Tensor], skipped: Tensor) -> Tensor:
+    """Update all layers; returns the same numbers as rows, (3, layers)."""
+    radius, w_norms, u_norms = torch.stack(radii), layer_norms(params), layer_norms(updates)
+    ratios = torch.where(u_norms == 0, 0.0, radius / u_norms)
+    add(params, scale(updates, -lr * ratios), skipped)
+    lengths = layer_norms(params)
+    multiply(params, torch.where(lengths == 0, 1.0, radius / lengths), skipped)
+    return torch.stack([ratios, w_norms, u_norms])

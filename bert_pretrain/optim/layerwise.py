@@ -1,0 +1,176 @@
+"""Optimizers whose update is written twice, as kernels ``reference`` and ``foreach`` that compute the same.
+
+``reference`` updates layer by layer, by the equations of its module. ``foreach`` uses torch's multi-tensor operations
+and never waits for the device: in a skipped step factors become 1 and what is added becomes -0.0 (``multiply``,
+``add``), which leaves every number unchanged, bit for bit. On CPU a skipped step returns at once.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bert_pretrain.errors import require
+from bert_pretrain.optim.base import MeasuredOptimizer, eager_step, loss_of
+from bert_pretrain.optim.layers import on_device
+from bert_pretrain.optim.norms import layer_norms
+from bert_pretrain.optim.options import PRE_NORMALIZATIONS, TWO_KERNELS
+from bert_pretrain.optim.trust import layer_table
+
+
+class LayerwiseOptimizer(MeasuredOptimizer):
+    """What these optimizers share. Parameters are float32 or float64. Gradients are never written.
+
+    Args:
+        params: as for ``NVLamb``.
+        defaults: options of the groups.
+        pre_normalization, max_grad_norm, kernel: as in ``options.AlgorithmConfig``.
+
+    Raises ``ConfigError`` as ``NVLamb`` does, and for bf16 or fp16 parameters.
+    """
+
+    _kept: tuple[str, ...] = ("pre_normalization", "max_grad_norm", "kernel")
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        defaults: dict[str, Any],
+        pre_normalization: str,
+        max_grad_norm: float | None,
+        kernel: str,
+    ) -> None:
+        allowed = PRE_NORMALIZATIONS
+        require(pre_normalization in allowed, "pre_normalization", pre_normalization, " | ".join(allowed))
+        limit = max_grad_norm
+        required = pre_normalization == "clip" or limit is not None
+        require(not required or 0 < (limit or 0) < math.inf, "max_grad_norm", limit, "a finite number above 0")
+        require(kernel in TWO_KERNELS, "kernel", kernel, " | ".join(TWO_KERNELS))
+        self.pre_normalization, self.max_grad_norm, self.kernel = pre_normalization, max_grad_norm, kernel
+        self._updated: list[tuple[list[Tensor], Tensor]] = []
+        super().__init__(params, defaults)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and deepcopy keep."""
+        return super().__getstate__() | {"_updated": []}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As for the others. Raises ``ConfigError`` for parameters that the algorithm does not take."""
+        super().add_param_group(param_group)
+        group = self.param_groups.pop()
+        self._check_group(group)
+        self.param_groups.append(group)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Refuse parameters and options that the algorithm does not take."""
+
+    def layer_report(self) -> Tensor:
+        """As ``NVLamb.layer_report``: the step of a layer is lr times trust ratio times u."""
+        return layer_table(self.param_groups, self._updated)
+
+    @eager_step
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Apply one update, or skip it; returns what ``closure`` returns. ``foreach`` never waits for the device."""
+        loss = loss_of(closure)
+        self._check_step()
+        decision = self._decide(self.pre_normalization, self.max_grad_norm or 1.0)
+        self._updated = []
+        on_host = self.kernel == "reference" or decision.skipped.device.type == "cpu"
+        if on_host and bool(decision.skipped):
+            return loss
+        for group in self.param_groups:
+            params = [param for param in group["params"] if param.grad is not None and param.numel()]
+            for param in params:
+                if not self.state[param]:
+                    self.state[param] = self._new_state(param)
+            if not params:
+                continue
+            factor = decision.grad_factor.to(params[0].dtype)
+            grads = [param.grad.to(param.dtype) * factor for param in params]
+            states = [self.state[param] for param in params]
+            if self.kernel == "foreach":
+                rows = self._update_all(group, params, grads, states, decision.skipped)
+            else:
+                each = zip(params, grads, states, strict=True)
+                rows = torch.tensor([self._update(group, w, g, own) for w, g, own in each], dtype=torch.float64).T
+            self._updated.append((params, rows))
+        return loss
+
+    def _new_state(self, param: Tensor) -> dict[str, Any]:
+        """The state before the first update."""
+        raise NotImplementedError
+
+    def _update(self, group: dict[str, Any], w: Tensor, g: Tensor, own: dict[str, Any]) -> tuple[float, float, float]:
+        """Update one layer by the equations; returns the trust ratio, ||w|| before the update and ||u||."""
+        raise NotImplementedError
+
+    def _update_all(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[dict[str, Any]],
+        skipped: Tensor,
+    ) -> Tensor:
+        """Update all layers of a group, unless ``skipped`` (0-d bool on the device); returns the rows of the report.
+
+        ``grads`` may be overwritten. Rows: (3, layers) float64.
+        """
+        raise NotImplementedError
+
+
+def check_matrices(group: dict[str, Any]) -> None:
+    """Refuse parameters that are no matrices."""
+    for i, param in enumerate(group["params"]):
+        require(
+            param.dim() == 2, f"shape of parameter {i}", tuple(param.shape), "that of a matrix; use PairedOptimizer"
+        )
+
+
+def norm_of(tensor: Tensor) -> float:
+    """The L2 norm of one tensor."""
+    return layer_norms([tensor]).item()
+
+
+def scale(tensors: list[Tensor], factors: Tensor) -> list[Tensor]:
+    """Each tensor times its factor; ``factors``: 1-d float64."""
+    return list(torch._foreach_mul(tensors, list(factors.to(tensors[0].dtype).unbind())))
+
+
+# In a skipped step these leave every number unchanged, bit for bit.
+
+
+def multiply(tensors: list[Tensor], factors: float | Tensor, skipped: Tensor) -> None:
+    """Multiply by a number, or by one number for each tensor (1-d); by 1 in a skipped step."""
+    numbers = factors if isinstance(factors, Tensor) else on_device(factors, skipped.device)
+    masked = torch.where(skipped, 1.0, numbers).to(tensors[0].dtype)
+    torch._foreach_mul_(tensors, list(masked.unbind()) if masked.dim() else masked)
+
+
+def add(tensors: list[Tensor], additions: list[Tensor], skipped: Tensor) -> None:
+    """Add ``additions``, which become -0.0 in a skipped step."""
+    for addition in additions:
+        addition.masked_fill_(skipped, -0.0)
+    torch._foreach_add_(tensors, additions)
+
+
+def average(moments: list[Tensor], news: list[Tensor], beta: float, skipped: Tensor) -> None:
+    """``moment <- beta moment + (1 - beta) new``; overwrites ``news``."""
+    torch._foreach_mul_(news, 1 - beta)
+    multiply(moments, beta, skipped)
+    add(moments, news, skipped)
+
+
+def count_steps(states: list[dict[str, Any]], skipped: Tensor) -> Tensor:
+    """Count the update of each layer; returns t of each, 1-d float64, at least 1."""
+    steps = [own["step"] for own in states]
+    torch._foreach_add_(steps, (~skipped).to(torch.float32))
+    return torch.stack(steps).double().clamp(min=1)
+
+
+def root_of(moments: list[Tensor], correction: Tensor, eps: float) -> list[Tensor]:
+    """``sqrt(v / correction) + eps`` of each second moment; ``correction``: 1-d float64."""
+    roots = scale(list(torch._foreach_sqrt(moments)), correction.rsqrt())
+    torch._foreach_add_(roots, eps)
+    return roots

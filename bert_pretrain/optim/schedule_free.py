@@ -1,0 +1,126 @@
+"""Schedule-Free AdamW: the averaged weights are evaluated, so that the learning rate need not decay.
+
+Provenance: Defazio, Yang, Mehta, Mishchenko, Khaled and Cutkosky, "The Road Less Scheduled" (arXiv 2405.15682, 2024),
+algorithm 1, with the bias correction inside the root as in the authors' code. Written from those equations.
+
+One update with the gradient g at the trained weights y, at the t-th applied update with the rate lr(t):
+
+    (1)  v <- b2 v + (1 - b2) g*g
+    (2)  d = g / (sqrt(v / (1 - b2^t)) + eps) + decay y
+    (3)  z <- z - lr d
+    (4)  x <- x + c (z - x)                  c = lr(t)^2 / (lr(1)^2 + ... + lr(t)^2)
+    (5)  y <- (1 - b1) z + b1 x              z = x = y before the first update
+
+The parameters are y in training and x, the average, inside ``evaluation_weights``: what is evaluated, saved and
+exported. x and z are kept, and y is always computed from them by (5), so that a resumed run has the same y, bit for
+bit; the authors' code keeps y and z and recovers x, which saves a tensor and rounds. Use it with a constant rate after
+the warm-up.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bert_pretrain.optim.layers import on_device
+from bert_pretrain.optim.layerwise import LayerwiseOptimizer, add, average, count_steps, norm_of, root_of, scale
+from bert_pretrain.optim.norms import layer_norms
+from bert_pretrain.optim.state import StateFormat
+
+
+class ScheduleFreeAdamW(LayerwiseOptimizer):
+    """Schedule-Free AdamW.
+
+    Args:
+        params, others: as ``LayerwiseOptimizer``.
+        lr, weight_decay: as ``NVLamb``.
+        betas: b1, the share of the average in the trained weights, and b2.
+    """
+
+    _format = StateFormat(("x", "z", "exp_avg_sq"), scalars=("weight_sum",))
+    averages_weights = True
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        pre_normalization: str = "none",
+        max_grad_norm: float | None = None,
+        kernel: str = "foreach",
+    ) -> None:
+        defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults, pre_normalization, max_grad_norm, kernel)
+
+    @contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        """Inside, the parameters are x."""
+        pairs = [(group, p) for group in self.param_groups for p in group["params"] if self.state.get(p)]
+        with torch.no_grad():
+            for _, param in pairs:
+                param.copy_(self.state[param]["x"])
+        try:
+            yield
+        finally:
+            for group, param in pairs:
+                self.restore_training_weights(param, self.state[param], group)
+
+    @torch.no_grad()
+    def restore_training_weights(self, param: Tensor, own: dict[str, Any], group: dict[str, Any]) -> None:
+        """(5)."""
+        param.copy_(torch.lerp(own["z"], own["x"], group["betas"][0]))
+
+    def _forget(self) -> None:
+        for group in self.param_groups:
+            for param in group["params"]:
+                if self.state.get(param):
+                    self.restore_training_weights(param, self.state[param], group)
+
+    def _new_state(self, param: Tensor) -> dict[str, Any]:
+        state = self._format.start(param)
+        state["x"].copy_(param)
+        state["z"].copy_(param)
+        return state
+
+    def _update(self, group: dict[str, Any], w: Tensor, g: Tensor, own: dict[str, Any]) -> tuple[float, float, float]:
+        lr, b2, v, w_norm = float(group["lr"]), group["betas"][1], own["exp_avg_sq"], norm_of(w)
+        own["step"] += 1
+        v.mul_(b2).addcmul_(g, g, value=1 - b2)  # (1)
+        root = (v / (1 - b2 ** own["step"].item())).sqrt()
+        d = g / (root + group["eps"]) + group["weight_decay"] * w  # (2)
+        own["z"].sub_(lr * d)  # (3)
+        own["weight_sum"] += lr**2
+        total = own["weight_sum"].item()
+        own["x"].add_(own["z"] - own["x"], alpha=lr**2 / total if total else 0.0)  # (4)
+        self.restore_training_weights(w, own, group)
+        return 1.0, w_norm, norm_of(d)
+
+    def _update_all(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[dict[str, Any]],
+        skipped: Tensor,
+    ) -> Tensor:
+        lr, b2 = on_device(group["lr"], skipped.device), group["betas"][1]
+        xs, zs, vs, sums = ([own[key] for own in states] for key in (*self._format.moments, *self._format.scalars))
+        average(vs, list(torch._foreach_mul(grads, grads)), b2, skipped)
+        t = count_steps(states, skipped)
+        torch._foreach_div_(grads, root_of(vs, 1 - b2**t, group["eps"]))
+        if group["weight_decay"]:
+            torch._foreach_add_(grads, params, alpha=group["weight_decay"])
+        norms = torch.stack([torch.ones_like(t), layer_norms(params), layer_norms(grads)])
+        add(zs, scale(grads, -lr.expand_as(t)), skipped)
+        torch._foreach_add_(sums, torch.where(skipped, 0.0, lr * lr))
+        total = torch.stack(sums)
+        shares = torch.where(total == 0, 0.0, lr * lr / total)
+        add(xs, scale(list(torch._foreach_sub(zs, xs)), shares), skipped)
+        for param, own in zip(params, states, strict=True):
+            self.restore_training_weights(param, own, group)
+        return norms

@@ -1,0 +1,203 @@
+"""Muon, AdamH and Schedule-Free AdamW: oracles in float64 numpy, skipped steps, resuming; both kernels."""
+
+import copy
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.optim import AdamH, Muon, ScheduleFreeAdamW
+from tests.newer_oracles import AdamHOracle, MuonOracle, ScheduleFreeOracle
+from tests.oracles import build_oracle, listed, problem, relative, set_grads, snapshot
+
+MATRICES = [3, 4, 6, 8]  # of the problem's layers; 6 has gradients of zero
+FIXED = [(0.01, 0.0, [0, 2]), (0.02, 0.0, [1, 3])]  # lr, decay, layers
+DECAYED = [(0.01, 0.01, [0, 2]), (0.02, 0.0, [1, 3])]
+FAMILY = {
+    "muon": (partial(Muon, update_scale="match_rms_adamw"), partial(MuonOracle, scale="match_rms_adamw"), DECAYED),
+    "muon_original": (partial(Muon, update_scale="original"), partial(MuonOracle, scale="original"), DECAYED),
+    "muonh": (partial(Muon, update_scale="hyperball"), partial(MuonOracle, scale="hyperball"), FIXED),
+    "adamh": (AdamH, AdamHOracle, FIXED),
+    "adamh_clipped": (
+        partial(AdamH, pre_normalization="clip", max_grad_norm=1.0),
+        partial(AdamHOracle, max_grad_norm=1.0),
+        FIXED,
+    ),
+    "schedule_free": (ScheduleFreeAdamW, ScheduleFreeOracle, DECAYED),
+}
+KERNELS = ("reference", "foreach")
+
+
+def matrices(dtype=np.float64):
+    weights, gradients = problem(dtype)
+    return [weights[i] for i in MATRICES], lambda k: [gradients(k)[i] for i in MATRICES]
+
+
+def build(weights, name, kernel="foreach", dtype=torch.float64):
+    params = [torch.tensor(w).to(dtype).requires_grad_() for w in weights]
+    return params, FAMILY[name][0](listed(params, FAMILY[name][2]), 1.0, kernel=kernel)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_200_updates_agree_with_the_oracle(name):
+    weights, gradients = matrices()
+    oracle = build_oracle(weights, FAMILY[name][2], kind=FAMILY[name][1])
+    kinds = (("reference", torch.float64), ("foreach", torch.float64), ("foreach", torch.float32))
+    runs = {kind: build(weights, name, *kind) for kind in kinds}
+    for k in range(200):
+        for params, optimizer in runs.values():
+            set_grads(params, gradients(k))
+            optimizer.step()
+        oracle.step(gradients(k))
+    for (_, dtype), (params, _) in runs.items():
+        for param, expected, start in zip(params, oracle.w, weights, strict=True):
+            assert relative(param.detach(), expected) < (1e-6 if dtype == torch.float64 else 3e-5)
+            moved = np.linalg.norm(expected - start) > 1e-12  # but for rounding: the layer without gradients
+            if moved and dtype == torch.float64:
+                assert relative(param.detach().numpy() - start, expected - start) < 1e-6
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("name", FAMILY)
+def test_skips_bit_for_bit_at_any_step_and_undoes_the_loss_scale(name, kernel):
+    weights, gradients = matrices()
+    params, optimizer = build(weights, name, kernel)
+    oracle = build_oracle(weights, FAMILY[name][2], kind=FAMILY[name][1])
+    optimizer.grad_scale = torch.tensor(4096.0)
+    for k in range(6):
+        for broken in (True, False) if k in (0, 3) else (False,):
+            set_grads(params, [g * 4096.0 for g in gradients(k)])
+            if broken:
+                params[3].grad[7, 7] = float("inf")
+            before = copy.deepcopy([params, [optimizer.state[p] for p in params]])
+            optimizer.step()
+            assert optimizer.skipped == float(broken)
+            if broken:
+                for param, kept, state in zip(params, *before, strict=True):
+                    assert torch.equal(param, kept)
+                    assert all(torch.equal(value, optimizer.state[param][key]) for key, value in state.items())
+        oracle.step(gradients(k))
+    for param, expected in zip(params, oracle.w, strict=True):
+        assert relative(param.detach(), expected) < 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_skipped_step_is_masked_on_the_device(name, dtype):
+    """On a GPU the host does not wait for the decision: the update runs, and changes nothing."""
+    weights, gradients = matrices()
+    params, optimizer = build(weights, name, dtype=dtype)
+    for param in params:
+        optimizer.state[param] = optimizer._new_state(param)
+    for applied in (False, True):
+        if applied:
+            set_grads(params, gradients(0))
+            optimizer.step()
+        before = snapshot(params, optimizer)
+        for group in optimizer.param_groups:
+            layers, grads = group["params"], [torch.full_like(param, float("nan")) for param in group["params"]]
+            states = [optimizer.state[param] for param in layers]
+            with torch.no_grad():
+                optimizer._update_all(group, layers, grads, states, torch.tensor(True))
+        assert all(torch.equal(a, b) for a, b in zip(before, snapshot(params, optimizer), strict=True))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_saved_state_and_a_deepcopy_continue_bitwise(name, kernel, tmp_path):
+    weights, gradients = matrices(np.float32)
+    params, optimizer = build(weights, name, kernel, torch.float32)
+    for k in range(3):
+        set_grads(params, gradients(k))
+        optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    with optimizer.evaluation_weights():
+        saved = [p.detach().numpy().copy() for p in params]
+    copies, resumed = build(saved, name, kernel, torch.float32)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    deep_params, deep = copy.deepcopy((params, optimizer))
+    for k in range(3, 6):
+        for run, stepper in ((params, optimizer), (copies, resumed), (deep_params, deep)):
+            set_grads(run, gradients(k))
+            stepper.step()
+            for group in stepper.param_groups:
+                group["lr"] = torch.tensor(0.01 * 0.9**k, dtype=torch.float64)
+    for straight, other, third in zip(params, copies, deep_params, strict=True):
+        assert torch.equal(straight, other)
+        assert torch.equal(straight, third)
+
+
+def test_muon_is_torchs_but_for_its_bfloat16():
+    weights, gradients = matrices(np.float32)
+    for scale in ("original", "match_rms_adamw"):
+        ours, theirs = ([torch.tensor(w, requires_grad=True) for w in weights] for _ in range(2))
+        optimizer = Muon(ours, 0.01, weight_decay=0.1, update_scale=scale)
+        expected = torch.optim.Muon(theirs, 0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn=scale)
+        for k in range(10):
+            for params, stepper in ((ours, optimizer), (theirs, expected)):
+                set_grads(params, gradients(k))
+                stepper.step()
+        for a, b, start in zip(ours, theirs, weights, strict=True):
+            assert relative(a.detach().numpy() - start, b.detach().numpy() - start) < 0.02
+
+
+def test_the_sphere_keeps_the_norm_and_the_report_has_the_step():
+    w = torch.linspace(-1, 1, 40, dtype=torch.float64).view(5, 8)
+    for make in (AdamH, partial(Muon, update_scale="hyperball")):
+        for kernel in KERNELS:
+            param = w.clone().requires_grad_()
+            optimizer = make([param], 0.1, kernel=kernel)
+            param.grad = w.cos()
+            optimizer.step()
+            ratio, weight_norm, update_norm = optimizer.layer_report()[:, 0].tolist()
+            assert param.norm().item() == pytest.approx(w.norm().item(), rel=1e-12)
+            assert weight_norm == pytest.approx(w.norm().item(), rel=1e-12)
+            assert ratio * update_norm == pytest.approx(weight_norm, rel=1e-12)
+
+
+def test_schedule_free_evaluates_the_average():
+    weights, gradients = matrices()
+    params, optimizer = build(weights, "schedule_free")
+    oracle = build_oracle(weights, DECAYED, kind=ScheduleFreeOracle)
+    with optimizer.evaluation_weights():  # before the first update
+        assert all(np.array_equal(p.detach().numpy(), w) for p, w in zip(params, weights, strict=True))
+    for k in range(20):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 * min(1, (k + 1) / 5)
+        oracle.lr = [0.01 * min(1, (k + 1) / 5)] * 4
+        set_grads(params, gradients(k))
+        optimizer.step()
+        oracle.step(gradients(k))
+    trained = [p.detach().clone() for p in params]
+    with optimizer.evaluation_weights():
+        for param, expected in zip(params, oracle.x, strict=True):
+            assert relative(param.detach(), expected) < 1e-9
+        assert not torch.equal(params[0], trained[0])
+    assert all(torch.equal(p, kept) for p, kept in zip(params, trained, strict=True))
+
+
+def test_what_is_refused():
+    vector, matrix = torch.ones(3, requires_grad=True), torch.ones(3, 2, requires_grad=True)
+    for make in (Muon, AdamH):
+        with pytest.raises(ConfigError, match=r"shape of parameter 0 is \(3,\); allowed: that of a matrix"):
+            make([vector], 0.1)
+        optimizer = make([matrix], 0.1)
+        with pytest.raises(ConfigError, match="matrix"):
+            optimizer.add_param_group({"params": [vector]})
+        assert len(optimizer.param_groups) == 1
+    for make in (AdamH, partial(Muon, update_scale="hyperball")):
+        with pytest.raises(ConfigError, match=r"weight_decay is 0.1; allowed: 0: the norm"):
+            make([matrix], 0.1, weight_decay=0.1)
+    with pytest.raises(ConfigError, match="update_scale is 'twice'; allowed: match_rms_adamw"):
+        Muon([matrix], 0.1, update_scale="twice")
+    with pytest.raises(ConfigError, match="kernel is 'fused'; allowed: reference"):
+        Muon([matrix], 0.1, kernel="fused")
+    with pytest.raises(ConfigError, match="max_grad_norm is None"):
+        ScheduleFreeAdamW([matrix], 0.1, pre_normalization="clip")
+    state = Muon([matrix], 0.1)
+    matrix.grad = torch.ones(3, 2)
+    state.step()
+    with pytest.raises(ConfigError, match="the state of parameter 0 has momentum_buffer; allowed: radius"):
+        Muon([matrix], 0.1, update_scale="hyperball").load_state_dict(state.state_dict())
