@@ -52,6 +52,9 @@ def draw_scaling(
         axes.set_xlabel("batch size (samples)")
         axes.yaxis.set_major_formatter("{x:,g}")
         axes.grid(alpha=0.3)
+    lowest = min((log for logs in steps.values() for log in logs.values()), default=0.0)
+    left.set_ylim(bottom=math.exp(lowest) / 3)  # the lines of perfect scaling go on below
+    right.set_xlim(left.get_xlim())
     left.set_ylabel(f"steps to a held-out MLM loss of {target.loss:g}")
     left.legend(frameon=False, fontsize=8)
     right.axhline(1, color="black", linewidth=0.8)
