@@ -21,8 +21,8 @@ _BELOW = ("command", "commit")
 def sources(config: StudyConfig) -> list[str]:
     """What the sources of the study's claims say, each once, with the place."""
     names = dict.fromkeys(claim.source for claim in config.chosen_claims)
-    found = (CLAIMS[name] for name in names)
-    return [f"{claim.source} ({claim.place}): {claim.text}." for claim in found]
+    found = (CLAIMS[name] for name in names if not name.startswith("expected"))
+    return [f"{claim.source[0].upper()}{claim.source[1:]} ({claim.place}): {claim.text}." for claim in found]
 
 
 def page(config: StudyConfig, rows: list[Row], sentences: list[str], rule: str) -> str:

@@ -64,24 +64,25 @@ class Verdict:
     def sentence(self, show: Callable[[float], str], unit: str) -> str:
         """The verdict as a sentence of Markdown. ``show`` and ``unit``: a difference and its unit in words."""
         claim = self.claim
-        source = CLAIMS[claim.source].source
+        source, results = CLAIMS[claim.source].source, CLAIMS[claim.source].results
+        begin = source[0].upper() + source[1:]
         head = f"**{claim.arm}** against **{claim.against}**: "
         if self.difference is None:
             found = {SAME: "too few runs to compare", WORSE: "worse: more runs failed", BETTER: "better: fewer failed"}
-            return f"{head}{found[self.found]}; {source}: {claim.expects}."
+            return f"{head}{found[self.found]}. {begin}: {claim.expects}."
         ends = f"{show(self.difference.low)} to {show(self.difference.high)}"
         numbers = f"{show(self.difference.mean)} {unit} (95 %: {ends}; p {self.p:.2g})"
         smallest = f"{show(self.difference.smallest)} {unit}"
         if claim.expects == SAME and self.found == SAME:
-            return f"{head}{numbers}. {source} claims no difference; here none shows, and one of {smallest} would."
-        if claim.expects == SAME:
-            return f"{head}{self.found}, {numbers}. {source} claims no difference; here there is one."
+            return f"{head}{numbers}. {begin} claims no difference; here none shows, and one of {smallest} would."
+        if claim.expects == SAME and self.found not in results:
+            return f"{head}{self.found}, {numbers}. {begin} claims no difference; here there is one."
         if self.found == SAME:
             return (
                 f"{head}{numbers}: too small to see at this scale; the smallest effect that would show is {smallest}. "
-                f"{source}: {claim.expects}."
+                f"{begin}: {claim.expects}."
             )
-        return f"{head}{self.found}, {numbers}; {'as' if self.found == claim.expects else 'not as'} {source} has it."
+        return f"{head}{self.found}, {numbers}; {'as' if self.found in results else 'not as'} {source} has it."
 
 
 def judge(claims: list[Claim], results: Results) -> list[Verdict]:

@@ -40,7 +40,7 @@ def test_the_sentence_of_a_verdict(by: float, expects: str, words: list[str]) ->
 def test_the_p_values_of_all_claims_are_corrected_together() -> None:
     """A difference that counts alone, p 0.03, does not count beside nine other claims."""
     off = shifted(0.03, 0.02)
-    claims = [Claim("off", "on", "expected", "worse")] + [Claim("on", "on", "expected", "same")] * 9
+    claims = [Claim("off", "on", "expected_worse", "worse")] + [Claim("on", "on", "expected_same", "same")] * 9
     alone, together = judge(claims[:1], {"on": ON, "off": off})[0], judge(claims, {"on": ON, "off": off})[0]
     assert alone.found == "worse"
     assert alone.p < 0.05
@@ -49,7 +49,7 @@ def test_the_p_values_of_all_claims_are_corrected_together() -> None:
 
 
 def test_the_arm_with_more_failed_runs_is_worse() -> None:
-    claim, back = Claim("off", "on", "expected", "worse"), Claim("on", "off", "expected", "better")
+    claim, back = Claim("off", "on", "expected_worse", "worse"), Claim("on", "off", "nado_adam", "better")
     found = judge([claim, back], {"on": ON, "off": {**ON, 3: math.inf}})
     assert [verdict.found for verdict in found] == ["worse", "better"]
     assert "worse: more runs failed" in found[0].sentence(in_nats, "nats")
