@@ -42,9 +42,7 @@ class Law:
         while losses[-1] > TARGET and step < most:
             step = min(step + changes["training.evaluate_every_steps"], most)
             samples.append(step * batch)
-            losses.append(
-                max(5.0 - (5.0 - TARGET) * step / needed, 1.0) if needed < math.inf else 5.0 - 1e-9 * step * rate
-            )
+            losses.append(max(5.0 - (5.0 - TARGET) * step / needed, 1.0))
         return Curve(arm, rate, seed, samples, losses, False, batch, f"run {arm} {batch} {seed}", "c", cpu_seconds=1.0)
 
 
