@@ -28,9 +28,10 @@ def sources(config: StudyConfig) -> list[str]:
 def page(config: StudyConfig, rows: list[Row], sentences: list[str], rule: str) -> str:
     """Question, sources, what was found, the table, how it was found, and the command of every row."""
     columns = [name for name in rows[0] if name not in _BELOW]
-    lines = [f"# {config.question}", "", *(f"- {text}" for text in sources(config)), "", "Found here:", ""]
-    lines += [*(f"- {text}" for text in sentences), "", "| " + " | ".join(columns) + " |"]
-    lines += ["|" + " --- |" * len(columns)]
+    lines = [f"# {config.question}", ""]
+    for head, texts in (("Published:", sources(config)), ("Found here:", sentences)):
+        lines += [head, "", *(f"- {text}" for text in texts), ""] if texts else []
+    lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     lines += ["| " + " | ".join(_cell(row[name]) for name in columns) + " |" for row in rows]
     lines += ["", rule, "", config.chosen.note, "", "![](study.png)", ""]
     lines += ["The first run of each row; the others differ in seed and run_dir:", "", "```bash"]
