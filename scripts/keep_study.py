@@ -2,7 +2,8 @@
 
     python scripts/keep_study.py "2-core x86_64" runs/study/optimizers_toy
 
-Copies ``study.json`` and ``study.png`` of each OUT_DIR to ``scripts/results``; then run ``write_results.py``.
+Copies ``study.json``, ``.csv``, ``.png`` and ``.svg`` of each OUT_DIR to ``scripts/results``; then run
+``write_results.py``. The commands of the rows stand in the CSV.
 """
 
 import json
@@ -11,8 +12,6 @@ from pathlib import Path
 
 from repository_root import ROOT
 from results_file import argument_parser, write_result
-
-from bert_pretrain.study.verdict import RULE
 
 
 def main() -> None:
@@ -26,12 +25,14 @@ def main() -> None:
         kind = "cpu" if "CPU" in study["device"] else "gpu"
         name = f"{kind}_{study['date']}_study_{study['options']['name']}_{study['scale']}"
         path = ROOT / "scripts" / "results" / f"{name}.json"
-        verdicts = "\n".join(f"- {sentence}" for sentence in study["verdicts"])
-        note = f"The article: {study['article']}\n\n{verdicts}\n\n{study['note']} {RULE}"
+        said, found = ("\n".join(f"- {sentence}" for sentence in study[name]) for name in ("sources", "verdicts"))
+        note = f"{said}\n\nFound here:\n\n{found}\n\n{study['note']} {study['rule']}"
         what = f"Study, scale {study['scale']}: {study['what']}"
-        kept = {key: study[key] for key in ("date", "command", "curves")}
-        write_result(path, what, study["rows"], note, **kept, device=given.device)
-        shutil.copyfile(out_dir / "study.png", path.with_suffix(".png"))
+        kept = {key: study[key] for key in ("date", "command", "searched", "curves")}
+        rows = [{name: value for name, value in row.items() if name != "command"} for row in study["rows"]]
+        write_result(path, what, rows, note, **kept, device=given.device)
+        for kind in (".csv", ".png", ".svg"):
+            shutil.copyfile(out_dir / f"study{kind}", path.with_suffix(kind))
 
 
 if __name__ == "__main__":

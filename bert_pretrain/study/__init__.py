@@ -1,1 +1,1 @@
-"""Repeats the comparisons of NVIDIA's NVLAMB article: optimizers, batch sizes, schedules."""
+"""Compares optimizers, batch sizes and schedules, and judges what NVIDIA's NVLAMB article and others claim."""

@@ -13,13 +13,13 @@ from bert_pretrain.study.options import StudyConfig
 
 @entry_point("study", StudyConfig)
 def study(config: StudyConfig) -> None:
-    """Repeat a comparison of the NVLAMB article with several seeds, and write its table, figure and verdict.
+    """Compare optimizers, batch sizes or options with several seeds, and write a table, a figure and verdicts.
 
         bert-pretrain study pre_normalization scale=toy
 
-    scale=toy takes minutes on a CPU, with a tiny model on a synthetic language. scale=base is BERT-base on one GPU, on
-    your shards. Any option of pretrain, such as data.dir=DIR, applies to every run of the study. Run the same command
-    again to continue a stopped study.
+    scale=toy takes minutes on a CPU, with a tiny model on a synthetic language. scale=small is a small model on real
+    text, your shards, about a minute a run on one core. scale=base is BERT-base on one GPU, on your shards. Any option
+    of pretrain, such as data.dir=DIR, applies to every run. Run the same command again to continue a stopped study.
     """
     from bert_pretrain.study.run import run_study  # imports torch; by now the options are known to be valid
 

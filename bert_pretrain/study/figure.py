@@ -8,17 +8,18 @@ import numpy as np
 matplotlib.use("Agg")  # runs have no display
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from bert_pretrain.study.verdict import Curve
+from bert_pretrain.study.curve import Curve
 
-_COLORS = ("#4477aa", "#cc3311", "#228833", "#ee7733", "#aa3377", "#009988", "#555555", "#ccaa00")
+COLORS = ("#4477aa", "#cc3311", "#228833", "#ee7733", "#aa3377", "#009988", "#555555", "#ccaa00")
 
 
-def draw_study(path: Path, title: str, curves: dict[str, list[Curve]]) -> None:
+def draw_study(out_dir: Path, title: str, curves: dict[str, list[Curve]]) -> None:
     """Left: mean loss of each arm over samples, in a band from lowest to highest seed. Right: the final losses."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained", width_ratios=(3, 2))
     for row, (arm, runs) in enumerate(curves.items()):
-        color = _COLORS[row % len(_COLORS)]
+        color = COLORS[row % len(COLORS)]
         _draw_band(left, arm, runs, color)
         finals = [run.final for run in runs if np.isfinite(run.final)]
         right.plot(finals, [row] * len(finals), "o", color=color, alpha=0.6)
@@ -38,7 +39,13 @@ def draw_study(path: Path, title: str, curves: dict[str, list[Curve]]) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=120)
+    save(figure, out_dir)
+
+
+def save(figure: Figure, out_dir: Path) -> None:
+    """Write ``study.png`` and ``study.svg``."""
+    for name in ("study.png", "study.svg"):
+        figure.savefig(out_dir / name, dpi=150)
     plt.close(figure)
 
 

@@ -48,6 +48,31 @@ class SpikeConfig:
 
 
 @dataclass
+class TargetConfig:
+    """A held-out loss, and the batch sizes of which the steps to it are compared."""
+
+    loss: float
+    """Held-out MLM loss in nats at which a run ends."""
+    batch_sizes: list[int]
+    """Batch sizes, ascending."""
+    evaluate_every_samples: int
+    """Samples between two evaluations on the held-out shards; at least one step."""
+    baseline: str
+    """The arm with whose samples those of the others are compared."""
+    give_up_factor: float
+    """A run of another arm is given up after so many times the steps of the baseline at this batch size."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.loss < math.inf, "target.loss", self.loss, "a number above 0")
+        sizes = self.batch_sizes
+        ascending = len(sizes) > 0 and sizes == sorted(set(sizes)) and sizes[0] >= 1
+        require(ascending, "target.batch_sizes", sizes, "one or more, ascending, each once")
+        every = self.evaluate_every_samples
+        require(every >= 1, "target.evaluate_every_samples", every, "1 or more")
+        require(self.give_up_factor > 1, "target.give_up_factor", self.give_up_factor, "above 1")
+
+
+@dataclass
 class ScaleConfig:
     """A study at one scale."""
 
@@ -56,7 +81,7 @@ class ScaleConfig:
     seeds: list[int]
     """Each arm is run once per seed."""
     samples: int
-    """Training samples of each run; the number of steps follows from the batch size."""
+    """Training samples of each run; the number of steps follows from the batch size. With a target: at most."""
     note: str
     """What this scale can show and what it cannot."""
     options: list[str] = field(default_factory=list)
@@ -64,11 +89,16 @@ class ScaleConfig:
     arms: list[str] | None = None
     """Arms to run at this scale; null: all."""
     learning_rates: dict[str, list[float]] = field(default_factory=dict)
-    """By arm: peak learning rates to try with tuning_seed; the best is run with all seeds."""
+    """By arm: peak learning rates to try with tuning_seed, and more of them until the best is not the highest or the
+    lowest (bert_pretrain/study/search.py); the best is run with all seeds. A single one is not tuned, unless there is
+    a target."""
     tuning_seed: int = 0
     """Seed of the runs that choose the learning rate."""
     spikes: dict[str, SpikeConfig] = field(default_factory=dict)
     """By arm: a gradient spike in each of its runs."""
+    target: TargetConfig | None = None
+    """Runs end at a held-out loss, and the study compares the steps to it over batch sizes; null: runs end after
+    samples, and the study compares their last losses."""
     corpus: LanguageConfig | None = None
     """Synthetic corpus that the study writes to out_dir/corpus; null: none."""
 
@@ -86,7 +116,8 @@ class StudyConfig:
     name: str
     """Name of the study."""
     scale: str
-    """toy (tiny model, synthetic language, CPU) or base (BERT-base on one GPU, your shards)."""
+    """toy (tiny model, synthetic language, CPU), small (small model, your shards, CPU) or base (BERT-base on one GPU,
+    your shards)."""
     out_dir: str
     """Directory for the runs, the figure, the page and the numbers; an existing study continues."""
     device: str
@@ -95,12 +126,11 @@ class StudyConfig:
     """Options of pretrain for every run, which override all others; you may give them directly."""
     question: str
     """What is compared."""
-    article: str
-    """What the article found."""
     arms: dict[str, list[str]]
     """By arm: its options, which override those of the scale."""
     claims: list[Claim]
-    """Comparisons of two arms, each with the article's result."""
+    """Comparisons of two arms, each with what a source says about it. With a target: of the samples to it, at the
+    largest batch size that both reach."""
     scales: dict[str, ScaleConfig]
     """The study at each scale."""
 
@@ -113,8 +143,20 @@ class StudyConfig:
         for claim in self.claims:
             for arm in (claim.arm, claim.against):
                 require(arm in known, "claims", arm, allowed)
+        self._check_target()
         if not self.chosen_arms:
             raise ConfigError(f"study {self.name} has no arms at scale {self.scale}")
+
+    def _check_target(self) -> None:
+        """The baseline is among the arms, and every arm has a learning rate to begin with."""
+        target = self.chosen.target
+        if target is None:
+            return
+        name = f"scales.{self.scale}.target.baseline"
+        require(target.baseline in self.chosen_arms, name, target.baseline, f"one of {', '.join(self.chosen_arms)}")
+        for arm in self.chosen_arms:
+            rates = self.chosen.learning_rates.get(arm)
+            require(bool(rates), f"scales.{self.scale}.learning_rates.{arm}", rates, "one or more to begin with")
 
     @property
     def chosen(self) -> ScaleConfig:

@@ -1,58 +1,52 @@
-"""Evaluates a study: a table, and a verdict on each of the article's claims.
+"""The table of a study of last losses, and a verdict on each claim.
 
-The result of a run is its held-out MLM loss after the last step. An arm has a mean over its seeds and a spread,
-largest minus smallest. A difference of two means counts as an effect only if it exceeds the larger of the two
-spreads. A run that diverged has an infinite loss; if two arms have different numbers of such runs, the one with more
-is worse.
+The result of a run is its held-out MLM loss after the last step. A difference of two arms counts as an effect if its
+p-value, corrected for the number of the study's claims, is below 0.05 (``statistics.py``). Otherwise the verdict says
+how large a difference would have shown. A run that diverged has an infinite loss; if two arms have different numbers
+of such runs, the one with more is worse.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from bert_pretrain.errors import require
+from bert_pretrain.study.claims import CLAIMS
+from bert_pretrain.study.curve import OUTLIER, Curve
+from bert_pretrain.study.search import Cost, is_inside
+from bert_pretrain.study.statistics import ALPHA, Difference, compare, holm
 
 WORSE, BETTER, SAME = "worse", "better", "same"
+Results = dict[str, dict[int, float]]
+"""By arm and seed: less is better, infinite for a run that diverged or did not reach its target."""
 RULE = (
-    "Loss: held-out MLM loss after the last step, in nats. Spread: largest minus smallest over the seeds. A "
-    "difference of two means counts as an effect only if it exceeds the larger of the two spreads."
+    "Loss: held-out MLM loss after the last step, in nats. Differences: means over the seeds that both arms share, "
+    "with 95 % intervals of Student's t for pairs (Welch's without shared seeds). p: corrected for the number of "
+    "claims by Holm; below 0.05 it counts as an effect. The smallest effect that would show: what such a test finds in "
+    "80 % of studies with this spread and this number of seeds. Norm outliers: steps, of all seeds, whose gradient "
+    f"norm is above {OUTLIER} times the median of the run, an injected spike included."
 )
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Held-out MLM loss of one run over samples."""
-
-    arm: str
-    rate: float
-    """Peak learning rate."""
-    seed: int
-    samples: list[int]
-    losses: list[float]
-    diverged: bool
-
-    @property
-    def final(self) -> float:
-        """The last loss; infinite if the run diverged."""
-        if self.diverged or not self.losses or math.isnan(self.losses[-1]):
-            return math.inf
-        return self.losses[-1]
 
 
 @dataclass
 class Claim:
-    """The article's result for two arms."""
+    """What a source says about two arms."""
 
     arm: str
     """The arm that is compared."""
     against: str
     """The arm that it is compared with."""
-    article: str
+    source: str
+    """The claim's name in bert_pretrain/study/claims.py."""
+    expects: str
     """worse, better or same: arm compared with against."""
 
     def __post_init__(self) -> None:
-        allowed = (WORSE, BETTER, SAME)
-        require(self.article in allowed, f"claim on {self.arm}: article", self.article, " | ".join(allowed))
+        name = f"claim on {self.arm}"
+        require(self.source in CLAIMS, f"{name}: source", self.source, " | ".join(CLAIMS))
+        allowed = CLAIMS[self.source].results
+        require(self.expects in allowed, f"{name}: expects", self.expects, f"{' | '.join(allowed)} of {self.source}")
 
 
 @dataclass(frozen=True)
@@ -60,86 +54,91 @@ class Verdict:
     """A claim and our result."""
 
     claim: Claim
-    difference: float
-    """Mean loss of ``claim.arm`` minus that of ``claim.against``, in nats; infinite or NaN if runs diverged."""
-    spread: float
-    """The larger of the two arms' spreads."""
     found: str
     """worse, better or same."""
+    difference: Difference | None
+    """Of ``claim.arm`` to ``claim.against``; None if runs diverged, or there are too few."""
+    p: float
+    """After Holm's correction; NaN without a difference."""
 
-    @property
-    def sentence(self) -> str:
-        """The verdict as a sentence of Markdown."""
+    def sentence(self, show: Callable[[float], str], unit: str) -> str:
+        """The verdict as a sentence of Markdown. ``show`` and ``unit``: a difference and its unit in words."""
         claim = self.claim
-        result = {WORSE: "is worse", BETTER: "is better", SAME: "shows no difference"}[self.found]
-        if self.found == claim.article:
-            comparison = "as in the article"
-        elif self.found == SAME:
-            comparison = f"the article's effect ({claim.article}) is not reproduced"
+        source, results = CLAIMS[claim.source].source, CLAIMS[claim.source].results
+        begin = source[0].upper() + source[1:]
+        head = f"**{claim.arm}** against **{claim.against}**: "
+        if self.difference is None:
+            found = {SAME: "too few runs to compare", WORSE: "worse: more runs failed", BETTER: "better: fewer failed"}
+            return f"{head}{found[self.found]}. {begin}: {claim.expects}."
+        ends = f"{show(self.difference.low)} to {show(self.difference.high)}"
+        numbers = f"{show(self.difference.mean)} {unit} (95 %: {ends}; p {self.p:.2g})"
+        smallest = f"{show(self.difference.smallest)} {unit}"
+        if claim.expects == SAME and self.found == SAME:
+            return f"{head}{numbers}. {begin} claims no difference; here none shows, and one of {smallest} would."
+        if claim.expects == SAME and self.found not in results:
+            return f"{head}{self.found}, {numbers}. {begin} claims no difference; here there is one."
+        if self.found == SAME:
+            return (
+                f"{head}{numbers}: too small to see at this scale; the smallest effect that would show is {smallest}. "
+                f"{begin}: {claim.expects}."
+            )
+        return f"{head}{self.found}, {numbers}; {'as' if self.found in results else 'not as'} {source} has it."
+
+
+def judge(claims: list[Claim], results: Results) -> list[Verdict]:
+    """The verdicts on all claims of a study, whose p-values are corrected together."""
+    differences = [_difference(claim, results, len(claims)) for claim in claims]
+    corrected = iter(holm([difference.p for difference in differences if difference]))
+    verdicts = []
+    for claim, difference in zip(claims, differences, strict=True):
+        if difference is None:
+            failed = [sum(map(math.isinf, results[arm].values())) for arm in (claim.arm, claim.against)]
+            found = SAME if failed[0] == failed[1] else WORSE if failed[0] > failed[1] else BETTER
+            verdicts.append(Verdict(claim, found, None, math.nan))
         else:
-            comparison = f"the article finds it {'the same' if claim.article == SAME else claim.article}"
-        diverged = not math.isfinite(self.difference)
-        numbers = "runs diverged" if diverged else f"{self.difference:+.3f} nats, spread {self.spread:.3f}"
-        return f"**{claim.arm}** against **{claim.against}**: {result} ({numbers}); {comparison}."
+            p = next(corrected)
+            found = SAME if not p < ALPHA else WORSE if difference.mean > 0 else BETTER
+            verdicts.append(Verdict(claim, found, difference, p))
+    return verdicts
 
 
-def judge(claim: Claim, curves: dict[str, list[Curve]]) -> Verdict:
-    """Compare two arms by the rule above."""
-    arm, against = ([curve.final for curve in curves[name]] for name in (claim.arm, claim.against))
-    difference = mean(arm) - mean(against)
-    larger = max(spread(arm), spread(against))
-    more_diverged = sum(map(math.isinf, arm)) - sum(map(math.isinf, against))
-    if more_diverged:
-        found = WORSE if more_diverged > 0 else BETTER
-    elif not abs(difference) > larger:
-        found = SAME
-    else:
-        found = WORSE if difference > 0 else BETTER
-    return Verdict(claim, difference, larger, found)
+def _difference(claim: Claim, results: Results, tests: int) -> Difference | None:
+    arm, against = results[claim.arm], results[claim.against]
+    if any(map(math.isinf, [*arm.values(), *against.values()])):
+        return None
+    return compare(arm, against, tests)
 
 
-def mean(values: list[float]) -> float:
-    """The arithmetic mean."""
-    return sum(values) / len(values)
+def in_nats(value: float) -> str:
+    """A difference of losses, with its sign."""
+    return f"{value:+.3f}"
 
 
-def spread(values: list[float]) -> float:
-    """Largest minus smallest; 0 if all are infinite."""
-    low, high = min(values), max(values)
-    return 0.0 if low == high else high - low
+def last_losses(curves: dict[str, list[Curve]]) -> Results:
+    """By arm and seed: the loss after the last step."""
+    return {arm: {run.seed: run.final for run in runs} for arm, runs in curves.items()}
 
 
-def best_rate(tried: list[Curve]) -> float:
-    """The learning rate of the run with the lowest final loss; the first of equals."""
-    return min(tried, key=lambda curve: curve.final).rate
-
-
-def table(curves: dict[str, list[Curve]], rates: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """One row per arm. ``rates``: the learning rates that were tried for it."""
+def table(curves: dict[str, list[Curve]], tried: dict[str, dict[float, Cost]]) -> list[dict[str, Any]]:
+    """One row per arm. ``tried``: the learning rates that were searched for it."""
     rows = []
     for arm, runs in curves.items():
         finals = [curve.final for curve in runs]
-        rate, tried = runs[0].rate, rates.get(arm, [])
-        edge = len(tried) > 1 and rate in (min(tried), max(tried))
+        rates = tried.get(arm, {})
+        shown = ", ".join(f"{rate:g}" for rate in sorted(rates)) or "-"
         rows.append(
             {
                 "arm": arm,
-                "peak learning rate": rate,
-                "tried": (", ".join(f"{value:g}" for value in tried) or "-") + (" (best at the edge)" if edge else ""),
-                "seeds": len(runs),
-                "mean loss": round(mean(finals), 4),
+                "peak learning rate": runs[0].rate,
+                "tried": shown + (" (best at the edge)" if rates and not is_inside(rates) else ""),
+                "n": len(runs),
+                "mean loss": round(sum(finals) / len(finals), 4),
                 "lowest": round(min(finals), 4),
                 "highest": round(max(finals), 4),
                 "diverged": sum(map(math.isinf, finals)),
+                "norm outliers": f"{sum(run.outliers for run in runs)} of {sum(run.norms for run in runs)}",
+                "command": runs[0].command,
+                "commit": ", ".join(sorted({run.commit for run in runs})),
             }
         )
     return rows
-
-
-def page(question: str, article: str, rows: list[dict[str, Any]], verdicts: list[Verdict], note: str) -> str:
-    """The study as a page of Markdown."""
-    columns = list(rows[0])
-    lines = [f"# {question}", "", f"The article: {article}", "", *(f"- {verdict.sentence}" for verdict in verdicts)]
-    lines += ["", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(str(row[column]) for column in columns) + " |" for row in rows]
-    return "\n".join([*lines, "", RULE, "", note, "", "![](study.png)", ""])

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import bert_pretrain.study.run as study_module
-from bert_pretrain.config import resolved_yaml
+import bert_pretrain.study.single_run as single_run
+from bert_pretrain.config import PretrainConfig, resolved_yaml
 from bert_pretrain.config_files import CONFIG_DIR
 from bert_pretrain.config_loading import load_config
 from bert_pretrain.distributed.preemption import StopRequest
@@ -16,8 +16,10 @@ from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim import Adam, NVLamb
 from bert_pretrain.study.__main__ import main, with_run_options
+from bert_pretrain.study.batch_scaling import BatchScaling
 from bert_pretrain.study.options import SpikeConfig, StudyConfig
 from bert_pretrain.study.run import Study, write_study
+from bert_pretrain.study.runs import Runs, changed
 from tests.conftest import run_module
 
 NAMES = sorted(path.stem for path in (CONFIG_DIR / "study").glob("*.yaml"))
@@ -37,7 +39,7 @@ def small_study(out_dir: Path, *options: str, name: str = "decay_degree", scale:
     given = [f"study={name}", f"name={name}", f"scale={scale}", f"out_dir={out_dir}"]
     given += with_run_options(list(options))
     config = load_config("study", given, StudyConfig)
-    yield Study(config, World(0, 0, 1, torch.device("cpu")), StopRequest())
+    yield Study(Runs(config, World(0, 0, 1, torch.device("cpu")), StopRequest()))
 
 
 def files(folder: Path, name: str) -> dict[str, int]:
@@ -74,7 +76,7 @@ def test_two_runs_and_their_page(finished: tuple[Path, str]) -> None:
 def test_a_study_that_was_stopped_and_resumed_gives_the_same_curves(tmp_path: Path, finished: tuple[Path, str]) -> None:
     whole = json.loads((finished[0] / "study.json").read_text())["curves"]
     with small_study(tmp_path / "cut", *SMALL, *RUN) as study:
-        study.stop.request()
+        study.runs.stop.request()
         with pytest.raises(SystemExit, match="75"):
             study.run()
     *_, saved = files(tmp_path / "cut", "progress.json")
@@ -99,18 +101,20 @@ def test_a_study_that_was_stopped_and_resumed_gives_the_same_curves(tmp_path: Pa
 def test_a_longer_study_does_not_take_the_result_of_the_shorter(tmp_path: Path) -> None:
     """A run may be extended under a constant rate, but a finished run of a study has no checkpoint to go on from."""
     with small_study(tmp_path, *SMALL, *RUN, "schedule.degree=0", "schedule.warmup_steps=2") as study:
-        config = study._run_config("degree 1", 1)
-        run_dir = Path(config.run_dir)
+        run_dir = tmp_path / "runs/degree_1/lr_0.06/seed_1"
         run_dir.mkdir(parents=True)
+        study.bases = {"degree 1": study.runs.compose("degree 1")}
+        config = changed(study.bases["degree 1"], {**study._changes("degree 1"), "seed": 1, "run_dir": str(run_dir)})
         (run_dir / "config.yaml").write_text(resolved_yaml(config))
         (run_dir / "result.json").write_text('{"samples": [64], "losses": [2.0], "diverged": false}')
-        assert study._curve("degree 1", 1, None).final == 2.0
+        assert study._curve("degree 1", 1, 0.06).final == 2.0
         study.scale.samples *= 2
         with pytest.raises(ConfigError, match=r"belongs to another run: .*schedule.total_steps was 8 and is 16"):
-            study._curve("degree 1", 1, None)
+            study._curve("degree 1", 1, 0.06)
 
 
-def test_learning_rates_are_tuned_on_their_own_seed_and_divergence_is_a_result(tmp_path: Path) -> None:
+def test_learning_rates_are_searched_on_their_own_seed_and_divergence_is_a_result(tmp_path: Path) -> None:
+    """SGD learns nothing in 8 steps at 1e-3, so 1 is the edge of its grid, which goes on to 1,000."""
     rates = ("scales.toy.arms=[NVLAMB,SGD]", "scales.toy.learning_rates={NVLAMB:[0.06],SGD:[1e-3,1.0]}")
     small = (SMALL[0], *SMALL[2:], *RUN)
     with small_study(tmp_path / "rates", *small, *rates, name="optimizers") as study:
@@ -120,14 +124,15 @@ def test_learning_rates_are_tuned_on_their_own_seed_and_divergence_is_a_result(t
         "runs/SGD/lr_0.001/seed_0/result.json",
         "runs/SGD/lr_1/seed_0/result.json",
         "runs/SGD/lr_1/seed_1/result.json",
+        "runs/SGD/lr_1000/seed_0/result.json",
     ]
-    assert curves["SGD"][0].rate == 1.0  # 1e-3 learns nothing in 8 steps
+    assert curves["SGD"][0].rate == 1.0
     sgd = ("optimizer=sgd", "optimizer.lr=1e25", 'scales.toy.arms=["degree 1"]')
     with small_study(tmp_path / "sgd", *SMALL, *RUN, *sgd) as study:
-        curves = study.run()
-        write_study(study.config, curves, "here")
-    assert curves["degree 1"][0].diverged
-    assert json.loads((tmp_path / "sgd" / "study.json").read_text())["rows"][0]["diverged"] == 1
+        write_study(study, "here")
+    result = json.loads((tmp_path / "sgd" / "study.json").read_text())
+    assert result["curves"][0]["diverged"]
+    assert result["rows"][0]["diverged"] == 1
 
 
 @pytest.mark.parametrize("make", [NVLamb, Adam])
@@ -138,7 +143,7 @@ def test_a_spike_scales_one_gradient_of_the_run(make) -> None:
     for number in range(4):
         layer.grad = torch.full((3,), 2.0)
         if number < 3:
-            with study_module.spiked(SpikeConfig(2, 1000.0)):
+            with single_run.spiked(SpikeConfig(2, 1000.0)):
                 optimizer.step()
         else:
             optimizer.step()
@@ -146,26 +151,39 @@ def test_a_spike_scales_one_gradient_of_the_run(make) -> None:
     assert seen == pytest.approx([1.0, 1.0, 1000.0, 1.0])
 
 
-@pytest.mark.parametrize("scale", ["toy", "base"])
+def run_configs(study: Study) -> list[PretrainConfig]:
+    """One run of every arm; of every batch size, if the study has a target."""
+    arms = study.runs.config.chosen_arms
+    if study.scale.target is not None:
+        scaling = BatchScaling(study.runs)
+        return [scaling.base(arm, batch) for arm in arms for batch in scaling.target.batch_sizes]
+    study.bases = {arm: study.runs.compose(arm) for arm in arms}
+    return [changed(study.bases[arm], study._changes(arm)) for arm in arms]
+
+
+@pytest.mark.parametrize("scale", ["toy", "small", "base"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_study_is_valid_at_every_scale(name: str, scale: str, tmp_path: Path) -> None:
     with small_study(tmp_path, name=name, scale=scale) as study:
-        config = study.config
-        assert len(config.chosen.seeds) >= 3
+        config = study.runs.config
+        assert len(config.chosen.seeds) >= 5
         assert config.chosen_claims
         assert len(config.chosen.note) > 20
-        runs = [study._run_config(arm, 1) for arm in config.chosen_arms]
-    assert len({run.run_dir for run in runs}) == len(runs)
-    for run in runs:
+        runs = run_configs(study)
+    for run in runs if config.chosen.target is None else []:
         assert run.schedule.total_steps * run.batch.global_batch_size == config.chosen.samples, "no remainder"
+    if config.chosen.target is not None:
+        assert {run.schedule.shape for run in runs} == {"constant"}, "no run's past depends on its end"
+        least, most = config.chosen.target.batch_sizes[0], config.chosen.target.batch_sizes[-1]
+        assert (least, most) == {"toy": (64, 1024), "small": (64, 8192), "base": (256, 65_536)}[scale]
 
 
 def test_the_article_is_what_the_base_scale_runs(tmp_path: Path) -> None:
     with small_study(tmp_path, name="batch_size", scale="base") as study:
-        runs = [study._run_config(arm, 1, study.scale.learning_rates[arm][0]) for arm in study.config.chosen_arms]
+        runs, rates = run_configs(study), study.scale.learning_rates.values()
     assert [run.batch.global_batch_size for run in runs] == [256, 1024, 4096, 16_384, 65_536]
-    for run in runs:
-        assert run.optimizer.lr == pytest.approx(6e-3 * (run.batch.global_batch_size / 65_536) ** 0.5)
+    for run, (rate,) in zip(runs, rates, strict=True):
+        assert rate == pytest.approx(6e-3 * (run.batch.global_batch_size / 65_536) ** 0.5)
         assert (run.schedule.warmup_proportion, run.schedule.degree) == (0.2843, 0.5)
         assert (run.optimizer.pre_normalization, run.optimizer.trust_ratio) == ("unit", "all")
 
@@ -173,11 +191,11 @@ def test_the_article_is_what_the_base_scale_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("scale=huge",), "scale is 'huge'; allowed: toy | base"),
+        (("scale=huge",), r"scale is 'huge'; allowed: toy \| small \| base"),
         (("scales.toy.seeds=[1,1]",), r"seeds is \[1, 1\]; allowed: one or more, each once"),
         (("scales.toy.seeds=[0,1]",), "without the tuning seed"),
         (('scales.toy.arms=["degree 3"]',), r"scales.toy is 'degree 3'; allowed: the arms degree 0.5, degree 1"),
-        (("claims=[{arm:degree 3,against:degree 1,article:worse}]",), "claims is 'degree 3'"),
+        (("claims=[{arm:degree 3,against:degree 1,source:expected_worse,expects:worse}]",), "claims is 'degree 3'"),
         (("scales.toy.samples=100",), "scales.toy.samples is 100; allowed: two batches or more"),
         (("+scales.toy.spikes={degree 0.5:{step:0,factor:10}}",), "spike.step is 0; allowed: 1 or more"),
         (("optimzer.lr=1",), "there is no option .optimzer.lr.; did you mean optimizer.lr"),

@@ -1,0 +1,86 @@
+"""The files that a study writes: its page in Markdown, its numbers, its rows as CSV."""
+
+import csv
+import json
+import math
+import time
+from dataclasses import asdict
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from bert_pretrain.file_system import replace_file
+from bert_pretrain.study.claims import CLAIMS
+from bert_pretrain.study.options import StudyConfig
+
+Row = dict[str, Any]
+_BELOW = ("command", "commit")
+"""Columns that are listed below the table."""
+
+
+def sources(config: StudyConfig) -> list[str]:
+    """What the sources of the study's claims say, each once, with the place."""
+    names = dict.fromkeys(claim.source for claim in config.chosen_claims)
+    found = (CLAIMS[name] for name in names if not name.startswith("expected"))
+    return [f"{claim.source[0].upper()}{claim.source[1:]} ({claim.place}): {claim.text}." for claim in found]
+
+
+def page(config: StudyConfig, rows: list[Row], sentences: list[str], rule: str) -> str:
+    """Question, sources, what was found, the table, how it was found, and the command of every row."""
+    columns = [name for name in rows[0] if name not in _BELOW]
+    lines = [f"# {config.question}", ""]
+    for head, texts in (("Published:", sources(config)), ("Found here:", sentences)):
+        lines += [head, "", *(f"- {text}" for text in texts), ""] if texts else []
+    lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row[name]) for name in columns) + " |" for row in rows]
+    lines += ["", rule, "", config.chosen.note, "", "![](study.png)", ""]
+    lines += ["The first run of each row; the others differ in seed and run_dir:", "", "```bash"]
+    lines += [f"{row['command']}  # commit {row['commit']}" for row in rows]
+    return "\n".join([*lines, "```", ""])
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def write_files(
+    config: StudyConfig,
+    out_dir: Path,
+    device: str,
+    rows: list[Row],
+    sentences: list[str],
+    rule: str,
+    numbers: dict[str, Any],
+) -> None:
+    """Write ``study.md``, ``study.csv`` and ``study.json`` into ``out_dir``."""
+    replace_file(out_dir / "study.md", page(config, rows, sentences, rule).encode())
+    replace_file(out_dir / "study.csv", as_csv(rows).encode())
+    result = {
+        "what": config.question,
+        "scale": config.scale,
+        "date": time.strftime("%Y-%m-%d"),
+        "device": device,
+        "command": f"bert-pretrain study {config.name} scale={config.scale}",
+        "sources": sources(config),
+        "verdicts": sentences,
+        "rule": rule,
+        "note": config.chosen.note,
+        "rows": rows,
+        **numbers,
+        "options": asdict(config),
+    }
+    replace_file(out_dir / "study.json", (json.dumps(result, indent=1) + "\n").encode())
+
+
+def as_csv(rows: list[Row]) -> str:
+    """The rows as CSV below a line of names."""
+    text = StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def finite(value: float) -> float | None:
+    """``value``, or None if it is infinite, which JSON lacks."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,161 @@
+"""One run of a study: an ordinary run of ``pretrain`` with a directory of its own.
+
+A study that was stopped, or killed, goes on in the run that it was in. A finished run keeps ``result.json``,
+``metrics.jsonl``, ``config.yaml`` and ``log.txt``, but no checkpoints, and is not repeated.
+"""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from bert_pretrain.build import pretrain
+from bert_pretrain.checkpoint.directories import RECORD
+from bert_pretrain.config import PretrainConfig, check_run_dir
+from bert_pretrain.distributed.preemption import StopRequest
+from bert_pretrain.distributed.world import World
+from bert_pretrain.errors import EXIT_STOPPED, DivergedError
+from bert_pretrain.file_system import replace_file
+from bert_pretrain.study.curve import Curve, count_outliers
+from bert_pretrain.study.options import SpikeConfig
+from bert_pretrain.training.metrics import read_rows
+
+METRICS, RESULT = "metrics.jsonl", "result.json"
+
+
+class StopAtTarget(StopRequest):
+    """Asks a run to stop when its metrics show a held-out loss at or below ``target``, or when ``outer`` asks."""
+
+    def __init__(self, outer: StopRequest, metrics: Path, target: float) -> None:
+        super().__init__()
+        self.outer, self.metrics, self.target = outer, metrics, target
+        self._size, self._reached = -1, False
+
+    @property
+    def requested(self) -> bool:
+        """As for ``StopRequest``. Read once a step: the file is read again only when it has grown."""
+        return self.outer.requested or self.reached()
+
+    def reached(self) -> bool:
+        """Whether an evaluation in the metrics is at or below the target."""
+        size = self.metrics.stat().st_size if self.metrics.exists() else 0
+        if size != self._size:
+            self._size = size
+            self._reached = any(loss <= self.target for _, loss in evaluations(self.metrics))
+        return self._reached
+
+
+def evaluations(metrics: Path) -> list[tuple[int, float]]:
+    """Step and held-out MLM loss of every evaluation in the file, that before the first step included."""
+    if not metrics.exists():
+        return []
+    return [(row["step"], row["eval_mlm_loss"]) for row in read_rows(metrics) if "eval_mlm_loss" in row]
+
+
+@dataclass(frozen=True)
+class SingleRun:
+    """What to run, and the words of the command that does the same."""
+
+    arm: str
+    config: PretrainConfig
+    words: list[str]
+    spike: SpikeConfig | None = None
+    target: float | None = None
+    """The run ends at this held-out loss; None: after the last step."""
+
+    def curve(self, world: World, stop: StopRequest) -> Curve:
+        """The curve of the run, which is run first unless it is finished."""
+        check_run_dir(self.config, may_extend=False)  # a finished run has no checkpoint to go on from
+        path = Path(self.config.run_dir) / RESULT
+        if not path.exists():
+            self._run(path, world, stop)
+        return Curve(self.arm, self.config.optimizer.lr, self.config.seed, **json.loads(path.read_text("utf-8")))
+
+    def _run(self, path: Path, world: World, stop: StopRequest) -> None:
+        """Train to the end with the output in ``log.txt``, and write the curve to ``path``."""
+        run_dir, batch, started = path.parent, self.config.batch.global_batch_size, time.process_time()
+        run_dir.mkdir(parents=True, exist_ok=True)
+        diverged = self._train(run_dir, world, stop)
+        found = evaluations(run_dir / METRICS)
+        norms = [row["grad_norm"] for row in read_rows(run_dir / METRICS) if "grad_norm" in row]
+        if self.target is None:
+            found = [row for row in found if row[0] > 0]
+        result = {
+            "samples": [step * batch for step, _ in found],
+            "losses": [loss for _, loss in found],
+            "diverged": diverged,
+            "batch": batch,
+            "norms": len(norms),
+            "outliers": count_outliers(norms),
+            "command": shlex.join(["bert-pretrain", "pretrain", *self.words]),
+            "commit": program_version(),
+            "cpu_seconds": round(time.process_time() - started, 1),
+        }
+        replace_file(path, json.dumps(result).encode())
+        (run_dir / RECORD).unlink(missing_ok=True)  # so that without its result.json it is run again
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+
+    def _train(self, run_dir: Path, world: World, stop: StopRequest) -> bool:
+        """Whether the run diverged. Exits if a stop was requested, after a checkpoint."""
+        at_target = None if self.target is None else StopAtTarget(stop, run_dir / METRICS, self.target)
+        try:
+            with spiked(self.spike), open(run_dir / "log.txt", "a", encoding="utf-8") as log, redirect_stdout(log):
+                if at_target is None:
+                    finished = pretrain(self.config, world, stop)
+                else:  # killed after its last evaluation, it has no more to do
+                    finished = at_target.reached() or pretrain(self.config, world, at_target) or at_target.reached()
+        except DivergedError:
+            return True
+        if not finished:
+            print("stopped as requested; run the same command to continue")
+            sys.exit(EXIT_STOPPED)
+        return False
+
+
+@contextmanager
+def spiked(spike: SpikeConfig | None) -> Iterator[None]:
+    """Scale the gradient of one step of any optimizer that runs inside, through torch's step hook.
+
+    The step count is read from the optimizer's state, so a resumed run spikes at the same step. The optimizer must
+    count its steps there.
+    """
+    if spike is None:
+        yield
+        return
+
+    def multiply(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        params = [param for group in optimizer.param_groups for param in group["params"] if param.grad is not None]
+        if int(optimizer.state[params[0]].get("step", 0)) == spike.step:
+            torch._foreach_mul_([param.grad for param in params], spike.factor)
+
+    hook = register_optimizer_step_pre_hook(multiply)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@cache
+def program_version() -> str:
+    """The commit of the checkout that this file is in; of an installed package, its version."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        found = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        found = ""
+    try:
+        return found or version("bert-pretrain")
+    except PackageNotFoundError:
+        return "unknown"

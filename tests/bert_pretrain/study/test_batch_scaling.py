@@ -1,0 +1,129 @@
+"""What batch_scaling does and finds, on runs whose steps to the target follow a known law instead of a training."""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from bert_pretrain.config_loading import load_config
+from bert_pretrain.study.batch_scaling import BatchScaling
+from bert_pretrain.study.curve import Curve
+from bert_pretrain.study.options import StudyConfig
+from bert_pretrain.study.scaling_page import write_scaling
+
+SIZES = [64, 256, 1024, 4096]
+LEAST = {"AdamW": 100, "NVLAMB": 200, "SGD": math.inf}
+CRITICAL = {"AdamW": 500, "NVLAMB": 800, "SGD": 1}
+TARGET = 2.5
+
+
+class Law:
+    """In place of ``Runs``: at the best rate, 0.01 sqrt(B / 64), S = S_min (1 + B_crit / B) steps to the target, times
+    1 % for each seed above 2; at other rates more. The loss falls linearly from 5, so crossings are exact."""
+
+    def __init__(self, out_dir: Path, *options: str) -> None:
+        words = ["study=batch_scaling", "name=batch_scaling", "scale=toy", f"out_dir={out_dir}", *options]
+        self.config = load_config("study", words, StudyConfig)
+        self.scale, self.out_dir, self.done = self.config.chosen, out_dir, []
+
+    def write_corpus(self) -> None: ...
+
+    def compose(self, arm: str, more: list[str]) -> SimpleNamespace:
+        return SimpleNamespace(schedule=SimpleNamespace(warmup=4))
+
+    def curve(self, arm: str, base, seed: int, rate: float, changes: dict, folder: str) -> Curve:
+        batch, most = changes["batch.global_batch_size"], changes["schedule.total_steps"]
+        off = math.log2(rate / (0.01 * math.sqrt(batch / 64)))
+        needed = LEAST[arm] * (1 + CRITICAL[arm] / batch) * (1 + off**2) * (1 + 0.01 * (seed - 2) * (seed > 0))
+        self.done.append((arm, batch, seed, rate, most))
+        samples, losses, step = [0], [5.0], 0
+        while losses[-1] > TARGET and step < most:
+            step = min(step + changes["training.evaluate_every_steps"], most)
+            samples.append(step * batch)
+            losses.append(max(5.0 - (5.0 - TARGET) * step / needed, 1.0))
+        return Curve(arm, rate, seed, samples, losses, False, batch, f"run {arm} {batch} {seed}", "c", cpu_seconds=1.0)
+
+
+@pytest.fixture(scope="module")
+def law(tmp_path_factory: pytest.TempPathFactory) -> Law:
+    options = [
+        "scales.toy.arms=[NVLAMB,AdamW,SGD]",
+        "scales.toy.seeds=[1,2,3]",
+        "scales.toy.samples=4000000",
+        f"scales.toy.target.batch_sizes={SIZES}",
+        "scales.toy.learning_rates={AdamW:[0.04],NVLAMB:[0.0025],SGD:[0.01]}",
+    ]
+    runs = Law(tmp_path_factory.mktemp("law"), *options)
+    write_scaling(BatchScaling(runs), "here")  # type: ignore[arg-type]
+    return runs
+
+
+def of(law: Law) -> dict:
+    return json.loads((law.out_dir / "study.json").read_text())
+
+
+def test_the_table_has_the_law_s_steps_at_the_best_rates(law: Law) -> None:
+    rows = {(row["optimizer"], row["batch"]): row for row in of(law)["rows"]}
+    for arm in ("AdamW", "NVLAMB"):
+        for batch in SIZES:
+            row, exact = rows[arm, batch], LEAST[arm] * (1 + CRITICAL[arm] / batch)
+            assert row["peak learning rate"] == pytest.approx(0.01 * math.sqrt(batch / 64))
+            assert row["steps"] == pytest.approx(exact, rel=6e-3)  # three digits
+            assert (row["lowest"], row["highest"]) == pytest.approx((0.99 * exact, 1.01 * exact), rel=6e-3)
+            assert row["samples"] == pytest.approx(exact * batch, rel=6e-3)
+            assert (row["n"], row["reached"]) == (3, 3)
+    assert "best at the edge" not in rows["AdamW", 64]["tried"]
+
+
+def test_critical_batch_sizes_and_samples_against_the_baseline_s(law: Law) -> None:
+    result = of(law)
+    for arm in ("AdamW", "NVLAMB"):
+        assert result["fits"][arm]["batch"] == pytest.approx(CRITICAL[arm], rel=0.02)
+        assert result["fits"][arm]["least_steps"] == pytest.approx(LEAST[arm], rel=0.02)
+    row = next(row for row in result["rows"] if (row["optimizer"], row["batch"]) == ("NVLAMB", 1024))
+    factor = 200 * (1 + 800 / 1024) / (100 * (1 + 500 / 1024))
+    assert row["samples / AdamW"].startswith(f"{factor:.2f} [")
+    page = (law.out_dir / "study.md").read_text()
+    assert "**AdamW** leaves perfect scaling at a batch of 500" in page
+    assert "**NVLAMB** against **AdamW**: worse" in page
+    assert "as NVIDIA's article has it" in page
+
+
+def test_an_optimizer_that_does_not_reach_the_target_is_given_up(law: Law) -> None:
+    """After 4 times the steps of AdamW's search; none but the search's seed is run, and the table says so."""
+    result = of(law)
+    for batch in SIZES:
+        row = next(row for row in result["rows"] if (row["optimizer"], row["batch"]) == ("SGD", batch))
+        assert (row["n"], row["steps"], row["samples / AdamW"]) == (0, "-", "-")
+        fewest = 100 * (1 + 500 / batch)
+        runs = [run for run in law.done if run[:2] == ("SGD", batch)]
+        assert {run[2] for run in runs} == {0}
+        assert max(run[4] for run in runs) == pytest.approx(4 * fewest, rel=0.05)
+    assert "**SGD** does not reach the target in every run at a batch of 64, 256, 1,024, 4,096." in result["verdicts"]
+
+
+def test_the_order_of_the_runs_and_their_seeds(law: Law) -> None:
+    """The baseline first; a search before its comparison; a search ends with the steps of its best rate so far."""
+    arms = [arm for arm, *_ in law.done]
+    assert list(dict.fromkeys(arms)) == ["AdamW", "NVLAMB", "SGD"]
+    adamw = [(batch, seed) for arm, batch, seed, *_ in law.done if arm == "AdamW"]
+    searches = [batch for batch, seed in adamw if seed == 0]
+    assert searches == sorted(searches)
+    assert adamw[len(searches) :] == [(batch, seed) for seed in (1, 2, 3) for batch in SIZES]
+    first = [run for run in law.done if run[:3] == ("AdamW", 64, 0)]
+    assert [run[3] for run in first] == pytest.approx([0.04, 0.08, 0.02, 0.01, 0.005])
+    caps = [run[4] for run in first]
+    assert caps == sorted(caps, reverse=True)
+    assert caps[-1] == pytest.approx(100 * (1 + 500 / 64), abs=16), "the best rate's steps, up to the next evaluation"
+    second = [run[3] for run in law.done if run[:3] == ("AdamW", 256, 0)]
+    assert second[0] == pytest.approx(0.02), "the best rate of the batch size before, times the root of the ratio"
+
+
+def test_every_file_is_written(law: Law) -> None:
+    lines = (law.out_dir / "study.csv").read_text().splitlines()
+    assert len(lines) == 1 + 3 * len(SIZES)
+    assert "run NVLAMB 64 1" in (law.out_dir / "study.md").read_text()
+    assert all((law.out_dir / f"study.{kind}").stat().st_size > 10_000 for kind in ("png", "svg"))
+    assert of(law)["cpu_hours"] == pytest.approx(len(law.done) / 3600, abs=0.01)
