@@ -12,7 +12,7 @@ the cache.
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +40,8 @@ from bert_pretrain.data.shards import Arrays, select
 _CACHE_BYTES = 64 << 20  # a step's slice that fits is read and masked once
 _WINDOW = 1024  # samples sorted by length, or packed, together: bounds the memory for any batch size
 _PACKED_TOGETHER = 8  # least micro-batches packed together, of which one is not full
+
+_END = object()
 
 Item = TypeVar("Item")
 DynamicMasking = Callable[[Arrays, int, np.ndarray], Arrays]
@@ -157,9 +159,9 @@ def prefetched(items: Iterator[Item], ahead: int) -> Generator[Item]:
     """``items``, up to ``ahead`` of them computed in advance by a thread; its errors are raised here."""
     thread = ThreadPoolExecutor(1, "loader")
     try:
-        futures = deque(thread.submit(next, items, None) for _ in range(ahead))
-        while (item := futures.popleft().result()) is not None:
-            futures.append(thread.submit(next, items, None))
+        futures: deque[Future[Any]] = deque(thread.submit(next, items, _END) for _ in range(ahead))
+        while (item := futures.popleft().result()) is not _END:
+            futures.append(thread.submit(next, items, _END))
             yield item
     finally:
         thread.shutdown(cancel_futures=True)

@@ -1,6 +1,7 @@
 """The shard format: writing, reading, damage."""
 
 import json
+import os
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,6 @@ import h5py
 import numpy as np
 import pytest
 
-from bert_pretrain.data import shards
 from bert_pretrain.data.shard_directory import read_manifest, shard_paths, write_manifest
 from bert_pretrain.data.shards import SHARD_FIELDS, ShardHeader, ShardReader, content_checksum, write_shard
 from bert_pretrain.errors import ConfigError
@@ -184,7 +184,7 @@ def test_an_interrupted_write_leaves_no_shard(tmp_path: Path, monkeypatch: pytes
     def fail(_: int) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(shards.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         write_shard(tmp_path / "a.hdf5", make_arrays(), HEADER)
     assert not (tmp_path / "a.hdf5").exists()

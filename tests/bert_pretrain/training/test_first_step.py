@@ -277,11 +277,14 @@ def test_ranks_with_different_kernels_all_use_foreach(
 
 @pytest.mark.parametrize("packing", ["true", "false"])
 def test_the_first_rows_of_a_micro_batch_keep_what_is_theirs(tmp_path: Path, shard_dir: Path, packing: str) -> None:
-    """The masked tokens of the first row; all rows are the micro-batch."""
+    """The masked tokens of the first row; all rows are the micro-batch. A packed one stays whole."""
     options = f"speed.packing={packing}", "model.hidden_dropout_prob=0", "model.attention_probs_dropout_prob=0"
     trainer = trainer_for(tmp_path, shard_dir, *options)
     batch = next(trainer.data.micro_batches(0))
     head = first_rows(batch, 1)
+    if packing == "true":  # its samples go over the ends of rows
+        assert head is batch
+        return
     assert len(head.input_ids) == 1
     assert first_rows(batch, 10**3).tensors()[0].equal(batch.input_ids)
     length = batch.input_ids.shape[1]
