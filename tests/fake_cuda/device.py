@@ -20,6 +20,7 @@ def _cuda_functions(guard: DeviceGuard) -> dict[str, Any]:
     return {
         "is_available": lambda: True,
         "get_device_capability": lambda *_: (9, 0),
+        "get_device_name": lambda *_: "NVIDIA H100",
         "is_bf16_supported": lambda *_, **__: True,
         "device_count": lambda: 1,
         "manual_seed_all": lambda *_: None,

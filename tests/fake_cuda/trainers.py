@@ -17,6 +17,7 @@ from bert_pretrain.checkpoint.store import Progress
 from bert_pretrain.config import PretrainConfig, resolved_yaml
 from bert_pretrain.data.shards import Arrays
 from bert_pretrain.distributed.world import World
+from bert_pretrain.training import first_step, garbage_collection
 from bert_pretrain.training.metrics import MetricsLog
 from bert_pretrain.training.trainer import Trainer
 from tests.fake_cuda.device import DEVICE
@@ -155,6 +156,9 @@ def built(
     with ExitStack() as stack:
         for name, value in stand_ins.items():
             stack.enter_context(patch.object(build, name, value))
+        stack.enter_context(patch.object(first_step, "DEVICES", ()))  # its comparison reads numbers
+        # torch can crash when fake tensors are collected while their mode is on
+        stack.enter_context(patch.object(garbage_collection.gc, "collect", lambda: 0))
         trainer = build.build_trainer(config, World(0, 0, 1, DEVICE), log, store, resolved_yaml(config))  # type: ignore[arg-type]
         run = Run(trainer, guard)
         train_step, finish, evaluate = trainer.train_step, trainer._finish_previous_step, trainer.evaluate

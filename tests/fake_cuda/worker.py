@@ -116,7 +116,7 @@ def run_case(case: dict[str, Any], folder: Path) -> dict[str, Any]:
         guard.answers = numbers_of_steps(tuple(case.get("skipped", ())), tuple(case.get("spikes", ())))
         with built(config, guard, folder, store) as run:
             detector = LossSpikeDetector(mean=10.5, deviation=0.1, last=10.5, seen=99)
-            run.trainer._spike_detector = detector
+            run.trainer.recovery.detector = detector
             if not case.get("evaluate", True):
                 run.trainer.heldout = None
             if "fault" in case:
