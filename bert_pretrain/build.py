@@ -110,14 +110,13 @@ def build_trainer(
     world.run_on_all_ranks(lambda: export_check() if world.is_first else None)
     order = SampleOrder(config.seed, shards.samples, config.data.block_size)
     precision = MixedPrecision(config.precision, world.device)
-    kinds = precision.dtype, world.device
-    speed = world.run_on_all_ranks(lambda: resolve_packing(config.speed, config.model, *kinds))
+    speed = world.run_on_all_ranks(lambda: resolve_packing(config.speed, config.model, precision.dtype, world.device))
     model = world.run_on_all_ranks(lambda: build_model(config.model, speed, config.seed, world.device))
     optimizer = world.run_on_all_ranks(lambda: build_optimizer(model, config.optimizer))  # freezes: saves memory
     newest = world.run_on_first_rank(lambda: find_checkpoint(config, store, world, log))
     batch = resolve_micro_batch_size(config, model, precision, shards, world, newest, log)
-    size = batch.samples_at_once(config.data.sequence_length)
-    plan = world.run_on_all_ranks(lambda: BatchPlan(batch.global_batch_size, size, world.size))
+    cut = batch.global_batch_size, batch.samples_at_once(config.data.sequence_length), world.size
+    plan = world.run_on_all_ranks(lambda: BatchPlan(*cut))
     if newest:
         progress = resume(newest, model, optimizer, precision, shards, world, log)
     else:
@@ -128,8 +127,8 @@ def build_trainer(
     log.message("\n".join(filter(None, (describe_optimizer(optimizer, config.optimizer), describe_frozen(model)))))
     shapes, speed = None, model.speed
     if speed.compile:  # last, because it takes minutes
-        largest = plan.largest_micro_batch
-        shapes = compile_for(config, model, precision, largest, shards.max_predictions, world, log)
+        sizes = plan.largest_micro_batch, shards.max_predictions
+        shapes = compile_for(config, model, precision, *sizes, world, log)
     learning_rates = learning_rate_table(config.optimizer.lr, config.schedule)
     return Trainer(
         world=world,

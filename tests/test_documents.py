@@ -201,7 +201,8 @@ def check_script(name: str, words: list[str], root_on_path: bool = False) -> Non
         command, before = TAKES[path.name]
         given = [*(["out_dir=x"] if path.name == "kill_data.py" else []), *words[before:]]
         given += ["recipe=demo"] if path.name == "demo.sh" else []
-        check_bert_pretrain([command, *given])
+        for part in " ".join(given).split(" -- "):
+            check_bert_pretrain([command, *part.split(" ")])
 
 
 def check_python_script(path: Path, words: list[str], root_on_path: bool) -> None:

@@ -75,7 +75,7 @@ def _begins_a_sentence(part: str, before: str, language: str) -> bool:
         return False
     if word and before[-1] == "." and (part[0] == "-" or (part[0].isalnum() and len(word.group()) <= _SHORT_WORD)):
         return False  # no space between them: "av. J.-C."
-    first = part[:_MARGIN].lstrip(" \"“„«‘'(-–—")[:1]
+    first = part[:_MARGIN].lstrip(" (-–—")[:1]
     continues = _CLOSED.search(before[-_MARGIN:]) or next(filter(str.isalpha, before[:_MARGIN]), "").isupper()
     return not (first.islower() and continues)
 

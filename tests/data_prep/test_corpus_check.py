@@ -7,13 +7,14 @@ import pytest
 from bert_pretrain.errors import ConfigError
 from data_prep.corpus import corpus_files
 from data_prep.corpus_check import check_corpora
-from data_prep.options import CorpusConfig
+from data_prep.options import CleaningConfig, CorpusConfig
 
 
 def corpus(path: Path | str, kind: str = "text") -> CorpusConfig:
     fields = dict.fromkeys(CorpusConfig.__dataclass_fields__)
     made = object.__new__(CorpusConfig)
-    made.__dict__.update(fields, kind=kind, path=str(path))
+    cleaning = CleaningConfig("NFC", True, 5, 0.25, 0.35, True, 0, False)
+    made.__dict__.update(fields, kind=kind, path=str(path), cleaning=cleaning)
     return made
 
 

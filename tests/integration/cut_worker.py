@@ -48,6 +48,7 @@ def build_trainer(config: PretrainConfig, world: World, loss_is_scaled: bool = F
         seed=config.seed,
         config_yaml="",
         measure_peak=lambda _: 1e15,
+        data_sheet_rate=None,
         training=config.training,
         checkpoint=config.checkpoint,
         logging=replace(config.logging, layers_every_steps=0),
@@ -66,7 +67,7 @@ def three_updates(config: PretrainConfig, world: World) -> dict:
 
     trainer.optimizer.register_step_pre_hook(keep_gradients)
     steps = trainer.data.steps(0)
-    losses = [trainer.train_step(next(steps)).numbers.tolist() for _ in range(3)]
+    losses = [trainer.train_step(next(steps))._copy.read() for _ in range(3)]
     steps.close()
     weights = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
     return {"gradients": gradients[0], "weights": weights, "numbers": losses}

@@ -10,6 +10,11 @@ from bert_pretrain.distributed.world import World
 from tests.conftest import TEST_RECIPE
 
 
+@pytest.fixture(autouse=True)
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+
+
 @pytest.fixture
 def config() -> BenchStepConfig:
     options = ["data.dir=x", "precision.compute=bf16", "batch.micro_batch_size=4", "transformers_trainer=false"]

@@ -47,6 +47,7 @@ COUNTED_BY_HAND = [
     ("en", ["1. The Congress may.", "2. The motion must."]),
     ("en", ["(a) Dogs bark.", "(b) Cats meow."]),
     ("en", ["See Eq. 4, Vol. 9, Ch. 10.", "Article 68, Par. 2 of the law."]),
+    ("en", ["It returns a list.", '"dir()" sorts it.', "It went on - was it? - for a while (see above! (so) there)."]),
     ("en", ["A. Smith came.", "It was 5 p.m.", "He left."]),
     ("de", ["Das ist z. B. so, d. h. anders.", "Dr. Müller kam am 3. Mai.", "Siehe Abb. 3.", "Er ging."]),
     ("fr", ["M. Dupont est arrivé.", "Il vécut av. J.-C. longtemps.", "Il a dit « Bonjour. »", "Puis il est parti."]),
