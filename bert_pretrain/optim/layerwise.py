@@ -6,6 +6,7 @@ and never waits for the device: in a skipped step factors become 1 and what is a
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,7 +21,7 @@ from bert_pretrain.optim.options import PRE_NORMALIZATIONS, TWO_KERNELS
 from bert_pretrain.optim.trust import layer_table
 
 
-class LayerwiseOptimizer(MeasuredOptimizer):
+class LayerwiseOptimizer(MeasuredOptimizer, ABC):
     """What these optimizers share. Parameters are float32 or float64. Gradients are never written.
 
     Args:
@@ -97,14 +98,15 @@ class LayerwiseOptimizer(MeasuredOptimizer):
             self._updated.append((params, rows))
         return loss
 
+    @abstractmethod
     def _new_state(self, param: Tensor) -> dict[str, Any]:
         """The state before the first update."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _update(self, group: dict[str, Any], w: Tensor, g: Tensor, own: dict[str, Any]) -> tuple[float, float, float]:
         """Update one layer by the equations; returns the trust ratio, ||w|| before the update and ||u||."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _update_all(
         self,
         group: dict[str, Any],
@@ -117,7 +119,6 @@ class LayerwiseOptimizer(MeasuredOptimizer):
 
         ``grads`` may be overwritten. Rows: (3, layers) float64.
         """
-        raise NotImplementedError
 
 
 def check_matrices(group: dict[str, Any]) -> None:
@@ -165,7 +166,7 @@ def average(moments: list[Tensor], news: list[Tensor], beta: float, skipped: Ten
 def count_steps(states: list[dict[str, Any]], skipped: Tensor) -> Tensor:
     """Count the update of each layer; returns t of each, 1-d float64, at least 1."""
     steps = [own["step"] for own in states]
-    torch._foreach_add_(steps, (~skipped).to(torch.float32))
+    torch._foreach_add_(steps, [(~skipped).to(torch.float32)] * len(steps))  # one 0-d tensor would be read by the host
     return torch.stack(steps).double().clamp(min=1)
 
 

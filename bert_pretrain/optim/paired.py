@@ -87,10 +87,10 @@ class PairedOptimizer(MeasuredOptimizer):
         reports = []
         for part in self.parts:
             layers = sum(len(group["params"]) for group in part.param_groups)  # sharded: a rank may have none
-            report = torch.full((3, layers), torch.nan)
+            report = torch.full((3, layers), torch.nan, dtype=torch.float64, device=self._device())
             if layers and hasattr(part, "layer_report"):
                 report = part.layer_report()
-            reports.append(report.to(self._device(), torch.float64))
+            reports.append(report.to(torch.float64))
         return torch.cat(reports, 1)
 
     @eager_step

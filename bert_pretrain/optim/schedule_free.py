@@ -117,7 +117,7 @@ class ScheduleFreeAdamW(LayerwiseOptimizer):
             torch._foreach_add_(grads, params, alpha=group["weight_decay"])
         norms = torch.stack([torch.ones_like(t), layer_norms(params), layer_norms(grads)])
         add(zs, scale(grads, -lr.expand_as(t)), skipped)
-        torch._foreach_add_(sums, torch.where(skipped, 0.0, lr * lr))
+        torch._foreach_add_(sums, [torch.where(skipped, 0.0, lr * lr).to(sums[0].dtype)] * len(sums))
         total = torch.stack(sums)
         shares = torch.where(total == 0, 0.0, lr * lr / total)
         add(xs, scale(list(torch._foreach_sub(zs, xs)), shares), skipped)
