@@ -64,6 +64,22 @@ def evaluations(metrics: Path) -> list[tuple[int, float]]:
     return [(row["step"], row["eval_mlm_loss"]) for row in read_rows(metrics) if "eval_mlm_loss" in row]
 
 
+def losses_and_norms(metrics: Path, target: float | None) -> tuple[list[tuple[int, float]], list[float]]:
+    """Step and loss of every evaluation, and every gradient norm.
+
+    With a target: up to the evaluation that reaches it, and that before the first step too. How many steps a run does
+    beyond depends on the moment at which it was stopped or killed.
+    """
+    found = evaluations(metrics)
+    norms = [(row["step"], row["grad_norm"]) for row in read_rows(metrics) if "grad_norm" in row]
+    if target is None:
+        return [row for row in found if row[0] > 0], [norm for _, norm in norms]
+    for at, (end, loss) in enumerate(found):
+        if loss <= target:
+            return found[: at + 1], [norm for step, norm in norms if step <= end]
+    return found, [norm for _, norm in norms]
+
+
 @dataclass(frozen=True)
 class SingleRun:
     """What to run, and the words of the command that does the same."""
@@ -88,10 +104,7 @@ class SingleRun:
         run_dir, batch, started = path.parent, self.config.batch.global_batch_size, time.process_time()
         run_dir.mkdir(parents=True, exist_ok=True)
         diverged = self._train(run_dir, world, stop)
-        found = evaluations(run_dir / METRICS)
-        norms = [row["grad_norm"] for row in read_rows(run_dir / METRICS) if "grad_norm" in row]
-        if self.target is None:
-            found = [row for row in found if row[0] > 0]
+        found, norms = losses_and_norms(run_dir / METRICS, self.target)
         result = {
             "samples": [step * batch for step, _ in found],
             "losses": [loss for _, loss in found],
