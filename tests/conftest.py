@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 if not torch.cuda.is_available():
     # Triton's kernels run in its interpreter; read when they are first imported.
@@ -19,6 +20,9 @@ if not torch.cuda.is_available():
 from bert_pretrain.data.shard_directory import write_manifest
 from bert_pretrain.data.shards import ShardHeader, write_shard
 from tests.forked import HANGS, ROOT, Forked
+
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")  # no test asserts a time
 
 VOCAB_SIZE, LENGTH, PREDICTIONS = 97, 16, 3
 

@@ -176,6 +176,8 @@ def training_arguments(
         report_to="none",
         disable_tqdm=True,
     )
+    if not on_gpu:  # several processes have "cpu:0" there, to which torch 2.11 cannot load a checkpoint
+        vars(arguments)["_setup_devices"] = world.device
     # With one process and several GPUs, the Trainer would multiply the batch size by the number of GPUs.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

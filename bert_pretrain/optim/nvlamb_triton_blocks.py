@@ -13,6 +13,7 @@ Triton pitfalls:
   them, accesses silently become 32 bits wide.
 - The interpreter truncates float32 to bf16, so the rounding is done on integers.
 - A Python float passed to a kernel becomes float32, so all numbers are passed in tables.
+- Triton 3.6 cannot compile a call that leaves a string to its default.
 """
 
 import triton
@@ -39,11 +40,11 @@ def update_block(
     grad, weight, avg, avg_sq = addresses
     keep1, add1, keep2, add2 = moments
     g = gradient_block(grad, at, left, TOGETHER, TYPE, BLOCK) * factor
-    w = _load(weight, at, left, tl.float32, TOGETHER, BLOCK)
-    m = keep1 * _load(avg, at, left, tl.float32, TOGETHER, BLOCK) + add1 * g
-    v = keep2 * _load(avg_sq, at, left, tl.float32, TOGETHER, BLOCK) + add2 * (g * g)
-    _store(avg, at, left, m, tl.float32, TOGETHER, BLOCK)
-    _store(avg_sq, at, left, v, tl.float32, TOGETHER, BLOCK)
+    w = _load(weight, at, left, tl.float32, TOGETHER, BLOCK, "")
+    m = keep1 * _load(avg, at, left, tl.float32, TOGETHER, BLOCK, "") + add1 * g
+    v = keep2 * _load(avg_sq, at, left, tl.float32, TOGETHER, BLOCK, "") + add2 * (g * g)
+    _store(avg, at, left, m, tl.float32, TOGETHER, BLOCK, "")
+    _store(avg_sq, at, left, v, tl.float32, TOGETHER, BLOCK, "")
     u = _direction(w, m, v, update)
     peak = tl.max(tl.reshape(v, [BLOCK // 4, 4]), 1)
     return sums_of_4(w * w, BLOCK), sums_of_4(u * u, BLOCK), peak
@@ -61,7 +62,7 @@ def apply_block(
     w = w - step_size * _direction(w, m, v, update)
     _store(weight, at, left, w, tl.float32, TOGETHER, BLOCK, "evict_first")
     if COPY_TYPE != "none":
-        _store(copy, at, left, _rounded(w, COPY_TYPE), tl.int16, TOGETHER, BLOCK)
+        _store(copy, at, left, _rounded(w, COPY_TYPE), tl.int16, TOGETHER, BLOCK, "")
 
 
 @triton.jit
@@ -102,9 +103,7 @@ def _places(address, at, TYPE: tl.constexpr, TOGETHER: tl.constexpr, BLOCK: tl.c
 
 
 @triton.jit
-def _load(
-    address, at, left, TYPE: tl.constexpr, TOGETHER: tl.constexpr, BLOCK: tl.constexpr, EVICTION: tl.constexpr = ""
-):
+def _load(address, at, left, TYPE: tl.constexpr, TOGETHER: tl.constexpr, BLOCK: tl.constexpr, EVICTION: tl.constexpr):
     """Read a block; 0 beyond the ``left`` elements that are left of the layer."""
     places = _places(address, at, TYPE, TOGETHER, BLOCK)
     if TOGETHER:
@@ -115,7 +114,7 @@ def _load(
 @triton.jit
 def _store(
     address, at, left, value,
-    TYPE: tl.constexpr, TOGETHER: tl.constexpr, BLOCK: tl.constexpr, EVICTION: tl.constexpr = "",
+    TYPE: tl.constexpr, TOGETHER: tl.constexpr, BLOCK: tl.constexpr, EVICTION: tl.constexpr,
 ):  # fmt: skip
     places = _places(address, at, TYPE, TOGETHER, BLOCK)
     if TOGETHER:

@@ -17,7 +17,7 @@ SOURCE = Path(__file__).with_name("stand_in.cpp")
 
 def missing() -> str:
     """Why it cannot be built here, in one line; empty if it can."""
-    if version("torch").partition("+")[2] not in ("cpu", ""):
+    if any((_torch_folder() / "lib").glob("libtorch_cuda*")):
         return f"torch {version('torch')} is not a CPU build: it has a libtorch_cuda of its own"
     return "" if _compiler() else "no C++ compiler (c++, g++ or clang++; or CXX) on the path"
 
