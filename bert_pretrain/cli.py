@@ -4,10 +4,11 @@ Nothing of a subcommand is imported before it is known which one is meant.
 """
 
 import sys
-from importlib import import_module, metadata
+from importlib import import_module
 
 from bert_pretrain.config_loading import exit_on_config_error
 from bert_pretrain.errors import ConfigError, did_you_mean
+from bert_pretrain.program import version_line
 
 COMMANDS = {
     "prepare": ("data_prep.prepare:main", "make training shards from text"),
@@ -40,7 +41,7 @@ def main() -> None:
         print(usage())
         sys.exit(0 if words else 2)
     if words[0] == "--version":
-        return print(f"bert-pretrain {metadata.version('bert-pretrain')}")
+        return print(version_line())
     if words[0] not in COMMANDS:
         raise ConfigError(f"bert-pretrain has no command {words[0]!r}; {did_you_mean(words[0], COMMANDS)}")
     module, _, function = COMMANDS[words[0]][0].partition(":")

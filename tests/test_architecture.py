@@ -39,6 +39,7 @@ ENVIRONMENT = {
     "bert_pretrain.config_files",  # BERT_PRETRAIN_CONFIGS
     "bert_pretrain.directory_lock",  # the job's number
     "bert_pretrain.distributed.world",
+    "bert_pretrain.doctor.system",  # prints those that matter
     "bert_pretrain.launch_environment",  # torchrun's variables
     "bert_pretrain.training.wandb_run",  # WANDB_API_KEY
     "scripts.prove_kills",  # stands in for torchrun

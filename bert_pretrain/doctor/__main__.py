@@ -6,7 +6,7 @@ from bert_pretrain.config_loading import entry_point
 
 @entry_point("doctor", PretrainConfig)
 def main(config: PretrainConfig) -> None:
-    """Check a machine before a run: versions, device, disk, network, shards, two training steps.
+    """Check a machine before a run: program, versions, system, device, disk, network, shards, two training steps.
 
         bert-pretrain doctor recipe=demo
 

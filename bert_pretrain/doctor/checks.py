@@ -1,16 +1,14 @@
 """The checks of ``bert-pretrain doctor``: each is a function of the run's options that returns a ``Finding``."""
 
 import os
-import platform
 import resource
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -28,6 +26,8 @@ from bert_pretrain.distributed.world import (
     one_message_for_all_ranks,
     open_world,
 )
+from bert_pretrain.doctor.finding import FAIL, OK, WARN, Finding
+from bert_pretrain.doctor.system import program, system, versions
 from bert_pretrain.errors import ConfigError, SharedError, first_line
 from bert_pretrain.hub.shape import resolve_model
 from bert_pretrain.model.bert import build_model, silence_transformers
@@ -38,28 +38,7 @@ from bert_pretrain.optim.build import build_optimizer, describe_optimizer
 from bert_pretrain.plan.hardware_peaks import data_sheet_rate, device_name, measured_matrix_rate, timed
 from bert_pretrain.training.metrics import MetricsLog
 
-OK, WARN, FAIL = "ok", "warn", "fail"
 _MICRO_BATCHES = 2  # gradients are accumulated in the first and all-reduced in the last
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check on one rank."""
-
-    level: str
-    found: str
-    advice: str = ""
-
-
-KNOWN_FAULTS = (
-    (
-        "torch",
-        (2, 13),
-        (2, 15),
-        "compiled dropout repeats masks (pytorch issue 198333): speed.compile turns RAND4X off",
-    ),
-)
-"""Known bugs: the package, its first affected and first fixed release, the bug and what this program does about it."""
 
 
 @one_message_for_all_ranks
@@ -99,16 +78,6 @@ def print_finding(name: str, finding: Finding, rank: str) -> None:
     """Print the line of a check."""
     advice = f"; {finding.advice}" if finding.advice else ""
     print(f"{finding.level:<5} {name:<16} {finding.found}{rank}{advice}", flush=True)
-
-
-def versions(config: PretrainConfig, world: World) -> Finding:
-    """Python and package versions, compared with ``KNOWN_FAULTS``."""
-    packages = ("torch", "transformers", "numpy", "h5py")
-    found = ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)])
-    for package, first, fixed, fault in KNOWN_FAULTS:
-        if first <= tuple(map(int, version(package).split(".")[:2])) < fixed:
-            found += f"; {fault}"
-    return Finding(OK, found)
 
 
 def device(config: PretrainConfig, world: World) -> Finding:
@@ -243,6 +212,6 @@ def _nearest_directory(path: Path) -> Path:
     return next(directory for directory in (path, *path.absolute().parents) if directory.is_dir())
 
 
-CHECKS = (versions, device, processors, shared_memory, disk, collectives, kernels, shards, two_steps)
+CHECKS = (program, versions, system, device, processors, shared_memory, disk, collectives, kernels, shards, two_steps)
 EXCHANGES = (collectives, two_steps)
 """Checks with collectives."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bert_pretrain.distributed.world import World
-from bert_pretrain.doctor import checks
+from bert_pretrain.doctor import checks, system
 from tests.conftest import TEST_RECIPE, run_module
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
@@ -30,6 +30,7 @@ def test_all_checks_pass(tmp_path: Path, shard_dir: Path) -> None:
     assert status == 0, printed
     assert levels["fail"] == []
     assert any(check.startswith("versions") for check in levels["ok"]), printed
+    assert any(check.startswith("program") and "bert-pretrain " in check for check in levels["ok"]), printed
     assert "two steps of 8 samples (65,536 in the run; here 2 micro-batches a rank)" in printed
     assert any(check.startswith("two steps") for check in levels["ok"]), printed
     assert not (tmp_path / "run" / "checkpoints").exists(), "nothing is left over"
@@ -51,9 +52,35 @@ def test_a_damaged_shard_is_named(tmp_path: Path, shard_dir: Path) -> None:
 def test_a_known_fault_of_an_installed_version_is_named(
     monkeypatch: pytest.MonkeyPatch, fixed: tuple[int, int], named: bool
 ) -> None:
-    monkeypatch.setattr(checks, "KNOWN_FAULTS", (("numpy", (0, 1), fixed, "sums are wrong"),))
-    found = checks.versions(None, ALONE)  # type: ignore[arg-type]
+    monkeypatch.setattr(system, "KNOWN_FAULTS", (("numpy", (0, 1), fixed, "sums are wrong"),))
+    found = system.versions(None, ALONE)  # type: ignore[arg-type]
     assert ("sums are wrong" in found.found) == named
+
+
+def test_what_a_maintainer_asks_first_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth7")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("WANDB_API_KEY", "another_secret")
+    found = system.system(None, ALONE).found  # type: ignore[arg-type]
+    assert "NCCL_SOCKET_IFNAME=eth7" in found
+    assert "secret" not in found
+    memory = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
+    assert f"of {int(memory.split()[1]) / 2**20:.1f} GiB memory available" in found
+
+
+def test_the_memory_limit_of_a_container(tmp_path: Path) -> None:
+    assert system.memory_limit(tmp_path) == 0
+    (tmp_path / "memory.max").write_text("max\n")
+    assert system.memory_limit(tmp_path) == 0
+    (tmp_path / "memory.max").write_text(f"{3 << 30}\n")
+    assert system.memory_limit(tmp_path) == 3 << 30
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = ['scipy>=1.13; extra == "study"', "torch>=2.11", 'nowhere-at-all>=1; extra == "data"']
+    monkeypatch.setattr(system, "requires", lambda _: needs)
+    found = system.program(None, ALONE).found  # type: ignore[arg-type]
+    assert found.endswith("; without the extra data (nowhere-at-all)")
 
 
 def test_a_rank_that_fails_alone_in_an_exchange_says_so_and_ends(
