@@ -2,10 +2,11 @@
 # make pretrain   from nothing to a pretrained BERT in runs/demo, about ten minutes on two cores
 # make test       all tests
 # make lint       ruff and mypy
+# make docs       the documentation site in site/; a broken link is an error
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup pretrain test lint format clean
+.PHONY: setup pretrain test lint docs format clean
 
 setup: .venv/.ready
 
@@ -30,9 +31,12 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache

@@ -29,9 +29,11 @@ class AdamH(LayerwiseOptimizer):
     """AdamH.
 
     Args:
-        params, others: as ``LayerwiseOptimizer``; every parameter is a matrix.
+        params: as for ``NVLamb``; every parameter is a matrix.
         lr: the angle of an update, about: its length relative to the norm of the matrix.
         weight_decay: 0; here because every optimizer of this package has it.
+
+    The other options are those of ``options.AlgorithmConfig``.
     """
 
     _format = StateFormat(("exp_avg", "exp_avg_sq"), scalars=("radius",))

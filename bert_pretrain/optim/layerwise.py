@@ -27,7 +27,9 @@ class LayerwiseOptimizer(MeasuredOptimizer, ABC):
     Args:
         params: as for ``NVLamb``.
         defaults: options of the groups.
-        pre_normalization, max_grad_norm, kernel: as in ``options.AlgorithmConfig``.
+        pre_normalization: as in ``options.AlgorithmConfig``.
+        max_grad_norm: likewise.
+        kernel: likewise.
 
     Raises ``ConfigError`` as ``NVLamb`` does, and for bf16 or fp16 parameters.
     """

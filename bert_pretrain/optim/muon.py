@@ -60,10 +60,13 @@ class Muon(LayerwiseOptimizer):
     """Muon, and MuonH with ``update_scale="hyperball"``.
 
     Args:
-        params, others: as ``LayerwiseOptimizer``; every parameter is a matrix.
-        lr, weight_decay: as ``NVLamb``.
+        params: as for ``NVLamb``; every parameter is a matrix.
+        lr: as for ``NVLamb``.
+        weight_decay: as for ``NVLamb``.
         momentum: mu.
         update_scale: k in (3).
+
+    The other options are those of ``options.AlgorithmConfig``.
     """
 
     _kept = (*LayerwiseOptimizer._kept, "update_scale", "_format")

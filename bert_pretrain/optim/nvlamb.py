@@ -132,12 +132,15 @@ class NVLamb(MeasuredOptimizer):
             ``lr``, ``betas``, ``eps`` and ``weight_decay``; ``||G||`` is taken over all groups.
         lr: learning rate, a float or a 0-d tensor (also as ``group["lr"]``: then no step waits for the device).
         weight_decay: ``decay`` in (5). Give biases and LayerNorm a group with 0.
-        phi_min, phi_max: clamp ||w|| in (6); ``None``: no bound. A layer of zeros still has r = 1.
-        ratio_min, ratio_max: clamp r in (6), likewise.
+        phi_min: lower bound of ||w|| in (6); ``None``: no bound. A layer of zeros still has r = 1.
+        phi_max: upper bound of ||w||.
+        ratio_min: lower bound of r in (6).
+        ratio_max: upper bound of r.
         bounded_layers: ``all`` | ``no_decay``: the layers that these four hold for.
         kernel: all compute the same update from the same state, so a state can be loaded with any of them. DTensors
             (FSDP2): ``reference`` and ``foreach``.
-        others: as in ``options.OptimizerConfig``.
+
+    The other options are those of ``options.OptimizerConfig``.
 
     State of a parameter: ``step`` (0-d float32, applied updates), ``exp_avg``, ``exp_avg_sq`` and, for bf16 and fp16,
     ``master``: float32 weights, copied from the parameter at its first update. From then on the master is updated and

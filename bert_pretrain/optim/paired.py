@@ -22,7 +22,8 @@ class PairedOptimizer(MeasuredOptimizer):
 
     Args:
         groups: parameter groups as ``build.layer_groups`` returns them, those of matrices first.
-        first, second: make the two optimizers from their groups.
+        first: makes the optimizer of the matrices from their groups.
+        second: makes the other.
 
     The groups and the states are those of the two, so a saved state has each in its own format. After a step
     ``nonfinite_state`` is that of an ``NVLamb`` among them. The norm is measured here; an ``NVLamb`` measures it again.

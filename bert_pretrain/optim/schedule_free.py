@@ -34,9 +34,12 @@ class ScheduleFreeAdamW(LayerwiseOptimizer):
     """Schedule-Free AdamW.
 
     Args:
-        params, others: as ``LayerwiseOptimizer``.
-        lr, weight_decay: as ``NVLamb``.
+        params: as for ``NVLamb``.
+        lr: as for ``NVLamb``.
+        weight_decay: as for ``NVLamb``.
         betas: b1, the share of the average in the trained weights, and b2.
+
+    The other options are those of ``options.AlgorithmConfig``.
     """
 
     _format = StateFormat(("x", "z", "exp_avg_sq"), scalars=("weight_sum",))
