@@ -15,6 +15,8 @@ from types import ModuleType
 import pytest
 import torch.distributed.run as torchrun
 import yaml
+from tokenizers import BertWordPieceTokenizer
+from transformers import BertConfig, BertForPreTraining, BertForSequenceClassification, BertTokenizerFast
 
 import data_prep  # noqa: F401  a script finds it loaded, as if installed
 from bert_pretrain import cli
@@ -404,10 +406,29 @@ def test_blocks_say_what_they_are(page: Path) -> None:
 @pytest.mark.parametrize(
     "page", [page for page in GUIDES if "```python" in page.read_text()], ids=lambda page: page.stem
 )
-def test_python_in_the_documents_runs(page: Path) -> None:
+def test_python_in_the_documents_runs(page: Path, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folders)
     for language, body in blocks(page.read_text()):
         if language == "python":
-            exec(compile(body, page.name, "exec"), {})
+            exec(compile(body, page.name, "exec"), {"__name__": "__main__"})
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where ``my-bert`` is, a model as export writes it, and a model that was fine-tuned from it."""
+    place = tmp_path_factory.mktemp("documents")
+    config = BertConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "one", "another", "a", "sentence", "##s", "what", "is"]
+    (place / "vocab.txt").write_text("\n".join(words))
+    wordpiece = BertWordPieceTokenizer(str(place / "vocab.txt"), lowercase=True)
+    tokenizer = BertTokenizerFast(tokenizer_object=wordpiece._tokenizer)
+    for name, model in (
+        ("my-bert", BertForPreTraining),
+        ("runs/finetune/sst2/seed_1/model", BertForSequenceClassification),
+    ):
+        model(config).save_pretrained(place / name)
+        tokenizer.save_pretrained(place / name)
+    return place
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

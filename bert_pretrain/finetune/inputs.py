@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from bert_pretrain.finetune import sentences, squad
+from bert_pretrain.finetune import entities, sentences, squad
 from bert_pretrain.finetune.options import FinetuneConfig, TaskConfig
-from bert_pretrain.finetune.scores import Scores, best_threshold, sentence_scores, squad_scores
+from bert_pretrain.finetune.scores import Scores, best_threshold, sentence_scores, squad_scores, tag_scores
 from bert_pretrain.finetune.tasks import Log, read_split
 
 SUBSET_SEED = 0  # of training.max_train_samples: every run of a task trains on the same subset
@@ -48,9 +48,27 @@ def load_split(config: FinetuneConfig, split: str, tokenizer: Any, log: Log) -> 
         windows = squad.windows(questions, tokenizer, task.answers, training.max_length)
         score = partial(score_answers, task, questions, windows, file)
         return InputSet(split, windows, squad.make_collate(tokenizer, questions, is_train), fingerprint, score)
+    if task.kind == "tags":
+        tagged = _subset(entities.read_sentences(task, rows, where, not split.startswith("test")), limit)
+        entities.check_tags(tagged, task.labels, where)
+        parts = entities.windows(tagged, tokenizer, training.max_length)
+        score = partial(score_tags, task, tagged, parts, file)
+        collate = entities.make_collate(tokenizer, tagged, task.labels)
+        return InputSet(split, parts, collate, fingerprint, score)
     examples = _subset(sentences.read_examples(task, rows, where, not split.startswith("test")), limit)
     collate = sentences.make_collate(task, tokenizer, training.max_length)
     return InputSet(split, examples, collate, fingerprint, partial(score_labels, task, examples, file))
+
+
+def with_labels(config: FinetuneConfig, log: Log) -> FinetuneConfig:
+    """``config`` with the labels of a task of tags: those of its training set."""
+    if config.task.kind != "tags" or config.task.labels:
+        return config
+    found = read_split(config.task, config.data, "train", log)
+    assert found is not None, "a training set is required"
+    labels = entities.tags_of(entities.read_sentences(config.task, *found, labelled=True))
+    log(f"{config.task.name}: {len(labels)} tags, {', '.join(labels)}")
+    return replace(config, task=replace(config.task, labels=labels))
 
 
 def _subset(examples: list[Any], count: int | None) -> list[Any]:
@@ -65,6 +83,20 @@ def score_labels(
     labels = np.array([example.label for example in examples if example.label is not None])
     scores = sentence_scores(task.metrics, labels, predictions) if len(labels) else {}
     return scores, {file: sentences.submission(task, predictions)}
+
+
+def score_tags(
+    task: TaskConfig,
+    tagged: list[entities.Sentence],
+    parts: list[entities.Window],
+    file: str,
+    logits: np.ndarray,
+) -> tuple[Scores, Files]:
+    """Scores and tags from logits (windows, tokens, labels)."""
+    predictions = entities.predicted(tagged, parts, logits, task.labels)
+    golds = [list(sentence.tags) for sentence in tagged if sentence.tags is not None]
+    scores = tag_scores(task.metrics, golds, predictions) if len(golds) == len(tagged) else {}
+    return scores, {file: entities.submission(tagged, predictions)}
 
 
 def score_answers(

@@ -94,7 +94,7 @@ class TaskConfig:
     name: str
     """Name in tables and file names."""
     kind: str
-    """classification, regression or squad."""
+    """classification, regression, squad or tags."""
     hub: str
     """Dataset name on the hub."""
     hub_subset: str | None
@@ -110,16 +110,18 @@ class TaskConfig:
     hub_columns: list[str]
     """The text columns on the hub, where the label column is always called label."""
     labels: list[str]
-    """Labels as spelled in the published files, in the order of the hub's label ids; empty for a regression."""
+    """Labels as spelled in the published files, in the order of the hub's label ids; empty for a regression, and for
+    tags: those of the training set."""
     label_range: list[float] | None
     """Smallest and largest label of a regression."""
     metrics: list[str]
-    """accuracy, f1, matthews, pearson, spearman (SQuAD: f1, exact_match); the first is the task's main metric."""
+    """accuracy, f1, matthews, pearson, spearman (SQuAD: f1, exact_match; tags: f1, precision, recall,
+    accuracy); the first is the task's main metric."""
     answers: AnswerConfig | None
     """Only for kind squad."""
 
     def __post_init__(self) -> None:
-        kinds = ("classification", "regression", "squad")
+        kinds = ("classification", "regression", "squad", "tags")
         require(self.kind in kinds, "task.kind", self.kind, ", ".join(kinds))
         require({"train", "dev"} <= set(self.splits), "task.splits", sorted(self.splits), "train, dev and others")
         train = self.splits["train"]
@@ -127,7 +129,8 @@ class TaskConfig:
             same = name != "train" and (split.file == train.file or (split.hub is not None and split.hub == train.hub))
             require(not same, f"task.splits.{name}", "the training set", "a split that is not trained on")
         allowed = "two or more" if self.kind == "classification" else "none"
-        require((len(self.labels) > 1) == (self.kind == "classification"), "task.labels", self.labels, allowed)
+        if self.kind != "tags":
+            require((len(self.labels) > 1) == (self.kind == "classification"), "task.labels", self.labels, allowed)
         require((self.answers is not None) == (self.kind == "squad"), "task.answers", self.answers, "for kind squad")
         regression = self.kind == "regression"
         allowed = "[LOW, HIGH]" if regression else "null"
@@ -145,7 +148,7 @@ class SourceConfig:
     dev_file: str | None
     """Evaluation file of any name."""
     test_file: str | None
-    """File of any name to predict; labels are not read."""
+    """File of any name to predict; labels are not read, but for tags."""
 
     def file(self, split: str, name: str) -> Path | None:
         """The file of ``split``, which is published as ``name``; None if there is none."""

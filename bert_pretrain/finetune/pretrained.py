@@ -62,6 +62,8 @@ def new_model(model_dir: str, task: TaskConfig, from_scratch: bool, seed: int, l
     """
     config = load_config(model_dir)
     auto: Any = transformers.AutoModelForSequenceClassification
+    if task.kind == "tags":
+        auto = transformers.AutoModelForTokenClassification
     if task.kind == "squad":
         auto = transformers.AutoModelForQuestionAnswering
         config.num_labels = 2  # start and end, whatever head was trained before

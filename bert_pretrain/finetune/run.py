@@ -19,7 +19,7 @@ from bert_pretrain.directory_lock import lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
 from bert_pretrain.errors import EXIT_STOPPED, ConfigError
-from bert_pretrain.finetune.inputs import InputSet, load_split
+from bert_pretrain.finetune.inputs import InputSet, load_split, with_labels
 from bert_pretrain.finetune.options import FinetuneConfig, TrainingConfig
 from bert_pretrain.finetune.pretrained import load_tokenizer, new_model
 from bert_pretrain.finetune.results import (
@@ -64,6 +64,7 @@ def run_seeds(config: FinetuneConfig, world: World, stop: StopRequest, micro_bat
     log: Log = partial(print, flush=True) if world.is_first else (lambda _: None)
     world.run_on_all_ranks(lambda: check_out_dir(config) if world.is_first else None)
     tokenizer = world.run_on_all_ranks(lambda: load_tokenizer(config.model_dir, config.training.max_length))
+    config = world.run_on_all_ranks(partial(with_labels, config, log))
     model = world.run_on_all_ranks(lambda: new_model(config.model_dir, config.task, config.from_scratch, 0, log))
     train, evaluations = world.run_on_all_ranks(lambda: load_data(config, tokenizer, log))
     contents = {f"the {inputs.split} set": inputs.fingerprint for inputs in (train, *evaluations)}

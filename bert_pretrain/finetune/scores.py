@@ -1,4 +1,4 @@
-"""Metrics, in percent. Those of GLUE are scikit-learn's and scipy's.
+"""Metrics, in percent. Those of GLUE are scikit-learn's and scipy's, those of tagged words seqeval's.
 
 Those of SQuAD follow its papers (arXiv 1606.05250, 1806.03822) and the rules of its evaluation scripts. torchmetrics
 has only SQuAD 1.1: it fails on questions without an answer, and scores answers that are empty once normalised, which
@@ -7,12 +7,15 @@ has only SQuAD 1.1: it fails on questions without an answer, and scores answers 
 
 import re
 import string
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import seqeval.metrics
 from scipy.stats import pearsonr, spearmanr
+from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 Scores = dict[str, float]
@@ -37,6 +40,14 @@ def sentence_scores(metrics: list[str], labels: np.ndarray, predictions: np.ndar
         "spearman": lambda: _correlation(spearmanr, labels, predictions),
     }
     return {name: 100.0 * float(known[name]()) for name in metrics}
+
+
+def tag_scores(metrics: list[str], golds: list[list[str]], predictions: list[list[str]]) -> Scores:
+    """Each of ``metrics`` in percent, by sentence a tag a word: F1, precision and recall of entities over all types;
+    accuracy of tags."""
+    known = {name: getattr(seqeval.metrics, f"{name}_score") for name in ("f1", "precision", "recall", "accuracy")}
+    with warnings.catch_warnings(category=UndefinedMetricWarning, action="ignore"):  # without an entity: 0
+        return {name: 100.0 * float(known[name](golds, predictions)) for name in metrics}
 
 
 def normalize_answer(answer: str) -> str:

@@ -1,10 +1,11 @@
 """Reads the rows of a task's splits from published files or from the hub.
 
 A task is one YAML under ``configs/task``: its text and label columns, its labels, its metrics, and the published
-hyper-parameters. GLUE is published as TSV without quoting, SQuAD as JSON.
+hyper-parameters. GLUE is published as TSV without quoting, SQuAD as JSON, tagged words in CoNLL's columns.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from bert_pretrain.finetune.options import COMPRESSIONS, SourceConfig, SplitConf
 
 MAX_SHORT_ROWS = 0.01  # share of a training set; the published QQP has 3 in 363,849
 Row = dict[str, Any]
+TAG = re.compile(r"O|[BIESLU]-.+")
+"""Outside of any entity; or its beginning, inside, end, or all of it, and a type."""
+ALLOWED = "O, or B-, I-, E-, S- and a type"
 Log = Callable[[str], None]
 
 
@@ -49,13 +53,17 @@ def hub_rows(task: TaskConfig, split: SplitConfig) -> list[Row]:
 
     subset = split.hub_subset or task.hub_subset
     try:
-        return list(datasets.load_dataset(task.hub, subset, split=split.hub))
+        rows = datasets.load_dataset(task.hub, subset, split=split.hub)
     except Exception as error:  # the library and the network raise many types
         raise ConfigError(
             f"task.hub {task.hub} ({subset}, {split.hub}) cannot be loaded from the hub "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
             "check the network, or give files with data.dir"
         ) from None
+    names = getattr(getattr(rows.features.get(task.label_column), "feature", None), "names", None)
+    if task.kind != "tags" or names is None:
+        return list(rows)
+    return [row | {task.label_column: [names[tag] for tag in row[task.label_column]]} for row in rows]
 
 
 def read_file(task: TaskConfig, path: Path, split: str, log: Log) -> list[Row]:
@@ -66,6 +74,8 @@ def read_file(task: TaskConfig, path: Path, split: str, log: Log) -> list[Row]:
                 return list(squad_rows(file.read(), path))
             if ".jsonl" in path.suffixes:
                 return list(json_rows(file, path))
+            if task.kind == "tags":
+                return list(conll_rows(file, task, path))
             return tsv_rows(file, task, path, split, log)
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read ({type(error).__name__}: {error}); give a UTF-8 file") from None
@@ -119,3 +129,27 @@ def squad_rows(text: str, path: Path) -> Iterator[Row]:
         raise ConfigError(
             f"{path} is not in SQuAD's format, data[].paragraphs[].qas[] ({type(error).__name__}: {error})"
         ) from None
+
+
+def conll_rows(lines: Iterable[str], task: TaskConfig, path: Path) -> Iterator[Row]:
+    """A sentence each: a word a line with its tag in the last column, and an empty line between sentences.
+
+    Columns are separated by spaces or tabs. ``-DOCSTART-`` lines and comments are passed over: a comment begins with
+    # and does not end in a tag.
+    """
+    words: list[str] = []
+    tags: list[str] = []
+    for number, line in enumerate((*lines, ""), 1):
+        cells = line.split()
+        if (cells and cells[0] == "-DOCSTART-") or (line.startswith("#") and not TAG.fullmatch(cells[-1])):
+            continue
+        if not cells:
+            if words:
+                yield {task.columns[0]: words, task.label_column: tags}
+            words, tags = [], []
+            continue
+        if len(cells) < 2 or not TAG.fullmatch(cells[-1]):
+            found = f"{path} line {number} is {line.strip()[:60]!r}"
+            raise ConfigError(f"{found}; allowed: a word, maybe other columns, and a tag: {ALLOWED}")
+        words.append(cells[0])
+        tags.append(cells[-1])

@@ -254,3 +254,30 @@ def test_the_hub_data_set_is_that_of_the_task(monkeypatch: pytest.MonkeyPatch) -
     assert requests == [("nyu-mll/glue", "mnli", "validation_mismatched"), ("nyu-mll/glue", "ax", "test")]
     with pytest.raises(ConfigError, match=r"nyu-mll/glue \(mrpc, train\) cannot be loaded .*no route.* data.dir"):
         hub_rows(composed("mrpc").task, composed("mrpc").task.splits["train"])
+
+
+def test_tags_from_files_to_scores_and_a_conll_file(tmp_path: Path, model_dir: Path) -> None:
+    """f and g are entities of two types, and "who" before one belongs to it."""
+    rng = np.random.default_rng(7)
+    for name, count in (("train.conll", 80), ("valid.txt", 20), ("test.txt", 5)):
+        sentences = []
+        for _ in range(count):
+            words = [(str(word), "O") for word in rng.choice(list("abcde"), 4)]
+            kind = int(rng.integers(0, 2))
+            entity = [("fg"[kind], f"B-{'XY'[kind]}"), ("who", f"I-{'XY'[kind]}")][: 1 + int(rng.integers(0, 2))]
+            at = int(rng.integers(0, 5))
+            sentences.append("\n".join(f"{word} -X- {tag}" for word, tag in [*words[:at], *entity, *words[at:]]))
+        (tmp_path / name).write_text("\n\n".join(sentences) + "\n")
+    options = (f"data.dir={tmp_path}", "training.epochs=15", "seeds=[1]", "predict_test=true", "save_models=true")
+    found = run("ner", model_dir, tmp_path / "out", *options)
+    assert list(found["median"])[:4] == ["f1", "precision", "recall", "accuracy"]
+    assert found["median"]["f1"] >= 95.0
+    assert found["median"]["test_f1"] >= 80.0
+    assert found["options"]["task"]["labels"] == ["O", "B-X", "I-X", "B-Y", "I-Y"]
+
+    def words(path: Path) -> list[list[str]]:
+        return [[line.split()[0] for line in block.splitlines()] for block in path.read_text().split("\n\n")]
+
+    assert words(tmp_path / "out/seed_1/dev/dev.txt") == words(tmp_path / "valid.txt")
+    model = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "out/seed_1/model")
+    assert model.config.id2label == {0: "O", 1: "B-X", 2: "I-X", 3: "B-Y", 4: "I-Y"}

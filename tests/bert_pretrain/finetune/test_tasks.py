@@ -88,7 +88,7 @@ def test_published_files(tmp_path: Path, task: str, split: str, text: str, examp
 
 
 def test_every_task_is_tested_on_a_published_file() -> None:
-    assert {task for task, *_ in PUBLISHED} | {"squad_v1", "squad_v2"} == set(TASKS)
+    assert {task for task, *_ in PUBLISHED} | {"squad_v1", "squad_v2", "ner"} == set(TASKS)
 
 
 def test_compressed_files_json_lines_and_single_files(tmp_path: Path) -> None:
@@ -181,6 +181,8 @@ def test_the_training_set_is_not_evaluated(tmp_path: Path) -> None:
 def test_hyper_parameters_are_the_published_ones(task: str) -> None:
     config = composed(task)
     training = config.training
-    expected = {"squad_v1": (32, 3, 5e-5, 384), "squad_v2": (48, 2, 5e-5, 384)}.get(task, (32, 3, 2e-5, 128))
+    expected = {"squad_v1": (32, 3, 5e-5, 384), "squad_v2": (48, 2, 5e-5, 384), "ner": (32, 3, 5e-5, 128)}.get(
+        task, (32, 3, 2e-5, 128)
+    )
     assert (training.batch_size, training.epochs, training.lr, training.max_length) == expected
     assert config.task.name == task
