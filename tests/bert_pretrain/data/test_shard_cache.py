@@ -5,7 +5,6 @@ import multiprocessing
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import fsspec
@@ -19,13 +18,14 @@ from bert_pretrain.data.loader import TrainingData
 from bert_pretrain.data.remote_shards import check_cache
 from bert_pretrain.data.sample_order import SampleOrder
 from bert_pretrain.data.shard_cache import CacheConfig, remote_folder
-from bert_pretrain.data.shard_directory import MANIFEST, read_manifest, shard_folder, shard_paths
-from bert_pretrain.data.shards import SHARD_FIELDS, ShardReader
+from bert_pretrain.data.shard_directory import MANIFEST, shard_folder
+from bert_pretrain.data.shards import SHARD_FIELDS
 from bert_pretrain.errors import ConfigError, OutageError
 from tests.conftest import LENGTH, TEST_RECIPE, VOCAB_SIZE, make_shards, run_module
 from tests.web_server import WebServer
 
 SIZES = (40,) * 6
+ROW_BYTES = 16 * (2 + 1 + 1) + 3 * (2 + 2) + 1
 
 
 class Options:
@@ -58,14 +58,12 @@ def address(source: Path, request: pytest.FixtureRequest) -> str:
 
 def opened(address: str, cache: Path, shards: float = 100, split: str = "train") -> ShardSet:
     """``shards``: as many fit into the cache."""
-    size = 40 * _row_bytes(cache) + 5000
-    found = open_split(Options(shard_folder(address, CacheConfig(str(cache), shards * size / 2**30))), split, VOCAB_SIZE)
+    size = 40 * ROW_BYTES + 5000
+    found = open_split(
+        Options(shard_folder(address, CacheConfig(str(cache), shards * size / 2**30))), split, VOCAB_SIZE
+    )
     assert found is not None
     return found
-
-
-def _row_bytes(_: Path) -> int:
-    return 16 * (2 + 1 + 1) + 3 * (2 + 2) + 1
 
 
 def all_rows(shards: ShardSet) -> dict[str, np.ndarray]:
@@ -155,7 +153,7 @@ def _read_some(address: str, cache: Path, seed: int, limit: int, results: object
 
 def test_processes_share_a_cache_within_its_bound(source: Path, tmp_path: Path) -> None:
     address, context = f"file://{source}", multiprocessing.get_context("fork")
-    limit = int(2 * (40 * _row_bytes(tmp_path) + 5000))
+    limit = int(2 * (40 * ROW_BYTES + 5000))
     results = context.Queue()
     processes = [context.Process(target=_read_some, args=(address, tmp_path, n, limit, results)) for n in range(2)]
     for process in processes:
@@ -175,18 +173,105 @@ def web(source: Path) -> Iterator[WebServer]:
         yield server
 
 
-def test_each_shard_is_downloaded_once_and_before_it_is_needed(source: Path, web: WebServer, tmp_path: Path) -> None:
-    """With a window, two windows fit into the cache and the next one comes while this one is read."""
+def test_one_window_after_the_other_comes_through_a_small_cache(source: Path, web: WebServer, tmp_path: Path) -> None:
+    """A cache of five of six shards: an epoch downloads each shard once, and again only where its windows touch."""
     shards = opened(f"{web.address}/set", tmp_path, shards=5)
-    order = SampleOrder(3, shards.samples, 8, window=40)
-    check_cache(Options(source, 40, 5 * 1e-5), shards, None)  # type: ignore[arg-type]
+    folder = remote_folder(shards.paths[0].parent)
+    assert folder is not None
+    order, most = SampleOrder(3, shards.samples, 8, window=40), 0
     data = TrainingData(shards, order, BatchPlan(8, 8, 1), 0, None, 2, False)
-    list(data.micro_batches(0))
-    data.counts(0)
-    needed = {number for first, count in list(order.windows(0))[:2] if False for number in (first, count)}
-    assert not needed
     for step in range(shards.samples // 8):
         data.counts(step)
         list(data.micro_batches(step))
-    assert {name for name in web.gets if name.endswith("hdf5")} == {f"train_0000{n}.hdf5" for n in range(6)}
-    assert max(web.gets[f"train_0000{n}.hdf5"] for n in range(6)) <= 2  # an epoch's first and last window share one
+        most = max(most, bytes_in(tmp_path))
+    assert most <= folder.limit
+    gets = [web.gets[f"train_0000{number}.hdf5"] for number in range(6)]
+    assert min(gets) >= 1
+    assert max(gets) <= 2
+    assert sum(gets) <= 8
+
+
+def test_the_next_window_comes_before_it_is_needed(web: WebServer, tmp_path: Path) -> None:
+    shards = opened(f"{web.address}/set", tmp_path)
+    shards.prefetch([(80, 40), (120, 10)])
+    end = time.monotonic() + 120
+    while len(cached(tmp_path)) < 3 and time.monotonic() < end:
+        time.sleep(0.02)
+    assert cached(tmp_path) == ["train_00000.hdf5", "train_00002.hdf5", "train_00003.hdf5"]
+    before = web.gets.total()
+    shards.read(80, 130)
+    assert web.gets.total() == before
+
+
+@pytest.mark.parametrize("fault", ["500", "truncated", "closed"])
+def test_a_fault_of_the_server_is_waited_out(source: Path, web: WebServer, tmp_path: Path, fault: str) -> None:
+    shards = opened(f"{web.address}/set", tmp_path)
+    web.faults["train_00001.hdf5"] = [fault]
+    assert_same(all_rows(shards), all_rows(local(source)))
+
+
+def test_a_server_gone_for_good_is_one_line(web: WebServer, tmp_path: Path) -> None:
+    shards = opened(f"{web.address}/set", tmp_path)
+    web.down = True
+    with pytest.raises(OutageError, match=r"http.*/set/train_00001.hdf5 cannot be read .* run the same command again"):
+        shards.read(40, 41)
+    assert cached(tmp_path) == ["train_00000.hdf5"]
+    web.down = False
+    shards.read(40, 41)
+
+
+def test_a_shard_that_is_not_that_of_the_manifest(address: str, tmp_path: Path) -> None:
+    shards, system = opened(address, tmp_path), fsspec.filesystem("memory")
+    folder = address.removeprefix("memory:/")
+    content = bytearray(system.cat_file(f"{folder}/train_00001.hdf5"))
+    system.pipe(f"{folder}/train_00001.hdf5", system.cat_file(f"{folder}/train_00002.hdf5"))
+    with pytest.raises(ConfigError, match=r"memory:.*/train_00001.hdf5 is not the shard that its manifest.json lists"):
+        shards.read(40, 41)
+    content[-50] ^= 1
+    system.pipe(f"{folder}/train_00001.hdf5", bytes(content))
+    with pytest.raises(ConfigError, match=r"train_00001.hdf5 is not the shard .* or is damaged"):
+        shards.read(40, 41)
+    assert cached(tmp_path) == ["train_00000.hdf5"]
+
+
+def test_shards_made_anew_get_another_folder(address: str, tmp_path: Path) -> None:
+    cache, system = CacheConfig(str(tmp_path), 1.0), fsspec.filesystem("memory")
+    first, path = shard_folder(address, cache), f"{address.removeprefix('memory:/')}/{MANIFEST}"
+    assert shard_folder(address, cache) == first
+    manifest = json.loads(system.cat_file(path))
+    system.pipe(path, json.dumps({**manifest, "sources": []}).encode())
+    assert shard_folder(address, cache) != first
+
+
+@pytest.mark.parametrize(("window", "expected"), [(None, "shuffles all shards together"), (80, "shuffles 80 samples")])
+def test_a_cache_too_small_for_the_order(address: str, tmp_path: Path, window: int | None, expected: str) -> None:
+    shards = opened(address, tmp_path, shards=3)
+    gib = 3 * shards.paths[0].stat().st_size / 2**30
+    with pytest.raises(ConfigError, match=f"{expected}.*set data.cache_gib=.*data.window"):
+        check_cache(Options(tmp_path, window, gib), shards, None)  # type: ignore[arg-type]
+    check_cache(Options(tmp_path, window, 3 * gib), shards, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("memory://nowhere", "manifest.json cannot be read: it is missing"), ("s3://a:b@c/d", "s3://c/d with a user")],
+)
+def test_addresses_that_hold_no_set(given: str, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=expected) as error:
+        shard_folder(given, CacheConfig(str(tmp_path), 1.0))
+    assert "a:b" not in str(error.value)
+
+
+def test_the_losses_are_those_of_shards_on_a_disk(source: Path, tmp_path: Path) -> None:
+    """Bit by bit, also with a window, with two ranks that share the cache."""
+    rows = []
+    for name, folder in (("here", str(source)), ("there", f"file://{source}")):
+        options = (f"data.dir={folder}", f"run_dir={tmp_path / name}", f"data.cache_dir={tmp_path / 'cache'}")
+        done = run_module("bert_pretrain.pretrain", *TEST_RECIPE, *options, "data.window=40", processes=2)
+        assert done.returncode == 0, done.stderr
+        found = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        rows.append([{key: value for key, value in row.items() if "loss" in key} for row in found])
+        assert f"dir: {folder}" in (tmp_path / name / "config.yaml").read_text()
+    assert rows[0] == rows[1]
+    assert any("eval_mlm_loss" in row for row in rows[0])
+    assert len(cached(tmp_path / "cache")) == len(SIZES) + 1
