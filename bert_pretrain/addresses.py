@@ -122,7 +122,7 @@ def find(address: Address, wanted: Callable[[str], bool]) -> list[Address]:
 def read_all(address: Address) -> bytes:
     """The content of a small file. Raises as ``look_up``."""
     with RangeFile(address) as file:
-        return file.read(file.address.size) or b""
+        return file.read(file.address.size or 0) or b""
 
 
 def open_binary(path: Path | Address) -> IO[bytes]:
@@ -188,7 +188,7 @@ def _range(system: Any, path: str, start: int, stop: int) -> bytes:
 
 def _files_under(system: Any, path: str, wanted: Callable[[str], bool]) -> dict[str, dict[str, Any]]:
     """What the system says of the files in a folder and its folders, by their paths."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for _, folders, files in system.walk(path, detail=True, on_error="raise"):
         for name in [name for name in folders if name.startswith(".")]:
             del folders[name]

@@ -78,9 +78,10 @@ class RemoteFolder:
             self._thread.start()
 
     def _fetch_wanted(self) -> None:
-        while self._wanted:
-            with contextlib.suppress(ConfigError), self.held(self._wanted.pop(0)):
-                pass
+        with contextlib.suppress(IndexError):  # all are there
+            while True:
+                with contextlib.suppress(ConfigError), self.held(self._wanted.pop(0)):
+                    pass
 
     def _locked(self, name: str) -> int:
         """The descriptor of a shard that is there, with a lock on it; downloads it if needed."""
