@@ -87,8 +87,8 @@ def _spans(corpus: CorpusConfig, piece_bytes: int) -> Iterator[tuple[Span, int]]
     elif corpus.kind == "parquet":
         from data_prep.sources.tables import row_groups  # slow to load
 
-        for path in corpus_files(corpus):
-            yield from _runs(path, row_groups(path), piece_bytes)
+        for file in corpus_files(corpus):
+            yield from _runs(file, row_groups(file), piece_bytes)
     elif corpus.kind == "dataset":
         from data_prep.sources.hub import arrow_files  # slow to load
         from data_prep.sources.tables import record_batches
@@ -96,8 +96,8 @@ def _spans(corpus: CorpusConfig, piece_bytes: int) -> Iterator[tuple[Span, int]]
         for path in arrow_files(str(corpus.path), corpus.subset, corpus.split, corpus.text_field):
             yield from _runs(path, record_batches(path), piece_bytes)
     else:
-        for path in corpus_files(corpus):
-            yield from _file_spans(path, corpus, piece_bytes)
+        for file in corpus_files(corpus):
+            yield from _file_spans(file, corpus, piece_bytes)
 
 
 def _file_spans(path: Path | Address, corpus: CorpusConfig, piece_bytes: int) -> Iterator[tuple[Span, int]]:
