@@ -48,6 +48,7 @@ def read_raw(piece: Piece, dropped: Dropped) -> Iterator[Document]:
         if piece.is_chunk:
             yield from read_chunk(span.path)
         elif piece.config.kind == "embedded":
+            assert isinstance(span.path, Path)
             yield Document(str(span.title), str(span.source), list(dict.fromkeys(module_paragraphs(span.path))))
         elif piece.config.kind == "wikipedia":
             yield from _articles(span, piece.corpus, dropped)
