@@ -15,10 +15,18 @@ from bert_pretrain.checkpoint.store import CheckpointStore, Progress, load_progr
 from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml, write_config
 from bert_pretrain.data.batch_plan import AUTO, BatchConfig, BatchPlan, even_size
 from bert_pretrain.data.collate import Shape, fixed_shapes
-from bert_pretrain.data.dataset import ShardSet, check_vocabulary, count_tokens, open_split, report_single_segments
+from bert_pretrain.data.dataset import (
+    DataConfig,
+    ShardSet,
+    check_vocabulary,
+    count_tokens,
+    open_split,
+    report_single_segments,
+)
 from bert_pretrain.data.dynamic_masking import dynamic_masking
 from bert_pretrain.data.loader import DynamicMasking, TrainingData
 from bert_pretrain.data.packing import packed_shapes
+from bert_pretrain.data.remote_shards import check_cache, local_data
 from bert_pretrain.data.sample_order import SampleOrder
 from bert_pretrain.directory_lock import DirectoryLock, lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
@@ -62,16 +70,17 @@ def run(config: PretrainConfig) -> None:
 
 def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     """Build all parts and train; False if the run stopped before its last step, on request."""
-    config = world.run_on_all_ranks(partial(resolve_model, config), "finding init_from")
+    stated, what = config.data, "reading the manifest and finding init_from"
+    config = world.run_on_all_ranks(lambda: resolve_model(replace(config, data=local_data(stated))), what)
     lock = world.run_on_all_ranks(lambda: check_device_and_run_dir(config, world))
     with lock or nullcontext():
-        return train(config, world, stop)
+        return train(config, world, stop, stated)
 
 
-def train(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
-    """The rest of ``pretrain``, while the first rank holds the lock of ``run_dir``."""
+def train(config: PretrainConfig, world: World, stop: StopRequest, stated: DataConfig) -> bool:
+    """The rest of ``pretrain``, while the first rank holds the lock of ``run_dir``. ``stated``: with the address."""
     run_dir, kept = Path(config.run_dir), config.checkpoint
-    config_yaml = resolved_yaml(config)
+    config_yaml = resolved_yaml(replace(config, data=stated))
     log = MetricsLog(run_dir / "metrics.jsonl" if world.is_first else None, config.schedule.total_steps)
     log.busy = world.busy
     kept_ones = kept.keep_last, Path(config.data.tokenizer), kept.keep_every_steps
@@ -108,7 +117,7 @@ def build_trainer(
     words, positions = config.model.vocab_size, config.model.max_position_embeddings
     export_check = partial(check_before_training, Path(config.data.tokenizer), words, positions)
     world.run_on_all_ranks(lambda: export_check() if world.is_first else None)
-    order = SampleOrder(config.seed, shards.samples, config.data.block_size)
+    order = SampleOrder(config.seed, shards.samples, config.data.block_size, config.data.window)
     precision = MixedPrecision(config.precision, world.device)
     speed = world.run_on_all_ranks(lambda: resolve_packing(config.speed, config.model, precision.dtype, world.device))
     model = world.run_on_all_ranks(lambda: build_model(config.model, speed, config.seed, world.device))
@@ -219,6 +228,7 @@ def open_data(
         raise ConfigError(f"data.dir {config.data.dir} holds no training samples; bert-pretrain prepare makes them")
     report_single_segments(shards, config.model.next_sentence, log.message)
     heldout = open_split(config.data, "heldout", words, tokens=tokens, share=share)
+    check_cache(config.data, shards, heldout)
     check_vocabulary(config.data, [split for split in (shards, heldout) if split is not None], log.message)
     return shards, heldout, dynamic_masking(config.data, shards, config.seed)
 

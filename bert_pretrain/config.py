@@ -33,6 +33,8 @@ _MAY_CHANGE_ON_RESUME = (
     "data.tokenizer",
     "data.check",
     "data.prefetch",
+    "data.cache_dir",
+    "data.cache_gib",
     "model.attention",
     "speed.compile",
     "speed.cuda_graphs",
@@ -57,6 +59,7 @@ _SOURCE = ("init_from", "init_moments", "init_positions", "init_progress")
 _NEW_OPTIONS: dict[str, Any] = {
     "init_positions": None,
     "init_progress": "reset",
+    "data.window": None,
     "model.next_sentence": True,
     "data.mask_share": None,
     "data.random_share": None,

@@ -1,12 +1,14 @@
 """``bert-pretrain pretrain``, and ``torchrun ... -m bert_pretrain.pretrain``."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from bert_pretrain.command_line import split_flags
 from bert_pretrain.config import PretrainConfig, check_run_dir
 from bert_pretrain.config_files import user_config_dir
 from bert_pretrain.config_loading import entry_point, exit_on_config_error, load_config
+from bert_pretrain.data.remote_shards import local_data
 from bert_pretrain.data.shard_directory import shard_paths
 from bert_pretrain.errors import require
 from bert_pretrain.hub.shape import resolve_if_needed
@@ -34,7 +36,7 @@ def on_this_machine(words: list[str]) -> None:
     if flags.help or flags.cfg:
         return main(words)
     config = load_config("pretrain", options, PretrainConfig, user_config_dir(flags.config_dir))
-    config = resolve_if_needed(config)
+    config = resolve_if_needed(replace(config, data=local_data(config.data)))
     check_run_dir(config)  # these need no torch, which takes seconds to load
     shard_paths(Path(config.data.dir), "train")
     import torch  # takes seconds to load

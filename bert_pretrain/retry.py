@@ -38,7 +38,7 @@ def retried(
             reason = error.strerror or str(error)
             if pause is None:
                 raise OutageError(
-                    f"{what} cannot be read ({reason}), also after {sum(PAUSES) / 60:.0f} minutes; when the disk is "
+                    f"{what} cannot be read ({reason}), also after {sum(PAUSES) / 60:.0f} minutes; when it is "
                     "back, run the same command again"
                 ) from error
             if not failed:

@@ -1,11 +1,13 @@
 """The files of a corpus, its sources for the manifest, and a fingerprint of its content."""
 
+import functools
 import glob
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bert_pretrain.addresses import Address, find, is_address, without_secrets
 from bert_pretrain.errors import ConfigError
 from data_prep.options import CorpusConfig
 from data_prep.sources.embedded import embedded_sources
@@ -34,26 +36,40 @@ _OPTION_OF_RULE = {
 """The option to look at first, if a rule of :mod:`data_prep.sources.cleaning` dropped too much."""
 
 
-def corpus_files(corpus: CorpusConfig) -> list[Path]:
+def corpus_files(corpus: CorpusConfig) -> Sequence[Path | Address]:
     """The files of a corpus, sorted by name; none for embedded and dataset. Raises ``ConfigError`` if none match."""
     if corpus.kind in ("embedded", "dataset"):
         return []
     assert corpus.path is not None
-    given = Path(corpus.path)
-    if given.is_file():
-        return [given.absolute()]
     suffixes = tuple(suffix + compression for suffix in SUFFIXES[corpus.kind] for compression in COMPRESSIONS)
     if corpus.kind == "wikipedia":
         suffixes += (".bz2",)
-    if given.is_dir():
+    wanted = f"{' or '.join(SUFFIXES[corpus.kind])} files, also with {', '.join(COMPRESSIONS[1:])}"
+    given = Path(corpus.path)
+    files: Sequence[Path | Address]
+    if is_address(corpus.path):
+        files = _remote_files(corpus.path, suffixes)
+    elif given.is_file():
+        files = [given]
+    elif given.is_dir():
         files = [path for path in files_under(given) if path.name.lower().endswith(suffixes)]
-        wanted = f"{' or '.join(SUFFIXES[corpus.kind])} files, also with {', '.join(COMPRESSIONS[1:])}"
     else:
         files = sorted(Path(name) for name in glob.glob(corpus.path, recursive=True) if Path(name).is_file())
         wanted = "a file, a directory or a glob pattern"
     if not files:
-        raise ConfigError(f"corpus.path is {corpus.path!r}, where nothing was found; give {wanted}")
-    return [path.absolute() for path in files]
+        raise ConfigError(f"corpus.path is {without_secrets(corpus.path)!r}, where nothing was found; give {wanted}")
+    return [path if isinstance(path, Address) else path.absolute() for path in files]
+
+
+@functools.lru_cache
+def _remote_files(address: str, suffixes: tuple[str, ...]) -> list[Address]:
+    """What ``find`` finds, once a process."""
+    return find(Address(address), lambda name: name.lower().endswith(suffixes))
+
+
+def file_size(path: Path | Address) -> int:
+    """Bytes of one of :func:`corpus_files`."""
+    return path.size or 0 if isinstance(path, Address) else path.stat().st_size
 
 
 def files_under(folder: Path) -> list[Path]:
@@ -84,8 +100,8 @@ def corpus_sources(name: str, corpus: CorpusConfig) -> dict[str, dict[str, str]]
     else:
         files = corpus_files(corpus)
         count = f"{len(files)} files" if len(files) > 1 else files[0].name
-        version = f"{corpus.kind}: {count}, {sum(path.stat().st_size for path in files)} bytes"
-    return {name: {"name": str(corpus.path), "version": version, "licence": licence}}
+        version = f"{corpus.kind}: {count}, {sum(map(file_size, files))} bytes"
+    return {name: {"name": without_secrets(str(corpus.path)), "version": version, "licence": licence}}
 
 
 def no_text(corpus: CorpusConfig, dropped: Mapping[str, int]) -> str:
@@ -94,7 +110,7 @@ def no_text(corpus: CorpusConfig, dropped: Mapping[str, int]) -> str:
     reason = f"all was dropped ({rules})" if rules else "every document is empty"
     options = [f"corpus.{_OPTION_OF_RULE[rule]}" for rule in dropped if rule in _OPTION_OF_RULE]
     advice = f"; see {', '.join(dict.fromkeys(options))} (cleaning@corpus.cleaning=off: no rules)" if options else ""
-    return f"corpus.path {corpus.path!r} holds no text: {reason}{advice}"
+    return f"corpus.path {without_secrets(str(corpus.path))!r} holds no text: {reason}{advice}"
 
 
 def corpora_fingerprint(corpora: Mapping[str, CorpusConfig]) -> str:
@@ -102,8 +118,8 @@ def corpora_fingerprint(corpora: Mapping[str, CorpusConfig]) -> str:
     digest = hashlib.sha256()
     for name, corpus in corpora.items():
         for path in corpus_files(corpus):
-            status = path.stat()
-            digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
+            version = path.version if isinstance(path, Address) else path.stat().st_mtime_ns
+            digest.update(f"{path} {file_size(path)} {version}\n".encode())
         if corpus.kind == "embedded":
             for source in corpus_sources(name, corpus).values():
                 digest.update(f"{source['name']} {source['version']}\n".encode())

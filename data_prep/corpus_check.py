@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from bert_pretrain.addresses import Address
 from bert_pretrain.errors import ConfigError
 from data_prep.corpus import corpus_files
 from data_prep.options import CorpusConfig
@@ -18,7 +19,7 @@ def check_corpora(corpora: Mapping[str, CorpusConfig], out_dir: Path | None = No
     Raises ``ConfigError`` if a file would be read twice, ``out_dir`` lies where the text is looked for, or the language
     is none that the language filter knows.
     """
-    owners: dict[str, tuple[str, Path]] = {}
+    owners: dict[str, tuple[str, Path | Address]] = {}
     notes = []
     for name, corpus in corpora.items():
         if corpus.cleaning.language_filter:
@@ -26,7 +27,9 @@ def check_corpora(corpora: Mapping[str, CorpusConfig], out_dir: Path | None = No
         if out_dir is not None:
             _check_out_dir(corpus, out_dir)
         for path in corpus_files(corpus):
-            other, first = owners.setdefault(os.path.realpath(path), (name, path))
+            other, first = owners.setdefault(
+                str(path) if isinstance(path, Address) else os.path.realpath(path), (name, path)
+            )
             if first != path or other != name:
                 where = f"corpora {other} and {name} both hold" if other != name else f"corpus.path {corpus.path} holds"
                 raise ConfigError(

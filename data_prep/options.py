@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from bert_pretrain.data.shard_cache import CacheConfig
 from bert_pretrain.errors import ConfigError, require, require_seed
 
 SHORTEST_SEQUENCE = 16
@@ -261,11 +262,11 @@ class ShowConfig:
 
 
 @dataclass
-class VerifyConfig:
+class VerifyConfig(CacheConfig):
     """The options of ``bert-pretrain verify`` and ``bert-pretrain data-report``."""
 
     dir: str
-    """Directory of the shards."""
+    """Directory of the shards, or an address of one, such as s3://bucket/set."""
     samples: int
     """Decoded samples to show for each split."""
     vocab: str | None
@@ -274,4 +275,5 @@ class VerifyConfig:
     """Whether the vocab.txt of vocab is lowercase; a tokenizer.json states it itself."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.samples >= 0, "samples", self.samples, "0 or more")

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bert_pretrain.addresses import without_secrets
 from bert_pretrain.data.shard_directory import read_manifest, write_manifest
 from bert_pretrain.data.shards import ShardHeader
 from bert_pretrain.directory_lock import lock_directory
@@ -115,6 +116,8 @@ def _options(config: PrepareConfig, given: Vocabulary | None) -> dict[str, Any]:
     options = asdict(config)
     for name in ("out_dir", "engine", "keep_dropped"):
         del options[name]
+    for corpus in (options["corpus"], *options["mix"].values()):  # an address signed anew is the same one
+        corpus["path"] = corpus["path"] and without_secrets(corpus["path"])
     options["fingerprint"] = corpora_fingerprint(config.corpora)
     rules = {name: check_rule(corpus.rule) for name, corpus in config.corpora.items() if corpus.rule}
     if rules:

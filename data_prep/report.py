@@ -6,14 +6,13 @@ Reads the manifest and all shards, which are checked as by :mod:`data_prep.verif
 import base64
 import html
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from bert_pretrain.config_loading import entry_point
-from bert_pretrain.data.shard_directory import SPLITS, read_manifest, shard_paths
+from bert_pretrain.data.shard_directory import SPLITS, read_manifest, shard_folder, shard_paths
 from data_prep.engine.totals import Totals, show_sample, table_rows
 from data_prep.options import VerifyConfig
 from data_prep.samples.tokenised import LENGTH_BIN
@@ -39,7 +38,7 @@ def main(config: VerifyConfig) -> None:
     The page shows what each stage kept and dropped, with examples; lengths, padding, masks and unknown tokens; and
     decoded samples.
     """
-    directory = Path(config.dir)
+    directory = shard_folder(config.dir, config)
     vocabulary = find_vocabulary(config.vocab, config.lowercase, directory)
     found = {split: shard_paths(directory, split) for split in SPLITS}
     totals = {

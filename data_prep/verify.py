@@ -17,6 +17,7 @@ from bert_pretrain.data.shard_directory import (
     check_listed,
     directory_notes,
     read_manifest,
+    shard_folder,
     shard_paths,
     shortened,
     unlisted,
@@ -40,7 +41,7 @@ def main(config: VerifyConfig) -> None:
     Checks the manifest, shapes, ids, masks and checksums; the first fault is reported, with exit status 2. Shards of
     NVIDIA's published pipeline, which have no manifest and no checksums, are checked as far as possible.
     """
-    directory = Path(config.dir)
+    directory = shard_folder(config.dir, config)
     manifest = read_manifest(directory) if directory.is_dir() else None
     extra = unlisted(directory, manifest) if manifest else []
     if extra:
@@ -60,7 +61,7 @@ def main(config: VerifyConfig) -> None:
         print("\n".join([split, *(f"  {name:<24}{value}" for name, value in table_rows(totals).items())]))
         for arrays in totals.examples:
             print(show_sample(arrays, vocabulary))
-    print(f"{directory}: no faults found")
+    print(f"{config.dir}: no faults found")
 
 
 def find_vocabulary(given: str | None, lowercase: bool, directory: Path) -> Vocabulary | None:

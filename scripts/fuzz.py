@@ -78,7 +78,7 @@ def try_shards(directory: Path, damages: list[Damage]) -> str:
     for damage in damages:
         content = damaged(content, damage)
     shard.write_bytes(content)
-    config = DataConfig(str(directory), "none", LENGTH, "static", None, None, None, "content", 8, 3)
+    config = DataConfig("", 1.0, str(directory), "none", LENGTH, "static", None, None, None, "content", 8, None, 3)
     shards = open_split(config, "train", VOCAB_SIZE)
     assert shards is not None
     for start in range(0, shards.samples, 8):

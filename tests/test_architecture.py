@@ -20,8 +20,10 @@ from scripts.draw_imports import (
 from tests.conftest import ROOT
 
 FOR_DATA_PREP = {
+    "bert_pretrain.addresses",
     "bert_pretrain.config_loading",
     "bert_pretrain.data.masking",
+    "bert_pretrain.data.shard_cache",
     "bert_pretrain.data.shard_directory",
     "bert_pretrain.data.shards",
     "bert_pretrain.data.tokenizer_files",

@@ -1,6 +1,6 @@
 """The shards of a split as one sequence of samples, checked against the options and the vocabulary of the run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from bert_pretrain.data.shard_cache import CacheConfig, remote_folder
 from bert_pretrain.data.shard_directory import (
     MANIFEST,
     check_listed,
@@ -19,17 +20,19 @@ from bert_pretrain.data.shard_directory import (
 from bert_pretrain.data.shards import SHARD_FIELDS, Arrays, ShardReader
 from bert_pretrain.data.tokenizer_files import TokenTable, has_tokenizer, read_tokenizer
 from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.launch_environment import local_rank
 from bert_pretrain.retry import DamagedError
 
 _OPEN_SHARDS = 64
 
 
 @dataclass
-class DataConfig:
+class DataConfig(CacheConfig):
     """Options ``data.*``."""
 
     dir: str
-    """Directory with the shards, as written by `bert-pretrain prepare` or in NVIDIA's published layout."""
+    """Directory with the shards, as written by `bert-pretrain prepare` or in NVIDIA's published layout; or the address
+    of one that prepare wrote, such as s3://bucket/set."""
     tokenizer: str
     """The tokenizer's folder. It is copied into every checkpoint."""
     sequence_length: int
@@ -49,10 +52,14 @@ class DataConfig:
     reads names, shapes and headers only, ``auto`` is ``content`` up to 4 GiB of shards."""
     block_size: int
     """Samples per read. The order of an epoch is a permutation of blocks, and of the samples in each block."""
+    window: int | None
+    """Samples that an epoch shuffles together; null: all. With a window, an epoch visits the shards part by part, each
+    epoch in another order, and a cache of remote shards need hold only two windows."""
     prefetch: int
     """Micro-batches to prepare in advance."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.sequence_length >= 8, "data.sequence_length", self.sequence_length, "8 or more")
         require(self.masking in ("static", "dynamic"), "data.masking", self.masking, "static, dynamic")
         share = self.masked_lm_prob
@@ -64,6 +71,9 @@ class DataConfig:
             require(share is None or self.masking == "dynamic", f"data.{name}", share, allowed)
         require(self.check in ("auto", "content", "headers"), "data.check", self.check, "auto, content, headers")
         require(self.block_size >= 1, "data.block_size", self.block_size, "1 or more")
+        window = self.window
+        allowed = f"null, or data.block_size ({self.block_size}) or more"
+        require(window is None or window >= self.block_size, "data.window", window, allowed)
         require(self.prefetch >= 1, "data.prefetch", self.prefetch, "1 or more")
 
 
@@ -102,6 +112,20 @@ class ShardSet:
             parts.append(self._read(shard, sample - first, sample - first + size))
             start += size
         return concatenated(parts)
+
+    def prefetch(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Of shards at an address, download in the background those with these samples (first, number), in order."""
+        folder = remote_folder(self.paths[0].parent)
+        if folder is not None and local_rank() == 0:
+            wanted = [number for first, count in ranges for number in self._shards_of(first, count)]
+            folder.prefetch([self.paths[number].name for number in dict.fromkeys(wanted)])
+
+    def _shards_of(self, first: int, count: int) -> Iterator[int]:
+        """The shards with the samples from ``first`` on; past the end it continues at sample 0."""
+        for start, stop in ((first, min(first + count, self.samples)), (0, first + count - self.samples)):
+            for shard in range(len(self.paths)):
+                if self.bounds[shard] < stop and self.bounds[shard + 1] > start:
+                    yield shard
 
     def sources(self) -> tuple[np.ndarray, list[str]] | None:
         """The number of each sample's corpus, (N,), and the names of the corpora; None if the shards do not tell.
@@ -170,9 +194,14 @@ def open_split(
         report(note)
     if not paths:
         return None
-    small = sum(path.stat().st_size for path in paths) <= 4 << 30
+    is_remote = remote_folder(directory) is not None  # its shards are checked whenever they are downloaded
+    small = not is_remote and sum(path.stat().st_size for path in paths) <= 4 << 30
     readers: list[ShardReader] = []
+    rows = {row["name"]: row for row in manifest["shards"]} if manifest else {}
     for number, path in enumerate(paths):
+        if is_remote and readers and config.check != "content":
+            readers.append(readers[0].of_same_set(path, rows[path.name]))
+            continue
         with closing(ShardReader(path)) as reader:
             readers.append(reader)
             _check_fit(reader, config, vocab_size, readers[0])

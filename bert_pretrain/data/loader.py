@@ -17,6 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import count as numbers
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -104,6 +105,7 @@ class TrainingData:
         """The counts of this rank's slice of ``step``."""
         start, stop = (step * self.plan.global_batch_size + bound for bound in self.plan.rank_slice(self.rank))
         self._blocks.drop_others(start, stop)
+        self.shards.prefetch(islice(self.order.windows(start), 2))
         return sum((count(arrays) for arrays in self._blocks.read(start, stop)), Counts(0, 0, 0, 0))
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:

@@ -8,6 +8,9 @@ Samples were shuffled over all shards when they were written, so a contiguous re
 reads blocks of consecutive samples. Every epoch permutes the blocks (a keyed bijection of the block numbers), permutes
 the samples within each block, and cuts the blocks at another offset (the data are rotated by a keyed number), so that
 no two epochs have the same batches.
+
+With a window, an epoch permutes windows of consecutive blocks, and the blocks within each window, so that it reads one
+part of the data after the other.
 """
 
 from collections.abc import Iterator
@@ -66,6 +69,14 @@ class SampleOrder:
     seed: int
     samples: int
     block_size: int
+    window: int | None = None
+    """Samples that are shuffled together; None: all."""
+
+    @property
+    def _together(self) -> int:
+        """Blocks of a window."""
+        full_blocks = max(1, self.samples // self.block_size)
+        return min(full_blocks, self.window // self.block_size) if self.window else full_blocks
 
     def slices(self, start: int, stop: int) -> Iterator[BlockSlice]:
         """The stream's positions ``start`` to ``stop``, block by block."""
@@ -76,10 +87,34 @@ class SampleOrder:
             is_full = slot < full_blocks
             size = self.block_size if is_full else self.samples % self.block_size
             # The incomplete block stays last; the rotation puts other samples into it every epoch.
-            block = permute(slot, full_blocks, self.seed, epoch) if is_full else slot
+            block = self._block(epoch, slot, full_blocks) if is_full else slot
             take = min(stop - start, size - within)
             yield BlockSlice(epoch, block, within, within + take)
             start += take
+
+    def _block(self, epoch: int, slot: int, full_blocks: int) -> int:
+        together = self._together
+        if together == full_blocks:
+            return permute(slot, full_blocks, self.seed, epoch)
+        window, within = self._window(epoch, slot // together), slot % together
+        return window * together + permute(
+            within, min(together, full_blocks - window * together), self.seed, epoch, window
+        )
+
+    def _window(self, epoch: int, place: int) -> int:
+        """The window that an epoch visits at a place; the incomplete one stays last."""
+        windows = self.samples // self.block_size // self._together
+        return permute(place, windows, self.seed, epoch, -2) if place < windows else place
+
+    def windows(self, start: int) -> Iterator[tuple[int, int]]:
+        """First sample and number of samples of each window from the one with the stream's position ``start`` on."""
+        together = self._together
+        size = together * self.block_size
+        for epoch in count(start // self.samples):
+            first = start % self.samples // size if epoch == start // self.samples else 0
+            for place in range(first, -(-self.samples // size)):
+                window = self._window(epoch, place)
+                yield self.block_start(epoch, window * together), min(size, self.samples - window * size)
 
     def block_start(self, epoch: int, block: int) -> int:
         """A block's first sample; the others follow, past the end from sample 0 on."""

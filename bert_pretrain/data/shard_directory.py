@@ -4,20 +4,63 @@ import hashlib
 import json
 import os
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from bert_pretrain.addresses import Address, MissingError, is_address, read_all
+from bert_pretrain.data.shard_cache import PARTIAL, CacheConfig, RemoteFolder, add_folder, remote_folder
 from bert_pretrain.data.shards import FORMAT_VERSION, RESTORE, ShardReader
+from bert_pretrain.data.tokenizer_files import FILES
 from bert_pretrain.directories import check_link
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.file_system import replace_file
+from bert_pretrain.file_system import replace_file, require_writable
 from bert_pretrain.retry import read_patiently
 
 MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer"
 SPLITS = ("train", "heldout")
 _SUFFIXES = (".hdf5", ".h5")
 _NO_MANIFEST = (ValueError, KeyError, TypeError, RecursionError)  # what other content raises
 _HELDOUT_NAME = re.compile(r"(^|[^a-z])(heldout|test(ing)?|val(id(ation)?)?|dev|eval(uation)?)([^a-z]|$)")
+
+
+def shard_folder(given: str, cache: CacheConfig) -> Path:
+    """The folder ``given``; of an address, one in the cache, into which its shards come when they are read.
+
+    The manifest and the tokenizer are in it at once. Its name has a hash of the address and the manifest: shards that
+    were made anew get another. Raises ``ConfigError``.
+    """
+    if not is_address(given):
+        return Path(given)
+    address = Address(given)
+    if str(address) != given:
+        raise ConfigError(
+            f"data.dir is {address} with a user, password or query; give those in the environment, as its protocol "
+            "reads them"
+        )
+    content = read_all(address / MANIFEST)
+    digest = hashlib.sha256(f"{given.rstrip('/')}\n".encode() + content).hexdigest()
+    folder = Path(cache.cache_dir).expanduser().absolute() / f"{address.name}-{digest[:12]}"
+    require_writable(folder, "data.cache_dir")
+    if not (folder / MANIFEST).exists():
+        for name in FILES:
+            try:
+                found = read_all(address / TOKENIZER / name)
+            except MissingError:
+                continue
+            (folder / TOKENIZER).mkdir(exist_ok=True)
+            replace_file(folder / TOKENIZER / name, found)
+        replace_file(folder / MANIFEST, content)
+    manifest = read_manifest(folder)
+
+    def check(path: Path) -> None:
+        with closing(ShardReader(path)) as reader:
+            check_listed(reader, manifest)
+            reader.check_content(reader.header.vocab_size if reader.header else 1 << 31)
+
+    add_folder(RemoteFolder(address, folder, int(cache.cache_gib * 2**30), check))
+    return folder
 
 
 def shard_paths(directory: Path, split: str) -> list[Path]:
@@ -30,12 +73,13 @@ def shard_paths(directory: Path, split: str) -> list[Path]:
     if not directory.is_dir():
         raise ConfigError(f"data.dir is {str(directory)!r}, which is no directory; bert-pretrain prepare makes them")
     manifest = read_manifest(directory)
-    if manifest is not None:
+    if manifest is not None and remote_folder(directory) is None:
         missing = sorted({row["name"] for row in manifest["shards"] if row["split"] == split} - _names(directory))
         if missing:
             raise ConfigError(
                 f"data.dir {directory}: {MANIFEST} lists {shortened(missing)}, which is not there; {RESTORE}"
             )
+    if manifest is not None:
         return [directory / row["name"] for row in manifest["shards"] if row["split"] == split]
     found = _shards_in(directory)
     if not found:
@@ -73,7 +117,7 @@ def unlisted(directory: Path, manifest: dict[str, Any]) -> list[str]:
 def check_listed(reader: ShardReader, manifest: dict[str, Any] | None) -> None:
     """Raise ``ConfigError`` if a shard is not the one that the manifest lists: other samples, checksum or split."""
     rows = {row["name"]: row for row in manifest["shards"]} if manifest else {}
-    row, header = rows.get(reader.path.name), reader.header
+    row, header = rows.get(reader.path.name.removesuffix(PARTIAL)), reader.header
     if row is None:
         return
     if row["samples"] != reader.samples or row.get("checksum", reader.checksum) != reader.checksum:

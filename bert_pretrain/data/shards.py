@@ -17,6 +17,7 @@ as the published pipeline writes them, are accepted as legacy. ``shard_directory
 module needs h5py and numpy only: data preparation must not load torch.
 """
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -27,6 +28,7 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 
+from bert_pretrain.data.shard_cache import held
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.file_system import new_file
 from bert_pretrain.retry import DamagedError, read_patiently
@@ -143,13 +145,17 @@ class ShardReader:
         """``work`` on the open file, which is opened again after an error."""
 
         def attempt() -> Result:
-            try:
-                if self._open_file is None:
-                    self._open_file = self._open()
-                return work(self._open_file)
-            except Exception:
-                self.close()
-                raise
+            with held(self.path) as may_be_removed:
+                try:
+                    if self._open_file is None:
+                        self._open_file = self._open()
+                    result = work(self._open_file)
+                except Exception:
+                    self.close()
+                    raise
+                if may_be_removed:
+                    self.close()
+                return result
 
         return read_patiently(attempt, f"shard {self.path}", RESTORE, _READ_ERRORS)
 
@@ -157,7 +163,7 @@ class ShardReader:
         # HDF5 opens files while it holds Python's lock: on a disk that hangs, not even heartbeats would be sent.
         with open(self.path, "rb") as file:
             file.read(_FIRST_BYTES)
-        opened = h5py.File(self.path, "r")
+        opened = h5py.File(self.path, "r", locking=False)  # shards get their names when they are whole
         expected = getattr(self, "samples", None)
         if expected not in (None, len(opened["next_sentence_labels"])):
             opened.close()
@@ -206,6 +212,12 @@ class ShardReader:
                 f"{RESTORE}"
             )
         return ShardHeader(**{name: _to_python(attributes[name]) for name in names})
+
+    def of_same_set(self, path: Path, row: dict[str, Any]) -> "ShardReader":
+        """The reader of another shard, which is not opened yet: as this one, but for its ``row`` of the manifest."""
+        other = copy.copy(self)
+        other.path, other.samples, other.checksum = path, row["samples"], row.get("checksum")
+        return other
 
     def read(self, start: int, stop: int, vocab_size: int | None = None) -> Arrays:
         """Rows ``start`` to ``stop`` of all six data sets, in the dtypes of the file, checked if given a vocabulary."""

@@ -1,7 +1,10 @@
 """``bert-pretrain doctor``."""
 
+from dataclasses import replace
+
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.config_loading import entry_point
+from bert_pretrain.data.remote_shards import local_data
 
 
 @entry_point("doctor", PretrainConfig)
@@ -15,7 +18,7 @@ def main(config: PretrainConfig) -> None:
     """
     from bert_pretrain.doctor.checks import run_checks  # imports torch; by now the options are known to be valid
 
-    run_checks(config)
+    run_checks(replace(config, data=local_data(config.data)))
 
 
 if __name__ == "__main__":

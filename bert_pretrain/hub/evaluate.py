@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.batch_plan import BatchConfig
+from bert_pretrain.data.shard_cache import CacheConfig
+from bert_pretrain.data.shard_directory import shard_folder
 from bert_pretrain.errors import require
 from bert_pretrain.file_system import check_new_file, write_json
 from bert_pretrain.hub.heldout import check_fit
@@ -23,11 +25,12 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class HeldoutConfig:
+class HeldoutConfig(CacheConfig):
     """Options ``data.*`` of ``bert-pretrain evaluate``."""
 
     dir: str
-    """Directory with held-out shards, as written by `bert-pretrain prepare` or in NVIDIA's published layout."""
+    """Directory with held-out shards, as written by `bert-pretrain prepare` or in NVIDIA's published layout; or an
+    address of one that prepare wrote, such as s3://bucket/set."""
 
 
 @dataclass
@@ -72,7 +75,7 @@ def main(config: EvaluateConfig) -> None:
     if config.out_json is not None:
         check_new_file(Path(config.out_json), "out_json", config.overwrite)
     source = find_source(config.model_dir, "model_dir", print)
-    data = check_fit(source, Path(config.data.dir))
+    data = check_fit(source, shard_folder(config.data.dir, config.data))
 
     from bert_pretrain.hub.measure import measure  # imports torch
 

@@ -11,6 +11,7 @@ from bert_pretrain.config import PretrainConfig, check_run_dir
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.batch_plan import AUTO, BatchPlan, even_size
 from bert_pretrain.data.dataset import open_split, report_single_segments
+from bert_pretrain.data.remote_shards import local_data
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.hub.shape import resolve_if_needed
 from bert_pretrain.model.flops import parameter_count, training_flops
@@ -73,7 +74,7 @@ def main(config: PlanConfig) -> None:
     Checks the options, the shards and the run directory. With gpu=KIND it also predicts the time of a step and how
     many devices the batch can use. Writes nothing but plot.
     """
-    config = resolve_if_needed(config)
+    config = resolve_if_needed(replace(config, data=local_data(config.data)))
     check_run_dir(config)
     gpu = config.gpu
     device, compute = this_machine(config.device) if gpu is None else (gpu.name, gpu.compute)

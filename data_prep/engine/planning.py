@@ -8,7 +8,8 @@ import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from data_prep.corpus import corpus_files
+from bert_pretrain.addresses import Address
+from data_prep.corpus import corpus_files, file_size
 from data_prep.options import CorpusConfig, PrepareConfig
 from data_prep.sources.documents import is_json_array
 from data_prep.sources.embedded import source_files
@@ -55,7 +56,7 @@ def needs_chunks(piece: Piece, piece_bytes: int) -> bool:
     return piece.size > 2 * piece_bytes and kind != "text" and not _can_be_cut(span.path, piece.config)
 
 
-def _can_be_cut(path: Path, corpus: CorpusConfig) -> bool:
+def _can_be_cut(path: Path | Address, corpus: CorpusConfig) -> bool:
     """Whether a document of an uncompressed file can be found without reading the file from its start."""
     if corpus.kind == "text":
         return corpus.documents != "file"
@@ -86,8 +87,8 @@ def _spans(corpus: CorpusConfig, piece_bytes: int) -> Iterator[tuple[Span, int]]
     elif corpus.kind == "parquet":
         from data_prep.sources.tables import row_groups  # slow to load
 
-        for path in corpus_files(corpus):
-            yield from _runs(path, row_groups(path), piece_bytes)
+        for file in corpus_files(corpus):
+            yield from _runs(file, row_groups(file), piece_bytes)
     elif corpus.kind == "dataset":
         from data_prep.sources.hub import arrow_files  # slow to load
         from data_prep.sources.tables import record_batches
@@ -95,12 +96,12 @@ def _spans(corpus: CorpusConfig, piece_bytes: int) -> Iterator[tuple[Span, int]]
         for path in arrow_files(str(corpus.path), corpus.subset, corpus.split, corpus.text_field):
             yield from _runs(path, record_batches(path), piece_bytes)
     else:
-        for path in corpus_files(corpus):
-            yield from _file_spans(path, corpus, piece_bytes)
+        for file in corpus_files(corpus):
+            yield from _file_spans(file, corpus, piece_bytes)
 
 
-def _file_spans(path: Path, corpus: CorpusConfig, piece_bytes: int) -> Iterator[tuple[Span, int]]:
-    size = path.stat().st_size
+def _file_spans(path: Path | Address, corpus: CorpusConfig, piece_bytes: int) -> Iterator[tuple[Span, int]]:
+    size = file_size(path)
     if corpus.kind == "wikipedia" and path.suffix == ".bz2":
         yield from _streams(path, size, piece_bytes // _COMPRESSION)
     elif size <= piece_bytes or is_compressed(path) or not _can_be_cut(path, corpus):
@@ -111,7 +112,7 @@ def _file_spans(path: Path, corpus: CorpusConfig, piece_bytes: int) -> Iterator[
             yield Span(path, start, stop if stop < size else None), stop - start
 
 
-def _streams(path: Path, size: int, compressed_bytes: int) -> Iterator[tuple[Span, int]]:
+def _streams(path: Path | Address, size: int, compressed_bytes: int) -> Iterator[tuple[Span, int]]:
     """A multistream dump as runs of whole streams; any other bz2 file as a whole."""
     starts = bz2_streams(path)
     if len(starts) < 3 or starts[0] != 0:
@@ -125,7 +126,7 @@ def _streams(path: Path, size: int, compressed_bytes: int) -> Iterator[tuple[Spa
     yield Span(path, first, size if first else None), _COMPRESSION * (size - first)
 
 
-def _runs(path: Path, sizes: list[int], piece_bytes: int) -> Iterator[tuple[Span, int]]:
+def _runs(path: Path | Address, sizes: list[int], piece_bytes: int) -> Iterator[tuple[Span, int]]:
     """Runs of consecutive row groups or record batches, of at most ``piece_bytes`` unless a single one is larger."""
     start = total = 0
     for number, size in enumerate(sizes):

@@ -7,6 +7,7 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bert_pretrain.addresses import Address
 from bert_pretrain.errors import ConfigError
 from data_prep.sources.cleaning import Dropped
 from data_prep.sources.embedded import module_paragraphs
@@ -47,6 +48,7 @@ def read_raw(piece: Piece, dropped: Dropped) -> Iterator[Document]:
         if piece.is_chunk:
             yield from read_chunk(span.path)
         elif piece.config.kind == "embedded":
+            assert isinstance(span.path, Path)
             yield Document(str(span.title), str(span.source), list(dict.fromkeys(module_paragraphs(span.path))))
         elif piece.config.kind == "wikipedia":
             yield from _articles(span, piece.corpus, dropped)
@@ -79,7 +81,7 @@ def write_chunk(documents: list[Document]) -> bytes:
     return "".join(json.dumps(astuple(document), ensure_ascii=False) + "\n" for document in documents).encode()
 
 
-def read_chunk(path: Path) -> Iterator[Document]:
+def read_chunk(path: Path | Address) -> Iterator[Document]:
     """The documents of a chunk."""
     for _, raw in lines(blocks(path)):
         if raw:
@@ -190,7 +192,7 @@ def _json_rows(span: Span, dropped: Dropped) -> Iterator[_Row]:
         yield f"{span.path.name}#{position}", where, row
 
 
-def is_json_array(path: Path) -> bool:
+def is_json_array(path: Path | Address) -> bool:
     """Whether a file of corpus=jsonl holds one JSON array."""
     start = b""
     for block in blocks(path):
@@ -200,7 +202,7 @@ def is_json_array(path: Path) -> bool:
     return start.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"[")
 
 
-def _array_rows(path: Path) -> Iterator[_Row]:
+def _array_rows(path: Path | Address) -> Iterator[_Row]:
     try:
         for number, row in enumerate(json_array(codecs.iterdecode(blocks(path), "utf-8-sig")), start=1):
             yield f"{path.name}#{number}", f"corpus file {path}, value {number}", row

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bert_pretrain.addresses import Address
 from data_prep.options import CorpusConfig
 
 
@@ -14,7 +15,7 @@ class Span:
     (parquet) or record batches (arrow). Other files are always read whole.
     """
 
-    path: Path
+    path: Path | Address
     start: int = 0
     stop: int | None = None
     source: str | None = None  # corpus=embedded: the package

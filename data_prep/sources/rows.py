@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bert_pretrain.addresses import Address
 from bert_pretrain.errors import ConfigError
 from data_prep.sources.cleaning import Dropped
 from data_prep.sources.streams import LONGEST_LINE
@@ -116,7 +117,7 @@ def json_array(content: Iterable[str]) -> Iterator[Any]:
         start = end
 
 
-def csv_rows(lines: Iterable[str], path: Path) -> Iterator[dict[str, str] | BadRowError]:
+def csv_rows(lines: Iterable[str], path: Path | Address) -> Iterator[dict[str, str] | BadRowError]:
     """The rows of a CSV or TSV file, whose first row names the fields; a ``BadRowError`` for each broken one."""
     csv.field_size_limit(LONGEST_LINE)
     is_tsv = ".tsv" in (suffix.lower() for suffix in path.suffixes)

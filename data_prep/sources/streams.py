@@ -15,6 +15,7 @@ from typing import Any
 
 import zstandard
 
+from bert_pretrain.addresses import BLOCK, Address, open_binary
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.retry import DamagedError, read_patiently
 
@@ -33,13 +34,13 @@ _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
 }
 
 
-def is_compressed(path: Path) -> bool:
+def is_compressed(path: Path | Address) -> bool:
     """Whether the suffix is one of a compressed file."""
     return path.suffix.lower() in _DECOMPRESSORS
 
 
-def blocks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-    """The content of a file from byte ``start`` up to byte ``stop`` (both of the file on disk), decompressed.
+def blocks(path: Path | Address, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """The content of a file from byte ``start`` up to byte ``stop`` (both of the file as it is stored), decompressed.
 
     In a compressed file both must lie between streams. Raises ``ConfigError`` if it is damaged or truncated.
     """
@@ -74,11 +75,11 @@ def blocks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[byte
 
 
 def raw_blocks(
-    path: Path, start: int = 0, stop: int | None = None, size: int | None = None
+    path: Path | Address, start: int = 0, stop: int | None = None, size: int | None = None
 ) -> Iterator[tuple[int, bytes]]:
-    """(byte where the block starts, block) of a file on disk from ``start`` up to ``stop``. Outages are waited out.
+    """(byte where the block starts, block) of a file as it is stored, from ``start`` up to ``stop``.
 
-    Raises ``ConfigError`` if it cannot be read.
+    Outages are waited out. Raises ``ConfigError`` if it cannot be read.
     """
     position, file = start, None
 
@@ -86,9 +87,9 @@ def raw_blocks(
         nonlocal file
         try:
             if file is None:
-                file = open(path, "rb")  # noqa: SIM115
+                file = open_binary(path)
                 file.seek(position)
-            most = size or _BLOCK
+            most = size or (BLOCK if isinstance(path, Address) else _BLOCK)
             return file.read(most if stop is None else min(most, stop - position))
         except OSError:
             close()
@@ -133,7 +134,7 @@ def lines(content: Iterable[bytes], first: int = 0) -> Iterator[tuple[int, bytes
         yield position, b"".join(kept) if length <= LONGEST_LINE else None
 
 
-def decode(raw: bytes, path: Path, position: int) -> str:
+def decode(raw: bytes, path: Path | Address, position: int) -> str:
     """Decode the UTF-8 text at byte ``position`` of the decompressed file. ``ConfigError`` names an invalid byte."""
     start = len(BYTE_ORDER_MARK) if position == 0 and raw.startswith(BYTE_ORDER_MARK) else 0
     if b"\0" in raw:
@@ -150,7 +151,7 @@ def decode(raw: bytes, path: Path, position: int) -> str:
         ) from None
 
 
-def bz2_streams(path: Path) -> list[int]:
+def bz2_streams(path: Path | Address) -> list[int]:
     """The byte offsets at which the streams of a bz2 file start, by one scan of the file."""
     starts = []
     tail = b""

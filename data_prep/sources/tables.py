@@ -10,16 +10,18 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from bert_pretrain.addresses import Address, open_binary
 from bert_pretrain.errors import ConfigError
 from data_prep.sources.pieces import Span
 
 _ROWS = 1024  # read at once
 
 
-def row_groups(path: Path) -> list[int]:
+def row_groups(path: Path | Address) -> list[int]:
     """The bytes of each row group of a parquet file. Raises ``ConfigError`` if it cannot be read."""
     try:
-        metadata = pyarrow.parquet.read_metadata(path)
+        with open_binary(path) as file:
+            metadata = pyarrow.parquet.read_metadata(file)
     except (OSError, pyarrow.ArrowException) as error:
         raise ConfigError(
             f"corpus file {path} cannot be read as parquet ({error}); download or copy it again"
@@ -48,7 +50,7 @@ def rows(span: Span, kind: str, fields: str) -> Iterator[dict[str, Any]]:
                     if span.start <= number < span.stop:
                         yield from batch.select(columns).to_pylist()
             return
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with open_binary(path) as source, pyarrow.parquet.ParquetFile(source) as file:
             columns = columns_of(fields, file.schema_arrow.names, path)
             for batch in file.iter_batches(_ROWS, range(span.start, span.stop), columns):
                 yield from batch.to_pylist()
@@ -59,7 +61,7 @@ def rows(span: Span, kind: str, fields: str) -> Iterator[dict[str, Any]]:
         ) from None
 
 
-def columns_of(fields: str, names: list[str], where: Path | str) -> list[str]:
+def columns_of(fields: str, names: list[str], where: Path | Address | str) -> list[str]:
     """The columns that hold ``fields`` (``corpus.text_field``). Raises ``ConfigError`` if one is missing."""
     columns = []
     for name in fields.split("+"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 from xml.etree.ElementTree import Element, ParseError, XMLPullParser
 
+from bert_pretrain.addresses import Address
 from bert_pretrain.errors import ConfigError
 from data_prep.sources.wikitext_names import DISAMBIGUATION
 
@@ -27,7 +28,7 @@ class Page:
     is_redirect: bool
 
 
-def read_pages(blocks: Iterable[bytes], path: Path, from_start: bool, to_end: bool) -> Iterator[Page]:
+def read_pages(blocks: Iterable[bytes], path: Path | Address, from_start: bool, to_end: bool) -> Iterator[Page]:
     """The pages in blocks of XML. ``ConfigError`` for XML that is invalid or truncated.
 
     ``from_start`` and ``to_end``: whether the blocks begin and end where the dump does.

@@ -4,6 +4,7 @@ import functools
 import re
 from pathlib import Path
 
+from bert_pretrain.addresses import Address
 from data_prep.sources.streams import blocks
 
 NO_TEXT = frozenset((
@@ -62,7 +63,7 @@ DISAMBIGUATION = re.compile(
 
 
 @functools.lru_cache(maxsize=64)
-def no_text_namespaces(dump: Path) -> tuple[str, ...]:
+def no_text_namespaces(dump: Path | Address) -> tuple[str, ...]:
     """The namespaces whose links are no text (media, files, categories), as the head of a dump names them."""
     head = next(blocks(dump), b"").partition(b"<page>")[0]
     return tuple(name.decode(errors="replace").strip().lower() for name in _NAMESPACE.findall(head))

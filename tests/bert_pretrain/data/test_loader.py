@@ -33,6 +33,9 @@ def config(directory: Path, **changes: object) -> DataConfig:
         "check": "auto",
         "block_size": 8,
         "prefetch": 3,
+        "window": None,
+        "cache_dir": "unused",
+        "cache_gib": 1.0,
     }
     return DataConfig(**{**values, **changes})
 

@@ -1,3 +1,5 @@
+from itertools import islice
+
 import numpy as np
 import pytest
 
@@ -67,3 +69,27 @@ def test_finding_a_position_takes_constant_time() -> None:
     order = SampleOrder(3, 10**9, 128)
     for step in (0, 10**9):
         assert len(list(order.slices(step * 4096, (step + 1) * 4096))) in (32, 33)
+
+
+@pytest.mark.parametrize(("samples", "block", "window"), [(1003, 8, 100), (1024, 8, 128), (103, 8, 8), (50, 8, 400)])
+def test_with_a_window_an_epoch_reads_one_part_after_the_other(samples: int, block: int, window: int) -> None:
+    order = SampleOrder(5, samples, block, window)
+    per_epoch = []
+    for epoch in range(3):
+        whole = stream(order, epoch * samples, (epoch + 1) * samples)
+        assert sorted(whole) == list(range(samples))
+        parts, position = list(islice(order.windows(epoch * samples), 1 + samples // block)), 0
+        for first, number in parts:
+            if position < samples:
+                visited = set(whole[position : position + number])
+                assert visited == {(first + sample) % samples for sample in range(number)}
+                position += number
+        assert position == samples
+        per_epoch.append(parts[0])
+    assert len(set(per_epoch)) == 3
+    halves = [stream(order, 0, samples // 2), stream(order, samples // 2, samples)]
+    np.testing.assert_array_equal(np.concatenate(halves), stream(order, 0, samples))
+    later = next(order.windows(samples + samples // 2))
+    assert stream(order, samples + samples // 2, samples + samples // 2 + 1)[0] in {
+        (later[0] + sample) % samples for sample in range(later[1])
+    }

@@ -24,7 +24,9 @@ HDF5_OUTAGE = "Can't synchronously read data (file read failed: filename = '/a/e
 
 
 def options(directory: Path, check: str = "headers") -> DataConfig:
-    return DataConfig(str(directory), str(directory / "tokenizer"), 16, "static", None, None, None, check, 8, 2)
+    return DataConfig(
+        "unused", 1.0, str(directory), str(directory / "tokenizer"), 16, "static", None, None, None, check, 8, None, 2
+    )
 
 
 def write_legacy(path: Path, arrays: dict[str, np.ndarray]) -> None:

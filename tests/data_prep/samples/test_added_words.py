@@ -150,7 +150,9 @@ def test_other_special_tokens_from_text_to_batches(tmp_path: Path, run: Run, kin
     masked = np.take_along_axis(arrays["input_ids"], arrays["masked_lm_positions"], 1)
     masked = masked[arrays["masked_lm_positions"] > 0]
     assert 0.7 < (masked == tokenizer.mask_token_id).mean() < 0.9
-    config = DataConfig(str(out_dir), str(out_dir / "tokenizer"), 32, "dynamic", None, None, None, "auto", 8, 1)
+    config = DataConfig(
+        "unused", 1.0, str(out_dir), str(out_dir / "tokenizer"), 32, "dynamic", None, None, None, "auto", 8, None, 1
+    )
     padded = len(tokenizer) + 7  # a model with rows that have no token
     shards = open_split(config, "train", padded)
     assert shards is not None
