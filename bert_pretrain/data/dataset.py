@@ -109,9 +109,10 @@ class ShardSet:
         Raises ``ConfigError`` if a number has no name in the manifest.
         """
         found = [self._reader(shard).source() for shard in range(len(self.paths))]
-        parts = [part for part in found if part is not None]
-        if len(parts) < len(found):
+        if all(part is None for part in found):
             return None
+        sizes = np.diff(self.bounds)  # the shards of one corpus do not tell, to which others were appended
+        parts = [np.zeros(size, np.int64) if part is None else part for part, size in zip(found, sizes, strict=True)]
         numbers, manifest = np.concatenate(parts), read_manifest(self.paths[0].parent)
         names = (manifest or {}).get("corpora", [])
         if numbers.max() >= len(names):
