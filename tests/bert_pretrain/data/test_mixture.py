@@ -48,9 +48,8 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mixed(sets: Path, **changes: object) -> DataConfig:
-    return config(
-        sets / "0", mix={"b": str(sets / "1"), "c": str(sets / "2")}, **{"mix_weights": {"c": 2.0}, **changes}
-    )
+    mix = {"b": str(sets / "1"), "c": str(sets / "2")}
+    return config(sets / "0", mix=mix, **{"mix_weights": {"c": 2.0}, **changes})
 
 
 def training_data(options: DataConfig, batch: int, world: int = 1, rank: int = 0, micro: int = 7) -> TrainingData:
