@@ -20,6 +20,7 @@ from bert_pretrain.data.dynamic_masking import dynamic_masking
 from bert_pretrain.data.loader import DynamicMasking, TrainingData
 from bert_pretrain.data.mixture import describe_mixture, open_data_sets, sample_order
 from bert_pretrain.data.packing import packed_shapes
+from bert_pretrain.data.sample_order import MixedOrder, SampleOrder
 from bert_pretrain.directory_lock import DirectoryLock, lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
@@ -104,11 +105,10 @@ def build_trainer(
     The collectives are in between: in ``resolve_micro_batch_size``, ``resume`` and ``Trainer``.
     """
     data = world.run_on_all_ranks(lambda: open_data(config, world, log), "reading and checking the shards")
-    shards, heldout, masking = data
+    shards, heldout, masking, order = data
     words, positions = config.model.vocab_size, config.model.max_position_embeddings
     export_check = partial(check_before_training, Path(config.data.tokenizer), words, positions)
     world.run_on_all_ranks(lambda: export_check() if world.is_first else None)
-    order = world.run_on_all_ranks(partial(sample_order, config.data, shards, config.seed, log.message))
     precision = MixedPrecision(config.precision, world.device)
     speed = world.run_on_all_ranks(lambda: resolve_packing(config.speed, config.model, precision.dtype, world.device))
     model = world.run_on_all_ranks(lambda: build_model(config.model, speed, config.seed, world.device))
@@ -211,8 +211,8 @@ def initialize_run_dir(run_dir: Path, config_yaml: str, world: World, log: Metri
 
 def open_data(
     config: PretrainConfig, world: World, log: MetricsLog
-) -> tuple[ShardSet, ShardSet | None, DynamicMasking | None]:
-    """Training and held-out shards, checked, and the dynamic masking. Raises ``ConfigError``."""
+) -> tuple[ShardSet, ShardSet | None, DynamicMasking | None, SampleOrder | MixedOrder]:
+    """Training and held-out shards, checked, the dynamic masking, and the order. Raises ``ConfigError``."""
     words, tokens = config.model.vocab_size, count_tokens(config.data)
     share = world.local_rank, world.local_size  # each file is read once on a node, in case it has copies of its own
     shards = open_data_sets(config.data, "train", words, log.message, tokens, share)
@@ -221,7 +221,8 @@ def open_data(
     report_single_segments(shards, config.model.next_sentence, log.message)
     heldout = open_data_sets(config.data, "heldout", words, tokens=tokens, share=share)
     check_vocabulary(config.data, [split for split in (shards, heldout) if split is not None], log.message)
-    return shards, heldout, dynamic_masking(config.data, shards, config.seed)
+    order = sample_order(config.data, shards, config.seed, log.message)
+    return shards, heldout, dynamic_masking(config.data, shards, config.seed), order
 
 
 def resolve_micro_batch_size(
