@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Protocol
 
@@ -57,6 +58,14 @@ class DataConfig(CacheConfig):
     epoch in another order, and a cache of remote shards need hold only two windows."""
     prefetch: int
     """Micro-batches to prepare in advance."""
+    mix: dict[str, str] = field(default_factory=dict)
+    """Directory of a further set of shards, with a NAME of your choice: the same tokenizer and lengths."""
+    mix_weights: dict[str, float] = field(default_factory=dict)
+    """Multiplies the share of the set NAME, or of data.dir with NAME dir; 1 where none is given."""
+    mix_temperature: float = 1.0
+    """T: the share of a set of size n is proportional to weight * n^(1/T). 1: by size; inf: by weight alone."""
+    mix_by: str = "samples"
+    """What sizes and shares of the mixture count: ``samples`` or ``tokens``, without padding."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,6 +84,13 @@ class DataConfig(CacheConfig):
         allowed = f"null, or data.block_size ({self.block_size}) or more"
         require(window is None or window >= self.block_size, "data.window", window, allowed)
         require(self.prefetch >= 1, "data.prefetch", self.prefetch, "1 or more")
+        require(self.mix_temperature > 0, "data.mix_temperature", self.mix_temperature, "above 0, or inf")
+        require(self.mix_by in ("samples", "tokens"), "data.mix_by", self.mix_by, "samples, tokens")
+        require("dir" not in self.mix, "data.mix.dir", self.mix.get("dir"), "another name")
+        for name, weight in self.mix_weights.items():
+            known = ", ".join(("dir", *self.mix))
+            require(name in self.mix or name == "dir", "data.mix_weights", name, f"the names of the sets: {known}")
+            require(0 < weight < inf, f"data.mix_weights.{name}", weight, "a number above 0")
 
 
 def concatenated(parts: list[Arrays]) -> Arrays:
@@ -133,9 +149,10 @@ class ShardSet:
         Raises ``ConfigError`` if a number has no name in the manifest.
         """
         found = [self._reader(shard).source() for shard in range(len(self.paths))]
-        parts = [part for part in found if part is not None]
-        if len(parts) < len(found):
+        if all(part is None for part in found):
             return None
+        sizes = np.diff(self.bounds)  # the shards of one corpus do not tell, to which others were appended
+        parts = [np.zeros(size, np.int64) if part is None else part for part, size in zip(found, sizes, strict=True)]
         numbers, manifest = np.concatenate(parts), read_manifest(self.paths[0].parent)
         names = (manifest or {}).get("corpora", [])
         if numbers.max() >= len(names):

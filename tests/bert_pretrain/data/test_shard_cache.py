@@ -248,8 +248,8 @@ def test_a_cache_too_small_for_the_order(address: str, tmp_path: Path, window: i
     shards = opened(address, tmp_path, shards=3)
     gib = 3 * shards.paths[0].stat().st_size / 2**30
     with pytest.raises(ConfigError, match=f"{expected}.*set data.cache_gib=.*data.window"):
-        check_cache(Options(tmp_path, window, gib), shards, None)  # type: ignore[arg-type]
-    check_cache(Options(tmp_path, window, 3 * gib), shards, None)  # type: ignore[arg-type]
+        check_cache(Options(tmp_path, window, gib), [shards], [])  # type: ignore[arg-type]
+    check_cache(Options(tmp_path, window, 3 * gib), [shards], [])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
