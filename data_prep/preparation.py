@@ -19,8 +19,9 @@ from bert_pretrain.data.shards import ShardHeader
 from bert_pretrain.directory_lock import lock_directory
 from bert_pretrain.errors import ConfigError, OutageError
 from bert_pretrain.output import go_on_without_reader
-from data_prep.corpus import corpora_fingerprint, corpus_sources, no_text
+from data_prep.corpus import corpora_fingerprint, no_text
 from data_prep.engine.local import Engine, Record, TasksLostError
+from data_prep.engine.manifest import ENCODING, describe_samples, describe_sources, new_manifest, shard_header
 from data_prep.engine.out_dir import (
     CORPUS,
     check_out_dir,
@@ -43,7 +44,7 @@ from data_prep.engine.stages import (
     write_text,
 )
 from data_prep.engine.totals import describe_shares, piece_shares
-from data_prep.options import CorpusConfig, EngineConfig, PrepareConfig
+from data_prep.options import EngineConfig, PrepareConfig
 from data_prep.prepared_tokenizer import make_tokenizer, warn_of_unknown
 from data_prep.samples.added_words import check_word_piece, read_words
 from data_prep.samples.given_tokenizer import given_vocabulary
@@ -51,7 +52,6 @@ from data_prep.samples.tokenizer import Vocabulary, load_vocabulary
 from data_prep.samples.write import unigram_entropy
 from data_prep.sources.pieces import Piece
 from data_prep.sources.user_rule import check_rule
-from data_prep.text.duplicates import TextPart
 from data_prep.text.text_parts import write_dropped
 
 
@@ -136,7 +136,6 @@ class Preparation:
         self.tokenizer = out_dir / "tokenizer"
         self.given = self.corpus_dir / "given_tokenizer"  # as it was before words were added
         self.stages: list[Record] = []
-        self.shares: Record = {}
 
     def run(self, pieces: list[Piece], given: Vocabulary | None) -> None:
         """From the corpus to the manifests."""
@@ -148,7 +147,7 @@ class Preparation:
             if config.keep_dropped:
                 write_dropped(corpus_dir / "text", corpus_dir / "dropped")
         _check_documents(config, counts)
-        sources = _describe_sources(config.corpora, parts, records)
+        sources = describe_sources(config.corpora, parts, records)
         with self._stage("repeats") as counts:
             counts |= find_repeats(engine, parts, config, self.repeats)
         with self._stage("tokenizer") as counts:
@@ -159,18 +158,18 @@ class Preparation:
         if counts.get("added_words"):
             tokenizers.append((self.given, load_vocabulary(self.given).tokenizer_hash))
         buckets = bucket_counts(config, sum(part.documents for part in parts), sum(part.characters for part in parts))
-        with self._stage("token ids") as counts:
+        with self._stage(ENCODING) as counts:
             counts |= merge_counts(encode(engine, parts, corpus_dir, tokenizers, config, buckets))
             _check_splits(config, counts)
-        self.shares = piece_shares(counts.get("pieces", {}))
-        lines = [*describe_shares(self.shares), *warn_of_unknown(self.shares, config)]
+        shares = piece_shares(counts.get("pieces", {}))
+        lines = [*describe_shares(shares), *warn_of_unknown(shares, config)]
         print("\n".join(f"      {line}" for line in lines), flush=True)
         with self._stage("samples") as counts:
             samples = make_all_samples(engine, parts, corpus_dir, config, buckets)
-            counts |= _describe_samples(samples)
+            counts |= describe_samples(samples)
         folders = shard_dirs(self.out_dir, config.sequence_lengths)
         for folder, length, most in zip(folders, config.sequence_lengths, config.predictions, strict=True):
-            self._write_shards(folder, _header(config, length, most, vocabulary), vocabulary, samples, sources)
+            self._write_shards(folder, shard_header(config, length, most, vocabulary), vocabulary, samples, sources)
 
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[Record]:
@@ -206,25 +205,9 @@ class Preparation:
         entropy = unigram_entropy(sorted((self.corpus_dir / f"shards_{length}").glob("train_*.npy")))
         if folder != self.out_dir:
             shutil.copytree(self.tokenizer, folder / "tokenizer", dirs_exist_ok=True)
-        manifest = {
-            "shards": rows,
-            "sequence_length": length,
-            "max_predictions": header.max_predictions,
-            "unigram_entropy": entropy,
-            "tokenizer": {
-                "vocab_size": header.vocab_size,
-                "vocab_hash": header.vocab_hash,
-                "tokenizer_hash": header.tokenizer_hash,
-                "lowercase": vocabulary.lowercase,
-                "strip_accents": vocabulary.strips_accents,
-                "special_ids": {vocabulary.tokens[number]: number for number in vocabulary.roles.values()},
-                "text": self.shares,
-            },
-            "sources": sources,
-            **({"corpora": list(self.config.corpora)} if self.config.mix else {}),
-            "stages": self.stages,
-            "options": self.options,
-        }
+        manifest = new_manifest(
+            rows, entropy, header, vocabulary, sources, list(self.config.corpora), self.stages, self.options
+        )
         write_manifest(folder, manifest)
         print(f"{folder} holds {len(rows)} shards; unigram entropy {entropy:.3f} nats")
         print(f"train on it with data.dir={folder} model.vocab_size={len(vocabulary.tokens)}", flush=True)
@@ -258,38 +241,3 @@ def _check_splits(config: PrepareConfig, counts: Record) -> None:
         f"held out of {counts['documents']}; both need {fewest} or more, {reason}: give another "
         f"heldout_fraction ({other}0: no held-out shards), more documents, or another seed"
     )
-
-
-def _header(config: PrepareConfig, length: int, most: int, vocabulary: Vocabulary) -> ShardHeader:
-    return ShardHeader(
-        sequence_length=length,
-        max_predictions=most,
-        vocab_size=len(vocabulary.tokens),
-        vocab_hash=vocabulary.vocab_hash,
-        tokenizer_hash=vocabulary.tokenizer_hash,
-        masked_lm_prob=config.masked_lm_prob,
-        mask_share=config.mask_share,
-        random_share=config.random_share,
-        whole_word_masking=config.whole_word_masking,
-        short_seq_prob=config.short_seq_prob,
-        dupe_factor=config.dupe_factor,
-        seed=config.seed,
-        split="train",
-    )
-
-
-def _describe_samples(records: dict[str, list[Record]]) -> Record:
-    """The counts of all buckets added up, by length and split."""
-    merged = {split: merge_counts(of_split) for split, of_split in records.items()}
-    lengths = next(iter(merged.values()))
-    return {length: {split: merged[split][length] for split in merged} for length in lengths}
-
-
-def _describe_sources(corpora: dict[str, CorpusConfig], parts: list[TextPart], records: list[Record]) -> list[Record]:
-    """The sources of all corpora, with the documents and characters of each."""
-    rows = []
-    for name, corpus in corpora.items():
-        mine = [record["by_source"] for part, record in zip(parts, records, strict=True) if part.corpus == name]
-        sources = corpus_sources(name, corpus)
-        rows += [{**sources[key], **counts} for key, counts in merge_counts(mine).items()]
-    return rows
