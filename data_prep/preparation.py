@@ -47,16 +47,18 @@ from data_prep.engine.totals import describe_shares, piece_shares
 from data_prep.options import EngineConfig, PrepareConfig
 from data_prep.prepared_tokenizer import make_tokenizer, warn_of_unknown
 from data_prep.samples.added_words import check_word_piece, read_words
+from data_prep.samples.examples import take_examples
 from data_prep.samples.given_tokenizer import given_vocabulary
 from data_prep.samples.tokenizer import Vocabulary, load_vocabulary
 from data_prep.samples.write import unigram_entropy
 from data_prep.sources.pieces import Piece
 from data_prep.sources.user_rule import check_rule
+from data_prep.text.clusters import describe_clusters
 from data_prep.text.text_parts import write_dropped
 
 
-def prepare(config: PrepareConfig) -> None:
-    """Write the shards, or report that they exist already."""
+def prepare(config: PrepareConfig, notes: list[str]) -> None:
+    """Write the shards, or report that they exist already. ``notes`` about the corpus are kept in the manifest."""
     out_dir = Path(config.out_dir).absolute()
     given = given_vocabulary(config.vocab, config.lowercase, config.strip_accents) if config.vocab else None
     if given and (config.vocab_add or config.vocab_add_count):
@@ -72,18 +74,23 @@ def prepare(config: PrepareConfig) -> None:
     pieces = plan_pieces(config.corpora, config.piece_bytes)
     with lock_directory(out_dir, "out_dir"):
         check_out_dir(out_dir, folders, options)
-        _prepare(config, out_dir, pieces, options, given)
+        _prepare(config, out_dir, pieces, options, given, notes)
 
 
 def _prepare(
-    config: PrepareConfig, out_dir: Path, pieces: list[Piece], options: dict[str, Any], given: Vocabulary | None
+    config: PrepareConfig,
+    out_dir: Path,
+    pieces: list[Piece],
+    options: dict[str, Any],
+    given: Vocabulary | None,
+    notes: list[str],
 ) -> None:
     is_new = claim_out_dir(out_dir, options)
     try:
         with _open_engine(config.engine, count_tasks(pieces, config.piece_bytes)) as engine:
             engine.check_folder(out_dir)
             go_on_without_reader()
-            Preparation(config, out_dir, options, engine).run(pieces, given)
+            Preparation(config, out_dir, options, engine).run(pieces, given, notes)
         remove_intermediate(out_dir)
     except OSError as error:  # its message from h5py has memory addresses in it
         reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
@@ -137,19 +144,21 @@ class Preparation:
         self.given = self.corpus_dir / "given_tokenizer"  # as it was before words were added
         self.stages: list[Record] = []
 
-    def run(self, pieces: list[Piece], given: Vocabulary | None) -> None:
-        """From the corpus to the manifests."""
+    def run(self, pieces: list[Piece], given: Vocabulary | None, notes: list[str]) -> None:
+        """From the corpus to the manifests. ``notes``: what was said about the corpus already."""
         config, engine, corpus_dir = self.config, self.engine, self.corpus_dir
         with self._stage("text") as counts:
             pieces, dropped = split_large_files(engine, pieces, corpus_dir / "cut", config.piece_bytes)
             parts, records = write_text(engine, pieces, corpus_dir / "text", config)
             counts |= merge_counts([*records, dropped])
+            counts["notes"] = notes
             if config.keep_dropped:
                 write_dropped(corpus_dir / "text", corpus_dir / "dropped")
         _check_documents(config, counts)
         sources = describe_sources(config.corpora, parts, records)
         with self._stage("repeats") as counts:
             counts |= find_repeats(engine, parts, config, self.repeats)
+            counts |= describe_clusters(parts, self.repeats)
         with self._stage("tokenizer") as counts:
             if not counts:
                 counts |= make_tokenizer(config, given, parts, self.repeats, (self.tokenizer, self.given))
@@ -159,11 +168,13 @@ class Preparation:
             tokenizers.append((self.given, load_vocabulary(self.given).tokenizer_hash))
         buckets = bucket_counts(config, sum(part.documents for part in parts), sum(part.characters for part in parts))
         with self._stage(ENCODING) as counts:
-            counts |= merge_counts(encode(engine, parts, corpus_dir, tokenizers, config, buckets))
+            encoded = encode(engine, parts, corpus_dir, tokenizers, config, buckets)
+            counts |= take_examples(encoded)
+            counts |= merge_counts(encoded)
             _check_splits(config, counts)
-        shares = piece_shares(counts.get("pieces", {}))
-        lines = [*describe_shares(shares), *warn_of_unknown(shares, config)]
-        print("\n".join(f"      {line}" for line in lines), flush=True)
+            shares = piece_shares(counts.get("pieces", {}))
+            counts["warnings"] = warn_of_unknown(shares, config)
+        print("\n".join(f"      {line}" for line in describe_shares(shares)), flush=True)
         with self._stage("samples") as counts:
             samples = make_all_samples(engine, parts, corpus_dir, config, buckets)
             counts |= describe_samples(samples)
@@ -186,6 +197,8 @@ class Preparation:
         numbers = {key: value for key, value in counts.items() if isinstance(value, int | float)}
         shown = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in numbers.items())
         print(f"      {shown}{' (from the interrupted run)' if is_old else ''}", flush=True)
+        for warning in counts.get("warnings", ()):
+            print(f"      warning: {warning}", flush=True)
         self.stages.append({"stage": name, **counts})
 
     def _write_shards(

@@ -1,5 +1,7 @@
 """What ``manifest.json`` says of a preparation: its shards, what they were made from and with, what was counted."""
 
+import platform
+from importlib import metadata
 from typing import Any
 
 from bert_pretrain.data.shards import ShardHeader
@@ -13,6 +15,7 @@ from data_prep.text.duplicates import TextPart
 
 ENCODING = "token ids"
 """The stage that counts the pieces of words."""
+_PACKAGES = ("bert-pretrain", "tokenizers", "numpy", "rensa")
 
 
 def shard_header(config: PrepareConfig, length: int, most: int, vocabulary: Vocabulary) -> ShardHeader:
@@ -80,6 +83,7 @@ def new_manifest(
         **({"corpora": corpora} if len(corpora) > 1 else {}),
         "stages": stages,
         "options": options,
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
     }
 
 

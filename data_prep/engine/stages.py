@@ -23,6 +23,7 @@ from bert_pretrain.data.shards import ShardHeader
 from data_prep.engine.local import Engine, Record, Task
 from data_prep.engine.planning import needs_chunks
 from data_prep.options import PrepareConfig
+from data_prep.samples.examples import DOCUMENTS
 from data_prep.samples.shuffle import make_samples, scatter
 from data_prep.samples.tokenised import document_hash, encode_part, is_heldout, kept_documents
 from data_prep.samples.write import write_one_shard
@@ -121,10 +122,12 @@ def encode(
 ) -> list[Record]:
     """Encode all text parts. ``tokenizers``: folder and hash; a second one is compared: it is without added words."""
     folder = corpus_dir / "ids"
+    example_share = min(1.0, DOCUMENTS / max(1, sum(part.documents for part in parts)))
     tasks = []
     for part in parts:
         path, weight = folder / f"{part.path.stem}.h5", config.corpora[part.corpus].weight
-        run = partial(encode_part, part, corpus_dir / "repeats", path, tokenizers, weight, config, buckets)
+        more = tokenizers, weight, config, buckets, example_share
+        run = partial(encode_part, part, corpus_dir / "repeats", path, *more)
         tasks.append(Task(path.stem, part.characters, run))
     return engine.run("encode", tasks, folder, " characters")
 

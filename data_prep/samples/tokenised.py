@@ -25,6 +25,7 @@ import numpy as np
 from bert_pretrain.data.shard_directory import SPLITS
 from bert_pretrain.file_system import new_file
 from data_prep.options import PrepareConfig
+from data_prep.samples.examples import beginning, examples_of, unknown_words
 from data_prep.samples.tokenizer import load_vocabulary
 from data_prep.samples.words import WordEncoder
 from data_prep.text.duplicates import TextPart, repeated_documents, repeated_sentences
@@ -79,21 +80,26 @@ def encode_part(
     weight: float,
     config: PrepareConfig,
     buckets: tuple[int, int],
+    example_share: float,
 ) -> dict[str, Any]:
     """Encode one text part into ``path``, without its duplicates; return the counts.
 
     ``tokenizers``: folder and hash; with a second one, its pieces are counted too. ``buckets``: how many there are of
-    each split.
+    each split. ``example_share``: of the documents, those whose beginnings are kept for the report.
     """
     encoders = [_encoder(*tokenizer) for tokenizer in tokenizers]
     counts: Counter[str] = Counter()
     rows: list[tuple[int, int, int, int]] = []
     texts: list[bytes] = []
     encoded: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in encoders]
+    examples: list[str] = []
+    unknown: Counter[str] = Counter()
 
     def encode_texts() -> None:
+        text = b"".join(texts)
         for encoder, batches in zip(encoders, encoded, strict=True):
-            batches.append(encoder.encode(b"".join(texts)))
+            batches.append(encoder.encode(text))
+        unknown.update(unknown_words(encoders[0].vocabulary, text, *encoded[0][-1]))
         texts.clear()
 
     size = 0
@@ -103,6 +109,8 @@ def encode_part(
         copies = 1 if heldout else document_copies(number, config.dupe_factor * weight, config.seed)
         rows.append((slot, document.count(b"\n") + 1, number, copies))
         texts += document, b"\n"
+        if document_hash(b"example", config.seed, number) < example_share * 2.0**64:
+            examples.append(beginning(document))
         size += len(document)
         if size >= _BYTES_PER_BATCH:
             encode_texts()
@@ -126,7 +134,8 @@ def encode_part(
     counts["documents_dropped_without_tokens"] = int(np.count_nonzero(~kept))
     with new_file(path) as temporary:
         _write_sorted(temporary, found, slots, sum(buckets))
-    return {**counts, **_describe(found, slots >= buckets[0], pieces["after"]), "pieces": pieces}
+    described = _describe(found, slots >= buckets[0], pieces["after"])
+    return {**counts, **described, "pieces": pieces, **examples_of(part.corpus, examples, unknown)}
 
 
 def _describe(found: Encoded, is_heldout_document: np.ndarray, pieces: dict[str, dict[str, int]]) -> dict[str, Any]:
@@ -139,7 +148,14 @@ def _describe(found: Encoded, is_heldout_document: np.ndarray, pieces: dict[str,
         "tokens": len(found.ids),
         "unknown_tokens": sum(split["unknown"] for split in pieces.values()),
         "tokens_a_sentence": np.bincount(np.diff(found.sentences) // LENGTH_BIN).tolist(),
+        "tokens_a_document": _by_bits(np.diff(found.sentences[found.documents])),
+        "sentences_a_document": _by_bits(np.diff(found.documents)),
     }
+
+
+def _by_bits(sizes: np.ndarray) -> list[int]:
+    """The counts of ``sizes`` of 0, 1, 2 to 3, 4 to 7, 8 to 15, ..."""
+    return list(np.bincount(np.frexp(sizes)[1]).tolist())
 
 
 def _count_pieces(encoder: WordEncoder, ids: np.ndarray, is_heldout_token: np.ndarray) -> dict[str, dict[str, int]]:
