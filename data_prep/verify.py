@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.masking import MaskingRule, restore_ids
@@ -80,7 +81,7 @@ def verify_split(directory: Path, paths: list[Path], vocabulary: Vocabulary | No
     totals = Totals()
     shape: tuple[int, int] | None = None
     whole_word, shares = False, (MaskingRule.mask_share, MaskingRule.random_share)
-    for path in paths:
+    for path in tqdm(paths, unit=" shards", desc="read", disable=None, leave=False):
         reader = ShardReader(path)
         _check_header(reader, manifest, vocabulary)
         if shape is not None and shape != (reader.sequence_length, reader.max_predictions):

@@ -10,7 +10,10 @@ from data_prep.samples.tokenizer import Vocabulary
 
 DOCUMENTS = 200
 """Documents to draw of the whole corpus, on average."""
-_CHARACTERS = 200  # of each
+CHARACTERS = 200
+"""Of each."""
+LENGTH_BIN = 8
+"""Tokens, of the histogram of sentence lengths."""
 _SENTENCES_A_BATCH = 1000  # in which the unknown words are looked up
 _WORDS_A_PART, _WORDS = 300, 100  # kept: the most frequent ones
 _LONGEST_WORD = 60  # characters
@@ -18,7 +21,7 @@ _LONGEST_WORD = 60  # characters
 
 def beginning(document: bytes) -> str:
     """The first characters of a document, UTF-8 with a line feed between sentences."""
-    return document[: 4 * _CHARACTERS].decode(errors="ignore").replace("\n", " ")[:_CHARACTERS]
+    return document[: 4 * CHARACTERS].decode(errors="ignore").replace("\n", " ")[:CHARACTERS]
 
 
 def unknown_words(vocabulary: Vocabulary, text: bytes, ids: np.ndarray, lengths: np.ndarray) -> Counter[str]:

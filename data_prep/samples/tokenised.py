@@ -25,12 +25,11 @@ import numpy as np
 from bert_pretrain.data.shard_directory import SPLITS
 from bert_pretrain.file_system import new_file
 from data_prep.options import PrepareConfig
-from data_prep.samples.examples import beginning, examples_of, unknown_words
+from data_prep.samples.examples import LENGTH_BIN, beginning, examples_of, unknown_words
 from data_prep.samples.tokenizer import load_vocabulary
 from data_prep.samples.words import WordEncoder
 from data_prep.text.duplicates import TextPart, repeated_documents, repeated_sentences
 
-LENGTH_BIN = 8  # tokens, of the histogram of sentence lengths
 _BYTES_PER_BATCH = 4_000_000
 _BOUND_OF = {"ids": 0, "sentences": 1, "documents": 2, "numbers": 2, "copies": 2}  # data set -> its column of bounds
 
@@ -125,17 +124,27 @@ def encode_part(
         ids, lengths = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
         batches.clear()
         pieces[name] = _count_pieces(encoder, ids, np.repeat(heldout_sentences, lengths))
-    has_tokens = lengths > 0  # a sentence of control characters has none
-    sizes = np.diff(_offsets(has_tokens)[_offsets(sizes)])
-    kept = sizes > 0
+    found, kept = _with_tokens(ids, lengths, sizes, numbers, all_copies)
     slots = slots[kept]
-    found = Encoded(ids, _offsets(lengths[has_tokens]), _offsets(sizes[kept]), numbers[kept], all_copies[kept])
-    counts["sentences_dropped_without_tokens"] = int(np.count_nonzero(~has_tokens))
+    counts["sentences_dropped_without_tokens"] = int(np.count_nonzero(lengths == 0))
     counts["documents_dropped_without_tokens"] = int(np.count_nonzero(~kept))
     with new_file(path) as temporary:
         _write_sorted(temporary, found, slots, sum(buckets))
     described = _describe(found, slots >= buckets[0], pieces["after"])
     return {**counts, **described, "pieces": pieces, **examples_of(part.corpus, examples, unknown)}
+
+
+def _with_tokens(
+    ids: np.ndarray, lengths: np.ndarray, sizes: np.ndarray, numbers: np.ndarray, copies: np.ndarray
+) -> tuple[Encoded, np.ndarray]:
+    """The documents without the sentences that have no tokens, such as control characters; which (D,) have others.
+
+    ``lengths`` (S,): tokens of each sentence; ``sizes`` (D,): sentences of each document.
+    """
+    has_tokens = lengths > 0
+    sizes = np.diff(_offsets(has_tokens)[_offsets(sizes)])
+    kept = sizes > 0
+    return Encoded(ids, _offsets(lengths[has_tokens]), _offsets(sizes[kept]), numbers[kept], copies[kept]), kept
 
 
 def _describe(found: Encoded, is_heldout_document: np.ndarray, pieces: dict[str, dict[str, int]]) -> dict[str, Any]:
