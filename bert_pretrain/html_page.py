@@ -28,13 +28,14 @@ body{font:16px/1.5 system-ui,sans-serif;color:var(--text);background:var(--page)
 padding:1rem;overflow-wrap:break-word}
 h1{line-height:1.2;margin:.5rem 0}h2{margin:2.5rem 0 .5rem;border-bottom:1px solid var(--line)}h3{margin:1.5rem 0 .3rem}
 a{color:var(--link)}nav ul{list-style:none;display:flex;flex-wrap:wrap;gap:.2rem 1rem;padding:0}
-.scroll{overflow-x:auto;margin:1rem 0}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+.scroll{overflow-x:auto;margin:1rem 0}
+table{border-collapse:collapse;min-width:min(100%,32rem);font-variant-numeric:tabular-nums}
 caption,figcaption,.muted{text-align:left;color:var(--muted);font-size:.9rem}
-caption{caption-side:top;padding-bottom:.3rem;min-width:14rem}
+caption{caption-side:top;padding-bottom:.3rem}caption span{display:inline-block;max-width:calc(100vw - 2rem)}
 th,td{padding:.25rem .8rem .25rem 0;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 th{font-weight:600}td.number,th.number{text-align:right}th button{font:inherit;color:inherit;background:none;border:0;
-padding:0;cursor:pointer;text-align:inherit}th button::after{content:" \\2195";color:var(--muted)}
-th[aria-sort=ascending] button::after{content:" \\2191"}th[aria-sort=descending] button::after{content:" \\2193"}
+padding:0;cursor:pointer;text-align:inherit}th button::after{content:"\\a0\\2195";color:var(--muted)}
+th[aria-sort=ascending] button::after{content:"\\a0\\2191"}th[aria-sort=descending] button::after{content:"\\a0\\2193"}
 pre{background:var(--box);padding:.6rem .8rem;margin:.4rem 0;white-space:pre-wrap;font-size:.85rem;
 overflow-wrap:anywhere}
 .warning{color:var(--warning);background:var(--warning-box);padding:.5rem .8rem;border-left:4px solid}
@@ -144,7 +145,7 @@ def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], i
         cells = [element("th", row[0], scope="row", **kinds[0], **_value(row[0]))]
         cells += [element("td", cell, **kind, **_value(cell)) for cell, kind in zip(row[1:], kinds[1:], strict=True)]
         body.append(element("tr", *cells))
-    inner = [element("caption", caption), element("thead", head), element("tbody", *body)]
+    inner = [element("caption", element("span", caption)), element("thead", head), element("tbody", *body)]
     made = element("table", *inner, class_="sortable") if is_sortable else element("table", *inner)
     return element("div", made, class_="scroll", tabindex="0", role="region", aria_label=caption)
 

@@ -16,6 +16,7 @@ from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from bert_pretrain.data.shard_directory import SPLITS
@@ -36,6 +37,7 @@ from data_prep.text.duplicates import (
     find_repeated_documents,
     find_repeated_sentences,
     merge_repeated_documents,
+    repeated_documents,
 )
 from data_prep.text.text_parts import split_file, write_text_part
 
@@ -122,7 +124,8 @@ def encode(
 ) -> list[Record]:
     """Encode all text parts. ``tokenizers``: folder and hash; a second one is compared: it is without added words."""
     folder = corpus_dir / "ids"
-    example_share = min(1.0, DOCUMENTS / max(1, sum(part.documents for part in parts)))
+    dropped = int(np.count_nonzero(repeated_documents(corpus_dir / "repeats") >= parts[0].first_document))
+    example_share = min(1.0, DOCUMENTS / max(1, sum(part.documents for part in parts) - dropped))
     tasks = []
     for part in parts:
         path, weight = folder / f"{part.path.stem}.h5", config.corpora[part.corpus].weight

@@ -11,6 +11,7 @@ from data_prep.samples.examples import CHARACTERS, DOCUMENTS
 
 _TO_READ = 10  # documents of each corpus
 _SCRIPTS, _LANGUAGES = 10, 15  # rows
+_WORDS, _SHOWN = 100, 20  # unknown words; without a click
 
 
 def share(count: float, whole: float) -> Number:
@@ -32,8 +33,8 @@ def sources(manifest: Record) -> list[Html]:
         rows.append([*names, *sizes])
     header = ["source", "corpus", "version", "licence", "language set", "documents", "characters", "share", "weight"]
     caption = (
-        "Where the text came from, after cleaning and before duplicates were dropped. The weight says how often the text "
-        "of a corpus is used."
+        "Where the text came from, after cleaning and before duplicates were dropped. The weight says how often the "
+        "text of a corpus is used."
     )
     return [table(caption, header, rows, is_sortable=True)]
 
@@ -77,9 +78,9 @@ def duplicates(manifest: Record) -> list[Html]:
     options = manifest.get("options", {}).get("duplicates", {})
     caption = (
         "Duplicate documents. Exact: the same text but for case. Near: the sets of 5-grams are similar by "
-        f"{options.get('similarity', 'the given share')} or more, estimated with MinHash. The first of a cluster is kept."
+        f"{options.get('similarity', 'the given share')} or more, estimated with MinHash. The first one is kept."
     )
-    parts = [table(caption, ["", "number"], rows)]
+    parts = [table(caption, ["count", "number"], rows)]
     clusters = [row for stage in of_stage(manifest, "repeats") for row in stage.get("largest_clusters", [])]
     if clusters:
         parts.append(element("h3", "The largest clusters, those with near duplicates first"))
@@ -117,7 +118,7 @@ def languages(manifest: Record) -> list[Html]:
     which = "all documents" if count >= documents else f"{count} of the {documents:,} documents, drawn at random"
     which += f" (the first {CHARACTERS} characters of each)"
     if count < documents:
-        which += f"; a share is uncertain by up to {100 / count**0.5:.0f} points"
+        which += f"; shares are right within {100 / count**0.5:.0f} points (19 times of 20)"
     scripts = {corpus: script_counts(texts) for corpus, texts in drawn.items()}
     parts = [_shares_table(f"Scripts of the letters in {which}", "script", scripts, _SCRIPTS)]
     try:
@@ -125,7 +126,7 @@ def languages(manifest: Record) -> list[Html]:
     except ModuleNotFoundError:
         return [*parts, paragraph("The languages are not shown: py3langid (the extra data) is not installed.")]
     found = {corpus: Counter(py3langid.classify(text)[0] for text in texts) for corpus, texts in drawn.items()}
-    caption = f"Languages of {which}, as py3langid tells them (ISO 639-1); short texts can mislead it"
+    caption = f"Languages (ISO 639-1, by py3langid, which short texts can mislead) of {which}"
     return [_shares_table(caption, "language", found, _LANGUAGES), *parts]
 
 
@@ -134,7 +135,8 @@ def script_counts(texts: Iterable[str]) -> Counter[str]:
     letters = Counter(letter for text in texts for letter in unicodedata.normalize("NFKC", text) if letter.isalpha())
     counts: Counter[str] = Counter()
     for letter, count in letters.items():
-        counts[unicodedata.name(letter, "other").split()[0].split("-")[0].capitalize()] += count
+        name = unicodedata.name(letter, "other").split()[0].split("-")[0]
+        counts["Han" if name == "CJK" else name.capitalize()] += count
     return counts
 
 
@@ -181,10 +183,16 @@ def unknown_words(manifest: dict[str, Any]) -> list[Html]:
         counts.update(examples["unknown"])
     looked_up = sum(examples["looked_up"] for examples in stages)
     rows: list[list[Cell]] = []
-    for word, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:100]:
+    for word, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_WORDS]:
         name = f"U+{ord(word):04X} {unicodedata.name(word, '')}" if len(word) == 1 else ""
         rows.append([element("bdi", word), count, share(count, looked_up), name])
+    header = ["word", "times", "share", "character"]
     caption = (
-        f"The {len(rows)} commonest unknown words of {looked_up:,} that were looked up, of {unknown:,} in the text"
+        f"The {len(rows)} commonest unknown words. {looked_up:,} of the {unknown:,} unknown tokens were looked up; the "
+        "share is of those"
     )
-    return [table(caption, ["word", "times", "share", "character"], rows, is_sortable=True)]
+    parts = [table(caption, header, rows[:_SHOWN], is_sortable=True)]
+    if rows[_SHOWN:]:
+        more = f"Places {_SHOWN + 1} to {len(rows)}"
+        parts.append(folded(more, table("Unknown words", header, rows[_SHOWN:], is_sortable=True)))
+    return parts

@@ -56,9 +56,11 @@ def render(
     of_text: dict[str, Sequence[Html]] = {}
     unknown: Sequence[Html] = []
     options: Sequence[Html] = []
+    read: list[Html] = []
     told = [f"There is no {MANIFEST}: nothing is known of how these shards were made."]
     if manifest is not None and "stages" in manifest:
         told, unknown, options = stages.told(manifest), corpus.unknown_words(manifest), stages.options(manifest)
+        read = [paragraph(stages.summary(manifest))]
         of_text = {
             "Stages": stages.flow(manifest),
             "Dropped by rule": corpus.dropped(manifest),
@@ -75,7 +77,7 @@ def render(
         "Samples": shards.samples(totals, vocabulary),
         "Options and versions": options,
     }
-    lead = [*(paragraph(line, kind="warning") for line in told), _summary(manifest, totals, written)]
+    lead = [*(paragraph(line, kind="warning") for line in told), *read, _summary(manifest, totals, written)]
     return page(f"Data report: {name}", sections, lead)
 
 
@@ -91,7 +93,7 @@ def _summary(manifest: dict[str, Any] | None, totals: dict[str, Totals], written
     caption = f"The shards: sequences of up to {length} tokens, written {written}"
     if manifest is not None and "unigram_entropy" in manifest:
         caption += f"; unigram entropy of the masked words {manifest['unigram_entropy']:.3f} nats"
-    return table(caption, ["", *totals], rows)
+    return table(caption, ["figure", *totals], rows)
 
 
 if __name__ == "__main__":

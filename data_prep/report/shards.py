@@ -1,5 +1,6 @@
 """What the report says of the shards: lengths, tokenizer, masks, decoded samples."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -56,7 +57,7 @@ def lengths(manifest: Record | None, totals: dict[str, Totals]) -> list[Html]:
         mean = of.real_tokens / max(1, of.samples)
         rows.append([f"tokens of {split} samples", of.samples, Number(mean, f"{mean:,.1f}"), *exact])
     drawings.append(_sample_lengths(totals))
-    header = ["", "number", "mean", "10 % up to", "median", "90 % up to", "longest"]
+    header = ["length", "number", "mean", "10 % up to", "median", "90 % up to", "longest"]
     caption = "Lengths of documents and sentences, without duplicates, and of samples, with special tokens"
     return [table(caption, header, rows), figures(*drawings)]
 
@@ -64,8 +65,8 @@ def lengths(manifest: Record | None, totals: dict[str, Totals]) -> list[Html]:
 def _names(bins: int, by_bits: bool) -> list[str]:
     """The ranges of bins: 0, 1, 2-3, 4-7, ..., or 0-7, 8-15, ..."""
     edges = [0, *(1 << bit for bit in range(bins))] if by_bits else [LENGTH_BIN * number for number in range(bins + 1)]
-    ends = [(low, high - 1) for low, high in zip(edges, edges[1:], strict=False)]
-    return [f"{low:,}" if low == high else f"{low:,}\u2013{high:,}" for low, high in ends]
+    ranges = [(low, high - 1) for low, high in itertools.pairwise(edges)]
+    return [f"{low:,}" if low == high else f"{low:,}\u2013{high:,}" for low, high in ranges]
 
 
 def _quantile(counts: Sequence[int], share_below: float) -> int:
@@ -123,7 +124,7 @@ def tokenizer(manifest: Record | None, totals: dict[str, Totals], vocabulary: Vo
     """Kind and size, pieces a word, unknown share, the most frequent tokens, and a few texts in pieces."""
     parts = []
     if vocabulary is not None:
-        parts.append(table("The tokenizer", ["", ""], _facts(totals, vocabulary)))
+        parts.append(table("The tokenizer", ["property", "value"], _facts(totals, vocabulary)))
     shares = (manifest or {}).get("tokenizer", {}).get("text", {})
     rows: list[list[Cell]] = [
         [
@@ -156,7 +157,6 @@ def _facts(totals: dict[str, Totals], vocabulary: Vocabulary) -> list[list[Cell]
         ["lowercases", "yes" if vocabulary.lowercase else "no"],
         ["strips accents", "yes" if vocabulary.strips_accents else "no"],
         ["special tokens", roles],
-        ["SHA-256 of tokenizer.json", vocabulary.tokenizer_hash],
     ]
 
 
@@ -199,7 +199,7 @@ def samples(totals: dict[str, Totals], vocabulary: Vocabulary | None) -> list[Ht
     masks = _steps(totals, "masks", "masked tokens of a sample", "share of the samples")
     places = _steps(totals, "positions", "position in the sample", "share of the masks")
     parts = [
-        table("The samples", ["", *columns], rows),
+        table("The samples", ["figure", *columns], rows),
         figures(
             figure(drawn(masks), "Lines: share of the samples by masked tokens", "Samples by their masked tokens"),
             figure(drawn(places), "Lines: share of the masks by position", "Masks by position"),

@@ -28,50 +28,67 @@ def told(manifest: Record) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
+def summary(manifest: Record) -> str:
+    """How much text was read and kept."""
+    names = ("documents", "sentences", "tokens", "heldout_documents")
+    kept = {name: added_up(manifest, "token ids", name) or 0 for name in names}
+    read = added_up(manifest, "text", "documents_read") or added_up(manifest, "text", "documents") or 0
+    return (
+        f"{kept['documents']:,} documents with {kept['sentences']:,} sentences and {kept['tokens']:,} tokens, of "
+        f"{read:,} documents that were read; {kept['heldout_documents']:,} of them are held out."
+    )
+
+
 def flow(manifest: Record) -> list[Html]:
     """What went into each stage, what was left out and what came out; and all that was counted."""
     rows: list[list[Cell]] = []
-    before = ""
+    documents, tokens = 0, ""
     for stage in manifest["stages"]:
-        name = stage["stage"]
+        name, seconds = stage["stage"], stage.get("seconds", 0.0)
         kind = name.split(" (append ")[0]
-        taken, left_out, given = _passed(kind, stage, before)
-        seconds = stage.get("seconds", 0.0)
+        if kind == "text":
+            documents = stage["documents"]
+            taken = f"{stage.get('documents_read', documents):,} documents"
+            left_out = f"{sum(stage.get('dropped', {}).values()):,} by rules"
+            given = _numbers(stage, "documents", "sentences", "characters")
+        elif kind == "repeats":
+            taken, left_out = f"{documents:,} documents", _numbers(stage, "exact_duplicates", "near_duplicates")
+            documents -= stage["exact_duplicates"] + stage["near_duplicates"]
+            given = f"{documents:,} documents"
+        elif kind == "tokenizer":
+            taken, left_out = f"{documents:,} documents", ""
+            given = _numbers(stage, "vocabulary", "added_words").replace("vocabulary", "entries")
+        elif kind == "token ids":
+            gone = [key for key in stage if "dropped" in key and key != "documents_dropped_as_repeated" and stage[key]]
+            taken, left_out = f"{documents:,} documents", _numbers(stage, *gone).replace(" dropped", "")
+            given = _numbers(stage, "documents", "sentences", "tokens")
+            tokens = _numbers(stage, "documents", "tokens")
+        elif kind == "samples":
+            taken = tokens
+            left_out, given = _of_samples(stage)
+        else:
+            taken, left_out, given = _numbers(stage, "samples"), "", _numbers(stage, "samples", "shards")
         rows.append([name, taken, left_out, given, Number(seconds, f"{seconds:,.1f}")])
-        before = given
     header = ["stage", "in", "left out", "out", "seconds"]
     counts = [list(row) for stage in manifest["stages"] for row in _counts(stage)]
     return [
-        table("The stages of the preparation, in their order. What stages do at once is in one line.", header, rows),
+        table("The stages of the preparation: what went in and what came out", header, rows),
         folded("All counts", table("Every number that the stages counted", ["stage", "count", "number"], counts)),
     ]
 
 
-def _passed(kind: str, stage: Record, before: str) -> tuple[str, str, str]:
-    """In, left out and out of one stage. ``before``: what came out of the one before it."""
-    if kind == "text":
-        dropped = sum(stage.get("dropped", {}).values())
-        read = _numbers(stage, "documents_read").replace("documents read", "documents")
-        return read, f"{dropped:,} by rules", _numbers(stage, "documents", "sentences", "characters")
-    if kind == "repeats":
-        return before, _numbers(stage, "exact_duplicates", "near_duplicates", "repeated_sentences"), "which to drop"
-    if kind == "tokenizer":
-        return "the text without duplicates", "", _numbers(stage, "vocabulary", "added_words")
-    if kind == "token ids":
-        gone = [key for key in stage if "dropped" in key and stage[key]]
-        return "the text", _numbers(stage, *gone), _numbers(stage, "documents", "sentences", "tokens")
-    if kind == "samples":
-        lengths = {key: value for key, value in stage.items() if key.isdigit()}
-        lost = "; ".join(
-            f"{length}: {sum(of['tokens_in_no_sample'] for of in splits.values()):,} tokens in no sample"
-            for length, splits in lengths.items()
-        )
-        made = "; ".join(
-            f"{length}: " + ", ".join(f"{of['samples']:,} {split}" for split, of in splits.items())
-            for length, splits in lengths.items()
-        )
-        return before, lost, f"samples of length {made}"
-    return "samples", "", _numbers(stage, "samples", "shards")
+def _of_samples(stage: Record) -> tuple[str, str]:
+    """What the samples of each length left out, and how many there are."""
+    splits = {key: value for key, value in stage.items() if key.isdigit()}
+    lost = [
+        f"length {length}: {sum(of['tokens_in_no_sample'] for of in found.values()):,} tokens in no sample"
+        for length, found in splits.items()
+    ]
+    made = [
+        f"length {length}: " + ", ".join(f"{of['samples']:,} {split}" for split, of in found.items()) + " samples"
+        for length, found in splits.items()
+    ]
+    return "; ".join(lost), "; ".join(made)
 
 
 def _numbers(stage: Record, *names: str) -> str:
@@ -97,7 +114,7 @@ def options(manifest: Record) -> list[Html]:
     for number, corpora in enumerate(manifest.get("appended", []), start=1):
         rows += [[f"append {number}: {name}", str(value)] for name, value in _flat(corpora, "")]
     return [
-        table("Versions of what made the shards", ["", "version"], versions),
+        table("Versions of what made the shards", ["program", "version"], versions),
         folded("Options", table("The options of the preparation", ["option", "value"], rows)),
     ]
 

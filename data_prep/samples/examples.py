@@ -14,7 +14,7 @@ CHARACTERS = 200
 """Of each."""
 LENGTH_BIN = 8
 """Tokens, of the histogram of sentence lengths."""
-_SENTENCES_A_BATCH = 1000  # in which the unknown words are looked up
+_SENTENCES_A_BATCH = 3000  # in which the unknown words are looked up
 _WORDS_A_PART, _WORDS = 300, 100  # kept: the most frequent ones
 _LONGEST_WORD = 60  # characters
 
@@ -27,8 +27,8 @@ def beginning(document: bytes) -> str:
 def unknown_words(vocabulary: Vocabulary, text: bytes, ids: np.ndarray, lengths: np.ndarray) -> Counter[str]:
     """The words of ``text`` (a line feed after each sentence) that are unknown, and how often each occurs.
 
-    ``ids`` (T,) and ``lengths`` (S,): its tokens, and those of each sentence. With more than a thousand such
-    sentences, every n-th of them is looked at.
+    ``ids`` (T,) and ``lengths`` (S,): its tokens, and those of each sentence. Of more than 3000 such sentences,
+    every n-th is looked at.
     """
     unknown = vocabulary.roles["unk"]
     ends = np.cumsum(lengths)
