@@ -119,6 +119,7 @@ def test_commands_that_train_nothing_load_no_torch() -> None:
     modules = sorted({target.partition(":")[0] for target, _ in COMMANDS.values()})
     found = loaded("import " + ", ".join(["bert_pretrain.cli", "bert_pretrain.data.shards", *modules]))
     assert not found & {"torch", "transformers", "datasets", "wandb", "distributed"}, found
+    assert not found & {"rensa", "py3langid", "mwparserfromhell", "sentencex", "zstandard"}, found  # the extra "data"
 
 
 def test_the_optimizer_needs_torch_alone() -> None:
