@@ -48,7 +48,8 @@ _SORT = """
 for(const table of document.querySelectorAll("table.sortable")){const body=table.tBodies[0];
 [...table.tHead.rows[0].cells].forEach((head,column)=>{const button=document.createElement("button");
 button.append(...head.childNodes);head.append(button);button.onclick=()=>{
-const up=head.getAttribute("aria-sort")==="descending";
+
+const up=(head.getAttribute("aria-sort")||(head.className?"ascending":"descending"))==="descending";
 for(const other of table.tHead.rows[0].cells)other.removeAttribute("aria-sort");
 head.setAttribute("aria-sort",up?"ascending":"descending");
 const key=row=>{const cell=row.cells[column];return "value" in cell.dataset?+cell.dataset.value:cell.textContent};

@@ -184,8 +184,11 @@ def unknown_words(manifest: dict[str, Any]) -> list[Html]:
     looked_up = sum(examples["looked_up"] for examples in stages)
     rows: list[list[Cell]] = []
     for word, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_WORDS]:
-        name = f"U+{ord(word):04X} {unicodedata.name(word, '')}" if len(word) == 1 else ""
-        rows.append([element("bdi", word), count, share(count, looked_up), name])
+        name = unicodedata.name(word, "") if len(word) == 1 else ""
+        code = f"U+{ord(word):04X}" if len(word) == 1 else ""
+        rows.append(
+            [element("bdi", word), count, share(count, looked_up), code if name.startswith("CJK") else f"{code} {name}"]
+        )
     header = ["word", "times", "share", "character"]
     caption = (
         f"The {len(rows)} commonest unknown words. {looked_up:,} of the {unknown:,} unknown tokens were looked up; the "
