@@ -15,11 +15,11 @@ from bert_pretrain.checkpoint.store import CheckpointStore, Progress, load_progr
 from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml, write_config
 from bert_pretrain.data.batch_plan import AUTO, BatchConfig, BatchPlan, even_size
 from bert_pretrain.data.collate import Shape, fixed_shapes
-from bert_pretrain.data.dataset import ShardSet, check_vocabulary, count_tokens, open_split, report_single_segments
+from bert_pretrain.data.dataset import ShardSet, check_vocabulary, count_tokens, report_single_segments
 from bert_pretrain.data.dynamic_masking import dynamic_masking
 from bert_pretrain.data.loader import DynamicMasking, TrainingData
+from bert_pretrain.data.mixture import describe_mixture, open_data_sets, sample_order
 from bert_pretrain.data.packing import packed_shapes
-from bert_pretrain.data.sample_order import SampleOrder
 from bert_pretrain.directory_lock import DirectoryLock, lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
@@ -108,7 +108,7 @@ def build_trainer(
     words, positions = config.model.vocab_size, config.model.max_position_embeddings
     export_check = partial(check_before_training, Path(config.data.tokenizer), words, positions)
     world.run_on_all_ranks(lambda: export_check() if world.is_first else None)
-    order = SampleOrder(config.seed, shards.samples, config.data.block_size)
+    order = world.run_on_all_ranks(partial(sample_order, config.data, shards, config.seed, log.message))
     precision = MixedPrecision(config.precision, world.device)
     speed = world.run_on_all_ranks(lambda: resolve_packing(config.speed, config.model, precision.dtype, world.device))
     model = world.run_on_all_ranks(lambda: build_model(config.model, speed, config.seed, world.device))
@@ -122,7 +122,8 @@ def build_trainer(
     else:
         progress = start(config, model, optimizer, shards, world, log)
     resolved, dtype = replace(config, batch=batch), dtype_name(precision.dtype)
-    log.message(describe(resolved, world.size, world.device.type, dtype, shards.samples))
+    mixture = describe_mixture(shards, order, config.schedule.total_steps * batch.global_batch_size)
+    log.message(describe(resolved, world.size, world.device.type, dtype, shards.samples, mixture))
     log.message(describe_choices(model, config.model, config.speed, world.device))
     log.message("\n".join(filter(None, (describe_optimizer(optimizer, config.optimizer), describe_frozen(model)))))
     shapes, speed = None, model.speed
@@ -214,11 +215,11 @@ def open_data(
     """Training and held-out shards, checked, and the dynamic masking. Raises ``ConfigError``."""
     words, tokens = config.model.vocab_size, count_tokens(config.data)
     share = world.local_rank, world.local_size  # each file is read once on a node, in case it has copies of its own
-    shards = open_split(config.data, "train", words, log.message, tokens, share)
+    shards = open_data_sets(config.data, "train", words, log.message, tokens, share)
     if shards is None:
         raise ConfigError(f"data.dir {config.data.dir} holds no training samples; bert-pretrain prepare makes them")
     report_single_segments(shards, config.model.next_sentence, log.message)
-    heldout = open_split(config.data, "heldout", words, tokens=tokens, share=share)
+    heldout = open_data_sets(config.data, "heldout", words, tokens=tokens, share=share)
     check_vocabulary(config.data, [split for split in (shards, heldout) if split is not None], log.message)
     return shards, heldout, dynamic_masking(config.data, shards, config.seed)
 

@@ -141,6 +141,9 @@ class PrepareConfig:
 
     out_dir: str
     """Output directory, for train_*.hdf5, heldout_*.hdf5, manifest.json, tokenizer/ and the intermediate corpus/."""
+    append: bool
+    """Add the documents of the given corpora to the finished shards in out_dir, but for those that it holds already.
+    The tokenizer stays; the other options must be those that the shards were made with."""
     corpus: CorpusConfig
     mix: dict[str, CorpusConfig]
     duplicates: DuplicateConfig

@@ -19,7 +19,9 @@ from bert_pretrain.data.shards import ShardHeader
 from bert_pretrain.directory_lock import lock_directory
 from bert_pretrain.errors import ConfigError, OutageError
 from bert_pretrain.output import go_on_without_reader
-from data_prep.corpus import corpora_fingerprint, no_text
+from data_prep.corpus import corpora_fingerprint
+from data_prep.engine.append import Earlier, append_shards, check_out_dir_of_append, discard_append, open_set
+from data_prep.engine.document_counts import check_documents, splits_with_documents
 from data_prep.engine.local import Engine, Record, TasksLostError
 from data_prep.engine.manifest import ENCODING, describe_samples, describe_sources, new_manifest, shard_header
 from data_prep.engine.out_dir import (
@@ -65,8 +67,11 @@ def prepare(config: PrepareConfig, notes: list[str]) -> None:
         check_word_piece(given, str(config.vocab))
     options = _options(config, given)
     folders = shard_dirs(out_dir, config.sequence_lengths)
+    if config.append:
+        _append(config, out_dir, folders, options, given, notes)
+        return
     if check_out_dir(out_dir, folders, options):
-        remove_intermediate(out_dir)
+        remove_intermediate(out_dir / CORPUS)
         rows = [row for folder in folders for row in (read_manifest(folder) or {})["shards"]]
         samples = sum(row["samples"] for row in rows)
         print(f"{out_dir} holds {len(rows)} finished shards with {samples:,} samples, made with these options: reused")
@@ -74,7 +79,25 @@ def prepare(config: PrepareConfig, notes: list[str]) -> None:
     pieces = plan_pieces(config.corpora, config.piece_bytes)
     with lock_directory(out_dir, "out_dir"):
         check_out_dir(out_dir, folders, options)
-        _prepare(config, out_dir, pieces, options, given, notes)
+        _prepare(config, out_dir, pieces, options, given, Earlier(out_dir / CORPUS), notes)
+
+
+def _append(
+    config: PrepareConfig,
+    out_dir: Path,
+    folders: list[Path],
+    options: dict[str, Any],
+    given: Vocabulary | None,
+    notes: list[str],
+) -> None:
+    check_out_dir_of_append(out_dir, folders)
+    pieces = plan_pieces(config.corpora, config.piece_bytes)
+    with lock_directory(out_dir, "out_dir"):
+        earlier = open_set(out_dir, folders, options)
+        if earlier is None:
+            print(f"{out_dir} holds the text of these corpora already: nothing was added")
+        else:
+            _prepare(config, out_dir, pieces, options, given, earlier, notes)
 
 
 def _prepare(
@@ -83,15 +106,19 @@ def _prepare(
     pieces: list[Piece],
     options: dict[str, Any],
     given: Vocabulary | None,
+    earlier: Earlier,
     notes: list[str],
 ) -> None:
-    is_new = claim_out_dir(out_dir, options)
+    is_new = claim_out_dir(earlier.corpus_dir, options)
     try:
         with _open_engine(config.engine, count_tasks(pieces, config.piece_bytes)) as engine:
             engine.check_folder(out_dir)
             go_on_without_reader()
-            Preparation(config, out_dir, options, engine).run(pieces, given, notes)
-        remove_intermediate(out_dir)
+            is_made = Preparation(config, out_dir, options, engine, earlier).run(pieces, given, notes)
+        if is_made:
+            remove_intermediate(earlier.corpus_dir)
+        else:
+            discard_append(earlier)
     except OSError as error:  # its message from h5py has memory addresses in it
         reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
         raise ConfigError(
@@ -101,7 +128,7 @@ def _prepare(
         raise
     except ConfigError:
         if is_new:  # the options or the corpus are wrong: the next try, with others, needs an empty directory
-            release_out_dir(out_dir)
+            discard_append(earlier) if earlier.number else release_out_dir(out_dir)
         raise
 
 
@@ -120,7 +147,7 @@ def _open_engine(config: EngineConfig, most_tasks: int) -> contextlib.AbstractCo
 def _options(config: PrepareConfig, given: Vocabulary | None) -> dict[str, Any]:
     """Everything that the output depends on."""
     options = asdict(config)
-    for name in ("out_dir", "engine", "keep_dropped"):
+    for name in ("out_dir", "append", "engine", "keep_dropped"):
         del options[name]
     options["fingerprint"] = corpora_fingerprint(config.corpora)
     rules = {name: check_rule(corpus.rule) for name, corpus in config.corpora.items() if corpus.rule}
@@ -136,51 +163,76 @@ def _options(config: PrepareConfig, given: Vocabulary | None) -> dict[str, Any]:
 class Preparation:
     """One run of all stages. Tasks and stages that an interrupted run finished are not run again."""
 
-    def __init__(self, config: PrepareConfig, out_dir: Path, options: dict[str, Any], engine: Engine) -> None:
-        self.config, self.out_dir, self.options, self.engine = config, out_dir, options, engine
-        self.corpus_dir = out_dir / CORPUS
+    def __init__(
+        self, config: PrepareConfig, out_dir: Path, options: dict[str, Any], engine: Engine, earlier: Earlier
+    ) -> None:
+        self.config, self.out_dir, self.options, self.engine, self.earlier = config, out_dir, options, engine, earlier
+        self.corpus_dir = earlier.corpus_dir
         self.repeats = self.corpus_dir / "repeats"
         self.tokenizer = out_dir / "tokenizer"
-        self.given = self.corpus_dir / "given_tokenizer"  # as it was before words were added
+        self.given = out_dir / CORPUS / "given_tokenizer"  # as it was before words were added
         self.stages: list[Record] = []
 
-    def run(self, pieces: list[Piece], given: Vocabulary | None, notes: list[str]) -> None:
-        """From the corpus to the manifests. ``notes``: what was said about the corpus already."""
-        config, engine, corpus_dir = self.config, self.engine, self.corpus_dir
+    def run(self, pieces: list[Piece], given: Vocabulary | None, notes: list[str]) -> bool:
+        """From the corpus to the manifests. False if an append found no new document.
+
+        ``notes``: what was said about the corpora already.
+        """
+        config, engine, corpus_dir, earlier = self.config, self.engine, self.corpus_dir, self.earlier
         with self._stage("text") as counts:
             pieces, dropped = split_large_files(engine, pieces, corpus_dir / "cut", config.piece_bytes)
-            parts, records = write_text(engine, pieces, corpus_dir / "text", config)
-            counts |= merge_counts([*records, dropped])
+            parts, texts = write_text(engine, pieces, corpus_dir / "text", config, earlier.parts)
+            counts |= merge_counts([*texts, dropped])
             counts["notes"] = notes
             if config.keep_dropped:
                 write_dropped(corpus_dir / "text", corpus_dir / "dropped")
-        _check_documents(config, counts)
-        sources = describe_sources(config.corpora, parts, records)
+        check_documents(config, counts)
+        sources = describe_sources(config.corpora, parts, texts)
         with self._stage("repeats") as counts:
-            counts |= find_repeats(engine, parts, config, self.repeats)
-            counts |= describe_clusters(parts, self.repeats)
-        with self._stage("tokenizer") as counts:
-            if not counts:
-                counts |= make_tokenizer(config, given, parts, self.repeats, (self.tokenizer, self.given))
+            counts |= find_repeats(engine, parts, config, self.repeats, earlier.parts, earlier.repeats)
+            counts |= describe_clusters([*earlier.parts, *parts], self.repeats)
+        documents, characters = (sum(getattr(part, name) for part in parts) for name in ("documents", "characters"))
+        if earlier.number:  # of its documents, most may be known
+            fresh = documents - counts["exact_duplicates"] - counts["near_duplicates"]
+            documents, characters = fresh, characters * fresh // documents
+        else:
+            with self._stage("tokenizer") as counts:
+                if not counts:
+                    counts |= make_tokenizer(config, given, parts, self.repeats, (self.tokenizer, self.given))
         vocabulary = load_vocabulary(self.tokenizer)
         tokenizers = [(self.tokenizer, vocabulary.tokenizer_hash)]
-        if counts.get("added_words"):
+        if any(stage.get("added_words") for stage in [*earlier.stages, *self.stages]):
             tokenizers.append((self.given, load_vocabulary(self.given).tokenizer_hash))
-        buckets = bucket_counts(config, sum(part.documents for part in parts), sum(part.characters for part in parts))
+        buckets = bucket_counts(config, documents, characters)
         with self._stage(ENCODING) as counts:
             encoded = encode(engine, parts, corpus_dir, tokenizers, config, buckets)
             counts |= take_examples(encoded)
             counts |= merge_counts(encoded)
-            _check_splits(config, counts)
             shares = piece_shares(counts.get("pieces", {}))
             counts["warnings"] = warn_of_unknown(shares, config)
+        splits = splits_with_documents(config, counts, bool(earlier.number))
+        if not splits:
+            print(f"{self.out_dir}: no document of these corpora is new: nothing was added", flush=True)
+            return False
         print("\n".join(f"      {line}" for line in describe_shares(shares)), flush=True)
         with self._stage("samples") as counts:
-            samples = make_all_samples(engine, parts, corpus_dir, config, buckets)
-            counts |= describe_samples(samples)
+            records = make_all_samples(engine, parts, corpus_dir, config, buckets, self._corpora(), splits)
+            counts |= describe_samples(records)
         folders = shard_dirs(self.out_dir, config.sequence_lengths)
+        manifests = []
         for folder, length, most in zip(folders, config.sequence_lengths, config.predictions, strict=True):
-            self._write_shards(folder, shard_header(config, length, most, vocabulary), vocabulary, samples, sources)
+            header = shard_header(config, length, most, vocabulary)
+            manifests.append(self._write_shards(folder, header, vocabulary, records, sources))
+        if earlier.number:
+            append_shards(self.out_dir, folders, earlier, manifests)
+            for folder, manifest in zip(folders, manifests, strict=True):
+                samples = sum(row["samples"] for row in manifest["shards"])
+                print(f"{folder}: {len(manifest['shards'])} shards with {samples:,} samples were appended", flush=True)
+        return True
+
+    def _corpora(self) -> list[str]:
+        """The names of the corpora in the shards: those of the set, and what an append adds."""
+        return list(dict.fromkeys([*self.earlier.corpora, *self.config.corpora]))
 
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[Record]:
@@ -208,49 +260,22 @@ class Preparation:
         vocabulary: Vocabulary,
         samples: dict[str, list[Record]],
         sources: list[Record],
-    ) -> None:
-        """The shards of one sequence length, and their manifest."""
-        folder.mkdir(exist_ok=True)
-        length = header.sequence_length
+    ) -> dict[str, Any]:
+        """The shards of one sequence length; returns their manifest, which is written unless it is an append."""
+        length, corpora = header.sequence_length, self._corpora()
+        target, before = self.earlier.folder_of(folder, length), self.earlier.shards(length)
+        target.mkdir(exist_ok=True, parents=True)
+        parts = self.tokenizer, self.corpus_dir, target, self.config, len(corpora), before
         with self._stage(f"shards {length}") as counts:
-            rows = write_shards(self.engine, samples, header, self.tokenizer, self.corpus_dir, folder, self.config)
+            rows = write_shards(self.engine, samples, header, *parts)
             counts |= {"sequence_length": length, "shards": len(rows), "samples": sum(row["samples"] for row in rows)}
-        entropy = unigram_entropy(sorted((self.corpus_dir / f"shards_{length}").glob("train_*.npy")))
+        entropy = unigram_entropy(self.earlier.counts(length))
+        manifest = new_manifest(rows, entropy, header, vocabulary, sources, corpora, self.stages, self.options)
+        if self.earlier.number:
+            return manifest
         if folder != self.out_dir:
             shutil.copytree(self.tokenizer, folder / "tokenizer", dirs_exist_ok=True)
-        manifest = new_manifest(
-            rows, entropy, header, vocabulary, sources, list(self.config.corpora), self.stages, self.options
-        )
         write_manifest(folder, manifest)
         print(f"{folder} holds {len(rows)} shards; unigram entropy {entropy:.3f} nats")
         print(f"train on it with data.dir={folder} model.vocab_size={len(vocabulary.tokens)}", flush=True)
-
-
-def _check_documents(config: PrepareConfig, counts: Record) -> None:
-    if counts["documents"] == 0:
-        raise ConfigError(no_text(config.corpus, counts["dropped"]))
-    if counts["documents"] < _fewest_documents(config):
-        raise ConfigError(
-            "the corpus is one document only, but a random next segment needs another document; give more files, "
-            "divide it with corpus.documents (file, blank_line), or give sample_kind=single"
-        )
-
-
-def _fewest_documents(config: PrepareConfig) -> int:
-    """Of a split: with pairs, a random next segment comes from another document."""
-    return 2 if config.sample_kind == "pair" else 1
-
-
-def _check_splits(config: PrepareConfig, counts: Record) -> None:
-    held, fewest = counts["heldout_documents"], _fewest_documents(config)
-    training = counts["documents"] - held
-    if training >= fewest and (config.heldout_fraction == 0 or held >= fewest):
-        return
-    pairs = "because a random next segment comes from another document"
-    reason = pairs if fewest == 2 else "because documents stay whole"
-    other = f"such as {min(0.5, 5 / counts['documents']):.2g}, " if counts["documents"] > 2 * fewest else ""
-    raise ConfigError(
-        f"heldout_fraction is {config.heldout_fraction}, which leaves {training} documents for training and {held} "
-        f"held out of {counts['documents']}; both need {fewest} or more, {reason}: give another "
-        f"heldout_fraction ({other}0: no held-out shards), more documents, or another seed"
-    )
+        return manifest

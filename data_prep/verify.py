@@ -47,7 +47,7 @@ def main(config: VerifyConfig) -> None:
     if extra:
         raise ConfigError(
             f"{directory} holds {shortened(extra)}, which {MANIFEST} does not list and no training reads; move what "
-            f"belongs to another preparation elsewhere, or restore the {MANIFEST} of these shards"
+            f"belongs to another preparation elsewhere, run an append that was stopped again, or restore the {MANIFEST}"
         )
     for note in directory_notes(directory) if directory.is_dir() else []:
         print(note)

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,19 @@ from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.retry import DamagedError
 
 _OPEN_SHARDS = 64
+
+
+@dataclass
+class MixedSet:
+    """A set of shards besides ``data.dir``."""
+
+    dir: str
+    """Its directory: shards with the same vocabulary, sequence length and number of masked tokens."""
+    weight: float = 1.0
+    """Multiplies its share of the mixture; that of data.dir has weight 1."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.weight < inf, "data.mix.NAME.weight", self.weight, "a number above 0")
 
 
 @dataclass
@@ -51,6 +65,12 @@ class DataConfig:
     """Samples per read. The order of an epoch is a permutation of blocks, and of the samples in each block."""
     prefetch: int
     """Micro-batches to prepare in advance."""
+    mix: dict[str, MixedSet] = field(default_factory=dict)
+    """More sets of shards, each with a name of your choice."""
+    mix_temperature: float = 1.0
+    """T: the share of a set of size n is proportional to weight * n^(1/T). 1: by size; inf: by weight alone."""
+    mix_by: str = "samples"
+    """What sizes and shares of the mixture count: ``samples`` or ``tokens``, without padding."""
 
     def __post_init__(self) -> None:
         require(self.sequence_length >= 8, "data.sequence_length", self.sequence_length, "8 or more")
@@ -65,6 +85,8 @@ class DataConfig:
         require(self.check in ("auto", "content", "headers"), "data.check", self.check, "auto, content, headers")
         require(self.block_size >= 1, "data.block_size", self.block_size, "1 or more")
         require(self.prefetch >= 1, "data.prefetch", self.prefetch, "1 or more")
+        require(self.mix_temperature > 0, "data.mix_temperature", self.mix_temperature, "above 0, or inf")
+        require(self.mix_by in ("samples", "tokens"), "data.mix_by", self.mix_by, "samples, tokens")
 
 
 def concatenated(parts: list[Arrays]) -> Arrays:
@@ -109,9 +131,10 @@ class ShardSet:
         Raises ``ConfigError`` if a number has no name in the manifest.
         """
         found = [self._reader(shard).source() for shard in range(len(self.paths))]
-        parts = [part for part in found if part is not None]
-        if len(parts) < len(found):
+        if all(part is None for part in found):
             return None
+        sizes = np.diff(self.bounds)  # the shards of one corpus do not tell, to which others were appended
+        parts = [np.zeros(size, np.int64) if part is None else part for part, size in zip(found, sizes, strict=True)]
         numbers, manifest = np.concatenate(parts), read_manifest(self.paths[0].parent)
         names = (manifest or {}).get("corpora", [])
         if numbers.max() >= len(names):

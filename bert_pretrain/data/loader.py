@@ -3,6 +3,7 @@
     SampleOrder      which samples make up step s                           (sample_order.py)
     ShardSet         sample numbers -> shard rows, read contiguously        (dataset.py)
     BlockReader      decoded, possibly re-masked blocks of samples, cached
+    MixedReader      the samples of several sets, by a MixedOrder
     TrainingData     this rank's slice of every step, cut into micro-batches by a background thread
 
 The loader gives a step's counts before its first micro-batch, so that losses can be divided by the counts of the global
@@ -33,8 +34,9 @@ from bert_pretrain.data.collate import (
     to_micro_batch,
 )
 from bert_pretrain.data.dataset import ShardSet, concatenated
+from bert_pretrain.data.mixture import MixedShards
 from bert_pretrain.data.packing import fixed_packed_micro_batches, packed_micro_batches
-from bert_pretrain.data.sample_order import SampleOrder
+from bert_pretrain.data.sample_order import MixedOrder, SampleOrder
 from bert_pretrain.data.shards import Arrays, select
 
 _CACHE_BYTES = 64 << 20  # a step's slice that fits is read and masked once
@@ -51,8 +53,12 @@ DynamicMasking = Callable[[Arrays, int, np.ndarray], Arrays]
 class BlockReader:
     """Decoded blocks of the sample order, in a cache."""
 
-    def __init__(self, shards: ShardSet, order: SampleOrder, masking: DynamicMasking | None) -> None:
+    def __init__(
+        self, shards: ShardSet, order: SampleOrder, masking: DynamicMasking | None, first: int = 0, share: int = 1
+    ) -> None:
+        """``first``: number of the first sample for ``masking``; ``share``: readers that share the bytes to cache."""
         self.shards, self.order, self.masking = shards, order, masking
+        self._first, self._most = first, _CACHE_BYTES // share
         self._cache: dict[tuple[int, int], Arrays] = {}
 
     def block(self, epoch: int, block: int) -> Arrays:
@@ -63,9 +69,9 @@ class BlockReader:
             permutation = self.order.block_permutation(epoch, block)
             arrays = select(self.shards.read(first, first + len(permutation)), permutation)
             if self.masking is not None:
-                arrays = self.masking(arrays, epoch, (first + permutation) % self.order.samples)
+                arrays = self.masking(arrays, epoch, self._first + (first + permutation) % self.order.samples)
             size = sum(array.nbytes for array in arrays.values())  # the same for all blocks, but for the last
-            while self._cache and (len(self._cache) + 1) * size > _CACHE_BYTES:
+            while self._cache and (len(self._cache) + 1) * size > self._most:
                 self._cache.pop(next(iter(self._cache)))
             self._cache[key] = arrays
         return self._cache[key]
@@ -81,12 +87,36 @@ class BlockReader:
         self._cache = {key: arrays for key, arrays in self._cache.items() if key in needed}
 
 
+class MixedReader:
+    """The samples of several sets in the order of a mixture."""
+
+    def __init__(self, shards: MixedShards, order: MixedOrder, masking: DynamicMasking | None) -> None:
+        firsts = np.cumsum([0, *(part.samples for part in shards.sets)]).tolist()
+        self._order = order
+        self._readers = [
+            BlockReader(part, of_part, masking, first, len(shards.sets))
+            for part, of_part, first in zip(shards.sets, order.parts, firsts, strict=False)
+        ]
+
+    def read(self, start: int, stop: int) -> Iterator[Arrays]:
+        """The stream's positions ``start`` to ``stop``."""
+        for part in self._order.slices(start, stop):
+            ranges = zip(self._readers, part.starts.tolist(), part.stops.tolist(), strict=True)
+            yield select(concatenated([rows for reader, *bounds in ranges for rows in reader.read(*bounds)]), part.rows)
+
+    def drop_others(self, start: int, stop: int) -> None:
+        """Drop the cached blocks without any of the positions ``start`` to ``stop``."""
+        bounds = self._order.positions(start).tolist(), self._order.positions(stop).tolist()
+        for reader, first, last in zip(self._readers, *bounds, strict=True):
+            reader.drop_others(first, last)
+
+
 @dataclass
 class TrainingData:
     """This rank's slice of every step."""
 
     shards: ShardSet
-    order: SampleOrder
+    order: SampleOrder | MixedOrder
     plan: BatchPlan
     rank: int
     masking: DynamicMasking | None
@@ -98,7 +128,12 @@ class TrainingData:
     """Lay samples end to end; then they are not grouped by length."""
 
     def __post_init__(self) -> None:
-        self._blocks = BlockReader(self.shards, self.order, self.masking)
+        self._blocks: BlockReader | MixedReader
+        if isinstance(self.order, MixedOrder):
+            assert isinstance(self.shards, MixedShards)
+            self._blocks = MixedReader(self.shards, self.order, self.masking)
+        else:
+            self._blocks = BlockReader(self.shards, self.order, self.masking)
 
     def counts(self, step: int) -> Counts:
         """The counts of this rank's slice of ``step``."""

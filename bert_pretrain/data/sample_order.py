@@ -8,16 +8,23 @@ Samples were shuffled over all shards when they were written, so a contiguous re
 reads blocks of consecutive samples. Every epoch permutes the blocks (a keyed bijection of the block numbers), permutes
 the samples within each block, and cuts the blocks at another offset (the data are rotated by a keyed number), so that
 no two epochs have the same batches.
+
+A mixture of several sets has an endless stream of each. It is a sequence of periods of 65,536 positions, of which every
+part has the same number in every period, at keyed random places; a part's stream goes on from period to period.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from math import gcd
 
 import numpy as np
 
 _MASK64 = (1 << 64) - 1
+PERIOD = 1 << 16
+"""Positions in a period of a mixture: shares are multiples of 1 / PERIOD."""
+_AT_ONCE = 1024  # positions of a mixture that are read together
 
 
 def hash64(*keys: int) -> int:
@@ -93,3 +100,49 @@ class SampleOrder:
         """The permutation of a block's samples: (samples of the block,)."""
         size = min(self.block_size, self.samples - block * self.block_size)
         return np.random.Generator(np.random.Philox(key=hash64(self.seed, epoch, block))).permutation(size)
+
+
+@dataclass(frozen=True)
+class MixedSlice:
+    """Consecutive positions of a mixture, n of them, and where their samples are in the streams of the P parts."""
+
+    starts: np.ndarray
+    """(P,) first position in the stream of each part."""
+    stops: np.ndarray
+    """(P,)"""
+    rows: np.ndarray
+    """(n,) of each position, its row among the samples of all parts, those of the first part first."""
+
+
+@dataclass(frozen=True)
+class MixedOrder:
+    """The order of the samples of several sets, each with an order of its own."""
+
+    seed: int
+    parts: tuple[SampleOrder, ...]
+    quotas: tuple[int, ...]
+    """Positions of each part in a period; together PERIOD."""
+
+    def positions(self, position: int) -> np.ndarray:
+        """(P,) how many of the first ``position`` positions are of each part: its position in its own stream."""
+        period, offset = divmod(position, PERIOD)
+        owners = _owners(self.seed, period, self.quotas)[:offset]
+        return period * np.array(self.quotas) + np.bincount(owners, minlength=len(self.quotas))
+
+    def slices(self, start: int, stop: int) -> Iterator[MixedSlice]:
+        """The stream's positions ``start`` to ``stop``, at most 1,024 at once."""
+        while start < stop:
+            period, offset = divmod(start, PERIOD)
+            size = min(stop - start, PERIOD - offset, _AT_ONCE)
+            by_part = np.argsort(_owners(self.seed, period, self.quotas)[offset : offset + size], kind="stable")
+            rows = np.empty(size, dtype=np.int64)
+            rows[by_part] = np.arange(size)
+            yield MixedSlice(self.positions(start), self.positions(start + size), rows)
+            start += size
+
+
+@lru_cache(maxsize=4)
+def _owners(seed: int, period: int, quotas: tuple[int, ...]) -> np.ndarray:
+    """(PERIOD,) the part of each position of a period."""
+    generator = np.random.Generator(np.random.Philox(key=hash64(seed, period, -2)))
+    return generator.permutation(np.repeat(np.arange(len(quotas)), quotas))

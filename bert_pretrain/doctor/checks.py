@@ -18,7 +18,8 @@ import torch
 from bert_pretrain.build import build_trainer
 from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml
-from bert_pretrain.data.dataset import check_vocabulary, count_tokens, open_split
+from bert_pretrain.data.dataset import check_vocabulary, count_tokens
+from bert_pretrain.data.mixture import open_data_sets
 from bert_pretrain.data.shard_directory import directory_notes
 from bert_pretrain.distributed.preflight import rank_label
 from bert_pretrain.distributed.world import (
@@ -205,7 +206,7 @@ def shards(config: PretrainConfig, world: World) -> Finding:
     """The shards, opened as in a run, and their vocabulary."""
     warnings = directory_notes(Path(config.data.dir)) if Path(config.data.dir).is_dir() else []
     words, tokens = config.model.vocab_size, count_tokens(config.data)
-    train, heldout = (open_split(config.data, split, words, tokens=tokens) for split in ("train", "heldout"))
+    train, heldout = (open_data_sets(config.data, split, words, tokens=tokens) for split in ("train", "heldout"))
     if train is None:
         return Finding(FAIL, f"data.dir {config.data.dir} holds no training samples", "run bert-pretrain prepare")
     check_vocabulary(config.data, [split for split in (train, heldout) if split is not None], warnings.append)

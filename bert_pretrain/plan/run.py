@@ -4,13 +4,15 @@ For a named kind of GPU also the predicted time of a step and how it scales (``s
 shards and the run directory; writes nothing but ``plot``.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bert_pretrain.config import PretrainConfig, check_run_dir
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.batch_plan import AUTO, BatchPlan, even_size
-from bert_pretrain.data.dataset import open_split, report_single_segments
+from bert_pretrain.data.dataset import report_single_segments
+from bert_pretrain.data.mixture import describe_mixture, open_data_sets, sample_order
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.hub.shape import resolve_if_needed
 from bert_pretrain.model.flops import parameter_count, training_flops
@@ -81,14 +83,16 @@ def main(config: PlanConfig) -> None:
         compute = config.precision.compute
     if gpu is not None:
         config = with_micro_batch_size(config, gpu, compute)
-    samples = config.samples
+    samples, mixture = config.samples, []
     if samples is None and Path(config.data.dir).is_dir():
-        shards = open_split(config.data, "train", config.model.vocab_size)
+        shards = open_data_sets(config.data, "train", config.model.vocab_size)
         if shards is None:
             raise ConfigError(f"data.dir {config.data.dir} holds no training samples")
         report_single_segments(shards, config.model.next_sentence, print)
         samples = shards.samples
-    print(describe(config, config.devices, device, compute, samples))
+        seen = config.schedule.total_steps * config.batch.global_batch_size
+        mixture = describe_mixture(shards, sample_order(config.data, shards, config.seed, print), seen)
+    print(describe(config, config.devices, device, compute, samples, mixture))
     if config.tokens_per_second is not None:
         tokens = config.schedule.total_steps * config.batch.global_batch_size * config.data.sequence_length
         hours, rate = duration(tokens / config.tokens_per_second), config.tokens_per_second
@@ -153,11 +157,22 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:,.1f} ms" if seconds < 10 else f"{seconds:,.1f} s"
 
 
-def describe(config: PretrainConfig, devices: int, device: str, compute: str, samples: int | None) -> str:
-    """The plan of a run, one line per quantity. Raises ``ConfigError`` if there are fewer samples than ranks."""
+def describe(
+    config: PretrainConfig,
+    devices: int,
+    device: str,
+    compute: str,
+    samples: int | None,
+    mixture: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The plan of a run, one line per quantity. Raises ``ConfigError`` if there are fewer samples than ranks.
+
+    ``mixture``: the rows of ``describe_mixture``.
+    """
     rows = [
         *_batch_rows(config, devices, device),
-        *_length_rows(config, samples),
+        *_length_rows(config, None if mixture else samples),
+        *mixture,
         *_memory_rows(config, devices, compute),
     ]
     title = f"plan for {devices:,} x {device}, matrix products in {compute}"

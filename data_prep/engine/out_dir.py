@@ -16,6 +16,8 @@ CORPUS = "corpus"
 _NEW_OPTIONS = {"mask_share": 0.8, "random_share": 0.1, "alphabet_coverage": 0.9995, "strip_accents": None}
 _NEW_CORPUS_OPTIONS = {"bad_rows": 0.01, "rule": None}
 """Options that preparations of earlier versions do not state, and what is nearest to what those did."""
+CORPUS_OPTIONS = ("corpus", "mix", "fingerprint", "rule_hashes")
+"""The options that say which text it is."""
 _INTERMEDIATE = ("cut", "samples", "scatter")
 
 
@@ -32,24 +34,12 @@ def check_out_dir(out_dir: Path, folders: list[Path], options: dict[str, Any]) -
     check_directory(out_dir, "out_dir")
     if not out_dir.exists():
         return False
-    finished = 0
-    for folder in folders:
-        manifest = read_manifest(folder) if folder.is_dir() else None
-        if manifest is None:
-            continue
-        finished += 1
-        _compare(manifest.get("options"), options, f"out_dir {folder} holds finished shards ({MANIFEST})")
-        missing = [row["name"] for row in manifest["shards"] if not (folder / row["name"]).exists()]
-        if missing:
-            raise ConfigError(
-                f"out_dir {folder}: {MANIFEST} lists {', '.join(missing)}, which is not there; "
-                "restore it from a copy, or choose another out_dir"
-            )
-    if finished == len(folders):
+    finished = finished_manifests(folders)
+    for folder, manifest in finished.items():
+        check_options(manifest.get("options"), options, f"out_dir {folder} holds finished shards ({MANIFEST})")
+    if len(finished) == len(folders):
         return True
-    owner = out_dir / CORPUS / _OPTIONS
-    if owner.exists():
-        _compare(read_record(owner), options, f"out_dir {out_dir} holds an unfinished preparation ({owner})")
+    if check_unfinished(out_dir / CORPUS, options, f"out_dir {out_dir} holds an unfinished preparation"):
         return False
     foreign = sorted(path.name for path in out_dir.iterdir() if not path.name.startswith(LOCK))
     if foreign:
@@ -60,7 +50,30 @@ def check_out_dir(out_dir: Path, folders: list[Path], options: dict[str, Any]) -
     return False
 
 
-def _compare(found: dict[str, Any] | None, wanted: dict[str, Any], where: str) -> None:
+def finished_manifests(folders: list[Path]) -> dict[Path, dict[str, Any]]:
+    """The manifests of the folders that have one. Raises ``ConfigError`` if a shard that it lists is not there."""
+    found = {folder: read_manifest(folder) for folder in folders if folder.is_dir()}
+    finished = {folder: manifest for folder, manifest in found.items() if manifest is not None}
+    for folder, manifest in finished.items():
+        missing = [row["name"] for row in manifest["shards"] if not (folder / row["name"]).exists()]
+        if missing:
+            raise ConfigError(
+                f"out_dir {folder}: {MANIFEST} lists {', '.join(missing)}, which is not there; "
+                "restore it from a copy, or choose another out_dir"
+            )
+    return finished
+
+
+def check_unfinished(corpus_dir: Path, options: dict[str, Any], where: str) -> bool:
+    """Whether a preparation was begun in ``corpus_dir``. Raises ``ConfigError`` if it had other options."""
+    owner = corpus_dir / _OPTIONS
+    if owner.exists():
+        check_options(read_record(owner), options, f"{where} ({owner})")
+    return owner.exists()
+
+
+def check_options(found: dict[str, Any] | None, wanted: dict[str, Any], where: str) -> None:
+    """Raise ``ConfigError`` if a preparation was made with options ``found`` and not ``wanted``."""
     found = _NEW_OPTIONS | (found or {})
     found["corpus"] = _NEW_CORPUS_OPTIONS | found.get("corpus", {})
     found["mix"] = {name: _NEW_CORPUS_OPTIONS | corpus for name, corpus in found.get("mix", {}).items()}
@@ -85,16 +98,16 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str) -> 
     return lines
 
 
-def claim_out_dir(out_dir: Path, options: dict[str, Any]) -> bool:
+def claim_out_dir(corpus_dir: Path, options: dict[str, Any]) -> bool:
     """Create the directory and record the options in it; True if it is new. Raises ``ConfigError`` if it cannot."""
-    owner = out_dir / CORPUS / _OPTIONS
+    owner = corpus_dir / _OPTIONS
     if owner.exists():
         return False
     try:
         owner.parent.mkdir(parents=True, exist_ok=True)
         write_record(owner, options)
     except OSError as error:
-        raise ConfigError(f"out_dir {out_dir} cannot be written ({error}); choose another directory") from None
+        raise ConfigError(f"out_dir {corpus_dir} cannot be written ({error}); choose another directory") from None
     return True
 
 
@@ -105,9 +118,9 @@ def release_out_dir(out_dir: Path) -> None:
             shutil.rmtree(out_dir / name, ignore_errors=True)
 
 
-def remove_intermediate(out_dir: Path) -> None:
+def remove_intermediate(corpus_dir: Path) -> None:
     """Remove the files that only the shards were made from. Sentences, token ids and task records are kept."""
-    for folder in (out_dir / CORPUS).iterdir():
+    for folder in corpus_dir.iterdir():
         if folder.name.split("_")[0] in _INTERMEDIATE:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -10,7 +10,7 @@ shards     samples -> shuffled -> masked shards                 corpus/scatter_L
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
@@ -62,13 +62,17 @@ def split_large_files(
 
 
 def write_text(
-    engine: Engine, pieces: list[Piece], folder: Path, config: PrepareConfig
+    engine: Engine, pieces: list[Piece], folder: Path, config: PrepareConfig, known: Sequence[TextPart]
 ) -> tuple[list[TextPart], list[Record]]:
-    """Read, clean and split all pieces; return their text parts and counts."""
+    """Read, clean and split all pieces; return their text parts and counts.
+
+    ``known``: the parts of the set that is appended to, behind which documents and sentences are numbered.
+    """
     more = config.duplicates, config.keep_dropped
     tasks = [Task(piece.name, piece.size, partial(write_text_part, piece, folder, *more)) for piece in pieces]
     records = engine.run("text", tasks, folder, "B")
-    parts, document, sentence = [], 0, 0
+    parts = []
+    document, sentence = sum(part.documents for part in known), sum(part.sentences for part in known)
     for piece, record in zip(pieces, records, strict=True):
         sizes = (record["documents"], record["sentences"], record["characters"])
         parts.append(TextPart(folder / f"{piece.name}.txt", piece.corpus, document, sentence, *sizes))
@@ -77,21 +81,33 @@ def write_text(
     return parts, records
 
 
-def find_repeats(engine: Engine, parts: list[TextPart], config: PrepareConfig, folder: Path) -> Record:
-    """Find duplicate documents and, in the corpora that drop them, repeated sentences."""
-    keys = sum(part.documents for part in parts) * (BANDS if config.duplicates.near else 1)
+def find_repeats(
+    engine: Engine,
+    parts: list[TextPart],
+    config: PrepareConfig,
+    folder: Path,
+    known: Sequence[TextPart],
+    known_repeats: Path | None,
+) -> Record:
+    """Find duplicate documents and, in the corpora that drop them, repeated sentences.
+
+    ``known``, ``known_repeats``: the parts and the repeats of the set that is appended to.
+    """
+    every = [*known, *parts]
+    keys = sum(part.documents for part in every) * (BANDS if config.duplicates.near else 1)
     find = partial(find_repeated_documents, similarity=config.duplicates.similarity)
     tasks = [
-        Task(f"documents_{share.number:04d}", len(parts), partial(find, share))
-        for share in divide_keys(parts, folder, keys)
+        Task(f"documents_{share.number:04d}", len(every), partial(find, share))
+        for share in divide_keys(every, folder, keys, len(known))
     ]
     found = merge_counts(engine.run("duplicates", tasks, folder, " parts"))
-    counts = merge_repeated_documents(folder)
+    counts = merge_repeated_documents(folder, known_repeats)
     sentences = sum(part.sentences for part in parts if config.corpora[part.corpus].drop_repeated_sentences)
     if sentences:
+        sentences += sum(part.sentences for part in known)
         tasks = [
-            Task(f"sentences_{share.number:04d}", len(parts), partial(find_repeated_sentences, share))
-            for share in divide_keys(parts, folder, sentences)
+            Task(f"sentences_{share.number:04d}", len(every), partial(find_repeated_sentences, share))
+            for share in divide_keys(every, folder, sentences, len(known))
         ]
         repeated = engine.run("repeats", tasks, folder, " parts")
         counts["repeated_sentences"] = sum(record["repeated"] for record in repeated)
@@ -136,10 +152,19 @@ def encode(
 
 
 def make_all_samples(
-    engine: Engine, parts: list[TextPart], corpus_dir: Path, config: PrepareConfig, buckets: tuple[int, int]
+    engine: Engine,
+    parts: list[TextPart],
+    corpus_dir: Path,
+    config: PrepareConfig,
+    buckets: tuple[int, int],
+    corpora: Sequence[str],
+    splits: Sequence[str],
 ) -> dict[str, list[Record]]:
-    """Make the samples of all buckets; return the counts of each bucket, by split."""
-    numbers = {name: number for number, name in enumerate(config.corpora)}
+    """Make the samples of all buckets of ``splits``; return the counts of each bucket, by split.
+
+    ``corpora``: the names of the corpora, whose places are their numbers.
+    """
+    numbers = {name: number for number, name in enumerate(corpora)}
     ids = [(corpus_dir / "ids" / f"{part.path.stem}.h5", numbers[part.corpus]) for part in parts]
     folder = corpus_dir / "samples"
     characters = sum(part.characters for part in parts)
@@ -149,7 +174,7 @@ def make_all_samples(
             Task(path.stem, characters // count, partial(make_samples, path, ids, split, bucket, buckets, config))
             for bucket, path in enumerate(folder / f"{split}_{number:05d}.h5" for number in range(count))
         ]
-        if tasks:
+        if tasks and split in splits:
             result[split] = engine.run(f"samples, {split}", tasks, folder, " characters")
     return result
 
@@ -162,8 +187,14 @@ def write_shards(
     corpus_dir: Path,
     out_dir: Path,
     config: PrepareConfig,
+    corpora: int,
+    before: Sequence[Record],
 ) -> list[Record]:
-    """Write the shards of all splits for the sequence length of ``header``; return their rows for the manifest."""
+    """Write the shards of all splits for the sequence length of ``header``; return their rows for the manifest.
+
+    ``corpora``: how many there are. ``before``: the rows of the shards in the set that is appended to, behind which
+    shards and samples are numbered.
+    """
     length, per_shard = header.sequence_length, config.samples_per_shard
     scattered, counted = corpus_dir / f"scatter_{length}", corpus_dir / f"shards_{length}"
     rows = []
@@ -179,10 +210,12 @@ def write_shards(
         engine.run(f"shuffle {length}, {split}", tasks, scattered, " samples")
         of_split = replace(header, split=split, dupe_factor=header.dupe_factor if split == "train" else 1)
         tasks = []
+        samples = [row["samples"] for row in before if row["split"] == split]
         for number, place in enumerate(range(0, total, per_shard)):
-            name, size = f"{split}_{number:05d}", min(per_shard, total - place)
+            name, size = f"{split}_{len(samples) + number:05d}", min(per_shard, total - place)
             files = out_dir / f"{name}.hdf5", counted / f"{name}.npy"
-            run = partial(write_one_shard, *files, number, place, size, paths, tokenizer, of_split, len(config.corpora))
+            places = number, place, size, sum(samples) + place
+            run = partial(write_one_shard, *files, *places, paths, tokenizer, of_split, corpora)
             tasks.append(Task(name, size, run))
         written = engine.run(f"write {length}, {split}", tasks, counted, " samples")
         rows += [record["row"] for record in written]

@@ -25,6 +25,7 @@ def write_one_shard(
     number: int,
     first_place: int,
     size: int,
+    first_sample: int,
     sources: Sequence[Path],
     tokenizer: Path,
     header: ShardHeader,
@@ -32,6 +33,8 @@ def write_one_shard(
 ) -> dict[str, Any]:
     """Write shard ``number`` of a split: ``size`` samples, from ``first_place`` on, of all buckets in ``sources``.
 
+    ``first_sample``: the number of the first one in the split, by which its masks are drawn. That is ``first_place``,
+    and in an append the samples before besides.
     Returns its row for the manifest. ``counts`` (.npy) gets the counts (vocab_size,) of the masked tokens. With several
     ``corpora``, each sample is written with the number of its own.
     """
@@ -40,7 +43,7 @@ def write_one_shard(
     length = header.sequence_length
     original, segments, lengths = gather_samples(ids, samples, length, roles["cls"], roles["sep"], roles["pad"])
     seed = header.seed + (_HELDOUT_SEED if header.split == "heldout" else 0)
-    indexes = np.arange(first_place, first_place + size)
+    indexes = np.arange(first_sample, first_sample + size)
     masked, positions, labels = mask_samples(original, lengths, rule, seed, STATIC_EPOCH, indexes)
     np.save(counts, np.bincount(labels[positions > 0], minlength=header.vocab_size))
     arrays = {

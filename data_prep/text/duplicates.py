@@ -7,6 +7,9 @@ all 120 hashes. The first of the duplicates is kept.
 
 The keys (hashes) are divided by their value into shares of about ``_KEYS_PER_SHARE``, one task each, so that the
 memory of a task does not grow with the corpus.
+
+An append looks for the new documents only: among themselves and among those that the set holds already, whose keys
+were kept. What is dropped of them is what a preparation of all the text at once would drop.
 """
 
 import hashlib
@@ -53,6 +56,8 @@ class KeyShare:
     shares: int
     parts: tuple[TextPart, ...] = field(repr=False)
     folder: Path  # for the results
+    first_document: int = 0  # those before it, and before the first sentence, were looked for already
+    first_sentence: int = 0
 
 
 def text_key(text: str) -> int:
@@ -99,10 +104,11 @@ def band_keys(signatures: np.ndarray) -> np.ndarray:
     return keys
 
 
-def divide_keys(parts: Sequence[TextPart], folder: Path, keys: int) -> list[KeyShare]:
-    """The shares of ``keys`` keys in all parts."""
+def divide_keys(parts: Sequence[TextPart], folder: Path, keys: int, known: int = 0) -> list[KeyShare]:
+    """The shares of ``keys`` keys in all parts, of which the first ``known`` are those of the set before an append."""
     shares = max(1, -(-keys // _KEYS_PER_SHARE))
-    return [KeyShare(number, shares, tuple(parts), folder) for number in range(shares)]
+    firsts = (parts[known].first_document, parts[known].first_sentence)
+    return [KeyShare(number, shares, tuple(parts), folder, *firsts) for number in range(shares)]
 
 
 def find_repeated_documents(share: KeyShare, similarity: float) -> dict[str, int]:
@@ -110,8 +116,10 @@ def find_repeated_documents(share: KeyShare, similarity: float) -> dict[str, int
     whether each is exact (n,).
     """
     exact, exact_first = repeats(*_keys_and_owners(share, "documents"))
-    near_later, near_first = repeats(*_keys_and_owners(share, "bands"))
-    pairs = np.unique(np.stack([near_later, near_first], axis=1), axis=0)
+    is_new = exact >= share.first_document
+    exact, exact_first = exact[is_new], exact_first[is_new]
+    pairs = np.stack(repeats(*_keys_and_owners(share, "bands")), axis=1)
+    pairs = np.unique(pairs[pairs[:, 0] >= share.first_document], axis=0)
     starts = range(0, max(1, len(pairs)), _PAIRS_AT_ONCE)
     found = [estimated_similarity(share.parts, pairs[start : start + _PAIRS_AT_ONCE]) for start in starts]
     near, near_first = pairs[np.concatenate(found) >= similarity].T
@@ -125,6 +133,7 @@ def find_repeated_documents(share: KeyShare, similarity: float) -> dict[str, int
 def find_repeated_sentences(share: KeyShare) -> dict[str, int]:
     """Write ``sentences_NNNN.npy``: the numbers of the sentences that occurred before, ascending."""
     later, _ = repeats(*_keys_and_owners(share, "sentences"))
+    later = later[later >= share.first_sentence]
     np.save(share.folder / f"sentences_{share.number:04d}.npy", np.sort(later))
     return {"repeated": len(later)}
 
@@ -172,15 +181,19 @@ def estimated_similarity(parts: Sequence[TextPart], pairs: np.ndarray) -> np.nda
     return (rows[places[:, 0]] == rows[places[:, 1]]).mean(axis=1) if len(pairs) else np.zeros(0)
 
 
-def merge_repeated_documents(folder: Path) -> dict[str, int]:
-    """Write ``repeated.npy``, the ascending numbers of all documents to drop; return how many are exact and near."""
+def merge_repeated_documents(folder: Path, before: Path | None = None) -> dict[str, int]:
+    """Write ``repeated.npy``, the ascending numbers of all documents to drop; return how many are exact and near.
+
+    ``before``: the folder with those of the set before an append, which are not counted again.
+    """
     found, exact = [], []
     for path in sorted(folder.glob("documents_*.npz")):
         with np.load(path) as arrays:
             found.append(arrays["repeated"])
             exact.append(arrays["repeated"][arrays["is_exact"]])
     dropped, same = np.unique(np.concatenate(found)), np.unique(np.concatenate(exact))
-    np.save(folder / "repeated.npy", dropped)
+    known = [] if before is None else [repeated_documents(before)]
+    np.save(folder / "repeated.npy", np.concatenate([*known, dropped]))
     return {"exact_duplicates": len(same), "near_duplicates": len(dropped) - len(same)}
 
 

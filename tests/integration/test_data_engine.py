@@ -5,6 +5,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import dask
 import pytest
 from distributed import Client
 
+from bert_pretrain.data.shard_directory import read_manifest
 from data_prep import preparation, prepare
 from data_prep.engine.cluster import open_local_cluster
 from data_prep.engine.local import Task, TasksLostError
@@ -107,6 +109,35 @@ def test_killed_anywhere_and_with_more_workers_the_bytes_are_the_same(texts: Pat
     assert shards(out_dir) == shards(whole)
     assert "largest_clusters" in manifests(whole)[0]
     assert manifests(out_dir) == manifests(whole)
+
+
+def test_an_append_killed_anywhere_and_with_more_workers(texts: Path, whole: Path, tmp_path: Path) -> None:
+    """The set stays as it was until the append is whole; then it has the bytes of one worker without interruption."""
+    more = tmp_path / "more.txt"
+    old = texts.read_text().strip().split("\n\n")
+    more.write_text("\n\n".join([" ".join(reversed(text.split())) for text in old[:100]] + old[:30]) + "\n")
+    once, killed = (Path(shutil.copytree(whole, tmp_path / name)) for name in ("once", "killed"))
+    done = run(*command(more, once, "append=true", "engine.workers=1"))
+    assert done.returncode == 0, done.stderr
+    assert "exact duplicates 30" in done.stdout
+    before, tasks = shards(whole), len(list(whole.rglob("*.done.json")))
+    for parts in (4, 30):
+        append = command(more, killed, "append=true", "engine.workers=2")
+        process = subprocess.Popen(
+            append, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        deadline = time.monotonic() + 120
+        while len(list(killed.rglob("*.done.json"))) < tasks + parts and time.monotonic() < deadline:
+            assert process.poll() is None, "it finished before it could be killed"
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert {name: text for name, text in shards(killed).items() if not name.startswith("corpus")} == before
+        assert read_manifest(killed / "32") == read_manifest(whole / "32")
+    done = run(*command(more, killed, "append=true", "engine.workers=4"))
+    assert done.returncode == 0, done.stderr
+    assert before.items() < shards(killed).items()
+    assert shards(killed) == shards(once)
 
 
 def test_a_user_s_cluster_with_a_killed_worker(texts: Path, whole: Path, tmp_path: Path) -> None:
