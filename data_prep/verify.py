@@ -102,7 +102,8 @@ def verify_split(directory: Path, paths: list[Path], vocabulary: Vocabulary | No
             count_rows(arrays, vocabulary, probability, totals)
             for row in range(min(examples - len(totals.examples), len(arrays["input_ids"]))):
                 totals.examples.append({name: values[row : row + 1] for name, values in arrays.items()})
-        _count_corpora(reader, (manifest or {}).get("corpora", []), totals)
+        if manifest is not None:  # it has the names
+            _count_corpora(reader, manifest.get("corpora", []), totals)
         totals.shards += 1
         totals.legacy_shards += header is None
         reader.close()

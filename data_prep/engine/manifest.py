@@ -50,7 +50,8 @@ def describe_sources(corpora: dict[str, CorpusConfig], parts: list[TextPart], re
     for name, corpus in corpora.items():
         mine = [record["by_source"] for part, record in zip(parts, records, strict=True) if part.corpus == name]
         sources = corpus_sources(name, corpus)
-        rows += [{"corpus": name, **sources[key], **counts} for key, counts in merge_counts(mine).items()]
+        given = {"corpus": name, "language": corpus.language, "weight": corpus.weight}
+        rows += [{**given, **sources[key], **counts} for key, counts in merge_counts(mine).items()]
     return rows
 
 

@@ -22,30 +22,18 @@ def share(count: float, whole: float) -> Number:
 
 def sources(manifest: Record) -> list[Html]:
     """Name, licence, size, language and weight of every source."""
-    given = _corpora(manifest)
     total = sum(row.get("characters", 0) for row in manifest["sources"])
     rows: list[list[Cell]] = []
     for row in manifest["sources"]:
-        of_corpus = given.get(row.get("corpus", "corpus"), {})
-        weight: Cell = of_corpus.get("weight")
-        names = [row["name"], row.get("corpus", ""), row["version"], row["licence"], str(of_corpus.get("language", ""))]
-        sizes = [row.get("documents"), row.get("characters"), share(row.get("characters", 0), total), weight]
-        rows.append([*names, *sizes])
+        names = [row.get(key, "") for key in ("name", "corpus", "version", "licence", "language")]
+        characters = row.get("characters", 0)
+        rows.append([*names, row.get("documents"), characters, share(characters, total), row.get("weight")])
     header = ["source", "corpus", "version", "licence", "language set", "documents", "characters", "share", "weight"]
     caption = (
         "Where the text came from, after cleaning and before duplicates were dropped. The weight says how often the "
         "text of a corpus is used."
     )
     return [table(caption, header, rows, is_sortable=True)]
-
-
-def _corpora(manifest: Record) -> dict[str, Record]:
-    """The options of every corpus by its name."""
-    options = manifest.get("options", {})
-    found = {"corpus": options.get("corpus", {}), **options.get("mix", {})}
-    for corpora in manifest.get("appended", []):
-        found |= {name: of for name, of in corpora.items() if isinstance(of, dict)}
-    return found
 
 
 def dropped(manifest: Record) -> list[Html]:
