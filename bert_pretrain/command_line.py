@@ -81,7 +81,9 @@ def _checked(word: str, options: tuple[Option, ...], groups: Iterable[str], user
     kind = option.type.removesuffix(" or null")
     if kind in _ALLOWED and not _is_a(kind, value):
         raise ConfigError(f"{name} is {value!r}; allowed: {_ALLOWED[kind]}{' or null' * option.type.endswith('null')}")
-    return f"{key}={quoted(value)}" if option.is_text else word
+    if option.name.endswith(f".{ANY_NAME}"):  # a key of a mapping, which may be new
+        key = f"++{name}"
+    return f"{key}={quoted(value) if option.is_text else value}"
 
 
 def _is_a(kind: str, value: str) -> bool:

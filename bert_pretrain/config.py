@@ -211,7 +211,9 @@ def check_same_run(now: str, before: str, run_dir: str, applied: int | None = No
     differing = [
         key
         for key in sorted(new.keys() | old.keys())
-        if new.get(key) != old.get(key) and not any(f"{key}.".startswith(f"{free}.") for free in _MAY_CHANGE_ON_RESUME)
+        if new.get(key) != old.get(key)
+        and not any(f"{key}.".startswith(f"{free}.") for free in _MAY_CHANGE_ON_RESUME)
+        and not re.fullmatch(r"data\.mix\.[^.]+", key)  # as data.dir
     ]
     if branch:  # resolve_model has taken what is not stated from this checkpoint
         stated = {key for key in differing if None not in (new.get(key), old.get(key))}

@@ -48,6 +48,8 @@ def _options(schema: type, prefix: str) -> Iterator[Option]:
         optional, inner = _without_none(hint)
         if get_origin(inner) is dict and is_dataclass(value := get_args(inner)[1]):
             yield from _options(value, f"{name}.{ANY_NAME}.")  # type: ignore[arg-type]
+        elif get_origin(inner) is dict and (of_key := get_args(inner)[1]) in _TYPES:
+            yield Option(f"{name}.{ANY_NAME}", _type_text(of_key), meanings.get(field.name, ""), of_key is str)
         elif is_dataclass(inner):
             yield from _options(inner, f"{name}.")  # type: ignore[arg-type]
         else:

@@ -26,19 +26,6 @@ _OPEN_SHARDS = 64
 
 
 @dataclass
-class MixedSet:
-    """A set of shards besides ``data.dir``."""
-
-    dir: str
-    """Its directory: shards with the same vocabulary, sequence length and number of masked tokens."""
-    weight: float = 1.0
-    """Multiplies its share of the mixture; that of data.dir has weight 1."""
-
-    def __post_init__(self) -> None:
-        require(0 < self.weight < inf, "data.mix.NAME.weight", self.weight, "a number above 0")
-
-
-@dataclass
 class DataConfig:
     """Options ``data.*``."""
 
@@ -65,8 +52,10 @@ class DataConfig:
     """Samples per read. The order of an epoch is a permutation of blocks, and of the samples in each block."""
     prefetch: int
     """Micro-batches to prepare in advance."""
-    mix: dict[str, MixedSet] = field(default_factory=dict)
-    """More sets of shards, each with a name of your choice."""
+    mix: dict[str, str] = field(default_factory=dict)
+    """Directory of a further set of shards, with a NAME of your choice: the same tokenizer and lengths."""
+    mix_weights: dict[str, float] = field(default_factory=dict)
+    """Multiplies the share of the set NAME, or of data.dir with NAME dir; 1 where none is given."""
     mix_temperature: float = 1.0
     """T: the share of a set of size n is proportional to weight * n^(1/T). 1: by size; inf: by weight alone."""
     mix_by: str = "samples"
@@ -87,6 +76,11 @@ class DataConfig:
         require(self.prefetch >= 1, "data.prefetch", self.prefetch, "1 or more")
         require(self.mix_temperature > 0, "data.mix_temperature", self.mix_temperature, "above 0, or inf")
         require(self.mix_by in ("samples", "tokens"), "data.mix_by", self.mix_by, "samples, tokens")
+        require("dir" not in self.mix, "data.mix.dir", self.mix.get("dir"), "another name")
+        for name, weight in self.mix_weights.items():
+            known = ", ".join(("dir", *self.mix))
+            require(name in self.mix or name == "dir", "data.mix_weights", name, f"the names of the sets: {known}")
+            require(0 < weight < inf, f"data.mix_weights.{name}", weight, "a number above 0")
 
 
 def concatenated(parts: list[Arrays]) -> Arrays:

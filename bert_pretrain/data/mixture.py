@@ -54,9 +54,9 @@ def open_data_sets(
     """
     if not config.mix:
         return open_split(config, split, vocab_size, report, tokens, share)
-    places = {_MAIN: config.dir} | {f"data.mix.{name}.dir": part.dir for name, part in config.mix.items()}
+    places = {_MAIN: config.dir} | {f"data.mix.{name}": place for name, place in config.mix.items()}
     opened = {
-        name: open_split(replace(config, dir=place, mix={}), split, vocab_size, report, tokens, share)
+        name: open_split(replace(config, dir=place, mix={}, mix_weights={}), split, vocab_size, report, tokens, share)
         for name, place in places.items()
     }
     found = {name: shards for name, shards in opened.items() if shards is not None}
@@ -85,7 +85,7 @@ def sample_order(
     """The order of the training samples. Raises ``ConfigError`` for a set whose share is too small."""
     if not isinstance(shards, MixedShards):
         return SampleOrder(seed, shards.samples, config.block_size)
-    weights = [1.0, *(part.weight for part in config.mix.values())]
+    weights = [config.mix_weights.get(name, 1.0) for name in ("dir", *config.mix)]
     samples = [part.samples for part in shards.sets]
     sizes = samples if config.mix_by == "samples" else [count_tokens_of(part, report) for part in shards.sets]
     quotas = quotas_of(samples, sizes, weights, config.mix_temperature)

@@ -1,23 +1,29 @@
 """Mixtures of sets: shares by hand, and the contract of the sample order."""
 
 import json
+import shutil
 from collections import Counter
 from math import inf
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from bert_pretrain.config import PretrainConfig, check_same_run, resolved_yaml
+from bert_pretrain.config_loading import load_config
 from bert_pretrain.data.batch_plan import BatchPlan
-from bert_pretrain.data.dataset import DataConfig, MixedSet
+from bert_pretrain.data.dataset import DataConfig
 from bert_pretrain.data.loader import TrainingData
 from bert_pretrain.data.mixture import count_tokens_of, describe_mixture, open_data_sets, quotas_of, sample_order
 from bert_pretrain.data.sample_order import PERIOD, MixedOrder, SampleOrder
 from bert_pretrain.data.shard_directory import write_manifest
 from bert_pretrain.data.shards import write_shard
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.plan import run as plan
 from tests.bert_pretrain.data.test_loader import config, rows
-from tests.conftest import VOCAB_SIZE, header, random_arrays
+from tests.bert_pretrain.training.test_trainer import trainer_for
+from tests.conftest import TEST_RECIPE, VOCAB_SIZE, header, random_arrays
 
 
 def make_set(directory: Path, samples: int, seed: int, **changes: object) -> Path:
@@ -42,7 +48,8 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mixed(sets: Path, **changes: object) -> DataConfig:
-    return config(sets / "0", mix={"b": MixedSet(str(sets / "1")), "c": MixedSet(str(sets / "2"), 2.0)}, **changes)
+    mix = {"b": str(sets / "1"), "c": str(sets / "2")}
+    return config(sets / "0", mix=mix, **{"mix_weights": {"c": 2.0}, **changes})
 
 
 def training_data(options: DataConfig, batch: int, world: int = 1, rank: int = 0, micro: int = 7) -> TrainingData:
@@ -157,7 +164,7 @@ def test_sets_by_tokens_and_the_rows_of_the_plan(sets: Path) -> None:
     rows = describe_mixture(shards, order, PERIOD)
     assert [name for name, _ in rows] == ["mixture", "", ""]
     assert rows[1][1] == (
-        f"{order.quotas[1] / PERIOD:.2%} of the samples from data.mix.b.dir: {order.quotas[1]:,} = "
+        f"{order.quotas[1] / PERIOD:.2%} of the samples from data.mix.b: {order.quotas[1]:,} = "
         f"{order.quotas[1] / 40:,.2f} epochs of 40"
     )
     length = {"32": {"train": {"samples": 40, "real_tokens": 7}}}
@@ -186,16 +193,63 @@ def test_held_out_samples_of_all_sets(sets: Path) -> None:
 
 def test_sets_that_do_not_fit(sets: Path, tmp_path: Path) -> None:
     other = make_set(tmp_path / "other", 10, 3, vocab_hash="w")
-    with pytest.raises(ConfigError, match=r"data\.mix\.b\.dir .*other was made with another vocabulary than data\.dir"):
-        open_data_sets(config(sets / "0", mix={"b": MixedSet(str(other))}), "train", VOCAB_SIZE)
+    with pytest.raises(ConfigError, match=r"data\.mix\.b .*other was made with another vocabulary than data\.dir"):
+        open_data_sets(config(sets / "0", mix={"b": str(other)}), "train", VOCAB_SIZE)
     with pytest.raises(ConfigError, match="nowhere"):
-        open_data_sets(config(sets / "0", mix={"b": MixedSet("nowhere")}), "train", VOCAB_SIZE)
-    small = mixed(sets)
-    small.mix["b"].weight = 1e-7
-    with pytest.raises(ConfigError, match=r"data\.mix\.b\.dir has a share of the mixture below 1/65536"):
+        open_data_sets(config(sets / "0", mix={"b": "nowhere"}), "train", VOCAB_SIZE)
+    small = mixed(sets, mix_weights={"b": 1e-7})
+    with pytest.raises(ConfigError, match=r"data\.mix\.b has a share of the mixture below 1/65536"):
         sample_order(small, open_data_sets(small, "train", VOCAB_SIZE), 1)
     for name, value in (("mix_temperature", 0.0), ("mix_by", "words")):
         with pytest.raises(ConfigError, match=f"data.{name}"):
             config(sets / "0", **{name: value})
-    with pytest.raises(ConfigError, match=r"data\.mix\.NAME\.weight"):
-        MixedSet("a", 0.0)
+    with pytest.raises(ConfigError, match=r"data\.mix_weights\.b is 0\.0"):
+        mixed(sets, mix_weights={"b": 0.0})
+    with pytest.raises(ConfigError, match=r"data\.mix_weights is 'd'; allowed: the names of the sets: dir, b, c"):
+        mixed(sets, mix_weights={"d": 1.0})
+
+
+def test_a_run_on_a_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says shares and epochs before it starts, as the plan does; stopped and resumed it is bitwise the same."""
+    for seed, samples in enumerate((50, 20)):
+        make_set(tmp_path / f"{seed}", samples, seed + 20)
+    mix = (f"data.mix.b={tmp_path / '1'}", "data.mix_temperature=inf", "data.mix_weights.b=3")
+    whole = trainer_for(tmp_path / "whole", tmp_path / "0", *mix)
+    told = capsys.readouterr().out
+    assert isinstance(whole.data.order, MixedOrder)
+    used = whole.data.order.positions(72).tolist()  # six steps of twelve samples
+    assert whole.data.order.quotas == (16384, 49152)
+    expected = [
+        f"  mixture       25.00% of the samples from data.dir: {used[0]} = {used[0] / 50:.2f} epochs of 50",
+        f"                75.00% of the samples from data.mix.b: {used[1]} = {used[1] / 20:.2f} epochs of 20",
+    ]
+    assert all(line in told.splitlines() for line in expected)
+    plan.main([*TEST_RECIPE, f"data.dir={tmp_path / '0'}", f"run_dir={tmp_path / 'no'}", *mix])
+    planned = capsys.readouterr().out.splitlines()
+    assert all(line in planned for line in expected)
+    whole.run()
+    trainer_for(tmp_path / "parts", tmp_path / "0", *mix).run()
+    shutil.rmtree(tmp_path / "parts/checkpoints/step_00000006")
+    resumed = trainer_for(tmp_path / "parts", tmp_path / "0", *mix)
+    assert resumed.progress.step == 3
+    resumed.run()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    with pytest.raises(ConfigError, match="was trained on other shards than those"):
+        trainer_for(tmp_path / "parts", tmp_path / "0", *mix[:1], f"data.mix.c={tmp_path / '1'}")
+
+
+def test_which_changes_of_a_mixture_are_another_run(sets: Path, tmp_path: Path) -> None:
+    words = [*TEST_RECIPE, f"data.dir={sets / '0'}", f"run_dir={tmp_path}"]
+    before = resolved_yaml(load_config("pretrain", [*words, "data.mix.b=here"], PretrainConfig))
+    moved = resolved_yaml(load_config("pretrain", [*words, "data.mix.b=there"], PretrainConfig))
+    check_same_run(moved, before, "run")
+    for change, name in (("data.mix_weights.b=2", "data.mix_weights.b"), ("data.mix_by=tokens", "data.mix_by")):
+        other = resolved_yaml(load_config("pretrain", [*words, "data.mix.b=here", change], PretrainConfig))
+        with pytest.raises(ConfigError, match=name):
+            check_same_run(other, before, "run")
+    plain = resolved_yaml(load_config("pretrain", words, PretrainConfig))
+    old = "\n".join(line for line in plain.splitlines() if "mix" not in line)
+    check_same_run(plain, old, "run")  # of a version without mixtures
+    with pytest.raises(ConfigError, match=r"data\.mix"):
+        check_same_run(before, plain, "run")
