@@ -125,12 +125,11 @@ def encode_part(
         batches.clear()
         pieces[name] = _count_pieces(encoder, ids, np.repeat(heldout_sentences, lengths))
     found, kept = _with_tokens(ids, lengths, sizes, numbers, all_copies)
-    slots = slots[kept]
     counts["sentences_dropped_without_tokens"] = int(np.count_nonzero(lengths == 0))
     counts["documents_dropped_without_tokens"] = int(np.count_nonzero(~kept))
     with new_file(path) as temporary:
-        _write_sorted(temporary, found, slots, sum(buckets))
-    described = _describe(found, slots >= buckets[0], pieces["after"])
+        _write_sorted(temporary, found, slots[kept], sum(buckets))
+    described = _describe(found, slots[kept] >= buckets[0], pieces["after"])
     return {**counts, **described, "pieces": pieces, **examples_of(part.corpus, examples, unknown)}
 
 

@@ -73,7 +73,7 @@ def _kept_of(later: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def _texts(parts: Sequence[TextPart], numbers: list[int]) -> dict[int, str]:
     """The texts of some documents."""
-    texts = {}
+    texts: dict[int, str] = {}
     for part in parts:
         mine = [number for number in numbers if 0 <= number - part.first_document < part.documents]
         if mine:
