@@ -14,7 +14,7 @@ COMMANDS = {
     "prepare": ("data_prep.prepare:main", "make training shards from text"),
     "show": ("data_prep.show:main", "print documents of a corpus as prepare would clean and split them"),
     "verify": ("data_prep.verify:main", "check a directory of shards"),
-    "data-report": ("data_prep.report:main", "write a page about a directory of shards"),
+    "data-report": ("data_prep.report.run:main", "write a page about a directory of shards"),
     "plan": ("bert_pretrain.plan.run:main", "print what a run will take, before it starts"),
     "doctor": ("bert_pretrain.doctor.__main__:main", "check a machine before a run"),
     "pretrain": ("bert_pretrain.pretrain:on_this_machine", "pretrain, on every GPU of this machine"),

@@ -50,16 +50,18 @@ from data_prep.engine.totals import describe_shares, piece_shares
 from data_prep.options import EngineConfig, PrepareConfig
 from data_prep.prepared_tokenizer import make_tokenizer, warn_of_unknown
 from data_prep.samples.added_words import check_word_piece, read_words
+from data_prep.samples.examples import take_examples
 from data_prep.samples.given_tokenizer import given_vocabulary
 from data_prep.samples.tokenizer import Vocabulary, load_vocabulary
 from data_prep.samples.write import unigram_entropy
 from data_prep.sources.pieces import Piece
 from data_prep.sources.user_rule import check_rule
+from data_prep.text.clusters import describe_clusters
 from data_prep.text.text_parts import write_dropped
 
 
-def prepare(config: PrepareConfig) -> None:
-    """Write the shards, or report that they exist already."""
+def prepare(config: PrepareConfig, notes: list[str]) -> None:
+    """Write the shards, or report that they exist already. ``notes`` about the corpus are kept in the manifest."""
     out_dir = Path(config.out_dir).absolute()
     given = given_vocabulary(config.vocab, config.lowercase, config.strip_accents) if config.vocab else None
     if given and (config.vocab_add or config.vocab_add_count):
@@ -67,7 +69,7 @@ def prepare(config: PrepareConfig) -> None:
     options = _options(config, given)
     folders = shard_dirs(out_dir, config.sequence_lengths)
     if config.append:
-        _append(config, out_dir, folders, options, given)
+        _append(config, out_dir, folders, options, given, notes)
         return
     if check_out_dir(out_dir, folders, options):
         remove_intermediate(out_dir / CORPUS)
@@ -78,11 +80,16 @@ def prepare(config: PrepareConfig) -> None:
     pieces = plan_pieces(config.corpora, config.piece_bytes)
     with lock_directory(out_dir, "out_dir"):
         check_out_dir(out_dir, folders, options)
-        _prepare(config, out_dir, pieces, options, given, Earlier(out_dir / CORPUS))
+        _prepare(config, out_dir, pieces, options, given, Earlier(out_dir / CORPUS), notes)
 
 
 def _append(
-    config: PrepareConfig, out_dir: Path, folders: list[Path], options: dict[str, Any], given: Vocabulary | None
+    config: PrepareConfig,
+    out_dir: Path,
+    folders: list[Path],
+    options: dict[str, Any],
+    given: Vocabulary | None,
+    notes: list[str],
 ) -> None:
     check_out_dir_of_append(out_dir, folders)
     pieces = plan_pieces(config.corpora, config.piece_bytes)
@@ -91,7 +98,7 @@ def _append(
         if earlier is None:
             print(f"{out_dir} holds the text of these corpora already: nothing was added")
         else:
-            _prepare(config, out_dir, pieces, options, given, earlier)
+            _prepare(config, out_dir, pieces, options, given, earlier, notes)
 
 
 def _prepare(
@@ -101,13 +108,14 @@ def _prepare(
     options: dict[str, Any],
     given: Vocabulary | None,
     earlier: Earlier,
+    notes: list[str],
 ) -> None:
     is_new = claim_out_dir(earlier.corpus_dir, options)
     try:
         with _open_engine(config.engine, count_tasks(pieces, config.piece_bytes)) as engine:
             engine.check_folder(out_dir)
             go_on_without_reader()
-            is_made = Preparation(config, out_dir, options, engine, earlier).run(pieces, given)
+            is_made = Preparation(config, out_dir, options, engine, earlier).run(pieces, given, notes)
         if is_made:
             remove_intermediate(earlier.corpus_dir)
         else:
@@ -168,19 +176,24 @@ class Preparation:
         self.given = out_dir / CORPUS / "given_tokenizer"  # as it was before words were added
         self.stages: list[Record] = []
 
-    def run(self, pieces: list[Piece], given: Vocabulary | None) -> bool:
-        """From the corpus to the manifests. False if an append found no new document."""
+    def run(self, pieces: list[Piece], given: Vocabulary | None, notes: list[str]) -> bool:
+        """From the corpus to the manifests. False if an append found no new document.
+
+        ``notes``: what was said about the corpora already.
+        """
         config, engine, corpus_dir, earlier = self.config, self.engine, self.corpus_dir, self.earlier
         with self._stage("text") as counts:
             pieces, dropped = split_large_files(engine, pieces, corpus_dir / "cut", config.piece_bytes)
             parts, texts = write_text(engine, pieces, corpus_dir / "text", config, earlier.parts)
             counts |= merge_counts([*texts, dropped])
+            counts["notes"] = notes
             if config.keep_dropped:
                 write_dropped(corpus_dir / "text", corpus_dir / "dropped")
         check_documents(config, counts)
         sources = describe_sources(config.corpora, parts, texts)
         with self._stage("repeats") as counts:
             counts |= find_repeats(engine, parts, config, self.repeats, earlier.parts, earlier.repeats)
+            counts |= describe_clusters([*earlier.parts, *parts], self.repeats)
         documents, characters = (sum(getattr(part, name) for part in parts) for name in ("documents", "characters"))
         if earlier.number:  # of its documents, most may be known
             fresh = documents - counts["exact_duplicates"] - counts["near_duplicates"]
@@ -195,14 +208,16 @@ class Preparation:
             tokenizers.append((self.given, load_vocabulary(self.given).tokenizer_hash))
         buckets = bucket_counts(config, documents, characters)
         with self._stage(ENCODING) as counts:
-            counts |= merge_counts(encode(engine, parts, corpus_dir, tokenizers, config, buckets))
+            encoded = encode(engine, parts, corpus_dir, tokenizers, config, buckets)
+            counts |= take_examples(encoded)
+            counts |= merge_counts(encoded)
+            shares = piece_shares(counts.get("pieces", {}))
+            counts["warnings"] = warn_of_unknown(shares, config)
         splits = splits_with_documents(config, counts, bool(earlier.number))
         if not splits:
             print(f"{self.out_dir}: no document of these corpora is new: nothing was added", flush=True)
             return False
-        shares = piece_shares(counts.get("pieces", {}))
-        lines = [*describe_shares(shares), *warn_of_unknown(shares, config)]
-        print("\n".join(f"      {line}" for line in lines), flush=True)
+        print("\n".join(f"      {line}" for line in describe_shares(shares)), flush=True)
         with self._stage("samples") as counts:
             records = make_all_samples(engine, parts, corpus_dir, config, buckets, self._corpora(), splits)
             counts |= describe_samples(records)
@@ -237,6 +252,8 @@ class Preparation:
         numbers = {key: value for key, value in counts.items() if isinstance(value, int | float)}
         shown = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in numbers.items())
         print(f"      {shown}{' (from the interrupted run)' if is_old else ''}", flush=True)
+        for warning in counts.get("warnings", ()):
+            print(f"      warning: {warning}", flush=True)
         self.stages.append({"stage": name, **counts})
 
     def _write_shards(

@@ -18,9 +18,10 @@ def main(config: PrepareConfig) -> None:
     from data_prep.corpus_check import check_corpora
     from data_prep.preparation import prepare  # slow to load: after the options are checked
 
-    for note in check_corpora(config.corpora, Path(config.out_dir)):
+    notes = check_corpora(config.corpora, Path(config.out_dir))
+    for note in notes:
         print(note)
-    prepare(config)
+    prepare(config, notes)
 
 
 if __name__ == "__main__":

@@ -28,12 +28,13 @@ def make_tokenizer(
         text = partial(training_text, parts, repeats, most, config.seed)
         trained = train_vocabulary(text, config.vocab_size, rules)
         write_tokenizer(trained, folder)
-        if len(trained.tokens) < config.vocab_size:
-            print(
-                f"      warning: the vocabulary has {len(trained.tokens):,} entries, not the {config.vocab_size:,} of "
-                "vocab_size: the text holds no more letters and parts of words"
-            )
-        return {"vocabulary": len(trained.tokens)}
+        if len(trained.tokens) == config.vocab_size:
+            return {"vocabulary": len(trained.tokens)}
+        warning = (
+            f"the vocabulary has {len(trained.tokens):,} entries, not the {config.vocab_size:,} of vocab_size: the "
+            "text holds no more letters and parts of words"
+        )
+        return {"vocabulary": len(trained.tokens), "warnings": [warning]}
     if not config.vocab_add and not config.vocab_add_count:
         write_tokenizer(given, folder)
         return {"vocabulary": len(given.tokens)}
@@ -58,7 +59,7 @@ def warn_of_unknown(shares: dict[str, dict[str, dict[str, float]]], config: Prep
     if config.vocab is None:
         advice = f"raise alphabet_coverage (it is {config.alphabet_coverage}) or vocab_size"
     return [
-        f"warning: {found:.2%} of the {split} tokens are unknown ([UNK]); {advice}"
+        f"{found:.2%} of the {split} tokens are unknown ([UNK]); {advice}"
         for split, of_split in shares.items()
         if of_split and (found := of_split["after"]["unknown_share"]) > _MANY_UNKNOWN
     ]

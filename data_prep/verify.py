@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.masking import MaskingRule, restore_ids
@@ -81,7 +82,7 @@ def verify_split(directory: Path, paths: list[Path], vocabulary: Vocabulary | No
     totals = Totals()
     shape: tuple[int, int] | None = None
     whole_word, shares = False, (MaskingRule.mask_share, MaskingRule.random_share)
-    for path in paths:
+    for path in tqdm(paths, unit=" shards", desc="read", disable=None, leave=False):
         reader = ShardReader(path)
         _check_header(reader, manifest, vocabulary)
         if shape is not None and shape != (reader.sequence_length, reader.max_predictions):
@@ -102,7 +103,8 @@ def verify_split(directory: Path, paths: list[Path], vocabulary: Vocabulary | No
             count_rows(arrays, vocabulary, probability, totals)
             for row in range(min(examples - len(totals.examples), len(arrays["input_ids"]))):
                 totals.examples.append({name: values[row : row + 1] for name, values in arrays.items()})
-        _count_corpora(reader, (manifest or {}).get("corpora", []), totals)
+        if manifest is not None:  # it has the names
+            _count_corpora(reader, manifest.get("corpora", []), totals)
         totals.shards += 1
         totals.legacy_shards += header is None
         reader.close()

@@ -30,6 +30,7 @@ FOR_DATA_PREP = {
     "bert_pretrain.errors",
     "bert_pretrain.directories",
     "bert_pretrain.file_system",
+    "bert_pretrain.html_page",
     "bert_pretrain.retry",
     "bert_pretrain.directory_lock",
     "bert_pretrain.jit",
@@ -121,6 +122,7 @@ def test_commands_that_train_nothing_load_no_torch() -> None:
     modules = sorted({target.partition(":")[0] for target, _ in COMMANDS.values()})
     found = loaded("import " + ", ".join(["bert_pretrain.cli", "bert_pretrain.data.shards", *modules]))
     assert not found & {"torch", "transformers", "datasets", "wandb", "distributed"}, found
+    assert not found & {"rensa", "py3langid", "mwparserfromhell", "sentencex", "zstandard"}, found  # the extra "data"
 
 
 def test_the_optimizer_needs_torch_alone() -> None:

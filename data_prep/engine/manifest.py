@@ -1,5 +1,7 @@
 """What ``manifest.json`` says of a preparation: its shards, what they were made from and with, what was counted."""
 
+import platform
+from importlib import metadata
 from typing import Any
 
 from bert_pretrain.data.shards import ShardHeader
@@ -13,6 +15,7 @@ from data_prep.text.duplicates import TextPart
 
 ENCODING = "token ids"
 """The stage that counts the pieces of words."""
+_PACKAGES = ("bert-pretrain", "tokenizers", "numpy", "rensa")
 
 
 def shard_header(config: PrepareConfig, length: int, most: int, vocabulary: Vocabulary) -> ShardHeader:
@@ -47,7 +50,8 @@ def describe_sources(corpora: dict[str, CorpusConfig], parts: list[TextPart], re
     for name, corpus in corpora.items():
         mine = [record["by_source"] for part, record in zip(parts, records, strict=True) if part.corpus == name]
         sources = corpus_sources(name, corpus)
-        rows += [{**sources[key], **counts} for key, counts in merge_counts(mine).items()]
+        given = {"corpus": name, "language": corpus.language, "weight": corpus.weight}
+        rows += [{**given, **sources[key], **counts} for key, counts in merge_counts(mine).items()]
     return rows
 
 
@@ -80,6 +84,7 @@ def new_manifest(
         **({"corpora": corpora} if len(corpora) > 1 else {}),
         "stages": stages,
         "options": options,
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
     }
 
 

@@ -16,6 +16,7 @@ from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from bert_pretrain.data.shard_directory import SPLITS
@@ -23,6 +24,7 @@ from bert_pretrain.data.shards import ShardHeader
 from data_prep.engine.local import Engine, Record, Task
 from data_prep.engine.planning import needs_chunks
 from data_prep.options import PrepareConfig
+from data_prep.samples.examples import DOCUMENTS
 from data_prep.samples.shuffle import make_samples, scatter
 from data_prep.samples.tokenised import document_hash, encode_part, is_heldout, kept_documents
 from data_prep.samples.write import write_one_shard
@@ -35,6 +37,7 @@ from data_prep.text.duplicates import (
     find_repeated_documents,
     find_repeated_sentences,
     merge_repeated_documents,
+    repeated_documents,
 )
 from data_prep.text.text_parts import split_file, write_text_part
 
@@ -137,10 +140,13 @@ def encode(
 ) -> list[Record]:
     """Encode all text parts. ``tokenizers``: folder and hash; a second one is compared: it is without added words."""
     folder = corpus_dir / "ids"
+    dropped = int(np.count_nonzero(repeated_documents(corpus_dir / "repeats") >= parts[0].first_document))
+    example_share = min(1.0, DOCUMENTS / max(1, sum(part.documents for part in parts) - dropped))
     tasks = []
     for part in parts:
         path, weight = folder / f"{part.path.stem}.h5", config.corpora[part.corpus].weight
-        run = partial(encode_part, part, corpus_dir / "repeats", path, tokenizers, weight, config, buckets)
+        more = tokenizers, weight, config, buckets, example_share
+        run = partial(encode_part, part, corpus_dir / "repeats", path, *more)
         tasks.append(Task(path.stem, part.characters, run))
     return engine.run("encode", tasks, folder, " characters")
 

@@ -25,11 +25,11 @@ import numpy as np
 from bert_pretrain.data.shard_directory import SPLITS
 from bert_pretrain.file_system import new_file
 from data_prep.options import PrepareConfig
+from data_prep.samples.examples import LENGTH_BIN, beginning, examples_of, unknown_words
 from data_prep.samples.tokenizer import load_vocabulary
 from data_prep.samples.words import WordEncoder
 from data_prep.text.duplicates import TextPart, repeated_documents, repeated_sentences
 
-LENGTH_BIN = 8  # tokens, of the histogram of sentence lengths
 _BYTES_PER_BATCH = 4_000_000
 _BOUND_OF = {"ids": 0, "sentences": 1, "documents": 2, "numbers": 2, "copies": 2}  # data set -> its column of bounds
 
@@ -79,21 +79,26 @@ def encode_part(
     weight: float,
     config: PrepareConfig,
     buckets: tuple[int, int],
+    example_share: float,
 ) -> dict[str, Any]:
     """Encode one text part into ``path``, without its duplicates; return the counts.
 
     ``tokenizers``: folder and hash; with a second one, its pieces are counted too. ``buckets``: how many there are of
-    each split.
+    each split. ``example_share``: of the documents, those whose beginnings are kept for the report.
     """
     encoders = [_encoder(*tokenizer) for tokenizer in tokenizers]
     counts: Counter[str] = Counter()
     rows: list[tuple[int, int, int, int]] = []
     texts: list[bytes] = []
     encoded: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in encoders]
+    examples: list[str] = []
+    unknown: Counter[str] = Counter()
 
     def encode_texts() -> None:
+        text = b"".join(texts)
         for encoder, batches in zip(encoders, encoded, strict=True):
-            batches.append(encoder.encode(b"".join(texts)))
+            batches.append(encoder.encode(text))
+        unknown.update(unknown_words(encoders[0].vocabulary, text, *encoded[0][-1]))
         texts.clear()
 
     size = 0
@@ -103,6 +108,8 @@ def encode_part(
         copies = 1 if heldout else document_copies(number, config.dupe_factor * weight, config.seed)
         rows.append((slot, document.count(b"\n") + 1, number, copies))
         texts += document, b"\n"
+        if document_hash(b"example", config.seed, number) < example_share * 2.0**64:
+            examples.append(beginning(document))
         size += len(document)
         if size >= _BYTES_PER_BATCH:
             encode_texts()
@@ -117,16 +124,26 @@ def encode_part(
         ids, lengths = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
         batches.clear()
         pieces[name] = _count_pieces(encoder, ids, np.repeat(heldout_sentences, lengths))
-    has_tokens = lengths > 0  # a sentence of control characters has none
-    sizes = np.diff(_offsets(has_tokens)[_offsets(sizes)])
-    kept = sizes > 0
-    slots = slots[kept]
-    found = Encoded(ids, _offsets(lengths[has_tokens]), _offsets(sizes[kept]), numbers[kept], all_copies[kept])
-    counts["sentences_dropped_without_tokens"] = int(np.count_nonzero(~has_tokens))
+    found, kept = _with_tokens(ids, lengths, sizes, numbers, all_copies)
+    counts["sentences_dropped_without_tokens"] = int(np.count_nonzero(lengths == 0))
     counts["documents_dropped_without_tokens"] = int(np.count_nonzero(~kept))
     with new_file(path) as temporary:
-        _write_sorted(temporary, found, slots, sum(buckets))
-    return {**counts, **_describe(found, slots >= buckets[0], pieces["after"]), "pieces": pieces}
+        _write_sorted(temporary, found, slots[kept], sum(buckets))
+    described = _describe(found, slots[kept] >= buckets[0], pieces["after"])
+    return {**counts, **described, "pieces": pieces, **examples_of(part.corpus, examples, unknown)}
+
+
+def _with_tokens(
+    ids: np.ndarray, lengths: np.ndarray, sizes: np.ndarray, numbers: np.ndarray, copies: np.ndarray
+) -> tuple[Encoded, np.ndarray]:
+    """The documents without the sentences that have no tokens, such as control characters; which (D,) have others.
+
+    ``lengths`` (S,): tokens of each sentence; ``sizes`` (D,): sentences of each document.
+    """
+    has_tokens = lengths > 0
+    sizes = np.diff(_offsets(has_tokens)[_offsets(sizes)])
+    kept = sizes > 0
+    return Encoded(ids, _offsets(lengths[has_tokens]), _offsets(sizes[kept]), numbers[kept], copies[kept]), kept
 
 
 def _describe(found: Encoded, is_heldout_document: np.ndarray, pieces: dict[str, dict[str, int]]) -> dict[str, Any]:
@@ -139,7 +156,14 @@ def _describe(found: Encoded, is_heldout_document: np.ndarray, pieces: dict[str,
         "tokens": len(found.ids),
         "unknown_tokens": sum(split["unknown"] for split in pieces.values()),
         "tokens_a_sentence": np.bincount(np.diff(found.sentences) // LENGTH_BIN).tolist(),
+        "tokens_a_document": _by_bits(np.diff(found.sentences[found.documents])),
+        "sentences_a_document": _by_bits(np.diff(found.documents)),
     }
+
+
+def _by_bits(sizes: np.ndarray) -> list[int]:
+    """The counts of ``sizes`` of 0, 1, 2 to 3, 4 to 7, 8 to 15, ..."""
+    return list(np.bincount(np.frexp(sizes)[1]).tolist())
 
 
 def _count_pieces(encoder: WordEncoder, ids: np.ndarray, is_heldout_token: np.ndarray) -> dict[str, dict[str, int]]:

@@ -25,7 +25,7 @@ class WordEncoder:
     """Encodes sentences with one vocabulary. Caches the ids of words that are not ASCII, in bounded memory."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         state = json.loads(vocabulary.tokenizer.to_str())
         self._is_bert = splits_at_spaces(state)
         self.dtype = np.dtype(vocabulary.id_dtype)
@@ -50,7 +50,7 @@ class WordEncoder:
         ``text`` is UTF-8 with a line feed after each sentence.
         """
         if not self._is_bert:
-            return encode_batch(self._vocabulary, text.decode().split("\n")[:-1])
+            return encode_batch(self.vocabulary, text.decode().split("\n")[:-1])
         if len(self._numbers) > _MOST_ENTRIES or self._bytes > _MOST_BYTES:
             self._empty_cache()
         letters = np.frombuffer(text, dtype=np.uint8)
@@ -68,7 +68,7 @@ class WordEncoder:
             self._stops,
             self._children,
             self._tokens,
-            self._vocabulary.lowercase,
+            self.vocabulary.lowercase,
             self._longest_word,
             self.unknown_id,
             ids,
@@ -79,7 +79,7 @@ class WordEncoder:
     def _add_to_cache(self, words: list[bytes]) -> None:
         """Let the library encode words that are not in the cache."""
         if words:
-            ids, sizes = encode_batch(self._vocabulary, [word.decode() for word in words])
+            ids, sizes = encode_batch(self.vocabulary, [word.decode() for word in words])
             self._numbers.update(zip(words, range(len(self._numbers), len(self._numbers) + len(words)), strict=True))
             self._ids = np.concatenate([self._ids, ids])
             self._stops = np.concatenate([self._stops, self._stops[-1] + np.cumsum(sizes)])

@@ -112,17 +112,21 @@ def divide_keys(parts: Sequence[TextPart], folder: Path, keys: int, known: int =
 
 
 def find_repeated_documents(share: KeyShare, similarity: float) -> dict[str, int]:
-    """Write ``documents_NNNN.npz``: the numbers of duplicate documents (n,), and whether each is exact (n,)."""
-    exact, _ = repeats(*_keys_and_owners(share, "documents"))
-    exact = exact[exact >= share.first_document]
+    """Write ``documents_NNNN.npz``: the numbers of duplicate documents (n,), of the first that each repeats (n,), and
+    whether each is exact (n,).
+    """
+    exact, exact_first = repeats(*_keys_and_owners(share, "documents"))
+    is_new = exact >= share.first_document
+    exact, exact_first = exact[is_new], exact_first[is_new]
     pairs = np.stack(repeats(*_keys_and_owners(share, "bands")), axis=1)
     pairs = np.unique(pairs[pairs[:, 0] >= share.first_document], axis=0)
     starts = range(0, max(1, len(pairs)), _PAIRS_AT_ONCE)
-    found = [_similarity(share.parts, pairs[start : start + _PAIRS_AT_ONCE]) for start in starts]
-    near = pairs[np.concatenate(found) >= similarity, 0]
+    found = [estimated_similarity(share.parts, pairs[start : start + _PAIRS_AT_ONCE]) for start in starts]
+    near, near_first = pairs[np.concatenate(found) >= similarity].T
     with open(share.folder / f"documents_{share.number:04d}.npz", "wb") as file:
         is_exact = np.arange(len(exact) + len(near)) < len(exact)
-        np.savez(file, repeated=np.concatenate([exact, near]), is_exact=is_exact)
+        first = np.concatenate([exact_first, near_first])
+        np.savez(file, repeated=np.concatenate([exact, near]), first=first, is_exact=is_exact)
     return {"exact_pairs": len(exact), "near_candidates": len(pairs), "near_pairs": len(near)}
 
 
@@ -164,7 +168,7 @@ def _keys_and_owners(share: KeyShare, name: str) -> tuple[np.ndarray, np.ndarray
     return np.concatenate(keys), np.concatenate(owners)
 
 
-def _similarity(parts: Sequence[TextPart], pairs: np.ndarray) -> np.ndarray:
+def estimated_similarity(parts: Sequence[TextPart], pairs: np.ndarray) -> np.ndarray:
     """The share of equal MinHash values of each pair (n, 2) of documents."""
     wanted = np.unique(pairs)
     rows = np.zeros((len(wanted), BANDS * ROWS), dtype=np.uint32)

@@ -55,10 +55,11 @@ def write_text_part(piece: Piece, folder: Path, duplicates: DuplicateConfig, kee
     ``keep_dropped``: also write what the rules dropped, as JSON lines ``[rule, text]``.
     """
     dropped = Dropped(texts=[] if keep_dropped else None)
-    counts: Counter[str] = Counter({"documents": 0, "paragraphs": 0, "sentences": 0, "characters": 0})
+    counts = Counter(dict.fromkeys(("documents_read", "documents", "paragraphs", "sentences", "characters"), 0))
     by_source: dict[str, dict[str, int]] = {}
     documents: list[list[str]] = []
     for document in read_piece(piece, dropped):
+        counts["documents_read"] += 1
         sentences = document_sentences(document, piece, dropped, counts)
         if not sentences:
             continue

@@ -12,8 +12,9 @@ import pytest
 from bert_pretrain.data.dataset import open_split
 from bert_pretrain.data.shard_directory import read_manifest, shard_paths
 from bert_pretrain.data.shards import ShardReader
-from data_prep import prepare, report, verify
+from data_prep import prepare, verify
 from data_prep.engine import append
+from data_prep.report import run as report
 from data_prep.samples.tokenised import is_heldout
 from tests.bert_pretrain.data.test_loader import config
 from tests.data_prep.test_prepare import Run, content, options, read_text_part, run, write_texts

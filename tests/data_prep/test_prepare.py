@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from bert_pretrain.data.masking import restore_ids
 from bert_pretrain.data.shard_directory import read_manifest, shard_paths
 from bert_pretrain.data.shards import SHARD_FIELDS, ShardReader
-from data_prep import prepare, report, verify
+from data_prep import prepare, verify
 from data_prep.samples.tokenised import is_heldout
 from data_prep.samples.tokenizer import load_vocabulary
 from tests.conftest import ROOT
@@ -493,16 +493,3 @@ def test_corpora_are_mixed_by_weight(tmp_path: Path, run: Run) -> None:
     assert words[False] == 2 * per_copy[False]
     assert words[True] == 5 * per_copy[True]
     assert "single segment          100.0%" in run(verify, f"dir={out_dir}", "samples=1")
-
-
-def test_the_report_is_one_page(tmp_path: Path, run: Run) -> None:
-    texts, out_dir = write_texts(tmp_path / "texts"), tmp_path / "out"
-    (texts / "0.txt").write_text((texts / "0.txt").read_text() + "\nA Heading\n\n| a | b | c |\n")
-    run(prepare, *options(texts, out_dir))
-    page = Path(run(report, f"dir={out_dir}", "samples=2").strip())
-    text = page.read_text()
-    assert text.count("data:image/png;base64,") == 4
-    assert text.count("[CLS]") == 4
-    assert "<b>fragment</b>: 1</p><pre>A Heading</pre>" in text
-    assert "<b>table or rule</b>: 1</p><pre>| a | b | c |</pre>" in text
-    assert "2: error: " in run(report, f"dir={tmp_path}")

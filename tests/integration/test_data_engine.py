@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -46,6 +47,11 @@ def run(*arguments: str, limit: int | None = None) -> subprocess.CompletedProces
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=240, preexec_fn=prepare)
+
+
+def manifests(out_dir: Path) -> list[str]:
+    """The manifests, which hold all that the report shows of the text, without the seconds of the stages."""
+    return [re.sub(r'"seconds": [\d.]+', "", (out_dir / name / "manifest.json").read_text()) for name in ("32", "64")]
 
 
 def shards(out_dir: Path) -> dict[str, bytes]:
@@ -101,6 +107,8 @@ def test_killed_anywhere_and_with_more_workers_the_bytes_are_the_same(texts: Pat
     assert {path: path.stat().st_mtime_ns for path in finished} == finished  # no task was run twice
     assert len(shards(whole)) > 10
     assert shards(out_dir) == shards(whole)
+    assert "largest_clusters" in manifests(whole)[0]
+    assert manifests(out_dir) == manifests(whole)
 
 
 def test_an_append_killed_anywhere_and_with_more_workers(texts: Path, whole: Path, tmp_path: Path) -> None:

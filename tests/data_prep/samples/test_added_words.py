@@ -14,7 +14,8 @@ from bert_pretrain.data.masking import restore_ids
 from bert_pretrain.data.shard_directory import read_manifest, shard_paths
 from bert_pretrain.data.shards import ShardReader
 from bert_pretrain.errors import ConfigError
-from data_prep import prepare, report, verify
+from data_prep import prepare, verify
+from data_prep.report import run as report
 from data_prep.samples.added_words import AddedWord, add_words, choose_words, read_words
 from data_prep.samples.given_tokenizer import given_vocabulary
 from data_prep.samples.tokenizer import Vocabulary, write_tokenizer
