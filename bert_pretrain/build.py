@@ -15,11 +15,13 @@ from bert_pretrain.checkpoint.store import CheckpointStore, Progress, load_progr
 from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml, write_config
 from bert_pretrain.data.batch_plan import AUTO, BatchConfig, BatchPlan, even_size
 from bert_pretrain.data.collate import Shape, fixed_shapes
-from bert_pretrain.data.dataset import ShardSet, check_vocabulary, count_tokens, open_split, report_single_segments
+from bert_pretrain.data.dataset import Samples, check_vocabulary, count_tokens, open_split, report_single_segments
 from bert_pretrain.data.dynamic_masking import dynamic_masking
-from bert_pretrain.data.loader import DynamicMasking, TrainingData
+from bert_pretrain.data.loader import TrainingData
 from bert_pretrain.data.packing import packed_shapes
+from bert_pretrain.data.ready_made import Opened, open_ready_made
 from bert_pretrain.data.sample_order import SampleOrder
+from bert_pretrain.data.text_stream import StreamReader
 from bert_pretrain.directory_lock import DirectoryLock, lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
@@ -119,6 +121,8 @@ def build_trainer(
     plan = world.run_on_all_ranks(lambda: BatchPlan(*cut))
     if newest:
         progress = resume(newest, model, optimizer, precision, shards, world, log)
+        if isinstance(shards, StreamReader):
+            shards.restore(progress.bookmarks)
     else:
         progress = start(config, model, optimizer, shards, world, log)
     resolved, dtype = replace(config, batch=batch), dtype_name(precision.dtype)
@@ -208,11 +212,12 @@ def initialize_run_dir(run_dir: Path, config_yaml: str, world: World, log: Metri
     log.resume(step)
 
 
-def open_data(
-    config: PretrainConfig, world: World, log: MetricsLog
-) -> tuple[ShardSet, ShardSet | None, DynamicMasking | None]:
-    """Training and held-out shards, checked, and the dynamic masking. Raises ``ConfigError``."""
-    words, tokens = config.model.vocab_size, count_tokens(config.data)
+def open_data(config: PretrainConfig, world: World, log: MetricsLog) -> Opened:
+    """Training and held-out samples, checked, and the dynamic masking. Raises ``ConfigError``."""
+    words = config.model.vocab_size
+    if config.data.kind != "shards":
+        return open_ready_made(config.data, words, config.batch.global_batch_size, config.seed, log.message)
+    tokens = count_tokens(config.data)
     share = world.local_rank, world.local_size  # each file is read once on a node, in case it has copies of its own
     shards = open_split(config.data, "train", words, log.message, tokens, share)
     if shards is None:
@@ -227,7 +232,7 @@ def resolve_micro_batch_size(
     config: PretrainConfig,
     model: PretrainingModel,
     precision: MixedPrecision,
-    shards: ShardSet,
+    shards: Samples,
     world: World,
     newest: str,
     log: MetricsLog,

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from bert_pretrain.checkpoint.directories import newest_to_resume
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress, load_optimizer_state, load_progress, restore
 from bert_pretrain.config import PretrainConfig, moments_fault
-from bert_pretrain.data.dataset import ShardSet
+from bert_pretrain.data.dataset import Samples
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub.from_pretrained import load_pretrained
@@ -54,7 +54,7 @@ def resume(
     model: PretrainingModel,
     optimizer: Optimizer,
     precision: MixedPrecision,
-    shards: ShardSet,
+    shards: Samples,
     world: World,
     log: MetricsLog,
 ) -> Progress:
@@ -86,7 +86,7 @@ def start(
     config: PretrainConfig,
     model: PretrainingModel,
     optimizer: Optimizer,
-    shards: ShardSet,
+    shards: Samples,
     world: World,
     log: MetricsLog,
 ) -> Progress:

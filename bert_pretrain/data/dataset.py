@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from bert_pretrain.data.ready_made_options import ReadyMadeConfig
 from bert_pretrain.data.shard_directory import (
     MANIFEST,
     check_listed,
@@ -25,13 +26,15 @@ _OPEN_SHARDS = 64
 
 
 @dataclass
-class DataConfig:
+class DataConfig(ReadyMadeConfig):
     """Options ``data.*``."""
 
     dir: str
-    """Directory with the shards, as written by `bert-pretrain prepare` or in NVIDIA's published layout."""
+    """Directory with the shards, as written by `bert-pretrain prepare` or in NVIDIA's published layout. With another
+    ``kind``: a folder that the datasets library reads, or hf://OWNER/NAME for a data set on the hub."""
     tokenizer: str
-    """The tokenizer's folder. It is copied into every checkpoint."""
+    """The tokenizer's folder; with another ``kind`` than shards also its name on the hub. It is copied into every
+    checkpoint."""
     sequence_length: int
     """Tokens per sample in the shards (L). It must be stated, so that phase 2 cannot run on the shards of phase 1."""
     masking: str
@@ -65,6 +68,7 @@ class DataConfig:
         require(self.check in ("auto", "content", "headers"), "data.check", self.check, "auto, content, headers")
         require(self.block_size >= 1, "data.block_size", self.block_size, "1 or more")
         require(self.prefetch >= 1, "data.prefetch", self.prefetch, "1 or more")
+        self.check_ready_made(self.masking, self.masked_lm_prob)
 
 
 def concatenated(parts: list[Arrays]) -> Arrays:
@@ -72,6 +76,23 @@ def concatenated(parts: list[Arrays]) -> Arrays:
     if len(parts) == 1:
         return parts[0]
     return {name: np.concatenate([part[name] for part in parts]) for name in SHARD_FIELDS}
+
+
+class Samples(Protocol):
+    """What a run needs to know of its samples."""
+
+    samples: int
+    """0 if the number is not known."""
+    max_predictions: int
+    fingerprint: str
+    """Changes when the samples do."""
+
+
+class SampleSet(Samples, Protocol):
+    """Samples that are read by their numbers."""
+
+    def read(self, start: int, stop: int) -> Arrays:
+        """Samples ``start`` to ``stop``; past the end it continues at sample 0."""
 
 
 class ShardSet:

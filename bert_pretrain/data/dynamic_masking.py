@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from bert_pretrain.data.dataset import DataConfig, ShardSet, check_size
-from bert_pretrain.data.loader import DynamicMasking
-from bert_pretrain.data.masking import mask_samples, restore_ids
+from bert_pretrain.data.masking import DynamicMasking, MaskingRule, mask_samples, restore_ids
 from bert_pretrain.data.shards import Arrays
 from bert_pretrain.data.tokenizer_files import masking_rule, read_tokenizer
 from bert_pretrain.errors import ConfigError
@@ -41,7 +40,13 @@ def dynamic_masking(config: DataConfig, shards: ShardSet, seed: int) -> DynamicM
     rule = masking_rule(table, probability, shards.max_predictions, whole_word, shards.vocab_size, folder)
     shares = {"mask_share": config.mask_share, "random_share": config.random_share}
     known = {} if header is None else {name: getattr(header, name) for name in shares}
-    rule = replace(rule, **known | {name: share for name, share in shares.items() if share is not None})
+    return masked_by(
+        replace(rule, **known | {name: share for name, share in shares.items() if share is not None}), seed
+    )
+
+
+def masked_by(rule: MaskingRule, seed: int) -> DynamicMasking:
+    """Masks samples anew by ``rule``: the masks depend on (seed, epoch, sample) only."""
 
     def mask(arrays: Arrays, epoch: int, samples: np.ndarray) -> Arrays:
         lengths = arrays["input_mask"].sum(1, dtype=np.int64)
