@@ -20,6 +20,7 @@ from bert_pretrain.retry import retried, say
 
 HUB = "hf://"
 _HUB_ADDRESS = re.compile(r"hf://(?:datasets/)?([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")
+_COMMIT = re.compile(r"hf://datasets/[^@]+@([0-9a-f]{40})/")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SAVED = ("state.json", "dataset_dict.json")
 _NETWORK = {"aiohttp", "asyncio", "fsspec", "httpcore", "httpx", "huggingface_hub", "requests", "urllib3"}
@@ -144,11 +145,13 @@ def open_source(config: ReadyMadeConfig, address: str) -> RowSource:
     builder = once(lambda: datasets.load_dataset_builder(name, config.subset, revision=revision), where)
     files = builder.config.data_files or {}
     splits = [str(split) for split in files or builder.info.splits or []]
+    paths = sorted(str(path) for part in files.values() for path in part)
+    commit = _COMMIT.match(paths[0]) if paths else None
+    revision = commit[1] if commit else revision
 
     def open_files(split: str, streaming: bool) -> Any:
         return datasets.load_dataset(name, config.subset, split=split, streaming=streaming, revision=revision)
 
-    paths = sorted(str(path) for part in files.values() for path in part)
     sizes = [f"{Path(path).relative_to(folder.resolve())} {Path(path).stat().st_size}" for path in paths if not match]
     return RowSource(where, splits, open_files, "\n".join(paths if match else sizes))
 
