@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,11 +39,14 @@ def dynamic_masking(config: DataConfig, shards: ShardSet, seed: int) -> DynamicM
     check_size(table, folder, shards)
     whole_word = header is not None and header.whole_word_masking
     rule = masking_rule(table, probability, shards.max_predictions, whole_word, shards.vocab_size, folder)
+    known = {} if header is None else {name: getattr(header, name) for name in ("mask_share", "random_share")}
+    return masked_by(replace(rule, **known | stated_shares(config)), seed)
+
+
+def stated_shares(config: DataConfig) -> dict[str, Any]:
+    """``mask_share`` and ``random_share``, as far as ``config`` states them."""
     shares = {"mask_share": config.mask_share, "random_share": config.random_share}
-    known = {} if header is None else {name: getattr(header, name) for name in shares}
-    return masked_by(
-        replace(rule, **known | {name: share for name, share in shares.items() if share is not None}), seed
-    )
+    return {name: share for name, share in shares.items() if share is not None}
 
 
 def masked_by(rule: MaskingRule, seed: int) -> DynamicMasking:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bert_pretrain.data.dataset import DataConfig, SampleSet
-from bert_pretrain.data.dynamic_masking import masked_by
+from bert_pretrain.data.dynamic_masking import masked_by, stated_shares
 from bert_pretrain.data.masking import DynamicMasking, MaskingRule
 from bert_pretrain.data.pretokenised import TokenRows, TokenSamples, heldout_rows, scan, stores_special_tokens
 from bert_pretrain.data.row_source import (
@@ -50,8 +50,7 @@ def open_ready_made(config: DataConfig, vocab_size: int, batch: int, seed: int, 
     probability = config.masked_lm_prob or 0.0  # DataConfig has checked that there is one
     most = max(1, round(probability * config.sequence_length))
     rule = masking_rule(table, probability, most, config.whole_word_masking, vocab_size, folder)
-    shares = {"mask_share": config.mask_share, "random_share": config.random_share}
-    rule = replace(rule, **{name: share for name, share in shares.items() if share is not None})
+    rule = replace(rule, **stated_shares(config))
     source, heldout = open_source(config, config.dir), config.heldout_split
     if heldout == config.split or heldout not in source.splits:
         heldout = None

@@ -5,6 +5,7 @@ The library is imported when a source is opened: it takes seconds to load.
 
 import errno
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -152,7 +153,7 @@ def open_source(config: ReadyMadeConfig, address: str) -> RowSource:
     def open_files(split: str, streaming: bool) -> Any:
         return datasets.load_dataset(name, config.subset, split=split, streaming=streaming, revision=revision)
 
-    sizes = [f"{Path(path).relative_to(folder.resolve())} {Path(path).stat().st_size}" for path in paths if not match]
+    sizes = [f"{os.path.relpath(path, folder.resolve())} {os.path.getsize(path)}" for path in paths if not match]
     return RowSource(where, splits, open_files, "\n".join(paths if match else sizes))
 
 
