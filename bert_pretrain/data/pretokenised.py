@@ -145,8 +145,3 @@ class TokenSamples:
             samples.append(sample)
         arrays = unmasked(samples, self._cutter.length, self._rule, self._cutter.pad)
         return arrays if self.masking is None else self.masking(arrays, 0, numbers)
-
-
-def heldout_rows(count: int, stride: int) -> np.ndarray:
-    """Which of ``count`` rows are held out, (count,) bool: every ``stride``-th, 0: none."""
-    return np.arange(count) % stride == stride // 2 if stride else np.zeros(count, np.bool_)

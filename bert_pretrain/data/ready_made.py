@@ -11,7 +11,7 @@ import numpy as np
 from bert_pretrain.data.dataset import DataConfig, SampleSet
 from bert_pretrain.data.dynamic_masking import masked_by, stated_shares
 from bert_pretrain.data.masking import DynamicMasking, MaskingRule
-from bert_pretrain.data.pretokenised import TokenRows, TokenSamples, heldout_rows, scan, stores_special_tokens
+from bert_pretrain.data.pretokenised import TokenRows, TokenSamples, scan, stores_special_tokens
 from bert_pretrain.data.row_source import (
     RowSource,
     TextFiles,
@@ -21,7 +21,7 @@ from bert_pretrain.data.row_source import (
     once,
     open_source,
 )
-from bert_pretrain.data.samples import MaskedSamples, RowCutter, unmasked
+from bert_pretrain.data.samples import MaskedSamples, RowCutter, is_held_out, unmasked
 from bert_pretrain.data.text_stream import Stream, StreamReader
 from bert_pretrain.data.tokenizer_files import TokenTable, masking_rule, read_tokenizer
 from bert_pretrain.errors import ConfigError
@@ -98,7 +98,7 @@ def _tokens(
     cutter = _cutter(config, table, adds)
     content = padded or config.check == "content" or (config.check == "auto" and rows.bytes <= _SMALL)
     lengths, pieces = scan(rows, cutter, len(table.tokens), content)
-    is_held = heldout_rows(rows.count, stride)
+    is_held = is_held_out(np.arange(rows.count), stride)
     report(_describe(config, rows, cutter, lengths, pieces))
     if stride:
         report(f"held out: every {stride}th row, {pieces[is_held].sum():,} samples; they are never trained on")
@@ -172,8 +172,8 @@ def _first_samples(
     found: list[np.ndarray] = []
     for file in range(text.files):
         for rows, texts in text.read(file):
-            kept = [line for row, line in zip(rows, texts, strict=True) if not stride or row % stride == stride // 2]
-            found += tokenise(kept)
+            held = is_held_out(rows, stride) if stride else np.ones(len(rows), np.bool_)
+            found += tokenise([texts[place] for place in np.flatnonzero(held)])
             if len(found) >= most:
                 return found[:most]
     return found

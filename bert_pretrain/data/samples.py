@@ -8,6 +8,11 @@ from bert_pretrain.data.masking import MaskingRule
 from bert_pretrain.data.shards import Arrays, select
 
 
+def is_held_out(rows: np.ndarray, stride: int) -> np.ndarray:
+    """Whether each row, by its number in its file (n,), is held out, (n,) bool: every ``stride``-th, with 0 none."""
+    return rows % stride == stride // 2 if stride else np.zeros(len(rows), np.bool_)
+
+
 @dataclass(frozen=True)
 class RowCutter:
     """Cuts rows into samples of up to ``length`` tokens.

@@ -24,6 +24,7 @@ from bert_pretrain.data.masking import DynamicMasking
 from bert_pretrain.data.prefetch import prefetched
 from bert_pretrain.data.row_source import TextFiles
 from bert_pretrain.data.sample_order import hash64
+from bert_pretrain.data.samples import is_held_out
 from bert_pretrain.data.shards import Arrays, select
 from bert_pretrain.errors import ConfigError
 
@@ -123,15 +124,12 @@ class Stream:
         order = shuffled.permutation(len(self.files))
         for place in range(done, len(order)):
             for rows, texts in self._text.read(self.files[order[place]], row if place == done else 0):
-                kept = [text for number, text in zip(rows, texts, strict=True) if not self._is_heldout(number)]
-                yield place, int(rows[-1]) + 1, self._tokenise(kept)
+                kept = np.flatnonzero(~is_held_out(rows, self.stride))
+                yield place, int(rows[-1]) + 1, self._tokenise([texts[number] for number in kept])
 
     def _permuted(self, samples: list[np.ndarray], buffer: int) -> list[np.ndarray]:
         shuffled = np.random.Generator(np.random.Philox(key=hash64(self.seed, self.number, buffer, -1)))
         return [samples[place] for place in shuffled.permutation(len(samples))]
-
-    def _is_heldout(self, row: int) -> bool:
-        return bool(self.stride) and row % self.stride == self.stride // 2
 
 
 class StreamReader:
