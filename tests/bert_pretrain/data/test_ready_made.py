@@ -1,7 +1,7 @@
 """Rows of token ids and streamed text: the samples are those of ``transformers``, in one order for any cut."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from bert_pretrain.data.dataset import DataConfig
 from bert_pretrain.data.loader import TrainingData
 from bert_pretrain.data.masking import restore_ids
 from bert_pretrain.data.ready_made import open_ready_made
-from bert_pretrain.data.row_source import TextFiles, check_address
+from bert_pretrain.data.row_source import check_address
 from bert_pretrain.data.sample_order import SampleOrder
 from bert_pretrain.data.shards import Arrays
 from bert_pretrain.data.text_stream import StreamReader
@@ -159,45 +159,43 @@ def test_any_number_of_ranks_gives_the_same_samples_with_the_same_masks(
         assert of_all(parts, step) == masked_rows(whole, step)
 
 
-def test_a_rank_reads_only_the_files_of_its_own_streams(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: set[int] = set()
-    original = TextFiles.read
+def noted_reads(data: TrainingData) -> list[tuple[int, int]]:
+    """From now on: the file, and the number of rows, of every read of ``data``."""
+    assert isinstance(data._blocks, StreamReader)
+    text, found = data._blocks.streams[0]._text, []
+    original = text.read
 
-    def noted(self: TextFiles, file: int, row: int = 0):
-        read.add(file)
-        return original(self, file, row)
+    def noted(file: int, row: int = 0) -> Iterator[tuple[np.ndarray, list[str]]]:
+        for rows, lines in original(file, row):
+            found.append((file, len(rows)))
+            yield rows, lines
 
-    monkeypatch.setattr(TextFiles, "read", noted)
+    text.read = noted  # type: ignore[method-assign]
+    return found
+
+
+def test_a_rank_reads_only_the_files_of_its_own_streams(opener: Opener) -> None:
     data = opener("text", world=3, rank=1)
+    found = noted_reads(data)
     for step in range(30):
         data.counts(step)
-    assert read == {1, 4}
+    assert {file for file, _ in found} == {1, 4}
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_stream_goes_on_anywhere(opener: Opener, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_goes_on_anywhere(opener: Opener, kept: bool) -> None:
     """From bookmarks, which spare reading from the beginning, or without, and also backwards."""
     whole = opener("text")
     expected = {step: masked_rows(whole, step) for step in range(60)}
     marks = json.loads(json.dumps(whole.bookmarks(50, lambda item: [item])))
-    rows: list[int] = []
-    original = TextFiles.read
-
-    def counted(self: TextFiles, file: int, row: int = 0):
-        for numbers, found in original(self, file, row):
-            rows.append(len(found))
-            yield numbers, found
-
-    monkeypatch.setattr(TextFiles, "read", counted)
     parts = [opener("text", 2, rank) for rank in range(2)]
     for part in parts:
         if kept:
             assert isinstance(part._blocks, StreamReader)
             part._blocks.restore(marks)
-    rows.clear()
+    found = [noted_reads(part) for part in parts]
     assert of_all(parts, 50) == expected[50]
-    before = sum(rows)
-    assert (before < 400) == kept
+    assert (sum(rows for reads in found for _, rows in reads) < 400) == kept
     for step in (51, 52, 20, 59):
         assert of_all(parts, step) == expected[step]
 
@@ -296,7 +294,7 @@ class Broken:
 def test_nothing_is_lost_in_an_outage(opener: Opener, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "PAUSES", (0.0,) * 3)
     monkeypatch.setattr("bert_pretrain.data.row_source._ROWS", 7)
-    expected, broken = samples(opener("text"), 0, 1500), opener("text")
+    expected, broken = samples(opener("text", streams=1), 0, 1500), opener("text", streams=1)
     iterate = datasets.IterableDataset.iter
     monkeypatch.setattr(datasets.IterableDataset, "iter", lambda *args: Broken(iterate(*args), error))
     Broken.calls = 0
