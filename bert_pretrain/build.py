@@ -21,7 +21,6 @@ from bert_pretrain.data.loader import TrainingData
 from bert_pretrain.data.packing import packed_shapes
 from bert_pretrain.data.ready_made import Opened, open_ready_made
 from bert_pretrain.data.sample_order import SampleOrder
-from bert_pretrain.data.text_stream import StreamReader
 from bert_pretrain.directory_lock import DirectoryLock, lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
@@ -121,8 +120,6 @@ def build_trainer(
     plan = world.run_on_all_ranks(lambda: BatchPlan(*cut))
     if newest:
         progress = resume(newest, model, optimizer, precision, shards, world, log)
-        if isinstance(shards, StreamReader):
-            shards.restore(progress.bookmarks)
     else:
         progress = start(config, model, optimizer, shards, world, log)
     resolved, dtype = replace(config, batch=batch), dtype_name(precision.dtype)

@@ -9,6 +9,7 @@ from bert_pretrain.checkpoint.directories import newest_to_resume
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress, load_optimizer_state, load_progress, restore
 from bert_pretrain.config import PretrainConfig, moments_fault
 from bert_pretrain.data.dataset import Samples
+from bert_pretrain.data.text_stream import StreamReader
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub.from_pretrained import load_pretrained
@@ -78,6 +79,8 @@ def resume(
     progress = world.run_on_all_ranks(
         lambda: retried(load, what, log.message, world.report_progress), f"reading {what}"
     )
+    if isinstance(shards, StreamReader):
+        shards.restore(progress.bookmarks)
     log.message(f"resuming from {path}, step {progress.step}")
     return progress
 
