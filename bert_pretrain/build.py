@@ -15,11 +15,12 @@ from bert_pretrain.checkpoint.store import CheckpointStore, Progress, load_progr
 from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml, write_config
 from bert_pretrain.data.batch_plan import AUTO, BatchConfig, BatchPlan, even_size
 from bert_pretrain.data.collate import Shape, fixed_shapes
-from bert_pretrain.data.dataset import DataConfig, ShardSet, check_vocabulary, count_tokens, report_single_segments
+from bert_pretrain.data.dataset import DataConfig, Samples, check_vocabulary, count_tokens, report_single_segments
 from bert_pretrain.data.dynamic_masking import dynamic_masking
-from bert_pretrain.data.loader import DynamicMasking, TrainingData
+from bert_pretrain.data.loader import TrainingData
 from bert_pretrain.data.mixture import describe_mixture, open_data_sets, sample_order, sets_of
 from bert_pretrain.data.packing import packed_shapes
+from bert_pretrain.data.ready_made import Opened, open_ready_made
 from bert_pretrain.data.remote_shards import check_cache, local_data
 from bert_pretrain.data.sample_order import MixedOrder, SampleOrder
 from bert_pretrain.directory_lock import DirectoryLock, lock_directory
@@ -107,7 +108,7 @@ def build_trainer(
     The collectives are in between: in ``resolve_micro_batch_size``, ``resume`` and ``Trainer``.
     """
     data = world.run_on_all_ranks(lambda: open_data(config, world, log), "reading and checking the shards")
-    shards, heldout, masking, order = data
+    (shards, heldout, masking), order = data
     words, positions = config.model.vocab_size, config.model.max_position_embeddings
     export_check = partial(check_before_training, Path(config.data.tokenizer), words, positions)
     world.run_on_all_ranks(lambda: export_check() if world.is_first else None)
@@ -211,11 +212,13 @@ def initialize_run_dir(run_dir: Path, config_yaml: str, world: World, log: Metri
     log.resume(step)
 
 
-def open_data(
-    config: PretrainConfig, world: World, log: MetricsLog
-) -> tuple[ShardSet, ShardSet | None, DynamicMasking | None, SampleOrder | MixedOrder]:
-    """Training and held-out shards, checked, the dynamic masking, and the order. Raises ``ConfigError``."""
-    words, tokens = config.model.vocab_size, count_tokens(config.data)
+def open_data(config: PretrainConfig, world: World, log: MetricsLog) -> tuple[Opened, SampleOrder | MixedOrder]:
+    """Training and held-out samples, checked, and the dynamic masking; and the order. Raises ``ConfigError``."""
+    words = config.model.vocab_size
+    if config.data.kind != "shards":
+        found = open_ready_made(config.data, words, config.batch.global_batch_size, config.seed, log.message)
+        return found, SampleOrder(config.seed, found[0].samples, config.data.block_size)
+    tokens = count_tokens(config.data)
     share = world.local_rank, world.local_size  # each file is read once on a node, in case it has copies of its own
     shards = open_data_sets(config.data, "train", words, log.message, tokens, share)
     if shards is None:
@@ -225,14 +228,14 @@ def open_data(
     check_cache(config.data, sets_of(shards), sets_of(heldout))
     check_vocabulary(config.data, [split for split in (shards, heldout) if split is not None], log.message)
     order = sample_order(config.data, shards, config.seed, log.message)
-    return shards, heldout, dynamic_masking(config.data, shards, config.seed), order
+    return (shards, heldout, dynamic_masking(config.data, shards, config.seed)), order
 
 
 def resolve_micro_batch_size(
     config: PretrainConfig,
     model: PretrainingModel,
     precision: MixedPrecision,
-    shards: ShardSet,
+    shards: Samples,
     world: World,
     newest: str,
     log: MetricsLog,

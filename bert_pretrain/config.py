@@ -118,6 +118,9 @@ class PretrainConfig:
         require(self.device in ("auto", "cpu", "cuda"), "device", self.device, "auto, cpu, cuda")
         first, total = (self.logging.profile_steps or [1])[0], self.schedule.total_steps
         require(first <= total, "logging.profile_steps", first, f"steps up to schedule.total_steps ({total})")
+        pairs = self.model.next_sentence and self.data.kind != "shards"
+        reason = f"false with data.kind={self.data.kind}, which has no pairs (for those: bert-pretrain prepare)"
+        require(not pairs, "model.next_sentence", self.model.next_sentence, reason)
         length, limit = self.data.sequence_length, self.model.max_position_embeddings
         require(
             limit is None or length <= limit,

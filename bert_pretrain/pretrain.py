@@ -9,6 +9,7 @@ from bert_pretrain.config import PretrainConfig, check_run_dir
 from bert_pretrain.config_files import user_config_dir
 from bert_pretrain.config_loading import entry_point, exit_on_config_error, load_config
 from bert_pretrain.data.remote_shards import local_data
+from bert_pretrain.data.row_source import check_address
 from bert_pretrain.data.shard_directory import shard_paths
 from bert_pretrain.errors import require
 from bert_pretrain.hub.shape import resolve_if_needed
@@ -38,7 +39,10 @@ def on_this_machine(words: list[str]) -> None:
     config = load_config("pretrain", options, PretrainConfig, user_config_dir(flags.config_dir))
     config = resolve_if_needed(replace(config, data=local_data(config.data)))
     check_run_dir(config)  # these need no torch, which takes seconds to load
-    shard_paths(Path(config.data.dir), "train")
+    if config.data.kind == "shards":
+        shard_paths(Path(config.data.dir), "train")
+    else:
+        check_address(config.data.dir)
     import torch  # takes seconds to load
 
     processes = wanted or (1 if config.device == "cpu" else max(1, torch.cuda.device_count()))

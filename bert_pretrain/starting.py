@@ -8,7 +8,8 @@ from torch.optim import Optimizer
 from bert_pretrain.checkpoint.directories import newest_to_resume
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress, load_optimizer_state, load_progress, restore
 from bert_pretrain.config import PretrainConfig, moments_fault
-from bert_pretrain.data.dataset import ShardSet
+from bert_pretrain.data.dataset import Samples
+from bert_pretrain.data.text_stream import StreamReader
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub.from_pretrained import load_pretrained
@@ -54,7 +55,7 @@ def resume(
     model: PretrainingModel,
     optimizer: Optimizer,
     precision: MixedPrecision,
-    shards: ShardSet,
+    shards: Samples,
     world: World,
     log: MetricsLog,
 ) -> Progress:
@@ -78,6 +79,8 @@ def resume(
     progress = world.run_on_all_ranks(
         lambda: retried(load, what, log.message, world.report_progress), f"reading {what}"
     )
+    if isinstance(shards, StreamReader):
+        shards.restore(progress.bookmarks)
     log.message(f"resuming from {path}, step {progress.step}")
     return progress
 
@@ -86,7 +89,7 @@ def start(
     config: PretrainConfig,
     model: PretrainingModel,
     optimizer: Optimizer,
-    shards: ShardSet,
+    shards: Samples,
     world: World,
     log: MetricsLog,
 ) -> Progress:

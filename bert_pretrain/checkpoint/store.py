@@ -64,6 +64,8 @@ class Progress:
     """Samples in one forward pass of a rank, which ``batch.micro_batch_size=auto`` has found; 0: not known."""
     ranks: int = 0
     """Ranks of the run that saved; 0: not known."""
+    bookmarks: list[list[int]] = field(default_factory=list)
+    """Where the streams of text go on (``data/text_stream.py``); empty for other data."""
 
     @property
     def skipped(self) -> int:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from bert_pretrain.data.ready_made_options import ReadyMadeConfig
 from bert_pretrain.data.shard_cache import CacheConfig, remote_folder
 from bert_pretrain.data.shard_directory import (
     MANIFEST,
@@ -28,14 +29,16 @@ _OPEN_SHARDS = 64
 
 
 @dataclass
-class DataConfig(CacheConfig):
+class DataConfig(ReadyMadeConfig, CacheConfig):
     """Options ``data.*``."""
 
     dir: str
     """Directory with the shards, as written by `bert-pretrain prepare` or in NVIDIA's published layout; or the address
-    of one that prepare wrote, such as s3://bucket/set."""
+    of one that prepare wrote, such as s3://bucket/set. With another ``kind``: a folder that the datasets library reads,
+    or hf://OWNER/NAME for a data set on the hub."""
     tokenizer: str
-    """The tokenizer's folder. It is copied into every checkpoint."""
+    """The tokenizer's folder; with another ``kind`` than shards also its name on the hub. It is copied into every
+    checkpoint."""
     sequence_length: int
     """Tokens per sample in the shards (L). It must be stated, so that phase 2 cannot run on the shards of phase 1."""
     masking: str
@@ -86,11 +89,14 @@ class DataConfig(CacheConfig):
         require(self.prefetch >= 1, "data.prefetch", self.prefetch, "1 or more")
         require(self.mix_temperature > 0, "data.mix_temperature", self.mix_temperature, "above 0, or inf")
         require(self.mix_by in ("samples", "tokens"), "data.mix_by", self.mix_by, "samples, tokens")
+        allowed = "empty, as sets are mixed with data.kind=shards only"
+        require(not self.mix or self.kind == "shards", "data.mix", list(self.mix), allowed)
         require("dir" not in self.mix, "data.mix.dir", self.mix.get("dir"), "another name")
         for name, weight in self.mix_weights.items():
             known = ", ".join(("dir", *self.mix))
             require(name in self.mix or name == "dir", "data.mix_weights", name, f"the names of the sets: {known}")
             require(0 < weight < inf, f"data.mix_weights.{name}", weight, "a number above 0")
+        self.check_ready_made(self.masking, self.masked_lm_prob)
 
 
 def concatenated(parts: list[Arrays]) -> Arrays:
@@ -98,6 +104,23 @@ def concatenated(parts: list[Arrays]) -> Arrays:
     if len(parts) == 1:
         return parts[0]
     return {name: np.concatenate([part[name] for part in parts]) for name in SHARD_FIELDS}
+
+
+class Samples(Protocol):
+    """What a run needs to know of its samples."""
+
+    samples: int
+    """0 if the number is not known."""
+    max_predictions: int
+    fingerprint: str
+    """Changes when the samples do."""
+
+
+class SampleSet(Samples, Protocol):
+    """Samples that are read by their numbers."""
+
+    def read(self, start: int, stop: int) -> Arrays:
+        """Samples ``start`` to ``stop``; past the end it continues at sample 0."""
 
 
 class ShardSet:

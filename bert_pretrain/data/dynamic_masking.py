@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bert_pretrain.data.dataset import DataConfig, ShardSet, check_size
-from bert_pretrain.data.loader import DynamicMasking
-from bert_pretrain.data.masking import mask_samples, restore_ids
+from bert_pretrain.data.masking import DynamicMasking, MaskingRule, mask_samples, restore_ids
 from bert_pretrain.data.shards import Arrays
 from bert_pretrain.data.tokenizer_files import masking_rule, read_tokenizer
 from bert_pretrain.errors import ConfigError
@@ -39,9 +39,18 @@ def dynamic_masking(config: DataConfig, shards: ShardSet, seed: int) -> DynamicM
     check_size(table, folder, shards)
     whole_word = header is not None and header.whole_word_masking
     rule = masking_rule(table, probability, shards.max_predictions, whole_word, shards.vocab_size, folder)
+    known = {} if header is None else {name: getattr(header, name) for name in ("mask_share", "random_share")}
+    return masked_by(replace(rule, **known | stated_shares(config)), seed)
+
+
+def stated_shares(config: DataConfig) -> dict[str, Any]:
+    """``mask_share`` and ``random_share``, as far as ``config`` states them."""
     shares = {"mask_share": config.mask_share, "random_share": config.random_share}
-    known = {} if header is None else {name: getattr(header, name) for name in shares}
-    rule = replace(rule, **known | {name: share for name, share in shares.items() if share is not None})
+    return {name: share for name, share in shares.items() if share is not None}
+
+
+def masked_by(rule: MaskingRule, seed: int) -> DynamicMasking:
+    """Masks samples anew by ``rule``: the masks depend on (seed, epoch, sample) only."""
 
     def mask(arrays: Arrays, epoch: int, samples: np.ndarray) -> Arrays:
         lengths = arrays["input_mask"].sum(1, dtype=np.int64)

@@ -1,9 +1,10 @@
 """The micro-batches of this rank for every step, resumable from the step's number alone.
 
     SampleOrder      which samples make up step s                           (sample_order.py)
-    ShardSet         sample numbers -> shard rows, read contiguously        (dataset.py)
+    ShardSet         sample numbers -> shard rows, read contiguously        (dataset.py; of other rows: pretokenised.py)
     BlockReader      decoded, possibly re-masked blocks of samples, cached
     MixedReader      the samples of several sets, by a MixedOrder
+    StreamReader     stands for these three where text is tokenised while training (text_stream.py)
     TrainingData     this rank's slice of every step, cut into micro-batches by a background thread
 
 The loader gives a step's counts before its first micro-batch, so that losses can be divided by the counts of the global
@@ -11,15 +12,13 @@ batch. Memory does not grow with the batch: blocks are read for counting, and re
 the cache.
 """
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import count as numbers
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -34,28 +33,25 @@ from bert_pretrain.data.collate import (
     to_fixed_micro_batch,
     to_micro_batch,
 )
-from bert_pretrain.data.dataset import ShardSet, concatenated
+from bert_pretrain.data.dataset import SampleSet, ShardSet, concatenated
+from bert_pretrain.data.masking import DynamicMasking
 from bert_pretrain.data.mixture import MixedShards
 from bert_pretrain.data.packing import fixed_packed_micro_batches, packed_micro_batches
+from bert_pretrain.data.prefetch import prefetched
 from bert_pretrain.data.sample_order import MixedOrder, SampleOrder
 from bert_pretrain.data.shards import Arrays, select
+from bert_pretrain.data.text_stream import StreamReader
 
 _CACHE_BYTES = 64 << 20  # a step's slice that fits is read and masked once
 _WINDOW = 1024  # samples sorted by length, or packed, together: bounds the memory for any batch size
 _PACKED_TOGETHER = 8  # least micro-batches packed together, of which one is not full
-
-_END = object()
-
-Item = TypeVar("Item")
-DynamicMasking = Callable[[Arrays, int, np.ndarray], Arrays]
-"""(arrays, epoch, sample numbers) -> the same samples with the masks of that epoch."""
 
 
 class BlockReader:
     """Decoded blocks of the sample order, in a cache."""
 
     def __init__(
-        self, shards: ShardSet, order: SampleOrder, masking: DynamicMasking | None, first: int = 0, share: int = 1
+        self, shards: SampleSet, order: SampleOrder, masking: DynamicMasking | None, first: int = 0, share: int = 1
     ) -> None:
         """``first``: number of the first sample for ``masking``; ``share``: readers that share the bytes to cache."""
         self.shards, self.order, self.masking = shards, order, masking
@@ -89,7 +85,12 @@ class BlockReader:
 
     def prefetch(self, start: int) -> None:
         """Of shards at an address, download those of the window of position ``start`` and of the next one."""
-        self.shards.prefetch(islice(self.order.windows(start), 2))
+        if isinstance(self.shards, ShardSet):
+            self.shards.prefetch(islice(self.order.windows(start), 2))
+
+    def close(self) -> None:
+        """Drop all blocks."""
+        self._cache = {}
 
 
 class MixedReader:
@@ -120,12 +121,17 @@ class MixedReader:
         for reader, first in zip(self._readers, self._order.positions(start).tolist(), strict=True):
             reader.prefetch(first)
 
+    def close(self) -> None:
+        """Drop all blocks."""
+        for reader in self._readers:
+            reader.close()
+
 
 @dataclass
 class TrainingData:
     """This rank's slice of every step."""
 
-    shards: ShardSet
+    shards: SampleSet | StreamReader
     order: SampleOrder | MixedOrder
     plan: BatchPlan
     rank: int
@@ -138,8 +144,10 @@ class TrainingData:
     """Lay samples end to end; then they are not grouped by length."""
 
     def __post_init__(self) -> None:
-        self._blocks: BlockReader | MixedReader
-        if isinstance(self.order, MixedOrder):
+        self._blocks: BlockReader | MixedReader | StreamReader
+        if isinstance(self.shards, StreamReader):
+            self._blocks = self.shards
+        elif isinstance(self.order, MixedOrder):
             assert isinstance(self.shards, MixedShards)
             self._blocks = MixedReader(self.shards, self.order, self.masking)
         else:
@@ -188,9 +196,18 @@ class TrainingData:
 
         ``pin`` copies the micro-batches to pinned memory.
         """
-        with closing(prefetched(self._items(first_step, pin), self.prefetch)) as items:
+        with closing(self._blocks), closing(prefetched(self._items(first_step, pin), self.prefetch)) as items:
             while True:
                 yield StepBatch(next(items), iter(partial(next, items), None))
+
+    def bookmarks(self, step: int, gather: Callable[[list[list[int]]], list[list[list[int]]]]) -> list[list[int]]:
+        """Where the streams of text of all ranks are opened to give the batches from ``step`` on; else empty.
+
+        ``gather``: a list of all ranks' values, on each.
+        """
+        if not isinstance(self._blocks, StreamReader):
+            return []
+        return [mark for marks in gather(self._blocks.bookmarks(step)) for mark in marks]
 
     def _items(self, first_step: int, pin: bool) -> Iterator[Any]:
         """Of each step its counts, its micro-batches, and None."""
@@ -201,20 +218,8 @@ class TrainingData:
             yield None
 
 
-def prefetched(items: Iterator[Item], ahead: int) -> Generator[Item]:
-    """``items``, up to ``ahead`` of them computed in advance by a thread; its errors are raised here."""
-    thread = ThreadPoolExecutor(1, "loader")
-    try:
-        futures: deque[Future[Any]] = deque(thread.submit(next, items, _END) for _ in range(ahead))
-        while (item := futures.popleft().result()) is not _END:
-            futures.append(thread.submit(next, items, _END))
-            yield item
-    finally:
-        thread.shutdown(cancel_futures=True)
-
-
 def heldout_batches(
-    shards: ShardSet, micro_batch_size: int, rank: int, world_size: int, pin: bool = False
+    shards: SampleSet, micro_batch_size: int, rank: int, world_size: int, pin: bool = False
 ) -> Iterator[MicroBatch]:
     """This rank's contiguous part of a split in file order, with the masks of the shards; ``pin`` as for ``steps``."""
     first, last = (shards.samples * r // world_size for r in (rank, rank + 1))

@@ -9,6 +9,7 @@ Random numbers are keyed: the masks of a sample depend on (seed, epoch, index of
 any batch on any number of processes gives the same masks. Needs numba and numpy only.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,9 @@ from bert_pretrain.errors import ConfigError
 from bert_pretrain.jit import cached_njit
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+DynamicMasking = Callable[[dict[str, np.ndarray], int, np.ndarray], dict[str, np.ndarray]]
+"""(shard rows, epoch, sample numbers) -> the same samples with the masks of that epoch."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FACTOR_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -212,7 +216,7 @@ def _find_units(
 ) -> int:
     """Fill ``starts`` and ``sizes`` with the row's units; return their number."""
     units = 0
-    for position in range(length):
+    for position in range(1, length):  # the first is [CLS]; where it is not, a masked position of 0 would mean none
         token = row[position]
         if is_special[token]:
             continue

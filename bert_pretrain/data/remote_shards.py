@@ -13,6 +13,8 @@ from bert_pretrain.errors import ConfigError
 
 def local_data(data: DataConfig) -> DataConfig:
     """``data`` with the folder of :func:`shard_folder` where ``data.dir`` is an address. Raises ``ConfigError``."""
+    if data.kind != "shards":
+        return data
     data = replace(data, mix={name: str(shard_folder(place, data)) for name, place in data.mix.items()})
     folder = str(shard_folder(data.dir, data))
     if folder == str(Path(data.dir)):

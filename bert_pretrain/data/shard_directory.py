@@ -87,7 +87,7 @@ def shard_paths(directory: Path, split: str) -> list[Path]:
         advice = f"it holds the folders {', '.join(folders)}: give data.dir={directory / folders[0]}" if folders else ""
         raise ConfigError(
             f"data.dir {directory} holds no shards (*.hdf5, *.h5) and no {MANIFEST}; "
-            f"{advice or 'bert-pretrain prepare makes them'}"
+            f"{advice or 'bert-pretrain prepare makes them, or train without: data=pretokenised or data=streamed'}"
         )
     return [directory / name for name in found if _is_heldout(name) == (split == "heldout")]
 

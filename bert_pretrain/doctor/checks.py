@@ -18,6 +18,7 @@ from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml
 from bert_pretrain.data.dataset import check_vocabulary, count_tokens
 from bert_pretrain.data.mixture import open_data_sets
+from bert_pretrain.data.ready_made import open_ready_made
 from bert_pretrain.data.shard_directory import directory_notes
 from bert_pretrain.distributed.preflight import rank_label
 from bert_pretrain.distributed.world import (
@@ -173,6 +174,10 @@ def kernels(config: PretrainConfig, world: World) -> Finding:
 
 def shards(config: PretrainConfig, world: World) -> Finding:
     """The shards, opened as in a run, and their vocabulary."""
+    if config.data.kind != "shards":
+        notes: list[str] = []
+        open_ready_made(config.data, config.model.vocab_size, config.batch.global_batch_size, config.seed, notes.append)
+        return Finding(OK, "; ".join(notes))
     warnings = directory_notes(Path(config.data.dir)) if Path(config.data.dir).is_dir() else []
     words, tokens = config.model.vocab_size, count_tokens(config.data)
     train, heldout = (open_data_sets(config.data, split, words, tokens=tokens) for split in ("train", "heldout"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bert_pretrain.config import POSITIONS, PretrainConfig
+from bert_pretrain.data.row_source import local_tokenizer
 from bert_pretrain.data.shard_directory import shard_paths
 from bert_pretrain.data.shards import ShardReader
 from bert_pretrain.data.tokenizer_files import read_ids, same_ids
@@ -39,11 +40,13 @@ def unknown_options(model: ModelConfig) -> list[str]:
 
 
 def resolve_model(config: Config) -> Config:
-    """``config`` with the null options of ``model`` filled.
+    """``config`` with the null options of ``model`` filled, and the folder of a tokenizer that has a name on the hub.
 
     Raises ``ConfigError`` if they are unknown, if a stated one differs from the model that ``init_from`` names, or if
     that is no model which this program takes.
     """
+    if config.data.kind != "shards":
+        config = replace(config, data=replace(config.data, tokenizer=str(local_tokenizer(config.data.tokenizer))))
     stored = Path(config.run_dir) / "config.yaml"
     if stored.is_file():  # the run is resumed: init_from may be gone
         model = _filled(config.model, read_options(stored).get("model") or {})

@@ -85,7 +85,7 @@ def main(config: PlanConfig) -> None:
     if gpu is not None:
         config = with_micro_batch_size(config, gpu, compute)
     samples, mixture = config.samples, []
-    if samples is None and Path(config.data.dir).is_dir():
+    if samples is None and config.data.kind == "shards" and Path(config.data.dir).is_dir():
         shards = open_data_sets(config.data, "train", config.model.vocab_size)
         if shards is None:
             raise ConfigError(f"data.dir {config.data.dir} holds no training samples")

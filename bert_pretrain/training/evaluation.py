@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from bert_pretrain.data.collate import HostToDeviceStream, MicroBatch
-from bert_pretrain.data.dataset import ShardSet
-from bert_pretrain.data.loader import heldout_batches, prefetched
+from bert_pretrain.data.dataset import SampleSet
+from bert_pretrain.data.loader import heldout_batches
+from bert_pretrain.data.prefetch import prefetched
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.model.bert import PretrainingModel, PretrainingSums
@@ -25,7 +26,7 @@ _AHEAD = 2  # micro-batches that are read in advance
 
 
 def evaluate(
-    model: PretrainingModel, heldout: ShardSet, micro_batch_size: int, world: World, stop: StopRequest
+    model: PretrainingModel, heldout: SampleSet, micro_batch_size: int, world: World, stop: StopRequest
 ) -> Row | None:
     """Mean losses and accuracies over the whole held-out split, in float32, equal to those of plain ``transformers``.
 
@@ -52,7 +53,7 @@ def mean_losses(sums: list[float], next_sentence: bool) -> Row:
 @torch.no_grad()
 def sum_losses(
     model: PretrainingModel,
-    heldout: ShardSet,
+    heldout: SampleSet,
     micro_batch_size: int,
     world: World,
     stop: StopRequest,

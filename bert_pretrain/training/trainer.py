@@ -14,7 +14,7 @@ from bert_pretrain.checkpoint.async_writer import CheckpointWriter
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress
 from bert_pretrain.data.batch_plan import BatchPlan
 from bert_pretrain.data.collate import Counts, HostToDeviceStream, StepBatch, with_last
-from bert_pretrain.data.dataset import ShardSet
+from bert_pretrain.data.dataset import SampleSet
 from bert_pretrain.data.loader import TrainingData
 from bert_pretrain.data.sample_order import hash64
 from bert_pretrain.distributed.gradients import data_parallel, sync_gradients
@@ -52,7 +52,7 @@ class Trainer:
     precision: MixedPrecision
     plan: BatchPlan
     data: TrainingData
-    heldout: ShardSet | None
+    heldout: SampleSet | None
     store: CheckpointStore
     log: MetricsLog
     progress: Progress
@@ -273,7 +273,9 @@ class Trainer:
         self._saved_step, self.recovery.rewinds = self.progress.step, 0
         states = {"precision": self.precision.state_dict(), "spike_detector": asdict(self.recovery.detector)}
         cut = {"micro_batch_size": self.plan.micro_batch_size, "ranks": self.world.size}
-        saved = self.model.bert, state, replace(self.progress, **states, **cut), self.config_yaml  # type: ignore[arg-type]
+        marks = self.data.bookmarks(self.progress.attempts, self.world.gather)
+        progress = replace(self.progress, **states, **cut, bookmarks=marks)  # type: ignore[arg-type]
+        saved = self.model.bert, state, progress, self.config_yaml
         with self.optimizer.evaluation_weights():  # type: ignore[attr-defined]
             save = partial(self._writer.save, *saved) if self.world.is_first else lambda: None
             self.world.run_on_all_ranks(save, "saving a checkpoint")

@@ -1,0 +1,200 @@
+"""Opens sets that are no shards: training and held-out samples of rows of token ids, or of text."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bert_pretrain.data.dataset import DataConfig, SampleSet
+from bert_pretrain.data.dynamic_masking import masked_by, stated_shares
+from bert_pretrain.data.masking import DynamicMasking, MaskingRule
+from bert_pretrain.data.pretokenised import TokenRows, TokenSamples, scan, stores_special_tokens
+from bert_pretrain.data.row_source import (
+    RowSource,
+    TextFiles,
+    check_address,
+    fingerprint,
+    local_tokenizer,
+    once,
+    open_source,
+)
+from bert_pretrain.data.samples import MaskedSamples, RowCutter, is_held_out, unmasked
+from bert_pretrain.data.text_stream import Stream, StreamReader
+from bert_pretrain.data.tokenizer_files import TokenTable, masking_rule, read_tokenizer
+from bert_pretrain.errors import ConfigError
+
+_SMALL = 4 << 30  # bytes of ids that data.check=auto reads
+_HELDOUT_SEED = 0  # so that runs with other seeds are evaluated on the same masks
+_HELDOUT_SAMPLES = 1024  # of text
+
+Report = Callable[[str], None]
+Opened = tuple[SampleSet | StreamReader, SampleSet | None, DynamicMasking | None]
+
+
+def open_ready_made(config: DataConfig, vocab_size: int, batch: int, seed: int, report: Report) -> Opened:
+    """Training samples, held-out samples and the masking of the first, if it is not part of them.
+
+    ``vocab_size``: the model's; ``batch``: samples of a global batch. Raises ``ConfigError``.
+    """
+    check_address(config.dir)
+    folder = local_tokenizer(config.tokenizer)
+    table = read_tokenizer(folder)
+    if len(table.tokens) > vocab_size:
+        raise ConfigError(
+            f"data.tokenizer {config.tokenizer} has {len(table.tokens)} tokens, but the model only {vocab_size}; set "
+            f"model.vocab_size={len(table.tokens)} or give the model's tokenizer"
+        )
+    probability = config.masked_lm_prob or 0.0  # DataConfig has checked that there is one
+    most = max(1, round(probability * config.sequence_length))
+    rule = masking_rule(table, probability, most, config.whole_word_masking, vocab_size, folder)
+    rule = replace(rule, **stated_shares(config))
+    source, heldout = open_source(config, config.dir), config.heldout_split
+    if heldout == config.split or heldout not in source.splits:
+        heldout = None
+    if config.kind == "pretokenised":
+        return _open_tokens(config, source, heldout, table, rule, seed, report)
+    return _open_text(config, source, heldout, table, rule, folder, batch, seed, report)
+
+
+def _cutter(config: DataConfig, table: TokenTable, adds: bool) -> RowCutter:
+    """``masking_rule`` has checked that all special tokens are there."""
+    cls, sep, pad = (table.roles[role] for role in ("cls", "sep", "pad"))
+    return RowCutter(config.sequence_length, cls, sep, pad, adds, config.long_rows == "split")
+
+
+def _open_tokens(
+    config: DataConfig,
+    source: RowSource,
+    heldout: str | None,
+    table: TokenTable,
+    rule: MaskingRule,
+    seed: int,
+    report: Report,
+) -> Opened:
+    rows = TokenRows(source, config.split, config)
+    train, held = _tokens(config, rows, table, rule, report, config.heldout_stride if heldout is None else 0)
+    if train is None:
+        raise ConfigError(f"{rows.where}: all {rows.count} rows are empty or held out")
+    if heldout is not None:
+        other = TokenRows(source, heldout, config)
+        held, _ = _tokens(config, other, table, rule, report, 0)
+    if held is None:
+        report("no rows are held out: there will be no evaluation (data.heldout_split, data.heldout_fraction)")
+    else:
+        held.samples = min(held.samples, config.heldout_samples or held.samples)
+        held.masking = masked_by(rule, _HELDOUT_SEED)
+    return train, held, masked_by(rule, seed)
+
+
+def _tokens(
+    config: DataConfig, rows: TokenRows, table: TokenTable, rule: MaskingRule, report: Report, stride: int
+) -> tuple[TokenSamples | None, TokenSamples | None]:
+    """The samples of ``rows``, and those of every ``stride``-th row; None where there are none."""
+    stored, padded = stores_special_tokens(rows, (table.roles["cls"], table.roles["sep"]), table.roles["pad"])
+    adds = not stored if config.special_tokens == "auto" else config.special_tokens == "add"
+    cutter = _cutter(config, table, adds)
+    content = padded or config.check == "content" or (config.check == "auto" and rows.bytes <= _SMALL)
+    lengths, pieces = scan(rows, cutter, len(table.tokens), content)
+    is_held = is_held_out(np.arange(rows.count), stride)
+    report(_describe(config, rows, cutter, lengths, pieces))
+    if stride:
+        report(f"held out: every {stride}th row, {pieces[is_held].sum():,} samples; they are never trained on")
+    parts = (np.where(is_held, 0, pieces), np.where(is_held, pieces, 0))
+    common = lengths, cutter, rule, len(table.tokens), table.vocab_hash
+    train, held = (TokenSamples(rows, part, *common) if part.any() else None for part in parts)
+    return train, held
+
+
+def _describe(config: DataConfig, rows: TokenRows, cutter: RowCutter, lengths: np.ndarray, pieces: np.ndarray) -> str:
+    long = int(np.count_nonzero(lengths > cutter.length - 2 * cutter.adds))
+    parts = [
+        f"{rows.where}: {rows.count:,} rows, {pieces.sum():,} samples of up to {cutter.length} tokens, in random order",
+        "[CLS] and [SEP] are added" if cutter.adds else "special tokens as stored",
+        f"{long:,} longer rows are {config.long_rows}" if long else "",
+        f"{count:,} rows are empty" if (count := int(np.count_nonzero(pieces == 0))) else "",
+        f"not read: {', '.join(rows.unread)}" if rows.unread else "",
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def _open_text(
+    config: DataConfig,
+    source: RowSource,
+    heldout: str | None,
+    table: TokenTable,
+    rule: MaskingRule,
+    folder: Path,
+    batch: int,
+    seed: int,
+    report: Report,
+) -> Opened:
+    cutter = _cutter(config, table, adds=True)
+    tokenise = tokeniser(folder, cutter)
+    text, pad = TextFiles(source, config.split, config), partial(_padded, cutter, rule)
+    stride = config.heldout_stride if heldout is None else 0
+    count = min(config.streams, text.files, batch)
+    per_stream = -(-config.shuffle_buffer // count)
+    streams = [
+        Stream(number, list(range(number, text.files, count)), text, tokenise, seed, per_stream, stride)
+        for number in range(count)
+    ]
+    report(
+        f"{text.where}: text of {text.files} files in {count} streams, tokenised while training; "
+        f"{config.shuffle_buffer:,} samples are shuffled together. How many there are is not known: the run takes "
+        "schedule.total_steps steps, and a stream at its end begins again, in another order"
+    )
+    known = source.origin, config.split, config.rows_column, table.vocab_hash
+    reader = StreamReader(streams, batch, pad, masked_by(rule, seed), rule.max_predictions, fingerprint(*known))
+    if heldout is None and not stride:
+        report("no rows are held out: there will be no evaluation (data.heldout_split, data.heldout_fraction)")
+        return reader, None, None
+    held_text = text if heldout is None else TextFiles(source, heldout, config)
+    samples = _first_samples(held_text, tokenise, stride, config.heldout_samples or _HELDOUT_SAMPLES)
+    which = f"every {stride}th row of each file, never trained on" if heldout is None else f"split {heldout}"
+    report(f"held out: {which}; evaluated on the first {len(samples):,} samples")
+    if not samples:
+        return reader, None, None
+    masked = masked_by(rule, _HELDOUT_SEED)(pad(samples), 0, np.arange(len(samples)))
+    return reader, MaskedSamples(masked, reader.fingerprint), None
+
+
+def _padded(cutter: RowCutter, rule: MaskingRule, samples: list[np.ndarray]) -> dict[str, np.ndarray]:
+    return unmasked(samples, cutter.length, rule, cutter.pad)
+
+
+def _first_samples(
+    text: TextFiles, tokenise: Callable[[list[str]], list[np.ndarray]], stride: int, most: int
+) -> list[np.ndarray]:
+    """The first ``most`` samples of the held-out rows: every ``stride``-th, or with 0 all."""
+    found: list[np.ndarray] = []
+    for file in range(text.files):
+        for rows, texts in text.read(file):
+            held = is_held_out(rows, stride) if stride else np.ones(len(rows), np.bool_)
+            found += tokenise([texts[place] for place in np.flatnonzero(held)])
+            if len(found) >= most:
+                return found[:most]
+    return found
+
+
+def tokeniser(folder: Path, cutter: RowCutter) -> Callable[[list[str]], list[np.ndarray]]:
+    """Texts -> the ids of their samples, with the ids that ``transformers`` gives. It may run in several threads."""
+    from transformers import AutoTokenizer
+
+    loaded: Any = once(lambda: AutoTokenizer.from_pretrained(folder), f"data.tokenizer {folder}")
+    fast = getattr(loaded, "backend_tokenizer", None)
+    if fast is None:
+        raise ConfigError(
+            f"data.tokenizer {folder} is written in Python, which is too slow to use while training; make shards with "
+            "bert-pretrain prepare"
+        )
+    fast.no_padding()
+    fast.no_truncation()
+
+    def tokenise(texts: list[str]) -> list[np.ndarray]:
+        encoded = fast.encode_batch_fast(texts, add_special_tokens=False)
+        return [piece for row in encoded for piece in cutter.all_pieces(np.array(row.ids, dtype=np.int32))]
+
+    return tokenise
