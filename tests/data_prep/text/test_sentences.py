@@ -57,6 +57,15 @@ COUNTED_BY_HAND = [
     ("pl", ["Prof. Kowalski przyszedł.", "Było to ok. 5 km."]),
     ("hi", ["यह एक वाक्य है।", "यह दूसरा है।"]),
     ("ar", ["هل قرأت هذا؟", "نعم.", "قرأته."]),
+    ("fr", ["2.2.9. Journaux des paquets installés"]),  # numbers of headings and tables
+    ("tr", ["Tablo 3.1. Uyumlu işletim sistemi"]),
+    ("zh", ["表 12.12. 高级命令列表"]),
+    ("ar", ["شكل 6.3. تحديث النظام"]),
+    ("fi", ["Lauseen pitää olla For...Next -silmukan sisällä.", "Muuten se ei toimi."]),
+    ("en", ["The file is /usr/share/locale/en_US.UTF-8/Compose here.", "Read it."]),
+    ("ru", ["Учиться верности, нежности..., благородству и терпению.", "Это трудно."]),
+    ("tr", ["Sunucu kaliteyi sağlamaya çalışır.", "http://proxy.example:3128 adresini yazın.", "ali@ev.example okur."]),
+    ("es", ["Existen dos clases de almejas.", "las de mar y las de río."]),
 ]
 
 
@@ -71,6 +80,10 @@ def test_list_marks_and_abbreviations(language: str, expected: list[str]) -> Non
         ("ja", ["「そうですか。」と彼は言った。", "次の日は雨だった。"]),
         ("ja", ["彼は「行こう。早く。」と言った。"]),
         ("zh", ["他说：“你好。”", "然后走了。", "天黑了。"]),
+        ("zh", ["下面是正则表达式。", "aptitude 用它来匹配。"]),
+        ("ja", ["4 バイトがデフォルト。", "1, 2 バイトも可能。"]),
+        ("ja", ["どちらかが (a) 開けるか (b) 盗聴できれば可能です。", "暗号化をお勧めします。"]),
+        ("ja", ["引き数が ! であれば否定する。", "(しかし、例外がある。)", "次は別の話である。"]),
     ],
 )
 def test_text_without_spaces(language: str, expected: list[str]) -> None:
