@@ -21,7 +21,7 @@ import sentencex
 import spacy
 import syntok.segmenter
 from gold_sentences import GOLD, count_faults, faults, paragraphs
-from prove_languages import CORPORA
+from language_corpora import CORPORA
 from results_file import write_result
 
 from data_prep.text.sentences import split_sentences

@@ -1,14 +1,17 @@
-"""Abbreviations after which ``sentencex`` ends a sentence though none ends there. Found by reading its output.
+"""Abbreviations and ordinal numbers after which ``sentencex`` ends a sentence though none ends there.
 
-Lower-case, without the last full stop.
+Found by reading its output. Lower-case, without the last full stop.
 """
+
+import re
 
 _ALWAYS = {
     "bg": "т.е т.н сл.хр пр.хр напр проф акад",
     "cs": "např tj tzv sv ing prof",
-    "es": "sr sra dr dra ud uds núm",
+    "es": "sr sra dr dra ud uds núm dª d.ª",
     "fi": "esim mm ts nro",
     "fr": "m mm mme mlle av apr cf env",
+    "gl": "sr sra dr dra d dna dª núm",
     "it": "sig dott prof",
     "nl": "dhr mevr bijv o.a d.w.z",
     "pl": "ok np tj m.in prof św ul",
@@ -31,6 +34,18 @@ _BEFORE_A_NUMBER = {
     "ru": "стр с ст т гл рис",
     "sv": "nr s kl",
 }
+_ORDINAL = {  # "des 66. Festivals": a number behind an article
+    "da": re.compile(r"(?:^|\s)(?:den|det|de)\s\d{1,3}\.$", re.IGNORECASE),
+    "de": re.compile(
+        r"(?:^|\s)(?:de[rnms]|die|das|zu[mr]|[ai]m|vom|beim|[dms]?ein\w*|ihr\w*)\s\d{1,3}\.$", re.IGNORECASE
+    ),
+}
+_ORDINAL |= dict.fromkeys(("nb", "nn", "no"), _ORDINAL["da"])
+
+
+def is_ordinal(text: str, language: str) -> bool:
+    """Whether ``text`` ends with an ordinal number, which ends no sentence."""
+    return language in _ORDINAL and _ORDINAL[language].search(text) is not None
 
 
 def is_abbreviation(word: str, language: str, before_a_number: bool) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import sentencex
 
-from data_prep.text.abbreviations import is_abbreviation
+from data_prep.text.abbreviations import is_abbreviation, is_ordinal
 
 _LONGEST_PARAGRAPH = 100_000  # characters; limits memory, since splitting keeps several copies
 _MARGIN = 20  # characters; most quotes and spaces between two sentences
@@ -87,6 +87,8 @@ def _begins_a_sentence(part: str, before: str, language: str) -> bool:
     word = _LAST_WORD.search(end)
     if word and is_abbreviation(word.group(), language, part[0].isdigit()):
         return False
+    if is_ordinal(end, language):
+        return False
     if word and before[-1] == "." and _is_one_word(word.group(), part):
         return False
     if _ADDRESS.match(part) or (word and _LONG_WORD.match(word.group())):
@@ -99,7 +101,8 @@ def _begins_a_sentence(part: str, before: str, language: str) -> bool:
 def _is_one_word(before: str, part: str) -> bool:
     """Whether ``part`` goes on the word ``before`` and its full stop, without a space: "av. J.-C.", "en_US.UTF-8"."""
     word = before + part[:_MARGIN].partition(" ")[0]
-    return part[0] == "-" or (part[0].isalnum() and (len(before) <= _SHORT_WORD or bool(_NAME.search(word))))
+    is_name = len(before) <= _SHORT_WORD or "." in before[:-1] or bool(_NAME.search(word))
+    return part[0] == "-" or (part[0].isalnum() and is_name)
 
 
 def _has_words(text: str) -> bool:

@@ -57,6 +57,10 @@ COUNTED_BY_HAND = [
     ("pl", ["Prof. Kowalski przyszedł.", "Było to ok. 5 km."]),
     ("hi", ["यह एक वाक्य है।", "यह दूसरा है।"]),
     ("ar", ["هل قرأت هذا؟", "نعم.", "قرأته."]),
+    ("de", ["2013 kam er in die Jury des 66. Festivals.", "Er war 66.", "Sie ging."]),
+    ("de", ["Die Endung .tar.Z wird ebenfalls erkannt.", "Andere nicht."]),
+    ("da", ["Han kom den 66. Gang.", "Hun gik."]),
+    ("gl", ["Alí están os restos de Dª. María e do seu fillo.", "Morreu axiña."]),
     ("fr", ["2.2.9. Journaux des paquets installés"]),  # numbers of headings and tables
     ("tr", ["Tablo 3.1. Uyumlu işletim sistemi"]),
     ("zh", ["表 12.12. 高级命令列表"]),
