@@ -14,7 +14,7 @@ _ALWAYS = {
     "gl": "sr sra dr dra d dna dª núm",
     "it": "sig dott prof",
     "nl": "dhr mevr bijv o.a d.w.z",
-    "pl": "ok np tj m.in prof św ul",
+    "pl": "ok np tj m.in prof św ul ur zm",
     "pt": "sr sra dr dra núm",
     "ru": "т.е т.к т.н им ул проф акад",
     "sv": "t.ex bl.a d.v.s ca",
@@ -24,13 +24,15 @@ _BEFORE_A_NUMBER = {
     "cs": "č str čl",
     "de": "nr abs art s bd kap abb",
     "en": "eq eqs vol vols ch chs par art fig figs no nos pp p sec secs tab app",
-    "es": "pág págs p art vol cap",
+    "ca": "s p pàg",
+    "es": "pág págs p art vol cap s",
     "fi": "s klo luku",
-    "fr": "p pp vol art chap fig n",
+    "fr": "p pp vol art chap fig n s",
+    "gl": "s p páx",
     "it": "p pp art vol cap",
     "nl": "nr blz art",
     "pl": "nr str art t",
-    "pt": "pág págs p art vol cap n",
+    "pt": "pág págs p art vol cap n s séc",
     "ru": "стр с ст т гл рис",
     "sv": "nr s kl",
 }
@@ -48,9 +50,12 @@ def is_ordinal(text: str, language: str) -> bool:
     return language in _ORDINAL and _ORDINAL[language].search(text) is not None
 
 
-def is_abbreviation(word: str, language: str, before_a_number: bool) -> bool:
-    """Whether ``word``, with its full stop, ends no sentence."""
+_NUMBER = re.compile(r"\d|(?:[IVXLC]{2,}|[VX])\b")  # "10", "XVIII"
+
+
+def is_abbreviation(word: str, language: str, following: str) -> bool:
+    """Whether ``word``, with its full stop, ends no sentence before the text ``following``."""
     known = _ALWAYS.get(language, "").split()
-    if before_a_number:
+    if _NUMBER.match(following):
         known += _BEFORE_A_NUMBER.get(language, "").split()
     return word.endswith(".") and word[:-1].lower() in known

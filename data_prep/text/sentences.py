@@ -63,7 +63,7 @@ def _without_last_mark(text: str, language: str) -> tuple[str, str]:
     if last is None:
         return "", ""
     sentence = text[: -len(last.group())]
-    if is_abbreviation(sentence[-_MARGIN:].split()[-1], language, last.group(1)[0].isdigit()):  # "See Ch. 10."
+    if is_abbreviation(sentence[-_MARGIN:].split()[-1], language, last.group(1)):  # "See Ch. 10."
         return "", ""
     return sentence, last.group(1)
 
@@ -85,7 +85,7 @@ def _begins_a_sentence(part: str, before: str, language: str) -> bool:
     if _BRACKETED.match(part) and end[-1] not in _ENDS:  # "either (a) 犬 or (b) 猫"
         return False
     word = _LAST_WORD.search(end)
-    if word and is_abbreviation(word.group(), language, part[0].isdigit()):
+    if word and is_abbreviation(word.group(), language, part):
         return False
     if is_ordinal(end, language):
         return False

@@ -60,6 +60,8 @@ COUNTED_BY_HAND = [
     ("de", ["2013 kam er in die Jury des 66. Festivals.", "Er war 66.", "Sie ging."]),
     ("de", ["Die Endung .tar.Z wird ebenfalls erkannt.", "Andere nicht."]),
     ("da", ["Han kom den 66. Gang.", "Hun gik."]),
+    ("gl", ["Construído a finais do s. XVIII e reformado no s. XX polo rei.", "É de pedra."]),
+    ("pl", ["Aleksandr Borodin (ur. 31 października 1833, zm. 27 lutego 1887) był chemikiem.", "Komponował."]),
     ("gl", ["Alí están os restos de Dª. María e do seu fillo.", "Morreu axiña."]),
     ("fr", ["2.2.9. Journaux des paquets installés"]),  # numbers of headings and tables
     ("tr", ["Tablo 3.1. Uyumlu işletim sistemi"]),
