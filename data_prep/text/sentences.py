@@ -24,6 +24,7 @@ _LIST_MARK = re.compile(
     r"|(?:[^\W\d_a-z]\w* )?(?:[^\W\d_]\.)?\d{1,3}(?:\.\d{1,3})*\.\s+"  # "2.1. Start", "Table 3.1. Colours"
 )
 _BRACKETED = re.compile(r"\(\w{1,3}\)")
+_YEARS = re.compile(r"\([\d\s–—/-]+\)\W*$")  # alone: "Name. (1942–2018)."
 _ENDS = ".!?…:;।؟۔」』”’\"')）"
 _LAST_MARK = re.compile(r"(?<=[.!?…])\s+((?:\d{1,3}[.)]|\(\w{1,3}\))\s*)$")
 _LAST_WORD = re.compile(r"[^\s(«„“\"]+$")
@@ -82,7 +83,7 @@ def _begins_a_sentence(part: str, before: str, language: str) -> bool:
         return False
     if end[-1] in "。！？":
         return True
-    if _BRACKETED.match(part) and end[-1] not in _ENDS:  # "either (a) 犬 or (b) 猫"
+    if _YEARS.match(part) or (_BRACKETED.match(part) and end[-1] not in _ENDS):  # "either (a) 犬 or (b) 猫"
         return False
     word = _LAST_WORD.search(end)
     if word and is_abbreviation(word.group(), language, part):

@@ -61,6 +61,7 @@ COUNTED_BY_HAND = [
     ("en", ["1. Continue metoprolol 25 mg p.o. b.i.d. and aspirin.", "2. See Dr. Lee in 2 weeks."]),
     ("de", ["Z. n. Appendektomie 1998.", "Keine Allergien bekannt.", "Vorstellung am 12. März bei Dr. Weber."]),
     ("fr", ["Le pt. a 54 ans, env. 80 kg.", "TA 13/8.", "Revu par le Dr. Martin le 3 mai."]),
+    ("es", ["Quizás vaya al espacio.", "-- Stephen Hawking. (1942-2018).", "Físico teórico."]),
     ("de", ["2013 kam er in die Jury des 66. Festivals.", "Er war 66.", "Sie ging."]),
     ("de", ["Die Endung .tar.Z wird ebenfalls erkannt.", "Andere nicht."]),
     ("da", ["Han kom den 66. Gang.", "Hun gik."]),
