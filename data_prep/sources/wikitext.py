@@ -36,11 +36,13 @@ _COMMENTS_AND_REFERENCES = re.compile(
 _INDENTED_TABLE = re.compile(r"^[:*#;]+\s*(?=\{\|)", re.MULTILINE)  # the parser does not see it as a table
 _CONVERSION = re.compile(r"-\{((?:[^{}]|\{(?!-)|\}(?!-))*?)\}-")  # between the scripts of a language
 _IN_BRACKETS = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|（[^（）]*）")
-_HOLES_BEHIND = re.compile(rf"(?<=[^\s{_HOLE}]){_HOLE}+")
+_CLAUSES = re.compile(r"([;,]\s|[；，、])")
+_HOLES_BEHIND = re.compile(rf"(?<=[^\s(\[（{_HOLE}]){_HOLE}+")
+_MEDIA = re.compile(r".+:.+\.(?:jpe?g|png|gif|svg|tiff?|webp|webm|og[agv]|mp3|mid|pdf|djvu)$", re.IGNORECASE)
+_APOSTROPHES = re.compile(r"'{2,}")
 _HOLES_BETWEEN = re.compile(rf"(^|[.!?…。！？][\"'”’»)\]]*\s)\s*(?:{_HOLE}\s*)+(?=(.?))")
 
 _TIDY = (
-    (re.compile(r"'{2,}"), ""),  # bold and italic
     (re.compile(r"__[A-Z]+__"), ""),
     (re.compile(r"[\u00ad\u200b-\u200f\u2060\ufeff]"), ""),
     (re.compile(r"([(\[])[\s,;:–—]+"), r"\1"),  # "(; 3 June" after a template was removed
@@ -94,14 +96,25 @@ def _converted(match: re.Match[str]) -> str:
 def _without_holes(text: str) -> str:
     """A paragraph without the marks of unknown templates, but for those that stand where words are missing.
 
-    Nothing is missing in brackets, behind a word or full stop without a space (notes), and between sentences.
+    Nothing is missing behind a word or full stop without a space (notes), and between sentences. In brackets, what lies
+    between the commas around the mark is left out.
     """
     if _HOLE not in text:
         return text
-    text = _IN_BRACKETS.sub(lambda match: match.group().replace(_HOLE, ""), text)
     text = _HOLES_BEHIND.sub("", text)
+    text = _IN_BRACKETS.sub(lambda match: _bracket_without_holes(match.group()), text)
     text = _HOLES_BETWEEN.sub(lambda match: match.group(1) + PLACEHOLDER * match.group(2).islower(), text)
     return text.replace(_HOLE, PLACEHOLDER)
+
+
+def _bracket_without_holes(bracket: str) -> str:
+    """``bracket`` without its clauses that have a hole; nothing if all have."""
+    if _HOLE not in bracket:
+        return bracket
+    clauses = _CLAUSES.split(bracket[1:-1])
+    kept = [first for first in range(0, len(clauses), 2) if _HOLE not in clauses[first]]
+    text = "".join("".join(clauses[max(first - 1, 0) : first + 1]) for first in kept)
+    return bracket[0] + text + bracket[-1] if kept else ""
 
 
 def text_rejected_as(paragraph: str) -> str | None:
@@ -129,7 +142,25 @@ def _joined_lines(text: str) -> Iterator[str]:
         yield " ".join(waiting)
 
 
+def _without_quotes(text: str) -> str:
+    """Without the marks of bold and italic, as MediaWiki reads them: an apostrophe of l''''uomo''' is text.
+
+    If both are unbalanced, one mark of three is an apostrophe and italic: behind one letter (l'''uomo''), else a word.
+    """
+    runs = list(_APOSTROPHES.finditer(text))
+    marks = [3 if len(run.group()) == 4 else min(len(run.group()), 5) for run in runs]
+    as_text = [len(run.group()) - mark for run, mark in zip(runs, marks, strict=True)]
+    threes = [number for number, run in enumerate(runs) if len(run.group()) == 3]
+    if threes and sum(mark in (2, 5) for mark in marks) % 2 and sum(mark in (3, 5) for mark in marks) % 2:
+        behind = [text[max(runs[number].start() - 2, 0) : runs[number].start()] for number in threes]
+        ranks = [2 if before[-1:] in ("", " ") else 0 if before[:-1].strip() == "" else 1 for before in behind]
+        as_text[threes[ranks.index(min(ranks))]] = 1
+    pieces = iter(as_text)
+    return _APOSTROPHES.sub(lambda _: "'" * next(pieces), text)
+
+
 def _tidied(text: str) -> str:
+    text = _without_quotes(text)
     for pattern, replacement in _TIDY:
         text = pattern.sub(replacement, text)
     return text.strip()
@@ -162,7 +193,8 @@ class _Reader:
     def _link_text(self, node: nodes.Wikilink) -> str:
         title = str(node.title).strip()
         namespace, colon, _ = title.partition(":")
-        is_text = not (colon and namespace.strip().lower() in self.no_text) and not _OTHER_LANGUAGE.match(title)
+        is_media = (colon and namespace.strip().lower() in self.no_text) or _MEDIA.match(title)
+        is_text = not is_media and not _OTHER_LANGUAGE.match(title)
         if not is_text and not _PROJECT.match(title):
             return ""
         if node.text is not None:

@@ -9,6 +9,7 @@ _FIRST_ARGUMENT = {
     "pron", "ill", "interlanguage link", "visible anchor", "vanchor", "quote", "blockquote", "cquote", "gloss",
     "num", "nombre", "число", "formatnum", "nts",
     "avoid wrap", "nihongo", "keypress", "key press", "tooltip", "angbr", "vr", "ipa", "flag", "big", "larger", "tq",
+    "unicode", "jas", "ens", "frs", "its", "ess", "pts", "rus", "las", "grcs", "ars", "zhs", "trs", "pls",
 }  # fmt: skip
 _FIXED = {
     "ndash": "–", "mdash": "—", "spaced ndash": " – ", "snd": " – ", "spnd": " – ", "endash": "–", "emdash": "—",
@@ -19,8 +20,10 @@ _FORMULAS = {
     "currentyear", "currentmonth", "age", "eqm", "music", "decimals", "gaps",
 }  # fmt: skip
 _LAST_ARGUMENT = {"transl", "translit", "transliteration"}  # {{transl|ar|ALA|Allāh}}; ALA is optional
-_SECOND_ARGUMENT = {"lang", "langx", "script"}  # {{lang|de|Katze}}
+_SECOND_ARGUMENT = {"lang", "langx", "langi", "script"}  # {{lang|de|Katze}}
 _NUMBER_AND_UNIT = {"unité", "unidad", "unité/2", "unit", "einheit"}  # {{unité|12|km}}
+_DATES = {"date", "date-", "date de naissance", "date de décès"}  # {{date|11|novembre|1866}}
+_FRENCH_NUMBER = re.compile(r"(\d+|[ivx]+)(er|re|ère|e)( siècle)?")  # {{1re}}, {{XXe siècle}}
 _NOTES = {
     "citation needed", "cn", "fact", "citation", "efn", "efn-ua", "refn", "rp", "r", "ref", "note", "clarify",
     "when", "who", "where", "which", "why", "by whom", "according to whom", "dead link", "dubious", "vague", "better",
@@ -29,7 +32,7 @@ _NOTES = {
     "main", "see also", "further", "details", "about", "for", "short description", "use dmy dates", "toc",
     "use mdy dates",
     "défaut de référence", "référence nécessaire", "refnec", "quand", "qui", "cita requerida", "belege fehlen",
-    "источник", "нет аи", "sfnm", "citace", "harvsp", "audio", "listen",
+    "источник", "нет аи", "carece de fontes", "bron?", "sfnm", "citace", "harvsp", "audio", "listen",
 }  # fmt: skip
 _NOTE_PREFIXES = ("cite ", "cite-", "sfn", "harv", "ipac-", "ipa-", "ref ", "note ", "citation ")
 """Notes and marks beside a sentence: leaving them out leaves it whole."""
@@ -69,14 +72,14 @@ _PARTS = {("ft", "in"), ("lb", "oz"), ("st", "lb"), ("mi", "yd"), ("mi", "ft"), 
 
 
 _KNOWN = {
-    *_FIXED, *_FORMULAS, *_SHIPS, *_FIRST_ARGUMENT, *_LAST_ARGUMENT, *_SECOND_ARGUMENT, *_NUMBER_AND_UNIT, "coord",
-    "convert", "cvt", "as of", "circa", "c.",
+    *_FIXED, *_FORMULAS, *_SHIPS, *_FIRST_ARGUMENT, *_LAST_ARGUMENT, *_SECOND_ARGUMENT, *_NUMBER_AND_UNIT, *_DATES,
+    "coord", "convert", "cvt", "as of", "circa", "c.",
 }  # fmt: skip
 
 
 def is_known(name: str) -> bool:
     """Whether :func:`template_text` knows a template. ``name`` in lower case."""
-    return name in _KNOWN or name.startswith("lang-")
+    return name in _KNOWN or name.startswith("lang-") or _FRENCH_NUMBER.fullmatch(name) is not None
 
 
 def is_note(name: str) -> bool:
@@ -99,6 +102,10 @@ def template_text(name: str, arguments: list[str], named: dict[str, str]) -> str
         return arguments[1]
     if name in _NUMBER_AND_UNIT:
         return " ".join(filter(None, arguments[:2]))
+    if name in _DATES:
+        return " ".join(filter(None, arguments))
+    if number := _FRENCH_NUMBER.fullmatch(name):
+        return number.group(1).upper() + name[number.end(1) :]
     if name in _LAST_ARGUMENT:
         return arguments[-1] if len(arguments) >= 2 else ""
     if name in _SHIPS:

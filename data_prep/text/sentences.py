@@ -1,9 +1,8 @@
-"""Paragraphs -> sentences, by Wikimedia's ``sentencex`` and an additional rule for quoted speech.
+"""Paragraphs -> sentences, by Wikimedia's ``sentencex`` and rules for what it splits wrongly.
 
-Chosen by measurement on Wikipedia articles and novels (``scripts/bench_sentences.py``): blingfire is slower, splits
-within sentences more often and has unmaintained wheels; syntok and pysbd take 15 and 50 times as long. None of them
-loses characters. sentencex does not split quoted speech of several sentences; such a sentence is split once more with
-its quotes masked. A number or letter that counts ("2.", "(a)") stays with what follows it.
+Chosen by sentences counted by hand in ten languages (``scripts/bench_sentences.py``, docs/languages.md). sentencex does
+not split quoted speech of several sentences; such a sentence is split once more with its quotes masked. A number or
+letter that counts ("2.", "(a)", "Table 3.1.") stays with what follows it.
 """
 
 import re
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 
 import sentencex
 
-from data_prep.text.abbreviations import is_abbreviation
+from data_prep.text.abbreviations import is_abbreviation, is_ordinal
 
 _LONGEST_PARAGRAPH = 100_000  # characters; limits memory, since splitting keeps several copies
 _MARGIN = 20  # characters; most quotes and spaces between two sentences
@@ -19,11 +18,22 @@ _QUOTE = re.compile(r"""["“”„«»‘]|['’](?!\w)|(?<!\w)'""")  # but no 
 _SPEECH = re.compile(r"""[.!?…]["”’'»)]*\s+["“„«‘'(]*[^\W\d_a-z]""")  # the end of a sentence and a capital
 _OPENING = re.compile(r"""(?:(?<=\s)["“„«‘'(]+|\s)+$""")
 _CLOSED = re.compile(r"""["”“’'»]\s*$""")
-_CLOSED_JAPANESE = re.compile(r"[」』]\s*$")
-_LIST_MARK = re.compile(r"\(?(?:\d{1,3}|[^\W\d_]|[ivx]{2,4})[.)]\s+")
+_CLOSED_JAPANESE = re.compile(r"[」』\"'”’)!?.]\s*$")
+_LIST_MARK = re.compile(
+    r"\(?(?:\d{1,3}|[^\W\d_]|[ivx]{2,4})[.)]\s+"
+    r"|(?:[^\W\d_a-z]\w* )?(?:[^\W\d_]\.)?\d{1,3}(?:\.\d{1,3})*\.\s+"  # "2.1. Start", "Table 3.1. Colours"
+)
+_BRACKETED = re.compile(r"\(\w{1,3}\)")
+_YEARS = re.compile(r"\([\d\s–—/-]+\)\W*$")  # alone: "Name. (1942–2018)."
+_ENDS = ".!?…:;।؟۔」』”’\"')）"
 _LAST_MARK = re.compile(r"(?<=[.!?…])\s+((?:\d{1,3}[.)]|\(\w{1,3}\))\s*)$")
 _LAST_WORD = re.compile(r"[^\s(«„“\"]+$")
 _SHORT_WORD = 3  # letters; "av. J.-C."
+_LONG_WORD = re.compile(r"\W*[^\W\d_]{6,}\.$")  # no abbreviation
+_NAME = re.compile(r"\.\.|[_/\\@=]")  # "For...Next", "en_US.UTF-8"
+_ADDRESS = re.compile(r"\s*\S+(?:://|@)\S")
+_IDEOGRAPHIC_END = re.compile(r"[。！？]+[」』”’）)\]]*\s*")
+_OPEN, _CLOSE = re.compile(r"[「『“（(\[]"), re.compile(r"[」』”）)\]]")
 
 
 def split_sentences(paragraph: str, language: str) -> Iterator[str]:
@@ -54,7 +64,7 @@ def _without_last_mark(text: str, language: str) -> tuple[str, str]:
     if last is None:
         return "", ""
     sentence = text[: -len(last.group())]
-    if is_abbreviation(sentence[-_MARGIN:].split()[-1], language, last.group(1)[0].isdigit()):  # "See Ch. 10."
+    if is_abbreviation(sentence[-_MARGIN:].split()[-1], language, last.group(1)):  # "See Ch. 10."
         return "", ""
     return sentence, last.group(1)
 
@@ -62,22 +72,38 @@ def _without_last_mark(text: str, language: str) -> tuple[str, str]:
 def _begins_a_sentence(part: str, before: str, language: str) -> bool:
     """Whether ``part`` starts a new sentence after ``before``.
 
-    It does not if one of them is punctuation or a list mark only, or behind an abbreviation, or if it begins with a
-    lower-case letter after a closing quote (“Why?” he asked) or in text that has capitals (the author of Who Goes
-    There? and others), or with a particle after a Japanese quote.
+    It does not if one of them is punctuation or a list mark only, or behind an abbreviation, or within a name, or if it
+    begins with a comma, with a lower-case letter after a closing quote (“Why?” he asked) or in text that has capitals
+    (the author of Who Goes There? and others), or with a particle after a Japanese quote.
     """
-    if not _has_words(part) or not _has_words(before):
+    if not _has_words(part) or not _has_words(before) or part.lstrip()[0] == ",":
         return False
-    if _CLOSED_JAPANESE.search(before[-_MARGIN:]) and "\u3041" <= part[0] <= "\u3096":
+    end = before[-_MARGIN:].rstrip()
+    if _CLOSED_JAPANESE.search(end) and "\u3041" <= part[0] <= "\u3096":
         return False
-    word = _LAST_WORD.search(before[-_MARGIN:].rstrip())
-    if word and is_abbreviation(word.group(), language, part[0].isdigit()):
+    if end[-1] in "。！？":
+        return True
+    if _YEARS.match(part) or (_BRACKETED.match(part) and end[-1] not in _ENDS):  # "either (a) 犬 or (b) 猫"
         return False
-    if word and before[-1] == "." and (part[0] == "-" or (part[0].isalnum() and len(word.group()) <= _SHORT_WORD)):
-        return False  # no space between them: "av. J.-C."
+    word = _LAST_WORD.search(end)
+    if word and is_abbreviation(word.group(), language, part):
+        return False
+    if is_ordinal(end, language):
+        return False
+    if word and before[-1] == "." and _is_one_word(word.group(), part):
+        return False
+    if _ADDRESS.match(part) or (word and _LONG_WORD.match(word.group())):
+        return True
     first = part[:_MARGIN].lstrip(" (-–—")[:1]
-    continues = _CLOSED.search(before[-_MARGIN:]) or next(filter(str.isalpha, before[:_MARGIN]), "").isupper()
+    continues = _CLOSED.search(end) or next(filter(str.isalpha, before[:_MARGIN]), "").isupper()
     return not (first.islower() and continues)
+
+
+def _is_one_word(before: str, part: str) -> bool:
+    """Whether ``part`` goes on the word ``before`` and its full stop, without a space: "av. J.-C.", "en_US.UTF-8"."""
+    word = before + part[:_MARGIN].partition(" ")[0]
+    is_name = len(before) <= _SHORT_WORD or "." in before[:-1] or bool(_NAME.search(word))
+    return part[0] == "-" or (part[0].isalnum() and is_name)
 
 
 def _has_words(text: str) -> bool:
@@ -85,11 +111,24 @@ def _has_words(text: str) -> bool:
 
 
 def _parts(piece: str, language: str) -> Iterator[str]:
-    for sentence in _segment(piece, language):
+    for sentence in _ideographic(_segment(piece, language)):
         if _SPEECH.search(sentence) and _QUOTE.search(sentence):
             yield from _speech(sentence, language)
         else:
             yield sentence
+
+
+def _ideographic(sentences: list[str]) -> Iterator[str]:
+    """Split also at each ideographic full stop outside quotes and brackets."""
+    for sentence in sentences:
+        start = depth = counted = 0
+        for end in _IDEOGRAPHIC_END.finditer(sentence):
+            passed, counted = sentence[counted : end.end()], end.end()
+            depth += len(_OPEN.findall(passed)) - len(_CLOSE.findall(passed))
+            if depth <= 0:
+                yield sentence[start:counted]
+                start, depth = counted, 0
+        yield sentence[start:]
 
 
 def _speech(sentence: str, language: str) -> Iterator[str]:

@@ -107,6 +107,14 @@ def test_pointers_to_other_articles() -> None:
         ("北京是-{zh-hans:中华; zh-hant:中華;}-的-{首都}-。-{T|zh:标题}-", "北京是中华的首都。"),
         ("{{lang|ar|الله}} is {{transl|ar|ALA|Allāh}} or {{transl|ar|ilāh}}.", "الله is Allāh or ilāh."),
         ("Two (e.g. {{cite web|b}}) ways (see [[A|table]] below) of it (See <ref>a</ref>).", "Two ways of it."),
+        ("membre de l''''ACAE''' i ''més''.", "membre de l'ACAE i més."),  # apostrophes as MediaWiki reads them
+        ("comprendente l'''uomo animale ragionevole''.", "comprendente l'uomo animale ragionevole."),
+        ("the ''Titanic'''s and '''''all''''' of '''it'''.", "the Titanic's and all of it."),
+        ("[[Αρχείο:A b.JPG|thumb|Ερμής]]Το [[2001: A Space Odyssey]].", "Το 2001: A Space Odyssey."),
+        ("Wort ({{x|a}}, von {{y|b}}) und (seit 1,5 {{z}}; 3. Mai, {{q|c}}).", "Wort und (3. Mai)."),
+        ("Wort (5 km{{x}}, 1,234).", "Wort (5 km, 1,234)."),
+        ("von {{EnS|''animation''}}, {{langi|la|Lituae}}", "von animation, Lituae"),
+        ("la {{1re}} du {{XXe siècle}}, le {{date|11|novembre|1866}}.", "la 1re du XXe siècle, le 11 novembre 1866."),
         ("Released: 2005, {{cite web|b}}. He asked, ... and went.", "Released: 2005. He asked, ... and went."),
     ],
 )

@@ -57,6 +57,26 @@ COUNTED_BY_HAND = [
     ("pl", ["Prof. Kowalski przyszedł.", "Było to ok. 5 km."]),
     ("hi", ["यह एक वाक्य है।", "यह दूसरा है।"]),
     ("ar", ["هل قرأت هذا؟", "نعم.", "قرأته."]),
+    ("en", ["Pt. is a 54 y.o. male with a cough.", "BP 130/80, HR 72.", "Temp. 37.2 C and sat. 94 % in the morning."]),
+    ("en", ["1. Continue metoprolol 25 mg p.o. b.i.d. and aspirin.", "2. See Dr. Lee in 2 weeks."]),
+    ("de", ["Z. n. Appendektomie 1998.", "Keine Allergien bekannt.", "Vorstellung am 12. März bei Dr. Weber."]),
+    ("fr", ["Le pt. a 54 ans, env. 80 kg.", "TA 13/8.", "Revu par le Dr. Martin le 3 mai."]),
+    ("es", ["Quizás vaya al espacio.", "-- Stephen Hawking. (1942-2018).", "Físico teórico."]),
+    ("de", ["2013 kam er in die Jury des 66. Festivals.", "Er war 66.", "Sie ging."]),
+    ("de", ["Die Endung .tar.Z wird ebenfalls erkannt.", "Andere nicht."]),
+    ("da", ["Han kom den 66. Gang.", "Hun gik."]),
+    ("gl", ["Construído a finais do s. XVIII e reformado no s. XX polo rei.", "É de pedra."]),
+    ("pl", ["Aleksandr Borodin (ur. 31 października 1833, zm. 27 lutego 1887) był chemikiem.", "Komponował."]),
+    ("gl", ["Alí están os restos de Dª. María e do seu fillo.", "Morreu axiña."]),
+    ("fr", ["2.2.9. Journaux des paquets installés"]),  # numbers of headings and tables
+    ("tr", ["Tablo 3.1. Uyumlu işletim sistemi"]),
+    ("zh", ["表 12.12. 高级命令列表"]),
+    ("ar", ["شكل 6.3. تحديث النظام"]),
+    ("fi", ["Lauseen pitää olla For...Next -silmukan sisällä.", "Muuten se ei toimi."]),
+    ("en", ["The file is /usr/share/locale/en_US.UTF-8/Compose here.", "Read it."]),
+    ("ru", ["Учиться верности, нежности..., благородству и терпению.", "Это трудно."]),
+    ("tr", ["Sunucu kaliteyi sağlamaya çalışır.", "http://proxy.example:3128 adresini yazın.", "ali@ev.example okur."]),
+    ("es", ["Existen dos clases de almejas.", "las de mar y las de río."]),
 ]
 
 
@@ -71,6 +91,10 @@ def test_list_marks_and_abbreviations(language: str, expected: list[str]) -> Non
         ("ja", ["「そうですか。」と彼は言った。", "次の日は雨だった。"]),
         ("ja", ["彼は「行こう。早く。」と言った。"]),
         ("zh", ["他说：“你好。”", "然后走了。", "天黑了。"]),
+        ("zh", ["下面是正则表达式。", "aptitude 用它来匹配。"]),
+        ("ja", ["4 バイトがデフォルト。", "1, 2 バイトも可能。"]),
+        ("ja", ["どちらかが (a) 開けるか (b) 盗聴できれば可能です。", "暗号化をお勧めします。"]),
+        ("ja", ["引き数が ! であれば否定する。", "(しかし、例外がある。)", "次は別の話である。"]),
     ],
 )
 def test_text_without_spaces(language: str, expected: list[str]) -> None:
