@@ -27,7 +27,7 @@ LAYERS = [
     },
     {"data"},
     {"model", "optim"},
-    {"checkpoint", "distributed"},
+    {"checkpoint", "distributed", "trackers"},
     {"training"},
     {"config"},
     {"hub", "plan", "report"},
