@@ -85,8 +85,9 @@ class MlflowRun:
 def open_run(run: TrackedRun, step: int) -> MlflowRun:
     """The run of this directory, or a new one."""
     client = _client(run)
-    experiment = client.get_experiment_by_name(run.project)
-    return MlflowRun(run, client, experiment.experiment_id if experiment else client.create_experiment(run.project))
+    found = client.get_experiment_by_name(run.project)
+    kind = {"mlflow.experimentKind": "custom_model_development"}  # its pages are those of training, not of LLMs
+    return MlflowRun(run, client, found.experiment_id if found else client.create_experiment(run.project, tags=kind))
 
 
 def check(run: TrackedRun) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import trackio
 from trackio.sqlite_storage import SQLiteStorage
 
-from bert_pretrain.trackers.tracker import Row, RowKey, TrackedRun, flat_config, key_of, plots_in, values_of
+from bert_pretrain.trackers.tracker import KINDS, Row, RowKey, TrackedRun, flat_config, key_of, plots_in, values_of
 
 
 class TrackioRun:
@@ -18,12 +18,11 @@ class TrackioRun:
 
     def __init__(self, run: TrackedRun) -> None:
         config = json.loads(json.dumps(flat_config(run.config), default=str))
-        name = run.id
         parts = {"auto_log_gpu": False, "auto_log_cpu": False, "embed": False}
-        self._run = trackio.init(run.project, name, config=config, resume="allow", **parts)
+        self._run = trackio.init(run.project, run.id, config=config, resume="allow", **parts)
         self.where = f"trackio show --project {run.project}"
         rows = SQLiteStorage.get_logs(run.project, run_id=self._run.id)
-        self.held: set[RowKey] = {key_of(row) for row in rows}
+        self.held: set[RowKey] = {key_of(row) for row in rows if row.keys() & KINDS.keys()}
 
     def log_row(self, row: Row) -> None:
         """All values, and a histogram of each value by layer."""

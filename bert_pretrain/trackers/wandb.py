@@ -17,6 +17,7 @@ from bert_pretrain.trackers.tracker import FINISHED, STOPPED, Row, RowKey, Track
 
 START_SECONDS = 60.0
 """How long wandb may take to start online before the run is tracked offline."""
+_UPLOAD_SECONDS = 20.0  # at the end; without a limit, wandb's own hook keeps the process from exiting
 
 
 class WandbRun:
@@ -44,6 +45,8 @@ class WandbRun:
 
     def log_checkpoint(self, path: Path, step: int) -> None:
         """A version of the run's model artifact that refers to the checkpoint."""
+        if not path.exists():  # removed meanwhile, in favour of newer ones
+            return
         artifact = wandb.Artifact(f"{self._run.id}-checkpoint", type="model", metadata={"step": step})
         artifact.add_reference(path.resolve().as_uri(), checksum=False)
         self._run.log_artifact(artifact)
@@ -62,7 +65,7 @@ class WandbRun:
 
 def open_run(run: TrackedRun, step: int) -> WandbRun:
     """Start the run of this directory, or go on with it."""
-    settings = wandb.Settings(silent=True, init_timeout=START_SECONDS)
+    settings = wandb.Settings(silent=True, init_timeout=START_SECONDS, finish_timeout=_UPLOAD_SECONDS)
     place = {"project": run.project, "dir": run.run_dir, "name": run.run_dir.name, "config": run.config}
 
     def start(mode: Literal["online", "offline"]) -> Any:

@@ -35,8 +35,8 @@ class LoggingConfig:
     layers_every_steps: int
     """Applied steps between two rows of trust ratios and norms by layer, for layer-wise optimizers; 0: none."""
     trackers: list[str]
-    """Where the metrics go beside metrics.jsonl, any number of ``wandb``, ``tensorboard``, ``mlflow``, ``trackio``; each
-    needs the extra of its name."""
+    """Where the metrics go beside metrics.jsonl: any of ``wandb``, ``tensorboard``, ``mlflow``, ``trackio``. Each needs
+    the extra of its name."""
     project: str
     """The project in wandb and trackio, the experiment in mlflow."""
     mlflow_uri: str | None

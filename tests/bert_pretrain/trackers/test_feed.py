@@ -13,6 +13,7 @@ from bert_pretrain.trackers.choice import check_installed
 from bert_pretrain.trackers.feed import MOST_WAITING, TrackerFeed, TrackerFeeds
 from bert_pretrain.trackers.tracker import FINISHED, TrackedRun, flat_config, key_of, run_id, values_of
 from bert_pretrain.training.metrics import MetricsLog, read_rows
+from bert_pretrain.training.options import LoggingConfig
 
 
 class Fake:
@@ -169,7 +170,7 @@ def test_other_work_that_fails_leaves_the_rows_alone(tmp_path: Path, capsys) -> 
 def test_no_tracker_no_thread_and_no_file(tmp_path: Path) -> None:
     before = threading.active_count()
     run = TrackedRun(tmp_path, "p", {}, "offline", None)
-    TrackerFeeds().start([], run, 0, lambda: [], pytest.fail)
+    TrackerFeeds().start([], run, 0, list, pytest.fail)
     assert threading.active_count() == before
     assert not list(tmp_path.iterdir())
 
@@ -206,3 +207,35 @@ def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.M
     message = r"logging.trackers has mlflow, which is not installed: pip install 'bert-pretrain\[mlflow\]'"
     with pytest.raises(ConfigError, match=message):
         check_installed(["mlflow", "wandb"])
+
+
+def logging(**options: object) -> LoggingConfig:
+    values = {"trackers": [], "project": "p", "mlflow_uri": None, "wandb": None, "wandb_project": None, **options}
+    return LoggingConfig(every_steps=1, layers_every_steps=0, **values)
+
+
+@pytest.mark.parametrize(
+    ("options", "chosen"),
+    [
+        ({}, []),
+        ({"wandb": "disabled"}, []),
+        ({"wandb": "auto"}, ["wandb"]),
+        ({"trackers": ["mlflow", "wandb", "mlflow"], "wandb": "offline"}, ["mlflow", "wandb"]),
+    ],
+)
+def test_the_option_wandb_adds_it_to_the_trackers(options: dict, chosen: list[str]) -> None:
+    assert logging(**options).chosen_trackers() == chosen
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trackers": ["tensorbord"]}, r"logging.trackers is 'tensorbord'; allowed: .*did you mean tensorboard"),
+        ({"trackers": ["wandb"], "wandb": "disabled"}, "logging.trackers has wandb, but logging.wandb is 'disabled'"),
+        ({"wandb": "yes"}, "logging.wandb is 'yes'; allowed: disabled, offline, online, auto, null"),
+        ({"project": " "}, "logging.project is ' '; allowed: a name"),
+    ],
+)
+def test_mistakes_in_the_options(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        logging(**options)

@@ -7,8 +7,10 @@ tests run where they are installed.
 import json
 import sqlite3
 import struct
+import threading
 from collections import defaultdict
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import numpy as np
 import pytest
 
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.trackers.choice import load_trackers
 from bert_pretrain.trackers.tracker import STOPPED, TrackedRun, Tracker, key_of, values_of
 
 Found = dict[str, list[tuple[int, float]]]
@@ -53,7 +56,9 @@ def read_mlflow(run: TrackedRun) -> Found:
 
 
 def read_trackio(run: TrackedRun) -> Found:
-    (path,) = run.run_dir.parent.glob("trackio/*.db")
+    from trackio.utils import TRACKIO_DIR
+
+    (path,) = TRACKIO_DIR.glob("*.db")
     found = defaultdict(list)
     with sqlite3.connect(path) as connection:
         rows = connection.execute("SELECT step, metrics FROM metrics WHERE run_name = ? ORDER BY id", (run.id,))
@@ -114,13 +119,9 @@ def expected(rows: list[dict[str, Any]], name: str) -> Found:
 
 @pytest.fixture(params=NAMES)
 def tracker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, TrackedRun]:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when trackio is first imported
     pytest.importorskip(request.param, reason="not installed: it is not in the lock")
     monkeypatch.chdir(tmp_path)  # mlflow's default for artifacts
-    if request.param == "trackio":
-        for module in ("trackio.utils", "trackio.sqlite_storage", "trackio.media.utils"):
-            target = import_module(module)
-            if hasattr(target, "TRACKIO_DIR"):
-                monkeypatch.setattr(target, "TRACKIO_DIR", tmp_path / "trackio")
     run_dir = tmp_path / "demo"
     run_dir.mkdir()
     config = {"seed": 1, "optimizer": {"lr": 0.01}}
@@ -143,6 +144,7 @@ def test_values_read_back_are_those_of_the_rows(tracker: tuple[str, TrackedRun])
     name, run = tracker
     first = opened(name, run, 0)
     send(first, [row for row in ROWS if "trust_ratio" not in row])
+    (run.run_dir / "checkpoints" / "step_00000003").mkdir(parents=True)
     first.log_checkpoint(run.run_dir / "checkpoints" / "step_00000003", 3)
     first.finish(STOPPED)
     second = opened(name, run, 2)
@@ -160,6 +162,35 @@ def test_values_read_back_are_those_of_the_rows(tracker: tuple[str, TrackedRun])
 
 
 def test_mlflow_refuses_an_address_that_is_none(tmp_path: Path) -> None:
-    module = pytest.importorskip("mlflow", reason="not in the lock") and import_module("bert_pretrain.trackers.mlflow")
-    with pytest.raises(ConfigError, match="logging.mlflow_uri is 'gopher://x'"):
+    pytest.importorskip("mlflow", reason="not installed: it is not in the lock")
+    module = import_module("bert_pretrain.trackers.mlflow")
+    with pytest.raises(ConfigError, match=r"logging.mlflow_uri is 'gopher://x'"):
         module.check(TrackedRun(tmp_path, "p", {}, "offline", "gopher://x"))
+
+
+class Refuses(BaseHTTPRequestHandler):
+    """A server that lets nobody in."""
+
+    def do_GET(self) -> None:
+        self.send_response(401)
+        self.end_headers()
+        self.wfile.write(b"You are not authenticated.")
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_an_mlflow_server_that_refuses_the_user_is_a_mistake(tmp_path: Path) -> None:
+    """Before the run begins; one that was begun goes on."""
+    pytest.importorskip("mlflow", reason="not installed: it is not in the lock")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        run = TrackedRun(tmp_path, "p", {}, "offline", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(ConfigError, match=r"mlflow refuses this user at logging.mlflow_uri=http://127") as caught:
+            load_trackers(["mlflow"], run)
+        assert "\n" not in str(caught.value)
+        (tmp_path / "config.yaml").touch()
+        load_trackers(["mlflow"], run)
+        server.shutdown()
