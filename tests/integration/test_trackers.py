@@ -53,5 +53,5 @@ def test_a_killed_run_goes_on_in_the_same_event_files(tmp_path: Path, shard_dir:
             expected.setdefault(name, []).append((row["step"], float(np.float32(value))))
     assert found == expected
     assert [step for step, _ in found["loss"]] == list(range(1, 13))
-    assert events.Tensors("state/text_summary")[-1].tensor_proto.string_val == [b"finished"]
+    assert events.Tensors("state")[-1].tensor_proto.string_val == [b"finished"]
     assert len(events.Tensors("layers/trust_ratio")) == 4
