@@ -76,6 +76,7 @@ def open_run(run: TrackedRun, step: int) -> WandbRun:
     except Exception:  # no server, a wrong key
         if run.wandb_mode == "offline":
             raise
+        wandb.teardown()  # which ends the attempt, else the id is in use
         opened = start("offline")
     return WandbRun(opened, run.run_dir / "wandb" / "rows_logged.txt")
 
