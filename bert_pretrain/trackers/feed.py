@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from threading import Thread
 
 from bert_pretrain.errors import on_one_line
-from bert_pretrain.trackers.tracker import Row, TrackedRun, Tracker, key_of, run_id
+from bert_pretrain.trackers.tracker import FINISHED, Row, RowKey, TrackedRun, Tracker, key_of, run_id
 
 MOST_WAITING = 1000
 """Rows in the queue of one tracker: more are dropped, and read from the file later."""
@@ -67,14 +67,21 @@ class TrackerFeed:
         self._queue.put(partial(self._finish, state))
         self._queue.put(None)
 
-    def join(self, seconds: float) -> None:
-        """Wait for the end, but not longer than ``seconds``; say what the tracker lacks."""
+    def join(self, seconds: float, patient: bool) -> None:
+        """Wait up to ``seconds`` for the end, if ``patient`` as long as rows go through; say what the tracker lacks."""
         self._thread.join(seconds)
-        held = self._tracker.held if self._tracker is not None else set()
+        before = 0
+        while patient and self._thread.is_alive() and len(self._held()) > before:
+            before = len(self._held())
+            self._thread.join(FINISH_SECONDS)
+        held = self._held()
         lacking = sum(key_of(row) not in held for row in self._read())
         if lacking or self._thread.is_alive():
             silent = " does not answer and" if self._thread.is_alive() else ""
             self._report(f"{self.name}{silent} lacks {lacking} rows of metrics.jsonl; the same command sends them")
+
+    def _held(self) -> set[RowKey]:
+        return self._tracker.held if self._tracker is not None else set()
 
     def _work(self) -> None:
         self._send([])
@@ -160,9 +167,9 @@ class TrackerFeeds:
             feed.call(lambda tracker: tracker.log_plots(folder, step))
 
     def finish(self, state: str) -> None:
-        """Close all runs in ``state``, in a bounded time."""
+        """Close all runs in ``state``, in a bounded time; a finished run waits for rows as long as they go through."""
         end = time.monotonic() + FINISH_SECONDS
         for feed in self._feeds:
             feed.finish(state)
         for feed in self._feeds:
-            feed.join(max(0.0, end - time.monotonic()))
+            feed.join(max(0.0, end - time.monotonic()), patient=state == FINISHED)

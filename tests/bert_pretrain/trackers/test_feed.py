@@ -92,6 +92,15 @@ def test_a_tracker_that_cannot_be_opened_for_ever_is_not_waited_for(tmp_path: Pa
     assert run.close() == ["slow does not answer and lacks 2 rows of metrics.jsonl; the same command sends them"]
 
 
+def test_the_end_of_a_run_waits_while_rows_go_through(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(feed_module, "FINISH_SECONDS", 0.5)
+    tracker = Fake(lambda row: threading.Event().wait(0.1))
+    run = Run(tmp_path, capsys, tracker)
+    run.rows(*range(12))
+    assert not [line for line in run.close() if "lacks" in line]
+    assert steps(tracker) == list(range(12))
+
+
 def test_a_tracker_that_raises_at_every_call_is_told_of_once(tmp_path: Path, capsys) -> None:
     def refuse(row: dict) -> None:
         raise RuntimeError("no\nserver")
