@@ -5,13 +5,14 @@ replaces what was written, by the rule of TensorBoard's readers: a ``SessionLog.
 earlier events of step s or later.
 """
 
+import math
 import time
 from pathlib import Path
 
+import numpy as np
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.histogram.summary_v2 import histogram_pb
+from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -34,11 +35,12 @@ class TensorBoardRun:
     def log_row(self, row: Row) -> None:
         """One event with all values, flushed."""
         values = values_of(row)
-        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.scalars.items()]
-        summary = Summary(value=scalars)
-        for name, by_layer in values.by_layer.items():
-            summary.value.extend(histogram_pb(f"layers/{name}", by_layer).value)
-        self._add(summary, values.step)
+        found = [Summary.Value(tag=name, simple_value=value) for name, value in values.scalars.items()]
+        found += [
+            Summary.Value(tag=f"layers/{name}", histo=_histogram(by_layer))
+            for name, by_layer in values.by_layer.items()
+        ]
+        self._add(Summary(value=found), values.step)
         self._step = max(self._step, values.step)
 
     def forget(self, step: int) -> None:
@@ -74,6 +76,14 @@ class TensorBoardRun:
 def open_run(run: TrackedRun, step: int) -> TensorBoardRun:
     """Begin a new event file in the run's folder."""
     return TensorBoardRun(run, step)
+
+
+def _histogram(values: list[float]) -> HistogramProto:
+    """In the first format: readers do not discard histograms of the newer one that are computed again."""
+    finite = np.array([value for value in values if math.isfinite(value)])
+    counts, edges = np.histogram(finite, bins=30)
+    moments = {"num": len(finite), "sum": finite.sum(), "sum_squares": (finite**2).sum()}
+    return HistogramProto(min=edges[0], max=edges[-1], bucket=counts, bucket_limit=edges[1:], **moments)
 
 
 def _held(folder: Path) -> set[RowKey]:

@@ -45,7 +45,7 @@ def test_a_killed_run_goes_on_in_the_same_event_files(tmp_path: Path, shard_dir:
         "mlflow failed (no store); training goes on, and it is tried again",
         f"mlflow lacks {len(rows)} rows of metrics.jsonl; the same command sends them",
     ]
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), {"scalars": 0}).Reload()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), {"scalars": 0, "histograms": 0}).Reload()
     found = {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
     expected: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
@@ -54,4 +54,8 @@ def test_a_killed_run_goes_on_in_the_same_event_files(tmp_path: Path, shard_dir:
     assert found == expected
     assert [step for step, _ in found["loss"]] == list(range(1, 13))
     assert events.Tensors("state")[-1].tensor_proto.string_val == [b"finished"]
-    assert len(events.Tensors("layers/trust_ratio")) == 4
+    histograms = {event.step: event.histogram_value for event in events.Histograms("layers/trust_ratio")}
+    by_step = {row["step"]: list(row["trust_ratio"].values()) for row in rows if "trust_ratio" in row}
+    assert list(histograms) == list(by_step) == [3, 6, 9, 12]
+    for step, values in by_step.items():
+        assert (histograms[step].num, histograms[step].sum) == (len(values), pytest.approx(sum(values)))
