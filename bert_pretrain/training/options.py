@@ -1,5 +1,6 @@
 """Options ``training.*``, ``checkpoint.*``, ``logging.*`` and ``numerics.*``."""
 
+import re
 from dataclasses import dataclass
 
 from bert_pretrain.errors import ConfigError, require
@@ -58,6 +59,8 @@ class LoggingConfig:
         for name in self.trackers:
             require(name in TRACKERS, "logging.trackers", name, ", ".join(TRACKERS))
         require(bool(self.project.strip()), "logging.project", self.project, "a name")
+        if re.search("://[^/]*:[^/]*@", self.mlflow_uri or ""):  # the options are stored and shown
+            raise ConfigError("logging.mlflow_uri holds a password; give that address in MLFLOW_TRACKING_URI instead")
         allowed = ("disabled", "offline", "online", "auto")
         require(self.wandb is None or self.wandb in allowed, "logging.wandb", self.wandb, ", ".join((*allowed, "null")))
         if self.wandb == "disabled" and "wandb" in self.trackers:

@@ -242,6 +242,10 @@ def test_the_option_wandb_adds_it_to_the_trackers(options: dict, chosen: list[st
         ({"trackers": ["tensorbord"]}, r"logging.trackers is 'tensorbord'; allowed: .*did you mean tensorboard"),
         ({"trackers": ["wandb"], "wandb": "disabled"}, "logging.trackers has wandb, but logging.wandb is 'disabled'"),
         ({"wandb": "yes"}, "logging.wandb is 'yes'; allowed: disabled, offline, online, auto, null"),
+        (
+            {"mlflow_uri": "http://me:secret@host:5000"},
+            r"logging.mlflow_uri holds a password; give .*MLFLOW_TRACKING_URI",
+        ),
         ({"project": " "}, "logging.project is ' '; allowed: a name"),
     ],
 )
