@@ -244,7 +244,7 @@ def test_the_option_wandb_adds_it_to_the_trackers(options: dict, chosen: list[st
         ({"wandb": "yes"}, "logging.wandb is 'yes'; allowed: disabled, offline, online, auto, null"),
         (
             {"mlflow_uri": "http://me:secret@host:5000"},
-            r"logging.mlflow_uri holds a password; give .*MLFLOW_TRACKING_URI",
+            r"logging.mlflow_uri holds a password; give .*_URI",
         ),
         ({"project": " "}, "logging.project is ' '; allowed: a name"),
     ],
