@@ -26,7 +26,7 @@ from bert_pretrain.data.sample_order import MixedOrder, SampleOrder
 from bert_pretrain.directory_lock import DirectoryLock, lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
-from bert_pretrain.errors import EXIT_STOPPED, ConfigError
+from bert_pretrain.errors import EXIT_STOPPED, ConfigError, DivergedError
 from bert_pretrain.file_system import check_file_writable, require_writable
 from bert_pretrain.hub.export import check_before_training
 from bert_pretrain.hub.shape import resolve_model
@@ -42,6 +42,8 @@ from bert_pretrain.plan.hardware_peaks import data_sheet_rate, device_name, meas
 from bert_pretrain.plan.run import describe
 from bert_pretrain.report.run import write_report
 from bert_pretrain.starting import find_checkpoint, resume, start
+from bert_pretrain.trackers.choice import load_trackers
+from bert_pretrain.trackers.tracker import DIVERGED, FAILED, FINISHED, STOPPED, TrackedRun
 from bert_pretrain.training.metrics import MetricsLog
 from bert_pretrain.training.micro_batch_size import micro_batch_that_fits
 from bert_pretrain.training.trainer import Trainer
@@ -57,8 +59,8 @@ def run(config: PretrainConfig) -> None:
     with open_world(config.device, resolved_yaml(config), config.communication.timeout_seconds, stop) as world:
         finished = pretrain(config, world, stop)
         if finished and world.is_first:
-            checkpoints = Path(config.run_dir) / "checkpoints"
-            print(f"finished: checkpoints in {checkpoints}, report with plots in {write_report(Path(config.run_dir))}")
+            run_dir = Path(config.run_dir)
+            print(f"finished: checkpoints in {run_dir / 'checkpoints'}, report with plots in {run_dir / 'report.html'}")
     if not finished:
         sys.exit(EXIT_STOPPED)
 
@@ -82,16 +84,19 @@ def train(config: PretrainConfig, world: World, stop: StopRequest, stated: DataC
     store = CheckpointStore(run_dir / "checkpoints", *kept_ones, log.message, run_dir / RECORD)
     trainer = build_trainer(config, world, log, store, config_yaml)
     world.run_on_all_ranks(lambda: initialize_run_dir(run_dir, config_yaml, world, log, trainer.progress.step))
-    with world.busy("starting wandb"):
-        log.open_wandb(config.logging.wandb, config.logging.wandb_project, run_dir, asdict(config))
+    if world.is_first:
+        log.start_trackers(config.logging.chosen_trackers(), tracked_run(config), trainer.progress.step)
     trainer.stop = stop
     try:
         go_on_without_reader()
         finished = trainer.run()
-    except BaseException:  # also an interrupt
-        log.close(status=1)
+        if finished and world.is_first:
+            with world.busy("drawing the plots"):
+                log.trackers.plots(write_report(run_dir).parent / "plots", trainer.progress.step)
+    except BaseException as error:  # also an interrupt
+        log.close(DIVERGED if isinstance(error, DivergedError) else FAILED)
         raise
-    log.close(0 if finished else EXIT_STOPPED)
+    log.close(FINISHED if finished else STOPPED)
     if not finished:
         step = trainer.progress.step
         reached = f"after step {step}, which is saved" if step else "before the first step"
@@ -198,11 +203,19 @@ def check_device_and_run_dir(config: PretrainConfig, world: World) -> DirectoryL
         return None
     run_dir = Path(config.run_dir)
     require_writable(run_dir, "run_dir")
+    load_trackers(config.logging.chosen_trackers(), tracked_run(config))
     check_file_writable(run_dir / "config.yaml", "run_dir's")
     check_file_writable(run_dir / "metrics.jsonl", "run_dir's")
     if os.path.lexists(run_dir / "checkpoints"):
         require_writable(run_dir / "checkpoints", "run_dir's", "make it writable, or give another run_dir")
     return lock_directory(run_dir, "run_dir")
+
+
+def tracked_run(config: PretrainConfig) -> TrackedRun:
+    """The run as trackers see it."""
+    logging = config.logging
+    project = logging.wandb_project or logging.project
+    return TrackedRun(Path(config.run_dir), project, asdict(config), logging.wandb or "auto", logging.mlflow_uri)
 
 
 def initialize_run_dir(run_dir: Path, config_yaml: str, world: World, log: MetricsLog, step: int) -> None:

@@ -13,6 +13,7 @@ from bert_pretrain.data.row_source import check_address
 from bert_pretrain.data.shard_directory import shard_paths
 from bert_pretrain.errors import require
 from bert_pretrain.hub.shape import resolve_if_needed
+from bert_pretrain.trackers.choice import check_installed
 
 
 @entry_point("pretrain", PretrainConfig)
@@ -39,6 +40,7 @@ def on_this_machine(words: list[str]) -> None:
     config = load_config("pretrain", options, PretrainConfig, user_config_dir(flags.config_dir))
     config = resolve_if_needed(replace(config, data=local_data(config.data)))
     check_run_dir(config)  # these need no torch, which takes seconds to load
+    check_installed(config.logging.chosen_trackers())
     if config.data.kind == "shards":
         shard_paths(Path(config.data.dir), "train")
     else:

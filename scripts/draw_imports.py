@@ -30,7 +30,7 @@ LAYERS = [
     },
     {"data"},
     {"model", "optim"},
-    {"checkpoint", "distributed"},
+    {"checkpoint", "distributed", "trackers"},
     {"training"},
     {"config"},
     {"hub", "plan", "report"},

@@ -44,7 +44,7 @@ ENVIRONMENT = {
     "bert_pretrain.distributed.world",
     "bert_pretrain.doctor.system",  # prints those that matter
     "bert_pretrain.launch_environment",  # torchrun's variables
-    "bert_pretrain.training.wandb_run",  # WANDB_API_KEY
+    "bert_pretrain.trackers.wandb",  # WANDB_API_KEY
     "scripts.prove_kills",  # stands in for torchrun
     "scripts.prove_numbers",  # sets threads for child processes
 }

@@ -11,6 +11,7 @@ import errno
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,8 +48,15 @@ def _copied(value: Any, kept: Any) -> Any:
 class CheckpointWriter:
     """Saves to ``store`` in a background thread, one checkpoint at a time; ``report`` gets messages about failures."""
 
-    def __init__(self, store: CheckpointStore, report: Callable[[str], None], max_failed: int) -> None:
-        self.store, self._report, self._max_failed = store, report, max_failed
+    def __init__(
+        self,
+        store: CheckpointStore,
+        report: Callable[[str], None],
+        max_failed: int,
+        saved: Callable[[Path, int], None] = lambda path, step: None,
+    ) -> None:
+        """``saved`` gets the path and the step of each checkpoint that is on disk."""
+        self.store, self._report, self._max_failed, self._saved = store, report, max_failed, saved
         self._awaited, self._worked = threading.Event(), 0.0
         self._model: PreTrainedModel | None = None
         self._optimizer_state: dict[str, Any] = {}
@@ -141,7 +149,8 @@ class CheckpointWriter:
             if self._copied is not None:
                 self._copied.synchronize()
             assert self._model is not None
-            self.store.save(self._model, self._optimizer_state, progress, config_yaml, self._throttle)
+            path = self.store.save(self._model, self._optimizer_state, progress, config_yaml, self._throttle)
+            self._saved(path, progress.step)
             self._failed, self._fault_error = 0, None
         except OSError as error:
             self._note_failure(progress, error)

@@ -1,4 +1,4 @@
-"""Metrics of a run: rows in ``metrics.jsonl``, lines and a progress bar on the terminal, wandb.
+"""Metrics of a run: rows in ``metrics.jsonl``, lines and a progress bar on the terminal, trackers.
 
 There are three kinds of rows, each with ``step``: a training step (has ``loss``), an evaluation (has ``eval_loss``),
 and the layers of one update (has ``trust_ratio``, see ``LayerRows``).
@@ -12,29 +12,29 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from bert_pretrain.file_system import replace_file
-from bert_pretrain.training.wandb_run import WandbRun, open_wandb
+from bert_pretrain.trackers.feed import TrackerFeeds
+from bert_pretrain.trackers.tracker import FINISHED, Row, TrackedRun
 
-Row = dict[str, Any]
 REPLACED = "metrics_replaced.jsonl"
 LAYER_KINDS = ("trust_ratio", "weight_norm", "update_norm")
 
 
 class MetricsLog:
-    """Writes to ``metrics.jsonl``, the terminal and wandb; to nothing without ``path`` (all ranks but the first)."""
+    """Writes to ``metrics.jsonl``, terminal and trackers; to nothing without ``path`` (all ranks but the first)."""
 
     def __init__(self, path: Path | None, total_steps: int) -> None:
         self.path = path
         self.busy: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
-        """Context of what may take long: a slow disk, a terminal that is stopped, wandb's network."""
+        """Context of what may take long: a slow disk, a terminal that is stopped."""
         hidden = path is None or not sys.stderr.isatty()
         self._bar = tqdm(total=total_steps, unit="step", disable=hidden, dynamic_ncols=True, smoothing=0.05)
-        self._wandb: WandbRun | None = None
+        self.trackers = TrackerFeeds()
         self._unwritten = ""
         self.evaluated: set[int] = set()
         """Steps whose evaluation was in the metrics when the run was resumed."""
@@ -55,21 +55,21 @@ class MetricsLog:
         if self.path is None:
             return
         rows = keep_rows(self.path, step, self.message)
+        self.trackers.forget(step)
         self.evaluated = {row["step"] for row in rows if "eval_loss" in row}
 
-    def open_wandb(self, mode: str, project: str, run_dir: Path, config: Row) -> None:
-        """Log to wandb too."""
+    def start_trackers(self, names: list[str], run: TrackedRun, step: int) -> None:
+        """Feed trackers too, with the rows that there are and those to come."""
         if self.path is not None:
-            self._wandb = open_wandb(mode, project, run_dir, config, self.message)
+            self.trackers.start(names, run, step, partial(read_rows, self.path), self.message)
 
     def row(self, row: Row) -> None:
-        """Append one row to ``metrics.jsonl``, flushed at once, and to wandb."""
+        """Append one row to ``metrics.jsonl``, flushed at once, and hand it to the trackers."""
         if self.path is None:
             return
         with self.busy("writing metrics"):
             self._append(json.dumps(row) + "\n")
-            if self._wandb is not None:
-                self._wandb.log(row)
+            self.trackers.row(row)
 
     def _append(self, line: str) -> None:
         """Rows that cannot be written stay in memory, and are written with the next one that can."""
@@ -99,13 +99,13 @@ class MetricsLog:
         """Start to measure the time of the steps."""
         self._started = time.perf_counter()
 
-    def close(self, status: int = 0) -> None:
-        """Close the progress bar and the wandb run; ``status``: the exit status of the process."""
+    def close(self, state: str = FINISHED) -> None:
+        """Close the progress bar and the trackers; ``state``: how the run ended (``trackers/tracker.py``)."""
         self._bar.close()
         if self._unwritten:
             self.message(f"{self._unwritten.count(chr(10))} rows could not be written to {self.path}")
-        if self._wandb is not None:
-            self._wandb.close(status)
+        with self.busy("finishing the trackers"):
+            self.trackers.finish(state)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """Options ``training.*``, ``checkpoint.*``, ``logging.*`` and ``numerics.*``."""
 
+import re
 from dataclasses import dataclass
 
-from bert_pretrain.errors import require
+from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.trackers.choice import TRACKERS
 
 MEMORY_SHARE = 0.92
 """Share of a GPU's memory that a run may fill; the rest is for fragmentation and for other libraries."""
@@ -33,10 +35,19 @@ class LoggingConfig:
     """Applied steps between two logged steps (a line of output, a row of metrics.jsonl)."""
     layers_every_steps: int
     """Applied steps between two rows of trust ratios and norms by layer, for layer-wise optimizers; 0: none."""
-    wandb: str
-    """``disabled``, ``offline``, ``online``, or ``auto``: online if there is an API key, else offline."""
-    wandb_project: str
-    """Name of the wandb project."""
+    trackers: list[str]
+    """Where the metrics go beside metrics.jsonl: any of ``wandb``, ``tensorboard``, ``mlflow``, ``trackio``. Each needs
+    the extra of its name."""
+    project: str
+    """The project in wandb and trackio, the experiment in mlflow."""
+    mlflow_uri: str | None
+    """Address of mlflow's server or store, such as ``http://HOST:5000`` or ``sqlite:///mlflow.db``. null: what
+    MLFLOW_TRACKING_URI says, else mlflow's default."""
+    wandb: str | None
+    """How wandb logs: ``offline``, ``online``, or ``auto``: online if there is an API key, else offline. A value adds
+    wandb to the trackers. null: auto, where the trackers name it; ``disabled``: never."""
+    wandb_project: str | None
+    """The name of ``project`` until version 0.2; replaces it. null: not given."""
     profile_steps: list[int] | None = None
     """``[FIRST, LAST]``: write a trace of these steps, up to 20, and on CUDA a snapshot of the memory, into
     ``run_dir/profile``. null: none."""
@@ -45,12 +56,24 @@ class LoggingConfig:
         require(self.every_steps >= 1, "logging.every_steps", self.every_steps, "1 or more")
         every = self.layers_every_steps
         require(every >= 0, "logging.layers_every_steps", every, "1 or more, or 0 for never")
+        for name in self.trackers:
+            require(name in TRACKERS, "logging.trackers", name, ", ".join(TRACKERS))
+        require(bool(self.project.strip()), "logging.project", self.project, "a name")
+        if re.search("://[^/]*:[^/]*@", self.mlflow_uri or ""):  # the options are stored and shown
+            raise ConfigError("logging.mlflow_uri holds a password; give that address in MLFLOW_TRACKING_URI instead")
         allowed = ("disabled", "offline", "online", "auto")
-        require(self.wandb in allowed, "logging.wandb", self.wandb, ", ".join(allowed))
+        require(self.wandb is None or self.wandb in allowed, "logging.wandb", self.wandb, ", ".join((*allowed, "null")))
+        if self.wandb == "disabled" and "wandb" in self.trackers:
+            raise ConfigError("logging.trackers has wandb, but logging.wandb is 'disabled'; give one of the two")
         steps = self.profile_steps
         fits = steps is None or (len(steps) == 2 and 1 <= steps[0] <= steps[1] < steps[0] + _MOST_PROFILED)
         allowed_steps = f"[FIRST, LAST], from 1 on and up to {_MOST_PROFILED} steps, or null"
         require(fits, "logging.profile_steps", steps, allowed_steps)
+
+    def chosen_trackers(self) -> list[str]:
+        """``trackers``, each once, with wandb where the option ``wandb`` asks for it."""
+        asked = ["wandb"] if self.wandb not in (None, "disabled") else []
+        return list(dict.fromkeys([*self.trackers, *asked]))
 
 
 @dataclass

@@ -74,7 +74,8 @@ class Trainer:
         self.layers = LayerRows(layer_names(self.optimizer), self.logging.layers_every_steps)
         self.network = data_parallel(self.model, self.world, self.communication, self.precision.scaled)
         self.applied = torch.tensor([self.progress.step], device=self.world.device)
-        self._writer = CheckpointWriter(self.store, self.log.message, self.checkpoint.max_failed_saves)
+        reports = self.log.message, self.checkpoint.max_failed_saves, self.log.trackers.checkpoint
+        self._writer = CheckpointWriter(self.store, *reports)
         detector = LossSpikeDetector(**self.progress.spike_detector)
         parts = self.world, self.store, self._writer, self.log, detector
         self.recovery = SpikeRecovery(self.numerics, *parts)

@@ -1,0 +1,196 @@
+"""Each tracker with its real library: what its own reader reads back is what ``metrics.jsonl`` has.
+
+tensorboard and wandb are in the lock. mlflow and trackio are not (they forbid the lock's pyarrow and pillow): their
+tests run where they are installed.
+"""
+
+import json
+import sqlite3
+import struct
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.trackers.choice import load_trackers
+from bert_pretrain.trackers.tracker import STOPPED, TrackedRun, Tracker, key_of, values_of
+
+Found = dict[str, list[tuple[int, float]]]
+"""By name of a value, its steps and values in the order of their steps."""
+ROWS = [
+    {"step": 0, "eval_loss": 5.25},
+    {"step": 1, "loss": 5.1, "lr": 1e-3, "samples_seen": 3_000_000_001},
+    {"step": 2, "loss": 4.9, "lr": 9e-4, "samples_seen": 3_000_000_013},
+    {"step": 2, "trust_ratio": {"a.weight": 0.25, "b": 2.5}, "weight_norm": {"a.weight": 1.0, "b": 3.0}},
+    {"step": 3, "loss": 4.7, "lr": 8e-4, "samples_seen": 3_000_000_025},
+    {"step": 3, "eval_loss": 4.8},
+]
+AGAIN = {"step": 3, "loss": 4.4, "lr": 8e-4, "samples_seen": 3_000_000_037}
+NAMES = ("tensorboard", "wandb", "mlflow", "trackio")
+
+
+def read_tensorboard(run: TrackedRun) -> Found:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run.run_dir / "tensorboard"), {"scalars": 0}).Reload()
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def read_mlflow(run: TrackedRun) -> Found:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(run.mlflow_uri)
+    found = client.search_runs([client.get_experiment_by_name(run.project).experiment_id])
+    assert len(found) == 1, "one run, however often it was opened"
+    info = found[0].info
+    names = found[0].data.metrics
+    by_time = {name: client.get_metric_history(info.run_id, name) for name in names}
+    return {name: [(point.step, point.value) for point in points] for name, points in by_time.items()}
+
+
+def read_trackio(run: TrackedRun) -> Found:
+    from trackio.utils import TRACKIO_DIR
+
+    (path,) = TRACKIO_DIR.glob("*.db")
+    found = defaultdict(list)
+    with sqlite3.connect(path) as connection:
+        rows = connection.execute("SELECT step, metrics FROM metrics WHERE run_name = ? ORDER BY id", (run.id,))
+        for step, metrics in rows:
+            for name, value in json.loads(metrics).items():
+                if isinstance(value, int | float):
+                    found[name].append((step, value))
+    return found
+
+
+def wandb_records(path: Path) -> list[bytes]:
+    """The records of a .wandb file: 7 bytes of header, then blocks of 32 KiB as in LevelDB's log."""
+    content, place, whole, part = path.read_bytes(), 7, [], b""
+    while place + 7 <= len(content):
+        if (rest := 32768 - place % 32768) < 7:
+            place += rest
+            continue
+        length, kind = struct.unpack_from("<HB", content, place + 4)
+        part += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            whole.append(part)
+            part = b""
+    return whole
+
+
+def read_wandb(run: TrackedRun) -> Found:
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    found = defaultdict(list)
+    for path in sorted(run.run_dir.glob("wandb/offline-run-*/run-*.wandb")):
+        for record in map(Record.FromString, wandb_records(path)):
+            if record.WhichOneof("record_type") == "history":
+                items = {
+                    "/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item
+                }
+                row = {name: value for name, value in items.items() if not name.startswith(("_", "layers/"))}
+                for name, value in values_of(row).scalars.items():
+                    found[name].append((row["step"], value))
+    return found
+
+
+READERS: dict[str, Callable[[TrackedRun], Found]] = {
+    "tensorboard": read_tensorboard,
+    "wandb": read_wandb,
+    "mlflow": read_mlflow,
+    "trackio": read_trackio,
+}
+
+
+def expected(rows: list[dict[str, Any]], name: str) -> Found:
+    found = defaultdict(list)
+    for row in rows:
+        for key, value in values_of(row).scalars.items():
+            found[key].append((row["step"], float(np.float32(value)) if name == "tensorboard" else value))
+    return found
+
+
+@pytest.fixture(params=NAMES)
+def tracker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, TrackedRun]:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when trackio is first imported
+    pytest.importorskip(request.param, reason="not installed: it is not in the lock")
+    monkeypatch.chdir(tmp_path)  # mlflow's default for artifacts
+    run_dir = tmp_path / "demo"
+    run_dir.mkdir()
+    config = {"seed": 1, "optimizer": {"lr": 0.01}}
+    return request.param, TrackedRun(run_dir, "proj", config, "offline", f"sqlite:///{tmp_path}/m.db", "demo-1")
+
+
+def opened(name: str, run: TrackedRun, step: int) -> Tracker:
+    return import_module(f"bert_pretrain.trackers.{name}").open_run(run, step)
+
+
+def send(tracker: Tracker, rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        if key_of(row) not in tracker.held:
+            tracker.log_row(row)
+            tracker.held.add(key_of(row))
+
+
+def test_values_read_back_are_those_of_the_rows(tracker: tuple[str, TrackedRun]) -> None:
+    """Over two processes, the second of which begins at step 2, with the layers of step 2 not sent yet; a rewind."""
+    name, run = tracker
+    first = opened(name, run, 0)
+    send(first, [row for row in ROWS if "trust_ratio" not in row])
+    (run.run_dir / "checkpoints" / "step_00000003").mkdir(parents=True)
+    first.log_checkpoint(run.run_dir / "checkpoints" / "step_00000003", 3)
+    first.finish(STOPPED)
+    second = opened(name, run, 2)
+    lost = {("training", 3), ("evaluation", 3)} if name == "tensorboard" else set()  # it forgets what comes again
+    assert second.held == {key_of(row) for row in ROWS if "trust_ratio" not in row} - lost
+    send(second, ROWS)
+    if name in ("tensorboard", "mlflow"):
+        assert READERS[name](run) == expected(ROWS, name)
+    second.forget(2)
+    send(second, [*ROWS[:4], AGAIN])
+    second.finish("finished")
+    found = READERS[name](run)
+    kept = [*ROWS[:4], AGAIN] if name == "tensorboard" else [*ROWS, AGAIN]
+    assert {key: found[key] for key in expected(kept, name)} == expected(kept, name)
+
+
+def test_mlflow_refuses_an_address_that_is_none(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow", reason="not installed: it is not in the lock")
+    module = import_module("bert_pretrain.trackers.mlflow")
+    with pytest.raises(ConfigError, match=r"logging.mlflow_uri is 'gopher://x'"):
+        module.check(TrackedRun(tmp_path, "p", {}, "offline", "gopher://x"))
+
+
+class Refuses(BaseHTTPRequestHandler):
+    """A server that lets nobody in."""
+
+    def do_GET(self) -> None:
+        self.send_response(401)
+        self.end_headers()
+        self.wfile.write(b"You are not authenticated.")
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_an_mlflow_server_that_refuses_the_user_is_a_mistake(tmp_path: Path) -> None:
+    """Before the run begins; one that was begun goes on."""
+    pytest.importorskip("mlflow", reason="not installed: it is not in the lock")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        run = TrackedRun(tmp_path, "p", {}, "offline", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(ConfigError, match=r"mlflow refuses this user at logging.mlflow_uri=http://127") as caught:
+            load_trackers(["mlflow"], run)
+        assert "\n" not in str(caught.value)
+        (tmp_path / "config.yaml").touch()
+        load_trackers(["mlflow"], run)
+        server.shutdown()
