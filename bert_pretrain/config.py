@@ -203,16 +203,11 @@ def check_same_run(now: str, before: str, run_dir: str, applied: int | None = No
     """Raise ``ConfigError`` if two resolved configurations (YAML) are not the same run.
 
     ``applied``: the schedules may differ after so many steps; None: they may not. ``branch``: the checkpoint that has
-    ``before``, if the run of ``now`` is a branch of it. An option that is not there had its default.
+    ``before``, if the run of ``now`` is a branch of it.
     """
-    defaults = _NEW_OPTIONS | _defaults(PretrainConfig)
     where = branch or Path(run_dir)
-    new, old = (defaults | _flat(parse_options(text, where / "config.yaml")) for text in (now, before))
-    differing = [
-        key
-        for key in sorted(new.keys() | old.keys())
-        if new.get(key) != old.get(key) and not any(f"{key}.".startswith(f"{free}.") for free in _MAY_CHANGE_ON_RESUME)
-    ]
+    new, old = (flat_options(parse_options(text, where / "config.yaml")) for text in (now, before))
+    differing = differing_options(new, old)
     if branch:  # resolve_model has taken what is not stated from this checkpoint
         stated = {key for key in differing if None not in (new.get(key), old.get(key))}
         differing = [key for key in differing if key in stated or not key.startswith("model.")]
@@ -230,6 +225,17 @@ def check_same_run(now: str, before: str, run_dir: str, applied: int | None = No
             else f"run_dir {run_dir} belongs to another run: {found}; give another run_dir, or init_from={run_dir} for "
             "a run that starts from its weights"
         )
+
+
+def flat_options(stored: dict[str, Any]) -> dict[str, Any]:
+    """The options of a run's ``config.yaml`` by their full names; one that is not there had its default."""
+    return _NEW_OPTIONS | _defaults(PretrainConfig) | _flat(stored)
+
+
+def differing_options(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
+    """The flat options in which two runs differ, without those that change neither samples nor arithmetic."""
+    differing = (key for key in sorted(new.keys() | old.keys()) if new.get(key) != old.get(key))
+    return [key for key in differing if not any(f"{key}.".startswith(f"{free}.") for free in _MAY_CHANGE_ON_RESUME)]
 
 
 def _defaults(schema: type, prefix: str = "") -> dict[str, Any]:
