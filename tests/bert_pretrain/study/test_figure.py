@@ -1,5 +1,6 @@
 """The contents of a study's figure."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from bert_pretrain.study.critical_batch import CriticalBatch
 from bert_pretrain.study.curve import Curve
-from bert_pretrain.study.figure import draw_study
+from bert_pretrain.study.figure import draw_study, style
 from bert_pretrain.study.options import TargetConfig
 from bert_pretrain.study.scaling_figure import draw_scaling
 from bert_pretrain.study.statistics import Difference
@@ -32,11 +33,33 @@ def test_bands_over_the_seeds_and_the_number_of_diverged_runs(tmp_path: Path, ke
     }
     draw_study(tmp_path, "A question", curves)
     left, right = kept[-1].axes
-    assert [line.get_ydata().tolist() for line in left.lines] == [[4.0, 3.25, 2.25], [4.0, 6.0]]
+    assert [line.get_ydata().tolist() for line in left.lines[:2]] == [[4.0, 3.25, 2.25], [4.0, 6.0]]
+    assert [(text.get_text(), text.get_position()[1]) for text in left.texts] == [("off", 6.0), ("on", 2.25)]
     band = left.collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == (2.0, 4.0)
     assert [text.get_text() for text in right.texts] == ["1 of 2 diverged"]
     assert right.lines[0].get_xdata().tolist() == [2.0, 2.5]
+    mean, bar = right.containers[0].lines[0], right.containers[0].lines[2][0].get_segments()[0]
+    assert mean.get_xdata().tolist() == [2.25]
+    assert bar[:, 0].tolist() == pytest.approx([2.25 - 12.7062 * 0.25, 2.25 + 12.7062 * 0.25], rel=1e-5)
+
+
+def test_arms_can_be_told_apart_in_grey() -> None:
+    looks = [style(row) for row in range(9)]
+    for name in ("marker", "color"):
+        assert len({look[name] for look in looks}) == 9
+    assert all(a["linestyle"] != b["linestyle"] for a, b in itertools.pairwise(looks))
+
+
+def test_labels_at_the_ends_of_lines_do_not_overlap(tmp_path: Path, kept: list) -> None:
+    curves = {f"arm {i}": [Curve(f"arm {i}", 0.1, 1, [10, 20], [4.0, 1.0 + i / 1000], False)] for i in range(4)}
+    draw_study(tmp_path, "A question", curves)
+    texts = kept[-1].axes[0].texts
+    heights = [text.get_position()[1] for text in texts]
+    assert [text.get_text() for text in texts] == ["arm 3", "arm 2", "arm 1", "arm 0"]
+    low, high = kept[-1].axes[0].get_ylim()
+    assert all(above - below >= 0.049 * (high - low) for above, below in itertools.pairwise(heights))
+    assert heights[-1] > low
 
 
 def test_the_lines_of_perfect_scaling_and_the_samples_over_the_baseline_s(tmp_path: Path, kept: list) -> None:
