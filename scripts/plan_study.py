@@ -9,14 +9,13 @@ than three rates: a run ends at the target, and in the search with the steps of 
 neither evaluations nor the matrix products of Muon.
 """
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from results_file import argument_parser
 
 from bert_pretrain.config_loading import load_config
-from bert_pretrain.plan.run import PlanConfig, scaling_of, with_micro_batch_size
+from bert_pretrain.plan.run import PlanConfig, scaling_of
 from bert_pretrain.study.options import StudyConfig
 from bert_pretrain.study.runs import Runs
 
@@ -24,33 +23,26 @@ LEAST_TRIES = 3
 """Learning rates, so that the best has a neighbour on both sides."""
 
 
-def run_hours(study: StudyConfig, arm: str, batch: int, gpu: str, devices: int) -> float:
-    """Hours of one run with all its samples."""
+def plan(study: StudyConfig, gpu: str, devices: list[int]) -> list[dict[str, str]]:
+    """A row per batch size, and their sum. The plan does not tell optimizers apart; the baseline stands for all."""
+    target, runs = study.chosen.target, len(study.chosen_arms) * (LEAST_TRIES + len(study.chosen.seeds))
+    assert target is not None
     where: Any = SimpleNamespace()
-    more = [f"batch.global_batch_size={batch}", f"schedule.total_steps={study.chosen.samples // batch}"]
-    words = [*Runs(study, where, where).words(arm, more), f"gpu={gpu}", f"devices={devices}"]
-    config = load_config("plan", words, PlanConfig)
-    assert config.gpu is not None
-    config = with_micro_batch_size(config, config.gpu, config.gpu.compute)
-    step = scaling_of(config, config.gpu).step(batch, devices)
-    return step.total * config.schedule.total_steps / 3600
-
-
-def plan(study: StudyConfig, gpu: str, devices: list[int]) -> list[dict[str, Any]]:
-    """A row per batch size, and their sum."""
-    assert study.chosen.target is not None
-    arms, runs = study.chosen_arms, LEAST_TRIES + len(study.chosen.seeds)
+    compose = Runs(study, where, where)
     rows, sums = [], dict.fromkeys(devices, 0.0)
-    for batch in study.chosen.target.batch_sizes:
-        row: dict[str, Any] = {"batch": f"{batch:,}", "steps": f"{study.chosen.samples // batch:,}"}
+    for batch in target.batch_sizes:
+        steps = study.chosen.samples // batch
+        words = compose.words(target.baseline, [f"batch.global_batch_size={batch}", f"schedule.total_steps={steps}"])
+        config = load_config("plan", [*words, f"gpu={gpu}"], PlanConfig)
+        assert config.gpu is not None
+        row = {"batch": f"{batch:,}", "steps": f"{steps:,}"}
         for count in devices:
-            hours = [run_hours(study, arm, batch, gpu, count) for arm in arms]
-            sums[count] += runs * sum(hours)
-            row |= {f"run on {count}": f"{max(hours):.2f} h", f"all on {count}": f"{runs * sum(hours):,.0f} h"}
+            hours = scaling_of(config, config.gpu).step(batch, count).total * steps / 3600
+            sums[count] += runs * hours
+            row |= {f"run on {count}": f"{hours:.2f} h", f"all on {count}": f"{runs * hours:,.0f} h"}
         rows.append(row)
     total = {f"all on {count}": f"{hours:,.0f} h" for count, hours in sums.items()}
-    names = rows[0].keys()
-    return [*rows, {name: "all" if name == "batch" else total.get(name, "") for name in names}]
+    return [*rows, {name: "all" if name == "batch" else total.get(name, "") for name in rows[0]}]
 
 
 def main() -> None:
@@ -59,7 +51,7 @@ def main() -> None:
     parser.add_argument("--gpu", default="h200", help="a name under configs/gpu")
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 8], help="numbers of devices")
     given = parser.parse_args()
-    words = ["study=batch_scaling", "scale=base", f"out_dir={Path('none')}", "device=cuda"]
+    words = ["study=batch_scaling", "scale=base", "out_dir=none", "device=cuda"]
     study = load_config("study", words, StudyConfig)
     rows = plan(study, given.gpu, given.devices)
     runs = f"{len(study.chosen_arms)} optimizers, {LEAST_TRIES} rates and {len(study.chosen.seeds)} seeds each"

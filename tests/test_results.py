@@ -3,11 +3,13 @@
 import csv
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import findings
 import pytest
 import write_results
+import yaml
 
 from tests.conftest import ROOT
 
@@ -114,3 +116,14 @@ def test_a_study_is_kept_with_verdicts_fits_and_commands(tmp_path: Path, monkeyp
     assert kept["rows"] == [{"optimizer": "AdamW", "batch": 64}]
     assert [row["command"] for row in csv.DictReader(path.with_suffix(".csv").open())] == [row["command"]]
     assert "- v" in write_results.page([path])
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {name: citation[name] for name in ("title", "version", "license")} == {
+        "title": project["name"],
+        "version": project["version"],
+        "license": project["license"],
+    }
+    assert citation["cff-version"] == "1.2.0"
