@@ -41,6 +41,7 @@ from bert_pretrain.report.run import write_report
 from bert_pretrain.starting import find_checkpoint, resume, start
 from bert_pretrain.training.metrics import MetricsLog
 from bert_pretrain.training.micro_batch_size import micro_batch_that_fits
+from bert_pretrain.training.sessions import FINISHED, recorded_session
 from bert_pretrain.training.trainer import Trainer
 
 
@@ -83,7 +84,10 @@ def train(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     trainer.stop = stop
     try:
         go_on_without_reader()
-        finished = trainer.run()
+        parts = run_dir, session_facts(trainer), log.message
+        with recorded_session(*parts) if world.is_first else nullcontext(dict[str, object]()) as session:
+            if finished := trainer.run():
+                session["how"] = FINISHED
     except BaseException:  # also an interrupt
         log.close(status=1)
         raise
@@ -93,6 +97,24 @@ def train(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
         reached = f"after step {step}, which is saved" if step else "before the first step"
         log.message(f"stopped on request {reached}; rerun the same command to resume")
     return finished
+
+
+def session_facts(trainer: Trainer) -> dict[str, object]:
+    """What ``sessions.jsonl`` tells of a process: where it begins, on what, and with which data."""
+    splits = {"train": trainer.data.shards, "heldout": trainer.heldout}
+    return {
+        "step": trainer.progress.step,
+        "device": device_name(trainer.world.device),
+        "ranks": trainer.world.size,
+        "compute": dtype_name(trainer.precision.dtype),
+        "micro_batch_size": trainer.plan.micro_batch_size,
+        "torch": torch.__version__,
+        "data": {
+            split: {"samples": shards.samples, "fingerprint": shards.fingerprint}
+            for split, shards in splits.items()
+            if shards is not None
+        },
+    }
 
 
 def build_trainer(

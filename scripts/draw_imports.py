@@ -21,6 +21,7 @@ LAYERS = [
         "launch_environment",
         "option_schema",
         "output",
+        "program_version",
         "retry",
         "stored_options",
         "threads",
