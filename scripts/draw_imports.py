@@ -17,6 +17,7 @@ LAYERS = [
         "directory_lock",
         "errors",
         "file_system",
+        "html_page",
         "jit",
         "launch_environment",
         "option_schema",
