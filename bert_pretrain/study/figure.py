@@ -2,22 +2,22 @@
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")  # runs have no display
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bert_pretrain.html_page import SERIES as COLORS
+from bert_pretrain.report.plots import Band, draw_band
 from bert_pretrain.study.curve import Curve
 
-COLORS = ("#4477aa", "#cc3311", "#228833", "#ee7733", "#aa3377", "#009988", "#555555", "#ccaa00")
 
+def draw_study(out_dir: Path, title: str, curves: dict[str, list[Curve]]) -> Figure:
+    """Write ``study.png`` and ``study.svg``; return the figure.
 
-def draw_study(out_dir: Path, title: str, curves: dict[str, list[Curve]]) -> None:
-    """Left: mean loss of each arm over samples, in a band from lowest to highest seed. Right: the final losses."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained", width_ratios=(3, 2))
+    Left: mean loss of each arm over samples, in a band from lowest to highest seed. Right: the final losses.
+    """
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for row, (arm, runs) in enumerate(curves.items()):
         color = COLORS[row % len(COLORS)]
         _draw_band(left, arm, runs, color)
@@ -39,14 +39,14 @@ def draw_study(out_dir: Path, title: str, curves: dict[str, list[Curve]]) -> Non
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.suptitle(title, fontsize=11)
-    save(figure, out_dir)
+    return save(figure, out_dir)
 
 
-def save(figure: Figure, out_dir: Path) -> None:
+def save(figure: Figure, out_dir: Path) -> Figure:
     """Write ``study.png`` and ``study.svg``."""
     for name in ("study.png", "study.svg"):
         figure.savefig(out_dir / name, dpi=150)
-    plt.close(figure)
+    return figure
 
 
 def _draw_band(axes: Axes, arm: str, runs: list[Curve], color: str) -> None:
@@ -56,4 +56,4 @@ def _draw_band(axes: Axes, arm: str, runs: list[Curve], color: str) -> None:
         losses = np.array([run.losses[:common] for run in runs])
         samples = runs[0].samples[:common]
         axes.plot(samples, losses.mean(0), color=color, label=arm, linewidth=1.4)
-        axes.fill_between(samples, losses.min(0), losses.max(0), color=color, alpha=0.18, linewidth=0)
+        draw_band(axes, Band(samples, losses.min(0).tolist(), losses.max(0).tolist(), ""), color)

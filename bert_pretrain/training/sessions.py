@@ -23,15 +23,14 @@ Facts = dict[str, Any]
 
 @contextmanager
 def recorded_session(run_dir: Path, facts: Facts, report: Callable[[str], None]) -> Iterator[Facts]:
-    """Write the start, and at the exit of the context the end; ``facts`` belong to the start.
+    """Write the start, and at the exit of the context the end. ``facts`` belong to the start: ``before`` is when the
+    metrics were last written (``last_written``), where a session ended that was killed.
 
     The context sets ``how`` in what it is given to how it ended. A file that cannot be written is reported and stops
     nothing.
     """
-    metrics = run_dir / METRICS
-    written = metrics.stat().st_mtime if metrics.exists() else None  # the end of a session that was killed
     place = {"host": socket.gethostname(), "version": program_version()}
-    _append(run_dir, {"event": "start", "time": time.time(), "before": written, **place, **facts}, report)
+    _append(run_dir, {"event": "start", "time": time.time(), **place, **facts}, report)
     end: Facts = {"event": "end", "how": STOPPED}
     try:
         yield end
@@ -40,6 +39,12 @@ def recorded_session(run_dir: Path, facts: Facts, report: Callable[[str], None])
         raise
     finally:
         _append(run_dir, {**end, "time": time.time()}, report)
+
+
+def last_written(run_dir: Path) -> float | None:
+    """When the metrics were last written, in seconds since 1970; None if there are none."""
+    metrics = run_dir / METRICS
+    return metrics.stat().st_mtime if metrics.exists() else None
 
 
 def _append(run_dir: Path, row: Facts, report: Callable[[str], None]) -> None:

@@ -3,7 +3,6 @@
 import math
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pytest
 
 from bert_pretrain.study.critical_batch import CriticalBatch
@@ -14,15 +13,7 @@ from bert_pretrain.study.scaling_figure import draw_scaling
 from bert_pretrain.study.statistics import Difference
 
 
-@pytest.fixture
-def kept(monkeypatch) -> list:
-    """The figures at the time they are saved."""
-    figures: list = []
-    monkeypatch.setattr(plt, "close", figures.append)
-    return figures
-
-
-def test_bands_over_the_seeds_and_the_number_of_diverged_runs(tmp_path: Path, kept: list) -> None:
+def test_bands_over_the_seeds_and_the_number_of_diverged_runs(tmp_path: Path) -> None:
     def curve(arm: str, seed: int, losses: list[float], diverged: bool = False) -> Curve:
         return Curve(arm, 0.1, seed, [10, 20, 30][: len(losses)], losses, diverged)
 
@@ -30,8 +21,7 @@ def test_bands_over_the_seeds_and_the_number_of_diverged_runs(tmp_path: Path, ke
         "on": [curve("on", 1, [4.0, 3.0, 2.0]), curve("on", 2, [4.0, 3.5, 2.5])],
         "off": [curve("off", 1, [4.0, 3.0, 2.8]), curve("off", 2, [4.0, 9.0], diverged=True)],
     }
-    draw_study(tmp_path, "A question", curves)
-    left, right = kept[-1].axes
+    left, right = draw_study(tmp_path, "A question", curves).axes
     assert [line.get_ydata().tolist() for line in left.lines] == [[4.0, 3.25, 2.25], [4.0, 6.0]]
     band = left.collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == (2.0, 4.0)
@@ -39,7 +29,7 @@ def test_bands_over_the_seeds_and_the_number_of_diverged_runs(tmp_path: Path, ke
     assert right.lines[0].get_xdata().tolist() == [2.0, 2.5]
 
 
-def test_the_lines_of_perfect_scaling_and_the_samples_over_the_baseline_s(tmp_path: Path, kept: list) -> None:
+def test_the_lines_of_perfect_scaling_and_the_samples_over_the_baseline_s(tmp_path: Path) -> None:
     """Steps of 100 (1 + 512 / B) and twice as many; the second arm never gets there at 4,096."""
     target = TargetConfig(4.0, [64, 512, 4096], 64, "AdamW", 2.0)
     steps = {("AdamW", batch): {1: math.log(100 * (1 + 512 / batch))} for batch in target.batch_sizes}
@@ -48,8 +38,7 @@ def test_the_lines_of_perfect_scaling_and_the_samples_over_the_baseline_s(tmp_pa
     twice = Difference(math.log(2), math.log(1.5), math.log(3), 0.01, 3, 0.1)
     fits = {"AdamW": CriticalBatch(100.0, 512.0, 256.0, 1024.0), "LAMB": None}
     ratios = {("LAMB", batch): (twice, 0.02) for batch in (64, 512)}
-    draw_scaling(tmp_path, "A question", target, steps, fits, ratios)
-    left, right = kept[-1].axes
+    left, right = draw_scaling(tmp_path, "A question", target, steps, fits, ratios).axes
     dotted = next(line for line in left.lines if line.get_linestyle() == ":")
     assert (dotted.get_xdata() * dotted.get_ydata()).tolist() == pytest.approx([100 * 512] * 100)
     curve = next(line for line in left.lines if len(line.get_xdata()) == 100 and line.get_linestyle() == "-")
