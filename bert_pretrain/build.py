@@ -41,6 +41,7 @@ from bert_pretrain.report.run import write_report
 from bert_pretrain.starting import find_checkpoint, resume, start
 from bert_pretrain.training.metrics import MetricsLog
 from bert_pretrain.training.micro_batch_size import micro_batch_that_fits
+from bert_pretrain.training.sessions import FINISHED, last_written, recorded_session
 from bert_pretrain.training.trainer import Trainer
 
 
@@ -77,13 +78,17 @@ def train(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     kept_ones = kept.keep_last, Path(config.data.tokenizer), kept.keep_every_steps
     store = CheckpointStore(run_dir / "checkpoints", *kept_ones, log.message, run_dir / RECORD)
     trainer = build_trainer(config, world, log, store, config_yaml)
+    facts = session_facts(trainer)  # before the metrics are written anew
     world.run_on_all_ranks(lambda: initialize_run_dir(run_dir, config_yaml, world, log, trainer.progress.step))
     with world.busy("starting wandb"):
         log.open_wandb(config.logging.wandb, config.logging.wandb_project, run_dir, asdict(config))
     trainer.stop = stop
     try:
         go_on_without_reader()
-        finished = trainer.run()
+        parts = run_dir, facts, log.message
+        with recorded_session(*parts) if world.is_first else nullcontext(dict[str, object]()) as session:
+            if finished := trainer.run():
+                session["how"] = FINISHED
     except BaseException:  # also an interrupt
         log.close(status=1)
         raise
@@ -93,6 +98,25 @@ def train(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
         reached = f"after step {step}, which is saved" if step else "before the first step"
         log.message(f"stopped on request {reached}; rerun the same command to resume")
     return finished
+
+
+def session_facts(trainer: Trainer) -> dict[str, object]:
+    """What ``sessions.jsonl`` tells of a process: where it begins, on what, and with which data."""
+    splits = {"train": trainer.data.shards, "heldout": trainer.heldout}
+    return {
+        "step": trainer.progress.step,
+        "before": last_written(trainer.store.directory.parent),
+        "device": device_name(trainer.world.device),
+        "ranks": trainer.world.size,
+        "compute": dtype_name(trainer.precision.dtype),
+        "micro_batch_size": trainer.plan.micro_batch_size,
+        "torch": torch.__version__,
+        "data": {
+            split: {"samples": shards.samples, "fingerprint": shards.fingerprint}
+            for split, shards in splits.items()
+            if shards is not None
+        },
+    }
 
 
 def build_trainer(

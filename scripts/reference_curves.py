@@ -17,15 +17,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from repository_root import ROOT
 from results_file import argument_parser, without_folders
 from scipy.stats import t
 
-from bert_pretrain.config import newest_by_name
-from bert_pretrain.data.shard_directory import read_manifest
 from bert_pretrain.report.reference import FOLDER, HELDOUT, TRAINING
-from bert_pretrain.stored_options import read_options, read_progress
-from bert_pretrain.training.metrics import read_rows
+from bert_pretrain.report.run_facts import Run, read_run
+from bert_pretrain.training.sessions import METRICS
 
 CONFIDENCE = 0.95
 
@@ -44,32 +41,32 @@ def curve(runs: list[dict[int, float]]) -> dict[str, list[float]]:
     return found
 
 
-def losses(run_dir: Path, key: str) -> dict[int, float]:
+def losses(run: Run, key: str) -> dict[int, float]:
     """The losses of a run by step."""
-    return {row["step"]: row[key] for row in read_rows(run_dir / "metrics.jsonl") if key in row}
+    return {row["step"]: row[key] for row in run.rows if key in row}
 
 
 def is_finished(run_dir: Path) -> bool:
     """Whether a run has evaluated its last step."""
-    if not (run_dir / "config.yaml").exists() or not (run_dir / "metrics.jsonl").exists():
+    if not (run_dir / "config.yaml").exists() or not (run_dir / METRICS).exists():
         return False
-    return read_options(run_dir / "config.yaml")["schedule"]["total_steps"] in losses(run_dir, HELDOUT)
+    run = read_run(run_dir)
+    return run.planned in losses(run, HELDOUT)
 
 
-def reference(runs: dict[int, Path], command: str, device: str) -> dict[str, Any]:
+def reference(runs: dict[int, Run], command: str, device: str) -> dict[str, Any]:
     """What the report reads, from finished runs by seed. Raises ``ValueError`` if their data differ."""
+    fingerprints = {run.shards("train")[1] for run in runs.values()}
+    if len(fingerprints) > 1 or None in fingerprints:
+        raise ValueError(
+            f"the shards of {', '.join(str(run.directory) for run in runs.values())} differ, or are unknown"
+        )
     first = next(iter(runs.values()))
-    fingerprints = {read_progress(newest_by_name(run) / "progress.json")["data_fingerprint"] for run in runs.values()}
-    if len(fingerprints) > 1:
-        raise ValueError(f"the runs {', '.join(map(str, runs.values()))} were trained on different shards")
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    options = read_options(first / "config.yaml")
-    shards = Path(options["data"]["dir"])
-    manifest = read_manifest(shards) if shards.is_dir() else None
-    options = {name: value for name, value in options.items() if name != "run_dir"}
+    options = {name: value for name, value in first.options.items() if name != "run_dir"}
     options["data"] = {name: value for name, value in options["data"].items() if name not in ("dir", "tokenizer")}
     if options["init_from"]:
         options["init_from"] = Path(options["init_from"]).name
+    versions = dict.fromkeys(str(session["version"]) for run in runs.values() for session in run.sessions)
     return {
         "command": command,
         "seeds": list(runs),
@@ -77,8 +74,8 @@ def reference(runs: dict[int, Path], command: str, device: str) -> dict[str, Any
         "about": {
             "date": time.strftime("%Y-%m-%d"),
             "device": device,
-            "commit": subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip(),
-            "corpus": {source["name"]: source.get("version", "") for source in (manifest or {}).get("sources", [])},
+            "program": list(versions),
+            "corpus": {source["name"]: source.get("version", "") for source in first.manifest.get("sources", [])},
         },
         "curves": {key: curve([losses(run, key) for run in runs.values()]) for key in (HELDOUT, TRAINING)},
         "options": options,
@@ -102,8 +99,9 @@ def main() -> None:
             subprocess.run([*command, f"seed={seed}", f"run_dir={run_dir}"], check=True)
     shown = shlex.join(["bert-pretrain", "pretrain", *map(without_folders, options), f"seed={given.seeds[0]}"])
     FOLDER.mkdir(exist_ok=True)
+    found = reference({seed: read_run(run_dir) for seed, run_dir in runs.items()}, shown, given.device)
     path = FOLDER / f"{given.name}.json"
-    path.write_text(json.dumps(reference(runs, shown, given.device)) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(found) + "\n", encoding="utf-8")
     print(f"wrote {path}")
 
 

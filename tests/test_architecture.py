@@ -28,6 +28,7 @@ FOR_DATA_PREP = {
     "bert_pretrain.errors",
     "bert_pretrain.directories",
     "bert_pretrain.file_system",
+    "bert_pretrain.html_page",
     "bert_pretrain.retry",
     "bert_pretrain.directory_lock",
     "bert_pretrain.jit",

@@ -9,13 +9,15 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bert_pretrain.config import differing_options, flat_options, newest_by_name
-from bert_pretrain.stored_options import read_options, read_progress
+from bert_pretrain.config import differing_options, flat_options
 from bert_pretrain.training.metrics import Row
+
+if TYPE_CHECKING:
+    from bert_pretrain.report.plots import Band
 
 FOLDER = Path(__file__).parent / "reference_curves"
 HELDOUT, TRAINING = "eval_mlm_loss", "mlm_loss"
@@ -35,14 +37,16 @@ class Reference:
     curves: dict[str, dict[str, list[float]]]
     """By key of the metrics: ``steps``, ``mean``, and with two seeds or more ``low`` and ``high``."""
     about: dict[str, Any]
-    """Date, device, commit and corpus."""
+    """Date, device, commits of the program, and the versions of the corpus."""
 
-    def band(self, key: str = HELDOUT) -> tuple[list[float], list[float], list[float], str] | None:
-        """Steps, lower and upper ends, and a label, for a figure; None with a single seed."""
-        curve = self.curves.get(key)
-        if curve is None or "low" not in curve:
+    def band(self) -> "Band | None":
+        """Of the held-out loss, for the figure; None with a single seed."""
+        from bert_pretrain.report.plots import Band  # loads matplotlib, which takes a second
+
+        curve = self.curves[HELDOUT]
+        if "low" not in curve:
             return None
-        return curve["steps"], curve["low"], curve["high"], f"reference {self.name}, {len(self.seeds)} seeds"
+        return Band(curve["steps"], curve["low"], curve["high"], f"reference {self.name}, {len(self.seeds)} seeds")
 
 
 def references() -> list[Reference]:
@@ -50,15 +54,16 @@ def references() -> list[Reference]:
     return [Reference(path.stem, **json.loads(path.read_text("utf-8"))) for path in sorted(FOLDER.glob("*.json"))]
 
 
-def find_reference(run_dir: Path, known: list[Reference] | None = None) -> tuple[Reference | None, str]:
-    """The reference of a run, and why there is none. ``known``: those to choose from; None: ``references()``.
+def find_reference(
+    stored: dict[str, Any], fingerprint: str | None, known: list[Reference] | None = None
+) -> tuple[Reference | None, str]:
+    """The reference of a run, and why there is none.
 
-    The seed may differ, and what may change on resume. Of ``init_from`` only whether it is set is compared: the shape
-    of the model is among the options, its weights are not known here.
+    ``stored``: the run's ``config.yaml``; ``fingerprint``: of its training shards, None if not known; ``known``: the
+    references to choose from, None: ``references()``. The seed may differ, and what may change on resume. Of
+    ``init_from`` only whether it is set is compared: the model's shape is among the options, its weights are not.
     """
-    progress = newest_by_name(run_dir) / "progress.json"
-    fingerprint = read_progress(progress).get("data_fingerprint") if progress.is_file() else None
-    options = flat_options(read_options(run_dir / "config.yaml"))
+    options = flat_options(stored)
     nearest, fewest = "there is none", math.inf
     for reference in references() if known is None else known:
         theirs = flat_options(reference.options)
@@ -78,7 +83,7 @@ def _reason(name: str, differing: list[str], options: Row, theirs: Row, fingerpr
         more = f" and {len(differing) - 2} more" if len(differing) > 2 else ""
         return f"the nearest, {name}, has other options: {', '.join(pairs)}{more}"
     if fingerprint is None:
-        return f"that of {name} needs the data's fingerprint, which the run's first checkpoint has"
+        return f"that of {name} has the same options, but the run's shards are not known"
     return f"{name} has the same options, but was trained on other shards"
 
 
@@ -90,6 +95,12 @@ def verdict(reference: Reference, rows: list[Row]) -> str:
     last = reference.curves[HELDOUT]["steps"][-1]
     found = [(row["step"], row[HELDOUT]) for row in rows if HELDOUT in row and 0 < row["step"] <= last]
     return _sentence(reference, *found[-1]) if found else "not known yet: no held-out loss after step 0"
+
+
+def on_track(stored: dict[str, Any], fingerprint: str | None, rows: list[Row]) -> str:
+    """``verdict`` by the reference of a run, or why it has none."""
+    reference, reason = find_reference(stored, fingerprint)
+    return f"none: {reason}" if reference is None else verdict(reference, rows)
 
 
 def _sentence(reference: Reference, step: int, loss: float) -> str:

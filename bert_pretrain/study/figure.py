@@ -5,16 +5,14 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")  # runs have no display
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bert_pretrain.html_page import SERIES
+from bert_pretrain.report.plots import Band, draw_band
 from bert_pretrain.study.curve import Curve
 from bert_pretrain.study.statistics import interval
 
-_COLORS = ("#4477aa", "#cc3311", "#228833", "#ee7733", "#aa3377", "#009988", "#555555", "#ccaa00", "#222222")
 _MARKERS = "os^DvPX*<>"
 _LINES = ("-", "--", "-.", (0, (8, 2)), (0, (6, 1, 1, 1, 1, 1)), (0, (3, 3)), (0, (12, 2, 2, 2)), (0, (2, 1)))
 _DIRECT = 4
@@ -22,15 +20,19 @@ _DIRECT = 4
 
 
 def style(row: int) -> dict[str, Any]:
-    """Colour, marker and kind of line of an arm: each alone tells it from its neighbours, also in grey."""
-    found = {"color": _COLORS, "marker": _MARKERS, "linestyle": _LINES}
+    """Colour, marker and kind of line of an arm: the marker alone tells it from the others, also in grey."""
+    found = {"color": SERIES, "marker": _MARKERS, "linestyle": _LINES}
     return {name: values[row % len(values)] for name, values in found.items()}
 
 
-def draw_study(out_dir: Path, title: str, curves: dict[str, list[Curve]]) -> None:
-    """Left: mean loss of each arm over samples, in a band from lowest to highest seed. Right: the final losses, and
-    their means with 95 % intervals."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained", width_ratios=(3, 2))
+def draw_study(out_dir: Path, title: str, curves: dict[str, list[Curve]]) -> Figure:
+    """Write ``study.png`` and ``study.svg``; return the figure.
+
+    Left: mean loss of each arm over samples, in a band from lowest to highest seed. Right: the final losses,
+    and their means with 95 % intervals.
+    """
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for row, (arm, runs) in enumerate(curves.items()):
         look = style(row)
         _draw_band(left, arm, runs, look)
@@ -58,15 +60,15 @@ def draw_study(out_dir: Path, title: str, curves: dict[str, list[Curve]]) -> Non
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.suptitle(title, fontsize=11)
-    save(figure, out_dir)
+    return save(figure, out_dir)
 
 
-def save(figure: Figure, out_dir: Path) -> None:
+def save(figure: Figure, out_dir: Path) -> Figure:
     """Write ``study.png`` and ``study.svg``."""
     figure.savefig(out_dir / "study.png", dpi=150)
     with matplotlib.rc_context({"svg.hashsalt": "study", "svg.fonttype": "none"}):  # the same file each time; text
         figure.savefig(out_dir / "study.svg", metadata={"Date": None})
-    plt.close(figure)
+    return figure
 
 
 def _draw_band(axes: Axes, arm: str, runs: list[Curve], look: dict[str, Any]) -> None:
@@ -77,7 +79,7 @@ def _draw_band(axes: Axes, arm: str, runs: list[Curve], look: dict[str, Any]) ->
         samples = runs[0].samples[:common]
         every = max(1, common // 6)
         axes.plot(samples, losses.mean(0), label=arm, linewidth=1.4, markersize=4, markevery=every, **look)
-        axes.fill_between(samples, losses.min(0), losses.max(0), color=look["color"], alpha=0.18, linewidth=0)
+        draw_band(axes, Band(samples, losses.min(0).tolist(), losses.max(0).tolist(), ""), look["color"])
 
 
 def _label_ends(axes: Axes) -> None:

@@ -3,12 +3,9 @@
 import math
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")  # runs have no display
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from bert_pretrain.study.critical_batch import CriticalBatch
 from bert_pretrain.study.figure import save, style
@@ -25,14 +22,15 @@ def draw_scaling(
     steps: dict[Cell, dict[int, float]],
     fits: dict[str, CriticalBatch | None],
     ratios: dict[Cell, tuple[Difference, float]],
-) -> None:
-    """Write ``study.png`` and ``study.svg``.
+) -> Figure:
+    """Write ``study.png`` and ``study.svg``; return the figure.
 
     Left: steps over batch, both logarithmic: the seeds' geometric mean, from lowest to highest; the fitted curve; its
     line of perfect scaling (dotted); the critical batch size with its interval on the axis. Right: samples over the
     baseline's at the same batch size, with 95 % intervals.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained", width_ratios=(3, 2))
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for row, arm in enumerate(fits):
         points = {batch: list(logs.values()) for (name, batch), logs in sorted(steps.items()) if name == arm and logs}
         look = style(row)
@@ -59,7 +57,7 @@ def draw_scaling(
     right.axhline(1, color="black", linewidth=0.8)
     right.set_ylabel(f"samples / samples of {target.baseline} at the same batch size")
     figure.suptitle(title, fontsize=11)
-    save(figure, out_dir)
+    return save(figure, out_dir)
 
 
 def _draw_steps(

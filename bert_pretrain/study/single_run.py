@@ -7,14 +7,11 @@ A study that was stopped, or killed, goes on in the run that it was in. A finish
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import EXIT_STOPPED, DivergedError
 from bert_pretrain.file_system import replace_file
+from bert_pretrain.program_version import program_version
 from bert_pretrain.study.curve import Curve, count_outliers
 from bert_pretrain.study.options import SpikeConfig
 from bert_pretrain.training.metrics import read_rows
@@ -158,17 +156,3 @@ def spiked(spike: SpikeConfig | None) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-@cache
-def program_version() -> str:
-    """The commit of the checkout that this file is in; of an installed package, its version."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
-        found = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    except FileNotFoundError:
-        found = ""
-    try:
-        return found or version("bert-pretrain")
-    except PackageNotFoundError:
-        return "unknown"

@@ -2,14 +2,19 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bert_pretrain.config import PretrainConfig, differing_options, flat_options, resolved_yaml
 from bert_pretrain.config_loading import load_config
+from bert_pretrain.report import reference as report_reference
+from bert_pretrain.report.page import draw
 from bert_pretrain.report.reference import HELDOUT, Reference, find_reference, references, verdict
+from bert_pretrain.report.run_facts import facts, read_run
 from bert_pretrain.stored_options import parse_options
+from tests.bert_pretrain.report.made_runs import FINISHED, OPTIONS, PRINTS, START, end, make_run, start
 
 WORDS = ["recipe=demo", "data.dir=shards"]
 
@@ -26,23 +31,13 @@ def made_up(name: str = "demo", seeds: int = 3, **changes) -> Reference:
     return Reference(name, "command", list(range(1, seeds + 1)), curves={HELDOUT: curve}, about={}, **given)
 
 
-def run(folder: Path, *words: str, fingerprint: str | None = "abc") -> Path:
-    config = load_config("pretrain", [*WORDS, f"run_dir={folder}", *words], PretrainConfig)
-    (folder / "config.yaml").write_text(resolved_yaml(config))
-    if fingerprint is not None:
-        checkpoint = folder / "checkpoints" / "step_00000100"
-        checkpoint.mkdir(parents=True)
-        (checkpoint / "progress.json").write_text(json.dumps({"step": 100, "data_fingerprint": fingerprint}))
-    return folder
-
-
 def rows(*pairs: tuple[int, float]) -> list[dict]:
     return [{"step": step, HELDOUT: loss} for step, loss in pairs]
 
 
-def test_a_reference_belongs_to_its_recipe_with_any_seed_and_cut_of_the_batch(tmp_path: Path) -> None:
+def test_a_reference_belongs_to_its_recipe_with_any_seed_and_cut_of_the_batch() -> None:
     known = [made_up("other", options=options("optimizer.lr=0.1")), made_up()]
-    found, reason = find_reference(run(tmp_path, "seed=9", "batch.micro_batch_size=4", "device=cpu"), known)
+    found, reason = find_reference(options("seed=9", "batch.micro_batch_size=4", "device=cpu"), "abc", known)
     assert found is known[1]
     assert reason == ""
 
@@ -53,12 +48,12 @@ def test_a_reference_belongs_to_its_recipe_with_any_seed_and_cut_of_the_batch(tm
         (["optimizer.lr=0.01"], "abc", "other options: optimizer.lr is 0.01 and there 0.0075"),
         (["init_from=model"], "abc", "init_from is 'model' and there None"),
         ([], "abd", "same options, but was trained on other shards"),
-        ([], None, "first checkpoint"),
+        ([], None, "shards are not known"),
         (["schedule.degree=2", "optimizer.lr=1", "batch.global_batch_size=64"], "abc", "and 1 more"),
     ],
 )
-def test_without_a_reference_the_reason_is_said(tmp_path: Path, words, fingerprint, reason) -> None:
-    found, said = find_reference(run(tmp_path, *words, fingerprint=fingerprint), [made_up()])
+def test_without_a_reference_the_reason_is_said(words, fingerprint, reason) -> None:
+    found, said = find_reference(options(*words), fingerprint, [made_up()])
     assert found is None
     assert reason in said
 
@@ -81,6 +76,16 @@ def test_without_a_reference_the_reason_is_said(tmp_path: Path, words, fingerpri
 )  # fmt: skip
 def test_the_last_held_out_loss_decides(evaluations, sentence: str) -> None:
     assert verdict(made_up(), [{"step": 50, "mlm_loss": 1.0}, *rows(*evaluations)]) == sentence
+
+
+def test_the_page_draws_the_band_and_has_the_verdict(tmp_path: Path, monkeypatch) -> None:
+    known = replace(made_up(options=OPTIONS), data_fingerprint=PRINTS["train"]["fingerprint"])
+    monkeypatch.setattr(report_reference, "references", lambda: [known])
+    found = read_run(make_run(tmp_path / "run", FINISHED, [start(START), end(START + 60, "finished")], seed=7))
+    assert dict(facts(found))["reference curve"].startswith("better than the reference: held-out MLM loss 2.375")
+    band = draw(found)["loss"].axes[0].collections[0]
+    assert band.get_label() == "reference demo, 3 seeds"
+    assert band.get_paths()[0].vertices[:, 1].max() == 8.1
 
 
 def test_one_seed_gives_no_band() -> None:
