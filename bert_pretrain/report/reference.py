@@ -79,7 +79,7 @@ def find_reference(
 
 def _reason(name: str, differing: list[str], options: Row, theirs: Row, fingerprint: str | None) -> str:
     if differing:
-        pairs = [f"{key} is {options.get(key)!r} and there {theirs.get(key)!r}" for key in differing[:2]]
+        pairs = [f"{key} is {options.get(key)} and there {theirs.get(key)}" for key in differing[:2]]
         more = f" and {len(differing) - 2} more" if len(differing) > 2 else ""
         return f"the nearest, {name}, has other options: {', '.join(pairs)}{more}"
     if fingerprint is None:

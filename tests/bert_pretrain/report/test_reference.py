@@ -46,7 +46,7 @@ def test_a_reference_belongs_to_its_recipe_with_any_seed_and_cut_of_the_batch() 
     ("words", "fingerprint", "reason"),
     [
         (["optimizer.lr=0.01"], "abc", "other options: optimizer.lr is 0.01 and there 0.0075"),
-        (["init_from=model"], "abc", "init_from is 'model' and there None"),
+        (["init_from=model"], "abc", "init_from is model and there None"),
         ([], "abd", "same options, but was trained on other shards"),
         ([], None, "shards are not known"),
         (["schedule.degree=2", "optimizer.lr=1", "batch.global_batch_size=64"], "abc", "and 1 more"),
