@@ -203,11 +203,10 @@ def check_same_run(now: str, before: str, run_dir: str, applied: int | None = No
     """Raise ``ConfigError`` if two resolved configurations (YAML) are not the same run.
 
     ``applied``: the schedules may differ after so many steps; None: they may not. ``branch``: the checkpoint that has
-    ``before``, if the run of ``now`` is a branch of it. An option that is not there had its default.
+    ``before``, if the run of ``now`` is a branch of it.
     """
-    defaults = _NEW_OPTIONS | _defaults(PretrainConfig)
     where = branch or Path(run_dir)
-    new, old = (defaults | _flat(parse_options(text, where / "config.yaml")) for text in (now, before))
+    new, old = (flat_options(parse_options(text, where / "config.yaml")) for text in (now, before))
     differing = [
         key
         for key in sorted(new.keys() | old.keys())
@@ -230,6 +229,11 @@ def check_same_run(now: str, before: str, run_dir: str, applied: int | None = No
             else f"run_dir {run_dir} belongs to another run: {found}; give another run_dir, or init_from={run_dir} for "
             "a run that starts from its weights"
         )
+
+
+def flat_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a run by their full names. One that is not there had its default."""
+    return _NEW_OPTIONS | _defaults(PretrainConfig) | _flat(options)
 
 
 def _defaults(schema: type, prefix: str = "") -> dict[str, Any]:
