@@ -135,14 +135,14 @@ def _results(runs: dict[str, Run]) -> Html:
         seconds, rate = run.seconds(), run.tokens_per_second()
         rows.append([
             name, run.state, _number(last.get("eval_mlm_loss")), _number(last.get("eval_mlm_accuracy")),
-            last.get("step"), run.done, step.get("samples_seen"), None if rate is None else Number(rate, f"{rate:,.0f}"),
+            last.get("step"), run.done, step.get("samples_seen"), _number(rate, ",.0f"),
             None if seconds is None else Number(seconds, duration(seconds)),
         ])  # fmt: skip
     return table("Where each run stands", head, rows, is_sortable=True)
 
 
-def _number(value: float | None) -> Cell:
-    return None if value is None else Number(value, f"{value:.4f}")
+def _number(value: float | None, form: str = ".4f") -> Cell:
+    return None if value is None else Number(value, format(value, form))
 
 
 def _evaluations(runs: dict[str, Run]) -> list[Html]:
@@ -155,7 +155,7 @@ def _evaluations(runs: dict[str, Run]) -> list[Html]:
             loss = row["eval_mlm_loss"]
             perplexity = math.exp(min(loss, 700.0))
             cells = [row["step"], row["step"] * run.options["batch"]["global_batch_size"], _number(loss),
-                     Number(perplexity, f"{perplexity:,.1f}"), _number(row["eval_mlm_accuracy"])]  # fmt: skip
+                     _number(perplexity, ",.1f"), _number(row["eval_mlm_accuracy"])]  # fmt: skip
             if next_sentence:
                 cells.append(_number(row.get("eval_nsp_accuracy")))
             rows.append([name, *cells] if len(runs) > 1 else cells)
