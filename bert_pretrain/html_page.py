@@ -46,7 +46,9 @@ figure svg text{fill:currentColor;font-family:system-ui,sans-serif!important}
 .tiles div{background:var(--box);padding:.5rem .8rem;border-radius:.4rem}.tiles dt{color:var(--muted);font-size:.9rem}
 .tiles dd{margin:0;font-size:1.25rem;font-weight:600}
 .large:target{position:fixed;inset:0;z-index:1;margin:0;padding:1rem;overflow:auto;background:var(--page)}
-.large:target svg{min-width:64rem}.close,.large:target .open{display:none}.large:target .close{display:inline}
+.large:target figure{display:flex;flex-direction:column-reverse}.large:target svg{min-width:64rem}
+.large:target figcaption{position:sticky;top:-1rem;left:0;padding:.5rem 0;background:var(--page)}
+.close,.large:target .open{display:none}.large:target .close{display:inline}
 summary{cursor:pointer;padding:.2rem 0}details{margin:.4rem 0}:focus-visible{outline:2px solid var(--link)}
 """
 _SORT = """

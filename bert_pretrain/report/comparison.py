@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from bert_pretrain.config import flat_options
 from bert_pretrain.report.run_facts import Run
 
 _SPLITS = {"heldout": "evaluated", "train": "trained"}
@@ -29,10 +30,10 @@ def warning(runs: dict[str, Run]) -> str:
     if not faults:
         return ""
     names = dict.fromkeys(name for found in faults.values() for name in found)
-    first, *others = names
+    *others, last = names
     what = "losses" if "heldout" in faults else "training losses"
     how = " and ".join(_SPLITS[split] for split in reversed(_SPLITS) if split in faults)
-    return f"{first} and {', '.join(others)} were {how} on different shards: their {what} may not be compared"
+    return f"{', '.join(others)} and {last} were {how} on different shards: their {what} may not be compared"
 
 
 def _same(one: Run, other: Run, split: str) -> bool:
@@ -45,18 +46,11 @@ def _same(one: Run, other: Run, split: str) -> bool:
 
 def differing_options(runs: dict[str, Run]) -> list[list[str]]:
     """Rows of an option's name and its value in each run, of those options that differ."""
-    flat = [_flat(run.options) for run in runs.values()]
+    flat = [flat_options(run.options) for run in runs.values()]
     names = dict.fromkeys(name for options in flat for name in options)
-    rows = [[name, *(options.get(name, "") for options in flat)] for name in names if name != "run_dir"]
+    rows = [[name, *(_as_yaml(options.get(name)) for options in flat)] for name in names if name != "run_dir"]
     return [row for row in rows if len(set(row[1:])) > 1]
 
 
-def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """``{"a.b": "text"}`` of nested options; null as YAML writes it."""
-    found: dict[str, str] = {}
-    for name, value in options.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = "null" if value is None else str(value)
-    return found
+def _as_yaml(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

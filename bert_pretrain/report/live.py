@@ -16,7 +16,7 @@ from bert_pretrain.report.run_facts import read_run
 from bert_pretrain.training.sessions import METRICS, SESSIONS
 
 _SHARE = 10
-"""The page is drawn anew after this many times the time that drawing took: a tenth of a core at most."""
+"""The page is drawn anew after this many times the processor time that drawing took: a tenth of a core at most."""
 
 _RELOAD = """
 const note=document.createElement("p");note.className="muted";note.setAttribute("role","status");
@@ -42,8 +42,8 @@ class LivePage:
     def current(self) -> tuple[int, str]:
         """The number of the page, and the page. Raises ``ConfigError`` if the runs cannot be read."""
         with self._lock:
-            seen, started = self._stamp(), time.monotonic()
-            if seen != self._seen and started >= self._due:
+            seen, started = self._stamp(), time.thread_time()
+            if seen != self._seen and time.monotonic() >= self._due:
                 runs = by_name([read_run(directory) for directory in self.directories])
                 self.version += 1
                 script = _RELOAD.replace("VERSION", str(self.version))
@@ -52,8 +52,7 @@ class LivePage:
                 else:
                     (run,) = runs.values()
                     self._page = run_page(run, draw(run), script=script)
-                self._seen, now = seen, time.monotonic()
-                self._due = now + _SHARE * (now - started)
+                self._seen, self._due = seen, time.monotonic() + _SHARE * (time.thread_time() - started)
             return self.version, self._page
 
     def _stamp(self) -> str:

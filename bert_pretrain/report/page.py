@@ -34,7 +34,7 @@ _OF_DATA = ("loss", "accuracy", "next_sentence")
 def run_page(run: Run, drawings: dict[str, Figure], script: str = "") -> str:
     """The page of one run; ``drawings``: its figures by name, from ``draw``; ``script``: see ``html_page.page``."""
     sections = {
-        "Summary": [table("What, where, when, how far", ["", "this run"], facts(run))],
+        "Summary": [table("What, where, when, how far", ["what", "this run"], facts(run))],
         "Curves": [figures(*(_curve(name, chart, [run]) for name, chart in drawings.items() if name in METRICS))],
         "Evaluations": _evaluations({run.name: run}),
         "Layers": _layers(drawings, run),
@@ -49,7 +49,6 @@ def run_page(run: Run, drawings: dict[str, Figure], script: str = "") -> str:
 def comparison_page(runs: dict[str, Run], band: Band | None = None, script: str = "") -> str:
     """The page of several runs, by the name that each has on it."""
     fault = warning(runs)
-    columns = ["", *runs]
     by_run = {name: dict(facts(run)) for name, run in runs.items()}
     labels = dict.fromkeys(label for known in by_run.values() for label in known)
     rows: list[list[Cell]] = [[label, *(known.get(label, "") for known in by_run.values())] for label in labels]
@@ -57,10 +56,12 @@ def comparison_page(runs: dict[str, Run], band: Band | None = None, script: str 
     sections = {
         "Results": [_results(runs)],
         "Curves": [figures(*_comparing(runs, band))],
-        "Options that differ": [table("Options of which at least two runs have different values", columns, differing)]
+        "Options that differ": [
+            table("Options of which at least two runs have different values", ["option", *runs], differing)
+        ]
         if differing
         else [paragraph("All options are the same.")],
-        "Summary": [table("What, where, when, how far", columns, rows)],
+        "Summary": [table("What, where, when, how far", ["what", *runs], rows)],
         "Evaluations": _evaluations(runs),
         "Configuration": [_configuration(run, name) for name, run in runs.items()],
     }
@@ -134,17 +135,17 @@ def _results(runs: dict[str, Run]) -> Html:
     rows: list[list[Cell]] = []
     for name, run in runs.items():
         last, step = (run.heldout or [{}])[-1], (run.training or [{}])[-1]
-        seconds = run.seconds()
+        seconds, rate = run.seconds(), run.tokens_per_second()
         rows.append([
             name, run.state, _number(last.get("eval_mlm_loss")), _number(last.get("eval_mlm_accuracy")),
-            last.get("step"), run.done, step.get("samples_seen"), run.tokens_per_second(),
+            last.get("step"), run.done, step.get("samples_seen"), _number(rate, ",.0f"),
             None if seconds is None else Number(seconds, duration(seconds)),
         ])  # fmt: skip
     return table("Where each run stands", head, rows, is_sortable=True)
 
 
-def _number(value: float | None) -> Cell:
-    return None if value is None else Number(value, f"{value:.4f}")
+def _number(value: float | None, form: str = ".4f") -> Cell:
+    return None if value is None else Number(value, format(value, form))
 
 
 def _evaluations(runs: dict[str, Run]) -> list[Html]:
@@ -157,7 +158,7 @@ def _evaluations(runs: dict[str, Run]) -> list[Html]:
             loss = row["eval_mlm_loss"]
             perplexity = math.exp(min(loss, 700.0))
             cells = [row["step"], row["step"] * run.options["batch"]["global_batch_size"], _number(loss),
-                     Number(perplexity, f"{perplexity:,.1f}"), _number(row["eval_mlm_accuracy"])]  # fmt: skip
+                     _number(perplexity, ",.1f"), _number(row["eval_mlm_accuracy"])]  # fmt: skip
             if next_sentence:
                 cells.append(_number(row.get("eval_nsp_accuracy")))
             rows.append([name, *cells] if len(runs) > 1 else cells)
