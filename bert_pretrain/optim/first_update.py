@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bert_pretrain.optim.base import MeasuredOptimizer
+from bert_pretrain.optim.paired import PairedOptimizer
 from bert_pretrain.optim.sharded import ShardedOptimizer
 from bert_pretrain.optim.usable import one_line
 
@@ -36,6 +37,10 @@ def guard_first_update(optimizer: torch.optim.Optimizer, gather: Gather, report:
     used on none. Nothing is done for an optimizer without a fast kernel. Collective, and so is the first step.
     """
     own = optimizer.optim if isinstance(optimizer, ShardedOptimizer) else optimizer
+    if isinstance(own, PairedOptimizer):
+        for part in own.parts:
+            guard_first_update(part, gather, report)
+        return
     if not isinstance(own, MeasuredOptimizer):
         return
     inner: Any = own
@@ -80,6 +85,8 @@ class _State:
         self.optimizer = optimizer
         self.params: list[Tensor] = []
         self.names: list[str] = []
+        # Of two optimizers for one model, the state has the other's layers too.
+        self.owned = [param for group in optimizer.param_groups for param in group["params"]]
         for group in optimizer.param_groups:
             names = group.get("param_names", ())
             if len(names) != len(group["params"]):  # a sharded one has the names of all ranks' layers
@@ -100,7 +107,8 @@ class _State:
         """
         optimizer, wanted = self.optimizer, self.optimizer.kernel
         self.weights = [param.clone() for param in self.params]
-        for param, own in optimizer.state.items():
+        for param in filter(optimizer.state.__contains__, self.owned):
+            own = optimizer.state[param]
             self.states[param] = {key: value.clone() if torch.is_tensor(value) else value for key, value in own.items()}
         self._is_kept = True
         optimizer.kernel = "foreach"
@@ -125,8 +133,7 @@ class _State:
             param.copy_(kept)
             kept.copy_(now)
         state = self.optimizer.state
-        kept_states, self.states = self.states, dict(state)
-        state.clear()
+        kept_states, self.states = self.states, {p: state.pop(p) for p in self.owned if p in state}
         state.update(kept_states)
         kept_results, self.results = self.results, {name: getattr(self.optimizer, name) for name in self.results}
         vars(self.optimizer).update(kept_results)

@@ -106,5 +106,6 @@ class PairedOptimizer(MeasuredOptimizer):
         for part in sorted(self.parts, key=lambda part: isinstance(part, TorchFused)):  # writes gradients: the last
             part.stored_norm, part.found_inf = self.stored_norm, self.skipped  # type: ignore[attr-defined]
             part.grad_scale = getattr(self, "grad_scale", None)  # type: ignore[attr-defined]
-            without_hooks(type(part).step)(part)
+            guarded = vars(part).get("step")  # until its first update is compared (first_update)
+            guarded() if guarded else without_hooks(type(part).step)(part)
         return loss

@@ -102,6 +102,37 @@ def test_a_wrong_nvlamb_kernel_is_replaced_by_foreach(
     assert last.endswith("; the run goes on with kernel=foreach")
 
 
+PAIR = ("optimizer=muon_nvlamb",)
+
+
+def test_both_of_two_optimizers_are_compared_and_it_leaves_no_trace(
+    tmp_path: Path, shard_dir: Path, monkeypatch, capsys
+) -> None:
+    expected = two_steps(trainer_for(tmp_path / "plain", shard_dir, *PAIR))
+    monkeypatch.setattr(first_step, "DEVICES", ("cpu",))
+    trainer = trainer_for(tmp_path / "guarded", shard_dir, *PAIR)
+    capsys.readouterr()
+    assert same(two_steps(trainer), expected)
+    assert not any("step" in vars(part) for part in trainer.optimizer.parts)
+    assert {int(own["step"]) for own in trainer.optimizer.state.values() if "step" in own} == {2}
+    assert "optimizer kernel fused: the first update agrees" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kernel", [nan, breaks_off])  # the norm is measured outside
+def test_a_wrong_kernel_of_one_of_two_optimizers_is_replaced(
+    tmp_path: Path, shard_dir: Path, monkeypatch, capsys, guarded: None, kernel: Callable[[Any], Any]
+) -> None:
+    monkeypatch.setattr(first_step, "DEVICES", ())
+    expected = two_steps(trainer_for(tmp_path / "plain", shard_dir, *PAIR, "optimizer.others.kernel=foreach"))
+    monkeypatch.setattr(first_step, "DEVICES", ("cpu",))
+    trainer = trainer_for(tmp_path / "guarded", shard_dir, *PAIR)
+    monkeypatch.setitem(nvlamb.KERNELS, "fused", kernel)
+    capsys.readouterr()
+    assert same(two_steps(trainer), expected)
+    assert [part.kernel for part in trainer.optimizer.parts] == ["foreach", "foreach"]
+    assert "optimizer kernel fused: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("kernel", [without_a_layer, breaks_off])
 def test_moments_and_step_counts_of_a_resumed_run_are_kept(
     tmp_path: Path, shard_dir: Path, monkeypatch, guarded: None, kernel: Callable[[Any], Any]
