@@ -11,8 +11,7 @@ from pathlib import Path
 from bert_pretrain.directory_lock import is_touched
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.report.page import comparison_page, draw, run_page
-from bert_pretrain.report.run import by_name
-from bert_pretrain.report.run_facts import read_run
+from bert_pretrain.report.run_facts import by_name, read_run
 from bert_pretrain.training.sessions import METRICS, SESSIONS
 
 _SHARE = 10

@@ -9,7 +9,7 @@ from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.file_system import replace_file, require_writable
 from bert_pretrain.html_page import is_page
 from bert_pretrain.report.comparison import warning
-from bert_pretrain.report.run_facts import Run, facts, read_run
+from bert_pretrain.report.run_facts import Run, by_name, facts, read_run
 from bert_pretrain.training.sessions import METRICS
 
 PAGE, COMPARISON = "report.html", "comparison.html"
@@ -106,12 +106,6 @@ def _compare(path: Path, runs: dict[str, Run]) -> None:
         loss = f"{run.heldout[-1]['eval_mlm_loss']:.4f}" if run.heldout else "-"
         print(f"  {name:<34}held-out MLM loss {loss:<10}{run.done:,} of {run.planned:,} steps, {run.state}")
     print(f"  {'report':<34}{path}")
-
-
-def by_name(runs: list[Run]) -> dict[str, Run]:
-    """The runs by the names of their directories; by their paths where two have the same name."""
-    names = [run.name for run in runs]
-    return {run.name if names.count(run.name) == 1 else str(run.directory): run for run in runs}
 
 
 def write_report(run_dir: Path) -> Path:

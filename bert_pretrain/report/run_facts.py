@@ -128,6 +128,12 @@ def read_run(directory: Path, option: str = "run_dir") -> Run:
         raise ConfigError(f"{option} {directory} cannot be read ({error})") from None
 
 
+def by_name(runs: list[Run]) -> dict[str, Run]:
+    """The runs by the names of their directories; by their paths where two have the same name."""
+    names = [run.name for run in runs]
+    return {run.name if names.count(run.name) == 1 else str(run.directory): run for run in runs}
+
+
 def headline(run: Run) -> list[Fact]:
     """The few numbers that matter first."""
     found = [("state", run.state)]
