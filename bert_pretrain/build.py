@@ -11,11 +11,11 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from bert_pretrain.checkpoint.directories import RECORD
-from bert_pretrain.checkpoint.store import CheckpointStore, Progress, load_progress
-from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml, write_config
-from bert_pretrain.data.batch_plan import AUTO, BatchConfig, BatchPlan, even_size
+from bert_pretrain.checkpoint.store import CheckpointStore
+from bert_pretrain.config import PretrainConfig, resolved_yaml
+from bert_pretrain.data.batch_plan import BatchPlan
 from bert_pretrain.data.collate import Shape, fixed_shapes
-from bert_pretrain.data.dataset import DataConfig, Samples, check_vocabulary, count_tokens, report_single_segments
+from bert_pretrain.data.dataset import DataConfig, check_vocabulary, count_tokens, report_single_segments
 from bert_pretrain.data.dynamic_masking import dynamic_masking
 from bert_pretrain.data.loader import TrainingData
 from bert_pretrain.data.mixture import describe_mixture, open_data_sets, sample_order, sets_of
@@ -41,11 +41,12 @@ from bert_pretrain.output import go_on_without_reader
 from bert_pretrain.plan.hardware_peaks import data_sheet_rate, device_name, measured_matrix_rate
 from bert_pretrain.plan.run import describe
 from bert_pretrain.report.run import write_report
-from bert_pretrain.starting import find_checkpoint, resume, start
+from bert_pretrain.same_run import check_run_dir, write_config
+from bert_pretrain.starting import find_checkpoint, resolve_micro_batch_size, resume, start
 from bert_pretrain.trackers.choice import load_trackers
 from bert_pretrain.trackers.tracker import DIVERGED, FAILED, FINISHED, STOPPED, TrackedRun
 from bert_pretrain.training.metrics import MetricsLog
-from bert_pretrain.training.micro_batch_size import micro_batch_that_fits
+from bert_pretrain.training.sessions import last_written, recorded_session
 from bert_pretrain.training.trainer import Trainer
 
 
@@ -83,13 +84,17 @@ def train(config: PretrainConfig, world: World, stop: StopRequest, stated: DataC
     kept_ones = kept.keep_last, Path(config.data.tokenizer), kept.keep_every_steps
     store = CheckpointStore(run_dir / "checkpoints", *kept_ones, log.message, run_dir / RECORD)
     trainer = build_trainer(config, world, log, store, config_yaml)
+    facts = session_facts(trainer)  # before the metrics are written anew
     world.run_on_all_ranks(lambda: initialize_run_dir(run_dir, config_yaml, world, log, trainer.progress.step))
     if world.is_first:
         log.start_trackers(config.logging.chosen_trackers(), tracked_run(config), trainer.progress.step)
     trainer.stop = stop
     try:
         go_on_without_reader()
-        finished = trainer.run()
+        parts = run_dir, facts, log.message
+        with recorded_session(*parts) if world.is_first else nullcontext(dict[str, object]()) as session:
+            if finished := trainer.run():
+                session["how"] = FINISHED
         if finished and world.is_first:
             with world.busy("drawing the plots"):
                 log.trackers.plots(write_report(run_dir).parent / "plots", trainer.progress.step)
@@ -102,6 +107,25 @@ def train(config: PretrainConfig, world: World, stop: StopRequest, stated: DataC
         reached = f"after step {step}, which is saved" if step else "before the first step"
         log.message(f"stopped on request {reached}; rerun the same command to resume")
     return finished
+
+
+def session_facts(trainer: Trainer) -> dict[str, object]:
+    """What ``sessions.jsonl`` tells of a process: where it begins, on what, and with which data."""
+    splits = {"train": trainer.data.shards, "heldout": trainer.heldout}
+    return {
+        "step": trainer.progress.step,
+        "before": last_written(trainer.store.directory.parent),
+        "device": device_name(trainer.world.device),
+        "ranks": trainer.world.size,
+        "compute": dtype_name(trainer.precision.dtype),
+        "micro_batch_size": trainer.plan.micro_batch_size,
+        "torch": torch.__version__,
+        "data": {
+            split: {"samples": shards.samples, "fingerprint": shards.fingerprint}
+            for split, shards in splits.items()
+            if shards is not None
+        },
+    }
 
 
 def build_trainer(
@@ -242,43 +266,3 @@ def open_data(config: PretrainConfig, world: World, log: MetricsLog) -> tuple[Op
     check_vocabulary(config.data, [split for split in (shards, heldout) if split is not None], log.message)
     order = sample_order(config.data, shards, config.seed, log.message)
     return (shards, heldout, dynamic_masking(config.data, shards, config.seed)), order
-
-
-def resolve_micro_batch_size(
-    config: PretrainConfig,
-    model: PretrainingModel,
-    precision: MixedPrecision,
-    shards: Samples,
-    world: World,
-    newest: str,
-    log: MetricsLog,
-) -> BatchConfig:
-    """``config.batch`` with the micro-batch size as a number, the same on all ranks.
-
-    ``auto``: that of the checkpoint ``newest``, if as many ranks have written it; else it is found anew.
-    """
-    batch, length = config.batch, config.data.sequence_length
-    if batch.micro_batch_size != AUTO:
-        return batch
-
-    def stored() -> str:
-        before = load_progress(Path(newest)) if newest else Progress()
-        return f"{before.micro_batch_size} {before.ranks}"
-
-    before, ranks = (int(number) for number in world.run_on_first_rank(stored).split())
-    if before and ranks == world.size:
-        return replace(batch, micro_batch_size=before)
-    size = batch.samples_at_once(length)
-    if world.device.type == "cuda":
-        share = -(-batch.global_batch_size // world.size)
-        sizes = share, length, shards.max_predictions
-        most = micro_batch_that_fits(model, precision, world, *sizes, bool(model.speed.packing))
-        size = even_size(share, most)
-        cut = f"{-(-share // size)} micro-batches of {size} samples on each rank"
-        log.message(f"batch.micro_batch_size=auto: {cut}; {most} of its {share} samples fit into memory at once")
-    if before:
-        log.message(
-            f"batch.micro_batch_size=auto: {size} samples on {world.size} ranks; it was {before} on {ranks}, which "
-            "rounds sums and draws dropout in another way"
-        )
-    return replace(batch, micro_batch_size=size)

@@ -83,6 +83,14 @@ def lock_directory(directory: Path, option: str, name: str = LOCK) -> DirectoryL
     return DirectoryLock(path, file)
 
 
+def is_touched(directory: Path, name: str = LOCK) -> bool:
+    """Whether a process has touched the lock of ``directory`` lately, by this machine's clock. Changes nothing."""
+    try:
+        return time.time() - (directory / name).stat().st_mtime < 3 * INTERVAL
+    except FileNotFoundError:
+        return False
+
+
 def _try_lock(file: IO[str]) -> bool | None:
     """Whether this process holds the lock now; None if the file system has no locks."""
     try:

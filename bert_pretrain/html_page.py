@@ -10,6 +10,7 @@ import html
 import io
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -42,6 +43,13 @@ overflow-wrap:anywhere}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1rem}
 figure{margin:1rem 0}figure svg{width:100%;height:auto;color:var(--text)}
 figure svg text{fill:currentColor;font-family:system-ui,sans-serif!important}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.6rem;margin:1rem 0}
+.tiles div{background:var(--box);padding:.5rem .8rem;border-radius:.4rem}.tiles dt{color:var(--muted);font-size:.9rem}
+.tiles dd{margin:0;font-size:1.25rem;font-weight:600}
+.large:target{position:fixed;inset:0;z-index:1;margin:0;padding:1rem;overflow:auto;background:var(--page)}
+.large:target figure{display:flex;flex-direction:column-reverse}.large:target svg{min-width:64rem}
+.large:target figcaption{position:sticky;top:-1rem;left:0;padding:.5rem 0;background:var(--page)}
+.close,.large:target .open{display:none}.large:target .close{display:inline}
 summary{cursor:pointer;padding:.2rem 0}details{margin:.4rem 0}:focus-visible{outline:2px solid var(--link)}
 """
 _SORT = """
@@ -56,6 +64,9 @@ const key=row=>{const cell=row.cells[column];return "value" in cell.dataset?+cel
 const compare=(a,b)=>typeof a==="number"&&typeof b==="number"?a-b:String(a).localeCompare(String(b));
 body.append(...[...body.rows].sort((a,b)=>(up?1:-1)*compare(key(a),key(b))))}})}
 """
+
+
+_MADE_BY = '<meta name="generator" content="bert-pretrain">'
 
 
 class Html(str):
@@ -90,24 +101,40 @@ def element(tag: str, *parts: Cell, **attributes: str) -> Html:
     return Html(f"<{tag}{more}>{''.join(map(text, parts))}</{tag}>")
 
 
-def page(title: str, sections: Mapping[str, Sequence[Html]], lead: Sequence[Html] = ()) -> str:
-    """The page: title, ``lead``, list of contents, and the ``sections`` (heading -> parts); empty ones are left out."""
+def page(title: str, sections: Mapping[str, Sequence[Html]], lead: Sequence[Html] = (), script: str = "") -> str:
+    """The page: title, ``lead``, list of contents, and the ``sections`` (heading -> parts); empty ones are left out.
+
+    ``script``: one more that may run, and may ask the server that the page is from.
+    """
     shown = {heading: parts for heading, parts in sections.items() if parts}
-    anchors = {heading: re.sub(r"\W+", "-", heading.lower()).strip("-") for heading in shown}
+    anchors = {heading: _anchor(heading) for heading in shown}
     links = [element("li", element("a", heading, href=f"#{anchor}")) for heading, anchor in anchors.items()]
     contents = element("nav", element("ul", *links), aria_label="Contents") if links else Html()
     body = [element("section", element("h2", heading), *parts, id=anchors[heading]) for heading, parts in shown.items()]
-    script = base64.b64encode(hashlib.sha256(_SORT.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{script}'"
+    scripts = [_SORT, script] if script else [_SORT]
+    hashes = [base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() for code in scripts]
+    allowed = " ".join(f"'sha256-{code}'" for code in hashes) + ("; connect-src 'self'" if script else "")
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {allowed}"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n{_MADE_BY}'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{text(title)}</title>\n<style>{_variables()}{_STYLE}</style></head>\n<body>"
         + element("main", element("h1", title), *lead, contents, *body)
-        + f"<script>{_SORT}</script></body></html>\n"
+        + "".join(f"<script>{code}</script>" for code in scripts)
+        + "</body></html>\n"
     )
+
+
+def _anchor(heading: str) -> str:
+    return re.sub(r"\W+", "-", heading.lower()).strip("-")
+
+
+def is_page(path: Path) -> bool:
+    """Whether the file is a page that :func:`page` has made."""
+    with open(path, "rb") as file:
+        return _MADE_BY.encode() in file.read(1000)
 
 
 def _variables() -> str:
@@ -121,6 +148,13 @@ def _variables() -> str:
 def paragraph(*parts: Cell, kind: str = "") -> Html:
     """A paragraph; ``kind``: "muted" or "warning"."""
     return element("p", *parts, class_=kind) if kind else element("p", *parts)
+
+
+def tiles(values: Sequence[tuple[str, Cell]]) -> Html:
+    """The few values that matter most, each with its name, in a row of boxes."""
+    return element(
+        "dl", *(element("div", element("dt", name), element("dd", value)) for name, value in values), class_="tiles"
+    )
 
 
 def sample(value: str) -> Html:
@@ -166,6 +200,16 @@ def figure(svg: Html, alt: str, caption: str) -> Html:
     """A drawing from :func:`drawn`. ``alt``: what it shows, for those who do not see it."""
     labelled = Html(svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" ', 1))
     return element("figure", labelled, element("figcaption", caption))
+
+
+def large_figure(svg: Html, alt: str, caption: str, name: str, section: str) -> Html:
+    """A figure called ``name`` with a link that shows it on the whole screen, and one back to ``section``, its heading.
+
+    Without a script: the link makes it the target of the page's address, which has a style of its own.
+    """
+    opens = element("a", "Open large", href=f"#{name}", class_="open")
+    closes = element("a", "Close", href=f"#{_anchor(section)}", class_="close")
+    return element("div", figure(svg, alt, element("span", f"{caption}. ", opens, closes)), id=name, class_="large")
 
 
 def drawn(chart: "Figure") -> Html:

@@ -31,6 +31,11 @@ def commit(here: Path = HERE) -> str:
     return ""
 
 
+def program_version() -> str:
+    """The commit, or the release of an installed package that has none."""
+    return commit() or release()
+
+
 def version_line() -> str:
     """``bert-pretrain 0.2.0 (commit 0123abc)``."""
     known = commit()

@@ -1,5 +1,6 @@
 """Where a run begins: at its newest checkpoint, at that of which it is a branch, or at step 0."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -7,7 +8,8 @@ from torch.optim import Optimizer
 
 from bert_pretrain.checkpoint.directories import newest_to_resume
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress, load_optimizer_state, load_progress, restore
-from bert_pretrain.config import PretrainConfig, moments_fault
+from bert_pretrain.config import PretrainConfig
+from bert_pretrain.data.batch_plan import AUTO, BatchConfig, even_size
 from bert_pretrain.data.dataset import Samples
 from bert_pretrain.data.text_stream import StreamReader
 from bert_pretrain.distributed.world import World
@@ -18,8 +20,10 @@ from bert_pretrain.model.bert import PretrainingModel
 from bert_pretrain.model.precision import MixedPrecision
 from bert_pretrain.optim.build import moments_by_name
 from bert_pretrain.retry import retried
+from bert_pretrain.same_run import moments_fault
 from bert_pretrain.stored_options import read_options, read_text
 from bert_pretrain.training.metrics import MetricsLog, read_rows
+from bert_pretrain.training.micro_batch_size import micro_batch_that_fits
 
 _SAVES = (("checkpoint", "every_steps"), ("schedule", "total_steps"))
 
@@ -140,3 +144,43 @@ def load_source(
         if difference:
             log.message(difference)
     log.message(f"moments: {moments}" + (f" ({fault})" if fault and config.init_moments is None else ""))
+
+
+def resolve_micro_batch_size(
+    config: PretrainConfig,
+    model: PretrainingModel,
+    precision: MixedPrecision,
+    shards: Samples,
+    world: World,
+    newest: str,
+    log: MetricsLog,
+) -> BatchConfig:
+    """``config.batch`` with the micro-batch size as a number, the same on all ranks.
+
+    ``auto``: that of the checkpoint ``newest``, if as many ranks have written it; else it is found anew.
+    """
+    batch, length = config.batch, config.data.sequence_length
+    if batch.micro_batch_size != AUTO:
+        return batch
+
+    def stored() -> str:
+        before = load_progress(Path(newest)) if newest else Progress()
+        return f"{before.micro_batch_size} {before.ranks}"
+
+    before, ranks = (int(number) for number in world.run_on_first_rank(stored).split())
+    if before and ranks == world.size:
+        return replace(batch, micro_batch_size=before)
+    size = batch.samples_at_once(length)
+    if world.device.type == "cuda":
+        share = -(-batch.global_batch_size // world.size)
+        sizes = share, length, shards.max_predictions
+        most = micro_batch_that_fits(model, precision, world, *sizes, bool(model.speed.packing))
+        size = even_size(share, most)
+        cut = f"{-(-share // size)} micro-batches of {size} samples on each rank"
+        log.message(f"batch.micro_batch_size=auto: {cut}; {most} of its {share} samples fit into memory at once")
+    if before:
+        log.message(
+            f"batch.micro_batch_size=auto: {size} samples on {world.size} ranks; it was {before} on {ranks}, which "
+            "rounds sums and draws dropout in another way"
+        )
+    return replace(batch, micro_batch_size=size)

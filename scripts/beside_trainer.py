@@ -22,6 +22,8 @@ from beside_trainer_side import OURS, SETTINGS
 from repository_root import ROOT
 from results_file import argument_parser, write_result
 
+from bert_pretrain.study.page import as_csv
+
 SIDE = str(ROOT / "scripts" / "beside_trainer_side.py")
 
 
@@ -115,18 +117,29 @@ def train_both(work: Path, given: Any, options: list[str], sides: list[Side]) ->
     return runs
 
 
-def draw(path: Path, title: str, runs: list[Side], cpu: bool) -> None:
-    """Held-out loss over the time of the side's own turns; ``cpu``: over its CPU time."""
+def draw(path: Path, title: str, curves: dict[str, list[list[float]]], cpu: bool) -> None:
+    """Write ``path``, an SVG, and a CSV beside it: held-out loss over the time of the side's own turns.
+
+    ``curves``: by side, (minutes, minutes of CPU time, loss) at each point; ``cpu``: over the CPU time.
+    """
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for side, label in zip(runs, ("bert-pretrain", f"transformers.Trainer, {runs[1].name}"), strict=True):
-        axes.plot(minutes(side.cpu_seconds if cpu else side.seconds), side.losses, "o-", markersize=3, label=label)
-    axes.set_xlabel(f"minutes of {'CPU time' if cpu else 'training'}, in turns on one machine")
+    time = f"minutes of {'CPU time' if cpu else 'training'}"
+    rows = []
+    for look, (name, points) in zip(("o-k", "s--"), curves.items(), strict=True):
+        label = "bert-pretrain" if name == OURS else f"transformers.Trainer, {name}"
+        found = [(point[-2] if cpu else point[0], point[-1]) for point in points]
+        axes.plot(*zip(*found, strict=True), look, markersize=4, label=label)
+        rows += [{"side": label, time: f"{minute:.3f}", "loss": f"{loss:.4f}"} for minute, loss in found]
+    axes.set_xlabel(f"{time}, in turns on one machine")
     axes.set_ylabel("held-out masked-word loss, nats")
     axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    with plt.rc_context({"svg.hashsalt": "beside", "svg.fonttype": "none"}):  # the same file each time; text as text
+        figure.savefig(path, metadata={"Date": None})
+    path.with_suffix(".csv").write_text(as_csv(rows), encoding="utf-8")
 
 
 def minutes(turns: list[float]) -> list[float]:
@@ -138,7 +151,7 @@ def main() -> None:
     """Measure, write the result and draw it."""
     parser = argument_parser(__doc__)
     parser.add_argument("work_dir", type=Path, help="a new directory")
-    parser.add_argument("result", type=Path, help="JSON file to write, and a PNG beside it")
+    parser.add_argument("result", type=Path, help="JSON file to write, and an SVG and a CSV beside it")
     parser.add_argument("options", nargs="*", help="options of bert-pretrain pretrain")
     parser.add_argument("--title", default="Held-out loss over time")
     parser.add_argument("--seconds", type=float, default=8, help="seconds of a turn of the speed measurement")
@@ -167,11 +180,11 @@ def main() -> None:
     note, curves = "Median over turns; real tokens, without padding.", {}
     if given.minutes:
         runs = train_both(work, given, options, sides)
-        draw(given.result.with_suffix(".png"), given.title, runs, given.cpu)
         curves = {
-            side.name: list(zip(minutes(side.seconds), minutes(side.cpu_seconds), side.losses, strict=True))
+            side.name: list(map(list, zip(minutes(side.seconds), minutes(side.cpu_seconds), side.losses, strict=True)))
             for side in runs
         }
+        draw(given.result.with_suffix(".svg"), given.title, curves, given.cpu)
         ends = [f"{side.name}: {side.losses[-1]:.3f} after {sum(side.seconds) / 60:.1f} minutes, "
                 f"{sum(side.cpu_seconds) / 60:.1f} of CPU time, {side.steps:,} steps, "
                 f"{side.peak_mb:.0f} MB" for side in runs]  # fmt: skip

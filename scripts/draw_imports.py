@@ -32,7 +32,7 @@ LAYERS = [
     {"model", "optim"},
     {"checkpoint", "distributed", "trackers"},
     {"training"},
-    {"config"},
+    {"config", "same_run"},
     {"hub", "plan", "report"},
     {"build", "starting"},
     {"bench", "doctor", "finetune", "study"},

@@ -2,7 +2,7 @@
 
     python scripts/keep_study.py "2-core x86_64" runs/study/optimizers_toy
 
-Copies ``study.json``, ``.csv``, ``.png`` and ``.svg`` of each OUT_DIR to ``scripts/results``; then run
+Copies ``study.json``, ``.csv`` and ``.svg`` of each OUT_DIR to ``scripts/results``; then run
 ``write_results.py``. The commands of the rows stand in the CSV.
 """
 
@@ -12,6 +12,8 @@ from pathlib import Path
 
 from repository_root import ROOT
 from results_file import argument_parser, write_result
+
+KEPT = ("date", "command", "sources", "verdicts", "fits", "cpu_hours", "searched", "curves")
 
 
 def main() -> None:
@@ -25,13 +27,12 @@ def main() -> None:
         kind = "cpu" if "CPU" in study["device"] else "gpu"
         name = f"{kind}_{study['date']}_study_{study['options']['name']}_{study['scale']}"
         path = ROOT / "scripts" / "results" / f"{name}.json"
-        said, found = ("\n".join(f"- {sentence}" for sentence in study[name]) for name in ("sources", "verdicts"))
-        note = f"{said}\n\nFound here:\n\n{found}\n\n{study['note']} {study['rule']}"
+        note = f"{study['note']} {study['rule']}"
         what = f"Study, scale {study['scale']}: {study['what']}"
-        kept = {key: study[key] for key in ("date", "command", "searched", "curves")}
+        kept = {key: study[key] for key in KEPT if key in study}
         rows = [{name: value for name, value in row.items() if name != "command"} for row in study["rows"]]
         write_result(path, what, rows, note, **kept, device=given.device)
-        for kind in (".csv", ".png", ".svg"):
+        for kind in (".csv", ".svg"):
             shutil.copyfile(out_dir / f"study{kind}", path.with_suffix(kind))
 
 

@@ -25,7 +25,7 @@ def write_result(
     """Write flat ``rows`` with date, machine, commit and command (default: this script's); print them."""
     git = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout
-    script = f"python scripts/{Path(sys.argv[0]).name} {shlex.join(map(_without_folders, sys.argv[1:]))}"
+    script = f"python scripts/{Path(sys.argv[0]).name} {shlex.join(map(without_folders, sys.argv[1:]))}"
     result = {
         "what": what,
         "date": time.strftime("%Y-%m-%d"),
@@ -40,7 +40,7 @@ def write_result(
     print(json.dumps(result, indent=2))
 
 
-def _without_folders(word: str) -> str:
+def without_folders(word: str) -> str:
     """``word`` with only the last part of a path, in ``option=path`` too."""
     option, equals, value = word.rpartition("=")
     return f"{option}{equals}{Path(value).name}"

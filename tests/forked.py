@@ -150,9 +150,10 @@ def _run(args: list[str], cwd: Path, variables: dict[str, str], folder: str) -> 
     os.chdir(cwd)
     sys.argv = args
     if args[0] != "bert_pretrain.report":
-        from bert_pretrain.report import plots  # loaded in the process that this one is forked from
+        from bert_pretrain.report import page, plots
 
-        plots._draw = plots._draw_layers = lambda path, *_: path.touch()
+        page.drawn = lambda _: page.Html('<svg viewBox="0 0 1 1"></svg>')
+        plots.Figure.savefig = lambda _, path, **__: path.touch()
     for name in (args[0], f"{args[0]}.__main__"):
         if not hasattr(sys.modules.get(name), "__path__"):
             sys.modules.pop(name, None)  # runpy warns of a module that is already imported

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from bert_pretrain.config import PretrainConfig, check_same_run, moments_fault, resolved_yaml
+from bert_pretrain.config import PretrainConfig, resolved_yaml
 from bert_pretrain.config_files import CONFIG_DIR
 from bert_pretrain.config_loading import load_config
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.model.flops import training_flops
 from bert_pretrain.optim.schedule import learning_rate
 from bert_pretrain.plan.run import describe
+from bert_pretrain.same_run import check_same_run, moments_fault
 from tests.conftest import ROOT
 
 RECIPES = sorted(path.stem for path in (CONFIG_DIR / "recipe").glob("*.yaml"))

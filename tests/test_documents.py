@@ -144,6 +144,7 @@ def compose(function: Callable, words: list[str]) -> None:
         at = words.index("--processes")
         demand(int(words[at + 1]) > 0, "processes")
         words = words[:at] + words[at + 2 :]
+    words = ["live=true" if word == "--live" else word for word in words]
     config_name, schema = function.command  # type: ignore[attr-defined]
     names = {option.name for option in options_of(schema)}
     for word in words:

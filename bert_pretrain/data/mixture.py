@@ -142,7 +142,7 @@ def count_tokens_of(shards: ShardSet, report: Callable[[str], None]) -> int:
     return sum(int(shards.read(at, min(at + _ROWS, shards.samples))["input_mask"].sum(dtype=np.int64)) for at in starts)
 
 
-def describe_mixture(shards: ShardSet, order: SampleOrder | MixedOrder, seen: int) -> list[tuple[str, str]]:
+def describe_mixture(shards: object, order: SampleOrder | MixedOrder, seen: int) -> list[tuple[str, str]]:
     """Rows of the plan of a run of ``seen`` samples: share and epochs of each set of a mixture, none without."""
     if not isinstance(order, MixedOrder) or not isinstance(shards, MixedShards):
         return []

@@ -15,7 +15,7 @@ import torch
 
 from bert_pretrain.build import build_trainer
 from bert_pretrain.checkpoint.store import CheckpointStore
-from bert_pretrain.config import PretrainConfig, check_run_dir, resolved_yaml
+from bert_pretrain.config import PretrainConfig, resolved_yaml
 from bert_pretrain.data.dataset import check_vocabulary, count_tokens
 from bert_pretrain.data.mixture import open_data_sets
 from bert_pretrain.data.ready_made import open_ready_made
@@ -38,6 +38,7 @@ from bert_pretrain.model.flops import parameter_count
 from bert_pretrain.model.precision import compute_dtype
 from bert_pretrain.optim.build import build_optimizer, describe_optimizer
 from bert_pretrain.plan.hardware_peaks import data_sheet_rate, device_name, measured_matrix_rate, timed
+from bert_pretrain.same_run import check_run_dir
 from bert_pretrain.training.metrics import MetricsLog
 
 _MICRO_BATCHES = 2  # gradients are accumulated in the first and all-reduced in the last

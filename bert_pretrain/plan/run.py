@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bert_pretrain.config import PretrainConfig, check_run_dir
+from bert_pretrain.config import PretrainConfig
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.batch_plan import AUTO, BatchPlan, even_size
 from bert_pretrain.data.dataset import report_single_segments
@@ -19,6 +19,7 @@ from bert_pretrain.hub.shape import resolve_if_needed
 from bert_pretrain.model.flops import parameter_count, training_flops
 from bert_pretrain.optim.schedule import learning_rate
 from bert_pretrain.plan.scaling import MASKED_SHARE, GpuConfig, NetworkConfig, Scaling
+from bert_pretrain.same_run import check_run_dir
 from bert_pretrain.training.metrics import duration
 from bert_pretrain.training.options import MEMORY_SHARE
 

@@ -1,20 +1,22 @@
-"""The plots of a run, drawn from its ``metrics.jsonl``."""
+"""The figures of one run or of several, drawn from their metrics."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")  # runs have no display
-import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
-from bert_pretrain.training.metrics import LAYER_KINDS, Row, read_rows
+from bert_pretrain.html_page import SERIES
+from bert_pretrain.training.metrics import LAYER_KINDS, Row
 
-_TRAIN, _HELDOUT = "#4477aa", "#cc3311"
-_PLOTS = {
+TRAIN, HELDOUT = SERIES[0], SERIES[1]
+METRICS = {
     "loss": ("MLM loss (nats)", "mlm_loss"),
     "accuracy": ("MLM accuracy", "mlm_accuracy"),
     "next_sentence": ("next-sentence loss (nats)", "nsp_loss"),
@@ -22,29 +24,129 @@ _PLOTS = {
     "gradient_norm": ("gradient norm before normalisation", "grad_norm"),
     "speed": ("real tokens per second", "tokens_per_second"),
 }
-"""File name, label, and key of the metric."""
+"""Name of the figure, label, and key of the metric; what matters most first."""
+LAYER_TITLES = dict(zip(LAYER_KINDS, ("trust ratio", "norm of the weights", "norm of the update"), strict=True))
 
 
-def draw_run(run_dir: Path) -> Path:
-    """Draw loss, accuracy, learning rate, gradient norm, speed and layers into ``run_dir/plots``; return that."""
-    rows = read_rows(run_dir / "metrics.jsonl")
-    folder = run_dir / "plots"
+@dataclass(frozen=True)
+class Curves:
+    """The metrics of one run, as the figures take them."""
+
+    name: str
+    rows: list[Row]
+    scale: int = 1
+    """Samples of a step, where the horizontal axis counts samples; 1: it counts steps."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """Where other runs have been: the loss figure draws it behind the curve of a run."""
+
+    x: Sequence[float]
+    """Steps, or samples if the curves are over samples."""
+    low: Sequence[float]
+    high: Sequence[float]
+    label: str
+
+
+def save(figures: dict[str, Figure], folder: Path) -> None:
+    """Write figures as PNG files into ``folder``, which is made."""
     folder.mkdir(exist_ok=True)
-    measured = {key for row in rows for key in row}
-    for name, (label, key) in _PLOTS.items():
-        if key in measured:
-            _draw(folder / f"{name}.png", label, rows, key)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=120)
+
+
+def metric_figures(runs: list[Curves], band: Band | None = None) -> dict[str, Figure]:
+    """The figures of the metrics that one of the runs has logged, by name, in the order of ``METRICS``."""
+    measured = {key for run in runs for row in run.rows for key in row}
+    known = {name: entry for name, entry in METRICS.items() if {entry[1], f"eval_{entry[1]}"} & measured}
+    return {
+        name: metric_figure(runs, label, key, band if name == "loss" else None) for name, (label, key) in known.items()
+    }
+
+
+def metric_figure(runs: list[Curves], label: str, key: str, band: Band | None = None) -> Figure:
+    """One metric over steps, and that of the evaluations if they have it."""
+    figure = Figure(figsize=(5.5, 3.3), layout="constrained")
+    axes = figure.subplots()
+    if band is not None:
+        draw_band(axes, band)
+    if len(runs) == 1:
+        _draw_training(axes, runs[0], key, TRAIN, "training batches")
+        _draw_heldout(axes, runs[0], key, HELDOUT, "held-out")
+    else:
+        has_heldout = any(f"eval_{key}" in row for run in runs for row in run.rows)
+        for run, color in zip(runs, _cycled(len(runs)), strict=True):
+            _draw_training(axes, run, key, color, "" if has_heldout else _as_label(run.name), faint=has_heldout)
+            _draw_heldout(axes, run, key, color, _as_label(run.name))
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False)
+    if key == "grad_norm":
+        axes.set_yscale("log")
+    by_samples = any(run.scale > 1 for run in runs)
+    axes.set_xlabel("samples" if by_samples else "step")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def draw_band(axes: Axes, band: Band, color: str = SERIES[5]) -> None:
+    """The area between the lowest and the highest of other runs."""
+    axes.fill_between(band.x, band.low, band.high, color=color, alpha=0.25, linewidth=0, label=band.label)
+
+
+def _as_label(name: str) -> str:
+    """The end of a long name. Matplotlib reads formulas between dollars, and leaves out labels that begin with an
+    underscore."""
+    text = (name if len(name) <= 40 else f"...{name[-37:]}").replace("$", r"\$")
+    return f"\N{ZERO WIDTH SPACE}{text}" if text.startswith("_") else text
+
+
+def _cycled(count: int) -> list[str]:
+    return [SERIES[i % len(SERIES)] for i in range(count)]
+
+
+def _points(run: Curves, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Where and what; rows of one step only once, rows without the metric not."""
+    found = {row["step"]: row[key] for row in run.rows if key in row}
+    return np.array(list(found), float) * run.scale, np.array(list(found.values()), float)
+
+
+def _draw_training(axes: Axes, run: Curves, key: str, color: str, label: str, faint: bool = False) -> None:
+    """The batches themselves faintly, and their moving average over a fiftieth of the run."""
+    steps, values = _points(run, key)
+    if not len(values):
+        return
+    window = np.ones(2 * (len(values) // 100) + 1)
+    if len(window) == 1 or key == "lr":
+        axes.plot(steps, values, color=color, label=label, alpha=0.4 if faint else 1.0, linewidth=1.2,
+                  marker="." if len(values) == 1 else "")  # fmt: skip
+        return
+    smooth = np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
+    if not faint:
+        axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+        label = f"{label}, moving average" if label else ""
+    axes.plot(steps, smooth, color=color, label=label, alpha=0.4 if faint else 1.0, linewidth=1.2)
+
+
+def _draw_heldout(axes: Axes, run: Curves, key: str, color: str, label: str) -> None:
+    steps, values = _points(run, f"eval_{key}")
+    if len(values):
+        axes.plot(steps, values, color=color, marker="o", markersize=3, label=label)
+
+
+def layer_figures(rows: list[Row]) -> dict[str, Figure]:
+    """Heat maps of the layers over steps, by name; none if the run has no rows of layers."""
     layers = [row for row in rows if LAYER_KINDS[0] in row]
-    for kind, title in zip(LAYER_KINDS, ("trust ratio", "norm of the weights", "norm of the update"), strict=True):
-        if layers:
-            _draw_layers(folder / f"layers_{kind}.png", title, layers, kind)
-    return folder
+    return {f"layers_{kind}": _layer_map(title, layers, kind) for kind, title in LAYER_TITLES.items() if layers}
 
 
-def _draw_layers(path: Path, title: str, rows: list[Row], kind: str) -> None:
-    """Heat map of layers over steps, on a log scale. The same tensor of all encoder layers is one band.
+def _layer_map(title: str, rows: list[Row], kind: str) -> Figure:
+    """Layers over steps, on a log scale. The same tensor of all encoder layers is one band.
 
-    A band of n layers is as high as n/6 single ones, so that its label fits for a model of any depth.
+    A band of n layers is as high as n/6 single ones, so that its label fits for a model of any depth. The cells are one
+    image within the figure.
     """
     names = sorted({name for row in rows for name in row[kind]}, key=_band)
     bands = [(band, len(list(members))) for band, members in groupby(names, key=lambda name: _band(name)[1])]
@@ -54,13 +156,13 @@ def _draw_layers(path: Path, title: str, rows: list[Row], kind: str) -> None:
     values = np.ma.masked_where(~(np.isfinite(values) & (values > 0)), values)
     steps = [row["step"] for row in rows]
     gap = min((b - a for a, b in pairwise(steps)), default=1)
-    figure, axes = plt.subplots(figsize=(10, 1.2 + 0.21 * edges[-1]), layout="constrained")
+    figure = Figure(figsize=(10, 1.2 + 0.21 * edges[-1]), layout="constrained")
+    axes = figure.subplots()
     axes.set_facecolor("#dddddd")
     if values.count():
         low, high = np.percentile(values.compressed(), (1, 99))
-        mesh = axes.pcolormesh(
-            [steps[0] - gap, *steps], edges, values, norm=LogNorm(low, max(high, low * 1.01)), cmap="viridis"
-        )
+        norm = LogNorm(low, max(high, low * 1.01))
+        mesh = axes.pcolormesh([steps[0] - gap, *steps], edges, values, norm=norm, cmap="viridis", rasterized=True)
         figure.colorbar(mesh, label=f"{title} (grey: 0, or not updated)", extend="both", pad=0.01)
     ends = np.cumsum([count for _, count in bands])
     axes.set_yticks([(edges[end - count] + edges[end]) / 2 for end, (_, count) in zip(ends, bands, strict=True)])
@@ -69,8 +171,7 @@ def _draw_layers(path: Path, title: str, rows: list[Row], kind: str) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("step")
     axes.set_title(f"{title} by layer", fontsize=10)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return figure
 
 
 def _band(name: str) -> tuple[int, str, int]:
@@ -79,28 +180,3 @@ def _band(name: str) -> tuple[int, str, int]:
     if found is None:
         return (0 if "embeddings" in name else 2, name.removeprefix("bert."), 0)
     return (1, name[found.end() :], int(found.group(1)))
-
-
-def _draw(path: Path, label: str, rows: list[Row], key: str) -> None:
-    """One metric over steps, and that of the evaluations if they have it."""
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    training, heldout = ([row for row in rows if name in row] for name in ("mlm_loss", f"eval_{key}"))
-    steps, values = [row["step"] for row in training], [row[key] for row in training]
-    window = np.ones(2 * (len(values) // 100) + 1)  # a fiftieth of the run
-    if len(window) > 1 and key != "lr":
-        axes.plot(steps, values, color=_TRAIN, alpha=0.25, linewidth=0.8)
-        smooth = np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
-        axes.plot(steps, smooth, color=_TRAIN, label="training batches, moving average")
-    else:
-        axes.plot(steps, values, color=_TRAIN, label="training batches")
-    if heldout:
-        held_steps, held_values = [row["step"] for row in heldout], [row[f"eval_{key}"] for row in heldout]
-        axes.plot(held_steps, held_values, color=_HELDOUT, marker="o", markersize=3, label="held-out")
-        axes.legend(frameon=False)
-    if key == "grad_norm":
-        axes.set_yscale("log")
-    axes.set_xlabel("step")
-    axes.set_ylabel(label)
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -1,98 +1,124 @@
-"""A report of a run: one HTML page with its main figures, its plots and its configuration."""
+"""``bert-pretrain report``: a run, or several side by side, as one HTML file that needs no other."""
 
-import html
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bert_pretrain.config_loading import entry_point
-from bert_pretrain.data.shard_directory import read_manifest
-from bert_pretrain.errors import ConfigError
-from bert_pretrain.file_system import require_writable
-from bert_pretrain.report.plots import draw_run
-from bert_pretrain.stored_options import read_options
-from bert_pretrain.training.metrics import read_rows
+from bert_pretrain.config_loading import entry_point, exit_on_config_error
+from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.file_system import replace_file, require_writable
+from bert_pretrain.html_page import is_page
+from bert_pretrain.report.comparison import warning
+from bert_pretrain.report.run_facts import Run, by_name, facts, read_run
+from bert_pretrain.training.sessions import METRICS
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse }} td {{ padding: .15rem 1.5rem .15rem 0; font-variant-numeric: tabular-nums }}
-.plots {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem }}
-.plots img {{ width: 100% }} pre {{ background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: .85rem }}
-</style></head><body><h1>{title}</h1><table>{facts}</table><div class="plots">{plots}</div>
-<h2>Configuration</h2><pre>{config}</pre></body></html>
-"""
+PAGE, COMPARISON = "report.html", "comparison.html"
 
 
 @dataclass
 class ReportConfig:
     """Options of ``bert-pretrain report``."""
 
-    run_dir: str
+    run_dir: str | None
     """Directory of the run."""
+    runs: list[str]
+    """Directories of several runs, to show them side by side, instead of run_dir."""
+    out: str | None
+    """File to write. null: report.html in run_dir; for several runs comparison.html here."""
+    live: bool
+    """Serve the page instead of writing it; it reloads by itself while the run goes on. Also as --live."""
+    host: str
+    """With live: the address to listen at. Only this machine reaches 127.0.0.1; 0.0.0.0 lets everyone in who reaches
+    this machine."""
+    port: int
+    """With live: the port to listen at; 0 takes a free one."""
+
+    def __post_init__(self) -> None:
+        found = "neither" if self.run_dir is None else "both"
+        if (self.run_dir is None) == (not self.runs):
+            raise ConfigError(f"run_dir and runs: {found} given; give run_dir=DIR, or runs=[DIR,DIR] to compare runs")
+        require(0 <= self.port < 65_536, "port", self.port, "0 to 65535")
+        if self.live and self.out is not None:
+            raise ConfigError(f"out is {self.out!r}, but live=true writes no file; give one of the two")
+
+    @property
+    def directories(self) -> list[Path]:
+        """Of all runs, each once."""
+        return [Path(name).expanduser() for name in dict.fromkeys(self.runs or [str(self.run_dir)])]
 
 
 @entry_point("report", ReportConfig)
-def main(config: ReportConfig) -> None:
-    """Write report.html for a run: its main figures, plots and configuration. Print the figures.
+def report(config: ReportConfig) -> None:
+    """Write a page about a run: what, where, when, how far, figures and configuration. Print its main figures.
 
         bert-pretrain report run_dir=runs/demo
+        bert-pretrain report runs=[runs/a,runs/b] out=a_and_b.html
+        bert-pretrain report run_dir=runs/demo --live
 
-    The page and the plots are written into run_dir. It also works while the run goes on.
+    The page is one file that can be mailed. It also works while the run goes on: --live serves the page, on this
+    machine only, and reloads it by itself until Ctrl-C.
     """
-    run_dir = Path(config.run_dir)
-    if not (run_dir / "metrics.jsonl").exists() or not (run_dir / "config.yaml").exists():
-        raise ConfigError(f"run_dir is {config.run_dir!r}, which holds no run (metrics.jsonl, config.yaml)")
-    require_writable(run_dir, "run_dir", "copy the run to a writable directory")
-    rows = facts(run_dir)
-    paths = {"model": run_dir / "model", "plots": run_dir / "plots", "report": write_report(run_dir)}
-    rows += [(name, str(path)) for name, path in paths.items() if path.exists()]
-    for name, value in [*rows, ("metrics", str(run_dir / "metrics.jsonl"))]:
-        print(f"  {name:<34}{value}")
+    runs = [read_run(path, "runs" if config.runs else "run_dir") for path in config.directories]
+    if config.live:
+        from bert_pretrain.report.live import serve
+
+        serve(config.directories, config.host, config.port)
+    elif len(runs) > 1:
+        _compare(_checked(config.out, runs), by_name(runs))
+    else:
+        path, directory = _write(runs[0], _checked(config.out, runs)), runs[0].directory
+        paths = {"model": directory / "model", "plots": directory / "plots", "report": path}
+        found = [(name, str(path)) for name, path in paths.items() if path.exists()]
+        for name, value in [*facts(runs[0]), *found, ("metrics", str(directory / METRICS))]:
+            print(f"  {name:<34}{value}")
+
+
+@exit_on_config_error
+def main(words: list[str] | None = None) -> None:
+    """``report``, which also takes ``--live``."""
+    given = sys.argv[1:] if words is None else words
+    report(["live=true" if word == "--live" else word for word in given])
+
+
+main.command = report.command  # type: ignore[attr-defined]
+
+
+def _checked(out: str | None, runs: list[Run]) -> Path:
+    """The file to write. Raises ``ConfigError`` if it cannot be, or if it is there and no page of this program."""
+    default = runs[0].directory / PAGE if len(runs) == 1 else Path(COMPARISON)
+    path = Path(out).expanduser() if out else default
+    if path.is_dir():
+        raise ConfigError(f"out is {str(path)!r}, a directory; give the name of a file")
+    if path.exists() and (out or len(runs) > 1) and not is_page(path):
+        raise ConfigError(f"out {path} exists and is no page of this program; give another name")
+    option = "run_dir" if out is None and len(runs) == 1 else "the directory of out,"
+    require_writable(path.parent, option, "give out=FILE in a directory that can be written")
+    return path
+
+
+def _compare(path: Path, runs: dict[str, Run]) -> None:
+    from bert_pretrain.report.page import comparison_page  # loads matplotlib, which takes a second
+
+    replace_file(path, comparison_page(runs).encode())
+    if fault := warning(runs):
+        print(fault)
+    for name, run in runs.items():
+        loss = f"{run.heldout[-1]['eval_mlm_loss']:.4f}" if run.heldout else "-"
+        print(f"  {name:<34}held-out MLM loss {loss:<10}{run.done:,} of {run.planned:,} steps, {run.state}")
+    print(f"  {'report':<34}{path}")
 
 
 def write_report(run_dir: Path) -> Path:
-    """Draw the plots and write ``report.html``; return its path."""
-    plots = sorted(draw_run(run_dir).glob("*.png"))
-    rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>" for name, value in facts(run_dir)
-    )
-    images = "".join(f'<img src="plots/{path.name}" alt="{path.stem}">' for path in plots)
-    config = html.escape((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    page = run_dir / "report.html"
-    page.write_text(_PAGE.format(title=html.escape(run_dir.name), facts=rows, plots=images, config=config), "utf-8")
-    return page
+    """Write ``report.html`` and the PNG files in ``plots`` for the run in ``run_dir``; return the path of the page."""
+    return _write(read_run(run_dir), run_dir / PAGE)
 
 
-def facts(run_dir: Path) -> list[tuple[str, str]]:
-    """The main figures of a run, each with its name."""
-    rows = read_rows(run_dir / "metrics.jsonl")
-    training = [row for row in rows if "mlm_loss" in row]
-    heldout = [row for row in rows if "eval_mlm_loss" in row]
-    found = []
-    if training:
-        last = training[-1]
-        # The first row includes the start-up of threads and kernels.
-        rates = sorted(row["tokens_per_second"] for row in training[1:] or training)
-        found += [
-            ("steps", f"{last['step']:,}, {last['skipped_steps']} of them skipped"),
-            ("samples", f"{last['samples_seen']:,}"),
-            ("real tokens per second, median", f"{rates[len(rates) // 2]:,.0f}"),
-            ("MLM loss, last batch", f"{last['mlm_loss']:.4f} nats"),
-        ]
-    if heldout:
-        first, last = heldout[0], heldout[-1]
-        if first["step"] == 0:
-            found.append(("held-out MLM loss at step 0", f"{first['eval_mlm_loss']:.4f} nats"))
-        found += [
-            ("held-out MLM loss", f"{last['eval_mlm_loss']:.4f} nats"),
-            ("held-out MLM accuracy", f"{last['eval_mlm_accuracy']:.4f}"),
-        ]
-        if "eval_nsp_accuracy" in last:
-            found.append(("held-out next-sentence accuracy", f"{last['eval_nsp_accuracy']:.4f}"))
-        directory = Path(read_options(run_dir / "config.yaml")["data"]["dir"])
-        manifest = read_manifest(directory) if directory.is_dir() else None
-        if manifest is not None and "unigram_entropy" in manifest:
-            entropy = float(manifest["unigram_entropy"])
-            found.append(("unigram entropy of the corpus", f"{entropy:.4f} nats"))
-            found.append(("held-out MLM loss below that by", f"{entropy - last['eval_mlm_loss']:.4f} nats"))
-    return found
+def _write(run: Run, path: Path) -> Path:
+    from bert_pretrain.report.page import draw, run_page
+    from bert_pretrain.report.plots import save
+
+    drawings = draw(run)
+    if path == run.directory / PAGE:
+        save(drawings, run.directory / "plots")
+    replace_file(path, run_page(run, drawings).encode())
+    return path

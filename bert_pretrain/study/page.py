@@ -1,4 +1,4 @@
-"""The files that a study writes: its page in Markdown, its numbers, its rows as CSV."""
+"""The files that a study writes: its page in Markdown and in HTML, its numbers, its rows as CSV."""
 
 import csv
 import json
@@ -9,7 +9,11 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from bert_pretrain.file_system import replace_file
+from bert_pretrain.html_page import drawn, element, large_figure, paragraph, table
+from bert_pretrain.html_page import page as html_page
 from bert_pretrain.study.claims import CLAIMS
 from bert_pretrain.study.options import StudyConfig
 
@@ -39,6 +43,33 @@ def page(config: StudyConfig, rows: list[Row], sentences: list[str], rule: str) 
     return "\n".join([*lines, "```", ""])
 
 
+def as_html(config: StudyConfig, rows: list[Row], sentences: list[str], rule: str, chart: Figure) -> str:
+    """The same as one HTML file, with the figure in it and a table that can be sorted."""
+    columns = [name for name in rows[0] if name not in _BELOW]
+    cells = [[row[name] for name in columns] for row in rows]
+    lists = {
+        heading: [element("ul", *(element("li", _without_marks(text)) for text in texts))] if texts else []
+        for heading, texts in (("Found here", sentences), ("Published", sources(config)))
+    }
+    alt = f"{config.question}: the numbers are in the table"
+    shown = large_figure(drawn(chart), alt, config.question, "chart", "Figure")
+    commands = "\n".join(f"{row['command']}  # commit {row['commit']}" for row in rows)
+    sections = {
+        "Found here": lists["Found here"],
+        "Figure": [shown],
+        "Table": [table(rule, columns, cells, is_sortable=True), paragraph(config.chosen.note)],
+        "Published": lists["Published"],
+        "Commands": [paragraph("The first run of each row; the others differ in seed and run_dir."),
+                     element("pre", commands)],
+    }  # fmt: skip
+    return html_page(config.question, sections)
+
+
+def _without_marks(text: str) -> str:
+    """Without the marks of Markdown."""
+    return text.replace("**", "").replace("`", "")
+
+
 def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
 
@@ -51,9 +82,12 @@ def write_files(
     sentences: list[str],
     rule: str,
     numbers: dict[str, Any],
+    chart: Figure,
 ) -> None:
-    """Write ``study.md``, ``study.csv`` and ``study.json`` into ``out_dir``."""
+    """Write ``study.md``, ``study.html``, ``study.csv`` and ``study.json`` into ``out_dir``; ``chart`` goes into the
+    HTML page."""
     replace_file(out_dir / "study.md", page(config, rows, sentences, rule).encode())
+    replace_file(out_dir / "study.html", as_html(config, rows, sentences, rule, chart).encode())
     replace_file(out_dir / "study.csv", as_csv(rows).encode())
     result = {
         "what": config.question,

@@ -97,16 +97,16 @@ def run_study(config: StudyConfig) -> None:
 
 
 def write_study(study: Study, device: str) -> None:
-    """Run the study; write ``study.md``, ``.json``, ``.csv``, ``.png`` and ``.svg`` into ``out_dir``."""
+    """Run the study; write ``study.md``, ``.html``, ``.json``, ``.csv``, ``.png`` and ``.svg`` into ``out_dir``."""
     curves, config, out_dir = study.run(), study.runs.config, study.runs.out_dir
     rows, verdicts = table(curves, study.tried), judge(config.chosen_claims, last_losses(curves))
     sentences = [verdict.sentence(in_nats, "nats") for verdict in verdicts]
-    draw_study(out_dir, config.question, curves)
+    chart = draw_study(out_dir, config.question, curves)
     searched = [
         {"arm": arm, "rate": rate, "loss": finite(loss)}
         for arm, tried in study.tried.items()
         for rate, (loss, _) in sorted(tried.items())
     ]
     numbers = {"curves": [asdict(curve) for runs in curves.values() for curve in runs], "searched": searched}
-    write_files(config, out_dir, device, rows, sentences, RULE, numbers)
-    print(f"\n{(out_dir / 'study.md').read_text('utf-8')}\nwrote {out_dir}/study.md, .json, .csv, .png and .svg")
+    write_files(config, out_dir, device, rows, sentences, RULE, numbers, chart)
+    print(f"\n{(out_dir / 'study.md').read_text('utf-8')}\nwrote {out_dir}/study.md, .html, .json, .csv, .png and .svg")

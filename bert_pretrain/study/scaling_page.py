@@ -137,13 +137,13 @@ def write_scaling(study: BatchScaling, device: str) -> None:
         if study.curves:
             write_findings(study, device)
     out_dir = study.runs.out_dir
-    print(f"\n{(out_dir / 'study.md').read_text('utf-8')}\nwrote {out_dir}/study.md, .json, .csv, .png and .svg")
+    print(f"\n{(out_dir / 'study.md').read_text('utf-8')}\nwrote {out_dir}/study.md, .html, .json, .csv, .png and .svg")
 
 
 def write_findings(study: BatchScaling, device: str) -> None:
-    """Write ``study.md``, ``.json``, ``.csv``, ``.png`` and ``.svg`` into ``out_dir``."""
+    """Write ``study.md``, ``.html``, ``.json``, ``.csv``, ``.png`` and ``.svg`` into ``out_dir``."""
     config, out_dir, found = study.runs.config, study.runs.out_dir, Findings(study)
-    draw_scaling(out_dir, config.question, found.target, found.steps, found.fits, found.ratios)
+    chart = draw_scaling(out_dir, config.question, found.target, found.steps, found.fits, found.ratios)
     searched = [
         {"arm": arm, "batch": batch, "rate": rate, "steps": finite(steps), "loss": finite(loss)}
         for (arm, batch), tried in study.tried.items()
@@ -155,7 +155,7 @@ def write_findings(study: BatchScaling, device: str) -> None:
         "cpu_hours": round(study.cpu_seconds / 3600, 2),
         "curves": [asdict(curve) for runs in study.curves.values() for curve in runs],
     }
-    write_files(config, out_dir, device, found.rows(), found.sentences(), rule(study), numbers)
+    write_files(config, out_dir, device, found.rows(), found.sentences(), rule(study), numbers, chart)
 
 
 def rule(study: BatchScaling) -> str:

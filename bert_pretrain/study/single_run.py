@@ -20,12 +20,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from bert_pretrain.build import pretrain
 from bert_pretrain.checkpoint.directories import RECORD
-from bert_pretrain.config import PretrainConfig, check_run_dir
+from bert_pretrain.config import PretrainConfig
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import EXIT_STOPPED, DivergedError
 from bert_pretrain.file_system import replace_file
-from bert_pretrain.program import commit, release
+from bert_pretrain.program import program_version
+from bert_pretrain.same_run import check_run_dir
 from bert_pretrain.study.curve import Curve, count_outliers
 from bert_pretrain.study.options import SpikeConfig
 from bert_pretrain.training.metrics import read_rows
@@ -111,7 +112,7 @@ class SingleRun:
             "norms": len(norms),
             "outliers": count_outliers(norms),
             "command": shlex.join(["bert-pretrain", "pretrain", *self.words]),
-            "commit": commit() or release(),
+            "commit": program_version(),
             "cpu_seconds": round(time.process_time() - started, 1),
         }
         replace_file(path, json.dumps(result).encode())

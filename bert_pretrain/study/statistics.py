@@ -59,6 +59,17 @@ def compare(arm: dict[int, float], against: dict[int, float], tests: int = 1) ->
     return Difference(mean, mean - width, mean + width, p, len(seeds), shift * error)
 
 
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Mean, and its 95 % interval of Student's t; of a single value the interval is that value."""
+    from scipy import stats
+
+    mean, freedom = _mean(values), len(values) - 1
+    if not freedom:
+        return mean, mean, mean
+    width = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(_variance(values) / len(values))
+    return mean, mean - width, mean + width
+
+
 def holm(p_values: list[float]) -> list[float]:
     """The p-values corrected for their number (Holm, Scandinavian Journal of Statistics 6, 1979)."""
     order = sorted(range(len(p_values)), key=p_values.__getitem__)

@@ -66,7 +66,7 @@ class WandbRun:
 def open_run(run: TrackedRun, step: int) -> WandbRun:
     """Start the run of this directory, or go on with it."""
     settings = wandb.Settings(silent=True, init_timeout=START_SECONDS, finish_timeout=_UPLOAD_SECONDS)
-    place = {"project": run.project, "dir": run.run_dir, "name": run.run_dir.name, "config": run.config}
+    place: dict[str, Any] = {"project": run.project, "dir": run.run_dir, "name": run.run_dir.name, "config": run.config}
 
     def start(mode: Literal["online", "offline"]) -> Any:
         return wandb.init(mode=mode, id=run.id, resume="allow", settings=settings, **place)

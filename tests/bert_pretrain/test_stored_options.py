@@ -6,9 +6,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from bert_pretrain.config import PretrainConfig, check_run_dir, check_same_run, resolved_yaml
+from bert_pretrain.config import PretrainConfig, resolved_yaml
 from bert_pretrain.config_loading import load_config
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.same_run import check_run_dir, check_same_run
 from bert_pretrain.stored_options import read_options, read_progress
 from tests.conftest import ROOT, TEST_RECIPE
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bert_pretrain.config import PretrainConfig, check_same_run, resolved_yaml
+from bert_pretrain.config import PretrainConfig, resolved_yaml
 from bert_pretrain.config_loading import load_config
 from bert_pretrain.data.batch_plan import BatchPlan
 from bert_pretrain.data.dataset import DataConfig
@@ -21,6 +21,7 @@ from bert_pretrain.data.shard_directory import write_manifest
 from bert_pretrain.data.shards import write_shard
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.plan import run as plan
+from bert_pretrain.same_run import check_same_run
 from tests.bert_pretrain.data.test_loader import config, rows
 from tests.bert_pretrain.training.test_trainer import trainer_for
 from tests.conftest import TEST_RECIPE, VOCAB_SIZE, header, random_arrays

@@ -12,6 +12,7 @@ from bert_pretrain.study.batch_scaling import BatchScaling
 from bert_pretrain.study.curve import Curve
 from bert_pretrain.study.options import StudyConfig
 from bert_pretrain.study.scaling_page import write_scaling
+from tests.bert_pretrain.test_html_page import check_page
 
 SIZES = [64, 256, 1024, 4096]
 LEAST = {"AdamW": 100, "NVLAMB": 200, "SGD": math.inf}
@@ -125,5 +126,12 @@ def test_every_file_is_written(law: Law) -> None:
     lines = (law.out_dir / "study.csv").read_text().splitlines()
     assert len(lines) == 1 + 3 * len(SIZES)
     assert "run NVLAMB 64 1" in (law.out_dir / "study.md").read_text()
+    page = (law.out_dir / "study.html").read_text()
+    found = check_page(page)
+    assert found.tags.count("svg") == 1
+    assert page.count('<th scope="row">') == len(lines) - 1
+    assert all(f"<td>{row['tried']}</td>" in page for row in of(law)["rows"])
+    assert "AdamW leaves perfect scaling at a batch of 500" in page
+    assert "run NVLAMB 64 1" in page
     assert all((law.out_dir / f"study.{kind}").stat().st_size > 10_000 for kind in ("png", "svg"))
     assert of(law)["cpu_hours"] == pytest.approx(len(law.done) / 3600, abs=0.01)

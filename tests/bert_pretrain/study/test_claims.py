@@ -1,11 +1,16 @@
 """Every claim of every study is one of the sources', in the direction that the source has it."""
 
+import json
+
 import pytest
 
 from bert_pretrain.config_files import CONFIG_DIR
 from bert_pretrain.config_loading import load_config
 from bert_pretrain.study.claims import ARTICLE, CLAIMS
 from bert_pretrain.study.options import StudyConfig
+from bert_pretrain.study.statistics import Difference
+from bert_pretrain.study.verdict import Verdict
+from tests.conftest import ROOT
 
 NAMES = sorted(path.stem for path in (CONFIG_DIR / "study").glob("*.yaml"))
 # What the article says about two arms, read from it once more: not what the studies would like it to say.
@@ -41,3 +46,27 @@ def test_every_study_claims_what_its_source_says(name: str) -> None:
 def test_the_decay_s_degree_is_claimed_to_make_no_difference() -> None:
     config = load_config("study", ["study=decay_degree", "name=x", "scale=small", "out_dir=none"], StudyConfig)
     assert {(claim.source, claim.expects) for claim in config.claims} == {("article_decay_degree", "same")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("found", "mean"), [("worse", 1.0), ("better", -1.0), ("same", 0.001)])
+def test_only_what_the_article_says_is_as_the_article_has_it(name: str, found: str, mean: float) -> None:
+    """Of every claim of every study, for each outcome."""
+    options = [f"study={name}", f"name={name}", "scale=small", "out_dir=none"]
+    for claim in load_config("study", options, StudyConfig).claims:
+        said = Verdict(claim, found, Difference(mean, mean - 0.1, mean + 0.1, 0.01, 5, 0.2), 0.01).sentence(str, "nats")
+        article = OF_THE_ARTICLE.get(claim.source)
+        agrees = found == article != "same"
+        assert (f"; as {ARTICLE} has it." in said) == agrees
+        assert (f"not as {ARTICLE} has it." in said) == (article not in (None, "same", found) and found != "same")
+        no_effect = article == "same" and found == "same"
+        assert (f"{ARTICLE} claims no difference; here none shows" in said) == no_effect
+
+
+def test_the_results_have_only_verdicts_on_claims_as_they_are_today() -> None:
+    for path in (ROOT / "scripts/results").glob("*_study_*.json"):
+        result = json.loads(path.read_text())
+        texts = [claim.text for claim in CLAIMS.values()]
+        assert all(any(text in source for text in texts) for source in result.get("sources", [])), path.name
+    page = (ROOT / "RESULTS.md").read_text()
+    assert "the article has it" not in page or "### Study, scale" in page
