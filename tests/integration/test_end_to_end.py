@@ -115,7 +115,7 @@ def test_plots_and_report_are_there(finished: Path) -> None:
     assert {"loss.png", "accuracy.png", "learning_rate.png", "gradient_norm.png"} <= set(plots)
     page = succeed("bert_pretrain.report", f"run_dir={finished / 'run'}")
     assert "unigram entropy of the corpus" in page
-    assert "loss.png" in (finished / "run/report.html").read_text()
+    assert (finished / "run/report.html").read_text().count("<svg ") >= 6
 
 
 def test_a_second_phase_starts_from_the_weights(finished: Path) -> None:
