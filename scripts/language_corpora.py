@@ -37,7 +37,7 @@ CORPORA = [
     Corpus("russian_quotes", "ru", "quotations and jokes", "fortunes-ru", "**/ru/*", "quotes"),
     Corpus("finnish_help", "fi", "help of a program", "libreoffice-help-fi", "**/text/**/*.html", "pages"),
     Corpus("turkish_book", "tr", "book", "debian-handbook", "**/html/tr-TR/*.html", "pages", OWN_LANGUAGE),
-    Corpus("chinese_quotes", "zh", "quotations and poems", "fortunes-zh", "**/fortunes/*", "quotes", vocab_size=4000),
+    Corpus("chinese_quotes", "zh", "quotations and poems", "fortunes-zh", "**/fortunes/*", "quotes", vocab_size=8000),
     Corpus("japanese_manual_pages", "ja", "manual pages", "manpages-ja", "**/man*/*.gz", "manual", vocab_size=4000),
     Corpus("hindi_help", "hi", "help of a program", "libreoffice-help-hi", "**/text/**/*.html", "pages", letters="ऀ-ॿ"),
     Corpus("arabic_book", "ar", "book", "debian-handbook", "**/html/ar-MA/*.html", "pages", letters="؀-ۿ"),
