@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from bert_pretrain.checkpoint.directories import RECORD
+from bert_pretrain.checkpoint.find import RECORD
 from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.config import PretrainConfig, resolved_yaml
 from bert_pretrain.data.batch_plan import BatchPlan

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from bert_pretrain.checkpoint.directories import checkpoints_in
+from bert_pretrain.checkpoint.find import checkpoints_in
 from bert_pretrain.config import PretrainConfig, resolved_yaml
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.file_system import replace_file

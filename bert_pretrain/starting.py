@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch.optim import Optimizer
 
-from bert_pretrain.checkpoint.directories import newest_to_resume
+from bert_pretrain.checkpoint.find import newest_to_resume
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress, load_optimizer_state, load_progress, restore
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.data.batch_plan import AUTO, BatchConfig, even_size

@@ -37,6 +37,7 @@ from data_prep.engine.out_dir import (
     write_record,
 )
 from data_prep.engine.planning import bucket_counts, count_tasks, plan_pieces
+from data_prep.engine.shard_statistics import describe_shares, piece_shares
 from data_prep.engine.stages import (
     encode,
     find_repeats,
@@ -46,7 +47,6 @@ from data_prep.engine.stages import (
     write_shards,
     write_text,
 )
-from data_prep.engine.totals import describe_shares, piece_shares
 from data_prep.options import EngineConfig, PrepareConfig
 from data_prep.prepared_tokenizer import make_tokenizer, warn_of_unknown
 from data_prep.samples.added_words import check_word_piece, read_words

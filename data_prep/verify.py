@@ -25,7 +25,7 @@ from bert_pretrain.data.shard_directory import (
 )
 from bert_pretrain.data.shards import Arrays, ShardReader
 from bert_pretrain.errors import ConfigError
-from data_prep.engine.totals import Totals, check_shares, count_rows, show_sample, table_rows
+from data_prep.engine.shard_statistics import Totals, check_shares, count_rows, show_sample, table_rows
 from data_prep.options import VerifyConfig
 from data_prep.samples.tokenizer import Vocabulary, load_vocabulary
 

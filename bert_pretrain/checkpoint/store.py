@@ -28,8 +28,8 @@ from safetensors import SafetensorError
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from bert_pretrain.checkpoint.directories import checkpoints_in, newest_valid, record_saved_step, step_of
 from bert_pretrain.checkpoint.files import Throttle, find_fault_quickly, save_state, write_checksums
+from bert_pretrain.checkpoint.find import checkpoints_in, newest_valid, record_saved_step, step_of
 from bert_pretrain.checkpoint.tokenizer_files import copy_tokenizer
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.file_system import fsync

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from bert_pretrain.checkpoint.directories import resolve_checkpoint
+from bert_pretrain.checkpoint.find import resolve_checkpoint
 from bert_pretrain.checkpoint.tokenizer_files import copy_tokenizer, set_max_length
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.tokenizer_files import has_tokenizer

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.checkpoint.directories import checkpoints_in, resolve_checkpoint
+from bert_pretrain.checkpoint.find import checkpoints_in, resolve_checkpoint
 from bert_pretrain.errors import ConfigError, on_one_line
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")

@@ -19,7 +19,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from bert_pretrain.build import pretrain
-from bert_pretrain.checkpoint.directories import RECORD
+from bert_pretrain.checkpoint.find import RECORD
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World

@@ -7,8 +7,8 @@ from typing import Any
 from bert_pretrain.data.shards import ShardHeader
 from data_prep.corpus import corpus_sources
 from data_prep.engine.local import Record
+from data_prep.engine.shard_statistics import piece_shares
 from data_prep.engine.stages import merge_counts
-from data_prep.engine.totals import piece_shares
 from data_prep.options import CorpusConfig, PrepareConfig
 from data_prep.samples.tokenizer import Vocabulary
 from data_prep.text.duplicates import TextPart

@@ -12,7 +12,7 @@ from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.shard_directory import MANIFEST, SPLITS, read_manifest, shard_folder, shard_paths
 from bert_pretrain.file_system import replace_file, require_writable
 from bert_pretrain.html_page import Cell, Html, page, paragraph, table
-from data_prep.engine.totals import Totals
+from data_prep.engine.shard_statistics import Totals
 from data_prep.options import VerifyConfig
 from data_prep.report import corpus, shards, stages
 from data_prep.samples.tokenizer import Vocabulary

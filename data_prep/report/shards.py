@@ -22,7 +22,7 @@ from bert_pretrain.html_page import (
     sample,
     table,
 )
-from data_prep.engine.totals import Totals, show_sample, table_rows
+from data_prep.engine.shard_statistics import Totals, show_sample, table_rows
 from data_prep.report.corpus import share
 from data_prep.report.stages import Record, added_up, of_stage
 from data_prep.samples.examples import LENGTH_BIN

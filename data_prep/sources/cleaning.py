@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_prep.options import CleaningConfig
-from data_prep.sources.scripts import count_letters, count_words
+from data_prep.sources.letters import count_letters, count_words
 
 PLACEHOLDER = "\ufffc"  # of what has no text, such as a formula; a sentence with it is dropped
 SAMPLES_PER_RULE = 5

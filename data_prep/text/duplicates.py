@@ -21,7 +21,7 @@ import numpy as np
 from rensa import RMinHash
 
 from data_prep.options import DuplicateConfig
-from data_prep.sources.scripts import split_words
+from data_prep.sources.letters import split_words
 
 BANDS, ROWS = 20, 6
 _SHINGLE = 5  # words

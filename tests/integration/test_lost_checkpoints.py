@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bert_pretrain.checkpoint.directories import RECORD
+from bert_pretrain.checkpoint.find import RECORD
 from bert_pretrain.training.metrics import REPLACED
 from tests.conftest import TEST_RECIPE, run_module
 from tests.integration.test_bad_input import refused

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from transformers import AutoModelForPreTraining, BertConfig, BertForPreTraining
 
 from bert_pretrain.checkpoint import files
-from bert_pretrain.checkpoint.directories import resolve_checkpoint
 from bert_pretrain.checkpoint.files import find_fault
+from bert_pretrain.checkpoint.find import resolve_checkpoint
 from bert_pretrain.checkpoint.store import (
     CheckpointStore,
     Progress,

@@ -9,7 +9,7 @@ import torch
 
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim import AdamH, Muon, ScheduleFreeAdamW
-from tests.newer_oracles import AdamHOracle, MuonOracle, ScheduleFreeOracle
+from tests.layerwise_oracles import AdamHOracle, MuonOracle, ScheduleFreeOracle
 from tests.oracles import build_oracle, listed, problem, relative, set_grads, snapshot
 
 MATRICES = [3, 4, 6, 8]  # of the problem's layers; 6 has gradients of zero

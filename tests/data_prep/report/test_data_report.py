@@ -14,7 +14,7 @@ import pytest
 from transformers import BertTokenizerFast
 
 from data_prep import prepare
-from data_prep.engine.totals import Totals
+from data_prep.engine.shard_statistics import Totals
 from data_prep.report import corpus, shards
 from data_prep.report import run as report
 from data_prep.samples import examples

@@ -9,7 +9,7 @@ import pytest
 
 from bert_pretrain import retry
 from bert_pretrain.checkpoint import directories, files
-from bert_pretrain.checkpoint.directories import RECORD, newest_to_resume, newest_valid, saved_step
+from bert_pretrain.checkpoint.find import RECORD, newest_to_resume, newest_valid, saved_step
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress
 from bert_pretrain.errors import EXIT_OUTAGE, ConfigError, OutageError
 from tests.bert_pretrain.checkpoint.test_store import small_bert
