@@ -87,7 +87,7 @@ class CheckpointStore:
     ) -> None:
         """``report`` gets a message for an old checkpoint that is a link or cannot be removed.
 
-        ``record``: the file that keeps the step of the newest checkpoint (``directories.RECORD``).
+        ``record``: the file that keeps the step of the newest checkpoint (``find.RECORD``).
         """
         self.directory, self.keep_last, self.tokenizer = directory, keep_last, tokenizer
         self.keep_every_steps, self._report, self.record = keep_every_steps, report, record
@@ -143,7 +143,7 @@ class CheckpointStore:
     def newest_valid(
         self, report: Callable[[str], None], while_waiting: Callable[[], None] = lambda: None
     ) -> Path | None:
-        """The newest undamaged checkpoint, as ``directories.newest_valid``."""
+        """The newest undamaged checkpoint, as ``find.newest_valid``."""
         return newest_valid(self.directory, report, while_waiting)
 
     def all(self) -> list[Path]:

@@ -22,7 +22,7 @@ from bert_pretrain.errors import require
 from bert_pretrain.optim.hyperball import radius_of, rotate, rotate_all
 from bert_pretrain.optim.layers import on_device
 from bert_pretrain.optim.layerwise import LayerwiseOptimizer, average, check_matrices, count_steps, root_of, scale
-from bert_pretrain.optim.state import StateFormat
+from bert_pretrain.optim.state import Group, State, StateFormat, States, Tensors
 
 
 class AdamH(LayerwiseOptimizer):
@@ -53,14 +53,14 @@ class AdamH(LayerwiseOptimizer):
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults, pre_normalization, max_grad_norm, kernel)
 
-    def _check_group(self, group: dict[str, Any]) -> None:
+    def _check_group(self, group: Group) -> None:
         check_matrices(group)
         require(group["weight_decay"] == 0, "weight_decay", group["weight_decay"], "0: the norm of a matrix is fixed")
 
-    def _new_state(self, param: Tensor) -> dict[str, Any]:
+    def _new_state(self, param: Tensor) -> State:
         return self._format.start(param) | {"radius": radius_of(param)}
 
-    def _update(self, group: dict[str, Any], w: Tensor, g: Tensor, own: dict[str, Any]) -> tuple[float, float, float]:
+    def _update(self, group: Group, w: Tensor, g: Tensor, own: State) -> tuple[float, float, float]:
         (b1, b2), m, v = group["betas"], own["exp_avg"], own["exp_avg_sq"]
         own["step"] += 1
         t = own["step"].item()
@@ -69,14 +69,7 @@ class AdamH(LayerwiseOptimizer):
         u = m / (1 - b1**t) / ((v / (1 - b2**t)).sqrt() + group["eps"])  # (2)
         return rotate(w, u, float(group["lr"]), own["radius"].item())  # (3)
 
-    def _update_all(
-        self,
-        group: dict[str, Any],
-        params: list[Tensor],
-        grads: list[Tensor],
-        states: list[dict[str, Any]],
-        skipped: Tensor,
-    ) -> Tensor:
+    def _update_all(self, group: Group, params: Tensors, grads: Tensors, states: States, skipped: Tensor) -> Tensor:
         (b1, b2), lr = group["betas"], on_device(group["lr"], skipped.device)
         ms, vs = ([own[key] for own in states] for key in ("exp_avg", "exp_avg_sq"))
         average(vs, list(torch._foreach_mul(grads, grads)), b2, skipped)

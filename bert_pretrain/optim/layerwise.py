@@ -18,6 +18,7 @@ from bert_pretrain.optim.base import MeasuredOptimizer, eager_step, loss_of
 from bert_pretrain.optim.layers import on_device
 from bert_pretrain.optim.norms import layer_norms
 from bert_pretrain.optim.options import PRE_NORMALIZATIONS, TWO_KERNELS
+from bert_pretrain.optim.state import Group, State, States, Tensors
 from bert_pretrain.optim.trust import layer_table
 
 
@@ -58,14 +59,14 @@ class LayerwiseOptimizer(MeasuredOptimizer, ABC):
         """What pickle and deepcopy keep."""
         return super().__getstate__() | {"_updated": []}
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: Group) -> None:
         """As for the others. Raises ``ConfigError`` for parameters that the algorithm does not take."""
         super().add_param_group(param_group)
         group = self.param_groups.pop()
         self._check_group(group)
         self.param_groups.append(group)
 
-    def _check_group(self, group: dict[str, Any]) -> None:
+    def _check_group(self, group: Group) -> None:
         """Refuse parameters and options that the algorithm does not take."""
 
     def layer_report(self) -> Tensor:
@@ -101,29 +102,22 @@ class LayerwiseOptimizer(MeasuredOptimizer, ABC):
         return loss
 
     @abstractmethod
-    def _new_state(self, param: Tensor) -> dict[str, Any]:
+    def _new_state(self, param: Tensor) -> State:
         """The state before the first update."""
 
     @abstractmethod
-    def _update(self, group: dict[str, Any], w: Tensor, g: Tensor, own: dict[str, Any]) -> tuple[float, float, float]:
+    def _update(self, group: Group, w: Tensor, g: Tensor, own: State) -> tuple[float, float, float]:
         """Update one layer by the equations; returns the trust ratio, ||w|| before the update and ||u||."""
 
     @abstractmethod
-    def _update_all(
-        self,
-        group: dict[str, Any],
-        params: list[Tensor],
-        grads: list[Tensor],
-        states: list[dict[str, Any]],
-        skipped: Tensor,
-    ) -> Tensor:
+    def _update_all(self, group: Group, params: Tensors, grads: Tensors, states: States, skipped: Tensor) -> Tensor:
         """Update all layers of a group, unless ``skipped`` (0-d bool on the device); returns the rows of the report.
 
         ``grads`` may be overwritten. Rows: (3, layers) float64.
         """
 
 
-def check_matrices(group: dict[str, Any]) -> None:
+def check_matrices(group: Group) -> None:
     """Refuse parameters that are no matrices."""
     for i, param in enumerate(group["params"]):
         require(
@@ -165,7 +159,7 @@ def average(moments: list[Tensor], news: list[Tensor], beta: float, skipped: Ten
     add(moments, news, skipped)
 
 
-def count_steps(states: list[dict[str, Any]], skipped: Tensor) -> Tensor:
+def count_steps(states: States, skipped: Tensor) -> Tensor:
     """Count the update of each layer; returns t of each, 1-d float64, at least 1."""
     steps = [own["step"] for own in states]
     torch._foreach_add_(steps, [(~skipped).to(torch.float32)] * len(steps))  # one 0-d tensor would be read by the host

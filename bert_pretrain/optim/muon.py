@@ -37,7 +37,7 @@ from bert_pretrain.optim.layers import on_device
 from bert_pretrain.optim.layerwise import LayerwiseOptimizer, add, average, check_matrices, norm_of, scale
 from bert_pretrain.optim.norms import layer_norms
 from bert_pretrain.optim.options import UPDATE_SCALES
-from bert_pretrain.optim.state import StateFormat
+from bert_pretrain.optim.state import Group, State, StateFormat, States, Tensors
 
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
 ITERATIONS = 5
@@ -90,12 +90,12 @@ class Muon(LayerwiseOptimizer):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, defaults, pre_normalization, max_grad_norm, kernel)
 
-    def _check_group(self, group: dict[str, Any]) -> None:
+    def _check_group(self, group: Group) -> None:
         check_matrices(group)
         decay, fixed = group["weight_decay"], self.update_scale == "hyperball"
         require(not (fixed and decay), "weight_decay", decay, "0: the norm of a matrix is fixed")
 
-    def _new_state(self, param: Tensor) -> dict[str, Any]:
+    def _new_state(self, param: Tensor) -> State:
         state = self._format.start(param)
         return state | {"radius": radius_of(param)} if self._format.scalars else state
 
@@ -104,7 +104,7 @@ class Muon(LayerwiseOptimizer):
         rows, columns = shape
         return math.sqrt(max(1, rows / columns)) if self.update_scale == "original" else 0.2 * math.sqrt(max(shape))
 
-    def _update(self, group: dict[str, Any], w: Tensor, g: Tensor, own: dict[str, Any]) -> tuple[float, float, float]:
+    def _update(self, group: Group, w: Tensor, g: Tensor, own: State) -> tuple[float, float, float]:
         lr, mu, decay, b = float(group["lr"]), group["momentum"], group["weight_decay"], own["momentum_buffer"]
         b.mul_(mu).add_(g, alpha=1 - mu)  # (1)
         o = orthogonalise(mu * b + (1 - mu) * g)  # (2)
@@ -114,14 +114,7 @@ class Muon(LayerwiseOptimizer):
         w.sub_(lr * (k * o + decay * w))  # (3)
         return k, w_norm, norm_of(o)
 
-    def _update_all(
-        self,
-        group: dict[str, Any],
-        params: list[Tensor],
-        grads: list[Tensor],
-        states: list[dict[str, Any]],
-        skipped: Tensor,
-    ) -> Tensor:
+    def _update_all(self, group: Group, params: Tensors, grads: Tensors, states: States, skipped: Tensor) -> Tensor:
         lr, mu, decay = on_device(group["lr"], skipped.device), group["momentum"], group["weight_decay"]
         buffers = [own["momentum_buffer"] for own in states]
         average(buffers, grads, mu, skipped)  # leaves (1 - mu) g in grads

@@ -27,7 +27,7 @@ from torch import Tensor
 from bert_pretrain.optim.layers import on_device
 from bert_pretrain.optim.layerwise import LayerwiseOptimizer, add, average, count_steps, norm_of, root_of, scale
 from bert_pretrain.optim.norms import layer_norms
-from bert_pretrain.optim.state import StateFormat
+from bert_pretrain.optim.state import Group, State, StateFormat, States, Tensors
 
 
 class ScheduleFreeAdamW(LayerwiseOptimizer):
@@ -74,7 +74,7 @@ class ScheduleFreeAdamW(LayerwiseOptimizer):
                 self.restore_training_weights(param, self.state[param], group)
 
     @torch.no_grad()
-    def restore_training_weights(self, param: Tensor, own: dict[str, Any], group: dict[str, Any]) -> None:
+    def restore_training_weights(self, param: Tensor, own: State, group: Group) -> None:
         """(5)."""
         param.copy_(torch.lerp(own["z"], own["x"], group["betas"][0]))
 
@@ -84,13 +84,13 @@ class ScheduleFreeAdamW(LayerwiseOptimizer):
                 if self.state.get(param):
                     self.restore_training_weights(param, self.state[param], group)
 
-    def _new_state(self, param: Tensor) -> dict[str, Any]:
+    def _new_state(self, param: Tensor) -> State:
         state = self._format.start(param)
         state["x"].copy_(param)
         state["z"].copy_(param)
         return state
 
-    def _update(self, group: dict[str, Any], w: Tensor, g: Tensor, own: dict[str, Any]) -> tuple[float, float, float]:
+    def _update(self, group: Group, w: Tensor, g: Tensor, own: State) -> tuple[float, float, float]:
         lr, b2, v, w_norm = float(group["lr"]), group["betas"][1], own["exp_avg_sq"], norm_of(w)
         own["step"] += 1
         v.mul_(b2).addcmul_(g, g, value=1 - b2)  # (1)
@@ -103,14 +103,7 @@ class ScheduleFreeAdamW(LayerwiseOptimizer):
         self.restore_training_weights(w, own, group)
         return 1.0, w_norm, norm_of(d)
 
-    def _update_all(
-        self,
-        group: dict[str, Any],
-        params: list[Tensor],
-        grads: list[Tensor],
-        states: list[dict[str, Any]],
-        skipped: Tensor,
-    ) -> Tensor:
+    def _update_all(self, group: Group, params: Tensors, grads: Tensors, states: States, skipped: Tensor) -> Tensor:
         lr, b2 = on_device(group["lr"], skipped.device), group["betas"][1]
         xs, zs, vs, sums = ([own[key] for own in states] for key in (*self._format.moments, *self._format.scalars))
         average(vs, list(torch._foreach_mul(grads, grads)), b2, skipped)

@@ -20,6 +20,10 @@ _OPTIONS = ("lr", "betas", "eps", "momentum", "weight_decay")
 _OF_TORCH = ("amsgrad", "capturable", "differentiable", "foreach", "maximize")
 """Options that only the groups of torch's own optimizers have."""
 
+Group, State = dict[str, Any], dict[str, Any]
+"""A parameter group; what an optimizer keeps for one parameter."""
+Tensors, States = list[Tensor], list[dict[str, Any]]
+
 
 @dataclass(frozen=True)
 class StateFormat:

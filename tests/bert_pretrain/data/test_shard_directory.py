@@ -13,9 +13,10 @@ import pytest
 
 from bert_pretrain import retry
 from bert_pretrain.data import shards as shards_module
-from bert_pretrain.data.dataset import DataConfig, check_vocabulary, count_tokens, open_split
+from bert_pretrain.data.dataset import DataConfig, open_split
 from bert_pretrain.data.shard_directory import directory_notes, shard_paths
 from bert_pretrain.data.shards import SHARD_FIELDS, ShardReader
+from bert_pretrain.data.vocabulary_check import check_vocabulary, count_tokens
 from bert_pretrain.errors import EXIT_OUTAGE, ConfigError, OutageError
 from bert_pretrain.retry import DamagedError, read_error
 from tests.conftest import VOCAB_SIZE, make_shards, random_arrays
