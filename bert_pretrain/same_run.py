@@ -13,7 +13,7 @@ from bert_pretrain.errors import ConfigError
 from bert_pretrain.file_system import replace_file
 from bert_pretrain.optim.options import ScheduleConfig
 from bert_pretrain.optim.schedule import changed_past
-from bert_pretrain.stored_options import parse_options, read_options, read_progress, read_text
+from bert_pretrain.stored_options import flat, parse_options, read_options, read_progress, read_text
 
 # Options that may differ when a run is resumed: they change neither the samples of a step nor, except for rounding, its
 # arithmetic.
@@ -162,7 +162,7 @@ def check_same_run(now: str, before: str, run_dir: str, applied: int | None = No
 
 def flat_options(stored: dict[str, Any]) -> dict[str, Any]:
     """The options of a run's ``config.yaml`` by their full names; one that is not there had its default."""
-    return _NEW_OPTIONS | _defaults(PretrainConfig) | _flat(stored)
+    return _NEW_OPTIONS | _defaults(PretrainConfig) | flat(stored)
 
 
 def differing_options(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
@@ -229,9 +229,3 @@ def moments_fault(config: PretrainConfig, checkpoint: Path) -> str | None:
         if old != new:
             return f"{checkpoint} was trained with optimizer.{name}={old} and this run has {new}"
     return None
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix[:-1]: node}
-    return {key: value for name, child in node.items() for key, value in _flat(child, f"{prefix}{name}.").items()}

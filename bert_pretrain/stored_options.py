@@ -46,6 +46,14 @@ def read_options(path: Path) -> dict[str, Any]:
     return options
 
 
+def flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options by their full names, ``group.name``."""
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
 def read_text(path: Path) -> str:
     """The text of ``path``. Raises ``ConfigError`` if it is none."""
     try:

@@ -1,11 +1,10 @@
 """The tokenizer's files beside a model's weights."""
 
-import json
 import shutil
 from pathlib import Path
 
 from bert_pretrain.data.tokenizer_files import FILES
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.file_system import read_json, write_json
 
 
 def copy_tokenizer(tokenizer: Path, folder: Path, positions: int) -> None:
@@ -29,12 +28,7 @@ def set_max_length(folder: Path, positions: int) -> None:
     path = folder / "tokenizer_config.json"
     if not path.is_file() and not any((folder / name).is_file() for name in FILES):
         return
-    try:
-        config = (
-            json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"tokenizer_class": "BertTokenizer"}
-        )
-        if config.get("model_max_length") != positions:
-            config["model_max_length"] = positions
-            path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except (ValueError, AttributeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); restore the tokenizer's file") from None
+    default = {"tokenizer_class": "BertTokenizer"}
+    config = read_json(path, "restore the tokenizer's file") if path.is_file() else default
+    if config.get("model_max_length") != positions:
+        write_json(path, {**config, "model_max_length": positions})

@@ -44,7 +44,7 @@ def _same(one: Run, other: Run, split: str) -> bool:
     return prints[0] == prints[1]
 
 
-def differing_options(runs: dict[str, Run]) -> list[list[str]]:
+def option_rows(runs: dict[str, Run]) -> list[list[str]]:
     """Rows of an option's name and its value in each run, of those options that differ."""
     flat = [flat_options(run.options) for run in runs.values()]
     names = dict.fromkeys(name for options in flat for name in options)

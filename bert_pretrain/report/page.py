@@ -20,7 +20,7 @@ from bert_pretrain.html_page import (
     table,
     tiles,
 )
-from bert_pretrain.report.comparison import differing_options, shard_faults, warning
+from bert_pretrain.report.comparison import option_rows, shard_faults, warning
 from bert_pretrain.report.plots import LAYER_TITLES, METRICS, Band, Curves, layer_figures, metric_figures
 from bert_pretrain.report.reference import find_reference
 from bert_pretrain.report.run_facts import Run, facts, headline, moment
@@ -52,7 +52,7 @@ def comparison_page(runs: dict[str, Run], band: Band | None = None, script: str 
     by_run = {name: dict(facts(run)) for name, run in runs.items()}
     labels = dict.fromkeys(label for known in by_run.values() for label in known)
     rows: list[list[Cell]] = [[label, *(known.get(label, "") for known in by_run.values())] for label in labels]
-    differing = differing_options(runs)
+    differing = option_rows(runs)
     sections = {
         "Results": [_results(runs)],
         "Curves": [figures(*_comparing(runs, band))],

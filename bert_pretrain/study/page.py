@@ -12,8 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from bert_pretrain.file_system import replace_file
-from bert_pretrain.html_page import drawn, element, large_figure, paragraph, table
-from bert_pretrain.html_page import page as html_page
+from bert_pretrain.html_page import drawn, element, large_figure, page, paragraph, table
 from bert_pretrain.study.claims import CLAIMS
 from bert_pretrain.study.options import StudyConfig
 
@@ -29,7 +28,7 @@ def sources(config: StudyConfig) -> list[str]:
     return [f"{claim.source[0].upper()}{claim.source[1:]} ({claim.place}): {claim.text}." for claim in found]
 
 
-def page(config: StudyConfig, rows: list[Row], sentences: list[str], rule: str) -> str:
+def markdown(config: StudyConfig, rows: list[Row], sentences: list[str], rule: str) -> str:
     """Question, sources, what was found, the table, how it was found, and the command of every row."""
     columns = [name for name in rows[0] if name not in _BELOW]
     lines = [f"# {config.question}", ""]
@@ -62,7 +61,7 @@ def as_html(config: StudyConfig, rows: list[Row], sentences: list[str], rule: st
         "Commands": [paragraph("The first run of each row; the others differ in seed and run_dir."),
                      element("pre", commands)],
     }  # fmt: skip
-    return html_page(config.question, sections)
+    return page(config.question, sections)
 
 
 def _without_marks(text: str) -> str:
@@ -86,7 +85,7 @@ def write_files(
 ) -> None:
     """Write ``study.md``, ``study.html``, ``study.csv`` and ``study.json`` into ``out_dir``; ``chart`` goes into the
     HTML page."""
-    replace_file(out_dir / "study.md", page(config, rows, sentences, rule).encode())
+    replace_file(out_dir / "study.md", markdown(config, rows, sentences, rule).encode())
     replace_file(out_dir / "study.html", as_html(config, rows, sentences, rule, chart).encode())
     replace_file(out_dir / "study.csv", as_csv(rows).encode())
     result = {

@@ -139,7 +139,7 @@ class TrackerFeeds:
     def start(
         self, names: list[str], run: TrackedRun, step: int, read: Callable[[], list[Row]], report: Report
     ) -> None:
-        """Start the threads. The modules are loaded (``choice.load``)."""
+        """Start the threads. The modules are loaded (``choice.load_trackers``)."""
         if names:
             run = replace(run, id=run_id(run.run_dir))
         for name in names:

@@ -15,6 +15,7 @@ from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW
 from mlflow.exceptions import MlflowException
 
 from bert_pretrain.errors import ConfigError, on_one_line
+from bert_pretrain.stored_options import flat
 from bert_pretrain.trackers.tracker import (
     DIVERGED,
     FAILED,
@@ -24,7 +25,6 @@ from bert_pretrain.trackers.tracker import (
     Row,
     RowKey,
     TrackedRun,
-    flat_config,
     plots_in,
     values_of,
 )
@@ -49,7 +49,7 @@ class MlflowRun:
             self.held |= {(kind, point.step) for point in client.get_metric_history(self._id, name)}
         client.update_run(self._id, status="RUNNING")
         known = opened.data.params  # which mlflow refuses to change
-        config = {name: str(value)[:_LONGEST_PARAM] for name, value in flat_config(run.config).items()}
+        config = {name: str(value)[:_LONGEST_PARAM] for name, value in flat(run.config).items()}
         params = [Param(name, value) for name, value in config.items() if name not in known]
         for first in range(0, len(params), _PARAMS_AT_ONCE):
             client.log_batch(self._id, params=params[first : first + _PARAMS_AT_ONCE])

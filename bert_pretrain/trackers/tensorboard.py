@@ -16,7 +16,8 @@ from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from bert_pretrain.trackers.tracker import KINDS, Row, RowKey, TrackedRun, flat_config, plots_in, values_of
+from bert_pretrain.stored_options import flat
+from bert_pretrain.trackers.tracker import KINDS, Row, RowKey, TrackedRun, plots_in, values_of
 
 
 class TensorBoardRun:
@@ -29,7 +30,7 @@ class TensorBoardRun:
         self._writer = EventFileWriter(str(self.folder))
         self._step = step
         self.forget(step)
-        table = [f"| {name} | {value} |" for name, value in flat_config(run.config).items()]
+        table = [f"| {name} | {value} |" for name, value in flat(run.config).items()]
         self._add(text_pb("config", "\n".join(["| option | value |", "|---|---|", *table])), 0)
 
     def log_row(self, row: Row) -> None:

@@ -99,14 +99,6 @@ def key_of(row: Row) -> RowKey:
     return next((kind for name, kind in KINDS.items() if name in row), "other"), row["step"]
 
 
-def flat_config(config: Row, prefix: str = "") -> dict[str, Any]:
-    """Nested options as ``group.name``."""
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        found |= flat_config(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
-
-
 def plots_in(folder: Path) -> list[Path]:
     """The images in ``folder``, without empty ones."""
     return [path for path in sorted(folder.glob("*.png")) if path.stat().st_size]

@@ -10,14 +10,15 @@ from pathlib import Path
 import trackio
 from trackio.sqlite_storage import SQLiteStorage
 
-from bert_pretrain.trackers.tracker import KINDS, Row, RowKey, TrackedRun, flat_config, key_of, plots_in, values_of
+from bert_pretrain.stored_options import flat
+from bert_pretrain.trackers.tracker import KINDS, Row, RowKey, TrackedRun, key_of, plots_in, values_of
 
 
 class TrackioRun:
     """One run of trackio."""
 
     def __init__(self, run: TrackedRun) -> None:
-        config = json.loads(json.dumps(flat_config(run.config), default=str))
+        config = json.loads(json.dumps(flat(run.config), default=str))
         parts = {"auto_log_gpu": False, "auto_log_cpu": False, "embed": False}
         self._run = trackio.init(run.project, run.id, config=config, resume="allow", **parts)
         self.where = f"trackio show --project {run.project}"

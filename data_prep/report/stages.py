@@ -5,6 +5,7 @@ from itertools import zip_longest
 from typing import Any
 
 from bert_pretrain.html_page import Cell, Html, Number, folded, table
+from bert_pretrain.stored_options import flat
 
 Record = dict[str, Any]
 
@@ -110,18 +111,10 @@ def options(manifest: Record) -> list[Html]:
     """All options that the shards depend on, and the versions of what made them."""
     versions: list[list[Cell]] = [[name, version] for name, version in manifest.get("versions", {}).items()]
     versions.append(["format of the manifest", str(manifest.get("format_version", ""))])
-    rows: list[list[Cell]] = [[name, str(value)] for name, value in _flat(manifest.get("options", {}), "")]
+    rows: list[list[Cell]] = [[name, str(value)] for name, value in flat(manifest.get("options", {})).items()]
     for number, corpora in enumerate(manifest.get("appended", []), start=1):
-        rows += [[f"append {number}: {name}", str(value)] for name, value in _flat(corpora, "")]
+        rows += [[f"append {number}: {name}", str(value)] for name, value in flat(corpora).items()]
     return [
         table("Versions of what made the shards", ["program", "version"], versions),
         folded("Options", table("The options of the preparation", ["option", "value"], rows)),
     ]
-
-
-def _flat(values: Record, prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

@@ -10,7 +10,7 @@ from bert_pretrain.config import PretrainConfig, resolved_yaml
 from bert_pretrain.config_loading import load_config
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.same_run import check_run_dir, check_same_run
-from bert_pretrain.stored_options import read_options, read_progress
+from bert_pretrain.stored_options import flat, read_options, read_progress
 from tests.conftest import ROOT, TEST_RECIPE
 
 OLD = ROOT / "tests/fixtures/run_56623bf/run/config.yaml"
@@ -90,3 +90,7 @@ def test_what_was_made_before_the_first_run_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "far/step_00000003").mkdir()
     with pytest.raises(ConfigError, match=r"holds a run without a config\.yaml"):
         check_run_dir(config_for(tmp_path))
+
+
+def test_nested_options_by_their_full_names() -> None:
+    assert flat({"a": {"b": 1, "c": {"d": None}}, "e": [2]}) == {"a.b": 1, "a.c.d": None, "e": [2]}

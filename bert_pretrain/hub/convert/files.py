@@ -1,6 +1,5 @@
 """Finds the files of a checkpoint: weights, configuration, vocabulary. Needs no torch."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from bert_pretrain.data.masking import SPECIAL_TOKENS
 from bert_pretrain.data.tokenizer_files import read_vocab_text
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.file_system import read_json
 
 AUTO, NONE = "auto", "none"
 _TORCH = re.compile(r"\.(pt|pth|bin|ckpt|safetensors)(-\d+)?$")
@@ -84,13 +84,7 @@ def read_config(option: str, checkpoint: Checkpoint) -> tuple[Path, dict[str, An
             raise ConfigError(f"no bert_config.json or config.json lies beside {checkpoint.path}; give config=FILE")
     if not path.is_file():
         raise ConfigError(f"config is {option!r}, which is no file; give the model's bert_config.json or config.json")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"config {path} cannot be read ({error}); give the model's bert_config.json") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"config {path} holds {type(values).__name__}; allowed: an object such as bert_config.json")
-    return path, values
+    return path, read_json(path, "give the model's bert_config.json as config")
 
 
 def find_tokenizer(option: str, checkpoint: Checkpoint) -> Path | None:

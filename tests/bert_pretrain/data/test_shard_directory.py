@@ -63,7 +63,7 @@ def test_an_outage_while_reading_is_waited_out(
 def test_an_outage_that_lasts_has_the_status_that_restarts(
     shard_dir: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
 ) -> None:
-    def failing(*_: object) -> object:
+    def failing(*_: object, **__: object) -> object:
         raise RuntimeError(HDF5_OUTAGE)
 
     monkeypatch.setattr(shards_module.h5py, "File", failing)

@@ -11,7 +11,7 @@ from bert_pretrain.errors import ConfigError
 from bert_pretrain.trackers import feed as feed_module
 from bert_pretrain.trackers.choice import check_installed
 from bert_pretrain.trackers.feed import MOST_WAITING, TrackerFeed, TrackerFeeds
-from bert_pretrain.trackers.tracker import FINISHED, TrackedRun, flat_config, key_of, run_id, values_of
+from bert_pretrain.trackers.tracker import FINISHED, TrackedRun, key_of, run_id, values_of
 from bert_pretrain.training.metrics import MetricsLog, read_rows
 from bert_pretrain.training.options import LoggingConfig
 
@@ -190,7 +190,6 @@ def test_values_and_keys_of_rows() -> None:
     assert values_of(layers).by_layer == {"trust_ratio": [0.25, 2.0], "weight_norm": [1.0]}
     rows = [layers, {"step": 4, "loss": 1.0, "lr": 0.1}, {"step": 4, "eval_loss": 1.0}]
     assert [key_of(row) for row in rows] == [("layers", 4), ("training", 4), ("evaluation", 4)]
-    assert flat_config({"a": {"b": 1, "c": {"d": None}}, "e": [2]}) == {"a.b": 1, "a.c.d": None, "e": [2]}
 
 
 def test_runs_of_one_name_have_different_ids_and_keep_them(tmp_path: Path) -> None:
