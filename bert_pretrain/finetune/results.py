@@ -17,6 +17,7 @@ from bert_pretrain.directories import remove_tree
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.file_system import read_json, write_json
 from bert_pretrain.finetune.options import FinetuneConfig
+from bert_pretrain.stored_options import flat
 
 Row = dict[str, Any]
 OPTIONS, RESULT, RESULTS = "options.json", "result.json", "results.json"
@@ -75,17 +76,9 @@ def claim_out_dir(config: FinetuneConfig, contents: dict[str, str]) -> list[Row]
 
 def compared_options(config: FinetuneConfig) -> dict[str, Any]:
     """The options that results depend on, by their full names, as JSON gives them back."""
-    flat: dict[str, Any] = {}
-
-    def add(values: dict[str, Any], prefix: str) -> None:
-        for name, value in values.items():
-            if isinstance(value, dict):
-                add(value, f"{prefix}{name}.")
-            elif not any(f"{prefix}{name}.".startswith(f"{free}.") for free in _MAY_CHANGE):
-                flat[f"{prefix}{name}"] = value
-
-    add(json.loads(json.dumps(asdict(config))), "")
-    return flat
+    options = flat(json.loads(json.dumps(asdict(config))))
+    kept = (name for name in options if not any(f"{name}.".startswith(f"{free}.") for free in _MAY_CHANGE))
+    return {name: options[name] for name in kept}
 
 
 def _stored(out_dir: Path) -> dict[str, Any]:

@@ -124,7 +124,3 @@ def _checked(path: Path | None, rows: int) -> str:
             f"{path} has {len(numbers):,} predictions in order; GLUE's test set has {rows:,}: predict its file"
         )
     return text
-
-
-if __name__ == "__main__":
-    main()

@@ -93,7 +93,3 @@ def _summary(manifest: dict[str, Any] | None, totals: dict[str, Totals], written
     if manifest is not None and "unigram_entropy" in manifest:
         caption += f"; unigram entropy of the masked words {manifest['unigram_entropy']:.3f} nats"
     return table(caption, ["figure", *totals], rows)
-
-
-if __name__ == "__main__":
-    main()

@@ -135,7 +135,3 @@ def write(
         else:
             (folder / "README.md").write_text(model_card(converted, origin), encoding="utf-8")
     return notes
-
-
-if __name__ == "__main__":
-    main()
