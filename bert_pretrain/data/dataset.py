@@ -130,7 +130,7 @@ class ShardSet:
         self.paths = [reader.path for reader in readers]
         self.max_predictions = readers[0].max_predictions
         self.header = readers[0].header
-        self.fingerprint = data_fingerprint(readers)
+        self.fingerprint = data_fingerprint((reader.path.name, reader.samples, reader.checksum) for reader in readers)
         self.bounds = np.cumsum([0, *(reader.samples for reader in readers)])
         self.samples = int(self.bounds[-1])
         self.vocab_size, self.id_limit = vocab_size, id_limit or vocab_size

@@ -37,7 +37,7 @@ def dynamic_masking(config: DataConfig, shards: ShardSet, seed: int) -> DynamicM
             f"data.tokenizer is {str(folder)!r}: {error}; data.masking=dynamic draws random words from it: give the "
             "tokenizer's folder, or use data.masking=static"
         ) from None
-    check_size(table, folder, shards)
+    check_size(table, folder, shards.vocab_size)
     whole_word = header is not None and header.whole_word_masking
     rule = masking_rule(table, probability, shards.max_predictions, whole_word, shards.vocab_size, folder)
     known = {} if header is None else {name: getattr(header, name) for name in ("mask_share", "random_share")}

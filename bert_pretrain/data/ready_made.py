@@ -24,6 +24,7 @@ from bert_pretrain.data.row_source import (
 from bert_pretrain.data.samples import MaskedSamples, RowCutter, is_held_out, unmasked
 from bert_pretrain.data.text_stream import Stream, StreamReader
 from bert_pretrain.data.tokenizer_files import TokenTable, masking_rule, read_tokenizer
+from bert_pretrain.data.vocabulary_check import check_size
 from bert_pretrain.errors import ConfigError
 
 _SMALL = 4 << 30  # bytes of ids that data.check=auto reads
@@ -42,11 +43,7 @@ def open_ready_made(config: DataConfig, vocab_size: int, batch: int, seed: int, 
     check_address(config.dir)
     folder = local_tokenizer(config.tokenizer)
     table = read_tokenizer(folder)
-    if len(table.tokens) > vocab_size:
-        raise ConfigError(
-            f"data.tokenizer {config.tokenizer} has {len(table.tokens)} tokens, but the model only {vocab_size}; set "
-            f"model.vocab_size={len(table.tokens)} or give the model's tokenizer"
-        )
+    check_size(table, config.tokenizer, vocab_size)
     probability = config.masked_lm_prob or 0.0  # DataConfig has checked that there is one
     most = max(1, round(probability * config.sequence_length))
     rule = masking_rule(table, probability, most, config.whole_word_masking, vocab_size, folder)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -174,9 +175,7 @@ def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
     replace_file(directory / MANIFEST, content.encode())
 
 
-def data_fingerprint(readers: list[ShardReader]) -> str:
-    """A hash of the training data: names, counts and checksums (legacy: counts only) in order."""
-    digest = hashlib.sha256()
-    for reader in readers:
-        digest.update(f"{reader.path.name} {reader.samples} {reader.checksum}\n".encode())
-    return digest.hexdigest()
+def data_fingerprint(shards: Iterable[tuple[str, int, str | None]]) -> str:
+    """A hash of the training data: name, samples and checksum (legacy: None) of each shard, in order."""
+    lines = (f"{name} {samples} {checksum}\n" for name, samples, checksum in shards)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -27,14 +27,13 @@ def check_vocabulary(config: DataConfig, splits: list[ShardSet], report: Callabl
                 f"data.tokenizer is {config.tokenizer!r}, but {shards.paths[0]} was made with another vocabulary; "
                 "give the tokenizer that bert-pretrain prepare wrote beside the shards"
             )
-        check_size(table, folder, shards)
+        check_size(table, folder, shards.vocab_size)
 
 
-def check_size(table: TokenTable, folder: Path, shards: ShardSet) -> None:
-    """Raise ``ConfigError`` if the tokenizer has more tokens than the model."""
-    if len(table.tokens) > shards.vocab_size:
+def check_size(table: TokenTable, tokenizer: Path | str, vocab_size: int) -> None:
+    """Raise ``ConfigError`` if the ``tokenizer`` has more tokens than the model, ``vocab_size``."""
+    if len(table.tokens) > vocab_size:
         raise ConfigError(
-            f"data.tokenizer {folder} has {len(table.tokens)} tokens, but the model only {shards.vocab_size}; set "
-            f"model.vocab_size={len(table.tokens)} or give the tokenizer that the shards in {shards.paths[0].parent} "
-            "were made with"
+            f"data.tokenizer {tokenizer} has {len(table.tokens)} tokens, but the model only {vocab_size}; set "
+            f"model.vocab_size={len(table.tokens)} or give the tokenizer that the data was made with"
         )

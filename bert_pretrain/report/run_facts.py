@@ -1,6 +1,5 @@
 """What a run's directory tells about it: its options, its metrics, its sessions, its shards."""
 
-import hashlib
 import math
 import time
 from dataclasses import dataclass, fields
@@ -10,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bert_pretrain.data.shard_directory import read_manifest
+from bert_pretrain.data.shard_directory import data_fingerprint, read_manifest
 from bert_pretrain.directory_lock import is_touched
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.model.flops import parameter_count
@@ -96,8 +95,7 @@ class Run:
         listed = [row for row in self.manifest.get("shards", []) if row["split"] == split]
         samples, found = sum(int(row["samples"]) for row in listed) or None, None
         if listed and all("checksum" in row for row in listed):
-            lines = (f"{row['name']} {row['samples']} {row['checksum']}\n" for row in listed)
-            found = hashlib.sha256("".join(lines).encode()).hexdigest()  # as shard_directory.data_fingerprint
+            found = data_fingerprint((row["name"], row["samples"], row["checksum"]) for row in listed)
         newest = max(self.directory.glob("checkpoints/step_????????/progress.json"), default=None)
         if split == "train" and newest is not None:
             found = read_progress(newest).get("data_fingerprint") or found
