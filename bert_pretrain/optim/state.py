@@ -20,9 +20,11 @@ _OPTIONS = ("lr", "betas", "eps", "momentum", "weight_decay")
 _OF_TORCH = ("amsgrad", "capturable", "differentiable", "foreach", "maximize")
 """Options that only the groups of torch's own optimizers have."""
 
-Group, State = dict[str, Any], dict[str, Any]
-"""A parameter group; what an optimizer keeps for one parameter."""
-Tensors, States = list[Tensor], list[dict[str, Any]]
+Group = dict[str, Any]
+State = dict[str, Any]
+"""What an optimizer keeps for one parameter."""
+Tensors = list[Tensor]
+States = list[State]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bert_pretrain import retry
-from bert_pretrain.checkpoint import directories, files
+from bert_pretrain.checkpoint import files, find
 from bert_pretrain.checkpoint.find import RECORD, newest_to_resume, newest_valid, saved_step
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress
 from bert_pretrain.errors import EXIT_OUTAGE, ConfigError, OutageError
@@ -125,7 +125,7 @@ def test_a_directory_that_cannot_be_listed_is_not_empty(tmp_path: Path, monkeypa
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return listdir(path)
 
-    monkeypatch.setattr(directories.os, "listdir", stale)
+    monkeypatch.setattr(find.os, "listdir", stale)
     monkeypatch.setattr(retry.time, "sleep", lambda _: None)
     assert found(tmp_path)[0] == tmp_path / "checkpoints/step_00000002"
 
