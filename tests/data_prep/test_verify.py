@@ -14,7 +14,7 @@ from bert_pretrain.data.shard_directory import write_manifest
 from bert_pretrain.data.shards import SHARD_FIELDS, ShardHeader, write_shard
 from bert_pretrain.errors import ConfigError
 from data_prep import verify
-from data_prep.engine import shard_statistics
+from data_prep.engine.shard_statistics import Totals, check_shares
 from data_prep.samples.tokenizer import Letters, Vocabulary, train_vocabulary, write_tokenizer
 
 LENGTH, MOST, SAMPLES = 32, 5, 600
@@ -162,10 +162,8 @@ def test_directories(tmp_path: Path, vocabulary: Vocabulary, run: Callable[..., 
 
 
 def test_faulty_statistics(vocabulary: Vocabulary) -> None:
-    sums = shard_statistics.Totals(
-        samples=1000, predictions=10_000, expected_predictions=10_000, as_mask=8000, as_original=1000
-    )
-    shard_statistics.check_shares(sums, "here", False, 0.8, 0.1)
+    sums = Totals(samples=1000, predictions=10_000, expected_predictions=10_000, as_mask=8000, as_original=1000)
+    check_shares(sums, "here", False, 0.8, 0.1)
     sums.as_mask = 8300
     with pytest.raises(ConfigError, match=r"83\.0% of 10000 masked positions hold \[MASK\], not 80%"):
-        shard_statistics.check_shares(sums, "here", False, 0.8, 0.1)
+        check_shares(sums, "here", False, 0.8, 0.1)
