@@ -15,15 +15,15 @@ from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.config import PretrainConfig, resolved_yaml
 from bert_pretrain.data.batch_plan import BatchPlan
 from bert_pretrain.data.collate import Shape, fixed_shapes
-from bert_pretrain.data.dataset import DataConfig, report_single_segments
+from bert_pretrain.data.dataset import check_vocabulary, count_tokens, report_single_segments
 from bert_pretrain.data.dynamic_masking import dynamic_masking
 from bert_pretrain.data.loader import TrainingData
 from bert_pretrain.data.mixture import describe_mixture, open_data_sets, sample_order, sets_of
+from bert_pretrain.data.options import DataConfig
 from bert_pretrain.data.packing import packed_shapes
 from bert_pretrain.data.ready_made import Opened, open_ready_made
 from bert_pretrain.data.remote_shards import check_cache, local_data
 from bert_pretrain.data.sample_order import MixedOrder, SampleOrder
-from bert_pretrain.data.vocabulary_check import check_vocabulary, count_tokens
 from bert_pretrain.directory_lock import DirectoryLock, lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from bert_pretrain.data.dataset import DataConfig, SampleSet
+from bert_pretrain.data.dataset import SampleSet, check_size
 from bert_pretrain.data.dynamic_masking import masked_by, stated_shares
 from bert_pretrain.data.masking import DynamicMasking, MaskingRule
+from bert_pretrain.data.options import DataConfig
 from bert_pretrain.data.pretokenised import TokenRows, TokenSamples, scan, stores_special_tokens
 from bert_pretrain.data.row_source import (
     RowSource,
@@ -24,7 +25,6 @@ from bert_pretrain.data.row_source import (
 from bert_pretrain.data.samples import MaskedSamples, RowCutter, is_held_out, unmasked
 from bert_pretrain.data.text_stream import Stream, StreamReader
 from bert_pretrain.data.tokenizer_files import TokenTable, masking_rule, read_tokenizer
-from bert_pretrain.data.vocabulary_check import check_size
 from bert_pretrain.errors import ConfigError
 
 _SMALL = 4 << 30  # bytes of ids that data.check=auto reads

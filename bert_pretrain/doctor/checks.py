@@ -16,10 +16,10 @@ import torch
 from bert_pretrain.build import build_trainer
 from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.config import PretrainConfig, resolved_yaml
+from bert_pretrain.data.dataset import check_vocabulary, count_tokens
 from bert_pretrain.data.mixture import open_data_sets
 from bert_pretrain.data.ready_made import open_ready_made
 from bert_pretrain.data.shard_directory import directory_notes
-from bert_pretrain.data.vocabulary_check import check_vocabulary, count_tokens
 from bert_pretrain.distributed.preflight import rank_label
 from bert_pretrain.distributed.world import (
     World,

@@ -13,10 +13,10 @@ import pytest
 
 from bert_pretrain import retry
 from bert_pretrain.data import shards as shards_module
-from bert_pretrain.data.dataset import DataConfig, open_split
+from bert_pretrain.data.dataset import check_vocabulary, count_tokens, open_split
+from bert_pretrain.data.options import DataConfig
 from bert_pretrain.data.shard_directory import directory_notes, shard_paths
 from bert_pretrain.data.shards import SHARD_FIELDS, ShardReader
-from bert_pretrain.data.vocabulary_check import check_vocabulary, count_tokens
 from bert_pretrain.errors import EXIT_OUTAGE, ConfigError, OutageError
 from bert_pretrain.retry import DamagedError, read_error
 from tests.conftest import VOCAB_SIZE, make_shards, random_arrays
@@ -111,8 +111,7 @@ def test_more_shards_than_open_files_allowed(tmp_path: Path) -> None:
         "import resource, sys\n"
         "from pathlib import Path\n"
         "from tests.bert_pretrain.data.test_shard_directory import options\n"
-        "from bert_pretrain.data.dataset import open_split\n"
-        "from data_prep import verify\n"
+        "        "from data_prep import verify\n"
         "verify.check_shares = lambda *_: None\n"  # random samples
         "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))\n"
         f"train = open_split(options(Path({str(tmp_path)!r}), 'content'), 'train', {VOCAB_SIZE})\n"
