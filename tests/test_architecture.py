@@ -32,6 +32,7 @@ FOR_DATA_PREP = {
     "bert_pretrain.file_system",
     "bert_pretrain.html_page",
     "bert_pretrain.retry",
+    "bert_pretrain.stored_options",
     "bert_pretrain.directory_lock",
     "bert_pretrain.jit",
     "bert_pretrain.output",

@@ -111,7 +111,8 @@ def test_more_shards_than_open_files_allowed(tmp_path: Path) -> None:
         "import resource, sys\n"
         "from pathlib import Path\n"
         "from tests.bert_pretrain.data.test_shard_directory import options\n"
-        "        "from data_prep import verify\n"
+        "from bert_pretrain.data.dataset import open_split\n"
+        "from data_prep import verify\n"
         "verify.check_shares = lambda *_: None\n"  # random samples
         "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))\n"
         f"train = open_split(options(Path({str(tmp_path)!r}), 'content'), 'train', {VOCAB_SIZE})\n"
