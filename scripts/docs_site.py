@@ -69,7 +69,7 @@ def notebook_page(text: str, name: str) -> tuple[str, dict[str, bytes]]:
             elif "image/png" in output["data"]:
                 picture = f"{name}_{len(pictures) + 1}.png"
                 pictures[picture] = b64decode("".join(output["data"]["image/png"]))
-                parts.append(f"![A figure of the report]({picture})")
+                parts.append(f"![{output['metadata']['image/png']['alt']}]({picture})")
     return "\n\n".join(parts) + "\n", pictures
 
 

@@ -33,7 +33,7 @@ USER = "1000:1000"
 COMMANDS = (
     "python3 -m venv bert",
     ". bert/bin/activate",
-    "pip install torch=={torch} --index-url https://download.pytorch.org/whl/cpu",
+    "pip install torch=={torch}",
     "pip install '{wheel}[data]'",
     "bert-pretrain prepare corpus=text corpus.path=texts/ corpus.documents=file out_dir=data/mine"
     " 'sequence_lengths=[64]' vocab_size=2000 heldout_fraction=0.1",
@@ -85,7 +85,8 @@ def received_report() -> bytes:
 def outside_references(page: str) -> list[str]:
     """The files that ``page`` loads: none if it can be mailed."""
     loaded = re.findall(r"""<(?:img|script|link|iframe)\b[^>]*?(?:src|href)=["']?([^"'\s>]+)""", page)
-    return [target for target in loaded + re.findall(r"url\(['\"]?([^)'\"]+)", page) if not target.startswith("data:")]
+    loaded += re.findall(r"url\(['\"]?([^)'\"]+)", page)
+    return [target for target in loaded if not target.startswith(("data:", "#"))]  # "#": a part of the page itself
 
 
 def write_texts(folder: Path) -> int:

@@ -91,12 +91,18 @@ def test_the_site_shows_text_code_outputs_and_figures() -> None:
         {
             "cell_type": "code",
             "source": "show()",
-            "outputs": [{"output_type": "display_data", "data": {"image/png": "iVBORw0K", "text/plain": "x"}}],
+            "outputs": [
+                {
+                    "output_type": "display_data",
+                    "data": {"image/png": "iVBORw0K", "text/plain": "x"},
+                    "metadata": {"image/png": {"alt": "a figure"}},
+                }
+            ],
         },
     ]
     page, pictures = notebook_page(json.dumps({"cells": cells}), "one")
     assert page == (
         "# One\n[a](prepare.md) [b](domain_bert.md)\n\n```bash\n!ls\n```\n\n```text\na\nb\n```\n\n"
-        "```python\nshow()\n```\n\n![A figure of the report](one_1.png)\n"
+        "```python\nshow()\n```\n\n![a figure](one_1.png)\n"
     )
     assert pictures == {"one_1.png": b"\x89PNG\r\n"}
