@@ -43,7 +43,8 @@ def execute(path: Path, folder: Path, **parameters: object) -> Any:
         "PYTHONPATH": search_path(),
         "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm asks for ipywidgets
     }
-    client = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(folder)}})
+    place = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(notebook, timeout=None, coalesce_streams=True, resources=place)
     client.execute(env={**os.environ, **added})
     for cell, source in zip(notebook.cells, written, strict=True):
         cell.source = source
@@ -67,9 +68,11 @@ def search_path() -> str:
 
 
 def shown(text: str, folder: Path) -> str:
-    """What a terminal shows of ``text``, without the name of ``folder``."""
-    lines = (line.rpartition("\r")[2] for line in text.replace("\r\n", "\n").split("\n"))
-    return "\n".join(lines).replace(f"{folder.resolve()}/", "")
+    """What a terminal shows of ``text`` at the end: no progress bars, no colours, no name of ``folder``."""
+    plain = re.sub(r"\x1b\[[\d;]*[A-Za-z]", "", text.replace("\r\n", "\n"))
+    lines = (line.rpartition("\r")[2].rstrip() for line in plain.replace(f"{folder.resolve()}/", "").split("\n"))
+    kept = "\n".join(line for line in lines if not re.search(r"\d%\|", line))
+    return re.sub(r"\n{2,}", "\n", kept).strip("\n") + "\n"
 
 
 def main() -> None:

@@ -70,6 +70,13 @@ def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(ran)
 
 
+def test_a_terminal_s_output_becomes_text(tmp_path: Path) -> None:
+    from run_notebooks import shown
+
+    text = f"a\r\nread:   0%|   | 0/3 [?]\rread:  66%|## | 2/3\r\n\r\n\x1b[31m{tmp_path}/b\x1b[0m  \r\n"
+    assert shown(text, tmp_path) == "a\nb\n"
+
+
 def test_a_command_that_fails_stops_a_notebook(tmp_path: Path) -> None:
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
     nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
