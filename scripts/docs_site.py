@@ -32,8 +32,8 @@ def on_files(files: Files, config: Any) -> Files:
         text = (ROOT / name).read_text(encoding="utf-8")
         if name.endswith(".ipynb"):
             content, pictures = notebook_page(text, Path(page).stem)
-            for picture, data in pictures.items():
-                files.append(File.generated(config, picture, content=data))
+            for target, data in pictures.items():
+                files.append(File.generated(config, target, content=data))
         else:
             content = f"# Licence\n\n```text\n{text}```\n" if name == "LICENSE" else relinked(text, "")
         files.append(File.generated(config, page, content=content))
@@ -56,7 +56,8 @@ def on_page_read_source(page: Any, config: Any) -> str | None:
 
 def notebook_page(text: str, name: str) -> tuple[str, dict[str, bytes]]:
     """The content of a notebook as Markdown, and its figures by the names that the page gives them: ``name_1.png``."""
-    parts, pictures = [], {}
+    parts: list[str] = []
+    pictures: dict[str, bytes] = {}
     for cell in json.loads(text)["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":

@@ -78,8 +78,9 @@ class Mailbox(socketserver.StreamRequestHandler):
 def received_report() -> bytes:
     """The attachment of the message in the mailbox."""
     message = email.message_from_bytes(Mailbox.received, policy=email.policy.default)
-    (attachment,) = message.iter_attachments()  # type: ignore[attr-defined]
-    return attachment.get_payload(decode=True)
+    (attachment,) = message.iter_attachments()
+    content = attachment.get_content()
+    return content.encode() if isinstance(content, str) else content
 
 
 def outside_references(page: str) -> list[str]:
@@ -107,7 +108,7 @@ def install_root(root: Path, stack: ExitStack, binds: list[str]) -> None:
     for name in ("/proc", "/sys", "/dev", *binds):
         (root / name[1:]).mkdir(parents=True, exist_ok=True)
         subprocess.run(["mount", "--bind", name, root / name[1:]], check=True)
-        stack.callback(subprocess.run, ["umount", root / name[1:]], check=True)
+        stack.callback(subprocess.check_call, ["umount", str(root / name[1:])])
     for name in ("/etc/resolv.conf", "/etc/hosts", "/etc/ssl/certs/ca-certificates.crt"):
         shutil.copy(name, root / name[1:])
 

@@ -52,6 +52,8 @@ def execute(path: Path, folder: Path, **parameters: object) -> Any:
         for output in cell.get("outputs", ()):
             if output.output_type == "stream":
                 output.text = shown(output.text, folder)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("text", "some").strip()]
     notebook.metadata["outputs_of"] = fingerprint(notebook)
     return notebook
 
