@@ -15,10 +15,11 @@ from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.config import PretrainConfig, resolved_yaml
 from bert_pretrain.data.batch_plan import BatchPlan
 from bert_pretrain.data.collate import Shape, fixed_shapes
-from bert_pretrain.data.dataset import DataConfig, check_vocabulary, count_tokens, report_single_segments
+from bert_pretrain.data.dataset import check_vocabulary, count_tokens, report_single_segments
 from bert_pretrain.data.dynamic_masking import dynamic_masking
 from bert_pretrain.data.loader import TrainingData
 from bert_pretrain.data.mixture import describe_mixture, open_data_sets, sample_order, sets_of
+from bert_pretrain.data.options import DataConfig
 from bert_pretrain.data.packing import packed_shapes
 from bert_pretrain.data.ready_made import Opened, open_ready_made
 from bert_pretrain.data.remote_shards import check_cache, local_data

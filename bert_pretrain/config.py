@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from omegaconf import OmegaConf
 
 from bert_pretrain.data.batch_plan import BatchConfig
-from bert_pretrain.data.dataset import DataConfig
+from bert_pretrain.data.options import DataConfig
 from bert_pretrain.distributed.options import CommunicationConfig
 from bert_pretrain.errors import ConfigError, require, require_seed
 from bert_pretrain.model.options import ModelConfig, PrecisionConfig, SpeedConfig

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from bert_pretrain.data.dataset import DataConfig, ShardSet, check_size
+from bert_pretrain.data.dataset import ShardSet, check_size
 from bert_pretrain.data.masking import DynamicMasking, MaskingRule, mask_samples, restore_ids
+from bert_pretrain.data.options import DataConfig
 from bert_pretrain.data.shards import Arrays
 from bert_pretrain.data.tokenizer_files import masking_rule, read_tokenizer
 from bert_pretrain.errors import ConfigError

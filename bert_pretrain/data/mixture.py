@@ -16,7 +16,8 @@ from math import inf
 
 import numpy as np
 
-from bert_pretrain.data.dataset import DataConfig, ShardSet, open_split
+from bert_pretrain.data.dataset import ShardSet, open_split
+from bert_pretrain.data.options import DataConfig
 from bert_pretrain.data.sample_order import PERIOD, MixedOrder, SampleOrder, hash64
 from bert_pretrain.data.shard_directory import read_manifest
 from bert_pretrain.errors import ConfigError

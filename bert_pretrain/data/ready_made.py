@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from bert_pretrain.data.dataset import DataConfig, SampleSet
+from bert_pretrain.data.dataset import SampleSet
 from bert_pretrain.data.dynamic_masking import masked_by, stated_shares
 from bert_pretrain.data.masking import DynamicMasking, MaskingRule
+from bert_pretrain.data.options import DataConfig
 from bert_pretrain.data.pretokenised import TokenRows, TokenSamples, scan, stores_special_tokens
 from bert_pretrain.data.row_source import (
     RowSource,

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_pretrain.data.dataset import DataConfig, ShardSet
+from bert_pretrain.data.dataset import ShardSet
+from bert_pretrain.data.options import DataConfig
 from bert_pretrain.data.shard_cache import remote_folder
 from bert_pretrain.data.shard_directory import TOKENIZER, shard_folder
 from bert_pretrain.errors import ConfigError

@@ -60,8 +60,10 @@ def hub_rows(task: TaskConfig, split: SplitConfig) -> list[Row]:
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
             "check the network, or give files with data.dir"
         ) from None
-    names = getattr(getattr(rows.features.get(task.label_column), "feature", None), "names", None)
-    if task.kind != "tags" or names is None:
+    if task.kind != "tags":
+        return list(rows)
+    names = getattr(getattr(rows.features[task.label_column], "feature", None), "names", None)
+    if names is None:
         return list(rows)
     return [row | {task.label_column: [names[tag] for tag in row[task.label_column]]} for row in rows]
 

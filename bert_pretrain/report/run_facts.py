@@ -16,6 +16,7 @@ from bert_pretrain.errors import ConfigError
 from bert_pretrain.model.flops import parameter_count
 from bert_pretrain.model.options import ModelConfig
 from bert_pretrain.report.reference import on_track
+from bert_pretrain.same_run import flat_options
 from bert_pretrain.stored_options import read_options, read_progress
 from bert_pretrain.trackers.tracker import DIVERGED, FAILED, FINISHED, STOPPED
 from bert_pretrain.training.metrics import Row, duration, read_rows
@@ -184,7 +185,8 @@ def _identity(run: Run) -> list[Fact]:
 def _setting(run: Run) -> list[Fact]:
     options = run.options
     known = {field.name for field in fields(ModelConfig)}
-    model = ModelConfig(**{name: value for name, value in options["model"].items() if name in known})
+    stated = {name.removeprefix("model."): value for name, value in flat_options(options).items()}
+    model = ModelConfig(**{name: value for name, value in stated.items() if name in known})
     heads = "masked words and next sentence" if model.next_sentence else "masked words"
     shape = f"{model.num_hidden_layers} layers, width {model.hidden_size:,}, {model.num_attention_heads} heads"
     vocabulary = f"{model.vocab_size:,} tokens in the vocabulary"

@@ -11,9 +11,10 @@ import torch
 from bert_pretrain.data import loader
 from bert_pretrain.data.batch_plan import BatchPlan
 from bert_pretrain.data.collate import count, to_micro_batch
-from bert_pretrain.data.dataset import DataConfig, ShardSet, check_vocabulary, open_split
+from bert_pretrain.data.dataset import ShardSet, check_vocabulary, open_split
 from bert_pretrain.data.dynamic_masking import dynamic_masking
 from bert_pretrain.data.loader import TrainingData, heldout_batches, prefetched
+from bert_pretrain.data.options import DataConfig
 from bert_pretrain.data.sample_order import SampleOrder
 from bert_pretrain.data.shard_directory import shard_paths
 from bert_pretrain.data.shards import SHARD_FIELDS, write_shard

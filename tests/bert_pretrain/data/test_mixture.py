@@ -13,9 +13,9 @@ import torch
 from bert_pretrain.config import PretrainConfig, resolved_yaml
 from bert_pretrain.config_loading import load_config
 from bert_pretrain.data.batch_plan import BatchPlan
-from bert_pretrain.data.dataset import DataConfig
 from bert_pretrain.data.loader import TrainingData
 from bert_pretrain.data.mixture import count_tokens_of, describe_mixture, open_data_sets, quotas_of, sample_order
+from bert_pretrain.data.options import DataConfig
 from bert_pretrain.data.sample_order import PERIOD, MixedOrder, SampleOrder
 from bert_pretrain.data.shard_directory import write_manifest
 from bert_pretrain.data.shards import write_shard

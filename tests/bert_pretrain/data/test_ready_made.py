@@ -15,9 +15,9 @@ from bert_pretrain import retry
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.config_loading import load_config
 from bert_pretrain.data.batch_plan import BatchPlan
-from bert_pretrain.data.dataset import DataConfig
 from bert_pretrain.data.loader import TrainingData
 from bert_pretrain.data.masking import restore_ids
+from bert_pretrain.data.options import DataConfig
 from bert_pretrain.data.ready_made import open_ready_made
 from bert_pretrain.data.row_source import check_address
 from bert_pretrain.data.sample_order import SampleOrder

@@ -5,6 +5,7 @@ import multiprocessing
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -76,11 +77,17 @@ def assert_same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> 
 
 
 def cached(cache: Path) -> list[str]:
-    return sorted(path.name for path in cache.glob("*/*.hdf5*"))
+    """The shards that are there as a whole."""
+    return sorted(path.name for path in cache.glob("*/*.hdf5"))
 
 
 def bytes_in(cache: Path) -> int:
-    return sum(path.stat().st_size for path in cache.glob("*/*.hdf5*"))
+    """Whole shards and beginnings; other processes move them meanwhile."""
+    total = 0
+    for path in cache.glob("*/*.hdf5*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 def local(source: Path) -> ShardSet:

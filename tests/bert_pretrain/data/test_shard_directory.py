@@ -13,7 +13,8 @@ import pytest
 
 from bert_pretrain import retry
 from bert_pretrain.data import shards as shards_module
-from bert_pretrain.data.dataset import DataConfig, check_vocabulary, count_tokens, open_split
+from bert_pretrain.data.dataset import check_vocabulary, count_tokens, open_split
+from bert_pretrain.data.options import DataConfig
 from bert_pretrain.data.shard_directory import directory_notes, shard_paths
 from bert_pretrain.data.shards import SHARD_FIELDS, ShardReader
 from bert_pretrain.errors import EXIT_OUTAGE, ConfigError, OutageError
@@ -62,7 +63,7 @@ def test_an_outage_while_reading_is_waited_out(
 def test_an_outage_that_lasts_has_the_status_that_restarts(
     shard_dir: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
 ) -> None:
-    def failing(*_: object) -> object:
+    def failing(*_: object, **__: object) -> object:
         raise RuntimeError(HDF5_OUTAGE)
 
     monkeypatch.setattr(shards_module.h5py, "File", failing)

@@ -395,7 +395,7 @@ def test_the_micro_batch_size_that_auto_found_is_kept(tmp_path: Path, shard_dir:
     assert trainer_for(tmp_path, shard_dir, *auto).plan.micro_batch_size == 5
     assert trainer_for(tmp_path, shard_dir, "schedule.total_steps=3").plan.micro_batch_size == 4  # not auto: as stated
     progress = replace(load_progress(tmp_path / "checkpoints/step_00000003"), ranks=8)
-    monkeypatch.setattr(build, "load_progress", lambda _: progress)
+    monkeypatch.setattr(starting, "load_progress", lambda _: progress)
     capsys.readouterr()
     assert trainer_for(tmp_path, shard_dir, *auto).plan.micro_batch_size == 3
     assert "batch.micro_batch_size=auto: 3 samples on 1 ranks; it was 5 on 8" in capsys.readouterr().out
