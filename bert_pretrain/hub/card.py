@@ -112,7 +112,7 @@ def dataset_card(manifest: dict[str, Any], repo: str, licence: str | None) -> st
     ]  # fmt: skip
     page = "\n\n".join([
         f"# {repo.rpartition('/')[2]}",
-        "Shards to pretrain a BERT on: pairs of text segments as token ids, with masked words, in HDF5.",
+        "Shards to pretrain a BERT on: samples of token ids with masked words, in HDF5.",
         f"## Usage\n\n```bash\nbert-pretrain pretrain data.dir=hf://datasets/{repo} "
         f"data.sequence_length={length} model.vocab_size={words}\n```",
         _limits(sources, "A model that is trained on these shards"),
@@ -159,13 +159,15 @@ def _languages(sources: list[Row]) -> list[str]:
 
 def _licence_entries(stated: list[str]) -> dict[str, Any]:
     """The metadata for the licences ``stated``: the hub's names, and what has none there."""
-    names = list(dict.fromkeys(name.strip() for name in stated if not name.startswith("not stated"))) or ["unknown"]
-    known = [name.lower() for name in names if _LICENCE.fullmatch(name.lower())]
+    names = dict.fromkeys(
+        "unknown" if name.startswith("not stated") else name.strip() for name in stated or ["unknown"]
+    )
     others = [name for name in names if not _LICENCE.fullmatch(name.lower())]
-    listed = known + (["other"] if others else [])
+    listed = [name.lower() for name in names if name not in others] + (["other"] if others else [])
+    slug = re.sub(r"[^\w.+-]+", "-", others[0].lower()).strip("-") if len(others) == 1 else "several"
     return {
         "license": listed if len(listed) > 1 else listed[0],
-        "license_name": re.sub(r"[^\w.+-]+", "-", "-and-".join(others).lower()).strip("-") or None,
+        "license_name": slug if others else None,
     }
 
 
@@ -207,7 +209,7 @@ def _training(run: Run, checkpoint: Path) -> list[tuple[str, ...]]:
         ("tokens", f"{progress['tokens_seen']:,}"),
         ("global batch", f"{batch:,} samples of up to {data['sequence_length']} tokens"),
         ("masks", f"{data['masking']}, share {data.get('masked_lm_prob') or 'as in the shards'}"),
-        *((name.replace("_", " "), f"{value:,}") for name in names if (value := options["model"].get(name)) is not None),
+        *((name.replace("_", " "), f"{options['model'][name]:,}") for name in names if options["model"].get(name)),
         ("first weights", public_name(source, "dataset") if source else "random"),
         *((name.replace("_", " "), str(value)) for name, value in [*optimizer.items(), *schedule.items()]
           if value is not None and name != "total_steps" and not isinstance(value, dict)),

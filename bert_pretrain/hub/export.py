@@ -81,6 +81,8 @@ def main(config: ExportConfig) -> None:
                 check_loads(out_dir)
             else:
                 export_checkpoint(checkpoint, out_dir, name, config.licence)
+            done = "was exported already" if is_there else "is exported"
+            print(f"{checkpoint} {done} to {config.out_dir}; load it with the Auto classes of transformers", flush=True)
             if target:
                 push_export(target, out_dir, checkpoint)
             if target and config.push_checkpoints:
@@ -89,8 +91,6 @@ def main(config: ExportConfig) -> None:
             raise ConfigError(f"out_dir {out_dir} cannot be written ({error.args[0][0][2]}); give another") from None
         except OSError as error:
             raise as_config_error(error) from None
-    done = "was exported already" if is_there else "is exported"
-    print(f"{checkpoint} {done} to {config.out_dir}; load it with the Auto classes of transformers")
 
 
 def check_out_dir(out_dir: Path, overwrite: bool, checkpoint: Path) -> None:

@@ -26,7 +26,7 @@ class PushShardsConfig:
     private: bool
     """Make a new data set private. One that is there stays as it is."""
     licence: str | None
-    """The licence of the shards, by the hub's name for it (cc-by-sa-4.0); null: those of the sources (corpus.licence)."""
+    """The licence of the shards, by the hub's name for it (cc-by-sa-4.0); null: those of its sources."""
 
 
 @entry_point("push_shards", PushShardsConfig)
