@@ -461,7 +461,7 @@ def wrong_names(codes: list[str]) -> list[str]:
         word = code.split()[0] if code.split() else ""
         name = word.partition("=")[0]
         if re.fullmatch(r"[a-z_]+(\.\w+)+", name) and name.partition(".")[0] in groups:
-            pattern = re.escape(name).replace(ANY_NAME, r"[^.]+")
+            pattern = re.escape(name).replace(ANY_NAME, r"[^.]+") + rf"(\.{ANY_NAME})?"  # also a mapping itself
             known = any(re.fullmatch(pattern, option) for option in options)
             wrong += [] if known else [code]
         elif re.fullmatch(r"(configs|scripts|docker|docs|tests|bert_pretrain|data_prep)/[a-z0-9_./-]*", code):
@@ -483,6 +483,7 @@ def test_a_wrong_name_is_found() -> None:
     right = [
         "optimizer.sharded=true",
         "mix.NAME.path",
+        "data.mix_weights",
         "configs/prepare.yaml",
         "bert-pretrain show",
         "bert_pretrain.optim",

@@ -28,12 +28,18 @@ def row_text(row: Any, fields: str) -> str:
 
 
 def _value(row: Any, name: str) -> Any:
-    """The value of a field; a dot in ``name`` leads into a nested one unless a field has that very name."""
+    """The value of a field; a dot in ``name`` leads into a nested one unless a field has that very name.
+
+    Of a list of nested rows, the list of their values.
+    """
     if isinstance(row, dict) and name in row:
         return row[name]
     first, _, rest = name.partition(".")
     if rest and isinstance(row, dict) and first in row:
-        return None if row[first] is None else _value(row[first], rest)
+        nested = row[first]
+        if isinstance(nested, list):
+            return [_value(each, rest) for each in nested]
+        return None if nested is None else _value(nested, rest)
     names = ", ".join(map(str, list(row)[:_SHOWN_FIELDS])) if isinstance(row, dict) else ""
     has = f"; it has {names}" if names else ""
     raise BadRowError(f"no field {name!r} (corpus.text_field){has}")

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from bert_pretrain import build
 from bert_pretrain.checkpoint.store import Progress
 from bert_pretrain.config import PretrainConfig, resolved_yaml
+from bert_pretrain.data.sample_order import SampleOrder
 from bert_pretrain.data.shards import Arrays
 from bert_pretrain.distributed.world import World
 from bert_pretrain.training import first_step, garbage_collection
@@ -138,6 +139,7 @@ def built(
     length, micro_batch_size = config.data.sequence_length, config.batch.micro_batch_size
     assert isinstance(micro_batch_size, int)
     samples = partial(Samples, length, max(2, length // 6), config.model.vocab_size)
+    order = SampleOrder(config.seed, 1 << 16, config.data.block_size)
     real_build_model = build.build_model
 
     def on_the_device(*args: Any) -> Any:
@@ -145,7 +147,7 @@ def built(
             return real_build_model(*args)  # fake weights cannot be moved to another device
 
     stand_ins = {
-        "open_data": lambda *_: (samples(1 << 16), samples(micro_batch_size + 2), None),
+        "open_data": lambda *_: ((samples(1 << 16), samples(micro_batch_size + 2), None), order),
         "check_before_training": lambda *_: None,
         "measured_matrix_rate": lambda *_: 1e12,
         "build_model": on_the_device,

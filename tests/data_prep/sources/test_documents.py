@@ -121,6 +121,8 @@ def test_json_lines(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"text": "Half \\ud83d, whole \\ud83d\\ude00."}')
     assert read(tmp_path / "c.jsonl", kind="jsonl") == [["Half ?, whole \U0001f600."]]
     assert read(tmp_path / "b.jsonl", kind="jsonl", text_field="body") == [["B."]]
+    (tmp_path / "c.jsonl").write_text('{"id": 1, "verses": [{"text": "C."}, {"text": "D."}]}\n')
+    assert read(tmp_path / "c.jsonl", kind="jsonl", text_field="verses.text") == [["C.", "D."]]
 
 
 @pytest.mark.parametrize(
