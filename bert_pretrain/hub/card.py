@@ -71,7 +71,7 @@ def model_card(checkpoint: Path, name: str, licence: str | None, revision: str |
         f"A BERT pretrained with bert-pretrain for {step_of(checkpoint):,} steps.",
         f"## Usage\n\n```python\n{_usage(name, revision)}\n```",
         _limits(sources, "The model"),
-        "## Training data\n\n" + _data_table(sources),
+        "## Training data\n\n" + _data_table(sources, _dataset_ids(run, sources)),
         "## Training\n\n" + _table(("", ""), _training(run, checkpoint)),
         "## Evaluation\n\n" + _evaluation(results),
         "## Environment\n\n" + _table(("", ""), _environment(run)),
@@ -188,9 +188,10 @@ def _limits(sources: list[Row], model: str) -> str:
     )
 
 
-def _data_table(sources: list[Row]) -> str:
+def _data_table(sources: list[Row], datasets: Sequence[str] = ()) -> str:
     if not sources:
-        return "Not recorded: the manifest of the shards was not at hand when this card was written."
+        named = ", ".join(f"[{name}](https://huggingface.co/datasets/{name})" for name in datasets)
+        return named or "Not recorded: the manifest of the shards was not at hand when this card was written."
     titles = ("source", "version", "language", "licence", "documents", "characters")
     rows = [[str(source.get(title, "")) for title in ("name", *titles[1:4])] +
             [f"{source[title]:,}" for title in titles[4:]] for source in sources]  # fmt: skip
@@ -227,7 +228,9 @@ def _evaluation(results: list[Any]) -> str:
 def _environment(run: Run) -> list[tuple[str, ...]]:
     """Where the run was trained, and what wrote this card."""
     known = commit()
-    found = [("card written by", f"bert-pretrain {release()}" + (f", commit {known}" if known else ""))]
+    found: list[tuple[str, ...]] = [
+        ("card written by", f"bert-pretrain {release()}" + (f", commit {known}" if known else ""))
+    ]
     if session := run.last_session:
         versions = dict.fromkeys(str(one["version"]) for one in run.sessions)
         found += [

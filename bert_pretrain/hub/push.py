@@ -77,7 +77,8 @@ def push(target: Target, files: dict[str, Path | bytes], mark: str, message: str
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.errors import RevisionNotFoundError
 
-    api, repo = target.api, {"repo_id": target.repo, "repo_type": target.kind}
+    api = target.api
+    repo: dict[str, Any] = {"repo_id": target.repo, "repo_type": target.kind}
 
     def ask(work: Callable[[], Result]) -> Result:
         return _answered(api, target.repo, work)
@@ -93,7 +94,7 @@ def push(target: Target, files: dict[str, Path | bytes], mark: str, message: str
             there = ask(lambda: set(api.list_repo_files(**repo, revision=branch)))
         except RevisionNotFoundError:
             ask(lambda: api.create_branch(**repo, branch=branch, exist_ok=True))
-    adds = [CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
+    adds: list[Any] = [CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
             for name, content in files.items()]  # fmt: skip
     removes = [CommitOperationDelete(name) for name in sorted(there - files.keys()) if name.endswith(".hdf5")]
     ask(lambda: api.create_commit(**repo, operations=[*adds, *removes], commit_message=message, revision=branch))
@@ -107,7 +108,8 @@ def _make_or_find(target: Target) -> set[str]:
     """The names of the files in the repository. Raises ``ConfigError`` if one of another kind has its name."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    api, repo = target.api, {"repo_id": target.repo, "repo_type": target.kind}
+    api = target.api
+    repo: dict[str, Any] = {"repo_id": target.repo, "repo_type": target.kind}
     try:
         found = api.repo_info(**repo)
     except RepositoryNotFoundError:
@@ -120,7 +122,7 @@ def _make_or_find(target: Target) -> set[str]:
                 f"push_to={target.repo} is taken by a repository of another kind than {target.kind}; give another name"
             ) from None
         return set()
-    return {file.rfilename for file in found.siblings or ()}
+    return {file.rfilename for file in getattr(found, "siblings", None) or ()}
 
 
 def _answered(api: "HfApi", push_to: str, work: Callable[[], Result]) -> Result:

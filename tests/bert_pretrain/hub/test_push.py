@@ -18,6 +18,7 @@ from bert_pretrain.data.shard_cache import CacheConfig
 from bert_pretrain.data.shard_directory import shard_folder, shard_paths
 from bert_pretrain.data.shards import ShardReader
 from bert_pretrain.hub import export, push_shards
+from bert_pretrain.hub.card import model_card
 from tests.conftest import make_shards
 from tests.hub_server import TOKEN, HubServer
 
@@ -113,6 +114,31 @@ def test_the_card_of_a_model_is_read_by_the_hubs_library(unloaded: list[Path], t
     compile(usage[1], "usage", "exec")
     assert "tests/" not in text
     assert str(Path.home()) not in text
+
+
+def test_the_card_tells_data_and_device_as_the_run_recorded_them(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURE / "run", tmp_path / "run")
+    checkpoint = tmp_path / "run/checkpoints/step_00000010"
+    session = {"event": "start", "time": 1.0, "step": 0, "host": "adas-pc", "version": "abc1234", "ranks": 2,
+               "device": "NVIDIA H200", "compute": "bfloat16", "torch": "2.13.0"}  # fmt: skip
+    (tmp_path / "run/sessions.jsonl").write_text(json.dumps(session) + "\n")
+    config = (checkpoint / "config.yaml").read_text()
+    local = str(prepared(tmp_path / "set"))
+    for place, ids in ((local, ["wikimedia/wikipedia"]), ("hf://datasets/lab/set", ["lab/set"])):
+        (checkpoint / "config.yaml").write_text(re.sub(r"(?m)^  dir: .*$", f"  dir: {place}", config))
+        text = model_card(checkpoint, "ada/bert", "my own licence")
+        card = ModelCard(text)
+        assert card.data.datasets == ids
+        assert (card.data.license, card.data.license_name) == ("other", "my-own-licence")
+        assert "| device | 2 x NVIDIA H200, bfloat16 |" in text
+        assert "| trained by | bert-pretrain, abc1234 |" in text
+        for private in (str(tmp_path), "/home", "secret", "adas-pc"):
+            assert private not in text
+        if ids == ["wikimedia/wikipedia"]:
+            assert card.data.language == ["en", "de"]
+            assert "| books | text: 3 files, 9 bytes | en | CC0-1.0 | 3 | 1,000 |" in text
+        else:
+            assert "(https://huggingface.co/datasets/lab/set)" in text
 
 
 def prepared(folder: Path) -> Path:
