@@ -24,7 +24,7 @@ _OUTAGE_STATUS = (408, 425, 429)  # of HTTP, besides 500 and more
 _OUTAGE_TYPES = {
     "aiohttp.ClientConnectionError", "aiohttp.ClientPayloadError", "botocore.HTTPClientError",
     "botocore.ConnectionError", "builtins.ConnectionError", "builtins.TimeoutError", "google.TransportError",
-    "httpx.TransportError", "requests.ConnectionError", "requests.Timeout",
+    "httpx.TransportError", "httpx2.TransportError", "requests.ConnectionError", "requests.Timeout",
 }  # fmt: skip
 """Errors of the libraries behind fsspec that mean: no answer, or half of one."""
 
@@ -251,12 +251,11 @@ def _explained(error: Exception, address: Address) -> OSError | ConfigError:
     """``error`` as an outage (an ``OSError``), or the user's mistake."""
     while isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # fsspec also says so if a web server answers with an error
-    status = _status(error)
+    status = http_status(error)
     number = error.errno if isinstance(error, OSError) else None
     reason = without_secrets(" ".join(str(error).split())) or type(error).__name__
     if status is not None:
         reason = f"HTTP {status}"
-    kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return MissingError(f"{address} cannot be read: it is missing; correct the address, or restore the file")
     if isinstance(error, PermissionError) or status in (401, 403) or "credentials" in reason.lower():
@@ -264,14 +263,21 @@ def _explained(error: Exception, address: Address) -> OSError | ConfigError:
             f"{address} cannot be read ({reason}): the credentials are missing or not sufficient; set those of this "
             "protocol in the environment or its own configuration file"
         )
-    if number in OUTAGES or kinds & _OUTAGE_TYPES or (status or 0) >= 500 or status in _OUTAGE_STATUS:
+    if is_outage(error):
         return OSError(number if number in OUTAGES else errno.EIO, reason)
     if isinstance(error, OSError) and status is None and (number is None or number < 0):  # of a name server
         return OSError(errno.EIO, reason)
     return ConfigError(f"{address} cannot be read: {reason}")
 
 
-def _status(error: Exception) -> int | None:
+def is_outage(error: Exception) -> bool:
+    """Whether ``error``, of any library, says that a server gave no answer or half of one, or is busy."""
+    number, status = getattr(error, "errno", None), http_status(error)
+    kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
+    return number in OUTAGES or bool(kinds & _OUTAGE_TYPES) or (status or 0) >= 500 or status in _OUTAGE_STATUS
+
+
+def http_status(error: Exception) -> int | None:
     """The status that a web server answered with."""
     owners = (error, getattr(error, "response", None))
     found = (getattr(owner, name, None) for owner in owners for name in ("status", "status_code", "code"))

@@ -20,6 +20,7 @@ COMMANDS = {
     "pretrain": ("bert_pretrain.pretrain:on_this_machine", "pretrain, on every GPU of this machine"),
     "report": ("bert_pretrain.report.run:main", "write a page about a run"),
     "export": ("bert_pretrain.hub.export:main", "write a checkpoint as a folder for transformers"),
+    "push-shards": ("bert_pretrain.hub.push_shards:main", "push a directory of shards to the hub, with a card"),
     "convert": ("bert_pretrain.hub.convert.command:main", "turn another program's checkpoint into such a folder"),
     "evaluate": ("bert_pretrain.hub.evaluate:main", "measure a model on held-out shards: loss, perplexity, accuracy"),
     "fill-mask": ("bert_pretrain.hub.fill_mask:main", "print the most likely words for [MASK]"),

@@ -42,6 +42,19 @@ def new_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def open_to_umask(folder: Path) -> None:
+    """Give the files of safetensors in ``folder`` the mode of any new file there.
+
+    The library makes them readable by their owner only, whatever the umask says.
+    """
+    probe = folder / ".mode"  # os.umask would set it for all threads
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(mode)
+
+
 def read_json(path: Path, advice: str) -> dict[str, Any]:
     """The JSON object in ``path``. Raises ``ConfigError`` with ``advice`` if there is none."""
     try:

@@ -22,11 +22,12 @@ def retried(
     what: str,
     report: Callable[[str], None] = lambda _: None,
     while_waiting: Callable[[], None] = lambda: None,
+    action: str = "read",
 ) -> Result:
     """``work()``, attempted again after an ``OSError`` in ``OUTAGES``; other errors are raised at once.
 
-    ``what`` is read, for messages to ``report``: the first failure and the recovery. ``while_waiting`` is called before
-    each pause. Raises ``OutageError`` after the last attempt.
+    ``what`` is read, or what ``action`` says: for messages to ``report``, the first failure and the recovery.
+    ``while_waiting`` is called before each pause. Raises ``OutageError`` after the last attempt.
     """
     failed = False
     for pause in (*PAUSES, None):
@@ -38,17 +39,17 @@ def retried(
             reason = error.strerror or str(error)
             if pause is None:
                 raise OutageError(
-                    f"{what} cannot be read ({reason}), also after {sum(PAUSES) / 60:.0f} minutes; when it is "
+                    f"{what} cannot be {action} ({reason}), also after {sum(PAUSES) / 60:.0f} minutes; when it is "
                     "back, run the same command again"
                 ) from error
             if not failed:
-                report(f"{what} cannot be read now ({reason}); trying again for {sum(PAUSES) / 60:.0f} minutes")
+                report(f"{what} cannot be {action} now ({reason}); trying again for {sum(PAUSES) / 60:.0f} minutes")
             failed = True
             while_waiting()
             time.sleep(pause)
         else:
             if failed:
-                report(f"{what} can be read again")
+                report(f"{what} can be {action} again")
             return result
     raise AssertionError
 

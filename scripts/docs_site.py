@@ -3,7 +3,9 @@
 ``make docs`` builds the site without a warning: every link leads to a page, every anchor to a heading.
 """
 
+import json
 import re
+from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ PAGES = {
     "CHANGELOG.md": "CHANGELOG.md",
     "CONTRIBUTING.md": "CONTRIBUTING.md",
     "LICENSE": "LICENSE.md",
+    "notebooks/own_bert.ipynb": "own_bert.md",
+    "notebooks/domain_bert.ipynb": "domain_bert.md",
 }
-"""Files of the repository's root, and the pages that they become."""
+"""Files outside of ``docs/``, and the pages that they become."""
 LINK = re.compile(r"(\]\(|src=\")(?!https?:|#)([^)\"#\s]+)")
 
 
@@ -26,7 +30,12 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the pages. Called by mkdocs."""
     for name, page in PAGES.items():
         text = (ROOT / name).read_text(encoding="utf-8")
-        content = f"# Licence\n\n```text\n{text}```\n" if name == "LICENSE" else relinked(text, "")
+        if name.endswith(".ipynb"):
+            content, pictures = notebook_page(text, Path(page).stem)
+            for target, data in pictures.items():
+                files.append(File.generated(config, target, content=data))
+        else:
+            content = f"# Licence\n\n```text\n{text}```\n" if name == "LICENSE" else relinked(text, "")
         files.append(File.generated(config, page, content=content))
     for picture in (ROOT / "scripts" / "results").rglob("*.[ps][nv]g"):
         path = picture.relative_to(ROOT).as_posix()
@@ -43,6 +52,26 @@ def on_page_read_source(page: Any, config: Any) -> str | None:
     """The text of a page of ``docs/`` with links that hold inside the site. Called by mkdocs."""
     path = page.file.abs_src_path
     return relinked(Path(path).read_text(encoding="utf-8"), "docs/") if path else None
+
+
+def notebook_page(text: str, name: str) -> tuple[str, dict[str, bytes]]:
+    """The content of a notebook as Markdown, and its figures by the names that the page gives them: ``name_1.png``."""
+    parts: list[str] = []
+    pictures: dict[str, bytes] = {}
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(relinked(source, "notebooks/"))
+            continue
+        parts.append(f"```{'bash' if source.startswith('!') else 'python'}\n{source}\n```")
+        for output in cell["outputs"]:
+            if output["output_type"] == "stream":
+                parts.append(f"```text\n{''.join(output['text']).rstrip()}\n```")
+            elif "image/png" in output["data"]:
+                picture = f"{name}_{len(pictures) + 1}.png"
+                pictures[picture] = b64decode("".join(output["data"]["image/png"]))
+                parts.append(f"![{output['metadata']['image/png']['alt']}]({picture})")
+    return "\n\n".join(parts) + "\n", pictures
 
 
 def relinked(text: str, folder: str) -> str:

@@ -84,6 +84,17 @@ def make_shards(directory: Path, train: tuple[int, ...] = (50, 37, 13), heldout:
     return directory
 
 
+def assert_as_new_files(folder: Path) -> None:
+    """All files in ``folder`` have the mode that the umask gives to new ones."""
+    probe = folder.parent / "a_new_file"
+    probe.touch()
+    expected = probe.stat().st_mode
+    probe.unlink()
+    assert {path.name: oct(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()} == {
+        path.name: oct(expected) for path in folder.rglob("*") if path.is_file()
+    }
+
+
 LONG = (
     "test_data_engine",
     "test_launch",

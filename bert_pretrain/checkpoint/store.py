@@ -32,7 +32,7 @@ from bert_pretrain.checkpoint.files import Throttle, find_fault_quickly, save_st
 from bert_pretrain.checkpoint.find import checkpoints_in, newest_valid, record_saved_step, step_of
 from bert_pretrain.checkpoint.tokenizer_files import copy_tokenizer
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.file_system import fsync
+from bert_pretrain.file_system import fsync, open_to_umask
 from bert_pretrain.model.bert import PretrainingModel, load_weights
 from bert_pretrain.model.config_entries import keep_entries
 from bert_pretrain.model.precision import MixedPrecision
@@ -113,6 +113,7 @@ class CheckpointStore:
         try:
             temporary.mkdir(parents=True)
             model.save_pretrained(temporary / "model")
+            open_to_umask(temporary / "model")
             save_state(optimizer_state, temporary / "optimizer.pt", throttle)
             if self.tokenizer is not None:
                 copy_tokenizer(self.tokenizer, temporary / "model", model.config.max_position_embeddings)

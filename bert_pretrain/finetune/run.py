@@ -19,6 +19,7 @@ from bert_pretrain.directory_lock import lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
 from bert_pretrain.errors import EXIT_STOPPED, ConfigError
+from bert_pretrain.file_system import open_to_umask
 from bert_pretrain.finetune.inputs import InputSet, load_split, with_labels
 from bert_pretrain.finetune.options import FinetuneConfig, TrainingConfig
 from bert_pretrain.finetune.pretrained import load_tokenizer, new_model
@@ -112,6 +113,7 @@ def run_seed(
     scores = evaluate(trainer, evaluations, folder if world.is_first else None)
     if config.save_models and world.is_first:
         trainer.save_model(str(folder / "model"))
+        open_to_umask(folder / "model")
         tokenizer.save_pretrained(folder / "model")
     row = {"seed": seed, **scores, "training_loss": trainer.training_loss(), "seconds": trainer.seconds()}
     world.run_on_all_ranks(lambda: finish_seed(config, row) if world.is_first else None)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import ConfigError, first_line
-from bert_pretrain.file_system import fsync
+from bert_pretrain.file_system import fsync, open_to_umask
 from bert_pretrain.training.metrics import LineTimer, duration
 
 _PROGRESS = "progress.json"
@@ -154,6 +154,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def _publish(written: Path, folder: Path, progress: dict[str, Any]) -> None:
     """Flush a checkpoint to disk, give it its name, and remove the older ones."""
+    open_to_umask(written)
     (written / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
     fsync(*written.iterdir(), written)
     target = folder / "checkpoints" / f"step_{progress['step']:08d}"

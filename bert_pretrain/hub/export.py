@@ -3,6 +3,7 @@
 The folder is loaded back and checked before it gets its final name.
 """
 
+import filecmp
 import json
 import shutil
 import tempfile
@@ -10,18 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from bert_pretrain.checkpoint.find import resolve_checkpoint
+from bert_pretrain.checkpoint.files import find_fault
+from bert_pretrain.checkpoint.find import checkpoints_in, resolve_checkpoint, step_of
 from bert_pretrain.checkpoint.tokenizer_files import copy_tokenizer, set_max_length
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.tokenizer_files import has_tokenizer
 from bert_pretrain.directories import check_replaceable, new_folder
 from bert_pretrain.directory_lock import lock_directory
-from bert_pretrain.errors import ConfigError, as_config_error, on_one_line
+from bert_pretrain.errors import ConfigError, as_config_error, on_one_line, require
 from bert_pretrain.file_system import require_writable
-from bert_pretrain.stored_options import parse_options, read_text
-from bert_pretrain.training.metrics import read_rows
+from bert_pretrain.hub.card import model_card
+from bert_pretrain.hub.push import Target, open_target, push
+
+CARD = "README.md"
 
 
 @dataclass
@@ -35,6 +37,19 @@ class ExportConfig:
     overwrite: bool
     """Replace an earlier export in out_dir. Where out_dir is a link, the link itself is replaced: what it points to
     stays as it is."""
+    licence: str | None
+    """The licence of the model for its card, by the hub's name for it (apache-2.0, mit); null: unknown."""
+    push_to: str | None
+    """Push the checked export to the hub: OWNER/NAME, or NAME for a model of your own."""
+    push_checkpoints: bool
+    """Also push every checkpoint of the run, each as the branch step_N."""
+    private: bool
+    """Make a new repository private. One that is there stays as it is."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.push_to is not None or not self.push_checkpoints, "push_checkpoints", True, "false without push_to"
+        )
 
 
 @entry_point("export", ExportConfig)
@@ -44,23 +59,38 @@ def main(config: ExportConfig) -> None:
         bert-pretrain export run_dir=runs/demo out_dir=my-bert
 
     Exports the newest valid checkpoint of the run, or the one that run_dir names. The folder is loaded back and
-    checked before it gets its final name.
+    checked before it gets its final name. With push_to=OWNER/NAME it is pushed to the hub; an export of the same
+    checkpoint that is in out_dir already is checked and pushed as it is, so that the same command goes on after a
+    failure. The token is that of huggingface_hub (HF_TOKEN).
     """
     from bert_pretrain.model.bert import silence_transformers
 
     silence_transformers()
     checkpoint = resolve_checkpoint(Path(config.run_dir), "run_dir", print)
     out_dir = Path(config.out_dir).absolute()
-    check_out_dir(out_dir, config.overwrite, checkpoint)
+    is_there = config.push_to is not None and not config.overwrite and holds(out_dir, checkpoint)
+    if not is_there:
+        check_out_dir(out_dir, config.overwrite, checkpoint)
     require_writable(out_dir.parent, "the directory of out_dir,")
+    target = open_target(config.push_to, "model", config.private) if config.push_to else None
+    name = target.repo if target else out_dir.name
     with lock_directory(out_dir.parent, f"out_dir {out_dir.name} in", f".{out_dir.name}.lock"):
         try:
-            export_checkpoint(checkpoint, out_dir)
+            if is_there:
+                renew_card(out_dir, checkpoint, name, config.licence)
+                check_loads(out_dir)
+            else:
+                export_checkpoint(checkpoint, out_dir, name, config.licence)
+            done = "was exported already" if is_there else "is exported"
+            print(f"{checkpoint} {done} to {config.out_dir}; load it with the Auto classes of transformers", flush=True)
+            if target:
+                push_export(target, out_dir, checkpoint)
+            if target and config.push_checkpoints:
+                push_checkpoints(target, checkpoint.parent, out_dir.parent, config.licence)
         except shutil.Error as error:  # of copytree: one reason for each file
             raise ConfigError(f"out_dir {out_dir} cannot be written ({error.args[0][0][2]}); give another") from None
         except OSError as error:
             raise as_config_error(error) from None
-    print(f"exported {checkpoint} to {config.out_dir}; load it with the Auto classes of transformers")
 
 
 def check_out_dir(out_dir: Path, overwrite: bool, checkpoint: Path) -> None:
@@ -71,14 +101,55 @@ def check_out_dir(out_dir: Path, overwrite: bool, checkpoint: Path) -> None:
     check_replaceable(out_dir, overwrite, ("config.json",), "export")
 
 
-def export_checkpoint(checkpoint: Path, out_dir: Path) -> None:
-    """Write the model of ``checkpoint`` to ``out_dir``, after checking that it loads."""
+def holds(out_dir: Path, checkpoint: Path) -> bool:
+    """Whether ``out_dir`` is an export of ``checkpoint``: it has the same weights."""
+    names = [path.name for path in (checkpoint / "model").glob("*.safetensors")]
+    equal, _, _ = filecmp.cmpfiles(checkpoint / "model", out_dir, names, shallow=False)
+    return (out_dir / CARD).is_file() and (out_dir / "config.json").is_file() and len(equal) == len(names) > 0
+
+
+def export_checkpoint(
+    checkpoint: Path, out_dir: Path, name: str, licence: str | None, revision: str | None = None
+) -> None:
+    """Write the model of ``checkpoint`` to ``out_dir``, after checking that it loads.
+
+    The card says that it loads by ``name`` and ``revision``.
+    """
     with new_folder(out_dir) as folder:
-        shutil.copytree(checkpoint / "model", folder)
+        shutil.copytree(checkpoint / "model", folder, copy_function=shutil.copyfile)  # the modes are the umask's
         positions = json.loads((folder / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
         set_max_length(folder, positions)  # checkpoints of version 0.1 state another
-        (folder / "README.md").write_text(model_card(checkpoint), encoding="utf-8")
+        (folder / CARD).write_text(model_card(checkpoint, name, licence, revision), encoding="utf-8")
         check_loads(folder)
+
+
+def renew_card(out_dir: Path, checkpoint: Path, name: str, licence: str | None) -> None:
+    """Write the card of the export in ``out_dir`` anew, unless somebody has changed it."""
+    names, licences = {out_dir.name, name}, {None, licence}
+    ours = {model_card(checkpoint, one, stated) for one in names for stated in licences}
+    if (out_dir / CARD).read_text(encoding="utf-8") in ours:
+        (out_dir / CARD).write_text(model_card(checkpoint, name, licence), encoding="utf-8")
+    else:
+        print(f"{out_dir / CARD} was changed, and is pushed as it is")
+
+
+def push_export(target: Target, folder: Path, checkpoint: Path, branch: str | None = None) -> None:
+    """Push the export of ``checkpoint`` in ``folder`` to ``branch``."""
+    files: dict[str, Path | bytes] = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*"))
+                                      if path.is_file()}  # fmt: skip
+    push(target, files, "config.json", f"step {step_of(checkpoint):,}", branch)
+
+
+def push_checkpoints(target: Target, directory: Path, scratch: Path, licence: str | None) -> None:
+    """Push each valid checkpoint in ``directory`` as a branch. Each is exported to ``scratch`` and checked before."""
+    for checkpoint in checkpoints_in(directory):
+        if fault := find_fault(checkpoint):
+            print(f"checkpoint {checkpoint} is skipped: {fault}")
+            continue
+        branch = f"step_{step_of(checkpoint)}"
+        with tempfile.TemporaryDirectory(prefix=".export.", dir=scratch) as folder:
+            export_checkpoint(checkpoint, Path(folder, branch), target.repo, licence, branch)
+            push_export(target, Path(folder, branch), checkpoint, branch)
 
 
 def check_loads(folder: Path) -> None:
@@ -131,24 +202,6 @@ def check_before_training(tokenizer: Path, vocab_size: int, positions: int) -> N
         Path(folder, "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
         copy_tokenizer(tokenizer, Path(folder), positions)
         check_tokenizer(Path(folder), vocab_size, positions, f"data.tokenizer {tokenizer}")
-
-
-def model_card(checkpoint: Path) -> str:
-    """The README of the folder: steps, samples, held-out loss and configuration of the run."""
-    from bert_pretrain.checkpoint.store import load_progress
-
-    progress = load_progress(checkpoint)
-    config = OmegaConf.create(parse_options(read_text(checkpoint / "config.yaml"), checkpoint / "config.yaml"))
-    metrics = checkpoint.parent.parent / "metrics.jsonl"
-    rows = [row for row in read_rows(metrics) if "eval_mlm_loss" in row] if metrics.exists() else []
-    rows = [row for row in rows if row["step"] == progress.step]
-    heldout = f"Held-out MLM loss {rows[-1]['eval_mlm_loss']:.4f} nats.\n" if rows else ""
-    return (
-        "---\nlibrary_name: transformers\npipeline_tag: fill-mask\n---\n\n"
-        f"A BERT pretrained for {progress.step:,} steps on {progress.samples_seen:,} samples "
-        f"({progress.tokens_seen:,} tokens) with {config.optimizer.algorithm}.\n{heldout}\n"
-        "The resolved configuration of the run:\n\n```yaml\n" + OmegaConf.to_yaml(config) + "```\n"
-    )
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from bert_pretrain.errors import ConfigError, OutageError
-from bert_pretrain.file_system import check_file_writable, replace_file, require_writable
+from bert_pretrain.file_system import check_file_writable, open_to_umask, replace_file, require_writable
 
 
 def test_a_file_is_flushed_before_it_gets_its_name_and_the_name_after(tmp_path: Path, monkeypatch) -> None:
@@ -25,6 +27,17 @@ def test_a_file_is_flushed_before_it_gets_its_name_and_the_name_after(tmp_path: 
     assert calls == [("file", False), ("directory", True)]
     assert path.read_bytes() == b"content"
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_of_safetensors_get_the_mode_of_other_files(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
+        open_to_umask(tmp_path)
+    finally:
+        os.umask(before)
+    assert [(path.name, path.stat().st_mode & 0o777) for path in tmp_path.iterdir()] == [("model.safetensors", mode)]
 
 
 @pytest.mark.parametrize("there", [True, False])

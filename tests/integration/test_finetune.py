@@ -21,7 +21,7 @@ from bert_pretrain.finetune.run import finetune
 from bert_pretrain.finetune.tasks import hub_rows
 from tests.bert_pretrain.finetune.test_squad import WORDS
 from tests.bert_pretrain.finetune.test_tasks import composed
-from tests.conftest import run_module
+from tests.conftest import assert_as_new_files, run_module
 
 transformers.utils.logging.set_verbosity_error()
 ALONE = World(0, 0, 1, torch.device("cpu"))
@@ -90,6 +90,7 @@ def test_sentences_from_files_to_scores_and_submissions(
 ) -> None:
     found = run("sst2", model_dir, tmp_path, f"data.dir={sst2}", "training.epochs=10", "save_models=true")
     assert [row["seed"] for row in found["runs"]] == [1, 2]
+    assert_as_new_files(tmp_path / "seed_1/model")
     assert found["median"]["accuracy"] >= 95.0
     assert found["options"]["training"]["lr"] == 0.01
     gold = [line.split("\t")[1] for line in (sst2 / "dev.tsv").read_text().splitlines()[1:]]

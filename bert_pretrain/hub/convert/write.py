@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, BertTokenizer
 
 from bert_pretrain.checkpoint.tokenizer_files import copy_files
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.file_system import open_to_umask
 from bert_pretrain.hub.convert.assemble import Converted
 from bert_pretrain.hub.convert.files import check_vocabulary_size, is_lowercase, read_vocabulary
 
@@ -24,6 +25,7 @@ def write_model(converted: Converted, tokenizer: Path | None, lowercase: bool | 
     prefix = "bert." if converted.architecture == "BertModel" else ""
     weights = {name.removeprefix(prefix): tensor.clone() for name, tensor in converted.weights.items()}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    open_to_umask(folder)
     converted.config.dtype = torch.float32
     converted.config.save_pretrained(folder)
     note = [] if tokenizer is None else [write_tokenizer(tokenizer, lowercase, folder)]

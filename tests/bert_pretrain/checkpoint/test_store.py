@@ -19,6 +19,7 @@ from bert_pretrain.checkpoint.store import (
     load_progress,
 )
 from bert_pretrain.errors import ConfigError
+from tests.conftest import assert_as_new_files
 
 
 def small_bert(seed: int = 0) -> BertForPreTraining:
@@ -43,6 +44,7 @@ def newest(store: CheckpointStore) -> tuple[Path | None, list[str]]:
 def test_save_and_load(tmp_path: Path) -> None:
     path, messages = newest(store_with(tmp_path, (3,)))
     assert path is not None
+    assert_as_new_files(path)
     assert messages == []
     assert load_progress(path) == Progress(step=3, attempts=4, samples_seen=21)
     assert load_optimizer_state(path, torch.device("cpu"))["state"][0]["step"] == 3

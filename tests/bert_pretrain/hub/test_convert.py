@@ -20,7 +20,7 @@ from bert_pretrain.hub.convert.files import is_lowercase
 from bert_pretrain.optim.build import decay_groups
 from bert_pretrain.optim.nvlamb import NVLamb
 from scripts.prove_convert import CONFIG, VOCABULARY
-from tests.conftest import TEST_RECIPE, VOCAB_SIZE, run_module
+from tests.conftest import TEST_RECIPE, VOCAB_SIZE, assert_as_new_files, run_module
 
 Tensors = dict[str, torch.Tensor]
 
@@ -108,6 +108,7 @@ def test_nvidia(prefix: str, folder: Path, model: BertForPreTraining, weights: T
     torch.save({}, folder / "ckpt_9.pt")
     (folder / "bert_config.json").write_text(json.dumps({**CONFIG, "vocab_size": 41}))
     out = convert(folder)
+    assert_as_new_files(out)
     assert_equal(out, model, 48)
     assert BertConfig.from_pretrained(out).hidden_act == "gelu"
     said = capsys.readouterr().out

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bert_pretrain.hub import export
+from tests.conftest import assert_as_new_files
 from tests.forked import Forked
 
 RUN = Path(__file__).resolve().parents[2] / "fixtures/run_56623bf/run"
@@ -46,6 +47,15 @@ def test_a_link_is_replaced_and_what_it_points_to_stays(
     assert (latest / "model.safetensors").exists()
     assert exported(latest, "overwrite=true") == 0  # a folder now
     assert {path.name for path in tmp_path.iterdir()} == {"v3", "latest"}
+
+
+def test_the_files_have_the_mode_of_new_files(tmp_path: Path, checked: None) -> None:
+    """Also those of a checkpoint that only its owner can read, as earlier versions wrote them."""
+    shutil.copytree(RUN, tmp_path / "run")
+    for path in (tmp_path / "run").rglob("*.safetensors"):
+        path.chmod(0o600)
+    export.main([f"run_dir={tmp_path / 'run'}", f"out_dir={tmp_path / 'out'}"])
+    assert_as_new_files(tmp_path / "out")
 
 
 def test_a_dangling_link_is_refused_then_replaced(tmp_path: Path, checked: None, capsys: pytest.CaptureFixture) -> None:
