@@ -65,7 +65,8 @@ def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
     for name in MADE[path.stem]:
         assert (tmp_path / name).stat().st_size > 0
     committed = code_cells(json.loads(path.read_text()))
-    assert [kinds(cell) for cell in code_cells(ran)] == [kinds(cell) for cell in committed]
+    for now, before in zip(code_cells(ran), committed, strict=True):
+        assert set(kinds(before)) <= set(kinds(now)), "a library may add a warning, but nothing may be missing"
     assert [cell["source"] for cell in code_cells(ran)] == ["".join(cell["source"]) for cell in committed]
     assert str(tmp_path) not in json.dumps(ran)
 
