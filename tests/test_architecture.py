@@ -48,6 +48,7 @@ ENVIRONMENT = {
     "bert_pretrain.trackers.wandb",  # WANDB_API_KEY
     "scripts.prove_kills",  # stands in for torchrun
     "scripts.prove_numbers",  # sets threads for child processes
+    "scripts.run_notebooks",  # the kernel finds this program first
 }
 
 
