@@ -66,7 +66,7 @@ def test_the_export_is_a_bert_for_masked_words(run_dir: Path, tmp_path: Path) ->
     assert json.loads((tmp_path / "model/config.json").read_text())["architectures"] == ["BertForMaskedLM"]
     _, report = AutoModelForMaskedLM.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert "Held-out MLM loss" in (tmp_path / "model/README.md").read_text()
+    assert "MLM loss (nats)" in (tmp_path / "model/README.md").read_text()
 
 
 def test_single_segments_are_reported(tmp_path: Path, shard_dir: Path) -> None:
