@@ -96,13 +96,15 @@ def train(config: PretrainConfig, world: World, stop: StopRequest, stated: DataC
         with recorded_session(*parts) if world.is_first else nullcontext(dict[str, object]()) as session:
             if finished := trainer.run():
                 session["how"] = FINISHED
-        if finished and world.is_first:
-            with world.busy("drawing the plots"):
-                log.trackers.plots(write_report(run_dir).parent / "plots", trainer.progress.step)
     except BaseException as error:  # also an interrupt
         log.close(DIVERGED if isinstance(error, DivergedError) else FAILED)
         raise
-    log.close(FINISHED if finished else STOPPED)
+    try:
+        if finished and world.is_first:
+            with world.busy("drawing the plots"):
+                log.trackers.plots(write_report(run_dir).parent / "plots", trainer.progress.step)
+    finally:  # a run whose report cannot be written has finished all the same
+        log.close(FINISHED if finished else STOPPED)
     if not finished:
         step = trainer.progress.step
         reached = f"after step {step}, which is saved" if step else "before the first step"

@@ -7,19 +7,20 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections import defaultdict
 from collections.abc import Iterable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
+from typing import Any
 from urllib.parse import unquote
+
+from tests.web_server import LoopbackServer
 
 TOKEN = "hf_secret0123456789"
 LARGE = (".safetensors", ".hdf5")
 
 
-class HubServer:
-    """Use as a context manager. The user is ``ada``, of the organisation ``lab``."""
+class HubServer(LoopbackServer):
+    """The user is ``ada``, of the organisation ``lab``."""
 
     def __init__(self) -> None:
         self.repos: dict[tuple[str, str], dict[str, Any]] = {}
@@ -31,18 +32,7 @@ class HubServer:
         self.faults: dict[str, list[int]] = defaultdict(list)
         """By the beginning of ``METHOD path``: statuses of the next answers; 0 closes the connection."""
         self.role = "write"
-        handler = type("Handler", (_Handler,), {"owner": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(_Handler)
 
     def add(self, kind: str, repo: str, files: dict[str, bytes] | None = None, private: bool = False) -> None:
         """A repository with ``files``."""

@@ -9,20 +9,12 @@ from typing import Self
 from urllib.parse import unquote
 
 
-class WebServer:
-    """Serves ``folder`` with HEAD, GET, ranges of bytes, ETag and listings. Use as a context manager."""
+class LoopbackServer:
+    """Serves on loopback, from a thread, as long as its context lasts. ``handler`` answers; its ``owner`` is this."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.bytes_sent: Counter[str] = Counter()
-        """Of files, by name."""
-        self.gets: Counter[str] = Counter()
-        self.faults: dict[str, list[str]] = defaultdict(list)
-        """By name, for the next GETs: a status, ``truncated``, ``closed``, ``slow`` or ``good``."""
-        self.ranges = True
-        self.down = False
-        handler = type("Handler", (_Handler,), {"owner": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        owned = type("Handler", (handler,), {"owner": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), owned)
         self._server.daemon_threads = True
         self.address = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
@@ -33,6 +25,21 @@ class WebServer:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+class WebServer(LoopbackServer):
+    """Serves ``folder`` with HEAD, GET, ranges of bytes, ETag and listings."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bytes_sent: Counter[str] = Counter()
+        """Of files, by name."""
+        self.gets: Counter[str] = Counter()
+        self.faults: dict[str, list[str]] = defaultdict(list)
+        """By name, for the next GETs: a status, ``truncated``, ``closed``, ``slow`` or ``good``."""
+        self.ranges = True
+        self.down = False
+        super().__init__(_Handler)
 
 
 class _Handler(BaseHTTPRequestHandler):
