@@ -74,7 +74,7 @@ def _command(module: str, log: Path, options: tuple[str, ...]) -> None:
 def held_out_loss(run_dir: Path) -> float:
     """The last held-out masked-word loss in nats."""
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    return float([line["eval/mlm_loss"] for line in lines if "eval/mlm_loss" in line][-1])
+    return float([line["eval_mlm_loss"] for line in lines if "eval_mlm_loss" in line][-1])
 
 
 def prepared(corpus: Corpus, work: Path) -> dict[str, Any]:
