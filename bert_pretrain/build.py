@@ -96,23 +96,28 @@ def train(config: PretrainConfig, world: World, stop: StopRequest, stated: DataC
     except BaseException as error:  # also an interrupt
         log.close(DIVERGED if isinstance(error, DivergedError) else FAILED)
         raise
-    where = f"checkpoints in {store.directory}"
-    if finished and world.is_first:
-        try:
-            with world.busy("drawing the plots"):
-                page = write_report(run_dir)
-                log.trackers.plots(page.parent / "plots", trainer.progress.step)
-            where += f", report with plots in {page}"
-        except Exception as error:  # of the disk, or of a library: the run has finished all the same
-            where += f"; no report ({on_one_line(error)}): mend that, then bert-pretrain report run_dir={run_dir}"
-    log.close(FINISHED if finished else STOPPED)
+    try:
+        report = drawn_report(run_dir, log, trainer.progress.step) if finished and world.is_first else ""
+    finally:  # also at an interrupt
+        log.close(FINISHED if finished else STOPPED)
     if finished:
-        log.message(f"finished: {where}")
+        log.message(f"finished: checkpoints in {store.directory}{report}")
     else:
         step = trainer.progress.step
         reached = f"after step {step}, which is saved" if step else "before the first step"
         log.message(f"stopped on request {reached}; rerun the same command to resume")
     return finished
+
+
+def drawn_report(run_dir: Path, log: MetricsLog, step: int) -> str:
+    """Draw the report of a finished run; what to say of it. A run whose report fails has finished all the same."""
+    try:
+        with log.busy("drawing the plots"):
+            page = write_report(run_dir)
+            log.trackers.plots(page.parent / "plots", step)
+    except Exception as error:  # of the disk, or of a library
+        return f"; no report ({on_one_line(error)}): mend that, then bert-pretrain report run_dir={run_dir}"
+    return f", report with plots in {page}"
 
 
 def session_facts(trainer: Trainer) -> dict[str, object]:
