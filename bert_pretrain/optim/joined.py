@@ -75,9 +75,14 @@ class Joined:
         torch._foreach_add_(tensors, self.each)
 
 
+def is_small(size: int) -> bool:
+    """Whether a layer of ``size`` elements is small."""
+    return size <= SMALL
+
+
 def small_first(tensors: Sequence[Tensor]) -> list[Tensor]:
     """``tensors`` with the small ones in front."""
-    return sorted(tensors, key=lambda tensor: tensor.numel() > SMALL)
+    return sorted(tensors, key=lambda tensor: not is_small(tensor.numel()))
 
 
 def joined_gradients(params: list[Tensor], factor: Tensor, workspace: dict[str, Any]) -> Joined:
@@ -85,5 +90,5 @@ def joined_gradients(params: list[Tensor], factor: Tensor, workspace: dict[str, 
     flat = torch.empty(sum(p.numel() for p in params), dtype=params[0].dtype, device=params[0].device)
     grads = Joined.of(flat, params).copy_([p.grad for p in params if p.grad is not None])
     flat.mul_(factor.to(flat.dtype))
-    grads.join_small(sum(p.numel() <= SMALL for p in params), workspace)
+    grads.join_small(sum(is_small(p.numel()) for p in params), workspace)
     return grads

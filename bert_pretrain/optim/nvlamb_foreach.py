@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bert_pretrain.optim import joined
 from bert_pretrain.optim.foreach_pieces import Piece, pieces_of, runs_of
+from bert_pretrain.optim.joined import is_small
 from bert_pretrain.optim.layers import Decision, Layers, Outcome, Work, copy_masters, on_device
 from bert_pretrain.optim.norms import layer_norms
 
@@ -84,13 +84,13 @@ def _apply_part(
     sizes = [owner.numel() for owner in layers.owners]
     runs = list(runs_of(sizes, limit))  # the same on every rank
     if not host_decides:
-        runs = [sorted(run, key=lambda i: sizes[i] > joined.SMALL) for run in runs]
+        runs = [sorted(run, key=lambda i: not is_small(sizes[i])) for run in runs]
     visited = torch.tensor([i for run in runs for i in run])
     of_runs = []
     for run, own in zip(runs, _of_runs(scalars, runs, visited, work.device), strict=True):
         pieces = list(pieces_of(layers, run, buffer, limit if on_cpu else None))
         if not host_decides and len(pieces) == 1:
-            pieces[0].u.join_small(sum(sizes[i] <= joined.SMALL for i in run), work.workspace)
+            pieces[0].u.join_small(sum(is_small(sizes[i]) for i in run), work.workspace)
         of_pieces, peaks = [], []
         for piece in pieces:
             peaks.append(_direction(piece, own))
