@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bert_pretrain.optim import LARS, SGD, Adam, AdamW, NVLamb
+from bert_pretrain.optim.joined import joined_gradients
 from tests.bert_pretrain.optim.algorithms import ELEMENTWISE, WITH_KERNELS
 from tests.oracles import (
     assert_close,
@@ -91,10 +92,10 @@ def test_lars_masks_a_skipped_step_on_the_device(name, monkeypatch):
     before = snapshot(params, optimizer)
     set_grads(params, gradients(1))
     params[7].grad[77] = float("nan")
-    skip = torch.tensor(True)
-    for group in optimizer.param_groups:
-        with torch.no_grad():
-            optimizer._update(group, group["params"], torch.tensor(1.0, dtype=torch.float64), skip)
+    skip, factor = torch.tensor(True), torch.tensor(1.0, dtype=torch.float64)
+    with torch.no_grad():
+        for group, layers in optimizer._parts():
+            optimizer._update(group, layers, joined_gradients(layers, factor, {}), skip)
     assert_same(before, snapshot(params, optimizer))
 
 

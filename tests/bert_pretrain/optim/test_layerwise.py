@@ -5,9 +5,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.optim import AdamH, Muon, ScheduleFreeAdamW
+from bert_pretrain.optim import LARS, AdamH, Muon, ScheduleFreeAdamW, joined
+from bert_pretrain.optim.joined import Joined
 from tests.bert_pretrain.optim.algorithms import LAYERWISE
 from tests.oracles import assert_same, relative, set_grads, snapshot
 
@@ -46,11 +48,50 @@ def test_a_skipped_step_is_masked_on_the_device(name, dtype):
             optimizer.step()
         before = snapshot(params, optimizer)
         for group in optimizer.param_groups:
-            layers, grads = group["params"], [torch.full_like(param, float("nan")) for param in group["params"]]
+            layers, size = group["params"], sum(param.numel() for param in group["params"])
+            grads = Joined.of(torch.full((size,), torch.nan, dtype=dtype), layers)
             states = [optimizer.state[param] for param in layers]
             with torch.no_grad():
                 optimizer._update_all(group, layers, grads, states, torch.tensor(True))
         assert_same(before, snapshot(params, optimizer))
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that a GPU would launch a kernel for: those that write, and are no views."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view
+        lists = [arg for arg in args if isinstance(arg, (list, tuple)) and arg and isinstance(arg[0], torch.Tensor)]
+        if "_foreach" in func.name() and len(lists) > 1:  # agree in shape, or torch launches a kernel a layer
+            assert all(a.shape == b.shape for other in lists[1:] for a, b in zip(lists[0], other, strict=True))
+        return func(*args, **(kwargs or {}))
+
+
+def launches_of(make, layers, shape):
+    params = [torch.ones(shape, requires_grad=True) for _ in range(layers)]
+    optimizer = make(params, 0.1)
+    for _ in range(2):  # the first makes the state
+        for param in params:
+            param.grad = torch.ones(shape)
+        with Launches() as launches:
+            optimizer.step()
+    return launches.count
+
+
+@pytest.mark.parametrize("make", [LARS, ScheduleFreeAdamW])
+def test_small_layers_add_no_launches(make):
+    assert launches_of(make, 3, (8, 4)) == launches_of(make, 30, (8, 4))
+
+
+@pytest.mark.parametrize(("make", "each"), [(LARS, 1), (ScheduleFreeAdamW, 2), (AdamH, 4)])
+def test_launches_for_a_large_layer(make, each, monkeypatch):
+    """One for each number that is its own: LARS's rate; the correction of v and the average; also of m, and twice w."""
+    monkeypatch.setattr(joined, "SMALL", 0)
+    assert launches_of(make, 30, (8, 4)) - launches_of(make, 20, (8, 4)) == 10 * each
 
 
 def test_muon_is_torchs_but_for_its_bfloat16():
