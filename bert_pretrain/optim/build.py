@@ -15,7 +15,7 @@ from bert_pretrain.optim.freezing import freeze_parameters
 from bert_pretrain.optim.lars import LARS
 from bert_pretrain.optim.layerwise import LayerwiseOptimizer
 from bert_pretrain.optim.muon import Muon
-from bert_pretrain.optim.nvlamb import PACKAGES, NVLamb
+from bert_pretrain.optim.nvlamb import FUSED, NVLamb
 from bert_pretrain.optim.options import AlgorithmConfig, OptimizerConfig
 from bert_pretrain.optim.paired import MATRICES, PairedOptimizer
 from bert_pretrain.optim.schedule_free import ScheduleFreeAdamW
@@ -137,7 +137,7 @@ def _described(optimizer: torch.optim.Optimizer, options: AlgorithmConfig) -> st
     chosen = ""
     if isinstance(optimizer, NVLamb) and optimizer.kernel == "auto":
         device = optimizer.param_groups[0]["params"][0].device.type
-        works = f"{PACKAGES[device]} works on this {'GPU' if device == 'cuda' else 'CPU'}"
+        works = f"{FUSED[device][1]} works on this {'GPU' if device == 'cuda' else 'CPU'}"
         chosen = f": {optimizer.running_kernel} ({optimizer.why_not_fused() or works})"
     return options.algorithm + (f", kernel {options.kernel}{chosen}" if options.kernel else "")
 

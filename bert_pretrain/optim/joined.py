@@ -53,8 +53,12 @@ class Joined:
             workspace[key] = (owner.pin_memory() if device.type == "cuda" else owner).to(device, non_blocking=True)
         self.small, self.owner = small, workspace[key]
 
-    def by_layer(self, values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Layers with their ``values``, (layers,): all small ones at once, the others one by one."""
+    def by_layer(self, values: Tensor | float) -> Iterator[tuple[Tensor, Tensor | float]]:
+        """Layers with their ``values``, (layers,): small ones at once, others one by one. With a number: all at once."""
+        if not isinstance(values, Tensor):
+            yield self.flat, values
+            return
+        values = values.to(self.flat.dtype)
         if self.owner is not None:
             yield self.flat[: len(self.owner)], values.index_select(0, self.owner)
         yield from zip(self.each[self.small :], values[self.small :].unbind(), strict=True)
@@ -64,10 +68,15 @@ class Joined:
         torch._foreach_copy_(self.each, tensors)
         return self
 
-    def scale_(self, factors: Tensor) -> None:
-        """Multiply each layer by its factor; ``factors``: 1-d."""
-        for layer, factor in self.by_layer(factors.to(self.flat.dtype)):
+    def scale_(self, factors: Tensor | float) -> None:
+        """Multiply each layer by its factor, as ``by_layer`` gives them."""
+        for layer, factor in self.by_layer(factors):
             layer.mul_(factor)
+
+    def increase_(self, numbers: Tensor | float) -> None:
+        """Add its number to each layer, likewise."""
+        for layer, number in self.by_layer(numbers):
+            layer.add_(number)
 
     def add_to(self, tensors: list[Tensor], skipped: Tensor) -> None:
         """Add the layers to ``tensors``; in a skipped step they become -0.0, which changes no number."""

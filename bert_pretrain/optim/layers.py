@@ -15,7 +15,7 @@ from bert_pretrain.optim.checks import LOW_PRECISION
 from bert_pretrain.optim.dtensors import Shards, local_gradient, local_part
 from bert_pretrain.optim.norms import global_norm, layer_norms
 from bert_pretrain.optim.state import StateFormat, state_dtype
-from bert_pretrain.optim.trust import Adaptation
+from bert_pretrain.optim.trust import TrustRatio
 
 NVLAMB_STATE = StateFormat(("exp_avg", "exp_avg_sq"), ignored=("weight_norm", "adam_norm", "trust_ratio"))
 
@@ -47,7 +47,7 @@ class Rules:
     """``unit`` | ``clip`` | ``none``."""
     max_grad_norm: float
     """The norm above which ``clip`` divides."""
-    adaptation: Adaptation
+    trust_ratio: TrustRatio
     bias_correction: bool
 
 
@@ -165,9 +165,7 @@ def gather(group: dict[str, Any], state: dict[Any, dict[str, Any]]) -> list[Laye
             continue
         own = state[param]
         if not own:
-            own["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
-            for key in NVLAMB_STATE.moments:
-                own[key] = NVLAMB_STATE.zeros(param)
+            own |= NVLAMB_STATE.start(param)
         if param.dtype in LOW_PRECISION and "master" not in own:
             own["master"] = NVLAMB_STATE.zeros(param).copy_(param)
         layers = by_dtype.setdefault(state_dtype(param), Layers(group))

@@ -14,6 +14,10 @@ One update of a layer (one parameter tensor) with weights w and gradient g, at i
     (6)  r = ||w|| / ||u||                     1 if either norm is 0; every layer, those without decay too
     (7)  w <- w - lr r u
 
+The fast kernels fold (4) into two numbers per layer, k and e; then (5) is
+
+         u = k m / (sqrt(v) + e) + decay w     k = sqrt(1 - b2^t) / (1 - b1^t), e = eps sqrt(1 - b2^t)
+
 Differences of the published versions, and the option that reproduces each:
 
 - NVIDIA's PyTorch code divides in (2) only if ||G|| > 1 (``pre_normalization="clip"``) and applies (6) only to layers
@@ -48,7 +52,7 @@ from bert_pretrain.optim.nvlamb_apex import apex_step, check_apex
 from bert_pretrain.optim.nvlamb_foreach import foreach_step
 from bert_pretrain.optim.options import BOUNDED_LAYERS, PRE_NORMALIZATIONS, TRUST_RATIOS
 from bert_pretrain.optim.state import state_dtype
-from bert_pretrain.optim.trust import Adaptation, layer_table
+from bert_pretrain.optim.trust import TrustRatio, layer_table
 
 
 def reference_step(work: Work) -> Outcome:
@@ -72,7 +76,7 @@ def reference_step(work: Work) -> Outcome:
             v_hat = v / (1 - beta2**t) if work.rules.bias_correction else v
             u = m_hat / (v_hat.sqrt() + eps) + decay * w  # (5)
             w_norm, u_norm = work.whole(layer_norms([w, u]).view(2, 1), [owner]).view(2)
-            r = work.rules.adaptation.ratio(w_norm, u_norm, decay)  # (6)
+            r = work.rules.trust_ratio.of(w_norm, u_norm, decay)  # (6)
             w.sub_(u * (lr * r.item()))  # (7)
             norms.append(torch.stack([w_norm, u_norm]))
             nonfinite |= ~(torch.isfinite(w_norm) & torch.isfinite(u_norm) & torch.isfinite(v).all())
@@ -83,44 +87,21 @@ def reference_step(work: Work) -> Outcome:
 
 def fused_step(work: Work) -> Outcome:
     """Update with the project's own kernel for the device."""
-    if work.device.type == "cpu":
-        return nvlamb_cpu.fused_step(work)
-    if work.device.type == "cuda":
-        return nvlamb_triton.fused_step(work)
-    raise ConfigError(f"kernel is 'fused' on {work.device.type}; allowed: a CPU or CUDA, or kernel=foreach")
+    if work.device.type not in FUSED:
+        raise ConfigError(f"kernel is 'fused' on {work.device.type}; allowed: a CPU or CUDA, or kernel=foreach")
+    outcome: Outcome = FUSED[work.device.type][0].fused_step(work)
+    return outcome
 
 
-def auto_step(work: Work) -> Outcome:
-    """Update with the fused kernel if it supports the device and all layers, else with ``foreach``."""
-    weights = [weight for layers in work.parts for weight in layers.weights]
-    return KERNELS["foreach" if why_not_fused(work.device, weights, work.shards is not None) else "fused"](work)
-
-
-def why_not_fused(device: torch.device, weights: list[Tensor], sliced: bool) -> str:
-    """Why ``auto`` is not the fused kernel for these weights (for bf16 and fp16 parameters: their float32 masters);
-    empty if it is."""
-    if device.type not in FUSED:
-        return f"there is none of our own for {device.type}"
-    module, package = FUSED[device.type], PACKAGES[device.type]
-    if sliced:
-        return "weights are sharded"
-    if not all(map(module.supported, weights)):
-        return f"{package} is not installed" if find_spec(package) is None else "a layer is float64 or not contiguous"
-    return "" if module.works(device) else f"{package} cannot be used"
-
-
-FUSED: dict[str, Any] = {"cpu": nvlamb_cpu, "cuda": nvlamb_triton}
-PACKAGES = {"cpu": "numba", "cuda": "triton"}
-"""What the fused kernel of a device is made with."""
-Kernel = Callable[[Work], Outcome]
-KERNELS: dict[str, Kernel] = {
-    "auto": auto_step,
+FUSED: dict[str, tuple[Any, str]] = {"cpu": (nvlamb_cpu, "numba"), "cuda": (nvlamb_triton, "triton")}
+"""By device: the module of the project's own kernel, and the package that compiles it."""
+KERNELS: dict[str, Callable[[Work], Outcome]] = {
     "reference": reference_step,
     "foreach": foreach_step,
     "fused": fused_step,
     "apex": apex_step,
 }
-FOR_DTENSORS = ("auto", "reference", "foreach")
+FOR_DTENSORS = ("reference", "foreach")
 """The kernels that complete norms over ranks."""
 
 
@@ -179,11 +160,11 @@ class NVLamb(MeasuredOptimizer):
         allowed = PRE_NORMALIZATIONS
         require(pre_normalization in allowed, "pre_normalization", pre_normalization, " | ".join(allowed))
         require(trust_ratio in TRUST_RATIOS, "trust_ratio", trust_ratio, " | ".join(TRUST_RATIOS))
-        require(kernel in KERNELS, "kernel", kernel, " | ".join(KERNELS))
+        require(kernel in ("auto", *KERNELS), "kernel", kernel, " | ".join(("auto", *KERNELS)))
         require(0 < max_grad_norm < math.inf, "max_grad_norm", max_grad_norm, "a finite number above 0")
         require(bounded_layers in BOUNDED_LAYERS, "bounded_layers", bounded_layers, " | ".join(BOUNDED_LAYERS))
-        adaptation = Adaptation(trust_ratio, phi_min, phi_max, ratio_min, ratio_max, bounded_layers)
-        self.rules = Rules(pre_normalization, max_grad_norm, adaptation, bias_correction)
+        ratio = TrustRatio(trust_ratio, phi_min, phi_max, ratio_min, ratio_max, bounded_layers)
+        self.rules = Rules(pre_normalization, max_grad_norm, ratio, bias_correction)
         self.kernel = kernel
         self._masters = Masters()
         self._updated: list[tuple[list[Tensor], float]] = []
@@ -199,7 +180,7 @@ class NVLamb(MeasuredOptimizer):
 
     @property
     def running_kernel(self) -> str:
-        """As in ``MeasuredOptimizer``."""
+        """As in ``MeasuredOptimizer``. ``auto`` is the fused kernel where it supports the device and all layers."""
         if self.kernel != "auto":
             return self.kernel
         return "foreach" if self.why_not_fused() else "fused"
@@ -207,9 +188,18 @@ class NVLamb(MeasuredOptimizer):
     def why_not_fused(self) -> str:
         """Why ``kernel=auto`` is not the fused kernel for these parameters; empty if it is."""
         params = [param for group in self.param_groups for param in group["params"]]
+        device = self._device()
+        if device.type not in FUSED:
+            return f"there is none of our own for {device.type}"
+        module, package = FUSED[device.type]
+        if any(isinstance(param, DTensor) for param in params):
+            return "weights are sharded"
         # A low-precision parameter stands for its master, which is contiguous float32.
-        weights = [p if state_dtype(p) == p.dtype else torch.empty(0, device=p.device) for p in params if p.numel()]
-        return why_not_fused(self._device(), weights, any(isinstance(param, DTensor) for param in params))
+        weights = [p if state_dtype(p) == p.dtype else torch.empty(0, device=device) for p in params if p.numel()]
+        if not all(map(module.supported, weights)):
+            missing = find_spec(package) is None
+            return f"{package} is not installed" if missing else "a layer is float64 or not contiguous"
+        return "" if module.works(device) else f"{package} cannot be used"
 
     @eager_step
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -222,18 +212,22 @@ class NVLamb(MeasuredOptimizer):
             self._outcome = None
             self._decide(self.rules.pre_normalization, self.rules.max_grad_norm)
             return loss
-        # GradScaler sets these two for the call and deletes them after it.
-        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        shards = shards_of([param for layers in parts for param in layers.owners])
+        kernel, shards = self.running_kernel, shards_of([param for layers in parts for param in layers.owners])
         if shards is not None:
-            require(self.kernel in FOR_DTENSORS, "kernel", self.kernel, f"{' | '.join(FOR_DTENSORS)} for DTensors")
-        norm_grads = self._norm_grads() if shards is None else [grad for layers in parts for grad in layers.grads]
-        shared = self.norm_params is not None
+            require(kernel in FOR_DTENSORS, "kernel", kernel, f"auto | {' | '.join(FOR_DTENSORS)} for DTensors")
         work = Work(
-            parts, self._device(), self.rules, grad_scale, found_inf, self.workspace, norm_grads, shards, shared
+            parts=parts,
+            device=self._device(),
+            rules=self.rules,
+            grad_scale=getattr(self, "grad_scale", None),  # set by GradScaler for this call, as found_inf is
+            found_inf=getattr(self, "found_inf", None),
+            workspace=self.workspace,
+            norm_grads=self._norm_grads() if shards is None else [grad for layers in parts for grad in layers.grads],
+            shards=shards,
+            shared_norm=self.norm_params is not None,
         )
         self._masters.follow(parts)
-        outcome = KERNELS[self.kernel](work)
+        outcome = KERNELS[kernel](work)
         self._masters.note(parts)
         if shards is not None:
             outcome.nonfinite = shards.any(outcome.nonfinite)
@@ -255,7 +249,7 @@ class NVLamb(MeasuredOptimizer):
             sizes = [len(params) for params, _ in self._updated]
             norms = (self._outcome.weight_norms.split(sizes), self._outcome.update_norms.split(sizes))
             for (params, decay), weight_norms, update_norms in zip(self._updated, *norms, strict=True):
-                ratios = self.rules.adaptation.ratio(weight_norms, update_norms, decay)
+                ratios = self.rules.trust_ratio.of(weight_norms, update_norms, decay)
                 updated.append((params, torch.stack([ratios, weight_norms, update_norms])))
         return layer_table(self.param_groups, updated)
 

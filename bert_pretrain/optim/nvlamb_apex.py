@@ -33,7 +33,7 @@ _DECOUPLED = 1  # the kernel's mode in which the decay is added to the update, a
 
 def check_apex(rules: Rules, params: Sequence[Tensor]) -> None:
     """Raise ``ConfigError`` if apex does not support the options or parameters, or is not installed."""
-    rule = rules.adaptation
+    rule = rules.trust_ratio
     bounds = (rule.phi_min, rule.phi_max, rule.ratio_min, rule.ratio_max)
     names = "phi_min, phi_max, ratio_min, ratio_max"
     require(bounds == (None,) * 4, "kernel", "apex", f"foreach or reference with {names} = {bounds}")
@@ -114,5 +114,5 @@ def _launch(layers: Layers, run: list[int], updates: list[Tensor], rate: float, 
         _DECOUPLED,
         torch.zeros(1, dtype=torch.float32, device=work.device),
         _NO_LIMIT,
-        work.rules.adaptation.layers == "all",
+        work.rules.trust_ratio.layers == "all",
     )

@@ -8,8 +8,7 @@ the cache: 28 at best, 44 at worst. torch's gradient clipping and fused AdamW to
 Threads wait for each other two or three times a step (``threads`` explains why they are not OpenMP's). Layers above a
 share of the model are cut into tasks for all threads; each other layer is updated by one thread, the largest first.
 
-The results differ from the reference by rounding only (see ``nvlamb_cpu_loops``) and are bitwise the same with any
-number of threads.
+The results differ from the reference by rounding only and are bitwise the same with any number of threads.
 """
 
 import sys
@@ -143,17 +142,17 @@ def _numbers(layers: Layers, rules: Rules, decision: Decision) -> np.ndarray:
     """The scalars of each layer, in the columns that ``nvlamb_cpu_loops`` names: (layers, 12) float64."""
     import bert_pretrain.optim.nvlamb_cpu_loops as loops
 
-    group, adaptation = layers.group, rules.adaptation
+    group, trust_ratio = layers.group, rules.trust_ratio
     t = torch.stack(layers.steps).double().numpy() + 1
     beta1, beta2 = group["betas"]
     root2 = np.sqrt(1 - beta2**t) if rules.bias_correction else np.ones_like(t)
     numbers = np.empty((len(t), 12))
     numbers[:, loops.FACTOR] = decision.grad_factor.item()
     numbers[:, loops.BETA1], numbers[:, loops.BETA2] = beta1, beta2
-    numbers[:, loops.EPS] = group["eps"] * root2
-    numbers[:, loops.GAIN] = root2 / (1 - beta1**t) if rules.bias_correction else 1.0
+    numbers[:, loops.K] = root2 / (1 - beta1**t) if rules.bias_correction else 1.0
+    numbers[:, loops.E] = group["eps"] * root2
     numbers[:, loops.DECAY] = group["weight_decay"]
     numbers[:, loops.LR] = float(group["lr"])
-    numbers[:, loops.ADAPTED] = adaptation.applies(group["weight_decay"])
-    numbers[:, loops.PHI_MIN :] = adaptation.bounds(group["weight_decay"])
+    numbers[:, loops.ADAPTED] = trust_ratio.applies(group["weight_decay"])
+    numbers[:, loops.PHI_MIN :] = trust_ratio.bounds(group["weight_decay"])
     return numbers

@@ -1,13 +1,16 @@
 """The compiled loops of ``nvlamb_cpu``. They take addresses, so that one call can handle any number of layers.
 
-Arguments: ``begin`` to ``end``, a range of ``pieces`` ((P, 5) int64: layer, first element, number of elements, and
-where the layer's pieces begin and end); ``addresses`` ((layers, 4) int64: of w, g, m, v, all float32); ``numbers``
-((layers, 10) float64, columns below); ``sums`` ((P, 4) float64: of g^2, w^2, u^2, and of 0 v, which is NaN if v is
-infinite). One thread computes a range, and no two ranges touch the same memory.
+Arguments of all of them:
 
-Arithmetic is float32. Bias correction is folded into two numbers per layer, as in ``nvlamb_foreach``. Norms are summed
-as in ``norms``: in float32 over at most ``BLOCK`` elements and in float64 above that, in an order that depends neither
-on the threads nor on the other layers.
+- ``begin``, ``end``: a range of ``pieces``. One thread computes a range, and no two ranges touch the same memory.
+- ``pieces`` (P, 5) int64: layer, first element, number of elements, and where the layer's pieces begin and end
+- ``addresses`` (layers, 4) int64: of w, g, m, v, all float32
+- ``numbers`` (layers, 12) float64: the columns below
+- ``sums`` (P, 4) float64, written: of g^2, w^2, u^2, and of 0 v, which is NaN if v is infinite
+
+Equations, k and e are those of ``nvlamb``. Arithmetic is float32. Norms are summed as in ``norms``: in float32 over at
+most ``BLOCK`` elements and in float64 above that, in an order that depends neither on the threads nor on the other
+layers.
 """
 
 from typing import Any
@@ -19,8 +22,8 @@ from numba.extending import intrinsic
 from bert_pretrain.jit import cached_njit
 from bert_pretrain.optim.norms import BLOCK
 
-# Of a layer: gradient factor, betas, e and k of the bias correction, decay, learning rate, rules of the trust ratio.
-FACTOR, BETA1, BETA2, EPS, GAIN, DECAY, LR, ADAPTED, PHI_MIN, PHI_MAX, RATIO_MIN, RATIO_MAX = range(12)
+FACTOR, BETA1, BETA2, K, E, DECAY, LR, ADAPTED, PHI_MIN, PHI_MAX, RATIO_MIN, RATIO_MAX = range(12)
+"""Columns of ``numbers``. FACTOR: of stored gradients, for (1) and (2). ADAPTED: 1 for a layer with a trust ratio."""
 
 # Sums may be reordered and products fused, so that loops vectorise; NaN and infinity are still handled correctly.
 _compiled = cached_njit(error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
@@ -86,20 +89,20 @@ def advance(
 def _advance_block(
     w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, numbers: np.ndarray
 ) -> tuple[np.float32, np.float32, np.float32]:
-    factor, eps, gain = np.float32(numbers[FACTOR]), np.float32(numbers[EPS]), np.float32(numbers[GAIN])
+    factor, k, e = np.float32(numbers[FACTOR]), np.float32(numbers[K]), np.float32(numbers[E])
     keep1, add1 = np.float32(numbers[BETA1]), np.float32(1 - numbers[BETA1])
     keep2, add2 = np.float32(numbers[BETA2]), np.float32(1 - numbers[BETA2])
     decay, nothing = np.float32(numbers[DECAY]), np.float32(0)
     w_sum, u_sum, broken = nothing, nothing, nothing
     for i in range(w.size):
-        scaled = g[i] * factor
-        moment = keep1 * m[i] + add1 * scaled
-        second = keep2 * v[i] + add2 * scaled * scaled
-        m[i], v[i] = moment, second
-        u = gain * moment / (np.sqrt(second) + eps) + decay * w[i]
+        g_i = g[i] * factor  # (1), (2)
+        m_i = keep1 * m[i] + add1 * g_i  # (3)
+        v_i = keep2 * v[i] + add2 * g_i * g_i
+        m[i], v[i] = m_i, v_i
+        u = k * m_i / (np.sqrt(v_i) + e) + decay * w[i]  # (4), (5)
         w_sum += w[i] * w[i]
         u_sum += u * u
-        broken += second * nothing  # NaN if v is infinite, which u would hide (m / inf = 0)
+        broken += v_i * nothing  # NaN if v is infinite, which u would hide (m / inf = 0)
     return w_sum, u_sum, broken
 
 
@@ -122,7 +125,7 @@ def descend(
 
 @_compiled
 def _trust_ratio(w_norm: float, u_norm: float, numbers: np.ndarray) -> float:
-    """``Adaptation.ratio`` for one layer."""
+    """``TrustRatio.of`` for one layer."""
     if numbers[ADAPTED] == 0 or w_norm == 0 or u_norm == 0:
         return 1.0
     phi = w_norm
@@ -140,9 +143,9 @@ def _trust_ratio(w_norm: float, u_norm: float, numbers: np.ndarray) -> float:
 
 @_compiled
 def _descend_piece(w: np.ndarray, m: np.ndarray, v: np.ndarray, step_size: np.float32, numbers: np.ndarray) -> None:
-    eps, gain, decay = np.float32(numbers[EPS]), np.float32(numbers[GAIN]), np.float32(numbers[DECAY])
+    k, e, decay = np.float32(numbers[K]), np.float32(numbers[E]), np.float32(numbers[DECAY])
     for i in range(w.size):
-        w[i] -= step_size * (gain * m[i] / (np.sqrt(v[i]) + eps) + decay * w[i])
+        w[i] -= step_size * (k * m[i] / (np.sqrt(v[i]) + e) + decay * w[i])
 
 
 @_compiled

@@ -2,8 +2,7 @@
 
 Differences from the reference, in rounding only:
 
-- Bias correction is two numbers per layer: m'/(sqrt(v') + eps) = k m / (sqrt(v) + e), k = sqrt(1-b2^t) / (1-b1^t),
-  e = eps sqrt(1-b2^t).
+- Bias correction is folded into k and e of each layer.
 - Layers are processed in runs: a large layer alone and, on CPU, in pieces; small layers together. All passes over a
   piece find it in the cache. g, m, v, w are read from memory once, and u and w once more to apply the update, since
   the trust ratio needs the norm of the whole u: about 44 bytes per parameter.
@@ -16,6 +15,7 @@ step the factors become 1 and what is added becomes -0.0, which leaves every num
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ HOST_DECIDES = ("cpu",)
 
 @dataclass
 class Scalars:
-    """The scalars of a step: floats on CPU; elsewhere 0-d tensors on the device, so that the host never waits."""
+    """The scalars of a step: numbers where the host reads them, else 0-d tensors, so that it never waits."""
 
     masked: bool
     """Whether the host does not know if the step is skipped, so that ``skipped`` must mask it."""
@@ -45,13 +45,16 @@ class Scalars:
     keep1: float | Tensor
     """b1, or 1 if the step is skipped."""
     keep2: float | Tensor
+    """b2, likewise."""
     add1: float
+    """1 - b1."""
     add2: float
+    """1 - b2."""
     decay: float
-    eps: float | list[float] | Tensor
-    """e of each layer, (layers,), or one float for all of them: t differs only if a layer once had no gradient."""
-    gain: float | list[float] | Tensor
-    """k, likewise."""
+    k: float | Tensor
+    """Of each layer, (layers,), or one number for all of them: t differs only if a layer once had no gradient."""
+    e: float | Tensor
+    """Likewise."""
 
 
 def foreach_step(work: Work) -> Outcome:
@@ -63,19 +66,17 @@ def foreach_step(work: Work) -> Outcome:
     decision = work.decide()
     if host_decides and bool(decision.skipped):
         return Outcome.of_skipped(work, decision)
-    norms: list[Tensor] = []
-    healthy: list[Tensor] = []
+    found = []
     for layers in work.parts:
-        _apply_part(layers, work, decision, host_decides, norms, healthy)
+        found.append(_update_part(layers, work, decision, host_decides))
         copy_masters(layers)
-    weight_norms, update_norms = torch.cat(norms, 1)
-    return Outcome(decision, ~torch.stack(healthy).all(), weight_norms, update_norms)
+    weight_norms, update_norms = torch.cat([norms for norms, _ in found], 1)
+    finite = torch.stack([of_run for _, of_runs in found for of_run in of_runs]).all()
+    return Outcome(decision, ~finite, weight_norms, update_norms)
 
 
-def _apply_part(
-    layers: Layers, work: Work, decision: Decision, host_decides: bool, norms: list[Tensor], healthy: list[Tensor]
-) -> None:
-    """Update ``layers``; append their norms, (2, layers), and whether norms and moments are finite."""
+def _update_part(layers: Layers, work: Work, decision: Decision, host_decides: bool) -> tuple[Tensor, list[Tensor]]:
+    """Update ``layers``; returns ||w|| and ||u||, (2, layers), and of each run whether norms and moments are finite."""
     on_cpu = work.device.type == "cpu"
     limit = CPU_RUN if on_cpu else DEVICE_RUN
     scalars = _scalars(layers, decision, work.rules.bias_correction, host_decides)
@@ -86,30 +87,31 @@ def _apply_part(
     if not host_decides:
         runs = [sorted(run, key=lambda i: not is_small(sizes[i])) for run in runs]
     visited = torch.tensor([i for run in runs for i in run])
-    of_runs = []
-    for run, own in zip(runs, _of_runs(scalars, runs, visited, work.device), strict=True):
+    places = visited if host_decides else visited.to(work.device, non_blocking=True)
+    of_runs, finite = [], []
+    for run, own in zip(runs, _of_runs(scalars, runs, places), strict=True):
         pieces = list(pieces_of(layers, run, buffer, limit if on_cpu else None))
         if not host_decides and len(pieces) == 1:
             pieces[0].u.join_small(sum(is_small(sizes[i]) for i in run), work.workspace)
         of_pieces, peaks = [], []
         for piece in pieces:
-            peaks.append(_direction(piece, own))
+            peaks.append(_set_update(piece, own))
             of_pieces.append(layer_norms(piece.w + piece.u.each).view(2, -1))  # (2, layers of the piece)
         norm = of_pieces[0]
         if len(pieces) > 1:
             norm = torch.linalg.vector_norm(torch.cat(of_pieces, 1), dim=1, keepdim=True)
         norm = work.whole(norm, [layers.owners[i] for i in run])
-        ratio = work.rules.adaptation.ratio(norm[0], norm[1], decay)
+        ratio = work.rules.trust_ratio.of(norm[0], norm[1], decay)
         _descend(pieces, lr * ratio, scalars)
-        healthy.append(torch.isfinite(norm).all() & torch.isfinite(torch.stack(peaks)).all())
+        finite.append(torch.isfinite(norm).all() & torch.isfinite(torch.stack(peaks)).all())
         of_runs.append(norm)
     if host_decides:
         torch._foreach_add_(layers.steps, 1.0)
     else:
         applied = (~decision.skipped).to(torch.float32)
         torch._foreach_add_(layers.steps, [applied] * len(layers.steps))  # given one 0-d tensor, torch reads it
-    places = visited.argsort().to(work.device, non_blocking=True)
-    norms.append(torch.cat(of_runs, 1).index_select(1, places))
+    in_order = visited.argsort().to(work.device, non_blocking=True)
+    return torch.cat(of_runs, 1).index_select(1, in_order), finite
 
 
 def _scalars(layers: Layers, decision: Decision, bias_correction: bool, host_decides: bool) -> Scalars:
@@ -118,37 +120,36 @@ def _scalars(layers: Layers, decision: Decision, bias_correction: bool, host_dec
     t = torch.stack(layers.steps).double() + 1
     correction1 = 1 - beta1**t if bias_correction else torch.ones_like(t)
     root2 = torch.sqrt(1 - beta2**t) if bias_correction else torch.ones_like(t)
-    eps, gain = layers.group["eps"] * root2, root2 / correction1
-    decay = layers.group["weight_decay"]
+    k, e = root2 / correction1, layers.group["eps"] * root2
     if host_decides:
-        factor = decision.grad_factor.item()
-        each = [values[0] if len(set(values)) == 1 else values for values in (eps.tolist(), gain.tolist())]
-        return Scalars(False, decision.skipped, factor, beta1, beta2, 1 - beta1, 1 - beta2, decay, *each)
-    one = torch.ones((), dtype=dtype, device=t.device)
+        factor, keep1, keep2 = decision.grad_factor.item(), beta1, beta2
+        if len(set(t.tolist())) == 1:
+            k, e = k[0].item(), e[0].item()
+    else:
+        one = torch.ones((), dtype=dtype, device=t.device)
+        keep1, keep2 = (torch.where(decision.skipped, one, beta) for beta in (beta1, beta2))
+        factor, k, e = (values.to(dtype) for values in (decision.grad_factor, k, e))
     return Scalars(
-        True,
-        decision.skipped,
-        decision.grad_factor.to(dtype),
-        torch.where(decision.skipped, one, beta1),
-        torch.where(decision.skipped, one, beta2),
-        1 - beta1,
-        1 - beta2,
-        decay,
-        eps.to(dtype),
-        gain.to(dtype),
+        masked=not host_decides,
+        skipped=decision.skipped,
+        grad_factor=factor,
+        keep1=keep1,
+        keep2=keep2,
+        add1=1 - beta1,
+        add2=1 - beta2,
+        decay=layers.group["weight_decay"],
+        k=k,
+        e=e,
     )
 
 
-def _of_runs(scalars: Scalars, runs: list[list[int]], visited: Tensor, device: torch.device) -> Iterator[Scalars]:
-    """The scalars of each run, those of each layer in its order. ``visited``: all layers in the order of the runs."""
-    places = visited.to(device, non_blocking=True) if isinstance(scalars.eps, Tensor) else visited
-    lengths, each = [len(run) for run in runs], []
-    for values in (scalars.eps, scalars.gain):
-        if isinstance(values, Tensor):
-            each.append(values.index_select(0, places).split(lengths))
-        else:
-            each.append([[values[i] for i in run] if isinstance(values, list) else values for run in runs])
-    return (replace(scalars, eps=eps, gain=gain) for eps, gain in zip(*each, strict=True))
+def _of_runs(scalars: Scalars, runs: list[list[int]], places: Tensor) -> Iterator[Scalars]:
+    """The scalars of each run, those of each layer in its order. ``places``: all layers in the order of the runs."""
+    if not (isinstance(scalars.k, Tensor) and isinstance(scalars.e, Tensor)):
+        return repeat(scalars, len(runs))
+    lengths = [len(run) for run in runs]
+    of_runs = (values.index_select(0, places).split(lengths) for values in (scalars.k, scalars.e))
+    return (replace(scalars, k=k, e=e) for k, e in zip(*of_runs, strict=True))
 
 
 def _buffer(workspace: dict[str, Tensor], size: int, like: Tensor) -> Tensor:
@@ -159,13 +160,13 @@ def _buffer(workspace: dict[str, Tensor], size: int, like: Tensor) -> Tensor:
     return workspace[key]
 
 
-def _direction(piece: Piece, scalars: Scalars) -> Tensor:
+def _set_update(piece: Piece, scalars: Scalars) -> Tensor:
     """Equations (2) to (5): advance m and v, write u to ``piece.u``. Returns max sqrt(v), 0-d.
 
     The maximum reveals an infinite v, which u would hide (m / inf = 0).
     """
-    _set_scaled(piece, scalars.grad_factor)
-    if scalars.masked:
+    _set_gradient(piece, scalars.grad_factor)  # (1), (2)
+    if scalars.masked:  # (3)
         piece.u.flat.masked_fill_(scalars.skipped, -0.0)
         torch._foreach_mul_(piece.m, scalars.keep1)
         torch._foreach_add_(piece.m, piece.u.each, alpha=scalars.add1)
@@ -173,23 +174,11 @@ def _direction(piece: Piece, scalars: Scalars) -> Tensor:
         torch._foreach_lerp_(piece.m, piece.u.each, scalars.add1)
     torch._foreach_mul_(piece.v, scalars.keep2)
     torch._foreach_addcmul_(piece.v, piece.u.each, piece.u.each, value=scalars.add2)
-    _set_root(piece)
+    _set_root(piece)  # (4), (5)
     peak = piece.u.flat.amax() if piece.u.flat.numel() else piece.u.flat.new_zeros(())  # an empty slice
-    if isinstance(scalars.eps, Tensor):
-        for u, eps in piece.u.by_layer(scalars.eps):
-            u.add_(eps)
-    elif isinstance(scalars.eps, float):
-        piece.u.flat.add_(scalars.eps)
-    else:
-        torch._foreach_add_(piece.u.each, scalars.eps)
+    piece.u.increase_(scalars.e)
     _divide_into(piece)
-    if isinstance(scalars.gain, Tensor):
-        for u, gain in piece.u.by_layer(scalars.gain):
-            u.mul_(gain)
-    elif isinstance(scalars.gain, float):
-        piece.u.flat.mul_(scalars.gain)
-    else:
-        torch._foreach_mul_(piece.u.each, scalars.gain)
+    piece.u.scale_(scalars.k)
     if scalars.decay:
         torch._foreach_add_(piece.u.each, piece.w, alpha=scalars.decay)
     return peak
@@ -198,7 +187,7 @@ def _direction(piece: Piece, scalars: Scalars) -> Tensor:
 # u <- factor g; u <- sqrt(v); u <- m / u. A piece of one tensor, which most of a model consists of, saves a pass.
 
 
-def _set_scaled(piece: Piece, factor: float | Tensor) -> None:
+def _set_gradient(piece: Piece, factor: float | Tensor) -> None:
     if len(piece.u.each) == 1 and piece.g[0].dtype == piece.u.each[0].dtype:
         torch.mul(piece.g[0], factor, out=piece.u.each[0])
     else:
@@ -231,7 +220,5 @@ def _descend(pieces: list[Piece], step_size: Tensor, scalars: Scalars) -> None:
                 w.add_(u, alpha=-size)
         return
     for piece in pieces:
-        for u, size in piece.u.by_layer((-step_size).to(piece.u.flat.dtype)):
-            u.mul_(size)
-        piece.u.flat.masked_fill_(scalars.skipped, -0.0)
-        torch._foreach_add_(piece.w, piece.u.each)
+        piece.u.scale_(-step_size)
+        piece.u.add_to(piece.w, scalars.skipped)

@@ -37,7 +37,7 @@ from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim.layers import Decision, Layers, Outcome, Rules, Work
 from bert_pretrain.optim.norms import global_norm
 from bert_pretrain.optim.nvlamb_triton_plan import Columns, Plan, device_scalar, group_table, layer_table, plan_for
-from bert_pretrain.optim.trust import Adaptation
+from bert_pretrain.optim.trust import TrustRatio
 from bert_pretrain.optim.usable import import_error, one_line, require_import, warn_of_fallback
 
 HAS_TRITON = find_spec("triton") is not None  # torch installs triton for CUDA only
@@ -95,7 +95,7 @@ def _try_on(device: torch.device) -> None:
     weight, grad, moment, second = (torch.ones(1, device=device) for _ in range(4))
     step = torch.zeros((), device=device)
     part = Layers(group, [weight], [weight], [grad], [weight], [moment], [second], [step])
-    rules = Rules("unit", 1.0, Adaptation("all", None, None), True)
+    rules = Rules("unit", 1.0, TrustRatio("all", None, None), True)
     fused_step(Work([part], device, rules, None, None, {}, [grad]))
 
 

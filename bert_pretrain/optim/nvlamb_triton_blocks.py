@@ -34,32 +34,32 @@ LAYER_COLUMNS, GROUP_COLUMNS = tl.constexpr(len(LAYER_FIELDS)), tl.constexpr(len
 
 @triton.jit
 def update_block(
-    addresses, at, left, factor, moments, update, TOGETHER: tl.constexpr, TYPE: tl.constexpr, BLOCK: tl.constexpr
+    addresses, at, left, factor, betas, scalars, TOGETHER: tl.constexpr, TYPE: tl.constexpr, BLOCK: tl.constexpr
 ):
     """(3) to (5). Returns the sums of w^2 and of u^2 and the largest v, each over four neighbouring elements."""
     grad, weight, avg, avg_sq = addresses
-    keep1, add1, keep2, add2 = moments
+    keep1, add1, keep2, add2 = betas
     g = gradient_block(grad, at, left, TOGETHER, TYPE, BLOCK) * factor
     w = _load(weight, at, left, tl.float32, TOGETHER, BLOCK, "")
     m = keep1 * _load(avg, at, left, tl.float32, TOGETHER, BLOCK, "") + add1 * g
     v = keep2 * _load(avg_sq, at, left, tl.float32, TOGETHER, BLOCK, "") + add2 * (g * g)
     _store(avg, at, left, m, tl.float32, TOGETHER, BLOCK, "")
     _store(avg_sq, at, left, v, tl.float32, TOGETHER, BLOCK, "")
-    u = _direction(w, m, v, update)
+    u = _update(w, m, v, scalars)
     peak = tl.max(tl.reshape(v, [BLOCK // 4, 4]), 1)
     return sums_of_4(w * w, BLOCK), sums_of_4(u * u, BLOCK), peak
 
 
 @triton.jit
 def apply_block(
-    addresses, at, left, update, step_size, TOGETHER: tl.constexpr, COPY_TYPE: tl.constexpr, BLOCK: tl.constexpr
+    addresses, at, left, scalars, step_size, TOGETHER: tl.constexpr, COPY_TYPE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """w <- w - step_size u, and the low-precision copy of w. Nothing of it is needed again before the next step."""
+    """(7), and the low-precision copy of w. Nothing of it is needed again before the next step."""
     weight, avg, avg_sq, copy = addresses
     w = _load(weight, at, left, tl.float32, TOGETHER, BLOCK, "evict_first")
     m = _load(avg, at, left, tl.float32, TOGETHER, BLOCK, "evict_first")
     v = _load(avg_sq, at, left, tl.float32, TOGETHER, BLOCK, "evict_first")
-    w = w - step_size * _direction(w, m, v, update)
+    w = w - step_size * _update(w, m, v, scalars)
     _store(weight, at, left, w, tl.float32, TOGETHER, BLOCK, "evict_first")
     if COPY_TYPE != "none":
         _store(copy, at, left, _rounded(w, COPY_TYPE), tl.int16, TOGETHER, BLOCK, "")
@@ -124,9 +124,9 @@ def _store(
 
 
 @triton.jit
-def _direction(w, m, v, update):
-    """(5)."""
-    k, e, decay = update
+def _update(w, m, v, scalars):
+    """(4) and (5)."""
+    k, e, decay = scalars
     return k * (m / (tl.sqrt(v) + e)) + decay * w
 
 

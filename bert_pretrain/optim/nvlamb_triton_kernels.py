@@ -1,4 +1,4 @@
-"""The Triton kernels that ``nvlamb_triton`` launches for NVLAMB. Equations are numbered as in ``nvlamb``.
+"""The Triton kernels that ``nvlamb_triton`` launches for NVLAMB. Equations, k and e are those of ``nvlamb``.
 
 There are no atomic additions and the order of every sum is fixed: the same input gives the same bits.
 
@@ -98,7 +98,7 @@ def update_kernel(
         chunk = first + tl.program_id(0)
         row, start, size, whole = chunk_of(layers, layer_of, chunk, CHUNK, BLOCK)
         group = groups + tl.load(row + GROUP) * GROUP_COLUMNS
-        # (4): m'/(sqrt(v') + eps) = k m / (sqrt(v) + e) with k = sqrt(1-b2^t) / (1-b1^t), e = eps sqrt(1-b2^t)
+        # k and e of (4), with b^t = exp(t log b)
         t = tl.load(tl.load(row + STEP).to(tl.pointer_type(tl.float32))).to(tl.float64) + 1.0
         root2 = tl.sqrt(1.0 - tl.exp(t * tl.load(group + LOG2)))
         k = root2 / (1.0 - tl.exp(t * tl.load(group + LOG1)))
@@ -109,16 +109,16 @@ def update_kernel(
             tl.store(at + 1, k)
             tl.store(at + 2, e)
         addresses = (tl.load(row + GRAD), tl.load(row + WEIGHT), tl.load(row + AVG), tl.load(row + AVG_SQ))
-        moments = (_number(group + KEEP1), _number(group + ADD1), _number(group + KEEP2), _number(group + ADD2))
-        update = (k.to(tl.float32), e.to(tl.float32), _number(group + DECAY))
+        betas = (_number(group + KEEP1), _number(group + ADD1), _number(group + KEEP2), _number(group + ADD2))
+        scalars = (k.to(tl.float32), e.to(tl.float32), _number(group + DECAY))
         w_sum, u_sum = tl.zeros([BLOCK // 4], tl.float64), tl.zeros([BLOCK // 4], tl.float64)
         v_max = tl.zeros([BLOCK // 4], tl.float32)
         for i in range(whole):
-            w2, u2, peak = update_block(addresses, start + i * BLOCK, BLOCK, factor, moments, update, 4, TYPE, BLOCK)
+            w2, u2, peak = update_block(addresses, start + i * BLOCK, BLOCK, factor, betas, scalars, 4, TYPE, BLOCK)
             w_sum, u_sum, v_max = w_sum + w2, u_sum + u2, tl.maximum(v_max, peak)
         for i in range(whole, tl.cdiv(size, BLOCK)):
             left = size - i * BLOCK
-            w2, u2, peak = update_block(addresses, start + i * BLOCK, left, factor, moments, update, 0, TYPE, BLOCK)
+            w2, u2, peak = update_block(addresses, start + i * BLOCK, left, factor, betas, scalars, 0, TYPE, BLOCK)
             w_sum, u_sum, v_max = w_sum + w2, u_sum + u2, tl.maximum(v_max, peak)
         tl.store(sums + chunk, tl.sum(w_sum, 0))
         tl.store(sums + total + chunk, tl.sum(u_sum, 0))
@@ -142,14 +142,14 @@ def apply_kernel(
         leader = chunk == tl.load(row + FIRST)
         rate = _layer_step_size(row, group, kept + layer * 3, total, sums, report, flags, n_layers, leader)
         step_size = rate.to(tl.float32)
-        update = (_number(kept + layer * 3 + 1), _number(kept + layer * 3 + 2), _number(group + DECAY))
+        scalars = (_number(kept + layer * 3 + 1), _number(kept + layer * 3 + 2), _number(group + DECAY))
         addresses = (tl.load(row + WEIGHT), tl.load(row + AVG), tl.load(row + AVG_SQ), tl.load(row + COPY))
         blocks = tl.cdiv(size, BLOCK)
         for i in range(blocks - whole):
             j = blocks - 1 - i
-            apply_block(addresses, start + j * BLOCK, size - j * BLOCK, update, step_size, 0, COPY_TYPE, BLOCK)
+            apply_block(addresses, start + j * BLOCK, size - j * BLOCK, scalars, step_size, 0, COPY_TYPE, BLOCK)
         for i in range(whole):
-            apply_block(addresses, start + (whole - 1 - i) * BLOCK, BLOCK, update, step_size, 4, COPY_TYPE, BLOCK)
+            apply_block(addresses, start + (whole - 1 - i) * BLOCK, BLOCK, scalars, step_size, 4, COPY_TYPE, BLOCK)
 
 
 @triton.jit

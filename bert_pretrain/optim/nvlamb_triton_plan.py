@@ -185,7 +185,7 @@ def layer_table(work: Work, columns: Columns, plan: Plan) -> Tensor:
 
 def group_table(work: Work, plan: Plan) -> Tensor:
     """Return the rows of ``GROUP_FIELDS``, one per part, on the device. Learning rates on the device stay there."""
-    rules, adaptation = work.rules, work.rules.adaptation
+    rules, trust_ratio = work.rules, work.rules.trust_ratio
     content, plan.rates = [], []
     for layers in work.parts:
         (beta1, beta2), rate, decay = layers.group["betas"], layers.group["lr"], layers.group["weight_decay"]
@@ -198,8 +198,8 @@ def group_table(work: Work, plan: Plan) -> Tensor:
         logs = [math.log(beta) if beta > 0 and rules.bias_correction else -math.inf for beta in (beta1, beta2)]
         bits = np.array(lr_at, dtype=np.int64).view(np.float64).item()
         numbers = (beta1, 1 - beta1, beta2, 1 - beta2, *logs, layers.group["eps"], decay)
-        adapted = float(adaptation.applies(decay))
-        content.append((bits, lr, *numbers, adapted, *adaptation.bounds(decay), rules.max_grad_norm))
+        adapted = float(trust_ratio.applies(decay))
+        content.append((bits, lr, *numbers, adapted, *trust_ratio.bounds(decay), rules.max_grad_norm))
     return plan.table("groups", np.array(content), work.device)
 
 

@@ -6,6 +6,7 @@ what somebody writes into ``optimizer.state``, and not a state left behind on an
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -45,17 +46,22 @@ class StateFormat:
     """Whether the class is torch's: states of torch's own class are loaded, and moments have the parameter's strides.
     Otherwise moments are contiguous, and momentum and moments of torch's classes mean something else."""
 
+    @cached_property
+    def _numbers(self) -> dict[str, torch.dtype]:
+        """The 0-d entries and their types."""
+        step = {"step": torch.float32} if self.counts_steps else {}
+        return step | dict.fromkeys(self.scalars, torch.float64)
+
     def fits(self, own: Mapping[str, Any], param: Tensor) -> bool:
         """Whether ``own`` is in the format. Called at every step: reads no values, so it never waits for a device."""
         dtype, shape, device = state_dtype(param), param.shape, param.device
         sliced = isinstance(param, DTensor)
-        numbers = {"step": torch.float32} if self.counts_steps else {}
-        for key, kind in (numbers | dict.fromkeys(self.scalars, torch.float64)).items():
+        for key, kind in self._numbers.items():
             number = own.get(key)
             if not isinstance(number, Tensor) or number.dtype != kind or number.dim() or number.device != device:
                 return False
         keys: Sequence[str] = self.moments
-        if len(own) > len(keys) + self.counts_steps + len(self.scalars):
+        if len(own) > len(keys) + len(self._numbers):
             if "master" in own and param.dtype not in LOW_PRECISION:
                 return False
             keys = (*keys, *(key for key in (*self.optional, "master") if key in own))
@@ -79,8 +85,7 @@ class StateFormat:
         Types, devices and layouts are converted. Raises ``ConfigError`` for missing entries, for entries that are not
         tensors, for wrong shapes and, unless there may be ``extras``, for other entries.
         """
-        step = ("step",) if self.counts_steps else ()
-        needed = (*step, *self.scalars, *self.moments)
+        needed = (*self._numbers, *self.moments)
         known = (*needed, *self.optional, "master")
         missing = [key for key in needed if own.get(key) is None]
         others = set(own) - {*known, *self.ignored}
@@ -88,7 +93,7 @@ class StateFormat:
             found = ", ".join(map(str, own))
             raise ConfigError(f"the state of {name} has {found}; allowed: {', '.join(needed)}")
         result: dict[str, Any] = {key: own[key] for key in others}
-        result |= {"step": _step_count(own["step"], param, name)} if step else {}
+        result |= {"step": _step_count(own["step"], param, name)} if self.counts_steps else {}
         for key in self.scalars:
             number = own[key]
             scalar = isinstance(number, Tensor) and number.numel() == 1 and number.is_floating_point()
@@ -102,10 +107,8 @@ class StateFormat:
 
     def start(self, param: Tensor) -> dict[str, Any]:
         """The state before the first update, all zero, without optional entries."""
-        numbers = {"step": torch.float32} if self.counts_steps else {}
-        numbers |= dict.fromkeys(self.scalars, torch.float64)
-        state = {key: torch.zeros((), dtype=kind, device=param.device) for key, kind in numbers.items()}
-        return state | {key: self.zeros(param) for key in self.moments}
+        numbers = {key: torch.zeros((), dtype=kind, device=param.device) for key, kind in self._numbers.items()}
+        return numbers | {key: self.zeros(param) for key in self.moments}
 
     def zeros(self, param: Tensor) -> Tensor:
         """A moment of zeros, sharded like ``param`` if that is a DTensor."""

@@ -12,9 +12,9 @@ from bert_pretrain.errors import require
 
 
 @dataclass(frozen=True)
-class Adaptation:
-    """Which layers have a trust ratio, the clamp phi of their weight norm (You et al., ICLR 2020, algorithm 2), and the
-    bounds of the ratio itself (DeepSpeed's ``min_coeff`` and ``max_coeff``)."""
+class TrustRatio:
+    """Equation (6) and its options: the layers that have a trust ratio, the clamp phi of their weight norm (You et al.,
+    ICLR 2020, algorithm 2), and bounds of the ratio itself (DeepSpeed's ``min_coeff`` and ``max_coeff``)."""
 
     layers: str
     """``all`` | ``decayed``: only the layers with weight decay."""
@@ -35,15 +35,15 @@ class Adaptation:
         """Lower and upper bound of ||w||, and of the ratio, for a layer with this weight decay."""
         if self.bounded_layers == "no_decay" and weight_decay != 0:
             return (0.0, math.inf, 0.0, math.inf)
-        highs = (math.inf if high is None else high for high in (self.phi_max, self.ratio_max))
-        return (self.phi_min or 0.0, next(highs), self.ratio_min or 0.0, next(highs))
+        phi_max, ratio_max = (math.inf if high is None else high for high in (self.phi_max, self.ratio_max))
+        return (self.phi_min or 0.0, phi_max, self.ratio_min or 0.0, ratio_max)
 
     def applies(self, weight_decay: float) -> bool:
         """Whether a layer with this weight decay has a trust ratio."""
         return self.layers == "all" or weight_decay != 0
 
-    def ratio(self, weight_norm: Tensor, update_norm: Tensor, weight_decay: float) -> Tensor:
-        """Return phi(||w||) / ||u||, within its bounds, or 1 where either norm is 0 or the layer has no trust ratio.
+    def of(self, weight_norm: Tensor, update_norm: Tensor, weight_decay: float) -> Tensor:
+        """r = phi(||w||) / ||u||, within its bounds, or 1 where either norm is 0 or the layer has no trust ratio.
 
         Norms and result: float64, one value per layer, any shape. A NaN norm gives NaN: a ratio of 1 would hide that
         the state is broken.

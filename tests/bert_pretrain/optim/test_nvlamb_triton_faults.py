@@ -9,7 +9,7 @@ import torch
 from bert_pretrain.optim import nvlamb, nvlamb_triton
 from bert_pretrain.optim.layers import Layers, Rules, Work
 from bert_pretrain.optim.nvlamb_triton_plan import Launch
-from bert_pretrain.optim.trust import Adaptation
+from bert_pretrain.optim.trust import TrustRatio
 from tests.oracles import Oracle, assert_close, build, build_oracle, problem, set_grads
 
 interpreter = pytest.importorskip("triton.runtime.interpreter", reason="triton is not installed")
@@ -85,7 +85,7 @@ def long_layer(monkeypatch):
         monkeypatch.setattr(interpreter.InterpreterBuilder, name, guarded(original, mask_at))
     group = {"lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01}
     layers = Layers(group, [weights], [weights], [grads], [weights], [exp_avgs], [exp_avg_sqs], [torch.zeros(())])
-    rules = Rules("unit", 1.0, Adaptation("all", None, None), bias_correction=False)  # each launch counts the step
+    rules = Rules("unit", 1.0, TrustRatio("all", None, None), bias_correction=False)  # each launch counts the step
     return weights, grads, Work([layers], weights.device, rules, None, None, {}, [grads])
 
 

@@ -50,7 +50,7 @@ def found_option(optimizer, name):
     if name in optimizer.param_groups[0]:
         return optimizer.param_groups[0][name]
     if isinstance(optimizer, NVLamb):
-        flat = vars(optimizer.rules) | {"trust_ratio": optimizer.rules.adaptation.layers}
+        flat = vars(optimizer.rules) | {"trust_ratio": optimizer.rules.trust_ratio.layers}
         return flat[name]
     return getattr(optimizer, name)
 

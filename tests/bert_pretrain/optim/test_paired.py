@@ -200,4 +200,4 @@ def test_one_optimizer_with_other_bounds_for_the_rest(bert):
     options |= {"pre_normalization": "unit", "trust_ratio": "all", "bias_correction": True, "phi_min": 1.0}
     optimizer = build_optimizer(bert, load("nvlamb", lr=0.01, others=options))
     first, second = optimizer.parts
-    assert [first.rules.adaptation.phi_min, second.rules.adaptation.phi_min] == [None, 1.0]
+    assert [first.rules.trust_ratio.phi_min, second.rules.trust_ratio.phi_min] == [None, 1.0]
