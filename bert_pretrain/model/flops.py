@@ -14,7 +14,7 @@ weight is trained; another, the gradient of the input, if anything before it is.
 gradients if any of what is before them is trained, else none.
 """
 
-from collections.abc import Container, Iterable
+from collections.abc import Container
 
 from bert_pretrain.model.options import ModelConfig
 
@@ -33,49 +33,38 @@ def training_flops(
     trained, by their names in ``transformers``.
     """
     h, f, v = model.hidden_size, model.intermediate_size, model.vocab_size
-    embeddings = [f"{name}_embeddings.weight" for name in ("word", "position", "token_type")]
-    below = _any_trained(
-        "bert.embeddings.", [*embeddings, "LayerNorm.weight", "LayerNorm.bias"], frozen
-    )  # whether the gradient of what comes now is needed
+
+    def trained(*modules: str) -> bool:
+        return any(f"{name}.{param}" not in frozen for name in modules for param in ("weight", "bias"))
+
+    def product(size: int, name: str, below: bool) -> float:
+        """FLOPs per row of the product with a weight of ``size`` elements; ``below``: its input needs a gradient."""
+        return 2.0 * size * (1 + below + (f"{name}.weight" not in frozen))
+
+    tables = [f"bert.embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type")]
+    below = any(table not in frozen for table in tables) or trained("bert.embeddings.LayerNorm")
     encoder = attention = 0.0
     for number in range(model.num_hidden_layers):
-        layer = f"bert.encoder.layer.{number}."
-        inputs = [f"attention.self.{name}" for name in ("query", "key", "value")]
-        encoder += sum(_weight_flops(h * h, f"{layer}{name}", below, frozen) for name in inputs)
-        below = below or any(_trained_linear(f"{layer}{name}", frozen) for name in inputs)
+        layer = f"bert.encoder.layer.{number}"
+        inputs = [f"{layer}.attention.self.{name}" for name in ("query", "key", "value")]
+        encoder += sum(product(h * h, name, below) for name in inputs)
+        below = below or trained(*inputs)
         attention += 12.0 * h if below else 4.0 * h
-        rest = ("attention.output.dense", h * h), ("intermediate.dense", h * f), ("output.dense", h * f)
-        for name, size in rest:
-            encoder += _weight_flops(size, f"{layer}{name}", below, frozen)
-            norm = f"{layer}{name.removesuffix('dense')}LayerNorm"
-            below = below or _trained_linear(f"{layer}{name}", frozen)
-            below = below or (name != "intermediate.dense" and _trained_linear(norm, frozen))
-    transform, head = (
-        "cls.predictions.transform.",
-        _weight_flops(h * h, "cls.predictions.transform.dense", below, frozen),
-    )
-    reached = below or any(_trained_linear(f"{transform}{name}", frozen) for name in ("dense", "LayerNorm"))
-    tied = "bert.embeddings.word_embeddings"
-    head += _weight_flops(h * v, tied, reached, frozen)
+        encoder += product(h * h, f"{layer}.attention.output.dense", below)
+        below = below or trained(f"{layer}.attention.output.dense", f"{layer}.attention.output.LayerNorm")
+        encoder += product(h * f, f"{layer}.intermediate.dense", below)
+        below = below or trained(f"{layer}.intermediate.dense")
+        encoder += product(h * f, f"{layer}.output.dense", below)
+        below = below or trained(f"{layer}.output.dense", f"{layer}.output.LayerNorm")
+    transform = "cls.predictions.transform"
+    head = product(h * h, f"{transform}.dense", below)
+    tied = "bert.embeddings.word_embeddings"  # the decoder's weight
+    head += product(h * v, tied, below or trained(f"{transform}.dense", f"{transform}.LayerNorm"))
     next_sentence = 0.0
     if model.next_sentence:
-        pooler = "bert.pooler.dense"
-        next_sentence = _weight_flops(h * h, pooler, below, frozen)
-        next_sentence += _weight_flops(2 * h, "cls.seq_relationship", below or _trained_linear(pooler, frozen), frozen)
+        next_sentence = product(h * h, "bert.pooler.dense", below)
+        next_sentence += product(2 * h, "cls.seq_relationship", below or trained("bert.pooler.dense"))
     return tokens * encoder + squared_lengths * attention + masked_tokens * head + samples * next_sentence
-
-
-def _weight_flops(size: int, name: str, below: bool, frozen: Container[str]) -> float:
-    """FLOPs per row of the product with a weight of ``size`` elements; ``below``: its input needs a gradient."""
-    return 2.0 * size * (1 + below + (f"{name}.weight" not in frozen))
-
-
-def _trained_linear(name: str, frozen: Container[str]) -> bool:
-    return _any_trained(f"{name}.", ("weight", "bias"), frozen)
-
-
-def _any_trained(prefix: str, names: Iterable[str], frozen: Container[str]) -> bool:
-    return any(prefix + name not in frozen for name in names)
 
 
 def parameter_count(model: ModelConfig) -> int:

@@ -54,7 +54,7 @@ class Joined:
         self.small, self.owner = small, workspace[key]
 
     def by_layer(self, values: Tensor | float) -> Iterator[tuple[Tensor, Tensor | float]]:
-        """Layers with their ``values``, (layers,): small ones at once, others one by one. With a number: all at once."""
+        """Layers with their ``values``, (layers,): small ones at once, others one by one. A number: all at once."""
         if not isinstance(values, Tensor):
             yield self.flat, values
             return

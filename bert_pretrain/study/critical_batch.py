@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-CONFIDENCE = 0.95
+from bert_pretrain.study.statistics import CONFIDENCE
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,11 @@ def write_files(
     replace_file(out_dir / "study.json", (json.dumps(result, indent=1) + "\n").encode())
 
 
+def print_page(out_dir: Path) -> None:
+    """Print ``study.md``, and which files there are."""
+    print(f"\n{(out_dir / 'study.md').read_text('utf-8')}\nwrote {out_dir}/study.md, .html, .json, .csv, .png and .svg")
+
+
 def as_csv(rows: list[Row]) -> str:
     """The rows as CSV below a line of names."""
     text = StringIO()

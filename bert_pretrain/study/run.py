@@ -22,7 +22,7 @@ from bert_pretrain.study.batch_scaling import BatchScaling
 from bert_pretrain.study.curve import Curve
 from bert_pretrain.study.figure import draw_study
 from bert_pretrain.study.options import StudyConfig
-from bert_pretrain.study.page import finite, write_files
+from bert_pretrain.study.page import finite, print_page, write_files
 from bert_pretrain.study.runs import Runs
 from bert_pretrain.study.scaling_page import write_scaling
 from bert_pretrain.study.search import Cost, best_rate, search
@@ -109,4 +109,4 @@ def write_study(study: Study, device: str) -> None:
     ]
     numbers = {"curves": [asdict(curve) for runs in curves.values() for curve in runs], "searched": searched}
     write_files(config, out_dir, device, rows, sentences, RULE, numbers, chart)
-    print(f"\n{(out_dir / 'study.md').read_text('utf-8')}\nwrote {out_dir}/study.md, .html, .json, .csv, .png and .svg")
+    print_page(out_dir)

@@ -7,12 +7,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bert_pretrain.study.batch_scaling import Cell
 from bert_pretrain.study.critical_batch import CriticalBatch
 from bert_pretrain.study.figure import save, style
 from bert_pretrain.study.options import TargetConfig
 from bert_pretrain.study.statistics import Difference
-
-Cell = tuple[str, int]
 
 
 def draw_scaling(

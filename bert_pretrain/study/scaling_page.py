@@ -6,10 +6,10 @@ from dataclasses import asdict
 from bert_pretrain.study.batch_scaling import BatchScaling
 from bert_pretrain.study.critical_batch import CriticalBatch, fit_critical_batch
 from bert_pretrain.study.curve import Curve
-from bert_pretrain.study.page import Row, finite, write_files
+from bert_pretrain.study.page import Row, finite, print_page, write_files
 from bert_pretrain.study.scaling_figure import draw_scaling
-from bert_pretrain.study.search import best_rate, is_inside
-from bert_pretrain.study.statistics import Difference, compare, holm
+from bert_pretrain.study.search import best_rate, listed
+from bert_pretrain.study.statistics import Difference, compare, holm, mean_of
 from bert_pretrain.study.verdict import Results, judge
 
 
@@ -35,7 +35,7 @@ class Findings:
 
     def _fit(self, arm: str) -> CriticalBatch | None:
         batches = self.reached(arm)
-        return fit_critical_batch(batches, [math.exp(mean(self.steps[arm, batch])) for batch in batches])
+        return fit_critical_batch(batches, [math.exp(mean_of(self.steps[arm, batch].values())) for batch in batches])
 
     def _ratios(self) -> dict[tuple[str, int], tuple[Difference, float]]:
         """Log of the samples over the baseline's at the same batch size, with its p-value after Holm."""
@@ -57,15 +57,15 @@ class Findings:
     def _row(self, arm: str, batch: int, runs: list[Curve]) -> Row:
         steps, tried = self.steps[arm, batch], self.study.tried[arm, batch]
         all_reached = len(steps) == len(runs) > 0
-        middle = math.exp(mean(steps)) if all_reached else math.inf
+        middle = math.exp(mean_of(steps.values())) if all_reached else math.inf
         ratio, p = self.ratios.get((arm, batch), (None, math.nan))
-        rates, rate = ", ".join(f"{rate:g}" for rate in sorted(tried)), best_rate(tried)
+        rate = best_rate(tried)
         shown = runs or [self.study.searched[arm, batch, rate]]
         return {
             "optimizer": arm,
             "batch": batch,
             "peak learning rate": rate,
-            "tried": rates + ("" if is_inside(tried) else " (best at the edge)"),
+            "tried": listed(tried),
             "n": len(runs),
             "reached": len(steps),
             "steps": significant(middle) if all_reached else "-",
@@ -112,11 +112,6 @@ class Findings:
         )
 
 
-def mean(values: dict[int, float]) -> float:
-    """The arithmetic mean over the seeds."""
-    return sum(values.values()) / len(values)
-
-
 def significant(value: float) -> float | int:
     """With three significant digits."""
     if not math.isfinite(value) or value == 0:
@@ -136,8 +131,7 @@ def write_scaling(study: BatchScaling, device: str) -> None:
     for _ in study.rounds():
         if study.curves:
             write_findings(study, device)
-    out_dir = study.runs.out_dir
-    print(f"\n{(out_dir / 'study.md').read_text('utf-8')}\nwrote {out_dir}/study.md, .html, .json, .csv, .png and .svg")
+    print_page(study.runs.out_dir)
 
 
 def write_findings(study: BatchScaling, device: str) -> None:

@@ -25,6 +25,12 @@ def is_inside(tried: dict[float, Cost]) -> bool:
     return min(tried) < best_rate(tried) < max(tried)
 
 
+def listed(tried: dict[float, Cost]) -> str:
+    """The rates, for a table; and whether the best has no neighbour on one side."""
+    rates = ", ".join(f"{rate:g}" for rate in sorted(tried)) or "-"
+    return rates + (" (best at the edge)" if tried and not is_inside(tried) else "")
+
+
 def next_rate(tried: dict[float, Cost]) -> float | None:
     """The rate that the rule asks for; None if the search is over."""
     rates = sorted(tried)

@@ -6,6 +6,7 @@ claims of a study are corrected together by Holm's method.
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
@@ -41,10 +42,10 @@ def compare(arm: dict[int, float], against: dict[int, float], tests: int = 1) ->
     seeds = sorted(arm.keys() & against.keys())
     if len(seeds) >= 2:
         differences = [arm[seed] - against[seed] for seed in seeds]
-        mean, error, freedom = _mean(differences), math.sqrt(_variance(differences) / len(seeds)), len(seeds) - 1.0
+        mean, error, freedom = mean_of(differences), math.sqrt(_variance(differences) / len(seeds)), len(seeds) - 1.0
     elif min(len(arm), len(against)) >= 2:
         sides = [list(side.values()) for side in (arm, against)]
-        mean = _mean(sides[0]) - _mean(sides[1])
+        mean = mean_of(sides[0]) - mean_of(sides[1])
         parts = [_variance(side) / len(side) for side in sides]
         error = math.sqrt(sum(parts))
         divisor = sum(part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True))
@@ -63,7 +64,7 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     """Mean, and its 95 % interval of Student's t; of a single value the interval is that value."""
     from scipy import stats
 
-    mean, freedom = _mean(values), len(values) - 1
+    mean, freedom = mean_of(values), len(values) - 1
     if not freedom:
         return mean, mean, mean
     width = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(_variance(values) / len(values))
@@ -80,10 +81,11 @@ def holm(p_values: list[float]) -> list[float]:
     return corrected
 
 
-def _mean(values: list[float]) -> float:
+def mean_of(values: Collection[float]) -> float:
+    """The arithmetic mean."""
     return sum(values) / len(values)
 
 
 def _variance(values: list[float]) -> float:
-    mean = _mean(values)
+    mean = mean_of(values)
     return sum((value - mean) ** 2 for value in values) / (len(values) - 1)

@@ -14,7 +14,7 @@ from typing import Any
 from bert_pretrain.errors import require
 from bert_pretrain.study.claims import CLAIMS
 from bert_pretrain.study.curve import OUTLIER, Curve
-from bert_pretrain.study.search import Cost, is_inside
+from bert_pretrain.study.search import Cost, listed
 from bert_pretrain.study.statistics import ALPHA, Difference, compare, holm
 
 WORSE, BETTER, SAME = "worse", "better", "same"
@@ -124,13 +124,11 @@ def table(curves: dict[str, list[Curve]], tried: dict[str, dict[float, Cost]]) -
     rows = []
     for arm, runs in curves.items():
         finals = [curve.final for curve in runs]
-        rates = tried.get(arm, {})
-        shown = ", ".join(f"{rate:g}" for rate in sorted(rates)) or "-"
         rows.append(
             {
                 "arm": arm,
                 "peak learning rate": runs[0].rate,
-                "tried": shown + (" (best at the edge)" if rates and not is_inside(rates) else ""),
+                "tried": listed(tried.get(arm, {})),
                 "n": len(runs),
                 "mean loss": round(sum(finals) / len(finals), 4),
                 "lowest": round(min(finals), 4),
