@@ -26,7 +26,7 @@ class Shards:
     copies: dict[Tensor, int]
     """For layers that are not sliced over all groups: how many ranks of the groups hold the same slice."""
 
-    def whole(self, norms: Tensor, layers: Sequence[Tensor]) -> Tensor:
+    def whole_norms(self, norms: Tensor, layers: Sequence[Tensor]) -> Tensor:
         """L2 norms of whole layers from those of the slices: (..., layers). Collective; the same on every rank."""
         squares = norms.square()
         if self.copies:  # every slice is counted once
@@ -34,10 +34,10 @@ class Shards:
             squares /= torch.tensor(counts, dtype=squares.dtype, device=squares.device)
         return self._sum(squares).sqrt()
 
-    def norm(self, norms: Tensor, layers: Sequence[Tensor]) -> Tensor:
+    def global_norm(self, norms: Tensor, layers: Sequence[Tensor]) -> Tensor:
         """The L2 norm of all layers together, 0-d."""
         if self.copies:
-            return torch.linalg.vector_norm(self.whole(norms, layers))
+            return torch.linalg.vector_norm(self.whole_norms(norms, layers))
         return self._sum(torch.linalg.vector_norm(norms).square()).sqrt()
 
     def any(self, flag: Tensor) -> Tensor:

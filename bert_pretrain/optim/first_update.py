@@ -54,32 +54,32 @@ def guard_first_update(optimizer: torch.optim.Optimizer, gather: Gather, report:
 
     def step(closure: None = None) -> None:
         del inner.step  # this function, which hides the method
-        state = _State(inner)
+        comparison = _Comparison(inner)
         fault, decided = "", False
         try:
-            fault = state.compare()
+            fault = comparison.compare()
             decided = not bool(inner.skipped)
         except torch.OutOfMemoryError:  # of the copies, not of the kernel: the kernel's own is a fault
-            state.undo()
+            comparison.undo()
             inner.step()
             decided = True
         faults = [(rank, text) for rank, text in enumerate(gather(fault)) if text]
         if faults:
-            state.take_plain()
+            comparison.take_foreach()
             rank, text = faults[0]
             where = f" on rank {rank}" if len(kernels) > 1 else ""
             report(f"optimizer kernel {kernel}{where}: {text}; the run goes on with kernel=foreach")
             inner.kernel = "foreach"
         elif not decided:
             inner.step = step
-        elif state.compared:
+        elif comparison.compared:
             report(f"optimizer kernel {kernel}: the first update agrees with that of foreach")
 
     inner.step = step
 
 
-class _State:
-    """Weights, state and results of an optimizer, and a second set of them."""
+class _Comparison:
+    """The weights, state and results that an optimizer has, and a second set of them, with which they are swapped."""
 
     def __init__(self, optimizer: Any) -> None:
         self.optimizer = optimizer
@@ -97,7 +97,7 @@ class _State:
         self.weights: list[Tensor] = []
         self.states: dict[Tensor, dict[str, Any]] = {}
         self.results = {name: getattr(optimizer, name) for name in _RESULTS if hasattr(optimizer, name)}
-        self.compared = self._holds_plain = self._is_kept = False
+        self.compared = self._has_foreach = self._is_kept = False
 
     @torch.no_grad()
     def compare(self) -> str:
@@ -117,8 +117,8 @@ class _State:
         finally:
             optimizer.kernel = wanted
         changes = [_largest(param - kept) for param, kept in zip(self.params, self.weights, strict=True)]
-        self._exchange()
-        self.compared = self._holds_plain = True
+        self._swap()
+        self.compared = self._has_foreach = True
         try:
             optimizer.step()
             return self._difference(changes)
@@ -126,8 +126,8 @@ class _State:
             return one_line(error)
 
     @torch.no_grad()
-    def _exchange(self) -> None:
-        """The optimizer gets the set that is kept, and this the optimizer's."""
+    def _swap(self) -> None:
+        """Give the optimizer the set that is kept here, and keep the optimizer's."""
         for param, kept in zip(self.params, self.weights, strict=True):
             now = param.clone()
             param.copy_(kept)
@@ -139,14 +139,14 @@ class _State:
         vars(self.optimizer).update(kept_results)
 
     def undo(self) -> None:
-        """After an update with ``foreach`` that broke off: back to the state before it."""
-        if self._is_kept and not self._holds_plain:
-            self._exchange()
+        """After an update with ``foreach`` that failed: back to what was before it."""
+        if self._is_kept and not self._has_foreach:
+            self._swap()
 
-    def take_plain(self) -> None:
-        """Give the optimizer what ``foreach`` has computed."""
-        if self._holds_plain:
-            self._exchange()
+    def take_foreach(self) -> None:
+        """Give the optimizer the result of ``foreach``."""
+        if self._has_foreach:
+            self._swap()
 
     def _difference(self, changes: list[Tensor]) -> str:
         """The first and largest excess over the tolerance. Waits for the device."""
@@ -156,12 +156,12 @@ class _State:
         ]
         for name, param, kept, change in zip(self.names, self.params, self.weights, changes, strict=True):
             checks.append((f"weights of {name}", param.detach(), kept, change))
-            own, plain = self.optimizer.state.get(param, {}), self.states.get(param, {})
-            if own.keys() != plain.keys():
-                return f"the state of {name} is {sorted(own)}, not {sorted(plain)}"
+            fast, plain = self.optimizer.state.get(param, {}), self.states.get(param, {})
+            if fast.keys() != plain.keys():
+                return f"the state of {name} is {sorted(fast)}, not {sorted(plain)}"
             for key, value in plain.items():
                 if torch.is_tensor(value):
-                    checks.append((f"{key} of {name}", own[key], value, change if key == "master" else None))
+                    checks.append((f"{key} of {name}", fast[key], value, change if key == "master" else None))
         found = torch.stack([_excess(*tensors) for _, *tensors in checks]).tolist()
         worst = max(range(len(found)), key=lambda i: float("inf") if found[i] != found[i] else found[i])
         if found[worst] <= 1.0:

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bert_pretrain.optim.layers import upload
+
 SMALL = 1 << 14
 """Elements of a layer up to which it is small."""
 
@@ -26,8 +28,8 @@ class Joined:
     each: list[Tensor]
     """Views of it, in order."""
     small: int = 0
-    """How many of the layers, in front, have ``owner``: those of at most ``SMALL`` elements, or none."""
-    owner: Tensor | None = None
+    """How many of the layers, in front, are taken together: those of at most ``SMALL`` elements, or none."""
+    layer_of: Tensor | None = None
     """For each element of those, the number of its layer, on the device."""
 
     @classmethod
@@ -39,19 +41,18 @@ class Joined:
     def with_flat(self, flat: Tensor) -> "Joined":
         """The same layers in another vector."""
         other = Joined.of(flat, self.each)
-        other.small, other.owner = self.small, self.owner
+        other.small, other.layer_of = self.small, self.layer_of
         return other
 
     def join_small(self, small: int, workspace: dict[str, Any]) -> None:
-        """Take the first ``small`` layers together; ``workspace`` keeps ``owner`` between steps."""
+        """Take the first ``small`` layers together; ``workspace`` keeps ``layer_of`` between steps."""
         if not small:
             return
         own, device = tuple(x.numel() for x in self.each[:small]), self.flat.device
-        key = f"owner {own} {device}"
+        key = f"layer_of {own} {device}"
         if key not in workspace:
-            owner = torch.from_numpy(np.repeat(np.arange(small), own))
-            workspace[key] = (owner.pin_memory() if device.type == "cuda" else owner).to(device, non_blocking=True)
-        self.small, self.owner = small, workspace[key]
+            workspace[key] = upload(np.repeat(np.arange(small), own), device)
+        self.small, self.layer_of = small, workspace[key]
 
     def by_layer(self, values: Tensor | float) -> Iterator[tuple[Tensor, Tensor | float]]:
         """Layers with their ``values``, (layers,): small ones at once, others one by one. A number: all at once."""
@@ -59,8 +60,8 @@ class Joined:
             yield self.flat, values
             return
         values = values.to(self.flat.dtype)
-        if self.owner is not None:
-            yield self.flat[: len(self.owner)], values.index_select(0, self.owner)
+        if self.layer_of is not None:
+            yield self.flat[: len(self.layer_of)], values.index_select(0, self.layer_of)
         yield from zip(self.each[self.small :], values[self.small :].unbind(), strict=True)
 
     def copy_(self, tensors: list[Tensor]) -> "Joined":

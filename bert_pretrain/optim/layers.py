@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,12 +91,12 @@ class Work:
             norm = global_norm(self.norm_grads).to(self.device)
         else:
             owners = [owner for layers in self.parts for owner in layers.owners]
-            norm = self.shards.norm(layer_norms(self.norm_grads).to(self.device), owners)
+            norm = self.shards.global_norm(layer_norms(self.norm_grads).to(self.device), owners)
         return decide(norm, self.rules.pre_normalization, self.rules.max_grad_norm, self.grad_scale, self.found_inf)
 
-    def whole(self, norms: Tensor, owners: list[Tensor]) -> Tensor:
+    def whole_norms(self, norms: Tensor, owners: list[Tensor]) -> Tensor:
         """Norms of whole layers from those of this rank's slices, (..., owners); unchanged if layers are not sliced."""
-        return norms if self.shards is None else self.shards.whole(norms, owners)
+        return norms if self.shards is None else self.shards.whole_norms(norms, owners)
 
 
 @dataclass
@@ -151,6 +152,12 @@ def on_device(number: float | Tensor, device: torch.device) -> Tensor:
     if isinstance(number, Tensor) and number.device.type != "cpu":
         return number.detach().reshape(()).to(device, torch.float64, non_blocking=True)
     return torch.full((), float(number), dtype=torch.float64, device=device)
+
+
+def upload(array: np.ndarray, device: torch.device) -> Tensor:
+    """Return ``array`` on ``device``. torch's host allocator keeps the pinned memory until the copy is done."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.clone()
 
 
 def gather(group: dict[str, Any], state: dict[Any, dict[str, Any]]) -> list[Layers]:

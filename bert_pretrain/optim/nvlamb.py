@@ -75,7 +75,7 @@ def reference_step(work: Work) -> Outcome:
             m_hat = m / (1 - beta1**t) if work.rules.bias_correction else m  # (4)
             v_hat = v / (1 - beta2**t) if work.rules.bias_correction else v
             u = m_hat / (v_hat.sqrt() + eps) + decay * w  # (5)
-            w_norm, u_norm = work.whole(layer_norms([w, u]).view(2, 1), [owner]).view(2)
+            w_norm, u_norm = work.whole_norms(layer_norms([w, u]).view(2, 1), [owner]).view(2)
             r = work.rules.trust_ratio.of(w_norm, u_norm, decay)  # (6)
             w.sub_(u * (lr * r.item()))  # (7)
             norms.append(torch.stack([w_norm, u_norm]))

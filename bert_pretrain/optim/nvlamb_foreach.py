@@ -100,7 +100,7 @@ def _update_part(layers: Layers, work: Work, decision: Decision, host_decides: b
         norm = of_pieces[0]
         if len(pieces) > 1:
             norm = torch.linalg.vector_norm(torch.cat(of_pieces, 1), dim=1, keepdim=True)
-        norm = work.whole(norm, [layers.owners[i] for i in run])
+        norm = work.whole_norms(norm, [layers.owners[i] for i in run])
         ratio = work.rules.trust_ratio.of(norm[0], norm[1], decay)
         _descend(pieces, lr * ratio, scalars)
         finite.append(torch.isfinite(norm).all() & torch.isfinite(torch.stack(peaks)).all())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bert_pretrain.errors import require
-from bert_pretrain.optim.layers import Work
+from bert_pretrain.optim.layers import Work, upload
 from bert_pretrain.optim.usable import check_addresses
 
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -201,12 +201,6 @@ def group_table(work: Work, plan: Plan) -> Tensor:
         adapted = float(trust_ratio.applies(decay))
         content.append((bits, lr, *numbers, adapted, *trust_ratio.bounds(decay), rules.max_grad_norm))
     return plan.table("groups", np.array(content), work.device)
-
-
-def upload(array: np.ndarray, device: torch.device) -> Tensor:
-    """Return ``array`` on ``device``. torch's host allocator keeps the pinned memory until the copy is done."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.clone()
 
 
 def device_scalar(value: Tensor | float | None, default: float, work: Work) -> Tensor:

@@ -170,7 +170,7 @@ def test_small_layers_updated_at_once_are_those_updated_one_by_one(monkeypatch):
             if k == 1:
                 params[0].grad = None
             optimizer.step()
-    assert any(key.startswith("owner") for key in first.workspace)
-    assert not any(key.startswith("owner") for key in second.workspace)
+    assert any(key.startswith("layer_of") for key in first.workspace)
+    assert not any(key.startswith("layer_of") for key in second.workspace)
     assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
     assert torch.equal(first.layer_report(), second.layer_report())
