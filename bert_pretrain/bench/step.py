@@ -141,32 +141,32 @@ def measure(config: BenchStepConfig, world: World) -> Iterator[Outcome]:
 def measure_interleaved(configs: dict[str, BenchStepConfig], world: World, outcome: Outcome) -> int:
     """Measure these variants, and in the first call also the baseline; return the micro-batch size."""
     trainers = {name: _trainer(variant, world) for name, variant in configs.items()}
-    sources, runs = dict(trainers), {}
+    runs = {name: Measured(t.train_step, t.network, t.optimizer) for name, t in trainers.items()}
     (first, config), *_ = configs.items()
-    if not outcome.variants:
-        sources["baseline"], runs["baseline"] = trainers[first], plain_script(config, world)
-    runs |= {name: Measured(t.train_step, t.network, t.optimizer) for name, t in trainers.items()}
+    on_batches_of = {name: [name] for name in configs}
+    if not outcome.variants:  # the baseline runs on the micro-batches of the first variant
+        runs, on_batches_of[first] = {"baseline": plain_script(config, world)} | runs, ["baseline", first]
     found, total = {name: Figures() for name in runs}, Counts(0, 0, 0, 0)
-    streams = {id(t): t.data.steps(0, pin=world.device.type == "cuda") for t in trainers.values()}
+    streams = {name: t.data.steps(0, pin=world.device.type == "cuda") for name, t in trainers.items()}
     title = "rounds" if len(configs) > 1 else first
     for number in tqdm(range(_WARM_UP + config.rounds), desc=title, leave=False, disable=not world.is_first):
-        source = None
-        for name, measured in runs.items():
+        for name, stream in streams.items():
             started = time.perf_counter()
-            if source is not sources[name]:  # the baseline runs on the micro-batches of the first variant
-                source = sources[name]
-                batch = next(streams[id(source)])
-                micro_batches = list(batch.micro_batches)
+            batch = next(stream)
+            micro_batches = list(batch.micro_batches)
             wait = time.perf_counter() - started
-            seconds = timed(partial(measured.run, StepBatch(batch.counts, iter(micro_batches))), world.device)
+            for run in on_batches_of[name]:
+                step = partial(runs[run].run, StepBatch(batch.counts, iter(micro_batches)))
+                seconds = timed(step, world.device)
+                found[run].steps += [seconds] if number >= _WARM_UP else []
             if number >= _WARM_UP:
-                found[name].steps.append(seconds)
                 total += batch.counts if name == first else Counts(0, 0, 0, 0)
                 outcome.waited += wait if name == "all" else 0.0
     for stream in streams.values():
         stream.close()  # type: ignore[attr-defined]
-    for name, measured in runs.items():
-        measure_phases(measured, sources[name], found[name])
+    for name, trainer in trainers.items():
+        for run in on_batches_of[name]:
+            measure_phases(runs[run], trainer, found[run])
     sums = world.sum(torch.tensor(list(asdict(total).values()), dtype=torch.float64, device=world.device))
     outcome.total = Counts(*map(int, sums.tolist()))  # each time the same samples
     outcome.variants |= found

@@ -8,10 +8,10 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from bert_pretrain.optim.checks import check_eps, check_options, check_params, check_plain
+from bert_pretrain.optim.checks import check_eps, check_gradient, check_options, check_params, check_plain
 from bert_pretrain.optim.dtensors import local_part
 from bert_pretrain.optim.joined import small_first
-from bert_pretrain.optim.layers import Decision, check_gradient, decide
+from bert_pretrain.optim.layers import Decision, decide
 from bert_pretrain.optim.norms import global_norm
 from bert_pretrain.optim.state import StateFormat, read_state
 

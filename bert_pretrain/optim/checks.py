@@ -1,4 +1,4 @@
-"""Checks of an optimizer's options and parameters; each raises ``ConfigError`` (a ``ValueError``)."""
+"""Checks of an optimizer's options, parameters and gradients; each raises ``ConfigError`` (a ``ValueError``)."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.optim.dtensors import local_part
+from bert_pretrain.optim.options import PRE_NORMALIZATIONS
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 _TINY = torch.finfo(torch.float32).tiny
@@ -32,6 +33,14 @@ def check_options(group: dict[str, Any]) -> None:
     require(0 <= decay < math.inf, "weight_decay", decay, "a finite number, at least 0")
 
 
+def check_normalization(pre_normalization: str, max_grad_norm: float | None) -> None:
+    """Refuse an unknown ``pre_normalization``, a ``max_grad_norm`` out of range, and ``clip`` without one."""
+    allowed, limit = PRE_NORMALIZATIONS, max_grad_norm
+    require(pre_normalization in allowed, "pre_normalization", pre_normalization, " | ".join(allowed))
+    required = pre_normalization == "clip" or limit is not None
+    require(not required or 0 < (limit or 0) < math.inf, "max_grad_norm", limit, "a finite number above 0")
+
+
 def check_eps(group: dict[str, Any], params: Iterable[Tensor]) -> None:
     """Refuse an eps that vanishes in float32: an element whose gradient is 0 would become 0 / 0.
 
@@ -49,6 +58,18 @@ def check_plain(params: Iterable[Tensor]) -> None:
         require(param.dtype not in LOW_PRECISION, "dtype of a parameter", param.dtype, allowed)
         if isinstance(param, DTensor):
             raise ConfigError("a parameter is 'a DTensor'; allowed: ordinary tensors, or NVLamb")
+
+
+def check_gradient(param: Tensor, position: int) -> None:
+    """Raise ``ConfigError`` for a gradient that is sparse, or not of the parameter's shape or on its device."""
+    grad = param.grad
+    if grad is None or (
+        grad.layout == torch.strided and grad.shape == param.shape and grad.device == param.device
+    ):  # at every step, so no message is made
+        return
+    require(grad.layout == torch.strided, f"gradient of parameter {position}", grad.layout, "dense (torch.strided)")
+    found = f"{tuple(grad.shape)} on {grad.device}"
+    raise ConfigError(f"gradient of parameter {position} is {found}; allowed: {tuple(param.shape)} on {param.device}")
 
 
 def check_params(params: Iterable[Tensor], earlier_groups: Sequence[dict[str, Any]]) -> None:

@@ -3,7 +3,6 @@
 A layer is one parameter tensor of the model. Everything here runs before a kernel writes anything.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.optim.checks import LOW_PRECISION
 from bert_pretrain.optim.dtensors import Shards, local_gradient, local_part
 from bert_pretrain.optim.norms import global_norm, layer_norms
@@ -184,60 +182,3 @@ def gather(group: dict[str, Any], state: dict[Any, dict[str, Any]]) -> list[Laye
         layers.exp_avg_sqs.append(local_part(own["exp_avg_sq"]))
         layers.steps.append(own["step"])
     return list(by_dtype.values())
-
-
-def check_gradient(param: Tensor, position: int) -> None:
-    """Raise ``ConfigError`` for a gradient that is sparse, or not of the parameter's shape or on its device."""
-    grad = param.grad
-    if grad is None or (
-        grad.layout == torch.strided and grad.shape == param.shape and grad.device == param.device
-    ):  # at every step, so no message is made
-        return
-    require(grad.layout == torch.strided, f"gradient of parameter {position}", grad.layout, "dense (torch.strided)")
-    found = f"{tuple(grad.shape)} on {grad.device}"
-    raise ConfigError(f"gradient of parameter {position} is {found}; allowed: {tuple(param.shape)} on {param.device}")
-
-
-class Masters:
-    """Notices when low-precision parameters were written since the last step, and makes their masters follow.
-
-    Otherwise weights that are loaded into the model would be overwritten with the masters of the old ones. Writes are
-    noticed by torch's version counters and addresses, at no cost. A write through ``param.data`` is not noticed.
-    """
-
-    def __init__(self) -> None:
-        self._seen: dict[Tensor, tuple[int, ...]] = {}
-
-    def follow(self, parts: list[Layers]) -> None:
-        """Where a parameter is no longer its master's rounded value, the master becomes the parameter."""
-        for layers in parts:
-            for owner, param, master in self._low(layers):
-                if self._seen.get(owner) != _version(owner, param):
-                    master.copy_(torch.where(master.to(param.dtype) == param, master, param.to(master.dtype)))
-
-    def note(self, parts: list[Layers]) -> None:
-        """Called after a step: from here on a change of the parameters is not the optimizer's."""
-        for layers in parts:
-            for owner, param, _ in self._low(layers):
-                self._seen[owner] = _version(owner, param)
-
-    def loaded(self, params: Iterable[Tensor]) -> None:
-        """Called when masters were loaded: they are right, whatever the parameters are now."""
-        self._seen = {param: _version(param, local_part(param)) for param in params if param.dtype in LOW_PRECISION}
-
-    def _low(self, layers: Layers) -> list[tuple[Tensor, Tensor, Tensor]]:
-        every = zip(layers.owners, layers.params, layers.weights, strict=True)
-        return [entry for entry in every if entry[1].dtype in LOW_PRECISION]
-
-
-def _version(owner: Tensor, param: Tensor) -> tuple[int, ...]:
-    if owner.is_inference():  # has no counter
-        return (param.data_ptr(),)
-    return (owner._version, param._version, param.data_ptr())
-
-
-def copy_masters(layers: Layers) -> None:
-    """Write the masters to their bf16 and fp16 parameters, rounded to nearest."""
-    low = [i for i, param in enumerate(layers.params) if param is not layers.weights[i]]
-    if low:
-        torch._foreach_copy_([layers.params[i] for i in low], [layers.weights[i] for i in low])

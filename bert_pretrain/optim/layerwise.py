@@ -5,7 +5,6 @@ and never waits for the device: in a skipped step factors become 1 and what is a
 ``add``), which leaves every number unchanged, bit for bit. On CPU a skipped step returns at once.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,10 +14,11 @@ from torch import Tensor
 
 from bert_pretrain.errors import require
 from bert_pretrain.optim.base import MeasuredOptimizer, eager_step, loss_of
+from bert_pretrain.optim.checks import check_normalization
 from bert_pretrain.optim.joined import Joined, joined_gradients
 from bert_pretrain.optim.layers import on_device
 from bert_pretrain.optim.norms import layer_norms
-from bert_pretrain.optim.options import PRE_NORMALIZATIONS, TWO_KERNELS
+from bert_pretrain.optim.options import TWO_KERNELS
 from bert_pretrain.optim.state import Group, State, States, Tensors
 from bert_pretrain.optim.trust import layer_table
 
@@ -46,11 +46,7 @@ class LayerwiseOptimizer(MeasuredOptimizer, ABC):
         max_grad_norm: float | None,
         kernel: str,
     ) -> None:
-        allowed = PRE_NORMALIZATIONS
-        require(pre_normalization in allowed, "pre_normalization", pre_normalization, " | ".join(allowed))
-        limit = max_grad_norm
-        required = pre_normalization == "clip" or limit is not None
-        require(not required or 0 < (limit or 0) < math.inf, "max_grad_norm", limit, "a finite number above 0")
+        check_normalization(pre_normalization, max_grad_norm)
         require(kernel in TWO_KERNELS, "kernel", kernel, " | ".join(TWO_KERNELS))
         self.pre_normalization, self.max_grad_norm, self.kernel = pre_normalization, max_grad_norm, kernel
         self._updated: list[tuple[list[Tensor], Tensor]] = []

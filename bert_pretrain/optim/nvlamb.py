@@ -32,7 +32,6 @@ is 0, (2) divides by 1. With a gradient of zeros the moments of a layer decay; a
 out. Weights and moments that are not finite are not hidden: they propagate and set ``nonfinite_state``.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from typing import Any
@@ -45,12 +44,14 @@ import bert_pretrain.optim.nvlamb_cpu as nvlamb_cpu
 import bert_pretrain.optim.nvlamb_triton as nvlamb_triton
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.optim.base import MeasuredOptimizer, eager_step, loss_of
+from bert_pretrain.optim.checks import check_normalization
 from bert_pretrain.optim.dtensors import shards_of
-from bert_pretrain.optim.layers import NVLAMB_STATE, Masters, Outcome, Rules, Work, copy_masters, gather
+from bert_pretrain.optim.layers import NVLAMB_STATE, Outcome, Rules, Work, gather
+from bert_pretrain.optim.masters import Masters, copy_masters
 from bert_pretrain.optim.norms import layer_norms
 from bert_pretrain.optim.nvlamb_apex import apex_step, check_apex
 from bert_pretrain.optim.nvlamb_foreach import foreach_step
-from bert_pretrain.optim.options import BOUNDED_LAYERS, PRE_NORMALIZATIONS, TRUST_RATIOS
+from bert_pretrain.optim.options import BOUNDED_LAYERS, TRUST_RATIOS
 from bert_pretrain.optim.state import state_dtype
 from bert_pretrain.optim.trust import TrustRatio, layer_table
 
@@ -157,11 +158,9 @@ class NVLamb(MeasuredOptimizer):
         bounded_layers: str = "all",
         kernel: str = "auto",
     ) -> None:
-        allowed = PRE_NORMALIZATIONS
-        require(pre_normalization in allowed, "pre_normalization", pre_normalization, " | ".join(allowed))
+        check_normalization(pre_normalization, max_grad_norm)
         require(trust_ratio in TRUST_RATIOS, "trust_ratio", trust_ratio, " | ".join(TRUST_RATIOS))
         require(kernel in ("auto", *KERNELS), "kernel", kernel, " | ".join(("auto", *KERNELS)))
-        require(0 < max_grad_norm < math.inf, "max_grad_norm", max_grad_norm, "a finite number above 0")
         require(bounded_layers in BOUNDED_LAYERS, "bounded_layers", bounded_layers, " | ".join(BOUNDED_LAYERS))
         ratio = TrustRatio(trust_ratio, phi_min, phi_max, ratio_min, ratio_max, bounded_layers)
         self.rules = Rules(pre_normalization, max_grad_norm, ratio, bias_correction)

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.optim.layers import Layers, Outcome, Rules, Work, copy_masters
+from bert_pretrain.optim.layers import Layers, Outcome, Rules, Work
+from bert_pretrain.optim.masters import copy_masters
 from bert_pretrain.optim.norms import layer_norms
 
 HAS_APEX = find_spec("apex") is not None and find_spec("amp_C") is not None

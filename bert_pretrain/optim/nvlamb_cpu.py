@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from bert_pretrain.errors import require
-from bert_pretrain.optim.layers import Decision, Layers, Outcome, Rules, Work, copy_masters, decide
+from bert_pretrain.optim.layers import Decision, Layers, Outcome, Rules, Work, decide
+from bert_pretrain.optim.masters import copy_masters
 from bert_pretrain.optim.usable import check_addresses, import_error, require_import, warn_of_fallback
 from bert_pretrain.threads import Threads
 

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from bert_pretrain.optim.foreach_pieces import Piece, pieces_of, runs_of
 from bert_pretrain.optim.joined import is_small
-from bert_pretrain.optim.layers import Decision, Layers, Outcome, Work, copy_masters, on_device
+from bert_pretrain.optim.layers import Decision, Layers, Outcome, Work, on_device
+from bert_pretrain.optim.masters import copy_masters
 from bert_pretrain.optim.norms import layer_norms
 
 CPU_RUN = 1 << 20

@@ -8,7 +8,6 @@ Difference from NVLAMB: torch's kernels also write the divided gradient back. Af
 gradients are not written.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -16,10 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim.base import MeasuredOptimizer, eager_step, loss_of, without_hooks
-from bert_pretrain.optim.checks import check_options
-from bert_pretrain.optim.options import PRE_NORMALIZATIONS
+from bert_pretrain.optim.checks import check_normalization, check_options
 from bert_pretrain.optim.state import StateFormat
 
 
@@ -49,11 +47,8 @@ class TorchFused(MeasuredOptimizer):
         pre_normalization: str | None = None,
         **options: Any,
     ) -> None:
-        found = max_grad_norm
-        require(found is None or 0 < found < math.inf, "max_grad_norm", found, "a finite number above 0, or null")
-        how = pre_normalization or ("none" if found is None else "clip")
-        require(how in PRE_NORMALIZATIONS, "pre_normalization", how, " | ".join(PRE_NORMALIZATIONS))
-        require(how != "clip" or found is not None, "max_grad_norm", found, "a number, with pre_normalization=clip")
+        how = pre_normalization or ("none" if max_grad_norm is None else "clip")
+        check_normalization(how, max_grad_norm)
         self.max_grad_norm, self.pre_normalization, self.kernel = max_grad_norm, how, "fused"
         options = self._default_options | options | {"lr": lr}
         if "betas" in options:
