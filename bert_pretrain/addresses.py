@@ -1,7 +1,7 @@
 """Files at an fsspec address (``s3://``, ``gs://``, ``hf://``, ``https://``): found, and read by ranges of bytes.
 
-Outages are waited out as those of a disk are (:mod:`bert_pretrain.retry`). No message shows credentials: of an address
-neither the user and password before its host nor what follows a question mark.
+Reads are tried again while a server does not answer (:mod:`bert_pretrain.retry`). Messages leave out credentials: user
+and password before the host, and everything after a question mark.
 """
 
 import errno

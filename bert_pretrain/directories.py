@@ -1,4 +1,4 @@
-"""Directories that options name: links, files in their place, folders that are written whole or not at all."""
+"""Checks of the directories that options name, and folders that are replaced as a whole or not at all."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Errors that are printed as one message, the exit statuses, and which errors of the system are whose fault."""
+"""Errors that are printed as one message, exit statuses, and which ``OSError`` is the user's, which the machine's."""
 
 import difflib
 import errno

@@ -1,4 +1,4 @@
-"""Files that are replaced at once, also through links, and directories that are tried by writing into them."""
+"""Files that are replaced atomically, also through links; checks that files and directories can be written."""
 
 import json
 import os

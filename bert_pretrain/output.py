@@ -81,6 +81,6 @@ def steady_output() -> Iterator[SteadyOutput]:
 
 
 def go_on_without_reader() -> None:
-    """From here on the command's results are in files: no error of standard output ends it, and none is its status."""
+    """From here on results are in files: errors of standard output neither end the command nor set its exit status."""
     if isinstance(sys.stdout, SteadyOutput):
         sys.stdout.goes_on = True

@@ -1,4 +1,4 @@
-"""Attempts at reading what a file server may give again after a while, and what kept a file from being read."""
+"""Reads that are tried again while a disk or file server does not answer, and messages for reads that fail."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Whether the options of a run are those of the run that ``run_dir`` holds, or of the one that it goes on from."""
+"""Checks that ``run_dir``, or the checkpoint that a run branches from, belongs to a run with the same options."""
 
 import re
 from dataclasses import MISSING, asdict, fields, is_dataclass

@@ -1,4 +1,4 @@
-"""Where a run begins: at its newest checkpoint, at that of which it is a branch, or at step 0."""
+"""Where a run starts: from its newest checkpoint, from the checkpoint that it branches from, or at step 0."""
 
 from dataclasses import replace
 from pathlib import Path

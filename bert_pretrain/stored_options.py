@@ -1,4 +1,4 @@
-"""Reads what a run stored about itself: files of a later version and damaged ones are told by name."""
+"""Reads a run's ``config.yaml`` and ``progress.json``; refuses, by name, files of a later version and damaged ones."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.errors import ConfigError, on_one_line
 
 FORMAT_VERSION = 1
 """Of ``config.yaml`` and of checkpoints. It grows when this version's files would mislead an earlier version."""
@@ -80,4 +80,4 @@ def read_progress(path: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path | str, error: Exception, source: str) -> ConfigError:
-    return ConfigError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); put a copy of {source} there")
+    return ConfigError(f"{path} is damaged ({on_one_line(error)}); put a copy of {source} there")

@@ -99,7 +99,7 @@ class World:
         return result  # type: ignore[return-value]
 
     def run_on_first_rank(self, work: Callable[[], str]) -> str:
-        """Rank 0's ``work()``, on every rank; if it fails, all raise. What all would read alike is read once."""
+        """Rank 0's ``work()``, on every rank; if it fails, all raise. For what would be the same on all ranks."""
         return self.broadcast(self.run_on_all_ranks(lambda: work() if self.is_first else "", _name_of(work)))
 
     def report_progress(self, step: int | None = None) -> None:
@@ -112,7 +112,7 @@ class World:
         return self.watchdog.busy(work) if self.watchdog is not None else nullcontext()
 
     def busy_once(self, work: str) -> AbstractContextManager[None]:
-        """``busy`` the first time, once the device has done what it was given: that may have been a collective."""
+        """``busy``, the first time only. Synchronises the device before: its queue may hold a collective."""
         if self.watchdog is None or work in self.watchdog.begun:
             return nullcontext()
         if self.device.type == "cuda":

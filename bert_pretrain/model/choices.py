@@ -1,4 +1,4 @@
-"""What the options that choose for themselves have chosen, and why, in lines for the log."""
+"""Lines for the log: what ``attention=auto`` and ``compile=null`` have chosen, and why."""
 
 import torch
 

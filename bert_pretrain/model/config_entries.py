@@ -1,4 +1,4 @@
-"""Entries of ``config.json`` that do not change what is computed: they stay from the origin to the export."""
+"""Entries of ``config.json`` that do not change what is computed: kept from ``init_from`` to the export."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -8,7 +8,7 @@ from bert_pretrain.errors import require
 if TYPE_CHECKING:
     import torch
 
-    # Null is "as in init_from" and ends where a command begins (hub/shape.py): what uses the options sees numbers.
+    # null is "as in init_from". hub/shape.py replaces every null when a command starts; all later code sees values.
     Number = int
     Share = float
     Name = str

@@ -1,4 +1,4 @@
-"""How ``nvlamb_foreach`` takes layers together: in runs, which are cut into pieces on the CPU."""
+"""How ``nvlamb_foreach`` groups layers: small ones are processed together in runs; on CPU large ones are cut."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

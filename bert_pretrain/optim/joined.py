@@ -1,4 +1,4 @@
-"""Layers that lie in one vector: what is done to all of them, or to all small ones, takes one launch on a GPU.
+"""Layers concatenated in one vector: an operation on all of them, or on all small ones, is one launch on a GPU.
 
 torch's multi-tensor operations take few launches only where the tensors of their lists agree in shape: with a number
 for each layer they take one a layer. Most layers are biases and LayerNorms, whose work takes less time than a launch,
