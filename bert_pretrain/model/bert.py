@@ -25,7 +25,7 @@ from bert_pretrain.model import varlen
 from bert_pretrain.model.cpu_vocabulary_loss import supported, vocabulary_loss
 from bert_pretrain.model.encoder import Product, embed, layer_weights, run_layer
 from bert_pretrain.model.options import ModelConfig, SpeedConfig
-from bert_pretrain.model.weight_cache import Join, WeightCache, joined_once
+from bert_pretrain.model.weight_cache import Join, WeightCache, join_uncached
 
 _VOCABULARY_MULTIPLE = 64  # 128 bytes in bf16: the alignment that tensor cores and their loads are made for
 _PAD_LOGIT = -65504.0  # the lowest number of fp16: its exponential is 0 in every type
@@ -44,7 +44,7 @@ class PretrainingSums(NamedTuple):
     """Samples whose next-sentence label is predicted correctly."""
 
 
-def decoder_weights(cls: Any, speed: SpeedConfig, stack: Join = joined_once) -> Product:
+def decoder_weights(cls: Any, speed: SpeedConfig, join: Join = join_uncached) -> Product:
     """Weight and bias of the vocabulary product, padded with words of probability 0 if ``speed`` asks for it.
 
     The padding is not part of a parameter: gradients and trust ratios do not include it.
@@ -52,7 +52,7 @@ def decoder_weights(cls: Any, speed: SpeedConfig, stack: Join = joined_once) -> 
     decoder = cls.predictions.decoder
     words = len(decoder.weight)
     rows = words + (-words % _VOCABULARY_MULTIPLE if speed.pad_vocabulary else 0)
-    return stack([decoder.weight], rows, 0.0), stack([decoder.bias], rows, _PAD_LOGIT)
+    return join([decoder.weight], rows, 0.0), join([decoder.bias], rows, _PAD_LOGIT)
 
 
 def run_heads(
@@ -175,11 +175,11 @@ class PretrainingModel(nn.Module):
                 first = cu_seqlens[:-1].clamp(max=samples * length - 1)  # past the last sample there is no token
             rows = torch.cat([first, masked_positions])
         pieces = self.pieces if self.training else Pieces()
-        stack = self._weight_cache.stack if self._weight_cache.in_step else None
+        join = self._weight_cache.join if self._weight_cache.in_step else None
         if self.speed.own_layers():
             x = pieces.embed(bert.embeddings, input_ids, segment_ids, position_ids, self.speed)
             for layer in bert.encoder.layer:
-                weights = None if stack is None else layer_weights(layer, self.speed, stack)
+                weights = None if join is None else layer_weights(layer, self.speed, join)
                 wanted = rows if self.speed.last_layer_rows and layer is bert.encoder.layer[-1] else None
                 x = pieces.layer(layer, weights, x, mask, wanted, attention, self.speed)
         else:
@@ -198,8 +198,8 @@ class PretrainingModel(nn.Module):
     ) -> PretrainingSums:
         """The sums of the losses, from ``hidden_states``."""
         pieces = self.pieces if self.training else Pieces()
-        stack = self._weight_cache.stack if self._weight_cache.in_step else None
-        decoder = None if stack is None else decoder_weights(self.bert.cls, self.speed, stack)
+        join = self._weight_cache.join if self._weight_cache.in_step else None
+        decoder = None if join is None else decoder_weights(self.bert.cls, self.speed, join)
         heads = self.bert.cls, self.bert.bert.pooler, decoder
         return pieces.heads(*heads, x, masked_labels, next_sentence_labels, self.speed)
 

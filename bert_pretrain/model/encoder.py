@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bert_pretrain.model import varlen
 from bert_pretrain.model.cpu_dropout import dropout
 from bert_pretrain.model.options import SpeedConfig
-from bert_pretrain.model.weight_cache import Join, joined_once
+from bert_pretrain.model.weight_cache import Join, join_uncached
 
 Product = tuple[Tensor, Tensor]
 """Weight (O, I) and bias (O,) of a matrix product x @ weight.T + bias."""
@@ -31,13 +31,13 @@ class LayerWeights(NamedTuple):
     output: Product
 
 
-def layer_weights(layer: Any, speed: SpeedConfig, stack: Join = joined_once) -> LayerWeights:
-    """The weights of ``layer``, joined and cast by ``stack``."""
+def layer_weights(layer: Any, speed: SpeedConfig, join: Join = join_uncached) -> LayerWeights:
+    """The weights of ``layer``, joined and cast by ``join``."""
 
     def product(*linears: Any) -> Product:
         rows = sum(linear.out_features for linear in linears)
         weights, biases = [linear.weight for linear in linears], [linear.bias for linear in linears]
-        return stack(weights, rows, 0.0), stack(biases, rows, 0.0)
+        return join(weights, rows, 0.0), join(biases, rows, 0.0)
 
     attention = layer.attention.self
     three = attention.query, attention.key, attention.value

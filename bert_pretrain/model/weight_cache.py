@@ -17,7 +17,7 @@ Join = Callable[[Sequence[Tensor], int, float], Tensor]
 """(parts, rows, fill) -> the parts concatenated, and padded with ``fill`` to ``rows`` rows."""
 
 
-def joined_once(parts: Sequence[Tensor], rows: int, fill: float) -> Tensor:
+def join_uncached(parts: Sequence[Tensor], rows: int, fill: float) -> Tensor:
     """A ``Join`` without cache."""
     joined = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
     missing = rows - len(joined)
@@ -43,7 +43,7 @@ class WeightCache:
         finally:
             self.in_step = False
 
-    def stack(self, parts: Sequence[Tensor], rows: int, fill: float) -> Tensor:
+    def join(self, parts: Sequence[Tensor], rows: int, fill: float) -> Tensor:
         """A ``Join`` with cache, in autocast's type if autocast is on. Gradients flow to ``parts``, in their own type.
 
         A single vector without padding is returned as it is: autocast casts it.
@@ -72,12 +72,12 @@ class WeightCache:
 
 
 class _UseCached(torch.autograd.Function):
-    """Use ``stack`` in the forward pass; split its gradient over the ``parts`` in the backward pass."""
+    """Use ``joined`` in the forward pass; split its gradient over the ``parts`` in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, stack: Tensor, *parts: Tensor) -> Tensor:
+    def forward(ctx: Any, joined: Tensor, *parts: Tensor) -> Tensor:
         ctx.rows, ctx.dtype = [len(part) for part in parts], parts[0].dtype
-        return stack.detach()
+        return joined.detach()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

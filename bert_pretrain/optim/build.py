@@ -144,7 +144,7 @@ def _described(optimizer: torch.optim.Optimizer, options: AlgorithmConfig) -> st
 
 def layer_names(optimizer: torch.optim.Optimizer) -> list[str]:
     """The names of the layers in ``layer_report``; empty if the optimizer has no report."""
-    if not any(isinstance(part, NVLamb | LARS | LayerwiseOptimizer) for part in _inner(optimizer)):
+    if not any(isinstance(part, NVLamb | LayerwiseOptimizer) for part in _inner(optimizer)):
         return []
     names = [name for group in optimizer.param_groups for name in group["param_names"]]
     prefix = "bert."  # the attribute of PretrainingModel that holds transformers' model

@@ -15,23 +15,22 @@ leaves layers without decay (biases, LayerNorm) at r = 1, as most codes do; the 
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bert_pretrain.errors import require
-from bert_pretrain.optim.base import MeasuredOptimizer, eager_step, loss_of
-from bert_pretrain.optim.joined import Joined, joined_gradients
+from bert_pretrain.optim.joined import Joined
 from bert_pretrain.optim.layers import on_device
+from bert_pretrain.optim.layerwise import LayerwiseOptimizer, norm_of
 from bert_pretrain.optim.norms import layer_norms
 from bert_pretrain.optim.options import TRUST_RATIOS
-from bert_pretrain.optim.state import StateFormat
-from bert_pretrain.optim.trust import layer_table
+from bert_pretrain.optim.state import Group, State, StateFormat, States, Tensors
 
 
-class LARS(MeasuredOptimizer):
+class LARS(LayerwiseOptimizer):
     """LARS, and LARC with ``clip=True``.
 
     Args:
@@ -42,10 +41,11 @@ class LARS(MeasuredOptimizer):
         trust_ratio: ``all`` | ``decayed``: the layers that (1) applies to; r = 1 for the others (LARC: min(1 / lr, 1),
             so plain momentum if lr is at most 1).
 
-    Raises ``ConfigError`` as ``NVLamb`` does, and for bf16 or fp16 parameters.
+    ``layer_report`` has the layer's rate, r or for LARC min(r, lr), as its trust ratio; the third row is ||g|| +
+    decay ||w|| + eps, the denominator of (1).
     """
 
-    _kept = ("trust_coefficient", "clip", "trust_ratio")
+    _kept = (*LayerwiseOptimizer._kept, "trust_coefficient", "clip", "trust_ratio")
     _format = StateFormat(("momentum_buffer",), counts_steps=False)
 
     def __init__(
@@ -59,61 +59,50 @@ class LARS(MeasuredOptimizer):
         eps: float = 1e-8,
         clip: bool = False,
         trust_ratio: str = "all",
+        kernel: str = "foreach",
     ) -> None:
         found = trust_coefficient
         require(0 < found < math.inf, "trust_coefficient", found, "a finite number above 0")
         require(trust_ratio in TRUST_RATIOS, "trust_ratio", trust_ratio, " | ".join(TRUST_RATIOS))
         self.trust_coefficient, self.clip, self.trust_ratio = trust_coefficient, clip, trust_ratio
-        self._updated: list[tuple[list[Tensor], Tensor]] = []
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eps": eps})
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eps": eps}
+        super().__init__(params, defaults, "none", None, kernel)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What pickle and deepcopy keep."""
-        return super().__getstate__() | {"_updated": []}
+    def _applies(self, decay: float) -> bool:
+        """Whether (1) applies to layers with this weight decay."""
+        return self.trust_ratio == "all" or decay != 0
 
-    def layer_report(self) -> Tensor:
-        """As ``NVLamb.layer_report``, with the layer's rate (r, or min(r, lr) for LARC) as its trust ratio.
+    def _update(self, group: Group, w: Tensor, g: Tensor, own: State) -> tuple[float, float, float]:
+        lr, momentum, decay, b = float(group["lr"]), group["momentum"], group["weight_decay"], own["momentum_buffer"]
+        w_norm, g_norm = norm_of(w), norm_of(g)
+        length = g_norm + decay * w_norm + group["eps"]
+        adapted = self._applies(decay) and w_norm != 0 and g_norm != 0
+        r = self.trust_coefficient * w_norm / length if adapted else 1.0  # (1)
+        if self.clip:  # (2), LARC
+            b.mul_(momentum).add_(g + decay * w, alpha=1.0 if r >= lr else r / lr)
+            w.sub_(lr * b)
+            return min(r, lr), w_norm, length
+        b.mul_(momentum).add_(g + decay * w, alpha=lr * r)  # (2), LARS
+        w.sub_(b)
+        return r, w_norm, length
 
-        The third row is ||g|| + decay ||w|| + eps, the denominator of (1).
-        """
-        return layer_table(self.param_groups, self._updated)
-
-    @eager_step
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Apply one update, or skip it on the device; returns what ``closure`` returns."""
-        loss = loss_of(closure)
-        self._check_step()
-        decision = self._decide("none", 1.0)
-        self._updated = []
-        if not (decision.skipped.device.type == "cpu" and bool(decision.skipped)):
-            for group, params in self._parts():
-                grads = joined_gradients(params, decision.grad_factor, self.workspace)
-                self._update(group, params, grads, decision.skipped)
-        return loss
-
-    def _update(self, group: dict[str, Any], params: list[Tensor], updates: Joined, skipped: Tensor) -> None:
-        """Equations (1) and (2); ``updates`` are the gradients. ``skipped`` masks what is added."""
+    def _update_all(self, group: Group, params: Tensors, grads: Joined, states: States, skipped: Tensor) -> Tensor:
         decay, lr = group["weight_decay"], on_device(group["lr"], skipped.device)
-        dtype = params[0].dtype
-        for param in params:
-            if "momentum_buffer" not in self.state[param]:
-                self.state[param]["momentum_buffer"] = self._format.zeros(param)
-        buffers = [self.state[param]["momentum_buffer"] for param in params]
-        weight_norms, grad_norms = layer_norms(params), layer_norms(updates.each)
+        dtype, buffers = params[0].dtype, [own["momentum_buffer"] for own in states]
+        weight_norms, grad_norms = layer_norms(params), layer_norms(grads.each)
         length = grad_norms + decay * weight_norms + group["eps"]
-        ratio = self.trust_coefficient * weight_norms / length
         plain = (weight_norms == 0) | (grad_norms == 0)
-        if self.trust_ratio == "decayed" and decay == 0:
+        if not self._applies(decay):
             plain = torch.ones_like(plain)
-        ratio = torch.where(plain, 1.0, ratio)
+        ratio = torch.where(plain, 1.0, self.trust_coefficient * weight_norms / length)
         inside, outside = (torch.clamp(ratio / lr, max=1.0), lr) if self.clip else (lr * ratio, torch.ones_like(lr))
         rate = torch.minimum(ratio, lr) if self.clip else ratio
-        self._updated.append((params, torch.stack([rate, weight_norms, length])))
         if decay:
-            torch._foreach_add_(updates.each, params, alpha=decay)
-        updates.scale_(inside)
+            torch._foreach_add_(grads.each, params, alpha=decay)
+        grads.scale_(inside)
         momentum = on_device(group["momentum"], skipped.device).masked_fill(skipped, 1.0)
         torch._foreach_mul_(buffers, momentum.to(dtype))
-        updates.add_to(buffers, skipped)
-        updates.copy_(buffers).flat.mul_(-outside.to(dtype))
-        updates.add_to(params, skipped)
+        grads.add_to(buffers, skipped)
+        grads.copy_(buffers).flat.mul_(-outside.to(dtype))
+        grads.add_to(params, skipped)
+        return torch.stack([rate, weight_norms, length])

@@ -1,8 +1,8 @@
 """Optimizers whose update is written twice, as kernels ``reference`` and ``foreach`` that compute the same.
 
 ``reference`` updates layer by layer, by the equations of its module. ``foreach`` uses torch's multi-tensor operations
-and never waits for the device: in a skipped step factors become 1 and what is added becomes -0.0 (``multiply``,
-``add``), which leaves every number unchanged, bit for bit. On CPU a skipped step returns at once.
+and never waits for the device: in a skipped step factors become 1 and what is added becomes -0.0, which leaves every
+number unchanged, bit for bit. On CPU a skipped step returns at once.
 """
 
 from abc import ABC, abstractmethod
@@ -94,9 +94,9 @@ class LayerwiseOptimizer(MeasuredOptimizer, ABC):
             self._updated.append((params, rows))
         return loss
 
-    @abstractmethod
     def _new_state(self, param: Tensor) -> State:
         """The state before the first update."""
+        return self._format.start(param)
 
     @abstractmethod
     def _update(self, group: Group, w: Tensor, g: Tensor, own: State) -> tuple[float, float, float]:

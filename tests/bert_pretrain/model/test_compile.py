@@ -163,7 +163,7 @@ def masks_of_two_layers_are_independent(model: PretrainingModel) -> None:
     positions = torch.arange(SHAPE.samples * (1 + PREDICTIONS))
     mask = torch.zeros(SHAPE.samples, 1, 1, SHAPE.length)
     with model.step():
-        weights = layer_weights(layer, model.speed, model._weight_cache.stack)
+        weights = layer_weights(layer, model.speed, model._weight_cache.join)
         given = (layer, weights, x, mask, positions, "eager", model.speed)
         drawn = [model.pieces.layer(*given).detach() < 0 for _ in range(2)]
     for dropped in drawn:

@@ -57,6 +57,10 @@ ELEMENTWISE = {
         partial(LARS, trust_coefficient=0.5, clip=True), partial(MomentumOracle, eta=0.5, eps=1e-8, larc=True)
     ),
 }
+ELEMENTWISE |= {
+    f"{name} reference": replace(ELEMENTWISE[name], make=partial(ELEMENTWISE[name].make, kernel="reference"))
+    for name in ("lars", "lars_decayed", "larc")
+}
 # On matrices alone, of which layer 6 has gradients of zero.
 decayed = partial(Algorithm, groups=[(0.01, 0.01, [0, 2]), (0.02, 0.0, [1, 3])], layers=(3, 4, 6, 8))
 fixed = partial(Algorithm, groups=[(0.01, 0.0, [0, 2]), (0.02, 0.0, [1, 3])], layers=(3, 4, 6, 8))

@@ -8,16 +8,13 @@ import pytest
 import torch
 
 from bert_pretrain.optim import LARS, SGD, Adam, AdamW, NVLamb
-from bert_pretrain.optim.joined import joined_gradients
 from tests.bert_pretrain.optim.algorithms import ELEMENTWISE, WITH_KERNELS
 from tests.oracles import (
     assert_close,
     assert_continues_bitwise,
-    assert_same,
     norm_of,
     relative,
     set_grads,
-    snapshot,
 )  # fmt: skip
 
 # Error of the sum of the updates: with decay alone a layer changes by 1e-4 of itself per step, and torch's factor for
@@ -80,23 +77,6 @@ def test_skips_bit_for_bit_at_any_step_and_undoes_the_loss_scale(name, scale):
         assert_close(params, oracle, weights, 2e-6, LONG_CHANGE)
     for param, expected in zip(params, oracle.w, strict=True):
         assert dtype == torch.float32 or relative(param.detach(), expected) < 1e-9
-
-
-@pytest.mark.parametrize("name", ["lars", "larc"])
-def test_lars_masks_a_skipped_step_on_the_device(name, monkeypatch):
-    """On a GPU the host does not wait for the decision: the update runs, and changes nothing."""
-    weights, gradients = ELEMENTWISE[name].problem()
-    params, optimizer = ELEMENTWISE[name].build(weights)
-    set_grads(params, gradients(0))
-    optimizer.step()
-    before = snapshot(params, optimizer)
-    set_grads(params, gradients(1))
-    params[7].grad[77] = float("nan")
-    skip, factor = torch.tensor(True), torch.tensor(1.0, dtype=torch.float64)
-    with torch.no_grad():
-        for group, layers in optimizer._parts():
-            optimizer._update(group, layers, joined_gradients(layers, factor, {}), skip)
-    assert_same(before, snapshot(params, optimizer))
 
 
 @pytest.mark.parametrize("name", WITH_KERNELS)

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim import LARS, AdamH, Muon, ScheduleFreeAdamW, joined
 from bert_pretrain.optim.joined import Joined
-from tests.bert_pretrain.optim.algorithms import LAYERWISE
+from tests.bert_pretrain.optim.algorithms import ELEMENTWISE, LAYERWISE
 from tests.oracles import assert_same, relative, set_grads, snapshot
 
 
@@ -35,11 +35,12 @@ def test_200_updates_agree_with_the_oracle(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", LAYERWISE)
+@pytest.mark.parametrize("name", [*LAYERWISE, "lars", "larc"])
 def test_a_skipped_step_is_masked_on_the_device(name, dtype):
     """On a GPU the host does not wait for the decision: the update runs, and changes nothing."""
-    weights, gradients = LAYERWISE[name].problem(np.float64)
-    params, optimizer = LAYERWISE[name].build(weights, dtype)
+    algorithm = (LAYERWISE | ELEMENTWISE)[name]
+    weights, gradients = algorithm.problem(np.float64)
+    params, optimizer = algorithm.build(weights, dtype)
     for param in params:
         optimizer.state[param] = optimizer._new_state(param)
     for applied in (False, True):
