@@ -66,7 +66,7 @@ def checked(name: str, check: Callable[[PretrainConfig, World], Finding], config
         if isinstance(error, RuntimeError) and is_collective_error(error):
             raise
         finding = Finding(FAIL, first_line(error))
-        if world.size > 1 and check in EXCHANGES and not isinstance(error, SharedError):
+        if world.size > 1 and check in WITH_COLLECTIVES and not isinstance(error, SharedError):
             print_finding(name, finding, rank_label(world.rank))
             exit_process(1)
     findings = world.gather((finding, rank_label(world.rank)))
@@ -220,5 +220,5 @@ def _nearest_directory(path: Path) -> Path:
 
 
 CHECKS = (program, versions, system, device, processors, shared_memory, disk, collectives, kernels, shards, two_steps)
-EXCHANGES = (collectives, two_steps)
+WITH_COLLECTIVES = (collectives, two_steps)
 """Checks with collectives."""

@@ -78,18 +78,15 @@ def fused_step(work: Work) -> Outcome:
     require_import(_LOOPS, "numba")
     import bert_pretrain.optim.nvlamb_cpu_loops as loops  # imports numba; importing the optimizer needs only torch
 
-    layers = [(part, i) for part in work.parts for i in range(len(part.params))]
-    for part, i in layers:
-        weights = part.weights[i]
-        require(supported(weights), "kernel", "fused", "foreach or auto where a layer is float64 or not contiguous")
-    plan = _plan(work.workspace, [part.weights[i].numel() for part, i in layers])
+    names = ("weights", "grads", "exp_avgs", "exp_avg_sqs")
+    weights, grads, *moments = ([x for part in work.parts for x in getattr(part, name)] for name in names)
+    fits = all(map(supported, weights))
+    require(fits, "kernel", "fused", "foreach or auto where a layer is float64 or not contiguous")
+    plan = _plan(work.workspace, [weight.numel() for weight in weights])
     # Gradients of another type or layout are copied; the copies live until the end of the step.
-    grads = [part.grads[i].to(torch.float32).contiguous() for part, i in layers]
-    memory = [
-        (part.weights[i].data_ptr(), grad.data_ptr(), part.exp_avgs[i].data_ptr(), part.exp_avg_sqs[i].data_ptr())
-        for (part, i), grad in zip(layers, grads, strict=True)
-    ]
-    addresses = np.array(memory, dtype=np.int64)
+    grads = [grad.to(torch.float32).contiguous() for grad in grads]
+    columns = (weights, grads, *moments)
+    addresses = np.array([[x.data_ptr() for x in column] for column in columns], dtype=np.int64).T.copy()
     check_addresses(addresses[:, (0, 2, 3)])
     sums = np.zeros((len(plan.pieces), 4))  # of g^2, w^2, u^2; the last is NaN if a v is not finite
     rules = work.rules
@@ -110,7 +107,7 @@ def fused_step(work: Work) -> Outcome:
     for part in work.parts:
         torch._foreach_add_(part.steps, 1.0)
         copy_masters(part)
-    of_layers = torch.zeros(len(layers), 4, dtype=torch.float64)
+    of_layers = torch.zeros(len(weights), 4, dtype=torch.float64)
     of_layers.index_add_(0, torch.from_numpy(plan.pieces[:, 0]), torch.from_numpy(sums))
     norms = of_layers[:, 1:3].sqrt()
     return Outcome(decision, ~torch.isfinite(of_layers).all(), norms[:, 0], norms[:, 1])

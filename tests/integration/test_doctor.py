@@ -91,7 +91,7 @@ def test_a_rank_that_fails_alone_in_an_exchange_says_so_and_ends(
     def exchange(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(checks, "EXCHANGES", (exchange,))
+    monkeypatch.setattr(checks, "WITH_COLLECTIVES", (exchange,))
     with pytest.raises(SystemExit) as left:
         checks.checked("exchange", exchange, None, World(1, 1, 2, torch.device("cpu")))  # type: ignore[arg-type]
     assert left.value.code == 1
