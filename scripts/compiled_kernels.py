@@ -102,12 +102,6 @@ def all_steps() -> None:
     step(*DTYPES)  # only the first launch of a step clears
 
 
-def common_steps() -> None:
-    """Those of the recipes: weights in float32; and in bf16."""
-    step(torch.float32)
-    step(torch.bfloat16)
-
-
 def optimizer_rows(target: str, steps: Any = all_steps) -> list[dict[str, Any]]:
     """One row for each kernel and kind of launch."""
     with compiled_instead_of_launched(TARGETS[target]) as compiled:
