@@ -115,16 +115,20 @@ def _launch(work: Work, columns: Columns, plan: Plan) -> Outcome:
     options: dict[str, Any] = {"CHUNK": CHUNK, "BLOCK": BLOCK, "num_warps": WARPS}
     with torch.cuda.device(work.device) if work.device.type == "cuda" else contextlib.nullcontext():
         for launch in plan.launches:
-            norm = kernels.norm_kernel[(launch.norm_programs,)]
-            chunks = (launch.first, 0 if sharded else launch.chunks, plan.partials, launch.slot)
-            types = {"TYPE": launch.types[0], "CLEAR": launch.first == 0}
-            norm(layers, plan.layer_of, *chunks, report, flags, n, **types, **options)
+            chunks = 0 if sharded else launch.chunks
+            kernels.norm_kernel[(launch.norm_programs,)](
+                layers, plan.layer_of, launch.first, chunks, plan.partials, launch.slot, report, flags, n,
+                CLEAR=launch.first == 0, TYPE=launch.gradient_type, **options,
+            )  # fmt: skip
         for launch in plan.launches:
-            where = (layers, groups, plan.layer_of, launch.first, total)
-            decided = (plan.partials, partial_sums, extra, scale, found, report, flags)
-            types = {"PRE": work.rules.pre_normalization, "TYPE": launch.types[0]}
-            update, apply = kernels.update_kernel[(launch.chunks,)], kernels.apply_kernel[(launch.chunks,)]
-            update(*where, *decided, plan.sums, plan.kept, **types, **options)
-            apply(*where, report, flags, plan.sums, plan.kept, n, COPY_TYPE=launch.types[1], **options)
+            kernels.update_kernel[(launch.chunks,)](
+                layers, groups, plan.layer_of, launch.first, total, plan.partials, partial_sums, extra, scale, found,
+                report, flags, plan.sums, plan.kept,
+                PRE=work.rules.pre_normalization, TYPE=launch.gradient_type, **options,
+            )  # fmt: skip
+            kernels.apply_kernel[(launch.chunks,)](
+                layers, groups, plan.layer_of, launch.first, total, report, flags, plan.sums, plan.kept, n,
+                COPY_TYPE=launch.copy_type, **options,
+            )  # fmt: skip
     skipped, nonfinite = flags.view(torch.bool).unbind()
     return Outcome(Decision(report[0], skipped, report[1]), nonfinite, *report[2:].split(n))

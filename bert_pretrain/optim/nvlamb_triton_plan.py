@@ -74,8 +74,11 @@ class Columns:
 class Launch:
     """The chunks of the layers of one kind: one type of gradient and of low-precision copy."""
 
-    types: tuple[str, str]
+    gradient_type: str
+    copy_type: str
+    """``none`` for float32 parameters."""
     first: int
+    """Number of its first chunk."""
     chunks: int
     norm_programs: int
     slot: int
@@ -166,7 +169,7 @@ def _launches(kinds: list[tuple[str, str]], first: list[int]) -> list[Launch]:
     for i, j in pairwise([*starts, len(kinds)]):
         chunks = first[j] - first[i]
         norm_programs = min(chunks, NORM_PROGRAMS)
-        launches.append(Launch(kinds[i], first[i], chunks, norm_programs, slot))
+        launches.append(Launch(*kinds[i], first[i], chunks, norm_programs, slot))
         slot += norm_programs
     return launches
 

@@ -1,6 +1,7 @@
 """A layer of more than 2^31 elements, and faults put into the Triton kernels by hand: the tests find each of them."""
 
 import mmap
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,6 @@ import torch
 
 from bert_pretrain.optim import nvlamb, nvlamb_triton
 from bert_pretrain.optim.layers import Layers, Rules, Work
-from bert_pretrain.optim.nvlamb_triton_plan import Launch
 from bert_pretrain.optim.trust import TrustRatio
 from tests.oracles import Oracle, assert_close, build, build_oracle, problem, set_grads
 
@@ -63,7 +63,10 @@ def long_layer(monkeypatch):
     def plan_of_two_chunks(*given):
         plan = plan_for(*given)
         last = plan.layer_of.numel() - 1
-        plan.launches = [Launch(plan.launches[0].types, first, 1, 1, slot) for slot, first in enumerate((0, last))]
+        plan.launches = [
+            replace(plan.launches[0], first=first, chunks=1, norm_programs=1, slot=slot)
+            for slot, first in enumerate((0, last))
+        ]
         plan.partials = torch.zeros(2, dtype=torch.float64)
         plan.sums.zero_()
         return plan
