@@ -40,7 +40,7 @@ from bert_pretrain.optim.freezing import describe_frozen
 from bert_pretrain.optim.schedule import learning_rate_table
 from bert_pretrain.output import go_on_without_reader
 from bert_pretrain.plan.hardware_peaks import data_sheet_rate, device_name, measured_matrix_rate
-from bert_pretrain.plan.run import describe
+from bert_pretrain.plan.run import describe_plan
 from bert_pretrain.report.run import write_report
 from bert_pretrain.same_run import check_run_dir, write_config
 from bert_pretrain.starting import find_checkpoint, resolve_micro_batch_size, resume, start
@@ -166,7 +166,7 @@ def build_trainer(
         progress = start(config, model, optimizer, shards, world, log)
     resolved, dtype = replace(config, batch=batch), dtype_name(precision.dtype)
     mixture = describe_mixture(shards, order, config.schedule.total_steps * batch.global_batch_size)
-    log.message(describe(resolved, world.size, world.device.type, dtype, shards.samples, mixture))
+    log.message(describe_plan(resolved, world.size, world.device.type, dtype, shards.samples, mixture))
     log.message(describe_choices(model, config.model, config.speed, world.device))
     log.message("\n".join(filter(None, (describe_optimizer(optimizer, config.optimizer), describe_frozen(model)))))
     shapes, speed = None, model.speed

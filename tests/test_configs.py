@@ -12,7 +12,7 @@ from bert_pretrain.config_loading import load_config
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.model.flops import training_flops
 from bert_pretrain.optim.schedule import learning_rate
-from bert_pretrain.plan.run import describe
+from bert_pretrain.plan.run import describe_plan
 from bert_pretrain.same_run import check_same_run, moments_fault
 from tests.conftest import ROOT
 
@@ -143,5 +143,5 @@ def test_a_run_of_an_earlier_version_did_what_new_options_say_by_default() -> No
 )
 def test_the_plan_counts_weights_gradients_and_moments(options: tuple, floats: float) -> None:
     """BERT-large, 336,226,108 parameters of 4 bytes, on 8 ranks."""
-    text = describe(composed("recipe=bert_large_64k_phase1", *options), 8, "cuda", "bf16", None)
+    text = describe_plan(composed("recipe=bert_large_64k_phase1", *options), 8, "cuda", "bf16", None)
     assert f"{4 * floats * 336_226_108 / 2**30:.2f} GiB for weights, gradients and moments" in text

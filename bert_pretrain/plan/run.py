@@ -94,7 +94,7 @@ def main(config: PlanConfig) -> None:
         samples = shards.samples
         seen = config.schedule.total_steps * config.batch.global_batch_size
         mixture = describe_mixture(shards, sample_order(config.data, shards, config.seed, print), seen)
-    print(describe(config, config.devices, device, compute, samples, mixture))
+    print(describe_plan(config, config.devices, device, compute, samples, mixture))
     if config.tokens_per_second is not None:
         tokens = config.schedule.total_steps * config.batch.global_batch_size * config.data.sequence_length
         hours, rate = duration(tokens / config.tokens_per_second), config.tokens_per_second
@@ -159,7 +159,7 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:,.1f} ms" if seconds < 10 else f"{seconds:,.1f} s"
 
 
-def describe(
+def describe_plan(
     config: PretrainConfig,
     devices: int,
     device: str,

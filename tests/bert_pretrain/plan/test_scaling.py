@@ -17,7 +17,7 @@ from bert_pretrain.errors import ConfigError
 from bert_pretrain.model.flops import parameter_count, training_flops
 from bert_pretrain.model.options import ModelConfig
 from bert_pretrain.plan.figure import draw_scaling
-from bert_pretrain.plan.run import PlanConfig, describe, describe_scaling, scaling_of, with_micro_batch_size
+from bert_pretrain.plan.run import PlanConfig, describe_plan, describe_scaling, scaling_of, with_micro_batch_size
 from bert_pretrain.plan.scaling import GpuConfig, NetworkConfig, Scaling, powers_of_two
 from tests.conftest import ROOT
 
@@ -205,6 +205,6 @@ def test_a_size_that_leaves_much_padding_is_named(size: int, expected: str) -> N
     """65,536 samples on 256 ranks are 256 each: in 192 and 64, padded to 192 where the model is compiled."""
     options = ["recipe=bert_large_64k_phase1", "devices=256", f"batch.micro_batch_size={size}"]
     config = load_config("plan", options, PlanConfig)
-    assert expected in describe(config, 256, "H100 80 GB", "bf16", None)
-    assert "padding;" not in describe(config, 256, "cpu", "bf16", None)
-    assert ("padding;" in describe(config, 256, "cuda", "bf16", None)) == bool(expected)
+    assert expected in describe_plan(config, 256, "H100 80 GB", "bf16", None)
+    assert "padding;" not in describe_plan(config, 256, "cpu", "bf16", None)
+    assert ("padding;" in describe_plan(config, 256, "cuda", "bf16", None)) == bool(expected)
