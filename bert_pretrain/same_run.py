@@ -82,18 +82,23 @@ def check_run_dir(config: PretrainConfig, may_extend: bool = True) -> None:
             "with it, or give another run_dir"
         )
     if config.init_progress == "keep" and newest_by_name(run_dir) == run_dir:
-        source = newest_by_name(Path(config.init_from or ""))
-        if not (source / "progress.json").is_file() or not (source / "config.yaml").is_file():
-            raise ConfigError(
-                f"init_progress is 'keep', but init_from={config.init_from} holds no progress.json and config.yaml; "
-                "give a checkpoint of a run (RUN/checkpoints/step_*), or init_progress=reset"
-            )
-        applied = read_progress(source / "progress.json")["step"]
-        check_same_run(now, read_text(source / "config.yaml"), config.run_dir, applied, source)
+        _check_branch(config, now)
 
 
 def _holds_rows(metrics: Path) -> bool:
     return metrics.exists() and metrics.stat().st_size > 0
+
+
+def _check_branch(config: PretrainConfig, now: str) -> None:
+    """Raise ``ConfigError`` if a new branch differs from the run of its checkpoint in more than the steps to come."""
+    source = newest_by_name(Path(config.init_from or ""))
+    if not (source / "progress.json").is_file() or not (source / "config.yaml").is_file():
+        raise ConfigError(
+            f"init_progress is 'keep', but init_from={config.init_from} holds no progress.json and config.yaml; "
+            "give a checkpoint of a run (RUN/checkpoints/step_*), or init_progress=reset"
+        )
+    applied = read_progress(source / "progress.json")["step"]
+    check_same_run(now, read_text(source / "config.yaml"), config.run_dir, applied, source)
 
 
 def _check_same_source(config: PretrainConfig, stored: dict[str, Any]) -> None:
