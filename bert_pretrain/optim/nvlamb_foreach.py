@@ -16,6 +16,7 @@ step the factors become 1 and what is added becomes -0.0, which leaves every num
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,7 +122,9 @@ def _scalars(layers: Layers, decision: Decision, bias_correction: bool, host_dec
     t = torch.stack(layers.steps).double() + 1
     correction1 = 1 - beta1**t if bias_correction else torch.ones_like(t)
     root2 = torch.sqrt(1 - beta2**t) if bias_correction else torch.ones_like(t)
-    k, e = root2 / correction1, layers.group["eps"] * root2
+    factor: float | Tensor
+    k: Any = root2 / correction1  # a number, or one for each layer
+    e: Any = layers.group["eps"] * root2
     if host_decides:
         factor, keep1, keep2 = decision.grad_factor.item(), beta1, beta2
         if len(set(t.tolist())) == 1:
