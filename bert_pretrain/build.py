@@ -27,7 +27,7 @@ from bert_pretrain.data.sample_order import MixedOrder, SampleOrder
 from bert_pretrain.directory_lock import DirectoryLock, lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
-from bert_pretrain.errors import EXIT_STOPPED, ConfigError, DivergedError
+from bert_pretrain.errors import EXIT_STOPPED, ConfigError, DivergedError, on_one_line
 from bert_pretrain.file_system import check_file_writable, require_writable
 from bert_pretrain.hub.export import check_before_training
 from bert_pretrain.hub.shape import resolve_model
@@ -60,9 +60,6 @@ def run(config: PretrainConfig) -> None:
     stop.stop_after(config.training.stop_after_minutes)
     with open_world(config.device, resolved_yaml(config), config.communication.timeout_seconds, stop) as world:
         finished = pretrain(config, world, stop)
-        if finished and world.is_first:
-            run_dir = Path(config.run_dir)
-            print(f"finished: checkpoints in {run_dir / 'checkpoints'}, report with plots in {run_dir / 'report.html'}")
     if not finished:
         sys.exit(EXIT_STOPPED)
 
@@ -100,16 +97,27 @@ def train(config: PretrainConfig, world: World, stop: StopRequest, stated: DataC
         log.close(DIVERGED if isinstance(error, DivergedError) else FAILED)
         raise
     try:
-        if finished and world.is_first:
-            with world.busy("drawing the plots"):
-                log.trackers.plots(write_report(run_dir).parent / "plots", trainer.progress.step)
-    finally:  # a run whose report cannot be written has finished all the same
+        report = drawn_report(run_dir, log, trainer.progress.step) if finished and world.is_first else ""
+    finally:  # also at an interrupt
         log.close(FINISHED if finished else STOPPED)
-    if not finished:
+    if finished:
+        log.message(f"finished: checkpoints in {store.directory}{report}")
+    else:
         step = trainer.progress.step
         reached = f"after step {step}, which is saved" if step else "before the first step"
         log.message(f"stopped on request {reached}; rerun the same command to resume")
     return finished
+
+
+def drawn_report(run_dir: Path, log: MetricsLog, step: int) -> str:
+    """Draw the report of a finished run; what to say of it. A run whose report fails has finished all the same."""
+    try:
+        with log.busy("drawing the plots"):
+            page = write_report(run_dir)
+            log.trackers.plots(page.parent / "plots", step)
+    except Exception as error:  # of the disk, or of a library
+        return f"; no report ({on_one_line(error)}): mend that, then bert-pretrain report run_dir={run_dir}"
+    return f", report with plots in {page}"
 
 
 def session_facts(trainer: Trainer) -> dict[str, object]:

@@ -41,17 +41,21 @@ def find_checkpoint(config: PretrainConfig, store: CheckpointStore, world: World
 
 
 def has_saved(run_dir: Path) -> bool:
-    """Whether a run of a version that kept no record of its saves has saved, by its metrics.
+    """Whether a run without a record of its saves has saved: by its report, which a finished run has.
 
-    A save is on disk when the one after it begins. A finished run has a report.
+    By its metrics too where an earlier version made it, which kept no record: a save is on disk when the one after it
+    begins.
     """
     stored = run_dir / "config.yaml"
-    if not stored.is_file() or "format_version" in read_text(stored):
+    if not stored.is_file():
         return False
+    keeps_record = "format_version" in read_text(stored)
     options = read_options(stored)
     every, last = (int(options.get(part, {}).get(name, 0)) for part, name in _SAVES)
     reached = max((row["step"] for row in read_rows(run_dir / "metrics.jsonl")), default=0)
-    return reached > 2 * every > 0 or (reached >= last > 0 and (run_dir / "report.html").exists())
+    return (not keeps_record and reached > 2 * every > 0) or (
+        reached >= last > 0 and (run_dir / "report.html").exists()
+    )
 
 
 def resume(

@@ -41,7 +41,10 @@ def parse_options(text: str, path: Path | str) -> dict[str, Any]:
 def read_options(path: Path) -> dict[str, Any]:
     """``parse_options`` of a file, which must be whole."""
     options = parse_options(read_text(path), path)
-    if missing := [name for name in _SECTIONS if not isinstance(options.get(name), dict)]:
+    missing = [name for name in _SECTIONS if not isinstance(options.get(name), dict)]
+    if not missing and not isinstance(options["schedule"].get("total_steps"), int):
+        missing = ["schedule.total_steps"]
+    if missing:
         raise _damaged(path, ValueError(f"it lacks {', '.join(missing)}"), _SOURCE)
     return options
 

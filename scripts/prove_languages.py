@@ -21,6 +21,9 @@ from gold_sentences import faults_a_thousand
 from language_corpora import CORPORA, Corpus, corpus_file
 from results_file import argument_parser, write_result
 
+from bert_pretrain.report.reference import HELDOUT
+from bert_pretrain.training.metrics import read_rows
+
 LENGTH, STEPS = 32, 800
 MODEL = (
     "recipe=demo",
@@ -73,8 +76,7 @@ def _command(module: str, log: Path, options: tuple[str, ...]) -> None:
 
 def held_out_loss(run_dir: Path) -> float:
     """The last held-out masked-word loss in nats."""
-    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    return float([line["eval/mlm_loss"] for line in lines if "eval/mlm_loss" in line][-1])
+    return float([row[HELDOUT] for row in read_rows(run_dir / "metrics.jsonl") if HELDOUT in row][-1])
 
 
 def prepared(corpus: Corpus, work: Path) -> dict[str, Any]:

@@ -20,7 +20,12 @@ def config_for(run_dir: Path, *words: str) -> PretrainConfig:
     return load_config("pretrain", [*TEST_RECIPE, f"run_dir={run_dir}", *words], PretrainConfig)
 
 
-@pytest.mark.parametrize("content", [b"", b"a: [", b"\xff\xfe", b"- 1", b"word", b"a: ${", b"seed: 1\nmodel:\n  hid"])
+NO_STEPS = b"model: {}\nbatch: {}\nschedule: {}\ncheckpoint: {}\nlogging: {}\n"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"a: [", b"\xff\xfe", b"- 1", b"word", b"a: ${", b"seed: 1\nmodel:\n  hid", NO_STEPS]
+)
 def test_a_damaged_config_is_told_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.yaml").write_bytes(content)
     for read in (read_options, lambda _: check_run_dir(config_for(tmp_path))):

@@ -1,6 +1,7 @@
 """Checkpoints that are gone, damaged, elsewhere or behind links: no run begins again by itself, no save is lost."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -29,6 +30,44 @@ def finished(tmp_path_factory: pytest.TempPathFactory, shard_dir: Path) -> Path:
     run_dir = tmp_path_factory.mktemp("finished") / "run"
     train(*words(run_dir, shard_dir))
     return run_dir
+
+
+def test_a_save_longer_than_the_timeout_of_the_watchdog_ends_no_run(tmp_path: Path, shard_dir: Path) -> None:
+    """Rank 0 waits for its disk, rank 1 for rank 0: 3.5 seconds of silence would be a stuck rank."""
+    options = words(tmp_path, shard_dir, "schedule.total_steps=2", "communication.timeout_seconds=5")
+    done = run_module("tests.integration.slow_save", "8", *options, processes=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"rank 0 on \S+: (saving a|writing the last) checkpoint, for \d+ s so far", done.stdout)
+    assert (tmp_path / "checkpoints/step_00000002/checksums.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["plots", "report.html"])
+def test_a_finished_run_has_finished_without_its_report(
+    tmp_path: Path, shard_dir: Path, finished: Path, name: str
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    if name == "plots":
+        shutil.rmtree(run_dir / name)
+        (run_dir / name).touch()
+    else:
+        (run_dir / name).unlink()
+        (run_dir / name).mkdir()
+    last = train(*words(run_dir, shard_dir)).splitlines()[-1]
+    assert last.startswith(f"finished: checkpoints in {run_dir}/checkpoints; no report (")
+    assert f"bert-pretrain report run_dir={run_dir}" in last
+
+
+def test_a_finished_run_whose_record_is_gone_too_does_not_begin_again(
+    tmp_path: Path, shard_dir: Path, finished: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    shutil.rmtree(run_dir / "checkpoints")
+    (run_dir / RECORD).unlink()
+    refused(
+        "bert_pretrain.pretrain", *words(run_dir, shard_dir), mentions="holds no checkpoint, but this run has saved"
+    )
 
 
 @pytest.mark.parametrize("version", ["this", "earlier"])
