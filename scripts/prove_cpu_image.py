@@ -65,7 +65,7 @@ def main() -> None:
     ).stdout.strip()
     arguments = [f"--build-arg=COMMIT={commit}", *(f"--volume={volume}" for volume in given.volume)]
     arguments += [f"--build-arg=TORCH_INDEX={given.torch_index}"] if given.torch_index else []
-    buildah("bud", "-q", "--isolation=chroot", "--pull=missing", *arguments, "-f", f"{ROOT}/docker/Dockerfile.cpu",
+    buildah("bud", "-q", "--format=docker", "--isolation=chroot", "--pull=missing", *arguments, "-f", f"{ROOT}/docker/Dockerfile.cpu",
             "-t", IMAGE, str(ROOT))  # fmt: skip
     container = buildah("from", "--pull=never", IMAGE)
 
