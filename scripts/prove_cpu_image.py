@@ -25,11 +25,12 @@ PREPARE = (
     "bert-pretrain prepare corpus=text corpus.path=/tmp/text.txt out_dir=data/x sequence_lengths=[32] vocab_size=300 "
     "duplicates.near=false heldout_fraction=0.2"
 )
-TRAIN = (
-    "PROCESSES=2 scripts/pretrain_node.sh recipe=demo run_dir=runs/x data.dir=data/x data.sequence_length=32 "
+OPTIONS = (
+    "recipe=demo run_dir=runs/x data.dir=data/x data.sequence_length=32 "
     "model.vocab_size=$(wc -l < data/x/tokenizer/vocab.txt) batch.global_batch_size=16 schedule.total_steps=300 "
     "logging.every_steps=5"
 )
+TRAIN = f"PROCESSES=2 scripts/pretrain_node.sh {OPTIONS}"
 STOP = (
     f"{TRAIN} > /tmp/log 2>&1 & pid=$!; for _ in $(seq 600); do grep -q '^step' /tmp/log && break; sleep 0.5; done; "
     "kill -TERM $pid; wait $pid; [ $? = 75 ] && grep '^stopped' /tmp/log"
@@ -75,8 +76,7 @@ def main() -> None:
     run("! command -v cc && ! command -v gcc && ! command -v nvcc && [ $(id -u) != 0 ]")
     version = run("bert-pretrain --version")
     assert commit in version, version
-    run("bert-pretrain doctor")
-    for command in (TEXT, PREPARE, STOP, f"{TRAIN} | grep -E ' from .*, step |^finished'"):
+    for command in (TEXT, PREPARE, f"bert-pretrain doctor {OPTIONS}", STOP, f"{TRAIN} | grep -E '^resuming|^finished'"):
         run(command)
     run("bert-pretrain export run_dir=runs/x out_dir=runs/model")
     filled = run(f"bert-pretrain fill-mask model_dir=runs/model 'sentences=[\"{SENTENCE}\"]'").splitlines()[-1].strip()

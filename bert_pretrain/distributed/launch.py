@@ -71,6 +71,7 @@ def main(words: list[str] | None = None) -> None:
     if arguments.standalone and not arguments.local_addr:
         arguments.local_addr = "localhost"  # not the host's name, which need not resolve, as in some containers
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks print their own errors
+    logging.getLogger("torch.distributed.run").setLevel(logging.ERROR)  # and choose their threads themselves
     for number in STOP_SIGNALS:
         signal.signal(number, forward)
     LocalElasticAgent._monitor_workers = without_restart(LocalElasticAgent._monitor_workers)  # type: ignore[method-assign]
