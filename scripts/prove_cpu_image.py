@@ -66,8 +66,8 @@ def main() -> None:
     ).stdout.strip()
     arguments = [f"--build-arg=COMMIT={commit}", *(f"--volume={volume}" for volume in given.volume)]
     arguments += [f"--build-arg=TORCH_INDEX={given.torch_index}"] if given.torch_index else []
-    buildah("bud", "-q", "--format=docker", "--isolation=chroot", "--pull=missing", *arguments, "-f", f"{ROOT}/docker/Dockerfile.cpu",
-            "-t", IMAGE, str(ROOT))  # fmt: skip
+    how = ("--format=docker", "--isolation=chroot", "--pull=missing")
+    buildah("bud", "-q", *how, *arguments, "-f", f"{ROOT}/docker/Dockerfile.cpu", "-t", IMAGE, str(ROOT))
     container = buildah("from", "--pull=never", IMAGE)
 
     def run(command: str) -> str:
