@@ -244,7 +244,7 @@ def test_a_failed_compilation_is_one_message(monkeypatch: pytest.MonkeyPatch) ->
         return functools.wraps(piece)(fail)
 
     monkeypatch.setattr(torch, "compile", broken)
-    with pytest.raises(ConfigError, match=r"speed\.compile is on, but .*no compiler\); it needs a C++ compiler, setuptools and"):
+    with pytest.raises(ConfigError, match=r"speed\.compile is on, but .*no compiler\); it needs .*, setuptools"):
         compiled(torch.float32)
 
 
