@@ -45,7 +45,7 @@ class DataConfig(ReadyMadeConfig, CacheConfig):
     """Directory of a further set of shards, with a NAME of your choice: the same tokenizer and lengths."""
     mix_weights: dict[str, float] = field(default_factory=dict)
     """Multiplies the share of the set NAME, or of data.dir with NAME dir; 1 where none is given."""
-    mix_temperature: float = 1.0
+    mix_temperature: float = field(default=1.0, metadata={"endless": True})
     """T: the share of a set of size n is proportional to weight * n^(1/T). 1: by size; inf: by weight alone."""
     mix_by: str = "samples"
     """What sizes and shares of the mixture count: ``samples`` or ``tokens``, without padding."""

@@ -17,6 +17,7 @@ else:
     Share = float | None
     Name = str | None
 
+_MOST_SCALE = 2.0**127  # a float32
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
@@ -70,6 +71,7 @@ class ModelConfig:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             share = given.get(name, 0.0)
             require(0.0 <= share < 1.0, f"model.{name}", share, "0 up to, not including, 1")
+        require(given.get("initializer_range", 0) >= 0, "model.initializer_range", self.initializer_range, "0 or more")
         require(given.get("layer_norm_eps", 1) > 0, "model.layer_norm_eps", self.layer_norm_eps, "a number above 0")
         require(given.get("type_vocab_size", 2) >= 2, "model.type_vocab_size", self.type_vocab_size, "2 or more")
         pad, words = given.get("pad_token_id", 0), given.get("vocab_size", 1 << 31)
@@ -146,5 +148,5 @@ class PrecisionConfig:
         allowed = ("auto", "bf16", "fp16", "fp32")
         require(self.compute in allowed, "precision.compute", self.compute, ", ".join(allowed))
         scale = self.initial_loss_scale
-        require(scale > 0, "precision.initial_loss_scale", scale, "a number above 0")
+        require(0 < scale <= _MOST_SCALE, "precision.initial_loss_scale", scale, "above 0, up to 2^127")
         require(self.growth_interval >= 1, "precision.growth_interval", self.growth_interval, "1 or more")

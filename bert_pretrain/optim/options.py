@@ -195,6 +195,8 @@ class OptimizerConfig(AlgorithmConfig):
 
 
 DECAY_FROM = ("warmup_end", "start")
+MOST_STEPS = 1 << 24
+"""Optimizers count updates in float32, which holds these numbers exactly."""
 SHAPES = ("polynomial", "wsd", "cosine", "constant")
 DECAY_FORMS = ("linear", "1-sqrt")
 
@@ -227,7 +229,8 @@ class ScheduleConfig:
     """wsd, cosine: the share of the peak to which the rate decays, in [0, 1]."""
 
     def __post_init__(self) -> None:
-        require(self.total_steps >= 1, "schedule.total_steps", self.total_steps, "at least 1")
+        total = self.total_steps
+        require(1 <= total <= MOST_STEPS, "schedule.total_steps", total, f"1 to {MOST_STEPS:,}")
         for option, allowed in (("shape", SHAPES), ("decay_from", DECAY_FROM), ("decay_form", DECAY_FORMS)):
             found = getattr(self, option)
             required = option != "decay_from" or found is not None

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.optim.checks import LOW_PRECISION, check_options
 from bert_pretrain.optim.dtensors import sharded_like
+from bert_pretrain.optim.options import MOST_STEPS
 
 _OPTIONS = ("lr", "betas", "eps", "momentum", "weight_decay")
 _OF_TORCH = ("amsgrad", "capturable", "differentiable", "foreach", "maximize")
@@ -124,7 +125,7 @@ def _step_count(value: Any, param: Tensor, name: str) -> Tensor:
     if isinstance(value, Tensor):
         require(value.numel() == 1, f"shape of step of {name}", tuple(value.shape), "0-d")
         number = value.item()
-    is_count = isinstance(number, int | float) and 0 <= number <= 1 << 24 and number == int(number)
+    is_count = isinstance(number, int | float) and 0 <= number <= MOST_STEPS and number == int(number)
     require(is_count, f"step of {name}", number, "a number of updates, at least 0")
     return torch.full((), float(number), dtype=torch.float32, device=param.device)
 

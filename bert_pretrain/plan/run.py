@@ -14,7 +14,7 @@ from bert_pretrain.data.batch_plan import AUTO, BatchPlan, even_size
 from bert_pretrain.data.dataset import report_single_segments
 from bert_pretrain.data.mixture import describe_mixture, open_data_sets, sample_order
 from bert_pretrain.data.remote_shards import local_data
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.errors import require
 from bert_pretrain.hub.shape import resolve_if_needed
 from bert_pretrain.model.flops import parameter_count, training_flops
 from bert_pretrain.optim.schedule import learning_rate
@@ -88,8 +88,7 @@ def main(config: PlanConfig) -> None:
     samples, mixture = config.samples, []
     if samples is None and config.data.kind == "shards" and Path(config.data.dir).is_dir():
         shards = open_data_sets(config.data, "train", config.model.vocab_size)
-        if shards is None:
-            raise ConfigError(f"data.dir {config.data.dir} holds no training samples")
+        assert shards is not None
         report_single_segments(shards, config.model.next_sentence, print)
         samples = shards.samples
         seen = config.schedule.total_steps * config.batch.global_batch_size
