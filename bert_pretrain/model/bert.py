@@ -254,8 +254,10 @@ def resolve_packing(speed: SpeedConfig, config: ModelConfig, dtype: torch.dtype,
 
 
 def load_weights(model: PretrainingModel, folder: Path) -> None:
-    """Load a ``transformers`` folder into ``model``. Raises torch's ``RuntimeError`` if a name or shape differs."""
-    loaded: Any = type(model.bert).from_pretrained(folder, dtype=torch.float32)
+    """Load a ``transformers`` folder into ``model``. Raises ``RuntimeError`` if a name or shape differs."""
+    loaded, report = type(model.bert).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    if lacking := sorted(report["missing_keys"]):  # transformers draws them at random
+        raise RuntimeError(f"it lacks weights, such as {lacking[0]}")
     model.bert.load_state_dict(loaded.state_dict(), strict=True)
 
 

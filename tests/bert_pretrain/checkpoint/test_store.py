@@ -156,7 +156,8 @@ def test_find_fault_reports_damaged_checksums(tmp_path: Path) -> None:
 
 
 def test_the_spike_detector_s_name_until_version_0_1_is_read(tmp_path: Path) -> None:
-    (tmp_path / "progress.json").write_text('{"step": 3, "attempts": 4, "watch": {"mean": 2.5}}')
+    values = {"step": 3, "attempts": 4, "samples_seen": 0, "data_fingerprint": "", "watch": {"mean": 2.5}}
+    (tmp_path / "progress.json").write_text(json.dumps(values))
     assert load_progress(tmp_path) == Progress(step=3, attempts=4, spike_detector={"mean": 2.5})
 
 
