@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bert_pretrain.command_line import checked_words, nearest_options, quoted, split_flags
 from bert_pretrain.config_files import CONFIG_DIR, choices, groups_of, user_config_dir
-from bert_pretrain.errors import ConfigError, did_you_mean, require
+from bert_pretrain.errors import ConfigError, did_you_mean, fault_of_place, require
 from bert_pretrain.launch_environment import local_rank
 from bert_pretrain.option_schema import help_text
 from bert_pretrain.output import steady_output
@@ -183,7 +183,7 @@ def _call(function: EntryPoint, args: tuple[list[str] | None, ...]) -> None:
 def exit_on_config_error(function: EntryPoint) -> EntryPoint:
     """End the process with one message and status 2 where ``function`` raises a ``ConfigError`` or misses an extra.
 
-    If the reader of standard output has left (``| head``), end quietly.
+    So do errors of disks and permissions. If the reader of standard output has left (``| head``), end quietly.
     """
 
     @functools.wraps(function)
@@ -204,6 +204,11 @@ def exit_on_config_error(function: EntryPoint) -> EntryPoint:
             with suppress(OSError):
                 print("interrupted", file=sys.stderr, flush=True)
             sys.exit(128 + signal.SIGINT)
+        except Exception as error:
+            of_place = fault_of_place(error)
+            if of_place is None:
+                raise
+            fault = of_place
         else:
             return
         print_error_of_node(fault)

@@ -15,7 +15,6 @@ Random states are not saved: dropout is seeded for every step from (seed, rank, 
 import errno
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from transformers import PreTrainedModel
 from bert_pretrain.checkpoint.files import Throttle, find_fault_quickly, save_state, write_checksums
 from bert_pretrain.checkpoint.find import checkpoints_in, newest_valid, record_saved_step, step_of
 from bert_pretrain.checkpoint.tokenizer_files import copy_tokenizer
-from bert_pretrain.errors import ConfigError, on_one_line
+from bert_pretrain.errors import ConfigError, number_of, on_one_line
 from bert_pretrain.file_system import fsync, open_to_umask
 from bert_pretrain.model.bert import PretrainingModel, load_weights
 from bert_pretrain.model.config_entries import keep_entries
@@ -188,8 +187,8 @@ def _disk_error(error: Exception, directory: Path) -> Exception:
     """``error`` as an OSError if a library hides one in it, memory ran out or the disk is full; else itself: a bug."""
     if isinstance(error, OSError) or not isinstance(error, (RuntimeError, MemoryError, SafetensorError)):
         return error
-    if number := re.search(r"os error (\d+)", str(error)):  # safetensors
-        return OSError(int(number[1]), os.strerror(int(number[1])))
+    if number := number_of(error):  # of safetensors
+        return OSError(number, os.strerror(number))
     if isinstance(error, MemoryError) or "allocate memory" in str(error):  # the latter is torch's
         return OSError(errno.ENOMEM, str(error))
     free = shutil.disk_usage(directory).free

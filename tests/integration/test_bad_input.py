@@ -71,6 +71,7 @@ def refused_here(monkeypatch, capsys) -> Iterator[Callable[..., str]]:
         (("batch.global_batch_size=0",), "batch.global_batch_size is 0"),
         (("batch.global_batch_size=1000000000000",), "allowed: 1 to 16,777,216"),
         (("schedule.total_steps=1000000000000",), "schedule.total_steps is 1000000000000"),
+        (("data.prefetch=1000000000000",), "data.prefetch is 1000000000000; allowed: 1 to 10,000"),
         (("communication.bucket_mb=inf",), "communication.bucket_mb is inf"),
         (("communication.timeout_seconds=1e300",), "communication.timeout_seconds is 1e+300"),
         (("training.stop_after_minutes=inf",), "training.stop_after_minutes is inf; allowed: a finite number"),
