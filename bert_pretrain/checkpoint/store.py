@@ -202,15 +202,16 @@ def load_progress(path: Path) -> Progress:
     values = read_progress(path / "progress.json")
     if "watch" in values:  # its name until version 0.1
         values["spike_detector"] = values.pop("watch")
+    try:
+        progress = Progress(**values)
+    except TypeError as error:
+        raise ConfigError(f"{path / 'progress.json'} is of another version of this program ({error})") from None
     for name, default in asdict(Progress()).items():
         value = values.get(name, None if name in _NEEDED else default)
         fits = value is None or isinstance(value, dict) if default is None else type(value) is type(default)
         if not fits or (isinstance(value, int) and value < 0):
             raise damaged(path / "progress.json", ValueError(f"{name} is {value!r}"), "one that is whole")
-    try:
-        return Progress(**values)
-    except TypeError as error:
-        raise ConfigError(f"{path / 'progress.json'} is of another version of this program ({error})") from None
+    return progress
 
 
 def load_optimizer_state(path: Path, device: torch.device) -> dict[str, Any]:

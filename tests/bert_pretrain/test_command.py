@@ -125,6 +125,7 @@ MISTAKES = [
     ("convert source=x out_dir=y hidden_act=gleu", "hidden_act is 'gleu'; allowed: gelu, gelu_pytorch_tanh, relu"),
     ("study prenormalization scale=toy", "did you mean pre_normalization"),
     ("study decay_degree scale=toy optimzer.lr=1", "did you mean optimizer.lr"),
+    ("plan recipe=bert_base_1gpu gpu=h100 plot=/proc/x.png", "the directory of plot, /proc cannot be written"),
     ("bench stop", "did you mean step"),
     ("recipes lst", "did you mean ls"),
     ("completion fish", "allowed: bash, zsh"),
