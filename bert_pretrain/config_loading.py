@@ -57,8 +57,12 @@ def to_dataclass(config: DictConfig, schema: type[Schema]) -> Schema:
     return typed
 
 
+_MOST = 1e38
+
+
 def _check_numbers(value: Any, name: str, endless: bool = False) -> None:
-    """Refuse numbers that mean nothing for any option: nan, inf unless it may be ``endless``, more than 62 bits."""
+    """Refuse numbers that mean nothing for any option: nan, those that float32 does not hold (but inf if ``endless``),
+    integers of more than 62 bits."""
     if is_dataclass(value):
         for field in fields(value):
             part = f"{name}.{field.name}".lstrip(".")
@@ -67,7 +71,7 @@ def _check_numbers(value: Any, name: str, endless: bool = False) -> None:
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             _check_numbers(item, f"{name}.{key}")
     elif isinstance(value, float):
-        require(math.isfinite(value) or (endless and value > 0), name, value, "a finite number")
+        require(abs(value) <= _MOST or (endless and value == math.inf), name, value, "a finite number, up to 1e38")
     elif isinstance(value, int):
         require(abs(value) < 1 << 62, name, value, "a number below 2^62")
 

@@ -17,7 +17,6 @@ else:
     Share = float | None
     Name = str | None
 
-_MOST_SCALE = 2.0**127  # a float32
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
@@ -148,5 +147,5 @@ class PrecisionConfig:
         allowed = ("auto", "bf16", "fp16", "fp32")
         require(self.compute in allowed, "precision.compute", self.compute, ", ".join(allowed))
         scale = self.initial_loss_scale
-        require(0 < scale <= _MOST_SCALE, "precision.initial_loss_scale", scale, "above 0, up to 2^127")
+        require(scale > 0, "precision.initial_loss_scale", scale, "a number above 0")
         require(self.growth_interval >= 1, "precision.growth_interval", self.growth_interval, "1 or more")

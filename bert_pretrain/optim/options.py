@@ -49,6 +49,9 @@ CHOICES = {
 }
 
 
+_MOST_RATE = 1e6  # far beyond any use, and an update still fits into float32
+
+
 @dataclass
 class AlgorithmConfig:
     """An algorithm and its options."""
@@ -157,7 +160,8 @@ class OthersConfig(AlgorithmConfig):
         allowed = [name for name in REQUIRED if name not in FOR_MATRICES]
         require(self.algorithm in allowed, f"{self._prefix}.algorithm", self.algorithm, " | ".join(allowed))
         super().__post_init__()
-        require(0 < self.lr_ratio < math.inf, f"{self._prefix}.lr_ratio", self.lr_ratio, "a number above 0")
+        ratio = self.lr_ratio
+        require(0 < ratio <= _MOST_RATE, f"{self._prefix}.lr_ratio", ratio, f"above 0, up to {_MOST_RATE:g}")
 
 
 @dataclass
@@ -177,7 +181,7 @@ class OptimizerConfig(AlgorithmConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 < self.lr < math.inf, "optimizer.lr", self.lr, "a number above 0")
+        require(0 < self.lr <= _MOST_RATE, "optimizer.lr", self.lr, f"above 0, up to {_MOST_RATE:g}")
         if self.algorithm in FOR_MATRICES and self.others is None:
             raise ConfigError(
                 f"optimizer.others is not set; optimizer.algorithm={self.algorithm} updates hidden matrices only and "

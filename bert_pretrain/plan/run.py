@@ -63,10 +63,10 @@ class PlanConfig(PretrainConfig):
         longest = self.data.sequence_length
         require((self.mean_length or 0) <= longest, "mean_length", self.mean_length, f"up to {longest}")
         require(0 < self.efficiency_floor < 1, "efficiency_floor", self.efficiency_floor, "between 0 and 1")
+        require(self.plot is None or self.plot.endswith(".png"), "plot", self.plot, "the name of a .png file")
         for name in ("plot", "device_tokens_per_second", "mean_length"):  # would have no effect
             value = getattr(self, name)
             require(value is None or self.gpu is not None, name, value, "null, unless gpu names a kind")
-        require(self.plot is None or self.plot.endswith(".png"), "plot", self.plot, "the name of a .png file")
         require(self.devices >= 1, "devices", self.devices, "1 or more")
         require(self.samples is None or self.samples >= 1, "samples", self.samples, "1 or more, or null")
 

@@ -316,6 +316,7 @@ class Numbers:
     [
         ({"one": math.nan}, "one is nan; allowed: a finite number"),
         ({"one": -math.inf}, "one is -inf"),
+        ({"one": 1e300}, "one is 1e+300; allowed: a finite number, up to 1e38"),
         ({"without_end": math.nan}, "without_end is nan"),
         ({"many": [1.0, math.inf]}, "many.1 is inf"),
         ({"named": {"b": math.nan}}, "named.b is nan"),

@@ -77,6 +77,7 @@ def refused_here(monkeypatch, capsys) -> Iterator[Callable[..., str]]:
         (("training.stop_after_minutes=inf",), "training.stop_after_minutes is inf; allowed: a finite number"),
         (("precision.initial_loss_scale=1e300",), "precision.initial_loss_scale is 1e+300"),
         (("checkpoint.keep_last=99999999999999999999",), "checkpoint.keep_last is 99999999999999999999"),
+        (("optimizer.lr=1e30",), "optimizer.lr is 1e+30; allowed: above 0, up to 1e+06"),
         (("model.initializer_range=-1",), "model.initializer_range is -1"),
         (("model.intermediate_size=1000000000000",), "GiB of memory; give a smaller model"),
         (("model.num_hidden_layers=1000000000000",), "GiB of memory; give a smaller model"),
