@@ -39,7 +39,7 @@ def new_file(path: Path) -> Iterator[Path]:
         fsync(temporary)
         temporary.rename(path)
     except OSError as error:
-        if error.filename is None:  # of a write
+        if error.errno is not None and error.filename is None:  # of a write
             error.filename = str(path)
         raise
     finally:
