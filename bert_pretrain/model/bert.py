@@ -255,7 +255,8 @@ def resolve_packing(speed: SpeedConfig, config: ModelConfig, dtype: torch.dtype,
 
 def load_weights(model: PretrainingModel, folder: Path) -> None:
     """Load a ``transformers`` folder into ``model``. Raises ``RuntimeError`` if a name or shape differs."""
-    loaded, report = type(model.bert).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    architecture: Any = type(model.bert)
+    loaded, report = architecture.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     if lacking := sorted(report["missing_keys"]):  # transformers draws them at random
         raise RuntimeError(f"it lacks weights, such as {lacking[0]}")
     model.bert.load_state_dict(loaded.state_dict(), strict=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from transformers import AutoModelForPreTraining, BertConfig, BertForPreTraining
 
 from bert_pretrain.checkpoint import files
@@ -306,6 +307,13 @@ def test_an_optimizer_state_that_is_none_is_told_by_its_file(tmp_path: Path, con
     else:
         torch.save(content, path / "optimizer.pt")
     with pytest.raises(ConfigError, match=f"{path}/optimizer.pt"):
+        restore_small(path)
+
+
+def test_weights_that_are_missing_are_not_drawn_at_random(tmp_path: Path) -> None:
+    (path,) = store_with(tmp_path, (3,)).all()
+    save_file({}, path / "model/model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"model cannot be loaded .it lacks weights, such as bert\."):
         restore_small(path)
 
 
