@@ -269,8 +269,7 @@ def open_data(config: PretrainConfig, world: World, log: MetricsLog) -> tuple[Op
     tokens = count_tokens(config.data)
     share = world.local_rank, world.local_size  # each file is read once on a node, in case it has copies of its own
     shards = open_data_sets(config.data, "train", words, log.message, tokens, share)
-    if shards is None:
-        raise ConfigError(f"data.dir {config.data.dir} holds no training samples; bert-pretrain prepare makes them")
+    assert shards is not None
     report_single_segments(shards, config.model.next_sentence, log.message)
     heldout = open_data_sets(config.data, "heldout", words, tokens=tokens, share=share)
     check_cache(config.data, sets_of(shards), sets_of(heldout))

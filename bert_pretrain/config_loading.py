@@ -5,6 +5,7 @@ the composed values are merged once more into a fresh schema, which raises. Rang
 """
 
 import functools
+import math
 import os
 import re
 import select
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bert_pretrain.command_line import checked_words, nearest_options, quoted, split_flags
 from bert_pretrain.config_files import CONFIG_DIR, choices, groups_of, user_config_dir
-from bert_pretrain.errors import ConfigError, did_you_mean
+from bert_pretrain.errors import ConfigError, did_you_mean, fault_of_place, require
 from bert_pretrain.launch_environment import local_rank
 from bert_pretrain.option_schema import help_text
 from bert_pretrain.output import steady_output
@@ -51,7 +53,27 @@ def to_dataclass(config: DictConfig, schema: type[Schema]) -> Schema:
         reason = (error.msg or str(error)).splitlines()[0]
         raise ConfigError(f"option {key}: {reason}") from None
     assert isinstance(typed, schema)
+    _check_numbers(typed, "")
     return typed
+
+
+_MOST = 1e38
+
+
+def _check_numbers(value: Any, name: str, endless: bool = False) -> None:
+    """Refuse numbers that mean nothing for any option: nan, those that float32 does not hold (but inf if ``endless``),
+    integers of more than 62 bits."""
+    if is_dataclass(value):
+        for field in fields(value):
+            part = f"{name}.{field.name}".lstrip(".")
+            _check_numbers(getattr(value, field.name), part, field.metadata.get("endless", False))
+    elif isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_numbers(item, f"{name}.{key}")
+    elif isinstance(value, float):
+        require(abs(value) <= _MOST or (endless and value == math.inf), name, value, "a finite number, up to 1e38")
+    elif isinstance(value, int):
+        require(abs(value) < 1 << 62, name, value, "a number below 2^62")
 
 
 def _missing(values: Any, prefix: str = "") -> list[str]:
@@ -165,7 +187,7 @@ def _call(function: EntryPoint, args: tuple[list[str] | None, ...]) -> None:
 def exit_on_config_error(function: EntryPoint) -> EntryPoint:
     """End the process with one message and status 2 where ``function`` raises a ``ConfigError`` or misses an extra.
 
-    If the reader of standard output has left (``| head``), end quietly.
+    So do errors of disks and permissions. If the reader of standard output has left (``| head``), end quietly.
     """
 
     @functools.wraps(function)
@@ -182,6 +204,15 @@ def exit_on_config_error(function: EntryPoint) -> EntryPoint:
         except BrokenPipeError:
             end_without_reader()
             raise
+        except KeyboardInterrupt:
+            with suppress(OSError):
+                print("interrupted", file=sys.stderr, flush=True)
+            sys.exit(128 + signal.SIGINT)
+        except Exception as error:
+            of_place = fault_of_place(error)
+            if of_place is None:
+                raise
+            fault = of_place
         else:
             return
         print_error_of_node(fault)

@@ -61,11 +61,13 @@ def check_replaceable(out_dir: Path, overwrite: bool, marks: tuple[str, ...], ki
 def new_folder(out_dir: Path) -> Iterator[Path]:
     """A path beside ``out_dir`` to write to; it gets the name ``out_dir`` if the block succeeds.
 
-    A block that fails, or SIGTERM, leaves nothing of it and what was there before.
+    A block that fails, SIGTERM or SIGHUP leave nothing of it and what was there before.
     """
     temporary, before = (out_dir.with_name(f".{out_dir.name}.{kind}") for kind in ("partial", "before"))
     remove_tree(temporary)
-    handler = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number in (number for number, handler in handlers.items() if handler != signal.SIG_IGN):  # nohup
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         yield temporary
         if out_dir.is_symlink():
@@ -79,5 +81,6 @@ def new_folder(out_dir: Path) -> Iterator[Path]:
         remove_tree(temporary)
         if before.exists() and not os.path.lexists(out_dir):
             before.rename(out_dir)
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     remove_tree(before)

@@ -3,13 +3,15 @@
 The file ``.lock`` in the directory says who holds it: host, process, job and since when. It is locked with POSIX
 ``lockf``, which local disks, NFS and Lustre share between nodes, and which ends with its process. Some mounts lock on
 their own node only, or not at all. So the holder also touches the file every few seconds, and a process on another
-host that gets the lock waits for two such intervals if the last touch is recent. A crashed holder blocks nobody longer.
+host that gets the lock waits until the last touch is a minute ago: a busy machine may let no thread run for a while. A
+crashed holder blocks nobody longer.
 """
 
 import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
 import socket
 import threading
@@ -19,10 +21,13 @@ from typing import IO, Any
 
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.file_system import require_writable
+from bert_pretrain.retry import say
 
 LOCK = ".lock"
 INTERVAL = 5.0
 """Seconds between two touches."""
+SILENCE = 60.0
+"""Seconds without a touch after which a holder on another host counts as dead."""
 _JOB_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 _NOT_SUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
@@ -83,10 +88,15 @@ def lock_directory(directory: Path, option: str, name: str = LOCK) -> DirectoryL
     return DirectoryLock(path, file)
 
 
+def lock_beside(out_dir: Path) -> DirectoryLock:
+    """``lock_directory`` for a folder that will be replaced whole: the lock file lies beside it."""
+    return lock_directory(out_dir.parent, f"out_dir {out_dir.name} in", f".{out_dir.name}.lock")
+
+
 def is_touched(directory: Path, name: str = LOCK) -> bool:
     """Whether a process has touched the lock of ``directory`` lately, by this machine's clock. Changes nothing."""
     try:
-        return time.time() - (directory / name).stat().st_mtime < 3 * INTERVAL
+        return time.time() - (directory / name).stat().st_mtime < SILENCE
     except FileNotFoundError:
         return False
 
@@ -107,7 +117,7 @@ def _try_lock(file: IO[str]) -> bool | None:
 def _is_alive(path: Path, holder: dict[str, Any], shared_lock: bool) -> bool:
     """Whether the process that the file names still runs, as far as its lock does not tell.
 
-    On this host by its number; on another one if it still touches the file: waits only if the last touch is recent.
+    On this host by its number; on another one if it touches the file within ``SILENCE`` after its last touch.
     """
     if holder.get("host", socket.gethostname()) == socket.gethostname():
         process = holder.get("process")
@@ -117,10 +127,15 @@ def _is_alive(path: Path, holder: dict[str, Any], shared_lock: bool) -> bool:
     clock.touch()
     age = (clock.stat().st_mtime_ns - before) / 1e9
     clock.unlink(missing_ok=True)
-    if age > 3 * INTERVAL:
-        return False
-    time.sleep(2 * INTERVAL)
-    return path.exists() and path.stat().st_mtime_ns != before
+    if age < SILENCE:
+        say(f"{path} is of a process on {holder['host']}; waiting up to {SILENCE - age:.0f} s for a sign of it")
+    for _ in range(math.ceil((SILENCE - age) / INTERVAL)):
+        time.sleep(INTERVAL)
+        if not path.exists():
+            return False
+        if path.stat().st_mtime_ns != before:
+            return True
+    return False
 
 
 def _own_facts() -> dict[str, Any]:

@@ -24,6 +24,19 @@ OUTAGES = {
 """Numbers of an ``OSError`` that are the machine's: worth another attempt. All others are the user's."""
 
 
+_OF_PLACES = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EMFILE,
+    errno.ENFILE,
+}
+"""Numbers of the user's errors that no check can rule out before: a disk fills up while a command works."""
+
+
 class ConfigError(ValueError):
     """A wrong option, file or directory.
 
@@ -46,6 +59,19 @@ class SharedError(ConfigError):
     def __init__(self, message: str, exit_status: int = EXIT_MISTAKE) -> None:
         super().__init__(message)
         self.exit_status = exit_status
+
+
+def number_of(error: BaseException) -> int | None:
+    """The number of the system's error: of an ``OSError``, or in the text of one from safetensors or HDF5."""
+    stated = re.findall(r"(?:os error|errno =) (\d+)", str(error))
+    return getattr(error, "errno", None) or (int(stated[-1]) if stated else None)
+
+
+def fault_of_place(error: Exception) -> ConfigError | None:
+    """``error`` as a message if it is that of a disk, a permission or an outage, not of this program."""
+    number = number_of(error)
+    kind = OutageError if number in OUTAGES else ConfigError if number in _OF_PLACES else None
+    return None if kind is None else kind(on_one_line(error))
 
 
 def as_config_error(error: OSError) -> ConfigError:

@@ -38,6 +38,10 @@ def new_file(path: Path) -> Iterator[Path]:
         yield temporary
         fsync(temporary)
         temporary.rename(path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # of a write
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

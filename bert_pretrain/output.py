@@ -66,13 +66,22 @@ class SteadyOutput:
             os.close(null)
 
 
+def _open_closed_streams() -> None:
+    """Give a process whose parent closed descriptors 0 to 2 some: else the files that it opens get their numbers, and
+    what libraries print goes into them."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+
+
 @contextmanager
 def steady_output() -> Iterator[SteadyOutput]:
-    """Standard output as a ``SteadyOutput`` inside the context. A closed one is replaced by the null device."""
+    """Standard output as a ``SteadyOutput`` inside the context. Closed standard streams become the null device."""
+    _open_closed_streams()
     before = sys.stdout
-    output = (
-        before if isinstance(before, SteadyOutput) else SteadyOutput(before or os.fdopen(os.open(os.devnull, 1), "w"))
-    )
+    output = before if isinstance(before, SteadyOutput) else SteadyOutput(before)
     sys.stdout = cast(TextIO, output)
     try:
         yield output

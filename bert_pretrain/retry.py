@@ -2,14 +2,13 @@
 
 import errno
 import os
-import re
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from bert_pretrain.errors import OUTAGES, ConfigError, OutageError
+from bert_pretrain.errors import OUTAGES, ConfigError, OutageError, number_of
 from bert_pretrain.launch_environment import local_rank
 
 Result = TypeVar("Result")
@@ -93,8 +92,7 @@ def read_error(error: Exception, what: str, advice: str) -> OSError | ConfigErro
 
     HDF5 states the number of the system's error in its text only. An error without a number is damage.
     """
-    stated = re.findall(r"errno = (\d+)", str(error))
-    number = getattr(error, "errno", None) or (int(stated[-1]) if stated else None)
+    number = number_of(error)
     reason = os.strerror(number) if number else " ".join(str(error).split()) or type(error).__name__
     if number in OUTAGES:
         return OSError(number, reason)

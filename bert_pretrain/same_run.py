@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from bert_pretrain.checkpoint.find import checkpoints_in
+from bert_pretrain.checkpoint.find import RECORD, checkpoints_in
 from bert_pretrain.config import PretrainConfig, resolved_yaml
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.file_system import replace_file
@@ -71,6 +71,9 @@ def check_run_dir(config: PretrainConfig, may_extend: bool = True) -> None:
     """
     run_dir = Path(config.run_dir)
     stored, now = run_dir / "config.yaml", resolved_yaml(config)
+    for path in (stored, run_dir / "metrics.jsonl", run_dir / RECORD):
+        if path.is_dir():
+            raise ConfigError(f"{path} is a directory, but a run has a file there; put the directory elsewhere")
     if stored.is_file():
         before, applied = read_options(stored), steps_done(run_dir) if may_extend else None
         check_same_run(now, read_text(stored), config.run_dir, applied)

@@ -7,7 +7,14 @@ import torch
 from torch.optim import Optimizer
 
 from bert_pretrain.checkpoint.find import newest_to_resume
-from bert_pretrain.checkpoint.store import CheckpointStore, Progress, load_optimizer_state, load_progress, restore
+from bert_pretrain.checkpoint.store import (
+    CheckpointStore,
+    Progress,
+    load_optimizer_state,
+    load_progress,
+    loading,
+    restore,
+)
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.data.batch_plan import AUTO, BatchConfig, even_size
 from bert_pretrain.data.dataset import Samples
@@ -21,11 +28,9 @@ from bert_pretrain.model.precision import MixedPrecision
 from bert_pretrain.optim.build import moments_by_name
 from bert_pretrain.retry import retried
 from bert_pretrain.same_run import moments_fault
-from bert_pretrain.stored_options import read_options, read_text
-from bert_pretrain.training.metrics import MetricsLog, read_rows
+from bert_pretrain.stored_options import flat, read_options
+from bert_pretrain.training.metrics import REPLACED, MetricsLog, read_rows
 from bert_pretrain.training.micro_batch_size import micro_batch_that_fits
-
-_SAVES = (("checkpoint", "every_steps"), ("schedule", "total_steps"))
 
 
 def find_checkpoint(config: PretrainConfig, store: CheckpointStore, world: World, log: MetricsLog) -> str:
@@ -33,29 +38,38 @@ def find_checkpoint(config: PretrainConfig, store: CheckpointStore, world: World
 
     Raises ``ConfigError`` if the run has saved checkpoints and none is valid.
     """
-    trained = store.record is not None and has_saved(store.record.parent)
+    run_dir = store.directory.parent
+    trained = store.record is not None and has_saved(run_dir, config.checkpoint.every_steps)
     found = newest_to_resume(store.directory, store.record, log.message, world.report_progress, trained)
+    if found is None and store.record is not None and (reached := max(logged_steps(run_dir))):
+        log.message(
+            f"{run_dir} has metrics up to step {reached} and no checkpoint: the run begins again, and these rows go to "
+            f"{REPLACED}"
+        )
     if found is None and config.init_progress == "keep":
         found = find_source(config.init_from or "", "init_from", log.message).checkpoint
     return str(found or "")
 
 
-def has_saved(run_dir: Path) -> bool:
-    """Whether a run without a record of its saves has saved: by its report, which a finished run has.
+def has_saved(run_dir: Path, every: int) -> bool:
+    """Whether a run has saved, by what is not its record: by its report, which a finished run has, or by its metrics.
 
-    By its metrics too where an earlier version made it, which kept no record: a save is on disk when the one after it
-    begins.
+    A save is on disk or has failed when the one after it begins, and a run ends after ``max_failed_saves`` that failed.
+    ``every``: steps between saves now; they may have been less often when the run began.
     """
     stored = run_dir / "config.yaml"
     if not stored.is_file():
         return False
-    keeps_record = "format_version" in read_text(stored)
-    options = read_options(stored)
-    every, last = (int(options.get(part, {}).get(name, 0)) for part, name in _SAVES)
-    reached = max((row["step"] for row in read_rows(run_dir / "metrics.jsonl")), default=0)
-    return (not keeps_record and reached > 2 * every > 0) or (
-        reached >= last > 0 and (run_dir / "report.html").exists()
-    )
+    options, steps = flat(read_options(stored)), logged_steps(run_dir)
+    every, last = max(every, int(options.get("checkpoint.every_steps", 0))), int(options["schedule.total_steps"])
+    failed = max(2, int(options.get("checkpoint.max_failed_saves", 0)))
+    finished = max(steps) >= last and (run_dir / "report.html").exists()
+    return finished or max(steps) - min(steps) > failed * every  # a branch does not begin at 0
+
+
+def logged_steps(run_dir: Path) -> list[int]:
+    """The steps in the metrics of a run; 0 without."""
+    return [int(row["step"]) for row in read_rows(run_dir / "metrics.jsonl")] or [0]
 
 
 def resume(
@@ -139,12 +153,13 @@ def load_source(
     moments = config.init_moments or ("reset" if fault else "keep")
     if source.checkpoint is not None and moments != "reset":
         state = load_optimizer_state(source.checkpoint, world.device)
-        if moments == "restart":
-            for entry in state["state"].values():
-                if "step" in entry:  # momentum has no step count
-                    entry["step"] = torch.zeros_like(entry["step"])
-        state, difference = moments_by_name(state, optimizer)
-        optimizer.load_state_dict(state)
+        with loading(source.checkpoint / "optimizer.pt"):
+            if moments == "restart":
+                for entry in state["state"].values():
+                    if "step" in entry:  # momentum has no step count
+                        entry["step"] = torch.zeros_like(entry["step"])
+            state, difference = moments_by_name(state, optimizer)
+            optimizer.load_state_dict(state)
         if difference:
             log.message(difference)
     log.message(f"moments: {moments}" + (f" ({fault})" if fault and config.init_moments is None else ""))

@@ -33,7 +33,7 @@ def parse_options(text: str, path: Path | str) -> dict[str, Any]:
         if not isinstance(options, dict) or not options:
             raise ValueError("it holds no options")
     except (YAMLError, OmegaConfBaseException, ValueError, AttributeError, RecursionError) as error:
-        raise _damaged(path, error, _SOURCE) from None
+        raise damaged(path, error, _SOURCE) from None
     check_format(options.pop("format_version", 1), path)
     return {str(key): value for key, value in options.items()}
 
@@ -45,7 +45,7 @@ def read_options(path: Path) -> dict[str, Any]:
     if not missing and not isinstance(options["schedule"].get("total_steps"), int):
         missing = ["schedule.total_steps"]
     if missing:
-        raise _damaged(path, ValueError(f"it lacks {', '.join(missing)}"), _SOURCE)
+        raise damaged(path, ValueError(f"it lacks {', '.join(missing)}"), _SOURCE)
     return options
 
 
@@ -62,7 +62,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise _damaged(path, error, "one that is whole") from None
+        raise damaged(path, error, "one that is whole") from None
 
 
 def read_progress(path: Path) -> dict[str, Any]:
@@ -74,10 +74,11 @@ def read_progress(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise _damaged(path, error, "one that is whole") from None
+        raise damaged(path, error, "one that is whole") from None
     check_format(values.pop("format_version", 1), path)
     return values
 
 
-def _damaged(path: Path | str, error: Exception, source: str) -> ConfigError:
+def damaged(path: Path | str, error: Exception, source: str) -> ConfigError:
+    """The message about a file of a run, to be replaced by a copy of ``source``."""
     return ConfigError(f"{path} is damaged ({on_one_line(error)}); put a copy of {source} there")

@@ -15,9 +15,9 @@ Random states are not saved: dropout is seeded for every step from (seed, rank, 
 import errno
 import json
 import os
-import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
@@ -31,13 +31,15 @@ from transformers import PreTrainedModel
 from bert_pretrain.checkpoint.files import Throttle, find_fault_quickly, save_state, write_checksums
 from bert_pretrain.checkpoint.find import checkpoints_in, newest_valid, record_saved_step, step_of
 from bert_pretrain.checkpoint.tokenizer_files import copy_tokenizer
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.errors import ConfigError, number_of, on_one_line
 from bert_pretrain.file_system import fsync, open_to_umask
 from bert_pretrain.model.bert import PretrainingModel, load_weights
 from bert_pretrain.model.config_entries import keep_entries
 from bert_pretrain.model.precision import MixedPrecision
-from bert_pretrain.stored_options import FORMAT_VERSION, read_progress
+from bert_pretrain.stored_options import FORMAT_VERSION, damaged, read_progress
 
+_NEEDED = ("step", "attempts", "samples_seen", "data_fingerprint")
+"""What every version has written into a ``progress.json``."""
 _FULL = 1_000_000
 """Free bytes below which an error of a library while it writes counts as a full disk."""
 
@@ -185,8 +187,8 @@ def _disk_error(error: Exception, directory: Path) -> Exception:
     """``error`` as an OSError if a library hides one in it, memory ran out or the disk is full; else itself: a bug."""
     if isinstance(error, OSError) or not isinstance(error, (RuntimeError, MemoryError, SafetensorError)):
         return error
-    if number := re.search(r"os error (\d+)", str(error)):  # safetensors
-        return OSError(int(number[1]), os.strerror(int(number[1])))
+    if number := number_of(error):  # of safetensors
+        return OSError(number, os.strerror(number))
     if isinstance(error, MemoryError) or "allocate memory" in str(error):  # the latter is torch's
         return OSError(errno.ENOMEM, str(error))
     free = shutil.disk_usage(directory).free
@@ -201,15 +203,41 @@ def load_progress(path: Path) -> Progress:
     if "watch" in values:  # its name until version 0.1
         values["spike_detector"] = values.pop("watch")
     try:
-        return Progress(**values)
+        progress = Progress(**values)
     except TypeError as error:
         raise ConfigError(f"{path / 'progress.json'} is of another version of this program ({error})") from None
+    for name, default in asdict(Progress()).items():
+        value = values.get(name, None if name in _NEEDED else default)
+        fits = value is None or isinstance(value, dict) if default is None else type(value) is type(default)
+        if not fits or (isinstance(value, int) and value < 0):
+            raise damaged(path / "progress.json", ValueError(f"{name} is {value!r}"), "one that is whole")
+    return progress
 
 
 def load_optimizer_state(path: Path, device: torch.device) -> dict[str, Any]:
     """The optimizer state of a valid checkpoint, loaded without executing code."""
-    state: dict[str, Any] = torch.load(path / "optimizer.pt", map_location=device, weights_only=True)
+    with loading(path / "optimizer.pt") as file:
+        state = torch.load(file, map_location=device, weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}")
     return state
+
+
+@contextmanager
+def loading(path: Path) -> Iterator[Path]:
+    """Context that loads ``path``, a part of a checkpoint whose checksums are right. What libraries raise about its
+    content becomes a ``ConfigError``; errors of the system stay, for another attempt."""
+    try:
+        yield path
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        if isinstance(error, ConfigError):  # has its own advice
+            raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(
+            f"{path} cannot be loaded ({on_one_line(error)}); put a copy of one that fits there, or move this "
+            "checkpoint away to use the one before it"
+        ) from error
 
 
 def restore(
@@ -217,8 +245,11 @@ def restore(
 ) -> Progress:
     """Load a valid checkpoint into ``model``, ``optimizer`` and ``precision``; returns its progress."""
     progress = load_progress(path)
-    load_weights(model, path / "model")
-    keep_entries(model.bert.config, json.loads((path / "model/config.json").read_text(encoding="utf-8")))
-    optimizer.load_state_dict(load_optimizer_state(path, device))
+    with loading(path / "model") as folder:
+        load_weights(model, folder)
+        keep_entries(model.bert.config, json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    state = load_optimizer_state(path, device)
+    with loading(path / "optimizer.pt"):
+        optimizer.load_state_dict(state)
     precision.load_state_dict(progress.precision)
     return progress

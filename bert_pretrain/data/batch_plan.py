@@ -12,6 +12,7 @@ from bert_pretrain.errors import ConfigError, require
 
 AUTO = "auto"
 _MOST_WORK = 1.05  # of a rank, with padding, over what its samples need
+_MOST_SAMPLES = 1 << 24  # in a step: 256 times the largest batch that BERT was trained with
 _CPU_TOKENS = 2048  # the demo on one core: 16,300 tokens/s at 1,024, 18,200 at 2,048, 17,500 at 4,096
 
 
@@ -26,7 +27,8 @@ class BatchConfig:
     a GPU, or 2,048 tokens on CPU."""
 
     def __post_init__(self) -> None:
-        require(self.global_batch_size >= 1, "batch.global_batch_size", self.global_batch_size, "1 or more")
+        batch = self.global_batch_size
+        require(1 <= batch <= _MOST_SAMPLES, "batch.global_batch_size", batch, f"1 to {_MOST_SAMPLES:,}")
         size = self.micro_batch_size
         allowed = size == AUTO or (isinstance(size, int) and size >= 1)
         require(allowed, "batch.micro_batch_size", size, "1 or more, or auto")
@@ -81,4 +83,5 @@ class BatchPlan:
 
     def accumulation(self, rank: int) -> int:
         """Micro-batches of ``rank`` per step."""
-        return len(self.micro_batches(rank))
+        start, stop = self.rank_slice(rank)
+        return -(-(stop - start) // self.micro_batch_size)

@@ -50,11 +50,9 @@ def open_data_sets(
 ) -> ShardSet | None:
     """One split of ``data.dir``, and of the sets of ``data.mix`` if there are any, as :func:`open_split` opens it.
 
-    None if no set has samples of it. Raises ``ConfigError`` if the sets do not fit each other, or one lacks training
+    None if no set has held-out samples. Raises ``ConfigError`` if the sets do not fit each other, or one lacks training
     samples.
     """
-    if not config.mix:
-        return open_split(config, split, vocab_size, report, tokens, share)
     places = {_MAIN: config.dir} | {f"data.mix.{name}": place for name, place in config.mix.items()}
     opened = {
         name: open_split(replace(config, dir=place, mix={}, mix_weights={}), split, vocab_size, report, tokens, share)
@@ -65,8 +63,9 @@ def open_data_sets(
         name = next(name for name, shards in opened.items() if shards is None)
         raise ConfigError(f"{name} {places[name]} holds no training samples; bert-pretrain prepare makes them")
     first = next(iter(found.values()), None)
+    if first is None or not config.mix:
+        return first
     for name, shards in found.items():
-        assert first is not None
         if shards.max_predictions != first.max_predictions:
             raise ConfigError(
                 f"{name} {places[name]} has up to {shards.max_predictions} masked tokens a sample, {_MAIN} up to "
@@ -77,7 +76,7 @@ def open_data_sets(
                 f"{name} {places[name]} was made with another vocabulary than {_MAIN} {config.dir}; prepare it with "
                 f"vocab={config.tokenizer}"
             )
-    return MixedShards(list(found.values()), list(found)) if found else None
+    return MixedShards(list(found.values()), list(found))
 
 
 def sets_of(shards: ShardSet | None) -> list[ShardSet]:

@@ -45,7 +45,7 @@ class DataConfig(ReadyMadeConfig, CacheConfig):
     """Directory of a further set of shards, with a NAME of your choice: the same tokenizer and lengths."""
     mix_weights: dict[str, float] = field(default_factory=dict)
     """Multiplies the share of the set NAME, or of data.dir with NAME dir; 1 where none is given."""
-    mix_temperature: float = 1.0
+    mix_temperature: float = field(default=1.0, metadata={"endless": True})
     """T: the share of a set of size n is proportional to weight * n^(1/T). 1: by size; inf: by weight alone."""
     mix_by: str = "samples"
     """What sizes and shares of the mixture count: ``samples`` or ``tokens``, without padding."""
@@ -66,7 +66,7 @@ class DataConfig(ReadyMadeConfig, CacheConfig):
         window = self.window
         allowed = f"null, or data.block_size ({self.block_size}) or more"
         require(window is None or window >= self.block_size, "data.window", window, allowed)
-        require(self.prefetch >= 1, "data.prefetch", self.prefetch, "1 or more")
+        require(1 <= self.prefetch <= 10_000, "data.prefetch", self.prefetch, "1 to 10,000")
         require(self.mix_temperature > 0, "data.mix_temperature", self.mix_temperature, "above 0, or inf")
         require(self.mix_by in ("samples", "tokens"), "data.mix_by", self.mix_by, "samples, tokens")
         allowed = "empty, as sets are mixed with data.kind=shards only"

@@ -260,7 +260,10 @@ class ShardReader:
 
 
 def check_ids(arrays: Arrays, vocab_size: int, path: Path) -> Arrays:
-    """``arrays``, or ``ConfigError`` if a token id, position, mask or label is out of range."""
+    """``arrays``, or ``ConfigError`` if a token id, position, mask or label is out of range, or a sample has no token.
+
+    Pages that a disk has lost are read as zeros.
+    """
     length = arrays["input_ids"].shape[1]
     limits = {"input_ids": vocab_size, "masked_lm_ids": vocab_size, "masked_lm_positions": length}
     limits |= {"input_mask": 2, "segment_ids": 2, "next_sentence_labels": 2}
@@ -272,4 +275,6 @@ def check_ids(arrays: Arrays, vocab_size: int, path: Path) -> Arrays:
                 f"shard {path}: {name} holds {worst}, but the model takes 0 to {limit - 1}; the shard is damaged, or "
                 "its vocabulary is not that of data.tokenizer and model.vocab_size"
             )
+    if not arrays["input_mask"].any(1).all():
+        raise DamagedError(f"shard {path} has samples without a token: it is damaged; {RESTORE}")
     return arrays

@@ -2,8 +2,8 @@
 
 torchrun, changed in five points:
 
-- SIGTERM, SIGUSR1 and SIGINT are forwarded to the ranks, which save and exit in their own time. torchrun would kill
-  them after 30 seconds, and SIGUSR1 would kill torchrun itself.
+- SIGTERM, SIGUSR1, SIGINT and SIGHUP are forwarded to the ranks, which save and exit in their own time. torchrun would
+  kill them after 30 seconds, and SIGUSR1 would kill torchrun itself.
 - The exit status is one of ``bert_pretrain.errors``, else 1, where torchrun always exits with 1.
 - After 75 and 2, ``--max-restarts`` restarts nothing.
 - A rendezvous that fails, or lacks nodes, is reported on one line.
@@ -12,7 +12,6 @@ torchrun, changed in five points:
 
 import logging
 import os
-import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -27,11 +26,11 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 
 from bert_pretrain.config_loading import print_error
-from bert_pretrain.distributed.preemption import STOP_SIGNALS
+from bert_pretrain.distributed.preemption import handle_stop_signals
 from bert_pretrain.errors import EXIT_LOST_RANK, EXIT_MISTAKE, EXIT_OUTAGE, EXIT_STOPPED, ConfigError, first_line
 
 Monitor = Callable[[LocalElasticAgent, WorkerGroup], RunResult]
-_LEFT_TO_TORCHRUN = "SIGHUP,SIGQUIT"
+_LEFT_TO_TORCHRUN = "SIGQUIT"
 
 
 def forward(number: int, frame: FrameType | None) -> None:
@@ -72,8 +71,7 @@ def main(words: list[str] | None = None) -> None:
         arguments.local_addr = "localhost"  # not the host's name, which need not resolve, as in some containers
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks print their own errors
     logging.getLogger("torch.distributed.run").setLevel(logging.ERROR)  # and choose their threads themselves
-    for number in STOP_SIGNALS:
-        signal.signal(number, forward)
+    handle_stop_signals(forward)
     LocalElasticAgent._monitor_workers = without_restart(LocalElasticAgent._monitor_workers)  # type: ignore[method-assign]
     try:
         torchrun.run(arguments)

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from bert_pretrain.errors import require
 
+_YEAR = 365 * 24 * 3600
+
 
 @dataclass
 class CommunicationConfig:
@@ -21,5 +23,6 @@ class CommunicationConfig:
     def __post_init__(self) -> None:
         allowed = ("fp32", "bf16", "fp16")
         require(self.gradients in allowed, "communication.gradients", self.gradients, ", ".join(allowed))
-        require(self.bucket_mb > 0, "communication.bucket_mb", self.bucket_mb, "a number above 0")
-        require(self.timeout_seconds >= 5, "communication.timeout_seconds", self.timeout_seconds, "5 or more")
+        require(0 < self.bucket_mb <= 1e6, "communication.bucket_mb", self.bucket_mb, "above 0, up to 1,000,000")
+        seconds = self.timeout_seconds
+        require(5 <= seconds <= _YEAR, "communication.timeout_seconds", seconds, f"5 to {_YEAR:,}, a year")

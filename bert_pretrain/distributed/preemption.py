@@ -1,5 +1,5 @@
-"""Stop requests: after SIGTERM, SIGUSR1, SIGINT or a time limit all ranks stop after the same step, save and exit with
-status 75.
+"""Stop requests: after SIGTERM, SIGUSR1, SIGINT, SIGHUP or a time limit all ranks stop after the same step, save and
+exit with status 75. Under nohup SIGHUP stays ignored.
 
 A scheduler signals only some ranks, or each at another moment. So the trainer adds ``StopRequest.requested`` to the
 counts that are all-reduced in every step anyway, and reads the sum with that step's numbers: no extra collective, no
@@ -13,9 +13,18 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
+from types import FrameType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 _INTERRUPTED = 128 + signal.SIGINT
+
+
+def handle_stop_signals(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Set ``handler`` for ``STOP_SIGNALS``, but leave a SIGHUP alone that is ignored (nohup)."""
+    for number in STOP_SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 class StopRequest:
@@ -47,8 +56,7 @@ class StopRequest:
         read_fd, write_fd = os.pipe()
         os.set_blocking(write_fd, False)
         signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-        for number in STOP_SIGNALS:
-            signal.signal(number, lambda *_: None)
+        handle_stop_signals(lambda *_: None)
         threading.Thread(target=self._read_signals, args=(read_fd,), name="signals", daemon=True).start()
         return self
 

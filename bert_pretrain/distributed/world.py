@@ -21,7 +21,7 @@ from bert_pretrain.config_loading import print_error, print_error_of_node
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.preflight import check_ranks_agree, environment_facts, rank_label
 from bert_pretrain.distributed.watchdog import Watchdog
-from bert_pretrain.errors import ConfigError, SharedError, as_config_error, require
+from bert_pretrain.errors import ConfigError, SharedError, as_config_error, fault_of_place, require
 from bert_pretrain.launch_environment import check_interface, read_launch
 
 Result = TypeVar("Result")
@@ -89,6 +89,10 @@ class World:
             fault = error
         except OSError as error:
             fault = as_config_error(error)
+        except Exception as error:  # of a library, about a disk
+            fault = fault_of_place(error)
+            if fault is None:
+                raise
         if self.size == 1 and fault is not None:
             raise fault
         faults = self.gather((str(fault or ""), rank_label(self.rank), fault.exit_status if fault else 0))

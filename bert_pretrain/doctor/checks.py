@@ -182,8 +182,7 @@ def shards(config: PretrainConfig, world: World) -> Finding:
     warnings = directory_notes(Path(config.data.dir)) if Path(config.data.dir).is_dir() else []
     words, tokens = config.model.vocab_size, count_tokens(config.data)
     train, heldout = (open_data_sets(config.data, split, words, tokens=tokens) for split in ("train", "heldout"))
-    if train is None:
-        return Finding(FAIL, f"data.dir {config.data.dir} holds no training samples", "run bert-pretrain prepare")
+    assert train is not None
     check_vocabulary(config.data, [split for split in (train, heldout) if split is not None], warnings.append)
     if heldout is None:
         warnings.append("without held-out samples there are no evaluations")

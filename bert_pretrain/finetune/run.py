@@ -110,13 +110,20 @@ def run_seed(
     """Train, evaluate, and write what is kept of one seed. Raises ``StoppedError`` after a checkpoint."""
     world, folder = trainer.world, trainer.folder
     trainer.fit()
-    scores = evaluate(trainer, evaluations, folder if world.is_first else None)
-    if config.save_models and world.is_first:
-        trainer.save_model(str(folder / "model"))
-        open_to_umask(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
+    scores, predictions = evaluate(trainer, evaluations)
     row = {"seed": seed, **scores, "training_loss": trainer.training_loss(), "seconds": trainer.seconds()}
-    world.run_on_all_ranks(lambda: finish_seed(config, row) if world.is_first else None)
+
+    def keep() -> None:
+        for path, text in predictions.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text, encoding="utf-8")
+        if config.save_models:
+            trainer.save_model(str(folder / "model"))
+            open_to_umask(folder / "model")
+            tokenizer.save_pretrained(folder / "model")
+        finish_seed(config, row)
+
+    world.run_on_all_ranks(lambda: keep() if world.is_first else None, "writing the result of a seed")
     return row
 
 
@@ -186,16 +193,14 @@ def training_arguments(
     return arguments
 
 
-def evaluate(trainer: SeedTrainer, evaluations: list[InputSet], folder: Path | None) -> Scores:
-    """Predict every set and score those with labels; write the predictions if ``folder`` is given."""
+def evaluate(trainer: SeedTrainer, evaluations: list[InputSet]) -> tuple[Scores, dict[str, str]]:
+    """Predict every set and score those with labels. Returns the predictions too: files in a seed's folder."""
     scores: Scores = {}
+    predictions: dict[str, str] = {}
     for inputs in evaluations:
         trainer.data_collator, trainer.stage = inputs.collate, f"{inputs.split}, {len(inputs.inputs):,} inputs"
         found, files = inputs.score(trainer.predict(cast(Any, inputs.inputs)).predictions)
         prefix = inputs.split.removeprefix("dev").lstrip("_")
         scores |= {f"{prefix}_{name}".lstrip("_"): value for name, value in found.items()}
-        if folder is not None:
-            (folder / inputs.split).mkdir(parents=True, exist_ok=True)
-            for name, text in files.items():
-                (folder / inputs.split / name).write_text(text, encoding="utf-8")
-    return scores
+        predictions |= {f"{inputs.split}/{name}": text for name, text in files.items()}
+    return scores, predictions

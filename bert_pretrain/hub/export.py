@@ -17,7 +17,7 @@ from bert_pretrain.checkpoint.tokenizer_files import copy_tokenizer, set_max_len
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.tokenizer_files import has_tokenizer
 from bert_pretrain.directories import check_replaceable, new_folder
-from bert_pretrain.directory_lock import lock_directory
+from bert_pretrain.directory_lock import lock_beside
 from bert_pretrain.errors import ConfigError, as_config_error, on_one_line, require
 from bert_pretrain.file_system import require_writable
 from bert_pretrain.hub.card import model_card
@@ -74,7 +74,7 @@ def main(config: ExportConfig) -> None:
     require_writable(out_dir.parent, "the directory of out_dir,")
     target = open_target(config.push_to, "model", config.private) if config.push_to else None
     name = target.repo if target else out_dir.name
-    with lock_directory(out_dir.parent, f"out_dir {out_dir.name} in", f".{out_dir.name}.lock"):
+    with lock_beside(out_dir):
         try:
             if is_there:
                 renew_card(out_dir, checkpoint, name, config.licence)

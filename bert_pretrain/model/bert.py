@@ -8,6 +8,7 @@ same names. Only the forward pass differs:
   token by the micro-batch it is in.
 """
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
@@ -20,10 +21,11 @@ import transformers
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
-from bert_pretrain.errors import require
+from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.model import varlen
 from bert_pretrain.model.cpu_vocabulary_loss import supported, vocabulary_loss
 from bert_pretrain.model.encoder import Product, embed, layer_weights, run_layer
+from bert_pretrain.model.flops import parameter_count
 from bert_pretrain.model.options import ModelConfig, SpeedConfig
 from bert_pretrain.model.weight_cache import Join, WeightCache, join_uncached
 
@@ -225,7 +227,16 @@ def bert_config(config: ModelConfig, device: torch.device | None = None) -> Bert
 
 
 def build_model(config: ModelConfig, speed: SpeedConfig, seed: int, device: torch.device) -> PretrainingModel:
-    """A newly initialised model on ``device``: the same weights for the same seed on every rank."""
+    """A newly initialised model on ``device``: the same weights for the same seed on every rank.
+
+    Raises ``ConfigError`` for one that is larger than the memory of this machine.
+    """
+    count, memory = parameter_count(config), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 4 * count > memory:
+        raise ConfigError(
+            f"the options model.* make {count:,} parameters, {count / 2**28:,.0f} GiB of weights, and this machine has "
+            f"{memory / 2**30:,.0f} GiB of memory; give a smaller model"
+        )
     torch.manual_seed(seed)
     architecture = BertForPreTraining if config.next_sentence else BertForMaskedLM
     return PretrainingModel(architecture(bert_config(config, device)), speed.on(device)).to(device)
@@ -243,8 +254,11 @@ def resolve_packing(speed: SpeedConfig, config: ModelConfig, dtype: torch.dtype,
 
 
 def load_weights(model: PretrainingModel, folder: Path) -> None:
-    """Load a ``transformers`` folder into ``model``. Raises torch's ``RuntimeError`` if a name or shape differs."""
-    loaded: Any = type(model.bert).from_pretrained(folder, dtype=torch.float32)
+    """Load a ``transformers`` folder into ``model``. Raises ``RuntimeError`` if a name or shape differs."""
+    architecture: Any = type(model.bert)
+    loaded, report = architecture.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    if lacking := sorted(report["missing_keys"]):  # transformers draws them at random
+        raise RuntimeError(f"it lacks weights, such as {lacking[0]}")
     model.bert.load_state_dict(loaded.state_dict(), strict=True)
 
 

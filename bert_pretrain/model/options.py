@@ -70,6 +70,7 @@ class ModelConfig:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             share = given.get(name, 0.0)
             require(0.0 <= share < 1.0, f"model.{name}", share, "0 up to, not including, 1")
+        require(given.get("initializer_range", 0) >= 0, "model.initializer_range", self.initializer_range, "0 or more")
         require(given.get("layer_norm_eps", 1) > 0, "model.layer_norm_eps", self.layer_norm_eps, "a number above 0")
         require(given.get("type_vocab_size", 2) >= 2, "model.type_vocab_size", self.type_vocab_size, "2 or more")
         pad, words = given.get("pad_token_id", 0), given.get("vocab_size", 1 << 31)

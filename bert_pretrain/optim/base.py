@@ -8,12 +8,13 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from bert_pretrain.errors import ConfigError, on_one_line
 from bert_pretrain.optim.checks import check_eps, check_gradient, check_options, check_params, check_plain
 from bert_pretrain.optim.dtensors import local_part
 from bert_pretrain.optim.joined import small_first
 from bert_pretrain.optim.layers import Decision, decide
 from bert_pretrain.optim.norms import global_norm
-from bert_pretrain.optim.state import StateFormat, read_state
+from bert_pretrain.optim.state import StateFormat, check_entries, read_state
 
 Closure = Callable[[], Any] | None
 Step = TypeVar("Step", bound=Callable[..., Any])
@@ -110,9 +111,14 @@ class MeasuredOptimizer(torch.optim.Optimizer):
 
         def check(_: Any, final: dict[str, Any]) -> dict[str, Any] | None:
             """After the caller's own hooks, which may have changed the state, and before torch takes the groups."""
-            if "param_groups" in final and not self._fits_groups(final["param_groups"]):
-                return None  # torch's own message
-            found, groups = self._read(final)
+            try:
+                if "param_groups" in final and not self._fits_groups(final["param_groups"]):
+                    return None  # torch's own message
+                check_entries(final)
+                found, groups = self._read(final)
+            except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+                reason = f"{type(error).__name__}: {on_one_line(error)}"
+                raise ConfigError(f"the state is none of {type(self).__name__} ({reason})") from error
             states.update(found)
             return {**final, "state": {}, "param_groups": groups}
 

@@ -49,6 +49,9 @@ CHOICES = {
 }
 
 
+_MOST_RATE = 1e6  # far beyond any use, and an update still fits into float32
+
+
 @dataclass
 class AlgorithmConfig:
     """An algorithm and its options."""
@@ -157,7 +160,8 @@ class OthersConfig(AlgorithmConfig):
         allowed = [name for name in REQUIRED if name not in FOR_MATRICES]
         require(self.algorithm in allowed, f"{self._prefix}.algorithm", self.algorithm, " | ".join(allowed))
         super().__post_init__()
-        require(0 < self.lr_ratio < math.inf, f"{self._prefix}.lr_ratio", self.lr_ratio, "a number above 0")
+        ratio = self.lr_ratio
+        require(0 < ratio <= _MOST_RATE, f"{self._prefix}.lr_ratio", ratio, f"above 0, up to {_MOST_RATE:g}")
 
 
 @dataclass
@@ -177,7 +181,7 @@ class OptimizerConfig(AlgorithmConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 < self.lr < math.inf, "optimizer.lr", self.lr, "a number above 0")
+        require(0 < self.lr <= _MOST_RATE, "optimizer.lr", self.lr, f"above 0, up to {_MOST_RATE:g}")
         if self.algorithm in FOR_MATRICES and self.others is None:
             raise ConfigError(
                 f"optimizer.others is not set; optimizer.algorithm={self.algorithm} updates hidden matrices only and "
@@ -195,6 +199,8 @@ class OptimizerConfig(AlgorithmConfig):
 
 
 DECAY_FROM = ("warmup_end", "start")
+MOST_STEPS = 1 << 24
+"""Optimizers count updates in float32, which holds these numbers exactly."""
 SHAPES = ("polynomial", "wsd", "cosine", "constant")
 DECAY_FORMS = ("linear", "1-sqrt")
 
@@ -227,7 +233,8 @@ class ScheduleConfig:
     """wsd, cosine: the share of the peak to which the rate decays, in [0, 1]."""
 
     def __post_init__(self) -> None:
-        require(self.total_steps >= 1, "schedule.total_steps", self.total_steps, "at least 1")
+        total = self.total_steps
+        require(1 <= total <= MOST_STEPS, "schedule.total_steps", total, f"1 to {MOST_STEPS:,}")
         for option, allowed in (("shape", SHAPES), ("decay_from", DECAY_FROM), ("decay_form", DECAY_FORMS)):
             found = getattr(self, option)
             required = option != "decay_from" or found is not None

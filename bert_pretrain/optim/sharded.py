@@ -21,6 +21,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from bert_pretrain.errors import require
 from bert_pretrain.optim.base import without_hooks
+from bert_pretrain.optim.state import check_entries
 
 _RESULTS = ("grad_norm", "skipped", "nonfinite_state")
 
@@ -107,6 +108,7 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load this rank's part of an ordinary state, saved by any number of ranks."""
+        check_entries(state_dict)
         saved = state_dict["state"]
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         require(len(ids) == len(self._all_params), "layers of the state", len(ids), f"{len(self._all_params)}")

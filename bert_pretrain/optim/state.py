@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.optim.checks import LOW_PRECISION, check_options
+from bert_pretrain.optim.checks import LOW_PRECISION, check_eps, check_options
 from bert_pretrain.optim.dtensors import sharded_like
+from bert_pretrain.optim.options import MOST_STEPS
 
 _OPTIONS = ("lr", "betas", "eps", "momentum", "weight_decay")
 _OF_TORCH = ("amsgrad", "capturable", "differentiable", "foreach", "maximize")
@@ -127,7 +128,7 @@ def _step_count(value: Any, param: Tensor, name: str) -> Tensor:
     if isinstance(value, Tensor):
         require(value.numel() == 1, f"shape of step of {name}", tuple(value.shape), "0-d")
         number = value.item()
-    is_count = isinstance(number, int | float) and 0 <= number <= 1 << 24 and number == int(number)
+    is_count = isinstance(number, int | float) and 0 <= number <= MOST_STEPS and number == int(number)
     require(is_count, f"step of {name}", number, "a number of updates, at least 0")
     return torch.full((), float(number), dtype=torch.float32, device=param.device)
 
@@ -140,6 +141,19 @@ def _checked(value: Any, param: Tensor, name: str) -> Tensor:
     return sharded_like(value.detach(), param)
 
 
+def check_entries(saved: Mapping[str, Any]) -> None:
+    """Raise ``ConfigError`` unless ``saved`` has the form of a state, with entries for parameters of its groups only.
+
+    Keys that JSON has made text would else be passed over, and all moments begin at 0.
+    """
+    if not {"state", "param_groups"} <= set(saved):
+        found = ", ".join(map(str, list(saved)[:5])) or "nothing"
+        raise ConfigError(f"the state of an optimizer has the entries {found}; allowed: state, param_groups")
+    ids = {saved_id for group in saved["param_groups"] for saved_id in group["params"]}
+    if unknown := [repr(saved_id) for saved_id in saved["state"] if saved_id not in ids]:
+        raise ConfigError(f"the state has entries for {', '.join(unknown[:5])}; allowed: for parameters of its groups")
+
+
 def read_state(
     saved: Mapping[str, Any], groups: Sequence[dict[str, Any]], wanted: StateFormat, name: str
 ) -> tuple[dict[Tensor, dict[str, Any]], list[dict[str, Any]]]:
@@ -148,9 +162,6 @@ def read_state(
     States of other LAMBs keep ``step`` in the group: it becomes that of each parameter. Raises ``ConfigError`` for what
     is not a state of ``name``, the class, or of the same algorithm by others.
     """
-    if not {"state", "param_groups"} <= set(saved):
-        found = ", ".join(map(str, list(saved)[:5])) or "nothing"
-        raise ConfigError(f"the state of an optimizer has the entries {found}; allowed: state, param_groups")
     states: dict[Tensor, dict[str, Any]] = {}
     new_groups = []
     for i, (group, own_group) in enumerate(zip(saved["param_groups"], groups, strict=True)):
@@ -161,6 +172,7 @@ def read_state(
             options = ", ".join(key for key in group if key not in ("params", "param_names"))
             raise ConfigError(f"group {i} of the state {what} (found: {options}); allowed: a state of {name}")
         check_options(group)
+        check_eps(group, own_group["params"])
         count = {"step": group["step"]} if wanted.counts_steps and "step" in group else {}
         new_groups.append({key: value for key, value in group.items() if key not in count})
         for saved_id, param in zip(group["params"], own_group["params"], strict=True):

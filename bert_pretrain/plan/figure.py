@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
+from bert_pretrain.file_system import new_file
 from bert_pretrain.plan.scaling import MOST_DEVICES, Scaling, powers_of_two
 
 _BATCHES = {1: "#4477aa", 4: "#ee7733", 16: "#228833"}
@@ -47,5 +48,6 @@ def draw_scaling(path: Path, title: str, scaling: Scaling, global_batch: int, st
     right.set_ylim(0, 1.05)
     figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with new_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)

@@ -14,7 +14,8 @@ from bert_pretrain.data.batch_plan import AUTO, BatchPlan, even_size
 from bert_pretrain.data.dataset import report_single_segments
 from bert_pretrain.data.mixture import describe_mixture, open_data_sets, sample_order
 from bert_pretrain.data.remote_shards import local_data
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.errors import require
+from bert_pretrain.file_system import check_new_file
 from bert_pretrain.hub.shape import resolve_if_needed
 from bert_pretrain.model.flops import parameter_count, training_flops
 from bert_pretrain.optim.schedule import learning_rate
@@ -62,10 +63,12 @@ class PlanConfig(PretrainConfig):
         longest = self.data.sequence_length
         require((self.mean_length or 0) <= longest, "mean_length", self.mean_length, f"up to {longest}")
         require(0 < self.efficiency_floor < 1, "efficiency_floor", self.efficiency_floor, "between 0 and 1")
+        require(self.plot is None or self.plot.endswith(".png"), "plot", self.plot, "the name of a .png file")
         for name in ("plot", "device_tokens_per_second", "mean_length"):  # would have no effect
             value = getattr(self, name)
             require(value is None or self.gpu is not None, name, value, "null, unless gpu names a kind")
         require(self.devices >= 1, "devices", self.devices, "1 or more")
+        require(self.samples is None or self.samples >= 1, "samples", self.samples, "1 or more, or null")
 
 
 @entry_point("plan", PlanConfig)
@@ -77,6 +80,8 @@ def main(config: PlanConfig) -> None:
     Checks the options, the shards and the run directory. With gpu=KIND it also predicts the time of a step and how
     many devices the batch can use. Writes nothing but plot.
     """
+    if config.plot is not None:
+        check_new_file(Path(config.plot), "plot", overwrite=True)
     config = resolve_if_needed(replace(config, data=local_data(config.data)))
     check_run_dir(config)
     gpu = config.gpu
@@ -88,8 +93,7 @@ def main(config: PlanConfig) -> None:
     samples, mixture = config.samples, []
     if samples is None and config.data.kind == "shards" and Path(config.data.dir).is_dir():
         shards = open_data_sets(config.data, "train", config.model.vocab_size)
-        if shards is None:
-            raise ConfigError(f"data.dir {config.data.dir} holds no training samples")
+        assert shards is not None
         report_single_segments(shards, config.model.next_sentence, print)
         samples = shards.samples
         seen = config.schedule.total_steps * config.batch.global_batch_size

@@ -1,23 +1,27 @@
 """The command ``bert-pretrain``: its help, mistakes in it, paths that Hydra's grammar refuses, folders of recipes."""
 
 import importlib
+import math
 import os
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from bert_pretrain import cli
 from bert_pretrain.command_line import quoted, split_flags
 from bert_pretrain.completion import completions
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.config_files import CONFIG_DIR, USER_CONFIGS, choices, groups_of
-from bert_pretrain.config_loading import exit_on_config_error, load_config
+from bert_pretrain.config_loading import exit_on_config_error, load_config, to_dataclass
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.option_schema import options_of
 from bert_pretrain.pretrain import _take_processes
@@ -121,6 +125,7 @@ MISTAKES = [
     ("convert source=x out_dir=y hidden_act=gleu", "hidden_act is 'gleu'; allowed: gelu, gelu_pytorch_tanh, relu"),
     ("study prenormalization scale=toy", "did you mean pre_normalization"),
     ("study decay_degree scale=toy optimzer.lr=1", "did you mean optimizer.lr"),
+    ("plan recipe=bert_base_1gpu gpu=h100 plot=/proc/x.png", "the directory of plot, /proc cannot be written"),
     ("bench stop", "did you mean step"),
     ("recipes lst", "did you mean ls"),
     ("completion fish", "allowed: bash, zsh"),
@@ -295,3 +300,40 @@ def test_data_preparation_without_its_extra(command: str, tmp_path: Path) -> Non
     assert done.returncode == 2, done.stderr
     assert done.stderr.endswith("pip install 'bert-pretrain[data]'\n")
     assert len(done.stderr.splitlines()) == 1
+
+
+@dataclass
+class Numbers:
+    one: float = 1.0
+    without_end: float = field(default=math.inf, metadata={"endless": True})
+    many: list[float] = field(default_factory=lambda: [1.0])
+    named: dict[str, float] = field(default_factory=lambda: {"a": 1.0})
+    count: int = 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"one": math.nan}, "one is nan; allowed: a finite number"),
+        ({"one": -math.inf}, "one is -inf"),
+        ({"one": 1e300}, "one is 1e+300; allowed: a finite number, up to 1e38"),
+        ({"without_end": math.nan}, "without_end is nan"),
+        ({"many": [1.0, math.inf]}, "many.1 is inf"),
+        ({"named": {"b": math.nan}}, "named.b is nan"),
+        ({"count": 1 << 70}, "count is 1180591620717411303424; allowed: a number below 2^62"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused_for_every_option(values: dict[str, object], message: str) -> None:
+    assert to_dataclass(OmegaConf.create({}), Numbers) == Numbers()
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        to_dataclass(OmegaConf.create(values), Numbers)
+
+
+def test_an_interrupt_ends_a_command_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    @exit_on_config_error
+    def command() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit, match="130"):
+        command()
+    assert capsys.readouterr().err == "interrupted\n"

@@ -1,5 +1,6 @@
 """Files that are replaced at once, also through links; directories that are tried by writing."""
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -74,3 +75,12 @@ def test_an_outage_is_not_the_user_s_mistake(tmp_path: Path, monkeypatch) -> Non
     monkeypatch.setattr(tempfile, "TemporaryFile", fail)
     with pytest.raises(OutageError):
         require_writable(tmp_path, "out_dir")
+
+
+def test_a_write_that_fails_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # as write(2) does, which knows no name
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/file'"):
+        replace_file(tmp_path / "file", b"content")

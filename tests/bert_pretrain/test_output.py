@@ -75,3 +75,13 @@ def test_a_printing_command_says_that_its_output_is_lost() -> None:
     process = run(["plan", "recipe=demo"], ">/dev/full")
     assert process.returncode == 2
     assert process.stderr == "error: standard output cannot be written (No space left on device)\n"
+
+
+def test_files_do_not_get_the_numbers_of_closed_streams() -> None:
+    code = (
+        "import sys\nfrom bert_pretrain.output import steady_output\nwith steady_output():\n"
+        "    sys.stderr.isatty()\n    print('to nobody')\n    sys.exit(open(sys.argv[0]).fileno())"
+    )
+    words = ["sh", "-c", 'exec "$@" 0<&- >&- 2>&-', "sh", sys.executable, "-c", code]
+    words[-1] = code.replace("sys.argv[0]", "'/dev/zero'")
+    assert subprocess.run(words, cwd=ROOT, check=False).returncode > 2

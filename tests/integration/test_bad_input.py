@@ -69,6 +69,18 @@ def refused_here(monkeypatch, capsys) -> Iterator[Callable[..., str]]:
         (("optimizer=adammw",), "adammw"),
         (("recipe=dmeo",), "dmeo"),
         (("batch.global_batch_size=0",), "batch.global_batch_size is 0"),
+        (("batch.global_batch_size=1000000000000",), "allowed: 1 to 16,777,216"),
+        (("schedule.total_steps=1000000000000",), "schedule.total_steps is 1000000000000"),
+        (("data.prefetch=1000000000000",), "data.prefetch is 1000000000000; allowed: 1 to 10,000"),
+        (("communication.bucket_mb=inf",), "communication.bucket_mb is inf"),
+        (("communication.timeout_seconds=1e300",), "communication.timeout_seconds is 1e+300"),
+        (("training.stop_after_minutes=inf",), "training.stop_after_minutes is inf; allowed: a finite number"),
+        (("precision.initial_loss_scale=1e300",), "precision.initial_loss_scale is 1e+300"),
+        (("checkpoint.keep_last=99999999999999999999",), "checkpoint.keep_last is 99999999999999999999"),
+        (("optimizer.lr=1e30",), "optimizer.lr is 1e+30; allowed: above 0, up to 1e+06"),
+        (("model.initializer_range=-1",), "model.initializer_range is -1"),
+        (("model.intermediate_size=1000000000000",), "GiB of memory; give a smaller model"),
+        (("model.num_hidden_layers=1000000000000",), "GiB of memory; give a smaller model"),
         (("model.hidden_size=15",), "model.hidden_size is 15"),
         (("data.sequence_length=32",), "data.sequence_length is 32"),
         (("model.vocab_size=96",), "model.vocab_size is 96"),
@@ -92,6 +104,15 @@ def test_pretrain_names_the_option(
     kept = [option for option in base if option.partition("=")[0] not in names]
     refused_here("bert_pretrain.pretrain", *kept, *options, mentions=mentions)
     assert not tree(tmp_path), "a mistake must not leave a run directory"
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "newest_checkpoint.json"])
+def test_a_directory_in_the_place_of_a_file_is_told_as_such(
+    tmp_path: Path, shard_dir: Path, name: str, refused_here: Callable[..., str]
+) -> None:
+    (tmp_path / name).mkdir()
+    options = [*TEST_RECIPE, f"data.dir={shard_dir}", f"run_dir={tmp_path}"]
+    refused_here("bert_pretrain.pretrain", *options, mentions=f"{tmp_path / name} is a directory, but a run has a file")
 
 
 @pytest.mark.parametrize("kind", ["truncated", "ids", "empty"])

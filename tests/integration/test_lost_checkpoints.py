@@ -58,13 +58,17 @@ def test_a_finished_run_has_finished_without_its_report(
     assert f"bert-pretrain report run_dir={run_dir}" in last
 
 
-def test_a_finished_run_whose_record_is_gone_too_does_not_begin_again(
-    tmp_path: Path, shard_dir: Path, finished: Path
+@pytest.mark.parametrize("report", [True, False])
+def test_a_run_whose_record_is_gone_too_does_not_begin_again(
+    tmp_path: Path, shard_dir: Path, finished: Path, report: bool
 ) -> None:
+    """An unfinished one has no report; its metrics reach further than it goes without a save."""
     run_dir = tmp_path / "run"
     shutil.copytree(finished, run_dir)
     shutil.rmtree(run_dir / "checkpoints")
     (run_dir / RECORD).unlink()
+    if not report:
+        (run_dir / "report.html").unlink()
     refused(
         "bert_pretrain.pretrain", *words(run_dir, shard_dir), mentions="holds no checkpoint, but this run has saved"
     )
@@ -110,7 +114,8 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again_and_keeps_its_row
     shutil.copyfile(finished / "config.yaml", run_dir / "config.yaml")
     (run_dir / "metrics.jsonl").write_text('{"step": 1, "loss": 4.5}\n')
     (run_dir / "checkpoints/.step_00000001.partial").mkdir(parents=True)
-    train(*words(run_dir, shard_dir))
+    out = train(*words(run_dir, shard_dir))
+    assert f"{run_dir} has metrics up to step 1 and no checkpoint: the run begins again" in out
     assert json.loads((run_dir / REPLACED).read_text()) == {"step": 1, "loss": 4.5}
     assert json.loads((run_dir / RECORD).read_text()) == {"step": 6}
 

@@ -199,7 +199,7 @@ def test_the_article_is_what_the_base_scale_runs(tmp_path: Path) -> None:
         (("scales.toy.samples=100",), "scales.toy.samples is 100; allowed: two batches or more"),
         (("+scales.toy.spikes={degree 0.5:{step:0,factor:10}}",), "spike.step is 0; allowed: 1 or more"),
         (("optimzer.lr=1",), "there is no option .optimzer.lr.; did you mean optimizer.lr"),
-        (("optimizer.lr=-1",), "optimizer.lr is -1.0; allowed: a number above 0"),
+        (("optimizer.lr=-1",), "optimizer.lr is -1.0; allowed: above 0, up to 1e+06"),
         (("+scales.toy.speed=1",), "speed"),
     ],
 )

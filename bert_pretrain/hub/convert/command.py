@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.directories import check_replaceable, new_folder
+from bert_pretrain.directory_lock import lock_beside
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.file_system import require_writable
 from bert_pretrain.hub.convert.files import (
@@ -125,7 +126,7 @@ def write(
     moments = read_moments(content, converted) if config.moments else None
     if moments is not None:
         converted.left_out[:] = [name for name in converted.left_out if not name.startswith("optimizer (")]
-    with new_folder(out_dir) as folder:
+    with lock_beside(out_dir), new_folder(out_dir) as folder:
         model_folder = folder if moments is None else folder / "model"
         notes = write_model(converted, tokenizer, config.lowercase, model_folder)
         if moments is not None:

@@ -1,12 +1,15 @@
 import errno
+import json
 import os
 import random
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from transformers import AutoModelForPreTraining, BertConfig, BertForPreTraining
 
 from bert_pretrain.checkpoint import files
@@ -17,8 +20,13 @@ from bert_pretrain.checkpoint.store import (
     Progress,
     load_optimizer_state,
     load_progress,
+    restore,
 )
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.model.bert import PretrainingModel
+from bert_pretrain.model.options import PrecisionConfig, SpeedConfig
+from bert_pretrain.model.precision import MixedPrecision
+from bert_pretrain.optim import NVLamb
 from tests.conftest import assert_as_new_files
 
 
@@ -149,7 +157,8 @@ def test_find_fault_reports_damaged_checksums(tmp_path: Path) -> None:
 
 
 def test_the_spike_detector_s_name_until_version_0_1_is_read(tmp_path: Path) -> None:
-    (tmp_path / "progress.json").write_text('{"step": 3, "attempts": 4, "watch": {"mean": 2.5}}')
+    values = {"step": 3, "attempts": 4, "samples_seen": 0, "data_fingerprint": "", "watch": {"mean": 2.5}}
+    (tmp_path / "progress.json").write_text(json.dumps(values))
     assert load_progress(tmp_path) == Progress(step=3, attempts=4, spike_detector={"mean": 2.5})
 
 
@@ -260,3 +269,57 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_told_as_such(tmp_path: Path)
     (store_with(tmp_path, (1,)).all()[0] / "optimizer.pt").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"init_from is .* all damaged \(step_00000001\); give a copy"):
         resolve_checkpoint(tmp_path, "init_from", print)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data_fingerprint": None}, "data_fingerprint is None"),
+        ({"attempts": "x"}, "attempts is 'x'"),
+        ({"samples_seen": -1}, "samples_seen is -1"),
+        ({"spike_detector": [3]}, r"spike_detector is \[3\]"),
+        ({"bookmarks": {}}, "bookmarks is {}"),
+        ({"precision": 1.0}, "precision is 1.0"),
+    ],
+)
+def test_a_progress_that_is_none_is_damaged(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    values = asdict(Progress(step=3)) | changes
+    (tmp_path / "progress.json").write_text(
+        json.dumps({key: value for key, value in values.items() if value is not None})
+    )
+    with pytest.raises(ConfigError, match=f"progress.json is damaged .{message}"):
+        load_progress(tmp_path)
+
+
+def restore_small(path: Path) -> None:
+    speed = SpeedConfig(*[False] * 6, pad_vocabulary=False, compile=False, cuda_graphs=False)
+    model, cpu = PretrainingModel(small_bert(), speed), torch.device("cpu")
+    precision = MixedPrecision(PrecisionConfig("fp32", 1.0, 1, tf32=False, deterministic=False), cpu)
+    restore(path, model, NVLamb(model.parameters(), lr=0.1), precision, cpu)
+
+
+@pytest.mark.parametrize("content", [b"junk", b"", [1, 2], {}, {"state": {}, "param_groups": [{"params": []}]}])
+def test_an_optimizer_state_that_is_none_is_told_by_its_file(tmp_path: Path, content: object) -> None:
+    """Its checksums are right: a script wrote it."""
+    (path,) = store_with(tmp_path, (3,)).all()
+    if isinstance(content, bytes):
+        (path / "optimizer.pt").write_bytes(content)
+    else:
+        torch.save(content, path / "optimizer.pt")
+    with pytest.raises(ConfigError, match=f"{path}/optimizer.pt"):
+        restore_small(path)
+
+
+def test_weights_that_are_missing_are_not_drawn_at_random(tmp_path: Path) -> None:
+    (path,) = store_with(tmp_path, (3,)).all()
+    save_file({}, path / "model/model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"model cannot be loaded .it lacks weights, such as bert\."):
+        restore_small(path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_weights_that_are_none_are_told_by_their_folder(tmp_path: Path, name: str) -> None:
+    (path,) = store_with(tmp_path, (3,)).all()
+    (path / "model" / name).write_bytes(b"junk")
+    with pytest.raises(ConfigError, match=f"{path}/model cannot be loaded"):
+        restore_small(path)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from bert_pretrain.data.shard_directory import read_manifest, shard_paths, write_manifest
-from bert_pretrain.data.shards import SHARD_FIELDS, ShardHeader, ShardReader, content_checksum, write_shard
+from bert_pretrain.data.shards import SHARD_FIELDS, ShardHeader, ShardReader, check_ids, content_checksum, write_shard
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.retry import DamagedError
 
 HEADER = ShardHeader(12, 2, 100, "v", "t", 0.15, False, 0.1, 1, 7, "train")
 
@@ -241,3 +242,12 @@ def test_a_flipped_byte_anywhere_is_found_or_harmless(tmp_path: Path, seed: int)
             harmless += all(np.array_equal(read[name], arrays[name]) for name in SHARD_FIELDS)
     assert refused > 0
     assert refused + harmless == 40
+
+
+def test_a_sample_without_a_token_is_damage() -> None:
+    """A disk that loses pages gives zeros, which are ids in range."""
+    arrays = make_arrays()
+    assert check_ids(arrays, 100, Path("x")) is arrays
+    arrays["input_mask"][2] = 0
+    with pytest.raises(DamagedError, match="shard x has samples without a token"):
+        check_ids(arrays, 100, Path("x"))

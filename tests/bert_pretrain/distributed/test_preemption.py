@@ -34,12 +34,20 @@ def process() -> Iterator[subprocess.Popen]:
         started.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_one_signal_requests_a_stop_and_kills_nothing(process: subprocess.Popen, number: signal.Signals) -> None:
     os.kill(process.pid, number)
     assert process.stdout is not None
     assert process.stdout.readline() == "requested\n"
     assert process.poll() is None
+
+
+def test_under_nohup_the_end_of_the_terminal_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = []
+    monkeypatch.setattr(preemption.signal, "getsignal", lambda _: signal.SIG_IGN)
+    monkeypatch.setattr(preemption.signal, "signal", lambda number, _: installed.append(number))
+    preemption.handle_stop_signals(lambda *_: None)
+    assert installed == [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
 
 
 def test_a_second_interrupt_kills_the_process(process: subprocess.Popen) -> None:

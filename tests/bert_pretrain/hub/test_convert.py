@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from bert_pretrain.hub.convert.files import is_lowercase
 from bert_pretrain.optim.build import decay_groups
 from bert_pretrain.optim.nvlamb import NVLamb
 from scripts.prove_convert import CONFIG, VOCABULARY
-from tests.conftest import TEST_RECIPE, VOCAB_SIZE, assert_as_new_files, run_module
+from tests.conftest import ROOT, TEST_RECIPE, VOCAB_SIZE, assert_as_new_files, run_module
 
 Tensors = dict[str, torch.Tensor]
 
@@ -453,6 +454,19 @@ def _line(capsys, *words: str) -> str:
     with pytest.raises(SystemExit, match="2"):
         main(list(words))
     return capsys.readouterr().err
+
+
+def test_two_conversions_into_one_folder_do_not_write_at_once(folder: Path, weights: Tensors, capsys) -> None:
+    lacking()(folder, weights)
+    code = "import sys, pathlib; from bert_pretrain.directory_lock import lock_beside as lock\n"
+    code += "held = lock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    words = [sys.executable, "-c", code, str(folder.parent / "out")]
+    with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        assert f"is in use by process {other.pid}" in refused(capsys, folder)
+        other.communicate()
+    convert(folder)
 
 
 def test_the_case_is_read_from_the_vocabulary() -> None:

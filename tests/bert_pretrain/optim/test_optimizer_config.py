@@ -157,7 +157,7 @@ def test_schema_rejects_unknown_options_and_wrong_types():
         ("muon", {"others": None}, "optimizer.others is not set; optimizer.algorithm=muon updates hidden matrices"),
         ("muon", {"kernel": "fused"}, "optimizer.kernel is 'fused'; allowed: reference | foreach"),
         ("muon", {"others": {"eps": None}}, "optimizer.others.eps is not set; optimizer.others.algorithm=adamw"),
-        ("muon", {"others": {"lr_ratio": 0.0}}, "optimizer.others.lr_ratio is 0.0; allowed: a number above 0"),
+        ("muon", {"others": {"lr_ratio": 0.0}}, "optimizer.others.lr_ratio is 0.0; allowed: above 0, up to 1e+06"),
         ("muon", {"others": {"algorithm": "adamh"}}, "optimizer.others.algorithm is 'adamh'; allowed: nvlamb | lars"),
         ("muonh", {"weight_decay": 0.1}, "optimizer.weight_decay is 0.1; allowed: 0: the norm"),
         ("adamh", {"weight_decay": 0.1}, "optimizer.weight_decay is 0.1; allowed: 0: the norm"),

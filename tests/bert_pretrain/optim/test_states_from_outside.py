@@ -194,6 +194,34 @@ def test_a_state_of_the_sister_class_is_refused(made, target):
         target([param], 0.1).load_state_dict(other.state_dict())
 
 
+@pytest.mark.parametrize("optimizer", [NVLamb, AdamW])
+@pytest.mark.parametrize(
+    ("entry", "group", "message"),
+    [
+        ({"step": torch.zeros((), device="meta")}, {}, "the state is none of"),
+        ([1], {}, "the state is none of"),
+        (None, {}, "the state has entries for '0'; allowed: for parameters of its groups"),
+        ({}, {"lr": None}, "the state is none of"),
+        ({}, {"betas": 0.9}, "the state is none of"),
+        ({}, {"eps": 1e-60}, "eps is 1e-60; allowed: at least"),
+    ],
+)
+def test_a_state_with_wrong_values_changes_nothing(optimizer, entry, group, message):
+    param = parameter()
+    trained = optimizer([param], 0.1)
+    step(trained, param)
+    state = copy.deepcopy(trained.state_dict())
+    if entry is None:  # as JSON makes of it
+        state["state"] = {str(key): value for key, value in state["state"].items()}
+    else:
+        state["state"][0] = entry if isinstance(entry, list) else state["state"][0] | entry
+    state["param_groups"][0] |= group
+    target = optimizer([parameter()], 0.2)
+    with pytest.raises(ConfigError, match=message):
+        target.load_state_dict(state)
+    assert (dict(target.state), target.param_groups[0]["lr"]) == ({}, 0.2)
+
+
 @pytest.mark.parametrize("state", [{}, {"model": 1}, {"encoder.weight": torch.zeros(1)}])
 def test_what_is_no_state_of_an_optimizer_is_refused(state):
     with pytest.raises(

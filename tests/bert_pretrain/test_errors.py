@@ -1,0 +1,37 @@
+"""Which errors of the system and of libraries are a user's or a machine's, and not this program's."""
+
+import errno
+
+import pytest
+
+from bert_pretrain.config_loading import exit_on_config_error
+from bert_pretrain.errors import EXIT_MISTAKE, EXIT_OUTAGE
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), EXIT_MISTAKE),
+        (OSError(errno.EIO, "Input/output error"), EXIT_OUTAGE),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), EXIT_MISTAKE),  # safetensors
+        (RuntimeError("Unable to write (file write failed: errno = 122, disk quota exceeded)"), EXIT_MISTAKE),  # HDF5
+    ],
+)
+def test_a_disk_that_fails_in_any_command_is_one_line(error: Exception, status: int, capsys) -> None:
+    @exit_on_config_error
+    def command() -> None:
+        raise error
+
+    with pytest.raises(SystemExit, match=str(status)):
+        command()
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "x"), RuntimeError("shape"), KeyError("a")])
+def test_an_error_of_the_program_keeps_its_traceback(error: Exception) -> None:
+    @exit_on_config_error
+    def command() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        command()
