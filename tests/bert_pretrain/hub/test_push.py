@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -13,7 +12,6 @@ import pytest
 import yaml
 from huggingface_hub import DatasetCard, ModelCard
 
-from bert_pretrain import retry
 from bert_pretrain.data.shard_cache import CacheConfig
 from bert_pretrain.data.shard_directory import shard_folder, shard_paths
 from bert_pretrain.data.shards import ShardReader
@@ -23,20 +21,6 @@ from tests.conftest import make_shards
 from tests.hub_server import TOKEN, HubServer
 
 FIXTURE = Path(__file__).resolve().parents[2] / "fixtures/run_56623bf"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with HubServer() as server:
-        for module in (huggingface_hub.constants, huggingface_hub.hf_api.constants):
-            monkeypatch.setattr(module, "ENDPOINT", server.address)
-            monkeypatch.setattr(module, "HF_HUB_DISABLE_XET", True)
-            template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
-            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(retry, "PAUSES", (0.0,))
-        monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
-        yield server
 
 
 @pytest.fixture
