@@ -13,6 +13,7 @@ from typing import Any
 from bert_pretrain.checkpoint.find import checkpoints_in, resolve_checkpoint
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub_download import HUB_NAME, hub_folder
+from bert_pretrain.training.sessions import read_sessions
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEXES = tuple(f"{name}.index.json" for name in SINGLE_FILES)
@@ -66,6 +67,18 @@ def source_config(name: str, option: str) -> tuple[Path, dict[str, Any]]:
     """Folder and ``config.json`` of the model that ``name`` names; of a run, those of any checkpoint, unverified."""
     folder, _ = _locate(name, option, lambda _: None, checked=False)
     return folder, _read_config(folder, name, option)
+
+
+def hub_base(name: str | None) -> str | None:
+    """The model of the hub that ``init_from`` names, or that the run began from which it names; None of any other.
+
+    To be asked where a run begins: later a folder of that name may be gone, and would pass for a name on the hub.
+    """
+    path = Path(name or ".").expanduser()
+    if not path.exists():
+        return name if HUB_NAME.fullmatch(name or "") else None
+    sessions = read_sessions(path.parents[1] if path.parent.name == "checkpoints" else path)
+    return sessions[0].get("base_model") if sessions else None
 
 
 def weight_files(source: Source, option: str = "init_from") -> list[Path]:
