@@ -35,8 +35,8 @@ class Run:
     rows: list[Row]
     sessions: list[dict[str, Any]]
     is_running: bool
-    written: float
-    """When the metrics were last written, in seconds since 1970."""
+    until: float
+    """Up to when this is known, in seconds since 1970: when the metrics were last written; of a running one, now."""
 
     @property
     def name(self) -> str:
@@ -111,8 +111,7 @@ class Run:
         """Wall time of all sessions; None for a run of a version that kept no record."""
         if not self.sessions:
             return None
-        last = time.time() if self.is_running else self.written
-        ends = [session["ended"] or max(last, session["time"]) for session in self.sessions]
+        ends = [session["ended"] or max(self.until, session["time"]) for session in self.sessions]
         return sum(end - session["time"] for end, session in zip(ends, self.sessions, strict=True))
 
 
@@ -122,8 +121,9 @@ def read_run(directory: Path, option: str = "run_dir") -> Run:
     try:
         if not metrics.exists() or not config.exists():
             raise ConfigError(f"{option} is {str(directory)!r}, which holds no run (metrics.jsonl, config.yaml)")
-        held, written = is_touched(directory), metrics.stat().st_mtime
-        return Run(directory, read_options(config), read_rows(metrics), read_sessions(directory), held, written)
+        held = is_touched(directory)
+        until = time.time() if held else metrics.stat().st_mtime
+        return Run(directory, read_options(config), read_rows(metrics), read_sessions(directory), held, until)
     except OSError as error:
         raise ConfigError(f"{option} {directory} cannot be read ({error})") from None
 
@@ -146,7 +146,7 @@ def headline(run: Run) -> list[Fact]:
         found.append(("wall time", duration(seconds)))
         begun = run.last_session["step"]
         if run.is_running and run.done > begun:
-            elapsed = time.time() - run.last_session["time"]
+            elapsed = run.until - run.last_session["time"]
             found.append(("left, about", duration(elapsed / (run.done - begun) * (run.planned - run.done))))
     return found
 
@@ -168,7 +168,7 @@ def _identity(run: Run) -> list[Fact]:
     hosts = dict.fromkeys(str(session["host"]) for session in run.sessions)
     versions = dict.fromkeys(str(session["version"]) for session in run.sessions)
     last, end = run.last_session, run.last_session["ended"]
-    ended = "not yet" if run.is_running else moment(end or run.written)
+    ended = "not yet" if run.is_running else moment(end or run.until)
     devices = dict.fromkeys(f"{one['ranks']} x {one['device']}, {one['compute']}" for one in run.sessions)
     return [
         *found,
@@ -187,12 +187,13 @@ def _setting(run: Run) -> list[Fact]:
     model = ModelConfig(**{name: value for name, value in stated.items() if name in known})
     heads = "masked words and next sentence" if model.next_sentence else "masked words"
     shape = f"{model.num_hidden_layers} layers, width {model.hidden_size:,}, {model.num_attention_heads} heads"
-    vocabulary = f"{model.vocab_size:,} tokens in the vocabulary"
+    vocabulary, weights = f"{model.vocab_size:,} tokens in the vocabulary", parameter_count(model)
+    size = f"{weights / 1e6:,.1f} million" if weights >= 1e6 else f"{weights:,}"
     optimizer, schedule = options["optimizer"], options["schedule"]
     cut = run.last_session.get("micro_batch_size", options["batch"]["micro_batch_size"])
     batch = f"{options['batch']['global_batch_size']:,} samples a step, up to {cut} of them at once on a rank"
     return [
-        ("model", f"BERT, {shape}, {vocabulary}: {parameter_count(model) / 1e6:,.1f} million parameters; {heads}"),
+        ("model", f"BERT, {shape}, {vocabulary}: {size} parameters; {heads}"),
         ("first weights", options.get("init_from") or f"random, seed {options['seed']}"),
         *_data(run),
         ("batch", batch),

@@ -68,7 +68,7 @@ def test_the_page_of_a_finished_run_has_the_numbers_of_its_files(tmp_path: Path,
     layer = attention + 2 * hidden * feed_forward + feed_forward + hidden + 2 * hidden
     heads = hidden * hidden + hidden + 2 * hidden + vocabulary + hidden * hidden + hidden + 2 * hidden + 2
     parameters = (vocabulary + positions + 2) * hidden + 2 * hidden + depth * layer + heads
-    assert f"{parameters / 1e6:.1f} million parameters" in shown["model"]
+    assert f": {parameters:,} parameters" in shown["model"]
     assert shown["state"] == "finished"
     assert shown["host"] == "node7"
     assert shown["program"] == "abc1234; torch 2.13.0"
