@@ -136,8 +136,8 @@ def squad_rows(text: str, path: Path) -> Iterator[Row]:
 def conll_rows(lines: Iterable[str], task: TaskConfig, path: Path) -> Iterator[Row]:
     """A sentence each: a word a line with its tag in the last column, and an empty line between sentences.
 
-    Columns are separated by spaces or tabs, and lines end as on any system. ``-DOCSTART-`` lines and comments are passed over: a comment begins with
-    # and does not end in a tag.
+    Columns are separated by spaces or tabs, and lines end as on any system. ``-DOCSTART-`` lines and comments are
+    passed over: a comment begins with # and does not end in a tag.
     """
     words: list[str] = []
     tags: list[str] = []
