@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bert_pretrain.addresses import http_status, without_secrets
+from bert_pretrain.addresses import http_status, is_outage, without_secrets
 from bert_pretrain.errors import ConfigError
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -53,7 +53,7 @@ def hub_reason(error: BaseException) -> str:
     """The message of ``error`` of the hub's library on one line, without the user's token."""
     from huggingface_hub import get_token
 
-    text = without_secrets(" ".join(str(error).split()))
+    text = without_secrets(" ".join(str(error).split())).partition(" For more information check: ")[0]
     return text.replace(get_token() or "\n", "***")[:200] or type(error).__name__
 
 
@@ -72,11 +72,13 @@ def _explained(error: BaseException, name: str) -> str:
         return "not in the hub's cache, and HF_HUB_OFFLINE is set; unset it, or give a folder"
     if isinstance(error, GatedRepoError):
         return f"on the hub only for those who accept its terms; accept them at {hub}/{name}, and set HF_TOKEN"
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, RepositoryNotFoundError) or status == 404:
         hidden = "is hidden from this token" if get_token() else "is private and needs HF_TOKEN"
         return f"{hub} has no such model, or it {hidden}; correct the name, or give a folder"
     if status in (401, 403):
         return f"{hub} refuses this user (HTTP {status}); set HF_TOKEN to a token that may read it, or give a folder"
+    if status is not None and not is_outage(error):  # type: ignore[arg-type]
+        return f"{hub} refuses it (HTTP {status}); see that HF_ENDPOINT is a hub, or give a folder"
     if isinstance(error, OSError) and error.filename and status is None:
         return f"the hub's cache cannot be written ({hub_reason(error)}); set HF_HOME to a folder that can"
     reason = f"HTTP {status}" if status else hub_reason(error)

@@ -26,10 +26,9 @@ from bert_pretrain.hub.card_parts import (
     writer,
 )
 from bert_pretrain.hub.public_manifest import public_manifest
-from bert_pretrain.report.run_facts import Run
+from bert_pretrain.report.run_facts import Run, usable_rows, usable_sessions
 from bert_pretrain.stored_options import read_options, read_progress
-from bert_pretrain.training.metrics import Row, read_rows
-from bert_pretrain.training.sessions import METRICS, read_sessions
+from bert_pretrain.training.metrics import Row
 
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
           (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))  # fmt: skip
@@ -158,9 +157,12 @@ def dataset_card(manifest: dict[str, Any], repo: str, licence: str | None) -> st
 def _run_at(checkpoint: Path) -> Run:
     """The run as it was when it wrote ``checkpoint``."""
     directory, step = checkpoint.parent.parent, step_of(checkpoint)
-    rows = read_rows(directory / METRICS) if (directory / METRICS).exists() else []
-    rows = [row for row in rows if row["step"] <= step and ("eval_mlm_loss" not in row or row["step"] == step)]
-    return Run(directory, read_options(checkpoint / "config.yaml"), rows, read_sessions(directory), False, 0.0)
+    rows = [
+        row
+        for row in usable_rows(directory)
+        if row["step"] <= step and ("eval_mlm_loss" not in row or row["step"] == step)
+    ]
+    return Run(directory, read_options(checkpoint / "config.yaml"), rows, usable_sessions(directory), False, 0.0)
 
 
 def _sources(run: Run) -> list[Row]:

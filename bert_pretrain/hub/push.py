@@ -48,7 +48,7 @@ def open_target(push_to: str, kind: str, private: bool) -> Target:
     try:
         validate_repo_id(push_to)
     except HFValidationError as error:
-        raise ConfigError(f"push_to is {push_to!r}, which is no OWNER/NAME of the hub ({error})") from None
+        raise ConfigError(f"push_to is {push_to!r}, which is no OWNER/NAME of the hub ({hub_reason(error)})") from None
     api = HfApi(library_name="bert-pretrain", library_version=release())
     if get_token() is None:
         raise ConfigError(
@@ -156,4 +156,7 @@ def _explained(error: Exception, endpoint: str, push_to: str) -> OSError | Confi
         return ConfigError(f"push_to={push_to}: the token may not write there ({hub_reason(error)}); give one that may")
     if is_outage(error):
         return OSError(errno.EIO, f"HTTP {status}" if status else hub_reason(error))
-    return ConfigError(f"push_to={push_to}: {endpoint} refuses it ({hub_reason(error)})")
+    return ConfigError(
+        f"push_to={push_to}: {endpoint} refuses it ({hub_reason(error)}); see that HF_ENDPOINT is a hub and "
+        "the name right"
+    )

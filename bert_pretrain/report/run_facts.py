@@ -18,11 +18,15 @@ from bert_pretrain.report.reference import on_track
 from bert_pretrain.same_run import flat_options
 from bert_pretrain.stored_options import read_options, read_progress
 from bert_pretrain.trackers.tracker import DIVERGED, FAILED, FINISHED, STOPPED
-from bert_pretrain.training.metrics import Row, duration, read_rows
+from bert_pretrain.training.metrics import LAYER_KINDS, Row, duration, read_rows
 from bert_pretrain.training.sessions import METRICS, read_sessions
 
 RUNNING, KILLED, UNFINISHED = "running", "ended without a word, as after a kill", "not finished"
 _ENDS = (FINISHED, STOPPED, DIVERGED, FAILED)
+_NEEDED = {"mlm_loss": ("samples_seen", "tokens_per_second"), "eval_mlm_loss": ("eval_mlm_accuracy",),
+           "trust_ratio": LAYER_KINDS}  # fmt: skip
+"""What the rows of a kind must have, by the key that makes their kind."""
+_OF_SESSION = {"host", "version", "step", "ranks", "device", "compute", "torch"}
 Fact = tuple[str, str]
 
 
@@ -123,9 +127,37 @@ def read_run(directory: Path, option: str = "run_dir") -> Run:
             raise ConfigError(f"{option} is {str(directory)!r}, which holds no run (metrics.jsonl, config.yaml)")
         held = is_touched(directory)
         until = time.time() if held else metrics.stat().st_mtime
-        return Run(directory, read_options(config), read_rows(metrics), read_sessions(directory), held, until)
+        run = Run(directory, read_options(config), usable_rows(directory), usable_sessions(directory), held, until)
+        headline(run), facts(run)  # of what the files hold, before anything is drawn
     except OSError as error:
         raise ConfigError(f"{option} {directory} cannot be read ({error})") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"{option} {directory}: its config.yaml is damaged ({type(error).__name__}: {error}); put a copy of the "
+            "config.yaml of one of the run's checkpoints there"
+        ) from None
+    return run
+
+
+def usable_rows(directory: Path) -> list[Row]:
+    """The rows of the run's metrics that have their numbers."""
+    path = directory / METRICS
+    return [row for row in read_rows(path) if _has_numbers(row)] if path.exists() else []
+
+
+def _has_numbers(row: Row) -> bool:
+    values = [one for value in row.values() for one in (value.values() if isinstance(value, dict) else [value])]
+    lacking = [name for kind, names in _NEEDED.items() if kind in row for name in names if name not in row]
+    maps = all(isinstance(value, dict) == (name in LAYER_KINDS) for name, value in row.items())
+    return not lacking and maps and row["step"] >= 0 and all(isinstance(value, int | float) for value in values)
+
+
+def usable_sessions(directory: Path) -> list[dict[str, Any]]:
+    """The sessions of the run that have what is shown of them."""
+    found = [session for session in read_sessions(directory) if session.keys() >= _OF_SESSION]
+    return [one for one in found if isinstance(one["step"], int) and isinstance(one.get("data", {}), dict)]
 
 
 def by_name(runs: list[Run]) -> dict[str, Run]:

@@ -105,6 +105,8 @@ def another_token(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
 FAULTS: list[tuple[Callable[[HubServer, pytest.MonkeyPatch], None], str, str]] = [
     (gone, "lab/bert", "cannot be reached now"),
     (status(500), "lab/bert", r"cannot be reached now \(HTTP 500\); .*hf download lab/bert"),
+    (status(404), "lab/bert", "has no such model"),
+    (status(400), "lab/bert", r"refuses it \(HTTP 400\); see that HF_ENDPOINT is a hub"),
     (status(403), "lab/bert", r"refuses this user \(HTTP 403\)"),
     (another_token, "lab/bert", "has no such model, or it is hidden from this token|refuses this user"),
     (lambda *_: None, "lab/beet", "has no such model, or it is hidden from this token; correct the name"),

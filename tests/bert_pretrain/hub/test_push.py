@@ -284,6 +284,9 @@ def test_mistakes_are_told_in_one_line_before_the_export(
         return shown
 
     assert "no OWNER/NAME" in told("push_to=a/b/c")
+    assert "no OWNER/NAME" in told("push_to='ada/b\nc'")
+    hub.faults["GET /api/whoami-v2"] = [404]
+    assert "refuses it (Client error '404 Not Found'" in told("push_to=ada/bert")
     assert "push_checkpoints" in told("push_checkpoints=true")
     assert "may write to: ada, lab" in told("push_to=bob/bert")
     hub.role = "read"

@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 
 from bert_pretrain.cli import COMMANDS
+from bert_pretrain.errors import ConfigError
 from bert_pretrain.html_page import Html, is_page
 from bert_pretrain.report.run import main, write_report
 from bert_pretrain.report.run_facts import facts, headline, read_run
 from tests.bert_pretrain.report.made_runs import (
     FINISHED,
+    OPTIONS,
     PRINTS,
     START,
     end,
     evaluation,
+    layers,
     make_run,
     start,
     training,
@@ -251,6 +254,41 @@ def test_mistakes_are_one_line_each(tmp_path: Path, capsys, monkeypatch) -> None
     assert (tmp_path / "notes.html").read_text() == "<p>mine</p>"
     (run / "config.yaml").write_text("model: [")
     assert "config.yaml is damaged" in refused(capsys, "run_dir=a")
+
+
+TRAINED = training(30, 2.0)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**TRAINED, "mlm_loss": "2"}, {**TRAINED, "loss": None}, {"step": 30, "loss": 1.0, "mlm_loss": 1.0},
+        {"step": 30, "eval_loss": 1.0, "eval_mlm_loss": 1.0}, {"step": 30, "trust_ratio": {"a": 1.0}},
+        {**layers(30), "weight_norm": {"a": None}}, {**layers(30), "weight_norm": 1.0}, {**TRAINED, "step": -5},
+        {**TRAINED, "lr": {"a": 1.0}}, {**TRAINED, "step": 1e400},
+    ],
+)  # fmt: skip
+def test_rows_without_their_numbers_are_left_out(tmp_path: Path, row: dict) -> None:
+    assert read_run(make_run(tmp_path / "run", [*FINISHED, row], [start(START)])).rows == FINISHED
+
+
+@pytest.mark.parametrize("change", [{"host": None}, {"step": "x"}, {"data": 3}])
+def test_sessions_without_their_facts_are_left_out(tmp_path: Path, change: dict) -> None:
+    broken = {name: value for name, value in (start(START + 60) | change).items() if value is not None}
+    run = read_run(make_run(tmp_path / "run", FINISHED, [start(START), broken]))
+    assert [one["time"] for one in run.sessions] == [START]
+
+
+@pytest.mark.parametrize(
+    "damage", [{"seed": None}, {"data": None}, {"optimizer": None}, {"optimizer": {"algorithm": "nvlamb", "lr": "x"}},
+               {"model": OPTIONS["model"] | {"hidden_size": "x"}}],
+)  # fmt: skip
+def test_a_damaged_configuration_is_told_before_anything_is_drawn(tmp_path: Path, damage: dict) -> None:
+    run = make_run(tmp_path / "run", FINISHED, [start(START)])
+    options = {name: value for name, value in {**OPTIONS, "init_from": "", **damage}.items() if value is not None}
+    (run / "config.yaml").write_text(json.dumps(options))
+    with pytest.raises(ConfigError, match=r"run_dir .*/run: its config\.yaml is damaged \(.*put a copy of"):
+        read_run(run)
 
 
 def test_a_directory_that_cannot_be_written(tmp_path: Path, capsys, monkeypatch) -> None:
