@@ -124,7 +124,8 @@ def read_run(directory: Path, option: str = "run_dir") -> Run:
     config, metrics = directory / "config.yaml", directory / METRICS
     try:
         if not metrics.exists() or not config.exists():
-            raise ConfigError(f"{option} is {str(directory)!r}, which holds no run (metrics.jsonl, config.yaml)")
+            found = f"{option} is {str(directory)!r}, which holds no run (metrics.jsonl, config.yaml)"
+            raise ConfigError(f"{found}; give the run_dir of a pretraining")
         held = is_touched(directory)
         until = time.time() if held else metrics.stat().st_mtime
         run = Run(directory, read_options(config), usable_rows(directory), usable_sessions(directory), held, until)

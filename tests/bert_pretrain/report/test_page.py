@@ -241,6 +241,7 @@ def test_mistakes_are_one_line_each(tmp_path: Path, capsys, monkeypatch) -> None
     for words, expected in (
         ((), "run_dir and runs: neither given"),
         (("run_dir=a", "runs=[a,a]"), "both given"),
+        (("runs=a",), "runs is 'a'; allowed: a list, as in runs=[a]"),
         (("run_dir=empty",), "run_dir is 'empty', which holds no run"),
         (("runs=[a,empty]",), "runs is 'empty', which holds no run"),
         (("run_dir=a", "out=notes.html"), "out notes.html exists and is no page of this program"),
