@@ -31,6 +31,7 @@ from bert_pretrain.errors import EXIT_STOPPED, ConfigError, DivergedError, on_on
 from bert_pretrain.file_system import check_file_writable, require_writable
 from bert_pretrain.hub.export import check_before_training
 from bert_pretrain.hub.shape import resolve_model
+from bert_pretrain.hub.source import hub_base
 from bert_pretrain.model.bert import PretrainingModel, build_model, resolve_packing, silence_transformers
 from bert_pretrain.model.choices import describe_choices
 from bert_pretrain.model.compile import compile_model, turn_off_compiling
@@ -82,7 +83,7 @@ def train(config: PretrainConfig, world: World, stop: StopRequest, stated: DataC
     kept_ones = kept.keep_last, Path(config.data.tokenizer), kept.keep_every_steps
     store = CheckpointStore(run_dir / "checkpoints", *kept_ones, log.message, run_dir / RECORD)
     trainer = build_trainer(config, world, log, store, config_yaml)
-    facts = session_facts(trainer)  # before the metrics are written anew
+    facts = session_facts(trainer, config)  # before the metrics are written anew
     world.run_on_all_ranks(lambda: initialize_run_dir(run_dir, config_yaml, world, log, trainer.progress.step))
     if world.is_first:
         log.start_trackers(config.logging.chosen_trackers(), tracked_run(config), trainer.progress.step)
@@ -120,7 +121,7 @@ def drawn_report(run_dir: Path, log: MetricsLog, step: int) -> str:
     return f", report with plots in {page}"
 
 
-def session_facts(trainer: Trainer) -> dict[str, object]:
+def session_facts(trainer: Trainer, config: PretrainConfig) -> dict[str, object]:
     """What ``sessions.jsonl`` tells of a process: where it begins, on what, and with which data."""
     splits = {"train": trainer.data.shards, "heldout": trainer.heldout}
     return {
@@ -131,6 +132,7 @@ def session_facts(trainer: Trainer) -> dict[str, object]:
         "compute": dtype_name(trainer.precision.dtype),
         "micro_batch_size": trainer.plan.micro_batch_size,
         "torch": torch.__version__,
+        "base_model": hub_base(config.init_from),
         "data": {
             split: {"samples": shards.samples, "fingerprint": shards.fingerprint}
             for split, shards in splits.items()

@@ -81,6 +81,8 @@ def _checked(word: str, options: tuple[Option, ...], groups: Iterable[str], user
     kind = option.type.removesuffix(" or null")
     if kind in _ALLOWED and not _is_a(kind, value):
         raise ConfigError(f"{name} is {value!r}; allowed: {_ALLOWED[kind]}{' or null' * option.type.endswith('null')}")
+    if kind.startswith("list of ") and not value.lstrip().startswith("["):
+        raise ConfigError(f"{name} is {value!r}; allowed: a list, as in {name}=[{value}]")
     if option.name.endswith(f".{ANY_NAME}"):  # a key of a mapping, which may be new
         key = f"++{name}"
     return f"{key}={quoted(value) if option.is_text else value}"

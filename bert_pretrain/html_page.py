@@ -34,7 +34,8 @@ table{border-collapse:collapse;min-width:min(100%,32rem);font-variant-numeric:ta
 caption,figcaption,.muted{text-align:left;color:var(--muted);font-size:.9rem}
 caption{caption-side:top;padding-bottom:.3rem}caption span{display:inline-block;max-width:calc(100vw - 2rem)}
 th,td{padding:.25rem .8rem .25rem 0;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
-th{font-weight:600}td.number,th.number{text-align:right}th button{font:inherit;color:inherit;background:none;border:0;
+th{font-weight:600}td.number,th.number{text-align:right}tbody .number{white-space:nowrap}
+th button{font:inherit;color:inherit;background:none;border:0;
 padding:0;cursor:pointer;text-align:inherit}th button::after{content:"\\a0\\2195";color:var(--muted)}
 th[aria-sort=ascending] button::after{content:"\\a0\\2191"}th[aria-sort=descending] button::after{content:"\\a0\\2193"}
 pre{background:var(--box);padding:.6rem .8rem;margin:.4rem 0;white-space:pre-wrap;font-size:.85rem;

@@ -21,8 +21,8 @@ bert-pretrain prepare corpus=embedded out_dir="$data_dir" sequence_lengths=[64] 
 bert-pretrain verify dir="$data_dir" samples=2
 
 step "2/4  pretraining with NVLAMB on $processes processes -> $run_dir"
-# The plan checks options, shards and run directory in one process, so that a mistake gives one message.
-bert-pretrain plan recipe=demo data.dir="$data_dir" "$@" devices="$processes"
+# The plan, which the run prints itself: checks all in one process, so that a mistake gives one message.
+bert-pretrain plan recipe=demo data.dir="$data_dir" "$@" devices="$processes" >/dev/null
 OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node="$processes" -m bert_pretrain.pretrain recipe=demo data.dir="$data_dir" "$@"
 
 step "3/4  export -> $run_dir/model"

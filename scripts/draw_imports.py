@@ -19,6 +19,7 @@ LAYERS = [
         "errors",
         "file_system",
         "html_page",
+        "hub_download",
         "jit",
         "launch_environment",
         "option_schema",

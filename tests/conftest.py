@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Busy OpenMP teams on shared cores look like a hang; children inherit this.
@@ -17,9 +18,11 @@ if not torch.cuda.is_available():
     # Triton's kernels run in its interpreter; read when they are first imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from bert_pretrain import retry
 from bert_pretrain.data.shard_directory import write_manifest
 from bert_pretrain.data.shards import ShardHeader, write_shard
 from tests.forked import HANGS, ROOT, Forked
+from tests.hub_server import TOKEN, HubServer
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")  # no test asserts a time
@@ -123,6 +126,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def shard_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """100 training samples in three shards and 20 held out; read-only by agreement."""
     return make_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    """A server that is the hub for this process, with a cache of its own and without pauses between attempts."""
+    from huggingface_hub import constants, hf_api
+    from huggingface_hub.utils import _http
+
+    with HubServer() as server:
+        for module in (constants, hf_api.constants):
+            monkeypatch.setattr(module, "ENDPOINT", server.address)
+            monkeypatch.setattr(module, "HF_HUB_DISABLE_XET", True)
+            template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+            monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(retry, "PAUSES", (0.0,))
+        monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
+        yield server
 
 
 TEST_RECIPE = (

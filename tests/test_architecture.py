@@ -31,6 +31,7 @@ FOR_DATA_PREP = {
     "bert_pretrain.directories",
     "bert_pretrain.file_system",
     "bert_pretrain.html_page",
+    "bert_pretrain.hub_download",
     "bert_pretrain.retry",
     "bert_pretrain.stored_options",
     "bert_pretrain.directory_lock",

@@ -17,12 +17,12 @@ import numpy as np
 from bert_pretrain.data.ready_made_options import COLUMNS, ReadyMadeConfig
 from bert_pretrain.data.tokenizer_files import FILES, has_tokenizer
 from bert_pretrain.errors import OUTAGES, ConfigError, did_you_mean, on_one_line
+from bert_pretrain.hub_download import HUB_NAME, hub_folder
 from bert_pretrain.retry import retried, say
 
 HUB = "hf://"
 _HUB_ADDRESS = re.compile(r"hf://(?:datasets/)?([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")
 _COMMIT = re.compile(r"hf://datasets/[^@]+@([0-9a-f]{40})/")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SAVED = ("state.json", "dataset_dict.json")
 _NETWORK = {"aiohttp", "asyncio", "fsspec", "httpcore", "httpx", "huggingface_hub", "requests", "urllib3"}
 _WAIT_FOR = (408, 429)  # HTTP: a timeout, too many requests
@@ -59,20 +59,12 @@ def local_tokenizer(name: str) -> Path:
     if has_tokenizer(folder):
         return folder
     where = f"data.tokenizer is {name!r}, which is no tokenizer's folder (tokenizer.json or vocab.txt)"
-    if folder.is_dir() or not _HUB_NAME.fullmatch(name):
+    if folder.is_dir() or not HUB_NAME.fullmatch(name):
         raise ConfigError(f"{where}; give a folder or a name on the hub, such as bert-base-uncased")
-    from huggingface_hub import snapshot_download
-
-    for is_cached in (True, False):
-        try:
-            found = Path(snapshot_download(name, allow_patterns=[*FILES, "config.json"], local_files_only=is_cached))
-        except Exception as error:  # the hub's library and the network raise many types
-            if not is_cached:
-                raise ConfigError(f"{where}, nor one that the hub can give ({on_one_line(error)})") from None
-            continue
-        if has_tokenizer(found):
-            return found
-    raise ConfigError(f"{where}; that model on the hub has none of these files either: give another")
+    found = hub_folder(name, "data.tokenizer", [[*FILES, "config.json"]], has_tokenizer)
+    if not has_tokenizer(found):
+        raise ConfigError(f"{where}; that model on the hub has none of these files either: give another")
+    return found
 
 
 def row_error(error: Exception, what: str) -> OSError | ConfigError:

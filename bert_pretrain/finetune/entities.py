@@ -49,9 +49,9 @@ def read_sentences(task: TaskConfig, rows: list[Row], where: str, labelled: bool
     sentences = []
     for number, row in enumerate(rows, 1):
         words, tags = row.get(task.columns[0]), row.get(task.label_column)
-        if not isinstance(words, list) or not words:
+        if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
             raise ConfigError(f"{where}: sentence {number} has no {task.columns[0]!r}, a list of words")
-        if tags is None and labelled:
+        if not isinstance(tags, list) and (labelled or tags is not None):
             raise ConfigError(f"{where}: sentence {number} has no {task.label_column!r}, a list of tags")
         if tags is not None and len(tags) != len(words):
             found = f"{len(words)} words and {len(tags)} tags"
@@ -59,7 +59,7 @@ def read_sentences(task: TaskConfig, rows: list[Row], where: str, labelled: bool
         bad = next((tag for tag in tags or () if not (isinstance(tag, str) and TAG.fullmatch(tag))), None)
         if bad is not None:
             raise ConfigError(f"{where}: sentence {number} has the tag {bad!r}; allowed: {ALLOWED}")
-        sentences.append(Sentence(tuple(map(str, words)), None if tags is None else tuple(tags)))
+        sentences.append(Sentence(tuple(words), None if tags is None else tuple(tags)))
     return sentences
 
 

@@ -136,13 +136,14 @@ def squad_rows(text: str, path: Path) -> Iterator[Row]:
 def conll_rows(lines: Iterable[str], task: TaskConfig, path: Path) -> Iterator[Row]:
     """A sentence each: a word a line with its tag in the last column, and an empty line between sentences.
 
-    Columns are separated by spaces or tabs. ``-DOCSTART-`` lines and comments are passed over: a comment begins with
-    # and does not end in a tag.
+    Columns are separated by spaces or tabs, and lines end as on any system. ``-DOCSTART-`` lines and comments are
+    passed over: a comment begins with # and does not end in a tag.
     """
     words: list[str] = []
     tags: list[str] = []
-    for number, line in enumerate((*lines, ""), 1):
-        cells = line.split()
+    parts = (part for line in lines for part in line.rstrip("\r\n").split("\r"))
+    for number, line in enumerate((*parts, ""), 1):
+        cells = re.findall(r"[^ \t]+", line)  # other spaces are part of a word
         if (cells and cells[0] == "-DOCSTART-") or (line.startswith("#") and not TAG.fullmatch(cells[-1])):
             continue
         if not cells:

@@ -3,9 +3,8 @@
 Nothing in them is a path of this machine: of a corpus on a disk there is the last part of its name.
 """
 
-import re
-from collections.abc import Sequence
-from math import exp
+import json
+from math import exp, isfinite, nan
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,25 +12,29 @@ from typing import Any
 from bert_pretrain.addresses import is_address
 from bert_pretrain.checkpoint.find import step_of
 from bert_pretrain.data.shard_directory import read_manifest
-from bert_pretrain.hub.public_manifest import public_manifest, public_name
-from bert_pretrain.program import commit, release
-from bert_pretrain.report.run_facts import Run
-from bert_pretrain.stored_options import read_options, read_progress
-from bert_pretrain.training.metrics import Row, read_rows
-from bert_pretrain.training.sessions import METRICS, read_sessions
-
-_LICENCE = re.compile(
-    r"apache-2\.0|mit|openrail|afl-3\.0|artistic-2\.0|bsl-1\.0|bsd(-[23]-clause)?|bsd-3-clause-clear|c-uda|cc|cc0-1\.0|"
-    r"cc-by-2\.[05]|cc-by(-nc)?(-sa)?-[34]\.0|cc-by-nc(-sa)?-2\.0|cc-by-nc-nd-[34]\.0|cc-by-nd-4\.0|cdla-sharing-1\.0|"
-    r"cdla-permissive-[12]\.0|wtfpl|ecl-2\.0|epl-[12]\.0|etalab-2\.0|eupl-1\.[12]|agpl-3\.0|gfdl|gpl(-[23]\.0)?|"
-    r"lgpl(-2\.1|-3\.0|-lr)?|isc|lppl-1\.3c|ms-pl|mpl-2\.0|odc-by|odbl|osl-3\.0|postgresql|ofl-1\.1|ncsa|unlicense|"
-    r"zlib|pddl|unknown"
+from bert_pretrain.hub.card_parts import (
+    TAGS,
+    cell,
+    data_table,
+    hub_ids,
+    languages_of,
+    licence_entries,
+    limits,
+    rendered,
+    table,
+    title_of,
+    writer,
 )
-"""The names that the hub has for licences (huggingface.co/docs/hub/repositories-licenses); others are ``other``."""
-_HUB_ID = re.compile(r"(?:hf://(?:datasets/)?([\w.-]+/[\w.-]+).*|([\w.-]+/[\w.-]+))")
+from bert_pretrain.hub.public_manifest import public_manifest
+from bert_pretrain.report.run_facts import Run, usable_rows, usable_sessions
+from bert_pretrain.stored_options import read_options, read_progress
+from bert_pretrain.training.metrics import Row
+
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
           (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))  # fmt: skip
-_PAGE = "---\n{{ card_data }}\n---\n\n{{ page }}\n"
+CARD = "README.md"
+"""The name of its file."""
+_FILLS = ("BertForMaskedLM", "BertForPreTraining")
 _METRICS = (("eval_mlm_loss", "loss", "MLM loss (nats)"), ("eval_mlm_accuracy", "accuracy", "MLM accuracy"))
 """Key in ``metrics.jsonl``, the hub's name of the metric, and what it is."""
 
@@ -45,38 +48,67 @@ def model_card(checkpoint: Path, name: str, licence: str | None, revision: str |
 
     run = _run_at(checkpoint)
     sources, heldout = _sources(run), run.heldout[-1] if run.heldout else {}
-    measured = {kind: (title, heldout[key]) for key, kind, title in _METRICS if key in heldout}
+    measured = {kind: (title, heldout[key]) for key, kind, title in _METRICS if isfinite(heldout.get(key, nan))}
     if "loss" in measured:
         measured["perplexity"] = ("perplexity of masked words", exp(min(measured["loss"][1], 700.0)))
     results = [EvalResult("fill-mask", "held-out", "held-out samples", kind, round(value, 6), metric_name=title,
                           task_name="Masked language modelling", dataset_split="heldout")
                for kind, (title, value) in measured.items()]  # fmt: skip
-    if "eval_nsp_accuracy" in heldout:
+    if isfinite(heldout.get("eval_nsp_accuracy", nan)):
         results.append(EvalResult("next-sentence-prediction", "held-out", "held-out samples", "accuracy",
                                   round(heldout["eval_nsp_accuracy"], 6), metric_name="next-sentence accuracy",
                                   task_name="Next-sentence prediction", dataset_split="heldout"))  # fmt: skip
     data = ModelCardData(
-        model_name=name.rpartition("/")[2],
-        language=_languages(sources) or None,
+        model_name=title_of(name),
+        language=languages_of(sources) or None,
         datasets=_dataset_ids(run, sources) or None,
+        base_model=_base_model(run),
         library_name="transformers",
         pipeline_tag="fill-mask",
-        tags=["bert", "masked-lm", "pretraining", "bert-pretrain"],
+        tags=TAGS,
         metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
         eval_results=results or None,
-        **_licence_entries([licence] if licence else []),
+        **licence_entries([licence or ""]),
     )
-    page = "\n\n".join([
-        f"# {name.rpartition('/')[2]}",
+    page = [
+        f"# {title_of(name)}",
         f"A BERT pretrained with bert-pretrain for {step_of(checkpoint):,} steps.",
-        f"## Usage\n\n```python\n{_usage(name, revision)}\n```",
-        _limits(sources, "The model"),
-        "## Training data\n\n" + _data_table(sources, _dataset_ids(run, sources)),
-        "## Training\n\n" + _table(("", ""), _training(run, checkpoint)),
+        _usage(name, revision),
+        limits(sources, "The model"),
+        "## Training data\n\n" + data_table(sources, _dataset_ids(run, sources)),
+        "## Training\n\n" + table(("", ""), _training(run, checkpoint)),
         "## Evaluation\n\n" + _evaluation(results),
-        "## Environment\n\n" + _table(("", ""), _environment(run)),
-    ])  # fmt: skip
-    return str(ModelCard.from_template(data, template_str=_PAGE, page=page))
+        "## Environment\n\n" + table(("", ""), _environment(run)),
+    ]  # fmt: skip
+    return rendered(ModelCard, data, page)
+
+
+def converted_card(
+    name: str, licence: str | None, origin: str, architecture: str, config: str, notes: list[str], left_out: list[str]
+) -> str:
+    """``README.md`` of a conversion: the weights of ``origin`` as ``architecture``, with ``config.json`` as ``config``.
+
+    ``notes``: what was decided, in sentences; ``left_out``: names of what is only in the checkpoint.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    data = ModelCardData(
+        model_name=title_of(name),
+        library_name="transformers",
+        pipeline_tag="fill-mask" if architecture in _FILLS else None,
+        tags=TAGS,
+        **licence_entries([licence or ""]),
+    )
+    page = [
+        f"# {title_of(name)}",
+        f"Converted by bert-pretrain convert from {cell(origin)} to {architecture}.",
+        *(f"{note[0].upper()}{note[1:]}." for note in notes),
+        _usage(name, architecture=architecture),
+        "## Left out\n\n" + ("\n".join(f"- `{cell(one)}`" for one in left_out) or "Nothing."),
+        f"## Configuration\n\n```json\n{config}\n```",
+        "## Environment\n\n" + table(("", ""), [writer()]),
+    ]  # fmt: skip
+    return rendered(ModelCard, data, page)
 
 
 def dataset_card(manifest: dict[str, Any], repo: str, licence: str | None) -> str:
@@ -87,18 +119,18 @@ def dataset_card(manifest: dict[str, Any], repo: str, licence: str | None) -> st
     for row in manifest["shards"]:
         samples[row["split"]] += row["samples"]
     length, words = manifest["sequence_length"], manifest["tokenizer"]["vocab_size"]
-    total, languages = sum(samples.values()), _languages(sources)
+    total, languages = sum(samples.values()), languages_of(sources)
     files = [{"split": split, "path": f"{split}_*.hdf5"} for split, count in samples.items() if count]
     data = DatasetCardData(
-        pretty_name=repo.rpartition("/")[2],
+        pretty_name=title_of(repo),
         language=languages or None,
         multilinguality=("multilingual" if len(languages) > 1 else "monolingual") if languages else None,
         task_categories=["fill-mask"],
         size_categories=next((size for most, size in _SIZES if total < most), "n>1B"),
-        source_datasets=_hub_ids([source["name"] for source in sources]) or None,
-        tags=["bert", "masked-lm", "pretraining", "bert-pretrain"],
+        source_datasets=hub_ids([source["name"] for source in sources]) or None,
+        tags=TAGS,
         configs=[{"config_name": "default", "data_files": files}],
-        **_licence_entries([licence] if licence else [source["licence"] for source in sources]),
+        **licence_entries([licence] if licence else [source.get("licence") or "" for source in sources]),
     )
     made = manifest.get("options", {})
     facts = [
@@ -110,24 +142,27 @@ def dataset_card(manifest: dict[str, Any], repo: str, licence: str | None) -> st
           if name in made),
         *((name, str(version)) for name, version in manifest.get("versions", {}).items()),
     ]  # fmt: skip
-    page = "\n\n".join([
-        f"# {repo.rpartition('/')[2]}",
+    page = [
+        f"# {title_of(repo)}",
         "Shards to pretrain a BERT on: samples of token ids with masked words, in HDF5.",
         f"## Usage\n\n```bash\nbert-pretrain pretrain data.dir=hf://datasets/{repo} "
         f"data.sequence_length={length} model.vocab_size={words}\n```",
-        _limits(sources, "A model that is trained on these shards"),
-        "## Sources\n\n" + _data_table(sources),
-        "## Preparation\n\n" + _table(("", ""), facts),
-    ])  # fmt: skip
-    return str(DatasetCard.from_template(data, template_str=_PAGE, page=page))
+        limits(sources, "A model that is trained on these shards"),
+        "## Sources\n\n" + data_table(sources),
+        "## Preparation\n\n" + table(("", ""), facts),
+    ]  # fmt: skip
+    return rendered(DatasetCard, data, page)
 
 
 def _run_at(checkpoint: Path) -> Run:
     """The run as it was when it wrote ``checkpoint``."""
     directory, step = checkpoint.parent.parent, step_of(checkpoint)
-    rows = read_rows(directory / METRICS) if (directory / METRICS).exists() else []
-    rows = [row for row in rows if row["step"] <= step and ("eval_mlm_loss" not in row or row["step"] == step)]
-    return Run(directory, read_options(checkpoint / "config.yaml"), rows, read_sessions(directory), False, 0.0)
+    rows = [
+        row
+        for row in usable_rows(directory)
+        if row["step"] <= step and ("eval_mlm_loss" not in row or row["step"] == step)
+    ]
+    return Run(directory, read_options(checkpoint / "config.yaml"), rows, usable_sessions(directory), False, 0.0)
 
 
 def _sources(run: Run) -> list[Row]:
@@ -139,13 +174,7 @@ def _sources(run: Run) -> list[Row]:
 def _dataset_ids(run: Run, sources: list[Row]) -> list[str]:
     """The data sets of the hub that the run read, itself or in its shards."""
     places = [place for place in _places(run) if is_address(place)]
-    return _hub_ids([*places, *(source["name"] for source in sources)])
-
-
-def _hub_ids(names: list[str]) -> list[str]:
-    """The data sets of the hub among public names and addresses."""
-    found = [match[1] or match[2] for name in names if (match := _HUB_ID.fullmatch(name))]
-    return list(dict.fromkeys(found))
+    return hub_ids([*places, *(source["name"] for source in sources)])
 
 
 def _places(run: Run) -> list[str]:
@@ -153,49 +182,22 @@ def _places(run: Run) -> list[str]:
     return [run.options["data"]["dir"], *(run.options["data"].get("mix") or {}).values()]
 
 
-def _languages(sources: list[Row]) -> list[str]:
-    return list(dict.fromkeys(source["language"] for source in sources if source.get("language")))
+def _base_model(run: Run) -> str | None:
+    """The model of the hub that the weights are from, as the run noted when it began (``hub.source.hub_base``)."""
+    return run.sessions[0].get("base_model") if run.sessions else None
 
 
-def _licence_entries(stated: list[str]) -> dict[str, Any]:
-    """The metadata for the licences ``stated``: the hub's names, and what has none there."""
-    names = dict.fromkeys(
-        "unknown" if name.startswith("not stated") else name.strip() for name in stated or ["unknown"]
-    )
-    others = [name for name in names if not _LICENCE.fullmatch(name.lower())]
-    listed = [name.lower() for name in names if name not in others] + (["other"] if others else [])
-    slug = re.sub(r"[^\w.+-]+", "-", others[0].lower()).strip("-") if len(others) == 1 else "several"
-    return {
-        "license": listed if len(listed) > 1 else listed[0],
-        "license_name": slug if others else None,
-    }
-
-
-def _usage(name: str, revision: str | None) -> str:
-    more = f', revision="{revision}"' if revision else ""
-    return (
-        f'from transformers import pipeline\nfill = pipeline("fill-mask", model="{name}"{more})\n'
-        'print(fill(f"The {fill.tokenizer.mask_token} was closed."))'
-    )
-
-
-def _limits(sources: list[Row], model: str) -> str:
-    """``model``: how the page calls the model that was trained on these sources."""
-    languages = f" The language of that text: {', '.join(_languages(sources))}." if _languages(sources) else ""
-    return (
-        f"## Limits\n\n{model} has the errors and the bias of the text below, knows nothing that is not in it, and may "
-        f"repeat parts of it.{languages} No use of it was tested: fine-tune it, and measure it on data of that use."
-    )
-
-
-def _data_table(sources: list[Row], datasets: Sequence[str] = ()) -> str:
-    if not sources:
-        named = ", ".join(f"[{name}](https://huggingface.co/datasets/{name})" for name in datasets)
-        return named or "Not recorded: the manifest of the shards was not at hand when this card was written."
-    titles = ("source", "version", "language", "licence", "documents", "characters")
-    rows = [[str(source.get(title, "")) for title in ("name", *titles[1:4])] +
-            [f"{source[title]:,}" for title in titles[4:]] for source in sources]  # fmt: skip
-    return _table(titles, rows)
+def _usage(name: str, revision: str | None = None, architecture: str = "BertForMaskedLM") -> str:
+    """A fenced example: words filled in, or the vectors of a model without a masked-word head."""
+    quoted, more = json.dumps(name, ensure_ascii=False), f', revision="{revision}"' if revision else ""
+    if architecture not in _FILLS:
+        code = f"from transformers import {architecture}\nmodel = {architecture}.from_pretrained({quoted}{more})"
+    else:
+        code = (
+            f'from transformers import pipeline\nfill = pipeline("fill-mask", model={quoted}{more})\n'
+            'print(fill(f"The {fill.tokenizer.mask_token} was closed."))'
+        )
+    return f"## Usage\n\n```python\n{code}\n```"
 
 
 def _training(run: Run, checkpoint: Path) -> list[tuple[str, ...]]:
@@ -211,7 +213,7 @@ def _training(run: Run, checkpoint: Path) -> list[tuple[str, ...]]:
         ("global batch", f"{batch:,} samples of up to {data['sequence_length']} tokens"),
         ("masks", f"{data['masking']}, share {data.get('masked_lm_prob') or 'as in the shards'}"),
         *((name.replace("_", " "), f"{options['model'][name]:,}") for name in names if options["model"].get(name)),
-        ("first weights", public_name(source, "dataset") if source else "random"),
+        ("first weights", (_base_model(run) or Path(source).name) if source else "random"),
         *((name.replace("_", " "), str(value)) for name, value in [*optimizer.items(), *schedule.items()]
           if value is not None and name != "total_steps" and not isinstance(value, dict)),
         ("seed", str(options["seed"])),
@@ -222,15 +224,12 @@ def _evaluation(results: list[Any]) -> str:
     if not results:
         return "This checkpoint was not evaluated."
     rows = [(result.metric_name, f"{result.metric_value:.4f}") for result in results]
-    return "On samples that were held out of the training text:\n\n" + _table(("metric", "value"), rows)
+    return "On samples that were held out of the training text:\n\n" + table(("metric", "value"), rows)
 
 
 def _environment(run: Run) -> list[tuple[str, ...]]:
     """Where the run was trained, and what wrote this card."""
-    known = commit()
-    found: list[tuple[str, ...]] = [
-        ("card written by", f"bert-pretrain {release()}" + (f", commit {known}" if known else ""))
-    ]
+    found = [writer()]
     if session := run.last_session:
         versions = dict.fromkeys(str(one["version"]) for one in run.sessions)
         found += [
@@ -241,8 +240,3 @@ def _environment(run: Run) -> list[tuple[str, ...]]:
     if rates := [row["tokens_per_second"] for row in run.training[1:] or run.training]:
         found.append(("real tokens per second, median", f"{median(rates):,.0f}"))
     return found
-
-
-def _table(titles: tuple[str, ...], rows: Sequence[Sequence[str]]) -> str:
-    lines = [titles, tuple("---" for _ in titles), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -20,10 +20,8 @@ from bert_pretrain.directories import check_replaceable, new_folder
 from bert_pretrain.directory_lock import lock_beside
 from bert_pretrain.errors import ConfigError, as_config_error, on_one_line, require
 from bert_pretrain.file_system import require_writable
-from bert_pretrain.hub.card import model_card
+from bert_pretrain.hub.card import CARD, model_card
 from bert_pretrain.hub.push import Target, open_target, push
-
-CARD = "README.md"
 
 
 @dataclass

@@ -5,14 +5,14 @@ so that the same command goes on after a failure.
 """
 
 import errno
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bert_pretrain.addresses import http_status, is_outage, without_secrets
+from bert_pretrain.addresses import http_status, is_outage
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.hub_download import be_quiet, hub_reason
 from bert_pretrain.program import release
 from bert_pretrain.retry import retried, say
 
@@ -42,15 +42,13 @@ def open_target(push_to: str, kind: str, private: bool) -> Target:
     Raises ``ConfigError``: not a name, no token, a token that may not write there.
     """
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.utils import HFValidationError, disable_progress_bars, logging, validate_repo_id
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    logging.set_verbosity_error()
+    be_quiet()
     try:
         validate_repo_id(push_to)
     except HFValidationError as error:
-        raise ConfigError(f"push_to is {push_to!r}, which is no OWNER/NAME of the hub ({error})") from None
+        raise ConfigError(f"push_to is {push_to!r}, which is no OWNER/NAME of the hub ({hub_reason(error)})") from None
     api = HfApi(library_name="bert-pretrain", library_version=release())
     if get_token() is None:
         raise ConfigError(
@@ -135,7 +133,8 @@ def _answered(api: "HfApi", push_to: str, work: Callable[[], Result]) -> Result:
         except (ConfigError, RevisionNotFoundError):
             raise
         except RepositoryNotFoundError as error:
-            raise ConfigError(f"push_to={push_to}: {api.endpoint} has no such repository ({_reason(error)})") from None
+            reason = hub_reason(error)
+            raise ConfigError(f"push_to={push_to}: {api.endpoint} has no such repository ({reason})") from None
         except Exception as error:  # its libraries raise many types
             raise _explained(error, api.endpoint, push_to) from None
 
@@ -154,15 +153,10 @@ def _explained(error: Exception, endpoint: str, push_to: str) -> OSError | Confi
     if status == 401:
         return ConfigError(f"push_to={push_to}: {endpoint} does not accept the token; set HF_TOKEN to a valid one")
     if status == 403:
-        return ConfigError(f"push_to={push_to}: the token may not write there ({_reason(error)}); give one that may")
+        return ConfigError(f"push_to={push_to}: the token may not write there ({hub_reason(error)}); give one that may")
     if is_outage(error):
-        return OSError(errno.EIO, f"HTTP {status}" if status else _reason(error))
-    return ConfigError(f"push_to={push_to}: {endpoint} refuses it ({_reason(error)})")
-
-
-def _reason(error: Any) -> str:
-    """The message of ``error`` on one line, without its token."""
-    from huggingface_hub import get_token
-
-    text = without_secrets(" ".join(str(error).split()))
-    return text.replace(get_token() or "\n", "***")[:200] or type(error).__name__
+        return OSError(errno.EIO, f"HTTP {status}" if status else hub_reason(error))
+    return ConfigError(
+        f"push_to={push_to}: {endpoint} refuses it ({hub_reason(error)}); see that HF_ENDPOINT is a hub and "
+        "the name right"
+    )

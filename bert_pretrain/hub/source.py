@@ -5,20 +5,21 @@ refused by name.
 """
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bert_pretrain.checkpoint.find import checkpoints_in, resolve_checkpoint
-from bert_pretrain.errors import ConfigError, on_one_line
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.hub_download import HUB_NAME, hub_folder
+from bert_pretrain.training.sessions import read_sessions
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEXES = tuple(f"{name}.index.json" for name in SINGLE_FILES)
 _FOREIGN = ("*.h5", "*.ckpt*", "*.index", "*.msgpack", "*.pt")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HUB_SECONDS = 10.0
+_TEXT = ("*.json", "*/*.json", "vocab.txt", "*/vocab.txt")
+_ON_HUB = [(*_TEXT, kind, f"*/{kind}") for kind in ("model*.safetensors", "pytorch_model*.bin")]
 _SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 _TRAITS: dict[str, tuple[object, ...]] = {
     "position_embedding_type": (None, "absolute"),
@@ -68,6 +69,18 @@ def source_config(name: str, option: str) -> tuple[Path, dict[str, Any]]:
     return folder, _read_config(folder, name, option)
 
 
+def hub_base(name: str | None) -> str | None:
+    """The model of the hub that ``init_from`` names, or that the run began from which it names; None of any other.
+
+    To be asked where a run begins: later a folder of that name may be gone, and would pass for a name on the hub.
+    """
+    path = Path(name or ".").expanduser()
+    if not path.exists():
+        return name if HUB_NAME.fullmatch(name or "") else None
+    sessions = read_sessions(path.parents[1] if path.parent.name == "checkpoints" else path)
+    return sessions[0].get("base_model") if sessions else None
+
+
 def weight_files(source: Source, option: str = "init_from") -> list[Path]:
     """The files with the weights of ``source``. Raises ``ConfigError`` if there are none or one is missing."""
     folder, where = source.folder, f"{option} is {source.name!r}"
@@ -108,12 +121,12 @@ def _locate(name: str, option: str, report: Report, checked: bool) -> tuple[Path
         )
     if path.is_dir():
         return _transformer_folder(path, name, option), None
-    if not _HUB_NAME.fullmatch(name):
+    if not HUB_NAME.fullmatch(name):
         raise ConfigError(
             f"{option} is {name!r}, which is no checkpoint: there is no such folder; give a run, a checkpoint, a "
             "folder with config.json, or a name on the hub"
         )
-    return _transformer_folder(_downloaded(name, option), name, option), None
+    return _transformer_folder(hub_folder(name, option, _ON_HUB, _has_weights), name, option), None
 
 
 def _transformer_folder(folder: Path, name: str, option: str) -> Path:
@@ -133,28 +146,9 @@ def _transformer_folder(folder: Path, name: str, option: str) -> Path:
     )
 
 
-def _downloaded(name: str, option: str) -> Path:
-    """The folder in the hub's cache of the model ``name``, downloaded if it is not there."""
-    from huggingface_hub import model_info, snapshot_download
-
-    kept = ["*.json", "*/*.json", "vocab.txt", "*/vocab.txt"]
-    try:
-        cached = Path(snapshot_download(name, local_files_only=True))
-        weights = [path for file in (*SINGLE_FILES, *INDEXES) for path in cached.glob(f"**/{file}")]
-        if weights and any(cached.glob("**/config.json")):
-            return cached
-    except (OSError, ValueError):
-        pass  # not in the cache
-    try:
-        files = [sibling.rfilename for sibling in model_info(name, timeout=_HUB_SECONDS).siblings or ()]
-        safe = any(Path(file).name in (SINGLE_FILES[0], INDEXES[0]) for file in files)
-        pattern = "model*.safetensors" if safe else "pytorch_model*.bin"
-        return Path(snapshot_download(name, allow_patterns=[*kept, pattern, f"*/{pattern}"]))
-    except Exception as error:  # the hub's library and the network raise many types
-        raise ConfigError(
-            f"{option} is {name!r}, which is no checkpoint or folder here, and no model of the hub that can be "
-            f"downloaded ({on_one_line(error)})"
-        ) from None
+def _has_weights(folder: Path) -> bool:
+    """Whether a folder of the hub's cache has a model, in itself or in the part of sentence-transformers."""
+    return any(any(folder.glob(f"**/{file}")) for file in (*SINGLE_FILES, *INDEXES))
 
 
 def _read_config(folder: Path, name: str, option: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The page of a run that goes on, served by HTTP; the browser asks whether it has changed, and reloads it."""
 
 import socket
+import sys
 import threading
 import time
 from http import HTTPStatus
@@ -77,6 +78,11 @@ class LiveServer(ThreadingHTTPServer):
         self.page = page
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Nothing for a browser that has gone away."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 class _Handler(BaseHTTPRequestHandler):

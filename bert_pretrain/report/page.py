@@ -172,7 +172,7 @@ def _sessions(run: Run) -> list[Html]:
     for session in run.sessions:
         is_last = session is run.sessions[-1]
         how = session["how"] or (run.state if is_last else "killed")
-        ended = session["ended"] or (None if run.is_running else run.written)
+        ended = session["ended"] or (None if run.is_running else run.until)
         rows.append([
             Number(session["time"], moment(session["time"])), moment(ended) if ended else "", session["step"], how,
             session["host"], f"{session['ranks']} x {session['device']}", session["version"],

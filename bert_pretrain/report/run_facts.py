@@ -18,11 +18,15 @@ from bert_pretrain.report.reference import on_track
 from bert_pretrain.same_run import flat_options
 from bert_pretrain.stored_options import read_options, read_progress
 from bert_pretrain.trackers.tracker import DIVERGED, FAILED, FINISHED, STOPPED
-from bert_pretrain.training.metrics import Row, duration, read_rows
+from bert_pretrain.training.metrics import LAYER_KINDS, Row, duration, read_rows
 from bert_pretrain.training.sessions import METRICS, read_sessions
 
 RUNNING, KILLED, UNFINISHED = "running", "ended without a word, as after a kill", "not finished"
 _ENDS = (FINISHED, STOPPED, DIVERGED, FAILED)
+_NEEDED = {"mlm_loss": ("samples_seen", "tokens_per_second"), "eval_mlm_loss": ("eval_mlm_accuracy",),
+           "trust_ratio": LAYER_KINDS}  # fmt: skip
+"""What the rows of a kind must have, by the key that makes their kind."""
+_OF_SESSION = {"host", "version", "step", "ranks", "device", "compute", "torch"}
 Fact = tuple[str, str]
 
 
@@ -35,8 +39,8 @@ class Run:
     rows: list[Row]
     sessions: list[dict[str, Any]]
     is_running: bool
-    written: float
-    """When the metrics were last written, in seconds since 1970."""
+    until: float
+    """Up to when this is known, in seconds since 1970: when the metrics were last written; of a running one, now."""
 
     @property
     def name(self) -> str:
@@ -111,8 +115,7 @@ class Run:
         """Wall time of all sessions; None for a run of a version that kept no record."""
         if not self.sessions:
             return None
-        last = time.time() if self.is_running else self.written
-        ends = [session["ended"] or max(last, session["time"]) for session in self.sessions]
+        ends = [session["ended"] or max(self.until, session["time"]) for session in self.sessions]
         return sum(end - session["time"] for end, session in zip(ends, self.sessions, strict=True))
 
 
@@ -121,11 +124,41 @@ def read_run(directory: Path, option: str = "run_dir") -> Run:
     config, metrics = directory / "config.yaml", directory / METRICS
     try:
         if not metrics.exists() or not config.exists():
-            raise ConfigError(f"{option} is {str(directory)!r}, which holds no run (metrics.jsonl, config.yaml)")
-        held, written = is_touched(directory), metrics.stat().st_mtime
-        return Run(directory, read_options(config), read_rows(metrics), read_sessions(directory), held, written)
+            found = f"{option} is {str(directory)!r}, which holds no run (metrics.jsonl, config.yaml)"
+            raise ConfigError(f"{found}; give the run_dir of a pretraining")
+        held = is_touched(directory)
+        until = time.time() if held else metrics.stat().st_mtime
+        run = Run(directory, read_options(config), usable_rows(directory), usable_sessions(directory), held, until)
+        headline(run), facts(run)  # of what the files hold, before anything is drawn
     except OSError as error:
         raise ConfigError(f"{option} {directory} cannot be read ({error})") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"{option} {directory}: its config.yaml is damaged ({type(error).__name__}: {error}); put a copy of the "
+            "config.yaml of one of the run's checkpoints there"
+        ) from None
+    return run
+
+
+def usable_rows(directory: Path) -> list[Row]:
+    """The rows of the run's metrics that have their numbers."""
+    path = directory / METRICS
+    return [row for row in read_rows(path) if _has_numbers(row)] if path.exists() else []
+
+
+def _has_numbers(row: Row) -> bool:
+    values = [one for value in row.values() for one in (value.values() if isinstance(value, dict) else [value])]
+    lacking = [name for kind, names in _NEEDED.items() if kind in row for name in names if name not in row]
+    maps = all(isinstance(value, dict) == (name in LAYER_KINDS) for name, value in row.items())
+    return not lacking and maps and row["step"] >= 0 and all(isinstance(value, int | float) for value in values)
+
+
+def usable_sessions(directory: Path) -> list[dict[str, Any]]:
+    """The sessions of the run that have what is shown of them."""
+    found = [session for session in read_sessions(directory) if session.keys() >= _OF_SESSION]
+    return [one for one in found if isinstance(one["step"], int) and isinstance(one.get("data", {}), dict)]
 
 
 def by_name(runs: list[Run]) -> dict[str, Run]:
@@ -146,7 +179,7 @@ def headline(run: Run) -> list[Fact]:
         found.append(("wall time", duration(seconds)))
         begun = run.last_session["step"]
         if run.is_running and run.done > begun:
-            elapsed = time.time() - run.last_session["time"]
+            elapsed = run.until - run.last_session["time"]
             found.append(("left, about", duration(elapsed / (run.done - begun) * (run.planned - run.done))))
     return found
 
@@ -168,7 +201,7 @@ def _identity(run: Run) -> list[Fact]:
     hosts = dict.fromkeys(str(session["host"]) for session in run.sessions)
     versions = dict.fromkeys(str(session["version"]) for session in run.sessions)
     last, end = run.last_session, run.last_session["ended"]
-    ended = "not yet" if run.is_running else moment(end or run.written)
+    ended = "not yet" if run.is_running else moment(end or run.until)
     devices = dict.fromkeys(f"{one['ranks']} x {one['device']}, {one['compute']}" for one in run.sessions)
     return [
         *found,
@@ -187,12 +220,13 @@ def _setting(run: Run) -> list[Fact]:
     model = ModelConfig(**{name: value for name, value in stated.items() if name in known})
     heads = "masked words and next sentence" if model.next_sentence else "masked words"
     shape = f"{model.num_hidden_layers} layers, width {model.hidden_size:,}, {model.num_attention_heads} heads"
-    vocabulary = f"{model.vocab_size:,} tokens in the vocabulary"
+    vocabulary, weights = f"{model.vocab_size:,} tokens in the vocabulary", parameter_count(model)
+    size = f"{weights / 1e6:,.1f} million" if weights >= 1e6 else f"{weights:,}"
     optimizer, schedule = options["optimizer"], options["schedule"]
     cut = run.last_session.get("micro_batch_size", options["batch"]["micro_batch_size"])
     batch = f"{options['batch']['global_batch_size']:,} samples a step, up to {cut} of them at once on a rank"
     return [
-        ("model", f"BERT, {shape}, {vocabulary}: {parameter_count(model) / 1e6:,.1f} million parameters; {heads}"),
+        ("model", f"BERT, {shape}, {vocabulary}: {size} parameters; {heads}"),
         ("first weights", options.get("init_from") or f"random, seed {options['seed']}"),
         *_data(run),
         ("batch", batch),

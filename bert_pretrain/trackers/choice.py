@@ -4,7 +4,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from bert_pretrain.errors import ConfigError, first_line
-from bert_pretrain.trackers.tracker import TrackedRun
+from bert_pretrain.trackers.tracker import TrackedRun, stored_id
 
 TRACKERS = ("wandb", "tensorboard", "mlflow", "trackio")
 """Each is a module of this package, a library, and an extra of ``pip install``, all of the same name."""
@@ -20,8 +20,10 @@ def check_installed(names: list[str]) -> None:
 
 
 def load_trackers(names: list[str], run: TrackedRun) -> None:
-    """Load the trackers' libraries, and ask mlflow's store. Raises ``ConfigError`` if one is broken or refuses."""
+    """Load the trackers' libraries, ask mlflow's store, read the run's id. Raises ``ConfigError`` for what fails."""
     check_installed(names)
+    if names:
+        stored_id(run.run_dir)
     for name in names:
         try:
             module = import_module(f"bert_pretrain.trackers.{name}")

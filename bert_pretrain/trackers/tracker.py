@@ -5,15 +5,19 @@ then needs its library. Its functions run in a thread (``feed.py``), may block a
 """
 
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+from bert_pretrain.errors import ConfigError, on_one_line
 
 Row = dict[str, Any]
 RowKey = tuple[str, int]
 """Kind and step of a row: there is one of a kind at a step."""
 KINDS = {"loss": "training", "eval_loss": "evaluation", "trust_ratio": "layers"}
 """The kinds of rows, each by a key that it alone has (see ``training/metrics.py``)."""
+_ID = "tracker_id"
 FINISHED, STOPPED, DIVERGED, FAILED = "finished", "stopped", "diverged", "failed"
 """States that a process leaves a run in; a stopped one can be resumed."""
 
@@ -37,14 +41,27 @@ class TrackedRun:
 
 def run_id(run_dir: Path) -> str:
     """The id of the run in ``run_dir``: drawn once and kept there, so that runs of the same name stay apart."""
-    path, before = run_dir / "tracker_id", run_dir / "wandb_id"  # the latter of version 0.2
-    if not path.exists():
-        if before.exists():
-            found = before.read_text(encoding="utf-8").strip()
-        else:  # earlier yet, the name was wandb's id
-            found = run_dir.name if (run_dir / "wandb").is_dir() else f"{run_dir.name}-{secrets.token_hex(4)}"
-        path.write_text(found, encoding="utf-8")
-    return path.read_text(encoding="utf-8").strip()
+    found = stored_id(run_dir)
+    if not found:  # in a version before 0.2, the name was wandb's id
+        found = run_dir.name if (run_dir / "wandb").is_dir() else f"{run_dir.name}-{secrets.token_hex(4)}"
+    with suppress(OSError):  # a full disk stops no run
+        (run_dir / _ID).write_text(found, encoding="utf-8")
+    return found
+
+
+def stored_id(run_dir: Path) -> str:
+    """The id of an earlier process of the run; empty if there is none. Raises ``ConfigError`` if it cannot be read."""
+    for name in (_ID, "wandb_id"):  # the latter of version 0.2
+        path = run_dir / name
+        try:
+            if path.exists():
+                return path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"{path} cannot be read ({on_one_line(error)}); restore it, the run's id in its trackers, or move it "
+                "away to track the run as a new one"
+            ) from None
+    return ""
 
 
 class Tracker(Protocol):

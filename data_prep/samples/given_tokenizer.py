@@ -24,10 +24,11 @@ from bert_pretrain.data.tokenizer_files import (
     require_roles,
     token_table,
 )
-from bert_pretrain.errors import ConfigError, on_one_line
+from bert_pretrain.errors import ConfigError
+from bert_pretrain.hub_download import HUB_NAME, hub_folder
 from data_prep.samples.tokenizer import LONGEST_SEQUENCE, Vocabulary, load_vocabulary, of_tokenizer
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_ON_HUB = (*FILES, "config.json", "modules.json", *(f"*/{file}" for file in FILES))
 _BERT = b'{"model_type": "bert"}'  # the config.json of an export, as far as it matters to the tokenizer
 
 
@@ -55,12 +56,12 @@ def given_vocabulary(name: str, lowercase: bool, strip_accents: bool | None = No
 def _find_folder(name: str, path: Path) -> Path:
     """The folder with the tokenizer's files: ``path``, or its part that holds the transformer, or one from the hub."""
     if not path.exists():
-        if not _HUB_NAME.fullmatch(name) or path.suffix in (".txt", ".json"):
+        if not HUB_NAME.fullmatch(name) or path.suffix in (".txt", ".json"):
             raise ConfigError(
                 f"vocab is {name!r}, which does not exist; it takes a vocab.txt, a folder with a tokenizer, or a name "
                 "on the hub"
             )
-        path = _downloaded(name)
+        path = hub_folder(name, "vocab", [_ON_HUB], lambda found: any(map(has_tokenizer, (found, *_parts(found)))))
     for folder in (path, *_parts(path)):
         if has_tokenizer(folder):
             return folder
@@ -79,20 +80,6 @@ def _parts(folder: Path) -> Iterator[Path]:
             raise ConfigError(f"{modules} cannot be read ({error!r})") from None
         yield from (folder / path for path in paths if not path.is_absolute() and ".." not in path.parts)
     yield folder / "model"
-
-
-def _downloaded(name: str) -> Path:
-    """The tokenizer's files of a model on the hub, from the cache if there is no connection."""
-    from huggingface_hub import snapshot_download
-
-    patterns = [*FILES, "config.json", "modules.json", *(f"*/{file}" for file in FILES)]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=10))
-    except Exception as error:  # the hub's library and the network raise many types
-        raise ConfigError(
-            f"vocab is {name!r}, which is no file or folder here, and cannot be downloaded from the hub "
-            f"({on_one_line(error)})"
-        ) from None
 
 
 def resolve(sources: dict[str, bytes], name: str) -> Vocabulary:

@@ -93,6 +93,10 @@ def run(tmp_path_factory: pytest.TempPathFactory, origin: Path, data: Path) -> t
     return folder / "run", out
 
 
+def test_a_folder_is_no_base_model_on_the_hub(run: tuple[Path, str]) -> None:
+    assert json.loads((run[0] / "sessions.jsonl").read_text().splitlines()[0])["base_model"] is None
+
+
 def test_what_is_random_is_said(run: tuple[Path, str]) -> None:
     line = next(line for line in run[1].splitlines() if "start from random weights" in line)
     assert line.endswith(

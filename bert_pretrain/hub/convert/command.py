@@ -1,5 +1,6 @@
 """``bert-pretrain convert``: checkpoints of other programs as a folder that ``transformers`` loads."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from bert_pretrain.directories import check_replaceable, new_folder
 from bert_pretrain.directory_lock import lock_beside
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.file_system import require_writable
+from bert_pretrain.hub.card import CARD, converted_card
 from bert_pretrain.hub.convert.files import (
     Checkpoint,
     check_vocabulary_size,
@@ -43,6 +45,8 @@ class ConvertConfig:
     hidden_act: str | None
     """The activation that the model was trained with: gelu, gelu_pytorch_tanh or relu; null: what the program that
     wrote the checkpoint computes under the name in its configuration."""
+    licence: str | None
+    """The licence of the model for its card, by the hub's name for it (apache-2.0, mit); null: unknown."""
     moments: bool
     """Keep the optimizer's moments of NVIDIA's checkpoints: out_dir then holds a checkpoint for init_from, with the
     folder for transformers in it."""
@@ -121,7 +125,7 @@ def write(
 ) -> list[str]:
     """Write everything under a temporary name beside ``out_dir`` and rename it. Returns notes for the user."""
     from bert_pretrain.hub.convert.moments import read_moments, write_checkpoint
-    from bert_pretrain.hub.convert.write import model_card, write_model
+    from bert_pretrain.hub.convert.write import write_model
 
     moments = read_moments(content, converted) if config.moments else None
     if moments is not None:
@@ -134,5 +138,7 @@ def write(
             shutil.rmtree(model_folder)
             notes.append(f"moments of step {moments[1]:,} in checkpoints/{saved.name}; they fit optimizer=nvidia_code")
         else:
-            (folder / "README.md").write_text(model_card(converted, origin), encoding="utf-8")
+            parts = json.dumps(converted.config.to_diff_dict(), indent=2), converted.notes, converted.left_out
+            card = converted_card(out_dir.name, config.licence, origin, converted.architecture, *parts)
+            (folder / CARD).write_text(card, encoding="utf-8")
     return notes

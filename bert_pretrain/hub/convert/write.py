@@ -1,6 +1,5 @@
 """Writes a converted model as a folder of ``transformers``, and checks the folder by loading it."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -68,16 +67,3 @@ def check_folder(converted: Converted, folder: Path, tokenizer: Path | None) -> 
         tokens = read_vocabulary(folder / "vocab.txt")
         if loaded.convert_tokens_to_ids(tokens) != list(range(len(tokens))):
             raise ConfigError(f"vocab {tokenizer}: the tokenizer gives tokens other ids than their lines in vocab.txt")
-
-
-def model_card(converted: Converted, origin: str) -> str:
-    """The README of the folder: where the weights come from, and what was left out."""
-    left_out = "".join(f"- `{name}`\n" for name in converted.left_out) or "Nothing.\n"
-    task = "pipeline_tag: fill-mask\n" if "cls.predictions.bias" in converted.weights else ""
-    return (
-        f"---\nlibrary_name: transformers\n{task}---\n\n"
-        f"Converted by bert-pretrain convert from {origin} to {converted.architecture}.\n\n"
-        + "".join(f"{note[0].upper()}{note[1:]}.\n" for note in converted.notes)
-        + f"\nLeft out:\n\n{left_out}\nThe configuration:\n\n"
-        + f"```json\n{json.dumps(converted.config.to_diff_dict(), indent=2)}\n```\n"
-    )

@@ -60,6 +60,15 @@ def test_files_with_two_or_four_columns_comments_and_document_marks(tmp_path: Pa
     assert entities.tags_of(sentences) == LABELS
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_end_as_on_any_system_and_words_keep_other_spaces(tmp_path: Path, end: str) -> None:
+    text = end.join(["Ada B-PER", "10\u00a0000 \t O", " \t", "", "Paris\tB-LOC\t", ""])
+    (tmp_path / "train.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    rows = read_file(task(), tmp_path / "train.txt", "train", print)
+    assert [row["tokens"] for row in rows] == [["Ada", "10\u00a0000"], ["Paris"]]
+    assert [row["ner_tags"] for row in rows] == [["B-PER", "O"], ["B-LOC"]]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -79,6 +88,9 @@ def test_a_line_without_a_tag_is_named(tmp_path: Path, text: str, message: str) 
         ({"tokens": ["a"]}, "sentence 1 has no 'ner_tags', a list of tags"),
         ({"tokens": ["a", "b"], "ner_tags": ["O"]}, "sentence 1 has 2 words and 1 tags; allowed: a tag for each word"),
         ({"tokens": ["a"], "ner_tags": [3]}, "sentence 1 has the tag 3; allowed: O, or"),
+        ({"tokens": ["a"], "ner_tags": 3}, "sentence 1 has no 'ner_tags', a list of tags"),
+        ({"tokens": ["a", "b"], "ner_tags": "OO"}, "sentence 1 has no 'ner_tags', a list of tags"),
+        ({"tokens": ["a", None], "ner_tags": ["O", "O"]}, "sentence 1 has no 'tokens', a list of words"),
     ],
 )
 def test_rows_of_other_shapes_are_refused(row: dict, message: str) -> None:

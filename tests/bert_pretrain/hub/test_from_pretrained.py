@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -237,25 +236,3 @@ def test_refused(tmp_path: Path, change: Any, message: str) -> None:
         loaded(tmp_path)
     assert str(refused.value).startswith(f"init_from is {str(tmp_path)!r}")
     assert "\n" not in str(refused.value)
-
-
-def test_a_hub_name_is_found_in_the_cache(tmp_path: Path, monkeypatch) -> None:
-    import huggingface_hub
-
-    saved(tmp_path / "model", "BertForMaskedLM")
-
-    def from_cache(name: str, **options: Any) -> str:
-        assert (name, options) == ("someone/a-bert", {"local_files_only": True})
-        return str(tmp_path / "model")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", from_cache)
-    assert find_source("someone/a-bert", "init_from", print).folder == tmp_path / "model"
-    shutil.rmtree(tmp_path / "model")
-
-    def unreachable(*_: Any, **__: Any) -> str:
-        raise OSError("no network")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    monkeypatch.setattr(huggingface_hub, "model_info", unreachable)
-    with pytest.raises(ConfigError, match=r"init_from is 'someone/a-bert', .* be downloaded \(no network\)"):
-        find_source("someone/a-bert", "init_from", print)

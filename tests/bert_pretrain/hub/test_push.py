@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -13,7 +12,6 @@ import pytest
 import yaml
 from huggingface_hub import DatasetCard, ModelCard
 
-from bert_pretrain import retry
 from bert_pretrain.data.shard_cache import CacheConfig
 from bert_pretrain.data.shard_directory import shard_folder, shard_paths
 from bert_pretrain.data.shards import ShardReader
@@ -23,20 +21,6 @@ from tests.conftest import make_shards
 from tests.hub_server import TOKEN, HubServer
 
 FIXTURE = Path(__file__).resolve().parents[2] / "fixtures/run_56623bf"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with HubServer() as server:
-        for module in (huggingface_hub.constants, huggingface_hub.hf_api.constants):
-            monkeypatch.setattr(module, "ENDPOINT", server.address)
-            monkeypatch.setattr(module, "HF_HUB_DISABLE_XET", True)
-            template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
-            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(retry, "PAUSES", (0.0,))
-        monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
-        yield server
 
 
 @pytest.fixture
@@ -300,6 +284,9 @@ def test_mistakes_are_told_in_one_line_before_the_export(
         return shown
 
     assert "no OWNER/NAME" in told("push_to=a/b/c")
+    assert "no OWNER/NAME" in told("push_to='ada/b\nc'")
+    hub.faults["GET /api/whoami-v2"] = [404]
+    assert "refuses it (Client error '404 Not Found'" in told("push_to=ada/bert")
     assert "push_checkpoints" in told("push_checkpoints=true")
     assert "may write to: ada, lab" in told("push_to=bob/bert")
     hub.role = "read"

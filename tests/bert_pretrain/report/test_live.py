@@ -4,6 +4,7 @@ import http.client
 import json
 import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ import pytest
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.html_page import Html
 from bert_pretrain.report import live
+from bert_pretrain.report.run_facts import headline, read_run
 from tests.bert_pretrain.report.made_runs import FINISHED, START, evaluation, make_run, start
-from tests.forked import Forked
+from tests.forked import HANGS, Forked
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +61,27 @@ def test_the_page_changes_with_the_run(server: live.LiveServer, run: Path) -> No
     assert get(server, "/version")[1] == "2"
     assert "3.2500" in get(server, "/")[1]
     assert get(server, "/version")[1] == "2"
+
+
+def test_a_browser_that_goes_away_is_no_error(
+    server: live.LiveServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(server.page, "current", lambda: (1, "x" * (64 << 20)))
+    handled = threading.Event()
+    monkeypatch.setattr(server, "shutdown_request", lambda request: (handled.set(), request.close()))
+    with socket.create_connection(server.server_address) as browser:
+        browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes with a reset
+        browser.sendall(b"GET / HTTP/1.0\r\nHost: localhost:1\r\n\r\n")
+        browser.recv(10)
+    assert handled.wait(HANGS)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_wall_time_is_that_of_one_moment(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = read_run(run)
+    before = headline(found)
+    monkeypatch.setattr(time, "time", lambda: found.until + 3600)  # the figures took so long
+    assert headline(found) == before
 
 
 def test_nothing_else_is_served(server: live.LiveServer) -> None:

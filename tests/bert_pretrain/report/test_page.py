@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 
 from bert_pretrain.cli import COMMANDS
+from bert_pretrain.errors import ConfigError
 from bert_pretrain.html_page import Html, is_page
 from bert_pretrain.report.run import main, write_report
 from bert_pretrain.report.run_facts import facts, headline, read_run
 from tests.bert_pretrain.report.made_runs import (
     FINISHED,
+    OPTIONS,
     PRINTS,
     START,
     end,
     evaluation,
+    layers,
     make_run,
     start,
     training,
@@ -68,7 +71,7 @@ def test_the_page_of_a_finished_run_has_the_numbers_of_its_files(tmp_path: Path,
     layer = attention + 2 * hidden * feed_forward + feed_forward + hidden + 2 * hidden
     heads = hidden * hidden + hidden + 2 * hidden + vocabulary + hidden * hidden + hidden + 2 * hidden + 2
     parameters = (vocabulary + positions + 2) * hidden + 2 * hidden + depth * layer + heads
-    assert f"{parameters / 1e6:.1f} million parameters" in shown["model"]
+    assert f": {parameters:,} parameters" in shown["model"]
     assert shown["state"] == "finished"
     assert shown["host"] == "node7"
     assert shown["program"] == "abc1234; torch 2.13.0"
@@ -238,6 +241,7 @@ def test_mistakes_are_one_line_each(tmp_path: Path, capsys, monkeypatch) -> None
     for words, expected in (
         ((), "run_dir and runs: neither given"),
         (("run_dir=a", "runs=[a,a]"), "both given"),
+        (("runs=a",), "runs is 'a'; allowed: a list, as in runs=[a]"),
         (("run_dir=empty",), "run_dir is 'empty', which holds no run"),
         (("runs=[a,empty]",), "runs is 'empty', which holds no run"),
         (("run_dir=a", "out=notes.html"), "out notes.html exists and is no page of this program"),
@@ -251,6 +255,41 @@ def test_mistakes_are_one_line_each(tmp_path: Path, capsys, monkeypatch) -> None
     assert (tmp_path / "notes.html").read_text() == "<p>mine</p>"
     (run / "config.yaml").write_text("model: [")
     assert "config.yaml is damaged" in refused(capsys, "run_dir=a")
+
+
+TRAINED = training(30, 2.0)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**TRAINED, "mlm_loss": "2"}, {**TRAINED, "loss": None}, {"step": 30, "loss": 1.0, "mlm_loss": 1.0},
+        {"step": 30, "eval_loss": 1.0, "eval_mlm_loss": 1.0}, {"step": 30, "trust_ratio": {"a": 1.0}},
+        {**layers(30), "weight_norm": {"a": None}}, {**layers(30), "weight_norm": 1.0}, {**TRAINED, "step": -5},
+        {**TRAINED, "lr": {"a": 1.0}}, {**TRAINED, "step": 1e400},
+    ],
+)  # fmt: skip
+def test_rows_without_their_numbers_are_left_out(tmp_path: Path, row: dict) -> None:
+    assert read_run(make_run(tmp_path / "run", [*FINISHED, row], [start(START)])).rows == FINISHED
+
+
+@pytest.mark.parametrize("change", [{"host": None}, {"step": "x"}, {"data": 3}])
+def test_sessions_without_their_facts_are_left_out(tmp_path: Path, change: dict) -> None:
+    broken = {name: value for name, value in (start(START + 60) | change).items() if value is not None}
+    run = read_run(make_run(tmp_path / "run", FINISHED, [start(START), broken]))
+    assert [one["time"] for one in run.sessions] == [START]
+
+
+@pytest.mark.parametrize(
+    "damage", [{"seed": None}, {"data": None}, {"optimizer": None}, {"optimizer": {"algorithm": "nvlamb", "lr": "x"}},
+               {"model": OPTIONS["model"] | {"hidden_size": "x"}}],
+)  # fmt: skip
+def test_a_damaged_configuration_is_told_before_anything_is_drawn(tmp_path: Path, damage: dict) -> None:
+    run = make_run(tmp_path / "run", FINISHED, [start(START)])
+    options = {name: value for name, value in {**OPTIONS, "init_from": "", **damage}.items() if value is not None}
+    (run / "config.yaml").write_text(json.dumps(options))
+    with pytest.raises(ConfigError, match=r"run_dir .*/run: its config\.yaml is damaged \(.*put a copy of"):
+        read_run(run)
 
 
 def test_a_directory_that_cannot_be_written(tmp_path: Path, capsys, monkeypatch) -> None:

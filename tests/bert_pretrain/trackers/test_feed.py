@@ -9,7 +9,7 @@ import pytest
 
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.trackers import feed as feed_module
-from bert_pretrain.trackers.choice import check_installed
+from bert_pretrain.trackers.choice import check_installed, load_trackers
 from bert_pretrain.trackers.feed import MOST_WAITING, TrackerFeed, TrackerFeeds
 from bert_pretrain.trackers.tracker import FINISHED, TrackedRun, key_of, run_id, values_of
 from bert_pretrain.training.metrics import MetricsLog, read_rows
@@ -207,6 +207,21 @@ def test_runs_of_earlier_versions_keep_their_id(tmp_path: Path) -> None:
         (tmp_path / name / "wandb").mkdir(parents=True)
     (tmp_path / "old" / "wandb_id").write_text("old-12345678")
     assert (run_id(tmp_path / "old"), run_id(tmp_path / "older")) == ("old-12345678", "older")
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", b""])
+def test_an_id_that_cannot_be_read_is_told_before_the_run_begins(tmp_path: Path, content: bytes | None) -> None:
+    """A folder, and no text; an empty file, as a full disk leaves it, gets an id."""
+    path = tmp_path / "tracker_id"
+    path.mkdir() if content is None else path.write_bytes(content)
+    if content == b"":
+        assert run_id(tmp_path).startswith(f"{tmp_path.name}-")
+        assert path.read_text() == run_id(tmp_path)
+        return
+    pytest.importorskip("tensorboard")
+    with pytest.raises(ConfigError, match=r"tracker_id cannot be read \(.*; restore it.* or move it away"):
+        load_trackers(["tensorboard"], TrackedRun(tmp_path, "p", {}, "offline", None))
+    load_trackers([], TrackedRun(tmp_path, "p", {}, "offline", None))
 
 
 def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

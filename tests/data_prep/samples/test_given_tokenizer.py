@@ -235,22 +235,6 @@ def test_a_sentence_transformers_folder_and_a_checkpoint(tmp_path: Path) -> None
     assert given_vocabulary(str(tmp_path / "step_00000001"), True).tokens[-1] == "b"
 
 
-def test_a_name_on_the_hub_comes_from_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cache as huggingface_hub lays it out: blobs, snapshots that link to them, and the commit of main."""
-    commit, repository = "a" * 40, tmp_path / "models--someone--some-bert"
-    snapshot = repository / "snapshots" / commit
-    snapshot.parent.mkdir(parents=True)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
-    text_only(tmp_path / "files", [*SPECIAL, "a"], {"do_lower_case": False})
-    (tmp_path / "files").rename(repository / "blobs")
-    snapshot.mkdir()
-    for path in (repository / "blobs").iterdir():
-        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert given_vocabulary("someone/some-bert", True).tokens == [*SPECIAL, "a"]
-    with pytest.raises(ConfigError, match=r"vocab is 'someone/else', .* cannot be downloaded from the hub"):
-        given_vocabulary("someone/else", True)
+def test_a_path_that_does_not_exist_is_not_looked_for_on_the_hub() -> None:
     with pytest.raises(ConfigError, match="which does not exist"):
         given_vocabulary("/nowhere/vocab.txt", True)
