@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 
 from bert_pretrain.errors import ConfigError
-from data_prep.sources.tables import columns_of
+from data_prep.sources.rows import columns_of
 
 
 def arrow_files(path: str, subset: str | None, split: str, text_field: str) -> list[Path]:

@@ -13,6 +13,7 @@ import pyarrow.parquet
 from bert_pretrain.addresses import Address, open_binary
 from bert_pretrain.errors import ConfigError
 from data_prep.sources.pieces import Span
+from data_prep.sources.rows import columns_of
 
 _ROWS = 1024  # read at once
 
@@ -59,14 +60,3 @@ def rows(span: Span, kind: str, fields: str) -> Iterator[dict[str, Any]]:
             f"corpus file {path} is damaged in row groups {span.start} to {span.stop - 1} ({error}); download or copy "
             "it again"
         ) from None
-
-
-def columns_of(fields: str, names: list[str], where: Path | Address | str) -> list[str]:
-    """The columns that hold ``fields`` (``corpus.text_field``). Raises ``ConfigError`` if one is missing."""
-    columns = []
-    for name in fields.split("+"):
-        column = name if name in names else name.partition(".")[0]
-        if column not in names:
-            raise ConfigError(f"corpus file {where}: no field {name!r} (corpus.text_field); it has {', '.join(names)}")
-        columns.append(column)
-    return list(dict.fromkeys(columns))

@@ -74,8 +74,10 @@ def part_keys(documents: Sequence[list[str]], config: DuplicateConfig, sentences
     keys: dict[str, np.ndarray] = {"sizes": np.array([len(document) for document in documents], dtype=np.int64)}
     exact = [text_key(" ".join(document)) for document in documents] if config.exact else []
     keys["documents"] = np.array(exact, dtype=np.uint64)
-    signatures = [signature(document) for document in documents] if config.near else []
-    keys["signatures"] = np.array(signatures, dtype=np.uint32).reshape(len(signatures), BANDS * ROWS)
+    signatures = np.empty((len(documents) if config.near else 0, BANDS * ROWS), dtype=np.uint32)
+    for row, document in zip(signatures, documents, strict=False):
+        row[:] = signature(document)
+    keys["signatures"] = signatures
     keys["bands"] = band_keys(keys["signatures"])
     repeated = [text_key(text) for document in documents for text in document] if sentences_too else []
     keys["sentences"] = np.array(repeated, dtype=np.uint64)

@@ -48,6 +48,8 @@ ENGLISH = "The quick brown fox jumps over the lazy dog, and nobody knows why he 
         ("好的。", None),
         ("ภาษาไทยเป็นภาษาที่ใช้กันทั่วประเทศไทย", None),
         ("هل قرأت هذا؟", None),
+        ("བོད་ཡིག།", None),
+        ("ቤት ነው፧", None),
     ],
 )
 def test_paragraphs(paragraph: str, rule: str | None) -> None:

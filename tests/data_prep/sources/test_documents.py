@@ -23,6 +23,7 @@ from data_prep.options import CleaningConfig, CorpusConfig
 from data_prep.sources import documents, streams
 from data_prep.sources.cleaning import Dropped
 from data_prep.sources.documents import Document, read_piece
+from data_prep.sources.rows import BadRowError, json_array
 
 KEEP_ALL = CleaningConfig("none", False, 0, 1.0, 1.0, False, 0, False)
 
@@ -207,8 +208,56 @@ def test_a_json_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: in
 @pytest.mark.parametrize("cut", [1, 30, -1])
 def test_a_broken_json_array(tmp_path: Path, cut: int) -> None:
     (tmp_path / "a.json").write_text(json.dumps([{"text": "One."}, {"text": "Two."}])[:cut])
-    with pytest.raises(ConfigError, match=r"a\.json: value \d of the array is not JSON .*; mend it"):
+    with pytest.raises(
+        ConfigError, match=r"a\.json: (value \d of the array is not JSON .*|the array does not end); mend it"
+    ):
         read(tmp_path / "a.json", kind="jsonl", bad_rows=0.5)
+
+
+@pytest.mark.parametrize("block", [1, 2, 1000])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"a": 1} {"a": 2}]', "behind value 1 of the array comes '{', no comma"),
+        ("[1, 2", "the array does not end"),
+        ("[1, 2,", "value 3 of the array is not JSON"),
+        ("[1, 2,]", "value 3 of the array is not JSON"),
+        ("[,1]", "value 1 of the array is not JSON"),
+        ("[1,,2]", "value 2 of the array is not JSON"),
+        ("[1, 2]\n[3]", r"'\[' follows the end of the array, after value 2"),
+        ("[] x", "'x' follows the end of the array, after value 0"),
+        ("[" * 100_000, "value 1 of the array is not JSON .JSON nested too deep"),
+    ],
+)
+def test_nothing_of_a_json_array_is_passed_over(text: str, message: str, block: int) -> None:
+    blocks = [text[start : start + block] for start in range(0, min(len(text), 50), block)] + [text[50:]]
+    with pytest.raises(BadRowError, match=message):
+        list(json_array(blocks))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_numbers_of_any_length(tmp_path: Path, name: str) -> None:
+    rows = ",\n".join(f'{{"text": "Row {number}.", "id": [{number * 5000}, -1.5, 2]}}' for number in "123")
+    (tmp_path / name).write_text(f"[{rows}]" if name == "a.json" else rows.replace(",\n", "\n"))
+    assert read(tmp_path, kind="jsonl") == [["Row 1."], ["Row 2."], ["Row 3."]]
+
+
+def test_lines_that_an_open_quote_takes_are_counted(tmp_path: Path) -> None:
+    lines = ["id,text", "1,One.", '2,"Two.', *(f"{number},More." for number in range(3, 103))]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=r"row 2: not CSV .unexpected end of data.; 101 of 102 rows"):
+        read(tmp_path, kind="csv", bad_rows=0.5)
+
+
+def test_a_name_for_two_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,text,text\n1,One.,Two.\n")
+    with pytest.raises(ConfigError, match=r"a\.csv: two fields have the name 'text'; rename one of them"):
+        read(tmp_path / "a.csv", kind="csv")
+    assert read(tmp_path / "a.csv", kind="csv", text_field="id") == [["1"]]
+    table = pyarrow.table([["One."], ["Two."]], names=["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
+    with pytest.raises(ConfigError, match=r"b\.parquet: two fields have the name 'text'"):
+        read(tmp_path / "b.parquet", kind="parquet")
 
 
 def test_csv_and_tsv(tmp_path: Path) -> None:
