@@ -209,7 +209,7 @@ def test_a_json_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: in
 def test_a_broken_json_array(tmp_path: Path, cut: int) -> None:
     (tmp_path / "a.json").write_text(json.dumps([{"text": "One."}, {"text": "Two."}])[:cut])
     with pytest.raises(
-        ConfigError, match=r"a\.json: (value \d of the array is not JSON .*|the array does not end); mend it"
+        ConfigError, match=r"a\.json: (value \d of the array is not JSON .*|the array does not end); mend"
     ):
         read(tmp_path / "a.json", kind="jsonl", bad_rows=0.5)
 
