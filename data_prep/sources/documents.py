@@ -77,8 +77,10 @@ def without_markup(raw: Document, dropped: Dropped) -> Iterator[Document]:
 
 
 def write_chunk(documents: list[Document]) -> bytes:
-    """Documents as JSON lines, for :func:`read_chunk`."""
-    return "".join(json.dumps(astuple(document), ensure_ascii=False) + "\n" for document in documents).encode()
+    """Documents as JSON lines, for :func:`read_chunk`. Their names may be of files whose names are not UTF-8."""
+    return "".join(json.dumps(astuple(document), ensure_ascii=False) + "\n" for document in documents).encode(
+        errors="surrogatepass"
+    )
 
 
 def read_chunk(path: Path | Address) -> Iterator[Document]:
@@ -231,7 +233,7 @@ def _table_rows(span: Span, piece: Piece) -> Iterator[_Row]:
 
 def _articles(span: Span, corpus: str, dropped: Dropped) -> Iterator[Document]:
     content = blocks(span.path, span.start, span.stop)
-    for page in read_pages(content, span.path, span.start == 0, span.start == 0 and span.stop is None):
+    for page in read_pages(content, span.path, span.start == 0, span.stop is None):
         rule = page_rejected_as(page)
         if rule is None:
             yield Document(page.title, corpus, [page.text], is_wikitext=True, no_text=no_text_namespaces(span.path))

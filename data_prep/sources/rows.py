@@ -57,11 +57,17 @@ def _value(row: Any, name: str) -> Any:
 def _texts(value: Any, name: str) -> list[str]:
     if value is None:
         return []
-    values = value if isinstance(value, list) else [value]
-    for part in values:
+    texts = []
+    for part in value if isinstance(value, list) else [value]:
+        if isinstance(part, bytes):  # parquet files of some programs do not say that they hold text
+            try:
+                part = part.decode()
+            except UnicodeDecodeError as error:
+                raise BadRowError(f"field {name!r} is not UTF-8 ({error.reason})") from None
         if part is not None and not isinstance(part, str):
             raise BadRowError(f"field {name!r} holds {type(part).__name__}, not text (corpus.text_field)")
-    return [part for part in values if part]
+        texts.append(part)
+    return [text for text in texts if text]
 
 
 @dataclass
@@ -187,7 +193,9 @@ def columns_of(fields: str, names: list[str], where: Path | Address | str) -> li
     for name in fields.split("+"):
         column = name if name in names else name.partition(".")[0]
         if column not in names:
-            raise ConfigError(f"corpus file {where}: no field {name!r} (corpus.text_field); it has {', '.join(names)}")
+            raise ConfigError(
+                f"corpus file {where}: no field {name!r} (corpus.text_field); it has {', '.join(names) or 'none'}"
+            )
         if names.count(column) > 1:
             raise ConfigError(f"corpus file {where}: two fields have the name {column!r}; rename one of them")
         columns.append(column)
