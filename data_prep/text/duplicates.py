@@ -13,13 +13,16 @@ were kept. What is dropped of them is what a preparation of all the text at once
 """
 
 import hashlib
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from rensa import RMinHash
 
+from bert_pretrain.errors import ConfigError, on_one_line
 from data_prep.options import DuplicateConfig
 from data_prep.sources.letters import split_words
 
@@ -58,6 +61,24 @@ class KeyShare:
     folder: Path  # for the results
     first_document: int = 0  # those before it, and before the first sentence, were looked for already
     first_sentence: int = 0
+
+
+def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
+    """The arrays of an npz file, or without ``names`` the one of an npy file. Raises ``ConfigError`` if it is damaged.
+
+    Appends read what was written long before.
+    """
+    try:
+        loaded = np.load(path)
+        if not names:
+            return [loaded]
+        with loaded:
+            return [loaded[name] for name in names]
+    except (ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+        raise ConfigError(
+            f"{path} cannot be read: it is damaged ({on_one_line(error)}); restore it from a copy, or prepare all the "
+            "text anew, into another out_dir"
+        ) from None
 
 
 def text_key(text: str) -> int:
@@ -156,8 +177,7 @@ def _keys_and_owners(share: KeyShare, name: str) -> tuple[np.ndarray, np.ndarray
     keys, owners = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
     dropped = repeated_documents(share.folder) if name == "sentences" else None
     for part in share.parts:
-        with np.load(part.keys) as arrays:
-            found, sizes = arrays[name], arrays["sizes"]
+        found, sizes = read_arrays(part.keys, name, "sizes")
         owner = np.arange(len(found)) + (part.first_sentence if name == "sentences" else part.first_document)
         if name == "bands":
             owner = np.repeat(owner, BANDS)
@@ -177,8 +197,8 @@ def estimated_similarity(parts: Sequence[TextPart], pairs: np.ndarray) -> np.nda
     for part in parts:
         start, stop = np.searchsorted(wanted, [part.first_document, part.first_document + part.documents])
         if stop > start:
-            with np.load(part.keys) as arrays:
-                rows[start:stop] = arrays["signatures"][wanted[start:stop] - part.first_document]
+            (signatures,) = read_arrays(part.keys, "signatures")
+            rows[start:stop] = signatures[wanted[start:stop] - part.first_document]
     places = np.searchsorted(wanted, pairs)
     return (rows[places[:, 0]] == rows[places[:, 1]]).mean(axis=1) if len(pairs) else np.zeros(0)
 
@@ -190,9 +210,9 @@ def merge_repeated_documents(folder: Path, before: Path | None = None) -> dict[s
     """
     found, exact = [], []
     for path in sorted(folder.glob("documents_*.npz")):
-        with np.load(path) as arrays:
-            found.append(arrays["repeated"])
-            exact.append(arrays["repeated"][arrays["is_exact"]])
+        repeated, is_exact = read_arrays(path, "repeated", "is_exact")
+        found.append(repeated)
+        exact.append(repeated[is_exact])
     dropped, same = np.unique(np.concatenate(found)), np.unique(np.concatenate(exact))
     known = [] if before is None else [repeated_documents(before)]
     np.save(folder / "repeated.npy", np.concatenate([*known, dropped]))
@@ -201,7 +221,8 @@ def merge_repeated_documents(folder: Path, before: Path | None = None) -> dict[s
 
 def repeated_documents(folder: Path) -> np.ndarray:
     """The ascending numbers of the documents to drop, counted over all parts."""
-    return np.asarray(np.load(folder / "repeated.npy"))
+    (numbers,) = read_arrays(folder / "repeated.npy")
+    return numbers
 
 
 def repeated_sentences(folder: Path, start: int, stop: int) -> Iterator[int]:
