@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 import zstandard
 
 from bert_pretrain.errors import ConfigError
-from data_prep.corpus import corpora_fingerprint, corpus_files, corpus_sources
+from data_prep.corpus import corpora_fingerprint, corpus_files, corpus_sources, warn_of_losses
 from data_prep.engine.planning import needs_chunks, plan_pieces
 from data_prep.options import CleaningConfig, CorpusConfig
 from data_prep.sources import documents, streams
@@ -258,6 +259,44 @@ def test_a_name_for_two_columns(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
     with pytest.raises(ConfigError, match=r"b\.parquet: two fields have the name 'text'"):
         read(tmp_path / "b.parquet", kind="parquet")
+
+
+def test_rows_of_bytes(tmp_path: Path) -> None:
+    """As programs write them that do not say that a column is text; and columns that say so and are not UTF-8."""
+    raw = pyarrow.array([b"One.", "Zwö.".encode(), b"\xff", b"Three."])
+    as_text = pyarrow.StringArray.from_buffers(4, *raw.buffers()[1:])
+    for name, column in (("a", raw), ("b", as_text)):
+        pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / f"{name}.parquet")
+        path = tmp_path / f"{name}.parquet"
+        assert read(path, kind="parquet", bad_rows=0.3) == [["One."], ["Zwö."], ["Three."]]
+        with pytest.raises(
+            ConfigError, match=r"row 3 of row group 0: .* is not UTF-8 .invalid start byte.; 1 of 3 rows"
+        ):
+            read(path, kind="parquet")
+
+
+def test_a_file_name_that_is_not_utf_8(tmp_path: Path) -> None:
+    text = "\n\n".join(f"Document {number}." for number in range(50))
+    for name in (b"a\xff.txt", b"b\xff.txt.gz"):
+        content = gzip.compress(text.encode()) if name.endswith(b"gz") else text.encode()
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(content)
+    assert len(corpora_fingerprint({"corpus": corpus(tmp_path)})) == 64
+    found = documents_of(tmp_path)
+    assert len(found) == 100
+    (tmp_path / "chunk").write_bytes(documents.write_chunk(found))
+    assert [again.name for again in documents.read_chunk(tmp_path / "chunk")] == [first.name for first in found]
+
+
+def test_what_could_not_be_read_is_told() -> None:
+    dropped = Dropped()
+    dropped.add("bad_row", "corpus file a, row 1: not JSON", 2)
+    dropped.add("line_too_long", "b, the line at byte 0")
+    dropped.add("fragment", "Heading")
+    assert warn_of_losses(dropped.as_record()) == [
+        "left out: 2 broken rows (corpus.bad_rows); the first: corpus file a, row 1: not JSON",
+        "left out: 1 lines of more than 33,554,432 bytes, which are not read; divide them; the first: b, the line at "
+        "byte 0",
+    ]
 
 
 def test_csv_and_tsv(tmp_path: Path) -> None:
