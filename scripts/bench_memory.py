@@ -12,7 +12,9 @@ with the number of different documents and words.
 
 import contextlib
 import json
+import multiprocessing
 import re
+import resource
 import shutil
 import sys
 import time
@@ -26,6 +28,8 @@ import numpy as np
 import psutil
 from results_file import write_result
 
+from data_prep.text.duplicates import BANDS, ROWS, TextPart, band_keys, divide_keys, find_repeated_documents
+
 WORKERS = 1  # in the command's own process, so that its memory is that of all stages
 VOCAB_MEGABYTES = 10  # of text to train the tokenizer on
 WIKIPEDIA_MEGABYTES = 20_000
@@ -33,6 +37,8 @@ CORES = (2, 32, 256)
 _POLLS_PER_DISK_CHECK = 20
 _WORDS = 2_000_000  # different ones
 _MEDIAN_WORDS = 200  # of a document
+_DOCUMENTS_A_PART = 10_000  # where only the search for duplicates is measured
+_DOCUMENTS = (10_000, 100_000, 400_000, 800_000, 1_600_000)
 _STAGE = re.compile(r"^\[\d+\] (.*) \.\.\.$", re.MULTILINE)
 
 
@@ -152,6 +158,31 @@ def measure(words: np.ndarray, scratch: Path, megabytes: int) -> dict[str, Any]:
     }
 
 
+def duplicates_memory(documents: int, folder: Path) -> int:
+    """Peak MB of a process that looks for duplicates among random documents, of which one in 100 is one."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(documents)
+    parts = []
+    for first in range(0, documents, _DOCUMENTS_A_PART):
+        signatures = rng.integers(1 << 32, size=(_DOCUMENTS_A_PART, BANDS * ROWS), dtype=np.uint32)
+        signatures[: _DOCUMENTS_A_PART // 100] = signatures[-_DOCUMENTS_A_PART // 100 :]
+        parts.append(TextPart(folder / f"{first:08d}.txt", "", first, first, _DOCUMENTS_A_PART, _DOCUMENTS_A_PART, 0))
+        keys = {"documents": rng.integers(1 << 63, size=_DOCUMENTS_A_PART, dtype=np.uint64), "signatures": signatures}
+        sizes = np.ones(_DOCUMENTS_A_PART, dtype=np.int64)
+        np.savez(parts[-1].keys, allow_pickle=False, sizes=sizes, bands=band_keys(signatures), **keys)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        peak = pool.apply(_look_for_duplicates, (parts, folder))
+    shutil.rmtree(folder)
+    return int(peak)
+
+
+def _look_for_duplicates(parts: list[TextPart], folder: Path) -> int:
+    """Peak MB of this process."""
+    for share in divide_keys(parts, folder, len(parts) * _DOCUMENTS_A_PART * BANDS):
+        find_repeated_documents(share, 0.8)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
+
+
 def wikitext_seconds(dump: Path, scratch: Path) -> float:
     """CPU seconds to read a megabyte of clean text from a dump."""
     command = [sys.executable, "-m", "data_prep.prepare", "corpus=wikipedia", f"corpus.path={dump}"]
@@ -188,6 +219,8 @@ def main() -> None:
     note = f"The last row extrapolated to {WIKIPEDIA_MEGABYTES:,} MB: hours by cores {projected['hours_by_cores']}, "
     most, end = projected["gigabytes_on_disk"]
     note += f"{most} GB on disk at most, {end} at the end; core seconds a MB {projected['core_seconds_a_megabyte']}."
+    peaks = {f"{count:,}": f"{duplicates_memory(count, scratch / 'keys')} MB" for count in _DOCUMENTS}
+    note += f" Peak of the search for duplicates alone, by number of documents: {peaks}."
     flat = [{name: str(value) if isinstance(value, dict) else value for name, value in row.items()} for row in rows]
     write_result(result, "Peak memory by size of the corpus, near duplicates dropped, one worker", flat, note)
 
