@@ -15,8 +15,10 @@ class CommitFile(BuildHookInterface):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """As in hatchling."""
+        if version == "editable":
+            return
         program = runpy.run_path(str(Path(self.root, "bert_pretrain", "program.py")))
-        if version == "editable" or program["WRITTEN"].exists() or not program["commit"]():
+        if program["WRITTEN"].exists() or not program["commit"]():
             return
         with tempfile.NamedTemporaryFile("w", delete=False) as file:
             file.write(program["commit"]() + "\n")

@@ -92,8 +92,7 @@ def help_text(intro: str, config_name: str, schema: type, values: Mapping[Any, A
 
     ``intro`` is its function's docstring; ``values`` are the composed options, nested.
     """
-    lines = intro.strip().splitlines()
-    parts = ["\n".join(line.removeprefix("    ") for line in lines).replace("``", "")]
+    parts = [inspect.cleandoc(intro).replace("``", "")]  # Python 3.13 has removed the indentation already
     groups = [_row(f"{group}=", " | ".join(choices(group, user_dir))) for group in groups_of(config_name)]
     if groups:
         parts.append("Groups of options and their choices:\n" + "\n".join(groups))

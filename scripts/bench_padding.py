@@ -13,6 +13,7 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
+import repository_root  # noqa: F401  makes bert_pretrain importable
 from results_file import argument_parser, write_result
 
 from bert_pretrain.build import build_trainer

@@ -12,6 +12,7 @@ import statistics
 import time
 from pathlib import Path
 
+import repository_root  # noqa: F401  makes bert_pretrain importable
 from results_file import argument_parser, write_result
 
 from bert_pretrain.build import build_trainer

@@ -16,6 +16,7 @@ from typing import Any
 import blingfire
 import pysbd
 import razdel
+import repository_root  # noqa: F401  makes bert_pretrain importable
 import sentence_splitter
 import sentencex
 import spacy

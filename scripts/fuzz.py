@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import repository_root  # noqa: F401  makes bert_pretrain importable
 import torch
 from hypothesis import strategies as st
 from results_file import argument_parser, write_result

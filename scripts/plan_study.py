@@ -12,6 +12,7 @@ neither evaluations nor the matrix products of Muon.
 from types import SimpleNamespace
 from typing import Any
 
+import repository_root  # noqa: F401  makes bert_pretrain importable
 from results_file import argument_parser
 
 from bert_pretrain.config_loading import load_config

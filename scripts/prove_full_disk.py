@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import repository_root  # noqa: F401  makes bert_pretrain importable
 from results_file import argument_parser, write_result
 from safetensors.torch import load  # load_file would keep the file open, so that the disk could not be unmounted
 

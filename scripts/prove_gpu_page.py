@@ -5,15 +5,16 @@ python scripts/prove_gpu_page.py OUT --stage tests --seconds 41 --state passed
 """
 
 import json
-import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from repository_root import ROOT
+import repository_root  # noqa: F401  makes bert_pretrain importable
 from results_file import argument_parser
 from write_results import cell
+
+from bert_pretrain.program import commit
 
 Row = dict[str, Any]
 STEPS = {"step_base_128": 0.60, "step_large_128": 0.65, "step_large_512": 0.60}
@@ -138,9 +139,7 @@ def main() -> None:
     path = given.out / "stages.json"
     stages = read(path) or {"stages": []}
     if given.stage:
-        git = ["git", "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-        stages |= {"title": given.title, "date": time.strftime("%Y-%m-%d"), "commit": commit or "unknown"}
+        stages |= {"title": given.title, "date": time.strftime("%Y-%m-%d"), "commit": commit() or "unknown"}
         stages["versions"] = versions()
         note = read(given.out / f"{given.stage}.json").get("note", "")
         row = {"stage": given.stage, "seconds": given.seconds, "state": given.state, "note": note}

@@ -25,6 +25,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import repository_root  # noqa: F401  makes bert_pretrain importable
 from results_file import argument_parser, write_result
 from safetensors.torch import load_file
 

@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import repository_root  # noqa: F401  makes bert_pretrain importable
 from results_file import write_result
 
 ROOT = Path(__file__).resolve().parent.parent

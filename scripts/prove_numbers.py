@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,11 @@ import h5py
 import numpy as np
 from compare_numbers import all_differences
 from nvlamb_numbers import measure_nvlamb
+from repository_root import ROOT
 from safetensors.numpy import load_file
 
-ROOT = Path(__file__).resolve().parent.parent
+from bert_pretrain.program import commit
+
 REFERENCE = ROOT / "scripts/results/numbers_56623bf.json"
 FIXTURE = ROOT / "tests/fixtures/run_56623bf"
 PREPARE, PRETRAIN = "data_prep.prepare", "bert_pretrain.pretrain"
@@ -57,11 +60,7 @@ SMALL_RUN = (
 )  # fmt: skip
 DEMO_RUN = (*RUN, "schedule.total_steps=200", "training.evaluate_every_steps=100", "checkpoint.every_steps=100")
 Numbers = dict[str, Any]
-
-
-def say(text: str) -> None:
-    """One line, at once."""
-    print(text, flush=True)
+say = partial(print, flush=True)
 
 
 def run_module(module: str, *options: str) -> None:
@@ -226,12 +225,11 @@ def record(out: Path) -> None:
     values = {f"NVLAMB, {kernel}: error": value["largest_error"] for kernel, value in found["nvlamb"].items()}
     for name, run in (("small run", found["small"]), ("demo", found["demo"]["run"])):
         values[f"{name}: loss of the last step"] = run["training"]["loss"][-1]
-    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True)
     result = {
         "what": "Reference numbers, compared by scripts/prove_numbers.py check",
         "date": time.strftime("%Y-%m-%d"),
         "device": f"one thread, {platform.machine()}, {found['machine']['torch_capability']}",
-        "commit": commit.strip(),
+        "commit": commit(),
         "command": f"python scripts/prove_numbers.py record {out.name}",
         "rows": [{"what": name, "value": value} for name, value in values.items()],
         "numbers": found,

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import repository_root  # noqa: F401  makes bert_pretrain importable
 import torch
 from results_file import argument_parser, write_result
 

@@ -1,6 +1,6 @@
 """Compiles everything that runs on a GPU in Triton, for many kinds of GPUs, without one: registers, spills, bytes.
 
-    python scripts/prove_targets.py cpu_2026-11-28_targets.json
+    python scripts/prove_targets.py scripts/results/cpu_DATE_targets.json
 
 Two kinds of rows: NVLAMB's kernels in each kind of launch, for every target; and the kernels that inductor writes for
 BERT-base (two layers, 8 x 128 tokens, bf16, with padding), for a few. Needs triton, a C++ compiler and a CPU build of

@@ -9,7 +9,7 @@ makes them of long documents; the tenth has a random length. 15 % of the tokens 
 from pathlib import Path
 
 import numpy as np
-from repository_root import ROOT  # noqa: F401  makes the packages importable
+import repository_root  # noqa: F401  makes bert_pretrain importable
 from results_file import argument_parser
 
 from bert_pretrain.data.masking import SPECIAL_TOKENS

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import repository_root  # noqa: F401  makes bert_pretrain importable
 from results_file import argument_parser, without_folders
 from scipy.stats import t
 

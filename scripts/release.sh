@@ -20,6 +20,7 @@ trap 'rm -rf "$place"' EXIT
 "$python" -m hatchling build -d "$place"
 mapfile -t image_files < <(sed -n 's/^!//p' .dockerignore)
 git archive --format=tar.gz --prefix="bert-pretrain-$version-images/" -o "$place/bert-pretrain-$version-images.tar.gz" HEAD \
+    --add-virtual-file="bert-pretrain-$version-images/bert_pretrain/COMMIT:$(git rev-parse --short HEAD)" \
     "${image_files[@]}" .dockerignore
 # The wheel has to come out of the source archive too, with the same commit in it.
 mkdir "$place/from_source" && tar -xzf "$place/bert_pretrain-$version.tar.gz" -C "$place/from_source"

@@ -5,13 +5,14 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from repository_root import ROOT
+import repository_root  # noqa: F401  makes bert_pretrain importable
+
+from bert_pretrain.program import commit
 
 
 def argument_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -23,14 +24,12 @@ def write_result(
     path: Path, what: str, rows: list[dict[str, Any]], note: str = "", command: str | None = None, **more: Any
 ) -> None:
     """Write flat ``rows`` with date, machine, commit and command (default: this script's); print them."""
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout
     script = f"python scripts/{Path(sys.argv[0]).name} {shlex.join(map(without_folders, sys.argv[1:]))}"
     result = {
         "what": what,
         "date": time.strftime("%Y-%m-%d"),
         "device": f"{os.cpu_count()}-core {platform.machine()}, shared with other work",
-        "commit": commit.strip(),
+        "commit": commit(),
         "command": command or script.strip(),
         "rows": rows,
         **({"note": note} if note else {}),

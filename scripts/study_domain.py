@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import repository_root  # noqa: F401  makes bert_pretrain importable
 import torch
 from beside_trainer_side import heldout_evaluation
 from results_file import argument_parser, write_result

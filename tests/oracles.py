@@ -3,6 +3,7 @@
 And a problem to run them on: two groups of layers of odd shapes, one of them zero, one with zero gradients.
 """
 
+import copy
 import functools
 
 import numpy as np
@@ -198,3 +199,29 @@ def assert_close(params, oracle, start, weight_tolerance=WEIGHT_TOLERANCE, chang
 def snapshot(params, optimizer):
     state = [value.clone() for param in params for value in optimizer.state[param].values()]
     return [param.detach().clone() for param in params] + state
+
+
+def assert_same(first, second):
+    """The same bits."""
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def assert_continues_bitwise(params, optimizer, rebuild, give, path):
+    """Three updates later, a saved and loaded state and a deepcopy have led to the same bits, at rates that change.
+
+    ``rebuild``: weights and an optimizer for weights in numpy; ``give``: sets the gradients of an update.
+    """
+    torch.save(optimizer.state_dict(), path)
+    with optimizer.evaluation_weights():  # a checkpoint has these
+        saved = [p.detach().numpy().copy() for p in params]
+    copies, resumed = rebuild(saved)
+    resumed.load_state_dict(torch.load(path, weights_only=True))
+    runs = ((params, optimizer), (copies, resumed), copy.deepcopy((params, optimizer)))
+    for k in range(3, 6):
+        for own, run in runs:
+            for group in run.param_groups:
+                group["lr"] = torch.tensor(0.01 * 0.9**k, dtype=torch.float64)
+            give(own, k)
+            run.step()
+    assert_same(params, runs[1][0])
+    assert_same(params, runs[2][0])

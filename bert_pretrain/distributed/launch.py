@@ -1,12 +1,13 @@
 """Entry: ``python -m bert_pretrain.distributed.launch [torchrun's options] -m bert_pretrain.pretrain recipe=NAME ...``.
 
-torchrun, changed in four points:
+torchrun, changed in five points:
 
 - SIGTERM, SIGUSR1 and SIGINT are forwarded to the ranks, which save and exit in their own time. torchrun would kill
   them after 30 seconds, and SIGUSR1 would kill torchrun itself.
 - The exit status is one of ``bert_pretrain.errors``, else 1, where torchrun always exits with 1.
 - After 75 and 2, ``--max-restarts`` restarts nothing.
 - A rendezvous that fails, or lacks nodes, is reported on one line.
+- With ``--standalone`` the ranks meet at localhost.
 """
 
 import logging
@@ -67,7 +68,10 @@ def main(words: list[str] | None = None) -> None:
     """Run torchrun, and exit with a status that tells the reason."""
     words = sys.argv[1:] if words is None else words
     arguments = torchrun.get_args_parser().parse_args(["--signals-to-handle", _LEFT_TO_TORCHRUN, *words])
+    if arguments.standalone and not arguments.local_addr:
+        arguments.local_addr = "localhost"  # not the host's name, which need not resolve, as in some containers
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks print their own errors
+    logging.getLogger("torch.distributed.run").setLevel(logging.ERROR)  # and choose their threads themselves
     for number in STOP_SIGNALS:
         signal.signal(number, forward)
     LocalElasticAgent._monitor_workers = without_restart(LocalElasticAgent._monitor_workers)  # type: ignore[method-assign]

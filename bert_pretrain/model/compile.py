@@ -49,8 +49,8 @@ def compile_model(
         except Exception as error:  # dynamo, a C++ compiler, triton, ptxas and a driver fail in many ways
             reason = first_line(getattr(error, "inner_exception", error))  # inductor's own, where it has failed
             raise ConfigError(
-                f"speed.compile is on, but torch could not compile the model ({reason}); install a C++ compiler and, "
-                "for GPUs, triton, or use speed.compile=false"
+                f"speed.compile is on, but torch could not compile the model ({reason}); it needs a C++ compiler, "
+                "setuptools and, for GPUs, triton: install what is missing, or use speed.compile=false"
             ) from None
         kind = "packed" if shape.packed else "padded" if shape.has_mask else "all real"
         name = f"{shape.samples} x {shape.length} tokens, {kind}"

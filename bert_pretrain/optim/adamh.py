@@ -15,13 +15,13 @@ update, and there is no weight decay. Only hidden matrices, as published: a bias
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bert_pretrain.errors import require
 from bert_pretrain.optim.hyperball import radius_of, rotate, rotate_all
+from bert_pretrain.optim.joined import Joined
 from bert_pretrain.optim.layers import on_device
-from bert_pretrain.optim.layerwise import LayerwiseOptimizer, average, check_matrices, count_steps, root_of, scale
+from bert_pretrain.optim.layerwise import LayerwiseOptimizer, average, check_matrices, count_steps, root_of
 from bert_pretrain.optim.state import Group, State, StateFormat, States, Tensors
 
 
@@ -69,12 +69,13 @@ class AdamH(LayerwiseOptimizer):
         u = m / (1 - b1**t) / ((v / (1 - b2**t)).sqrt() + group["eps"])  # (2)
         return rotate(w, u, float(group["lr"]), own["radius"].item())  # (3)
 
-    def _update_all(self, group: Group, params: Tensors, grads: Tensors, states: States, skipped: Tensor) -> Tensor:
+    def _update_all(self, group: Group, params: Tensors, grads: Joined, states: States, skipped: Tensor) -> Tensor:
         (b1, b2), lr = group["betas"], on_device(group["lr"], skipped.device)
         ms, vs = ([own[key] for own in states] for key in ("exp_avg", "exp_avg_sq"))
-        average(vs, list(torch._foreach_mul(grads, grads)), b2, skipped)
+        squares = grads.with_flat(grads.flat.square())
+        average(vs, squares, b2, skipped)
         average(ms, grads, b1, skipped)
-        t = count_steps(states, skipped)
-        updates = scale(ms, 1 / (1 - b1**t))
-        torch._foreach_div_(updates, root_of(vs, 1 - b2**t, group["eps"]))
+        t, updates = count_steps(states, skipped), grads.copy_(ms)
+        updates.scale_(1 / (1 - b1**t))
+        updates.flat.div_(root_of(vs, 1 - b2**t, group["eps"], squares))
         return rotate_all(params, updates, lr, [own["radius"] for own in states], skipped)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bert_pretrain.optim.checks import check_eps, check_options, check_params, check_plain
 from bert_pretrain.optim.dtensors import local_part
+from bert_pretrain.optim.joined import small_first
 from bert_pretrain.optim.layers import Decision, check_gradient, decide
 from bert_pretrain.optim.norms import global_norm
 from bert_pretrain.optim.state import StateFormat, read_state
@@ -70,6 +71,7 @@ class MeasuredOptimizer(torch.optim.Optimizer):
 
     def __init__(self, params: Iterable[Any], *args: Any, **options: Any) -> None:
         self.norm_params: list[Tensor] | None = None
+        self.workspace: dict[str, Any] = {}
         super().__init__(params, *args, **options)
         device = self._device()
         self.grad_norm = torch.zeros((), dtype=torch.float64, device=device)
@@ -78,7 +80,7 @@ class MeasuredOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep."""
         keys = ("norm_params", "grad_norm", "skipped", *self._kept)
-        return super().__getstate__() | {key: getattr(self, key) for key in keys}
+        return super().__getstate__() | {key: getattr(self, key) for key in keys} | {"workspace": {}}
 
     @property
     def running_kernel(self) -> str:
@@ -137,15 +139,19 @@ class MeasuredOptimizer(torch.optim.Optimizer):
         """Inside, the parameters are what is evaluated and saved: the trained ones, unless ``averages_weights``."""
         yield
 
-    def restore_training_weights(self, param: Tensor, own: dict[str, Any], group: dict[str, Any]) -> None:
-        """With ``averages_weights``: set ``param`` to the trained weights of the state ``own``."""
-
     def _loaded_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The groups of a state as this class takes them."""
         return groups
 
     def _forget(self) -> None:
         """Called when a state was loaded."""
+
+    def _parts(self) -> Iterator[tuple[dict[str, Any], list[Tensor]]]:
+        """Each group with its parameters that have a gradient, those of one type at a time, small ones in front."""
+        for group in self.param_groups:
+            params = [param for param in group["params"] if param.grad is not None and param.numel()]
+            for dtype in dict.fromkeys(param.dtype for param in params):
+                yield group, small_first([param for param in params if param.dtype == dtype])
 
     def _device(self) -> torch.device:
         params = (param for group in self.param_groups for param in group["params"])

@@ -12,7 +12,8 @@ weights stay; a layer of zeros (R = 0) stays zero.
 import torch
 from torch import Tensor
 
-from bert_pretrain.optim.layerwise import add, multiply, norm_of, scale
+from bert_pretrain.optim.joined import Joined
+from bert_pretrain.optim.layerwise import norm_of
 from bert_pretrain.optim.norms import layer_norms
 
 
@@ -31,11 +32,14 @@ def rotate(w: Tensor, u: Tensor, lr: float, radius: float) -> tuple[float, float
     return ratio, w_norm, u_norm
 
 
-def rotate_all(params: list[Tensor], updates: list[Tensor], lr: Tensor, radii: list[Tensor], skipped: Tensor) -> Tensor:
-    """Update all layers; returns the same numbers as rows, (3, layers)."""
-    radius, w_norms, u_norms = torch.stack(radii), layer_norms(params), layer_norms(updates)
+def rotate_all(params: list[Tensor], updates: Joined, lr: Tensor, radii: list[Tensor], skipped: Tensor) -> Tensor:
+    """Update all layers, which are matrices; returns the same numbers as rows, (3, layers)."""
+    radius, w_norms, u_norms = torch.stack(radii), layer_norms(params), layer_norms(updates.each)
     ratios = torch.where(u_norms == 0, 0.0, radius / u_norms)
-    add(params, scale(updates, -lr * ratios), skipped)
+    updates.scale_(-lr * ratios)
+    updates.add_to(params, skipped)
     lengths = layer_norms(params)
-    multiply(params, torch.where(lengths == 0, 1.0, radius / lengths), skipped)
+    factors = torch.where(skipped | (lengths == 0), 1.0, radius / lengths).to(params[0].dtype)
+    for param, factor in zip(params, factors.unbind(), strict=True):
+        param.mul_(factor)
     return torch.stack([ratios, w_norms, u_norms])

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from bert_pretrain.errors import require
 from bert_pretrain.optim.base import MeasuredOptimizer, eager_step, loss_of
+from bert_pretrain.optim.joined import Joined, joined_gradients
 from bert_pretrain.optim.layers import on_device
 from bert_pretrain.optim.norms import layer_norms
 from bert_pretrain.optim.options import TRUST_RATIOS
@@ -84,22 +85,21 @@ class LARS(MeasuredOptimizer):
         self._check_step()
         decision = self._decide("none", 1.0)
         self._updated = []
-        for group in self.param_groups:
-            params = [param for param in group["params"] if param.grad is not None and param.numel()]
-            if params and not (decision.skipped.device.type == "cpu" and bool(decision.skipped)):
-                self._update(group, params, decision.grad_factor, decision.skipped)
+        if not (decision.skipped.device.type == "cpu" and bool(decision.skipped)):
+            for group, params in self._parts():
+                grads = joined_gradients(params, decision.grad_factor, self.workspace)
+                self._update(group, params, grads, decision.skipped)
         return loss
 
-    def _update(self, group: dict[str, Any], params: list[Tensor], grad_factor: Tensor, skipped: Tensor) -> None:
-        """Equations (1) and (2). Never waits for the device: ``skipped`` masks what is added."""
+    def _update(self, group: dict[str, Any], params: list[Tensor], updates: Joined, skipped: Tensor) -> None:
+        """Equations (1) and (2); ``updates`` are the gradients. ``skipped`` masks what is added."""
         decay, lr = group["weight_decay"], on_device(group["lr"], skipped.device)
         dtype = params[0].dtype
         for param in params:
             if "momentum_buffer" not in self.state[param]:
                 self.state[param]["momentum_buffer"] = self._format.zeros(param)
         buffers = [self.state[param]["momentum_buffer"] for param in params]
-        updates = [param.grad.to(param.dtype) * grad_factor.to(param.dtype) for param in params]  # type: ignore[union-attr]
-        weight_norms, grad_norms = layer_norms(params), layer_norms(updates)
+        weight_norms, grad_norms = layer_norms(params), layer_norms(updates.each)
         length = grad_norms + decay * weight_norms + group["eps"]
         ratio = self.trust_coefficient * weight_norms / length
         plain = (weight_norms == 0) | (grad_norms == 0)
@@ -110,15 +110,10 @@ class LARS(MeasuredOptimizer):
         rate = torch.minimum(ratio, lr) if self.clip else ratio
         self._updated.append((params, torch.stack([rate, weight_norms, length])))
         if decay:
-            torch._foreach_add_(updates, params, alpha=decay)
-        torch._foreach_mul_(updates, list(inside.to(dtype).unbind()))
-        for update in updates:
-            update.masked_fill_(skipped, 0.0)
+            torch._foreach_add_(updates.each, params, alpha=decay)
+        updates.scale_(inside)
         momentum = on_device(group["momentum"], skipped.device).masked_fill(skipped, 1.0)
         torch._foreach_mul_(buffers, momentum.to(dtype))
-        torch._foreach_add_(buffers, updates)
-        torch._foreach_copy_(updates, buffers)
-        torch._foreach_mul_(updates, -outside.to(dtype))
-        for update in updates:
-            update.masked_fill_(skipped, -0.0)
-        torch._foreach_add_(params, updates)
+        updates.add_to(buffers, skipped)
+        updates.copy_(buffers).flat.mul_(-outside.to(dtype))
+        updates.add_to(params, skipped)

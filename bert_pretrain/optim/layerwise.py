@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bert_pretrain.errors import require
 from bert_pretrain.optim.base import MeasuredOptimizer, eager_step, loss_of
+from bert_pretrain.optim.joined import Joined, joined_gradients
 from bert_pretrain.optim.layers import on_device
 from bert_pretrain.optim.norms import layer_norms
 from bert_pretrain.optim.options import PRE_NORMALIZATIONS, TWO_KERNELS
@@ -83,20 +84,16 @@ class LayerwiseOptimizer(MeasuredOptimizer, ABC):
         on_host = self.kernel == "reference" or decision.skipped.device.type == "cpu"
         if on_host and bool(decision.skipped):
             return loss
-        for group in self.param_groups:
-            params = [param for param in group["params"] if param.grad is not None and param.numel()]
+        for group, params in self._parts():
             for param in params:
                 if not self.state[param]:
                     self.state[param] = self._new_state(param)
-            if not params:
-                continue
-            factor = decision.grad_factor.to(params[0].dtype)
-            grads = [param.grad.to(param.dtype) * factor for param in params]
+            grads = joined_gradients(params, decision.grad_factor, self.workspace)
             states = [self.state[param] for param in params]
             if self.kernel == "foreach":
                 rows = self._update_all(group, params, grads, states, decision.skipped)
             else:
-                each = zip(params, grads, states, strict=True)
+                each = zip(params, grads.each, states, strict=True)
                 rows = torch.tensor([self._update(group, w, g, own) for w, g, own in each], dtype=torch.float64).T
             self._updated.append((params, rows))
         return loss
@@ -110,7 +107,7 @@ class LayerwiseOptimizer(MeasuredOptimizer, ABC):
         """Update one layer by the equations; returns the trust ratio, ||w|| before the update and ||u||."""
 
     @abstractmethod
-    def _update_all(self, group: Group, params: Tensors, grads: Tensors, states: States, skipped: Tensor) -> Tensor:
+    def _update_all(self, group: Group, params: Tensors, grads: Joined, states: States, skipped: Tensor) -> Tensor:
         """Update all layers of a group, unless ``skipped`` (0-d bool on the device); returns the rows of the report.
 
         ``grads`` may be overwritten. Rows: (3, layers) float64.
@@ -130,33 +127,14 @@ def norm_of(tensor: Tensor) -> float:
     return layer_norms([tensor]).item()
 
 
-def scale(tensors: list[Tensor], factors: Tensor) -> list[Tensor]:
-    """Each tensor times its factor; ``factors``: 1-d float64."""
-    return list(torch._foreach_mul(tensors, list(factors.to(tensors[0].dtype).unbind())))
-
-
 # In a skipped step these leave every number unchanged, bit for bit.
 
 
-def multiply(tensors: list[Tensor], factors: float | Tensor, skipped: Tensor) -> None:
-    """Multiply by a number, or by one number for each tensor (1-d); by 1 in a skipped step."""
-    numbers = factors if isinstance(factors, Tensor) else on_device(factors, skipped.device)
-    masked = torch.where(skipped, 1.0, numbers).to(tensors[0].dtype)
-    torch._foreach_mul_(tensors, list(masked.unbind()) if masked.dim() else masked)
-
-
-def add(tensors: list[Tensor], additions: list[Tensor], skipped: Tensor) -> None:
-    """Add ``additions``, which become -0.0 in a skipped step."""
-    for addition in additions:
-        addition.masked_fill_(skipped, -0.0)
-    torch._foreach_add_(tensors, additions)
-
-
-def average(moments: list[Tensor], news: list[Tensor], beta: float, skipped: Tensor) -> None:
-    """``moment <- beta moment + (1 - beta) new``; overwrites ``news``."""
-    torch._foreach_mul_(news, 1 - beta)
-    multiply(moments, beta, skipped)
-    add(moments, news, skipped)
+def average(moments: list[Tensor], news: Joined, beta: float, skipped: Tensor) -> None:
+    """``moment <- beta moment + (1 - beta) new``; overwrites ``news`` with ``(1 - beta) new``."""
+    news.flat.mul_(1 - beta)
+    torch._foreach_mul_(moments, on_device(beta, skipped.device).masked_fill(skipped, 1.0).to(news.flat.dtype))
+    news.add_to(moments, skipped)
 
 
 def count_steps(states: States, skipped: Tensor) -> Tensor:
@@ -166,8 +144,8 @@ def count_steps(states: States, skipped: Tensor) -> Tensor:
     return torch.stack(steps).double().clamp(min=1)
 
 
-def root_of(moments: list[Tensor], correction: Tensor, eps: float) -> list[Tensor]:
-    """``sqrt(v / correction) + eps`` of each second moment; ``correction``: 1-d float64."""
-    roots = scale(list(torch._foreach_sqrt(moments)), correction.rsqrt())
-    torch._foreach_add_(roots, eps)
-    return roots
+def root_of(moments: list[Tensor], correction: Tensor, eps: float, out: Joined) -> Tensor:
+    """``sqrt(v / correction) + eps`` of each second moment, in ``out.flat``; ``correction``: 1-d float64."""
+    out.copy_(moments).flat.sqrt_()
+    out.scale_(correction.rsqrt())
+    return out.flat.add_(eps)

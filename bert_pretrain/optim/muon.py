@@ -33,8 +33,9 @@ from torch import Tensor
 
 from bert_pretrain.errors import require
 from bert_pretrain.optim.hyperball import radius_of, rotate, rotate_all
+from bert_pretrain.optim.joined import Joined
 from bert_pretrain.optim.layers import on_device
-from bert_pretrain.optim.layerwise import LayerwiseOptimizer, add, average, check_matrices, norm_of, scale
+from bert_pretrain.optim.layerwise import LayerwiseOptimizer, average, check_matrices, norm_of
 from bert_pretrain.optim.norms import layer_norms
 from bert_pretrain.optim.options import UPDATE_SCALES
 from bert_pretrain.optim.state import Group, State, StateFormat, States, Tensors
@@ -114,20 +115,21 @@ class Muon(LayerwiseOptimizer):
         w.sub_(lr * (k * o + decay * w))  # (3)
         return k, w_norm, norm_of(o)
 
-    def _update_all(self, group: Group, params: Tensors, grads: Tensors, states: States, skipped: Tensor) -> Tensor:
+    def _update_all(self, group: Group, params: Tensors, grads: Joined, states: States, skipped: Tensor) -> Tensor:
         lr, mu, decay = on_device(group["lr"], skipped.device), group["momentum"], group["weight_decay"]
         buffers = [own["momentum_buffer"] for own in states]
         average(buffers, grads, mu, skipped)  # leaves (1 - mu) g in grads
-        torch._foreach_add_(grads, buffers, alpha=mu)
+        torch._foreach_add_(grads.each, buffers, alpha=mu)
         # One by one: a batched product may round otherwise with another number of matrices, as under sharding.
-        updates = [orthogonalise(x) for x in grads]
+        for x in grads.each:
+            x.copy_(orthogonalise(x))
         if self.update_scale == "hyperball":
-            return rotate_all(params, updates, lr, [own["radius"] for own in states], skipped)
+            return rotate_all(params, grads, lr, [own["radius"] for own in states], skipped)
         factors = torch.tensor([self._factor(param.shape) for param in params], dtype=torch.float64)
         factors = factors.to(skipped.device, non_blocking=True)
-        rows = torch.stack([factors, layer_norms(params), layer_norms(updates)])
-        steps = scale(updates, -lr * factors)
+        rows = torch.stack([factors, layer_norms(params), layer_norms(grads.each)])
+        grads.scale_(-lr * factors)
         if decay:
-            torch._foreach_add_(steps, torch._foreach_mul(params, (-lr * decay).to(params[0].dtype)))
-        add(params, steps, skipped)
+            torch._foreach_add_(grads.each, torch._foreach_mul(params, (-lr * decay).to(params[0].dtype)))
+        grads.add_to(params, skipped)
         return rows

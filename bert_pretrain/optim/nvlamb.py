@@ -185,7 +185,6 @@ class NVLamb(MeasuredOptimizer):
         adaptation = Adaptation(trust_ratio, phi_min, phi_max, ratio_min, ratio_max, bounded_layers)
         self.rules = Rules(pre_normalization, max_grad_norm, adaptation, bias_correction)
         self.kernel = kernel
-        self.workspace: dict[str, Any] = {}
         self._masters = Masters()
         self._updated: list[tuple[list[Tensor], float]] = []
         self._outcome: Outcome | None = None
@@ -196,7 +195,7 @@ class NVLamb(MeasuredOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep."""
-        return super().__getstate__() | {"workspace": {}, "_masters": Masters(), "_updated": [], "_outcome": None}
+        return super().__getstate__() | {"_masters": Masters(), "_updated": [], "_outcome": None}
 
     @property
     def running_kernel(self) -> str:

@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bert_pretrain.optim.foreach_pieces import Piece, by_layer, join_small, pieces_of, runs_of, small_first
+from bert_pretrain.optim.foreach_pieces import Piece, pieces_of, runs_of
+from bert_pretrain.optim.joined import is_small
 from bert_pretrain.optim.layers import Decision, Layers, Outcome, Work, copy_masters, on_device
 from bert_pretrain.optim.norms import layer_norms
 
@@ -83,17 +84,17 @@ def _apply_part(
     sizes = [owner.numel() for owner in layers.owners]
     runs = list(runs_of(sizes, limit))  # the same on every rank
     if not host_decides:
-        runs = [small_first(run, sizes) for run in runs]
+        runs = [sorted(run, key=lambda i: not is_small(sizes[i])) for run in runs]
     visited = torch.tensor([i for run in runs for i in run])
     of_runs = []
     for run, own in zip(runs, _of_runs(scalars, runs, visited, work.device), strict=True):
         pieces = list(pieces_of(layers, run, buffer, limit if on_cpu else None))
-        if not host_decides:
-            join_small(pieces, [sizes[i] for i in run], work)
+        if not host_decides and len(pieces) == 1:
+            pieces[0].u.join_small(sum(is_small(sizes[i]) for i in run), work.workspace)
         of_pieces, peaks = [], []
         for piece in pieces:
             peaks.append(_direction(piece, own))
-            of_pieces.append(layer_norms(piece.w + piece.u).view(2, -1))  # (2, layers of the piece)
+            of_pieces.append(layer_norms(piece.w + piece.u.each).view(2, -1))  # (2, layers of the piece)
         norm = of_pieces[0]
         if len(pieces) > 1:
             norm = torch.linalg.vector_norm(torch.cat(of_pieces, 1), dim=1, keepdim=True)
@@ -165,32 +166,32 @@ def _direction(piece: Piece, scalars: Scalars) -> Tensor:
     """
     _set_scaled(piece, scalars.grad_factor)
     if scalars.masked:
-        piece.flat_u.masked_fill_(scalars.skipped, -0.0)
+        piece.u.flat.masked_fill_(scalars.skipped, -0.0)
         torch._foreach_mul_(piece.m, scalars.keep1)
-        torch._foreach_add_(piece.m, piece.u, alpha=scalars.add1)
+        torch._foreach_add_(piece.m, piece.u.each, alpha=scalars.add1)
     else:
-        torch._foreach_lerp_(piece.m, piece.u, scalars.add1)
+        torch._foreach_lerp_(piece.m, piece.u.each, scalars.add1)
     torch._foreach_mul_(piece.v, scalars.keep2)
-    torch._foreach_addcmul_(piece.v, piece.u, piece.u, value=scalars.add2)
+    torch._foreach_addcmul_(piece.v, piece.u.each, piece.u.each, value=scalars.add2)
     _set_root(piece)
-    peak = piece.flat_u.amax() if piece.flat_u.numel() else piece.flat_u.new_zeros(())  # an empty slice
+    peak = piece.u.flat.amax() if piece.u.flat.numel() else piece.u.flat.new_zeros(())  # an empty slice
     if isinstance(scalars.eps, Tensor):
-        for u, eps in by_layer(piece, scalars.eps):
+        for u, eps in piece.u.by_layer(scalars.eps):
             u.add_(eps)
     elif isinstance(scalars.eps, float):
-        piece.flat_u.add_(scalars.eps)
+        piece.u.flat.add_(scalars.eps)
     else:
-        torch._foreach_add_(piece.u, scalars.eps)
+        torch._foreach_add_(piece.u.each, scalars.eps)
     _divide_into(piece)
     if isinstance(scalars.gain, Tensor):
-        for u, gain in by_layer(piece, scalars.gain):
+        for u, gain in piece.u.by_layer(scalars.gain):
             u.mul_(gain)
     elif isinstance(scalars.gain, float):
-        piece.flat_u.mul_(scalars.gain)
+        piece.u.flat.mul_(scalars.gain)
     else:
-        torch._foreach_mul_(piece.u, scalars.gain)
+        torch._foreach_mul_(piece.u.each, scalars.gain)
     if scalars.decay:
-        torch._foreach_add_(piece.u, piece.w, alpha=scalars.decay)
+        torch._foreach_add_(piece.u.each, piece.w, alpha=scalars.decay)
     return peak
 
 
@@ -198,27 +199,27 @@ def _direction(piece: Piece, scalars: Scalars) -> Tensor:
 
 
 def _set_scaled(piece: Piece, factor: float | Tensor) -> None:
-    if len(piece.u) == 1 and piece.g[0].dtype == piece.u[0].dtype:
-        torch.mul(piece.g[0], factor, out=piece.u[0])
+    if len(piece.u.each) == 1 and piece.g[0].dtype == piece.u.each[0].dtype:
+        torch.mul(piece.g[0], factor, out=piece.u.each[0])
     else:
-        torch._foreach_copy_(piece.u, piece.g)
-        piece.flat_u.mul_(factor)
+        torch._foreach_copy_(piece.u.each, piece.g)
+        piece.u.flat.mul_(factor)
 
 
 def _set_root(piece: Piece) -> None:
-    if len(piece.u) == 1:
-        torch.sqrt(piece.v[0], out=piece.u[0])
+    if len(piece.u.each) == 1:
+        torch.sqrt(piece.v[0], out=piece.u.each[0])
     else:
-        torch._foreach_copy_(piece.u, piece.v)
-        piece.flat_u.sqrt_()
+        torch._foreach_copy_(piece.u.each, piece.v)
+        piece.u.flat.sqrt_()
 
 
 def _divide_into(piece: Piece) -> None:
-    if len(piece.u) == 1:
-        torch.div(piece.m[0], piece.u[0], out=piece.u[0])
+    if len(piece.u.each) == 1:
+        torch.div(piece.m[0], piece.u.each[0], out=piece.u.each[0])
     else:
-        piece.flat_u.reciprocal_()
-        torch._foreach_mul_(piece.u, piece.m)
+        piece.u.flat.reciprocal_()
+        torch._foreach_mul_(piece.u.each, piece.m)
 
 
 def _descend(pieces: list[Piece], step_size: Tensor, scalars: Scalars) -> None:
@@ -226,11 +227,11 @@ def _descend(pieces: list[Piece], step_size: Tensor, scalars: Scalars) -> None:
     if not scalars.masked:
         sizes = step_size.tolist()
         for piece in pieces:
-            for w, u, size in zip(piece.w, piece.u, sizes, strict=True):
+            for w, u, size in zip(piece.w, piece.u.each, sizes, strict=True):
                 w.add_(u, alpha=-size)
         return
     for piece in pieces:
-        for u, size in by_layer(piece, (-step_size).to(piece.flat_u.dtype)):
+        for u, size in piece.u.by_layer((-step_size).to(piece.u.flat.dtype)):
             u.mul_(size)
-        piece.flat_u.masked_fill_(scalars.skipped, -0.0)
-        torch._foreach_add_(piece.w, piece.u)
+        piece.u.flat.masked_fill_(scalars.skipped, -0.0)
+        torch._foreach_add_(piece.w, piece.u.each)

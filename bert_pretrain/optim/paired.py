@@ -79,10 +79,6 @@ class PairedOptimizer(MeasuredOptimizer):
         with self.parts[0].evaluation_weights(), self.parts[1].evaluation_weights():
             yield
 
-    def restore_training_weights(self, param: Tensor, own: dict[str, Any], group: dict[str, Any]) -> None:
-        """As the part that has the parameter's group."""
-        self.parts[group["name"] != MATRICES].restore_training_weights(param, own, group)
-
     def layer_report(self) -> Tensor:
         """As ``NVLamb.layer_report``; NaN for layers of an optimizer that has none."""
         reports = []

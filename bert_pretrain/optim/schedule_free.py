@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bert_pretrain.optim.joined import Joined
 from bert_pretrain.optim.layers import on_device
-from bert_pretrain.optim.layerwise import LayerwiseOptimizer, add, average, count_steps, norm_of, root_of, scale
+from bert_pretrain.optim.layerwise import LayerwiseOptimizer, average, count_steps, norm_of, root_of
 from bert_pretrain.optim.norms import layer_norms
 from bert_pretrain.optim.state import Group, State, StateFormat, States, Tensors
 
@@ -63,26 +64,25 @@ class ScheduleFreeAdamW(LayerwiseOptimizer):
     @contextmanager
     def evaluation_weights(self) -> Iterator[None]:
         """Inside, the parameters are x."""
-        pairs = [(group, p) for group in self.param_groups for p in group["params"] if self.state.get(p)]
         with torch.no_grad():
-            for _, param in pairs:
+            for param in (param for group in self.param_groups for param in group["params"] if self.state.get(param)):
                 param.copy_(self.state[param]["x"])
         try:
             yield
         finally:
-            for group, param in pairs:
-                self.restore_training_weights(param, self.state[param], group)
+            self._forget()
 
     @torch.no_grad()
-    def restore_training_weights(self, param: Tensor, own: State, group: Group) -> None:
-        """(5)."""
-        param.copy_(torch.lerp(own["z"], own["x"], group["betas"][0]))
+    def _restore(self, params: Tensors, states: States, group: Group) -> None:
+        """(5). Always by this operation, so that weights are the same bit for bit after a step and after loading."""
+        zs, xs = ([own[key] for own in states] for key in ("z", "x"))
+        torch._foreach_copy_(params, torch._foreach_lerp(zs, xs, group["betas"][0]))
 
     def _forget(self) -> None:
         for group in self.param_groups:
-            for param in group["params"]:
-                if self.state.get(param):
-                    self.restore_training_weights(param, self.state[param], group)
+            params = [param for param in group["params"] if self.state.get(param)]
+            if params:
+                self._restore(params, [self.state[param] for param in params], group)
 
     def _new_state(self, param: Tensor) -> State:
         state = self._format.start(param)
@@ -100,23 +100,25 @@ class ScheduleFreeAdamW(LayerwiseOptimizer):
         own["weight_sum"] += lr**2
         total = own["weight_sum"].item()
         own["x"].add_(own["z"] - own["x"], alpha=lr**2 / total if total else 0.0)  # (4)
-        self.restore_training_weights(w, own, group)
+        self._restore([w], [own], group)
         return 1.0, w_norm, norm_of(d)
 
-    def _update_all(self, group: Group, params: Tensors, grads: Tensors, states: States, skipped: Tensor) -> Tensor:
+    def _update_all(self, group: Group, params: Tensors, grads: Joined, states: States, skipped: Tensor) -> Tensor:
         lr, b2 = on_device(group["lr"], skipped.device), group["betas"][1]
         xs, zs, vs, sums = ([own[key] for own in states] for key in (*self._format.moments, *self._format.scalars))
-        average(vs, list(torch._foreach_mul(grads, grads)), b2, skipped)
+        squares = grads.with_flat(grads.flat.square())
+        average(vs, squares, b2, skipped)
         t = count_steps(states, skipped)
-        torch._foreach_div_(grads, root_of(vs, 1 - b2**t, group["eps"]))
+        grads.flat.div_(root_of(vs, 1 - b2**t, group["eps"], squares))
         if group["weight_decay"]:
-            torch._foreach_add_(grads, params, alpha=group["weight_decay"])
-        norms = torch.stack([torch.ones_like(t), layer_norms(params), layer_norms(grads)])
-        add(zs, scale(grads, -lr.expand_as(t)), skipped)
-        torch._foreach_add_(sums, [torch.where(skipped, 0.0, lr * lr).to(sums[0].dtype)] * len(sums))
+            torch._foreach_add_(grads.each, params, alpha=group["weight_decay"])
+        norms = torch.stack([torch.ones_like(t), layer_norms(params), layer_norms(grads.each)])
+        grads.flat.mul_((-lr).to(grads.flat.dtype))
+        grads.add_to(zs, skipped)
+        torch._foreach_add_(sums, [torch.where(skipped, 0.0, lr * lr)] * len(sums))
         total = torch.stack(sums)
-        shares = torch.where(total == 0, 0.0, lr * lr / total)
-        add(xs, scale(list(torch._foreach_sub(zs, xs)), shares), skipped)
-        for param, own in zip(params, states, strict=True):
-            self.restore_training_weights(param, own, group)
+        torch._foreach_sub_(grads.copy_(zs).each, xs)
+        grads.scale_(torch.where(total == 0, 0.0, lr * lr / total))
+        grads.add_to(xs, skipped)
+        self._restore(params, states, group)
         return norms

@@ -121,8 +121,6 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
                 if saved_id in saved:
                     state[place] = saved[saved_id]
         self.optim.load_state_dict({"state": state, "param_groups": groups})  # refuses before it changes anything
-        for group, saved_group in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            for param, saved_id in zip(group["params"], saved_group["params"], strict=True):  # of other ranks, too
-                if saved_id in saved:
-                    self.optim.restore_training_weights(param, saved[saved_id], saved_group)
+        if self.optim.averages_weights:
+            self._sync_params()  # which loading has set from the averages
         self._sync_param_groups(self.optim.param_groups, self.param_groups)

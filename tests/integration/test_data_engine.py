@@ -102,7 +102,7 @@ def test_killed_anywhere_and_with_more_workers_the_bytes_are_the_same(texts: Pat
         process.wait()
     finished = {path: path.stat().st_mtime_ns for path in out_dir.rglob("*.done.json") if path.parent.name == "text"}
     assert len(finished) > 5
-    done = run(*command(texts, out_dir, "engine.workers=4"))
+    done = run(*command(texts, out_dir, "engine.workers=3"))
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in finished} == finished  # no task was run twice
     assert len(shards(whole)) > 10
@@ -134,7 +134,7 @@ def test_an_append_killed_anywhere_and_with_more_workers(texts: Path, whole: Pat
         process.wait()
         assert {name: text for name, text in shards(killed).items() if not name.startswith("corpus")} == before
         assert read_manifest(killed / "32") == read_manifest(whole / "32")
-    done = run(*command(more, killed, "append=true", "engine.workers=4"))
+    done = run(*command(more, killed, "append=true", "engine.workers=3"))
     assert done.returncode == 0, done.stderr
     assert before.items() < shards(killed).items()
     assert shards(killed) == shards(once)

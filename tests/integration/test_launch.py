@@ -82,6 +82,18 @@ def test_the_launcher_forwards_signals_to_its_children() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_one_machine_needs_no_name_that_resolves() -> None:
+    code = """if True:
+        import socket, sys
+        socket.getfqdn = lambda name="": "no.such.host.invalid"
+        from bert_pretrain.distributed.launch import main
+        shown = "import os; print(os.environ['MASTER_ADDR'])"
+        main(["--standalone", "--nproc-per-node=2", "--no-python", sys.executable, "-c", shown])
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=HANGS)
+    assert done.stdout.split() == ["localhost"] * 2, done.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "environment", "mentions"),
     [

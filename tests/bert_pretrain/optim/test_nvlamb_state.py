@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bert_pretrain.optim import NVLamb, foreach_pieces, nvlamb_foreach
+from bert_pretrain.optim import NVLamb, joined, nvlamb_foreach
 from tests.oracles import build, problem, relative, set_grads, snapshot
 
 KERNELS = ["reference", "foreach", "fused"]
@@ -165,7 +165,7 @@ def test_small_layers_updated_at_once_are_those_updated_one_by_one(monkeypatch):
     (together, first), (alone, second) = build(weights, "foreach"), build(weights, "foreach")
     for k in range(4):
         for params, optimizer, small in ((together, first, 1 << 14), (alone, second, 0)):
-            monkeypatch.setattr(foreach_pieces, "SMALL", small)
+            monkeypatch.setattr(joined, "SMALL", small)
             set_grads(params, gradients(k))
             if k == 1:
                 params[0].grad = None

@@ -87,8 +87,10 @@ def wandb_records(path: Path) -> list[bytes]:
 
 
 def read_wandb(run: TrackedRun) -> Found:
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # waits, as the end of a process does: wandb's service may still write after an offline run ended
     found = defaultdict(list)
     for path in sorted(run.run_dir.glob("wandb/offline-run-*/run-*.wandb")):
         for record in map(Record.FromString, wandb_records(path)):

@@ -60,6 +60,24 @@ def spoil(trainer: Trainer, attempts: set[int]) -> None:
     trainer.optimizer.register_step_pre_hook(hook)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, shard_dir: Path) -> Trainer:
+    """A run that nothing interrupted; read-only by agreement."""
+    trainer = trainer_for(tmp_path_factory.mktemp("whole"), shard_dir)
+    assert trainer.run()
+    return trainer
+
+
+def assert_same_run(found: Trainer, expected: Trainer) -> None:
+    """The same weights, and the same rows but for times, bit for bit."""
+    for name, value in expected.model.state_dict().items():
+        assert torch.equal(value, found.model.state_dict()[name]), name
+    kept = ("step", "loss", "eval_loss", "lr", "grad_norm")
+    folders = (trainer.store.directory.parent for trainer in (found, expected))
+    first, second = ([[row.get(key) for key in kept] for row in rows(folder)] for folder in folders)
+    assert first == second
+
+
 class Casts(TorchDispatchMode):
     """Counts casts from float32 to bf16, by shape."""
 
@@ -159,10 +177,13 @@ def test_gradients_equal_those_with_a_cast_for_each_micro_batch(tmp_path: Path, 
     assert all(torch.equal(a, p.grad) for a, p in zip(found, trainer.model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("attempts", [{0}, {2}, {3}, {2, 3, 4}, {5, 6}])
+@pytest.mark.parametrize("attempts", [set(), {0}, {1}, {2}, {3}, {2, 3, 4}, {5}, {5, 6}])
 def test_skipped_steps_shift_nothing(tmp_path: Path, shard_dir: Path, attempts: set[int]) -> None:
-    """There are always six applied steps, with the schedule, rows and checkpoints of six steps."""
-    trainer = trainer_for(tmp_path, shard_dir)
+    """There are always six applied steps, with the schedule, rows and checkpoints of six steps.
+
+    ||w|| of the fourth update is the norm of the weights in the third step's checkpoint.
+    """
+    trainer = trainer_for(tmp_path, shard_dir, "logging.layers_every_steps=2")
     spoil(trainer, attempts)
     trainer.run()
     training = [row for row in rows(tmp_path) if "lr" in row]
@@ -174,6 +195,16 @@ def test_skipped_steps_shift_nothing(tmp_path: Path, shard_dir: Path, attempts: 
     assert trainer.progress.skipped == len(attempts)
     assert trainer.progress.samples_seen == 12 * (6 + len(attempts))
     assert trainer.applied.tolist() == [6]
+    layers = [row for row in rows(tmp_path) if "trust_ratio" in row]
+    assert [row["step"] for row in layers] == [2, 4, 6]
+    saved = load_file(tmp_path / "checkpoints/step_00000003/model/model.safetensors")
+    for row in layers:
+        assert row["trust_ratio"].keys() == row["weight_norm"].keys() == row["update_norm"].keys() == saved.keys()
+        for name, ratio in row["trust_ratio"].items():
+            weight, update = row["weight_norm"][name], row["update_norm"][name]
+            assert ratio == pytest.approx(weight / update if weight * update else 1.0, rel=2e-5)
+    for name, norm in layers[1]["weight_norm"].items():
+        assert norm == pytest.approx(saved[name].double().norm().item(), rel=1e-5)
 
 
 def test_gradients_that_stay_nonfinite_end_the_run_with_a_diagnosis(tmp_path: Path, shard_dir: Path) -> None:
@@ -185,9 +216,10 @@ def test_gradients_that_stay_nonfinite_end_the_run_with_a_diagnosis(tmp_path: Pa
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
 
 
-def test_the_last_step_is_always_logged(tmp_path: Path, shard_dir: Path) -> None:
-    trainer_for(tmp_path, shard_dir, "logging.every_steps=4").run()
+def test_the_last_step_is_always_logged_and_layer_rows_can_be_turned_off(tmp_path: Path, shard_dir: Path) -> None:
+    trainer_for(tmp_path, shard_dir, "logging.every_steps=4", "logging.layers_every_steps=0").run()
     assert [row["step"] for row in rows(tmp_path) if "lr" in row] == [4, 6]
+    assert not [row for row in rows(tmp_path) if "trust_ratio" in row]
 
 
 def test_evaluation_does_not_depend_on_the_micro_batch_size(tmp_path: Path, shard_dir: Path) -> None:
@@ -212,24 +244,20 @@ def request_stop_in(trainer: Trainer, attempt: int) -> None:
 
 
 @pytest.mark.parametrize("attempt", [0, 1, 2])
-def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, shard_dir: Path, attempt: int) -> None:
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
+    tmp_path: Path, shard_dir: Path, whole: Trainer, attempt: int
+) -> None:
     """Stopped before, at and after a boundary: the last step is saved, and the resumed run is bitwise the same."""
-    whole = trainer_for(tmp_path / "whole", shard_dir)
-    assert whole.run()
-    trainer = trainer_for(tmp_path / "stopped", shard_dir)
+    trainer = trainer_for(tmp_path, shard_dir)
     request_stop_in(trainer, attempt)
     assert not trainer.run()
     stopped_at = load_progress(trainer.store.all()[-1]).step
     # The request is all-reduced with the next counts and read one step later; after step 3 the evaluation reads it.
     assert attempt + 1 + (attempt != 2) <= stopped_at <= attempt + 3
-    again = trainer_for(tmp_path / "stopped", shard_dir)
+    again = trainer_for(tmp_path, shard_dir)
     assert again.progress.step == stopped_at
     assert again.run()
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, again.model.state_dict()[name]), name
-    kept = ("step", "loss", "eval_loss", "lr", "grad_norm")
-    pairs = zip(rows(tmp_path / "whole"), rows(tmp_path / "stopped"), strict=True)
-    assert all(one.get(key) == other.get(key) for one, other in pairs for key in kept)
+    assert_same_run(again, whole)
     assert not [path for path in trainer.store.directory.iterdir() if "damaged" in path.name]
 
 
@@ -246,11 +274,11 @@ def test_stopped_near_the_end_only_the_last_evaluation_is_rerun(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("evaluation", [0, 1, 2])
-def test_an_interrupted_evaluation_is_rerun_on_resume(tmp_path: Path, shard_dir: Path, evaluation: int) -> None:
+def test_an_interrupted_evaluation_is_rerun_on_resume(
+    tmp_path: Path, shard_dir: Path, whole: Trainer, evaluation: int
+) -> None:
     """In the second of its five batches, at step 0, 3 or the last; the rows equal those of an uninterrupted run."""
-    whole = trainer_for(tmp_path / "whole", shard_dir)
-    assert whole.run()
-    trainer, batches = trainer_for(tmp_path / "stopped", shard_dir), []
+    trainer, batches = trainer_for(tmp_path, shard_dir), []
 
     def request(*_: object) -> None:
         if not trainer.model.training:
@@ -263,11 +291,9 @@ def test_an_interrupted_evaluation_is_rerun_on_resume(tmp_path: Path, shard_dir:
     assert len(batches) == 5 * evaluation + 4  # all-reduced with the third batch, read after the fourth
     assert trainer.model.training
     assert [load_progress(path).step for path in trainer.store.all()] == [3, 6][:evaluation]
-    again = trainer_for(tmp_path / "stopped", shard_dir)
+    again = trainer_for(tmp_path, shard_dir)
     assert again.run()
-    kept = ("step", "loss", "eval_loss", "lr", "grad_norm")
-    found, expected = ([[row.get(key) for key in kept] for row in rows(tmp_path / run)] for run in ("stopped", "whole"))
-    assert found == expected
+    assert_same_run(again, whole)
 
 
 def test_a_stop_during_skipped_steps_saves_no_step_twice(tmp_path: Path, shard_dir: Path) -> None:
@@ -277,24 +303,6 @@ def test_a_stop_during_skipped_steps_saves_no_step_twice(tmp_path: Path, shard_d
     assert not trainer.run()
     assert [path.name for path in trainer.store.all()] == ["step_00000003"]
     assert trainer_for(tmp_path, shard_dir).run()
-
-
-@pytest.mark.parametrize("attempts", [set(), {0}, {1}, {3}, {2, 3, 4}, {5}])
-def test_layer_rows_come_every_n_applied_steps(tmp_path: Path, shard_dir: Path, attempts: set[int]) -> None:
-    """Whatever is skipped; ||w|| of the fourth update is the norm of the weights in the third step's checkpoint."""
-    trainer = trainer_for(tmp_path, shard_dir, "logging.layers_every_steps=2")
-    spoil(trainer, attempts)
-    trainer.run()
-    layers = [row for row in rows(tmp_path) if "trust_ratio" in row]
-    assert [row["step"] for row in layers] == [2, 4, 6]
-    saved = load_file(tmp_path / "checkpoints/step_00000003/model/model.safetensors")
-    for row in layers:
-        assert row["trust_ratio"].keys() == row["weight_norm"].keys() == row["update_norm"].keys() == saved.keys()
-        for name, ratio in row["trust_ratio"].items():
-            weight, update = row["weight_norm"][name], row["update_norm"][name]
-            assert ratio == pytest.approx(weight / update if weight * update else 1.0, rel=2e-5)
-    for name, norm in layers[1]["weight_norm"].items():
-        assert norm == pytest.approx(saved[name].double().norm().item(), rel=1e-5)
 
 
 def test_steps_without_a_layer_row_compute_no_report(tmp_path: Path, shard_dir: Path) -> None:
@@ -318,11 +326,7 @@ def test_a_resumed_run_of_any_optimizer_is_bitwise_the_same(tmp_path: Path, shar
     again = trainer_for(tmp_path / "stopped", shard_dir, *words)
     assert 0 < again.progress.step < 6
     assert again.run()
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, again.model.state_dict()[name]), name
-    kept = ("step", "loss", "eval_loss", "lr", "grad_norm")
-    pairs = zip(rows(tmp_path / "whole"), rows(tmp_path / "stopped"), strict=True)
-    assert all(one.get(key) == other.get(key) for one, other in pairs for key in kept)
+    assert_same_run(again, whole)
     averaged = optimizer == "schedule_free_adamw"
     saved = load_file(whole.store.all()[-1] / "model/model.safetensors")
     name = "bert.embeddings.word_embeddings.weight"
@@ -343,11 +347,6 @@ def test_every_optimizer_trains_and_layer_wise_ones_report(
     assert sum("trust_ratio" in row for row in rows(tmp_path)) == count
     changed = [name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])]
     assert "bert.bert.embeddings.word_embeddings.weight" in changed
-
-
-def test_layer_rows_can_be_turned_off(tmp_path: Path, shard_dir: Path) -> None:
-    trainer_for(tmp_path, shard_dir, "logging.layers_every_steps=0").run()
-    assert not [row for row in rows(tmp_path) if "trust_ratio" in row]
 
 
 def test_a_failed_run_finishes_its_last_checkpoint(tmp_path: Path, shard_dir: Path) -> None:
