@@ -29,6 +29,7 @@ from data_prep.sources.letters import split_words
 BANDS, ROWS = 20, 6
 _SHINGLE = 5  # words
 _KEYS_PER_SHARE = 8_000_000
+_KEYS_TO_SPARE = 100_000  # of a share, which by chance has more than others
 _PAIRS_AT_ONCE = 200_000
 _SEED = 42
 
@@ -174,20 +175,23 @@ def repeats(keys: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def _keys_and_owners(share: KeyShare, name: str) -> tuple[np.ndarray, np.ndarray]:
     """The share's keys of the array ``name`` in all parts, and the number of the document or sentence of each."""
-    keys, owners = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
+    of_document = BANDS if name == "bands" else 1
+    most = sum(part.sentences if name == "sentences" else part.documents * of_document for part in share.parts)
+    keys = np.empty(most // share.shares + most // (20 * share.shares) + _KEYS_TO_SPARE, dtype=np.uint64)
+    owners, count = np.empty(len(keys), dtype=np.int64), 0
     dropped = repeated_documents(share.folder) if name == "sentences" else None
     for part in share.parts:
         found, sizes = read_arrays(part.keys, name, "sizes")
         owner = np.arange(len(found)) + (part.first_sentence if name == "sentences" else part.first_document)
-        if name == "bands":
-            owner = np.repeat(owner, BANDS)
-        found = found.reshape(-1)
+        owner, found = np.repeat(owner, of_document), found.reshape(-1)
         mine = found % np.uint64(share.shares) == share.number
         if dropped is not None and len(found):
             mine &= ~np.repeat(np.isin(part.first_document + np.arange(len(sizes)), dropped), sizes)
-        keys.append(found[mine])
-        owners.append(owner[mine])
-    return np.concatenate(keys), np.concatenate(owners)
+        start, count = count, count + int(np.count_nonzero(mine))
+        if count > len(keys):  # many equal keys, which are all in one share
+            keys, owners = (np.concatenate([array, np.empty(count, array.dtype)]) for array in (keys, owners))
+        keys[start:count], owners[start:count] = found[mine], owner[mine]
+    return keys[:count], owners[:count]
 
 
 def estimated_similarity(parts: Sequence[TextPart], pairs: np.ndarray) -> np.ndarray:
