@@ -60,7 +60,7 @@ def make_corpus(words: np.ndarray, folder: Path, megabytes: int) -> float:
     size = number = 0
     recent: list[np.ndarray] = []
     while size < megabytes * 1e6:
-        texts = []
+        texts: list[str] = []
         while sum(map(len, texts)) < 10e6:
             length = int(rng.lognormal(np.log(_MEDIAN_WORDS), 1)) + 20
             ranks = np.exp(rng.random(length) * np.log(_WORDS)).astype(np.int64) - 1
@@ -167,7 +167,10 @@ def duplicates_memory(documents: int, folder: Path) -> int:
         signatures = rng.integers(1 << 32, size=(_DOCUMENTS_A_PART, BANDS * ROWS), dtype=np.uint32)
         signatures[: _DOCUMENTS_A_PART // 100] = signatures[-_DOCUMENTS_A_PART // 100 :]
         parts.append(TextPart(folder / f"{first:08d}.txt", "", first, first, _DOCUMENTS_A_PART, _DOCUMENTS_A_PART, 0))
-        keys = {"documents": rng.integers(1 << 63, size=_DOCUMENTS_A_PART, dtype=np.uint64), "signatures": signatures}
+        keys: dict[str, Any] = {
+            "documents": rng.integers(1 << 63, size=_DOCUMENTS_A_PART, dtype=np.uint64),
+            "signatures": signatures,
+        }
         sizes = np.ones(_DOCUMENTS_A_PART, dtype=np.int64)
         np.savez(parts[-1].keys, allow_pickle=False, sizes=sizes, bands=band_keys(signatures), **keys)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
