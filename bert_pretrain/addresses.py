@@ -267,7 +267,9 @@ def _explained(error: Exception, address: Address) -> OSError | ConfigError:
         return OSError(number if number in OUTAGES else errno.EIO, reason)
     if isinstance(error, OSError) and status is None and (number is None or number < 0):  # of a name server
         return OSError(errno.EIO, reason)
-    return ConfigError(f"{address} cannot be read: {reason}")
+    if type(error).__name__ == "TooManyRedirects":
+        reason = "the server redirects without end"
+    return ConfigError(f"{address} cannot be read: {reason}; correct the address, or download the file")
 
 
 def is_outage(error: Exception) -> bool:

@@ -149,7 +149,7 @@ def _missing_extra(error: ModuleNotFoundError) -> ConfigError | None:
 def print_error(error: ConfigError) -> None:
     """Print a user's error on one line of standard error."""
     with suppress(OSError):  # a full disk: the exit status still tells
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr, flush=True)
 
 
 def print_error_of_node(error: ConfigError) -> None:

@@ -6,11 +6,13 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bert_pretrain.addresses import Address, find, is_address, without_secrets
 from bert_pretrain.errors import ConfigError
 from data_prep.options import CorpusConfig
 from data_prep.sources.embedded import embedded_sources
+from data_prep.sources.streams import LONGEST_LINE
 
 COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zst")
 SUFFIXES = {
@@ -106,11 +108,25 @@ def corpus_sources(name: str, corpus: CorpusConfig) -> dict[str, dict[str, str]]
 
 def no_text(corpus: CorpusConfig, dropped: Mapping[str, int]) -> str:
     """The error message for a corpus without text. ``dropped``: counts by rule."""
-    rules = ", ".join(f"{rule.replace('_', ' ')} {count:,}" for rule, count in dropped.items())
+    names = {"line_too_long": f"line of more than {LONGEST_LINE:,} bytes"}
+    rules = ", ".join(f"{names.get(rule, rule.replace('_', ' '))} {count:,}" for rule, count in dropped.items())
     reason = f"all was dropped ({rules})" if rules else "every document is empty"
     options = [f"corpus.{_OPTION_OF_RULE[rule]}" for rule in dropped if rule in _OPTION_OF_RULE]
     advice = f"; see {', '.join(dict.fromkeys(options))} (cleaning@corpus.cleaning=off: no rules)" if options else ""
     return f"corpus.path {without_secrets(str(corpus.path))!r} holds no text: {reason}{advice}"
+
+
+def warn_of_losses(counts: Mapping[str, Any]) -> list[str]:
+    """A line about rows and lines that could not be read. ``counts``: of the text stage."""
+    unread = {
+        "bad_row": "broken rows (corpus.bad_rows)",
+        "line_too_long": f"lines of more than {LONGEST_LINE:,} bytes, which are not read; divide them",
+    }
+    return [
+        f"left out: {counts['dropped'][rule]:,} {what}; the first: {counts['dropped_samples'][rule][0]}"
+        for rule, what in unread.items()
+        if rule in counts["dropped"]
+    ]
 
 
 def corpora_fingerprint(corpora: Mapping[str, CorpusConfig]) -> str:
@@ -119,7 +135,7 @@ def corpora_fingerprint(corpora: Mapping[str, CorpusConfig]) -> str:
     for name, corpus in corpora.items():
         for path in corpus_files(corpus):
             version = path.version if isinstance(path, Address) else path.stat().st_mtime_ns
-            digest.update(f"{path} {file_size(path)} {version}\n".encode())
+            digest.update(f"{path} {file_size(path)} {version}\n".encode(errors="surrogateescape"))
         if corpus.kind == "embedded":
             for source in corpus_sources(name, corpus).values():
                 digest.update(f"{source['name']} {source['version']}\n".encode())

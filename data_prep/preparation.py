@@ -20,7 +20,7 @@ from bert_pretrain.data.shards import ShardHeader
 from bert_pretrain.directory_lock import lock_directory
 from bert_pretrain.errors import ConfigError, OutageError
 from bert_pretrain.output import go_on_without_reader
-from data_prep.corpus import corpora_fingerprint
+from data_prep.corpus import corpora_fingerprint, warn_of_losses
 from data_prep.engine.append import Earlier, append_shards, check_out_dir_of_append, discard_append, open_set
 from data_prep.engine.document_counts import check_documents, splits_with_documents
 from data_prep.engine.local import Engine, Record, TasksLostError
@@ -187,6 +187,8 @@ class Preparation:
             parts, texts = write_text(engine, pieces, corpus_dir / "text", config, earlier.parts)
             counts |= merge_counts([*texts, dropped])
             counts["notes"] = notes
+            if lost := warn_of_losses(counts):
+                counts["warnings"] = lost
             if config.keep_dropped:
                 write_dropped(corpus_dir / "text", corpus_dir / "dropped")
         check_documents(config, counts)

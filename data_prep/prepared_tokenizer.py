@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+from bert_pretrain.errors import ConfigError
 from data_prep.engine.local import Record
 from data_prep.engine.stages import training_text
 from data_prep.options import PrepareConfig
@@ -54,10 +55,15 @@ def make_tokenizer(
 
 
 def warn_of_unknown(shares: dict[str, dict[str, dict[str, float]]], config: PrepareConfig) -> list[str]:
-    """A line for each split of which many tokens are unknown; ``shares``: of ``totals.piece_shares``."""
+    """A line for each split of which many tokens are unknown; ``shares``: of ``totals.piece_shares``.
+
+    Raises ``ConfigError`` if all are: nothing could be masked.
+    """
     advice = "give the vocab of another model, or add words to it (vocab_add_count)"
     if config.vocab is None:
         advice = f"raise alphabet_coverage (it is {config.alphabet_coverage}) or vocab_size"
+    if any(of_split and of_split["after"]["unknown_share"] == 1 for of_split in shares.values()):
+        raise ConfigError(f"vocab {config.vocab}: all tokens of the text are unknown ([UNK]); {advice}")
     return [
         f"{found:.2%} of the {split} tokens are unknown ([UNK]); {advice}"
         for split, of_split in shares.items()

@@ -67,7 +67,7 @@ class DataConfig(ReadyMadeConfig, CacheConfig):
         allowed = f"null, or data.block_size ({self.block_size}) or more"
         require(window is None or window >= self.block_size, "data.window", window, allowed)
         require(1 <= self.prefetch <= 10_000, "data.prefetch", self.prefetch, "1 to 10,000")
-        require(self.mix_temperature > 0, "data.mix_temperature", self.mix_temperature, "above 0, or inf")
+        require(self.mix_temperature >= 0.001, "data.mix_temperature", self.mix_temperature, "0.001 or more, or inf")
         require(self.mix_by in ("samples", "tokens"), "data.mix_by", self.mix_by, "samples, tokens")
         allowed = "empty, as sets are mixed with data.kind=shards only"
         require(not self.mix or self.kind == "shards", "data.mix", list(self.mix), allowed)

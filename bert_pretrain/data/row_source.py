@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,7 +83,8 @@ def row_error(error: Exception, what: str) -> OSError | ConfigError:
         package = type(part).__module__.partition(".")[0]
         if number in OUTAGES or isinstance(part, (ConnectionError, TimeoutError)) or package in _NETWORK:
             return OSError(number if number in OUTAGES else errno.ETIMEDOUT, on_one_line(error))
-    return ConfigError(f"{what} cannot be read ({type(error).__name__}: {on_one_line(error)})")
+    told = chain[1] if type(error).__name__ == "DatasetGenerationError" and len(chain) > 1 else error  # names no reason
+    return ConfigError(f"{what} cannot be read ({type(told).__name__}: {on_one_line(told)})")
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,14 @@ class TextFiles:
         if first is None:
             raise ConfigError(f"{self.where} has no rows")
         fits = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-        check_column(first.schema, config, self.where, lambda kind: any(fit(kind) for fit in fits), "text")
+
+        def is_text(kind: Any) -> bool:
+            return any(fit(kind) for fit in fits)
+
+        check_column(first.schema, config, self.where, is_text, "text")
+        self._check = partial(  # of each file; rows without text may have no type
+            check_column, config=config, fits=lambda kind: is_text(kind) or pa.types.is_null(kind), allowed="text"
+        )
 
     def read(self, file: int, row: int = 0) -> Iterator[tuple[np.ndarray, list[str]]]:
         """The rows of a file from ``row`` on, some at a time: their numbers (n,) and texts.
@@ -191,13 +200,17 @@ class TextFiles:
                 if rows is None:
                     opened = self._rows.shard(num_shards=self.files, index=file).skip(row)
                     rows = iter(opened.with_format("arrow").iter(_ROWS))
-                return next(rows, None)
+                if (table := next(rows, None)) is None:
+                    return None
+                self._check(table.schema, where=what)
+                return table.column(self.column).to_pylist()
+            except ConfigError:
+                raise
             except Exception as error:
                 rows = None
                 raise row_error(error, what) from None
 
-        while (table := retried(attempt, what, say)) is not None:
-            texts = table.column(self.column).to_pylist()
+        while (texts := retried(attempt, what, say)) is not None:
             yield np.arange(row, row + len(texts)), [text or "" for text in texts]
             row += len(texts)
 

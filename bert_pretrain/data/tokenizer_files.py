@@ -73,6 +73,8 @@ def read_tokenizer(folder: Path) -> TokenTable:
         special = {token for token, entry in added.items() if entry.get("special")}
         special |= {token for source in (config, roles_map) for key in _LISTS for token in _names(source.get(key))}
         return token_table(ids, _stated_roles(config, roles_map), state, special, folder)
+    except ConfigError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"tokenizer {folder} cannot be read: its files are no tokenizer's ({error!r})") from None
 
@@ -89,6 +91,8 @@ def read_ids(folder: Path) -> dict[str, int] | None:
     try:
         added = {token: entry["id"] for token, entry in _added_tokens(config, state).items()}
         return _all_ids(folder, state, {**numbers, **added})
+    except ConfigError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"tokenizer {folder} cannot be read: its files are no tokenizer's ({error!r})") from None
 

@@ -123,7 +123,7 @@ def _streams(path: Path | Address, size: int, compressed_bytes: int) -> Iterator
         if start - first >= compressed_bytes:
             yield Span(path, first, start), _COMPRESSION * (start - first)
             first = start
-    yield Span(path, first, size if first else None), _COMPRESSION * (size - first)
+    yield Span(path, first), _COMPRESSION * (size - first)
 
 
 def _runs(path: Path | Address, sizes: list[int], piece_bytes: int) -> Iterator[tuple[Span, int]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.shard_directory import MANIFEST, SPLITS, read_manifest, shard_folder, shard_paths
+from bert_pretrain.errors import ConfigError
 from bert_pretrain.file_system import replace_file, require_writable
 from bert_pretrain.html_page import Cell, Html, page, paragraph, table
 from data_prep.engine.shard_statistics import Totals
@@ -38,7 +39,12 @@ def main(config: VerifyConfig) -> None:
         split: verify_split(directory, paths, vocabulary, config.samples) for split, paths in found.items() if paths
     }
     written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime((found["train"] + found["heldout"])[0].stat().st_mtime))
-    text = render(directory.resolve().name, read_manifest(directory), totals, vocabulary, written)
+    try:
+        text = render(directory.resolve().name, read_manifest(directory), totals, vocabulary, written)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{directory / MANIFEST} is not as bert-pretrain prepare writes it ({error!r}); restore it from a copy"
+        ) from None
     # A row of a corpus may hold half a surrogate pair, which UTF-8 lacks.
     replace_file(directory / PAGE, text.encode(errors="backslashreplace"))
     print(directory / PAGE)

@@ -14,6 +14,7 @@ from bert_pretrain.data.tokenizer_files import masking_rule
 from data_prep.samples.pairs import gather_samples
 from data_prep.samples.shuffle import read_shard_samples
 from data_prep.samples.tokenizer import load_vocabulary
+from data_prep.text.duplicates import read_arrays
 
 STATIC_EPOCH = 0  # the epoch that keys the random numbers of static masks
 _HELDOUT_SEED = 1 << 62  # added to the seed, which is smaller: each split has random numbers of its own
@@ -69,6 +70,6 @@ def _rule(tokenizer: Path, header: ShardHeader) -> tuple[MaskingRule, dict[str, 
 
 def unigram_entropy(counts: Iterable[Path]) -> float:
     """The entropy in nats of the masked tokens of shards, from their counts; 0 if there are none."""
-    totals = sum((np.load(path) for path in counts), start=np.zeros(1, dtype=np.int64))
+    totals = sum((read_arrays(path)[0] for path in counts), start=np.zeros(1, dtype=np.int64))
     shares = totals[totals > 0] / max(1, totals.sum())
     return float(-np.sum(shares * np.log(shares)))

@@ -18,7 +18,7 @@ SAMPLES_PER_RULE = 5
 _SAMPLE_LENGTH = 200
 _LANGUAGE_CHARACTERS = 2000  # of a document, enough to identify its language
 
-_SENTENCE_END = re.compile(r"[.!?…。．！？｡।॥۔؟።։။។៕][)\"'”’»\]」』）】〉》]*$")
+_SENTENCE_END = re.compile(r"[.!?…།༎༏༐༑༔፧፨៕᠃᠉᱾᱿߹꯫꓿܀܁܂。．！？｡।॥۔؟።։။។៕][)\"'”’»\]」』）】〉》]*$")
 _BOILERPLATE = re.compile(
     r"all rights reserved|terms of (?:use|service)|privacy policy|cookies? policy|uses cookies|enable javascript"
     r"|lorem ipsum|project gutenberg|\bisbn[-: ]*[\d-]{9}|click here|sign up for our|subscribe to our"
@@ -47,6 +47,7 @@ class Dropped:
     def add(self, rule: str, sample: str, count: int = 1) -> None:
         """Count ``sample`` under ``rule``; its first characters are kept."""
         self.counts[rule] += count
+        sample = well_formed(sample)
         if self.texts is not None:
             self.texts.append((rule, sample))
         kept = self.samples.setdefault(rule, [])
@@ -56,6 +57,11 @@ class Dropped:
     def as_record(self) -> dict[str, Any]:
         """As the keys of a task's record."""
         return {"dropped": dict(sorted(self.counts.items())), "dropped_samples": dict(sorted(self.samples.items()))}
+
+
+def well_formed(text: str) -> str:
+    """``text`` with a question mark for each half of a surrogate pair, which JSON and Python can hold, UTF-8 not."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def clean_paragraphs(paragraphs: list[str], rules: CleaningConfig, language: str, dropped: Dropped) -> list[str]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from bert_pretrain.addresses import Address
 from bert_pretrain.errors import ConfigError
-from data_prep.sources.cleaning import Dropped
+from data_prep.sources.cleaning import Dropped, well_formed
 from data_prep.sources.embedded import module_paragraphs
 from data_prep.sources.pieces import Piece, Span
-from data_prep.sources.rows import BadRowError, RowCounter, csv_rows, json_array, row_text
+from data_prep.sources.rows import JSON, BadRowError, RowCounter, csv_rows, json_array, row_text
 from data_prep.sources.streams import BYTE_ORDER_MARK, blocks, decode, lines
 from data_prep.sources.wikipedia import page_rejected_as, read_pages
 from data_prep.sources.wikitext_names import no_text_namespaces
@@ -57,7 +57,7 @@ def read_raw(piece: Piece, dropped: Dropped) -> Iterator[Document]:
         elif piece.config.kind == "jsonl":
             yield from _row_documents(_json_rows(span, dropped), piece, dropped)
         elif piece.config.kind == "csv":
-            yield from _row_documents(_csv_rows(span, dropped), piece, dropped)
+            yield from _row_documents(_csv_rows(span, piece.config.text_field, dropped), piece, dropped)
         else:
             yield from _text_documents(span, piece, dropped)
 
@@ -77,8 +77,10 @@ def without_markup(raw: Document, dropped: Dropped) -> Iterator[Document]:
 
 
 def write_chunk(documents: list[Document]) -> bytes:
-    """Documents as JSON lines, for :func:`read_chunk`."""
-    return "".join(json.dumps(astuple(document), ensure_ascii=False) + "\n" for document in documents).encode()
+    """Documents as JSON lines, for :func:`read_chunk`. Their names may be of files whose names are not UTF-8."""
+    return "".join(json.dumps(astuple(document), ensure_ascii=False) + "\n" for document in documents).encode(
+        errors="surrogatepass"
+    )
 
 
 def read_chunk(path: Path | Address) -> Iterator[Document]:
@@ -150,7 +152,7 @@ def _text_documents(span: Span, piece: Piece, dropped: Dropped) -> Iterator[Docu
 
 def text_paragraphs(text: str) -> list[str]:
     """The non-empty lines of a text, white space as single spaces."""
-    return [paragraph for line in text.splitlines() if (paragraph := " ".join(line.split()))]
+    return [paragraph for line in well_formed(text).splitlines() if (paragraph := " ".join(line.split()))]
 
 
 _Row = tuple[str, str, Any]
@@ -184,7 +186,7 @@ def _json_rows(span: Span, dropped: Dropped) -> Iterator[_Row]:
         where = f"corpus file {span.path}, " + (f"line {number}" if span.start == 0 else f"the line at byte {position}")
         row: Any
         try:
-            row = json.loads(line)
+            row = JSON.decode(line)
         except json.JSONDecodeError as error:
             row = BadRowError(f"not JSON ({error.msg}, column {error.colno})")
         except RecursionError:
@@ -214,9 +216,9 @@ def _array_rows(path: Path | Address) -> Iterator[_Row]:
         raise ConfigError(f"corpus file {path}: {error}; mend it, or write one JSON object a line") from None
 
 
-def _csv_rows(span: Span, dropped: Dropped) -> Iterator[_Row]:
+def _csv_rows(span: Span, fields: str, dropped: Dropped) -> Iterator[_Row]:
     decoded = (f"{line}\n" for _, _, line in _decoded_lines(span, False, dropped))
-    for number, row in enumerate(csv_rows(decoded, span.path), start=1):
+    for number, row in enumerate(csv_rows(decoded, span.path, fields), start=1):
         yield f"{span.path.name}#{number}", f"corpus file {span.path}, row {number}", row
 
 
@@ -231,7 +233,7 @@ def _table_rows(span: Span, piece: Piece) -> Iterator[_Row]:
 
 def _articles(span: Span, corpus: str, dropped: Dropped) -> Iterator[Document]:
     content = blocks(span.path, span.start, span.stop)
-    for page in read_pages(content, span.path, span.start == 0, span.start == 0 and span.stop is None):
+    for page in read_pages(content, span.path, span.start == 0, span.stop is None):
         rule = page_rejected_as(page)
         if rule is None:
             yield Document(page.title, corpus, [page.text], is_wikitext=True, no_text=no_text_namespaces(span.path))

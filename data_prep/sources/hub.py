@@ -7,8 +7,8 @@ from pathlib import Path
 
 import datasets
 
-from bert_pretrain.errors import ConfigError
-from data_prep.sources.tables import columns_of
+from bert_pretrain.errors import ConfigError, did_you_mean
+from data_prep.sources.rows import columns_of
 
 
 def arrow_files(path: str, subset: str | None, split: str, text_field: str) -> list[Path]:
@@ -17,9 +17,13 @@ def arrow_files(path: str, subset: str | None, split: str, text_field: str) -> l
         if Path(path).is_dir() and any((Path(path) / name).exists() for name in ("state.json", "dataset_dict.json")):
             loaded = datasets.load_from_disk(path)
             if isinstance(loaded, datasets.DatasetDict):
+                if split not in loaded:
+                    raise ConfigError(f"corpus.split is {split!r}, but {path} {did_you_mean(split, loaded)}")
                 loaded = loaded[split]
         else:
             loaded = datasets.load_dataset(path, subset, split=split)
+    except ConfigError:
+        raise
     except Exception as error:  # the library, its builders and the network raise many types
         raise ConfigError(
             f"corpus.path={path} corpus.subset={subset} corpus.split={split}: the datasets library cannot load it "

@@ -64,8 +64,8 @@ def blocks(path: Path | Address, start: int = 0, stop: int | None = None) -> Ite
             position += len(raw)
     except _DAMAGE as error:
         raise DamagedError(
-            f"corpus file {path} is damaged or cannot be read near byte {position} ({error}); {_RESTORE}, or give "
-            "corpus.path without it"
+            f"corpus file {path} is damaged or cannot be read near byte {position} ({error}); {_RESTORE}, "
+            + ("or correct its suffix if it is no such file" if not position else "or give corpus.path without it")
         ) from None
     if not at_stream_start:
         raise DamagedError(

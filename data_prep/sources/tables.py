@@ -13,6 +13,7 @@ import pyarrow.parquet
 from bert_pretrain.addresses import Address, open_binary
 from bert_pretrain.errors import ConfigError
 from data_prep.sources.pieces import Span
+from data_prep.sources.rows import BadRowError, columns_of
 
 _ROWS = 1024  # read at once
 
@@ -35,10 +36,11 @@ def record_batches(path: Path) -> list[int]:
         return [batch.nbytes for batch in reader]
 
 
-def rows(span: Span, kind: str, fields: str) -> Iterator[dict[str, Any]]:
+def rows(span: Span, kind: str, fields: str) -> Iterator[dict[str, Any] | BadRowError]:
     """The rows in a span of row groups (kind parquet) or record batches (kind dataset), with the columns of ``fields``.
 
-    Raises ``ConfigError`` if the file is damaged or a column is missing.
+    In place of one whose text is not UTF-8 a ``BadRowError``. Raises ``ConfigError`` if the file is damaged or a column
+    is missing.
     """
     path = span.path
     assert span.stop is not None
@@ -48,12 +50,12 @@ def rows(span: Span, kind: str, fields: str) -> Iterator[dict[str, Any]]:
                 columns = columns_of(fields, reader.schema.names, path)
                 for number, batch in enumerate(reader):
                     if span.start <= number < span.stop:
-                        yield from batch.select(columns).to_pylist()
+                        yield from _as_python(batch.select(columns))
             return
         with open_binary(path) as source, pyarrow.parquet.ParquetFile(source) as file:
             columns = columns_of(fields, file.schema_arrow.names, path)
             for batch in file.iter_batches(_ROWS, range(span.start, span.stop), columns):
-                yield from batch.to_pylist()
+                yield from _as_python(batch)
     except (OSError, pyarrow.ArrowException) as error:
         raise ConfigError(
             f"corpus file {path} is damaged in row groups {span.start} to {span.stop - 1} ({error}); download or copy "
@@ -61,12 +63,10 @@ def rows(span: Span, kind: str, fields: str) -> Iterator[dict[str, Any]]:
         ) from None
 
 
-def columns_of(fields: str, names: list[str], where: Path | Address | str) -> list[str]:
-    """The columns that hold ``fields`` (``corpus.text_field``). Raises ``ConfigError`` if one is missing."""
-    columns = []
-    for name in fields.split("+"):
-        column = name if name in names else name.partition(".")[0]
-        if column not in names:
-            raise ConfigError(f"corpus file {where}: no field {name!r} (corpus.text_field); it has {', '.join(names)}")
-        columns.append(column)
-    return list(dict.fromkeys(columns))
+def _as_python(batch: pyarrow.RecordBatch) -> list[dict[str, Any] | BadRowError]:
+    try:
+        return list(batch.to_pylist())
+    except UnicodeDecodeError as error:
+        if len(batch) == 1:
+            return [BadRowError(f"its text is not UTF-8 ({error.reason})")]
+        return [row for number in range(len(batch)) for row in _as_python(batch.slice(number, 1))]

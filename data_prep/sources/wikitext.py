@@ -12,7 +12,7 @@ import mwparserfromhell
 from mwparserfromhell import nodes
 from mwparserfromhell.wikicode import Wikicode
 
-from data_prep.sources.cleaning import PLACEHOLDER
+from data_prep.sources.cleaning import PLACEHOLDER, well_formed
 from data_prep.sources.wikitext_names import DROPPED_SECTIONS, NO_TEXT
 from data_prep.sources.wikitext_templates import is_known, is_note, template_text
 
@@ -179,7 +179,7 @@ class _Reader:
         if isinstance(node, nodes.Text):
             return str(node.value)
         if isinstance(node, nodes.HTMLEntity):
-            return str(node.normalize())
+            return well_formed(str(node.normalize()))
         if isinstance(node, nodes.Wikilink):
             return self._link_text(node)
         if isinstance(node, nodes.ExternalLink):

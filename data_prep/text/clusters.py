@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bert_pretrain.errors import ConfigError
 from data_prep.text.duplicates import TextPart, estimated_similarity
 
 _CLUSTERS, _COPIES = 12, 3  # that are shown; of each cluster, besides the document that is kept
@@ -78,6 +79,8 @@ def _texts(parts: Sequence[TextPart], numbers: list[int]) -> dict[int, str]:
         mine = [number for number in numbers if 0 <= number - part.first_document < part.documents]
         if mine:
             documents = part.path.read_bytes().split(b"\n\n")
+            if len(documents) != part.documents + 1:
+                raise ConfigError(f"{part.path} is damaged: it lacks documents; restore it from a copy")
             texts |= {n: documents[n - part.first_document].decode().replace("\n", " ") for n in mine}
     return texts
 

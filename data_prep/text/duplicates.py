@@ -13,19 +13,23 @@ were kept. What is dropped of them is what a preparation of all the text at once
 """
 
 import hashlib
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from rensa import RMinHash
 
+from bert_pretrain.errors import ConfigError, on_one_line
 from data_prep.options import DuplicateConfig
 from data_prep.sources.letters import split_words
 
 BANDS, ROWS = 20, 6
 _SHINGLE = 5  # words
 _KEYS_PER_SHARE = 8_000_000
+_KEYS_TO_SPARE = 100_000  # of a share, which by chance has more than others
 _PAIRS_AT_ONCE = 200_000
 _SEED = 42
 
@@ -60,6 +64,24 @@ class KeyShare:
     first_sentence: int = 0
 
 
+def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
+    """The arrays of an npz file, or without ``names`` the one of an npy file. Raises ``ConfigError`` if it is damaged.
+
+    Appends read what was written long before.
+    """
+    try:
+        loaded = np.load(path)
+        if not names:
+            return [loaded]
+        with loaded:
+            return [loaded[name] for name in names]
+    except (ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+        raise ConfigError(
+            f"{path} cannot be read: it is damaged ({on_one_line(error)}); restore it from a copy, or prepare all the "
+            "text anew, into another out_dir"
+        ) from None
+
+
 def text_key(text: str) -> int:
     """A 64-bit hash of a text, ignoring case."""
     return int.from_bytes(hashlib.blake2b(text.casefold().encode(), digest_size=8).digest(), "little")
@@ -74,8 +96,10 @@ def part_keys(documents: Sequence[list[str]], config: DuplicateConfig, sentences
     keys: dict[str, np.ndarray] = {"sizes": np.array([len(document) for document in documents], dtype=np.int64)}
     exact = [text_key(" ".join(document)) for document in documents] if config.exact else []
     keys["documents"] = np.array(exact, dtype=np.uint64)
-    signatures = [signature(document) for document in documents] if config.near else []
-    keys["signatures"] = np.array(signatures, dtype=np.uint32).reshape(len(signatures), BANDS * ROWS)
+    signatures = np.empty((len(documents) if config.near else 0, BANDS * ROWS), dtype=np.uint32)
+    for row, document in zip(signatures, documents, strict=False):
+        row[:] = signature(document)
+    keys["signatures"] = signatures
     keys["bands"] = band_keys(keys["signatures"])
     repeated = [text_key(text) for document in documents for text in document] if sentences_too else []
     keys["sentences"] = np.array(repeated, dtype=np.uint64)
@@ -151,21 +175,23 @@ def repeats(keys: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def _keys_and_owners(share: KeyShare, name: str) -> tuple[np.ndarray, np.ndarray]:
     """The share's keys of the array ``name`` in all parts, and the number of the document or sentence of each."""
-    keys, owners = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
+    of_document = BANDS if name == "bands" else 1
+    most = sum(part.sentences if name == "sentences" else part.documents * of_document for part in share.parts)
+    keys = np.empty(most // share.shares + most // (20 * share.shares) + _KEYS_TO_SPARE, dtype=np.uint64)
+    owners, count = np.empty(len(keys), dtype=np.int64), 0
     dropped = repeated_documents(share.folder) if name == "sentences" else None
     for part in share.parts:
-        with np.load(part.keys) as arrays:
-            found, sizes = arrays[name], arrays["sizes"]
+        found, sizes = read_arrays(part.keys, name, "sizes")
         owner = np.arange(len(found)) + (part.first_sentence if name == "sentences" else part.first_document)
-        if name == "bands":
-            owner = np.repeat(owner, BANDS)
-        found = found.reshape(-1)
+        owner, found = np.repeat(owner, of_document), found.reshape(-1)
         mine = found % np.uint64(share.shares) == share.number
         if dropped is not None and len(found):
             mine &= ~np.repeat(np.isin(part.first_document + np.arange(len(sizes)), dropped), sizes)
-        keys.append(found[mine])
-        owners.append(owner[mine])
-    return np.concatenate(keys), np.concatenate(owners)
+        start, count = count, count + int(np.count_nonzero(mine))
+        if count > len(keys):  # many equal keys, which are all in one share
+            keys, owners = (np.concatenate([array, np.empty(count, array.dtype)]) for array in (keys, owners))
+        keys[start:count], owners[start:count] = found[mine], owner[mine]
+    return keys[:count], owners[:count]
 
 
 def estimated_similarity(parts: Sequence[TextPart], pairs: np.ndarray) -> np.ndarray:
@@ -175,8 +201,8 @@ def estimated_similarity(parts: Sequence[TextPart], pairs: np.ndarray) -> np.nda
     for part in parts:
         start, stop = np.searchsorted(wanted, [part.first_document, part.first_document + part.documents])
         if stop > start:
-            with np.load(part.keys) as arrays:
-                rows[start:stop] = arrays["signatures"][wanted[start:stop] - part.first_document]
+            (signatures,) = read_arrays(part.keys, "signatures")
+            rows[start:stop] = signatures[wanted[start:stop] - part.first_document]
     places = np.searchsorted(wanted, pairs)
     return (rows[places[:, 0]] == rows[places[:, 1]]).mean(axis=1) if len(pairs) else np.zeros(0)
 
@@ -188,9 +214,9 @@ def merge_repeated_documents(folder: Path, before: Path | None = None) -> dict[s
     """
     found, exact = [], []
     for path in sorted(folder.glob("documents_*.npz")):
-        with np.load(path) as arrays:
-            found.append(arrays["repeated"])
-            exact.append(arrays["repeated"][arrays["is_exact"]])
+        repeated, is_exact = read_arrays(path, "repeated", "is_exact")
+        found.append(repeated)
+        exact.append(repeated[is_exact])
     dropped, same = np.unique(np.concatenate(found)), np.unique(np.concatenate(exact))
     known = [] if before is None else [repeated_documents(before)]
     np.save(folder / "repeated.npy", np.concatenate([*known, dropped]))
@@ -199,7 +225,8 @@ def merge_repeated_documents(folder: Path, before: Path | None = None) -> dict[s
 
 def repeated_documents(folder: Path) -> np.ndarray:
     """The ascending numbers of the documents to drop, counted over all parts."""
-    return np.asarray(np.load(folder / "repeated.npy"))
+    (numbers,) = read_arrays(folder / "repeated.npy")
+    return numbers
 
 
 def repeated_sentences(folder: Path, start: int, stop: int) -> Iterator[int]:

@@ -32,7 +32,7 @@ _SHORT_WORD = 3  # letters; "av. J.-C."
 _LONG_WORD = re.compile(r"\W*[^\W\d_]{6,}\.$")  # no abbreviation
 _NAME = re.compile(r"\.\.|[_/\\@=]")  # "For...Next", "en_US.UTF-8"
 _ADDRESS = re.compile(r"\s*\S+(?:://|@)\S")
-_IDEOGRAPHIC_END = re.compile(r"[。！？]+[」』”’）)\]]*\s*")
+_IDEOGRAPHIC_END = re.compile(r"[。！？།༎༔]+[」』”’）)\]]*\s*")
 _OPEN, _CLOSE = re.compile(r"[「『“（(\[]"), re.compile(r"[」』”）)\]]")
 
 
@@ -81,7 +81,7 @@ def _begins_a_sentence(part: str, before: str, language: str) -> bool:
     end = before[-_MARGIN:].rstrip()
     if _CLOSED_JAPANESE.search(end) and "\u3041" <= part[0] <= "\u3096":
         return False
-    if end[-1] in "。！？":
+    if end[-1] in "。！？།༎༔":
         return True
     if _YEARS.match(part) or (_BRACKETED.match(part) and end[-1] not in _ENDS):  # "either (a) 犬 or (b) 猫"
         return False
@@ -119,7 +119,7 @@ def _parts(piece: str, language: str) -> Iterator[str]:
 
 
 def _ideographic(sentences: list[str]) -> Iterator[str]:
-    """Split also at each ideographic full stop outside quotes and brackets."""
+    """Split also at each ideographic or Tibetan full stop outside quotes and brackets."""
     for sentence in sentences:
         start = depth = counted = 0
         for end in _IDEOGRAPHIC_END.finditer(sentence):

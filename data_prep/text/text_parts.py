@@ -4,11 +4,11 @@
 arrays of :func:`data_prep.text.duplicates.part_keys`. Large compressed files are first split into chunks.
 """
 
-import contextlib
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -84,15 +84,16 @@ def write_text_part(piece: Piece, folder: Path, duplicates: DuplicateConfig, kee
 
 def write_dropped(folder: Path, out_dir: Path) -> None:
     """Write what the rules dropped of all pieces to ``out_dir/RULE.txt``, with a blank line between two texts."""
-    out_dir.mkdir(exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        files: dict[str, TextIO] = {}
-        for part in sorted(folder.glob("*.dropped.jsonl")):
-            with open(part, encoding="utf-8") as rows:
-                for rule, text in map(json.loads, rows):
-                    if rule not in files:
-                        files[rule] = stack.enter_context(open(out_dir / f"{rule}.txt", "w", encoding="utf-8"))
-                    files[rule].write(f"{text}\n\n")
+    shutil.rmtree(out_dir, ignore_errors=True)
+    out_dir.mkdir()
+    for part in sorted(folder.glob("*.dropped.jsonl")):
+        texts: dict[str, list[str]] = {}
+        with open(part, encoding="utf-8") as rows:
+            for rule, text in map(json.loads, rows):
+                texts.setdefault(rule, []).append(f"{text}\n\n")
+        for rule, of_rule in texts.items():
+            with open(out_dir / f"{rule}.txt", "a", encoding="utf-8") as file:
+                file.writelines(of_rule)
 
 
 def document_sentences(document: Document, piece: Piece, dropped: Dropped, counts: Counter[str]) -> list[str]:

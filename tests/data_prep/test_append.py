@@ -220,6 +220,17 @@ def test_a_set_that_is_not_there_or_lacks_its_keys(texts: Path, copy: Path, tmp_
     assert "is not the tokenizer that the shards" in run(prepare, *command)
 
 
+@pytest.mark.parametrize("name", ["text/000000.keys.npz", "repeats/repeated.npy", "shards_32/train_00000.npy"])
+@pytest.mark.parametrize("size", [0, 40])
+def test_a_damaged_file_of_the_set(name: str, size: int, texts: Path, copy: Path, run: Run) -> None:
+    path = copy / "corpus" / name
+    path.write_bytes(path.read_bytes()[:size])
+    before = content(copy)
+    told = run(prepare, *options(texts / "new", copy, *BOTH, "append=true"))
+    assert told.startswith(f"2: error: {path} cannot be read: it is damaged (")
+    assert content(copy) == before
+
+
 class Stopped(BaseException):
     """Stands for a kill."""
 

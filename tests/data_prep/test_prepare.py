@@ -375,6 +375,15 @@ def test_wikipedia_articles(tmp_path: Path, run: Run) -> None:
     assert set(ShardReader(out_dir / "train_00000.hdf5").read(0, 1)) == set(SHARD_FIELDS)
 
 
+def test_a_vocabulary_that_knows_no_word(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n\u4e00\n")
+    told = run(prepare, *options(write_texts(tmp_path / "texts"), tmp_path / "out", f"vocab={tmp_path / 'vocab.txt'}"))
+    assert told.startswith(
+        f"2: error: vocab {tmp_path / 'vocab.txt'}: all tokens of the text are unknown ([UNK]); give"
+    )
+    assert not list((tmp_path / "out").glob("*.hdf5"))
+
+
 def test_a_small_vocabulary_and_unknown_tokens_are_told(tmp_path: Path, run: Run) -> None:
     rng = np.random.default_rng(0)
     letters = [chr(0x4E00 + number) for number in range(1500)]

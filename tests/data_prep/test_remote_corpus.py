@@ -4,6 +4,7 @@ import gzip
 import json
 import sys
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pyarrow
@@ -74,6 +75,20 @@ def test_the_same_shards_as_from_the_disk(
     assert run(monkeypatch, *words) == 0
     assert shard_bytes(tmp_path / "there") == shard_bytes(tmp_path / "here")
     assert len(shard_bytes(tmp_path / "here")) > 1
+
+
+def test_redirects_without_end(
+    tmp_path: Path, web: WebServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def redirect(handler: BaseHTTPRequestHandler, **_: object) -> None:
+        handler.send_response(302)
+        handler.send_header("Location", handler.path)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    monkeypatch.setattr("tests.web_server._Handler._answer", redirect)
+    assert run(monkeypatch, *options(tmp_path, tmp_path / "out", f"corpus.path={web.address}/a.txt")) == 2
+    assert "a.txt cannot be read: the server redirects without end; correct the address" in capsys.readouterr().err
 
 
 def test_a_server_gone_for_good_loses_nothing(

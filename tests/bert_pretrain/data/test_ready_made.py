@@ -7,6 +7,8 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
@@ -19,7 +21,7 @@ from bert_pretrain.data.loader import TrainingData
 from bert_pretrain.data.masking import restore_ids
 from bert_pretrain.data.options import DataConfig
 from bert_pretrain.data.ready_made import open_ready_made
-from bert_pretrain.data.row_source import check_address
+from bert_pretrain.data.row_source import TextFiles, check_address, open_source
 from bert_pretrain.data.sample_order import SampleOrder
 from bert_pretrain.data.shards import Arrays
 from bert_pretrain.data.text_stream import StreamReader
@@ -339,6 +341,21 @@ def test_bad_rows_are_one_message(tokenizer: Path, tmp_path: Path, case: str) ->
         open_ready_made(config(tmp_path / "rows", kind, tokenizer=tokenizer), WORDS, BATCH, 3, lambda _: None)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_files_that_are_not_as_the_first(tokenizer: Path, tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"text": ["w1"] * 3}).to_parquet(tmp_path / "a.parquet")
+    bad = pyarrow.StringArray.from_buffers(2, *pyarrow.array([b"w1", b"\xff"]).buffers()[1:])
+    for table, message in (
+        (pyarrow.table({"body": ["w1"]}), r"file 2 of 2 cannot be read \(CastError: Couldn't cast body"),
+        (pyarrow.table({"text": bad}), r"file 2 of 2 cannot be read \(UnicodeDecodeError: .* invalid start byte"),
+    ):
+        pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
+        source = open_source(config(tmp_path, "streamed", tokenizer=tokenizer), str(tmp_path))
+        files = TextFiles(source, "train", config(tmp_path, "streamed", tokenizer=tokenizer))
+        assert next(files.read(0))[1] == ["w1"] * 3
+        with pytest.raises(ConfigError, match=message):
+            next(files.read(1))
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,18 @@ def test_shards_of_other_programs_and_of_earlier_versions(made: Path, tmp_path: 
     check_page(report.render("old", manifest, totals, None, "2026"))
 
 
+def test_a_manifest_of_another_program(made: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    shutil.copytree(made, tmp_path / "set", ignore=shutil.ignore_patterns("corpus"))
+    path = tmp_path / "set" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    monkeypatch.setattr(sys, "argv", ["data-report", f"dir={path.parent}"])
+    for stages in (3, [{"stage": "text"}], ["text"]):
+        path.write_text(json.dumps({**manifest, "stages": stages}))
+        with pytest.raises(SystemExit, match="2"):
+            report.main()
+        assert "manifest.json is not as bert-pretrain prepare writes it (" in capsys.readouterr().err
+
+
 def test_a_directory_without_shards(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["data-report", f"dir={tmp_path}"])
     with pytest.raises(SystemExit) as end:

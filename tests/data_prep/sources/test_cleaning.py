@@ -48,6 +48,8 @@ ENGLISH = "The quick brown fox jumps over the lazy dog, and nobody knows why he 
         ("好的。", None),
         ("ภาษาไทยเป็นภาษาที่ใช้กันทั่วประเทศไทย", None),
         ("هل قرأت هذا؟", None),
+        ("བོད་ཡིག།", None),
+        ("ቤት ነው፧", None),
     ],
 )
 def test_paragraphs(paragraph: str, rule: str | None) -> None:
@@ -105,6 +107,7 @@ def jaccard(one: list[str], two: list[str]) -> float:
 def test_duplicates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys_per_share: int) -> None:
     """A copy with a few changed words is dropped, one with many is kept; the first document is kept."""
     monkeypatch.setattr("data_prep.text.duplicates._KEYS_PER_SHARE", keys_per_share)
+    monkeypatch.setattr("data_prep.text.duplicates._KEYS_TO_SPARE", 0)
     rng = np.random.default_rng(0)
     words = np.array([f"w{number}" for number in range(500)])
     originals = [list(rng.choice(words, 400)) for _ in range(30)]

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,12 +18,13 @@ import pytest
 import zstandard
 
 from bert_pretrain.errors import ConfigError
-from data_prep.corpus import corpora_fingerprint, corpus_files, corpus_sources
+from data_prep.corpus import corpora_fingerprint, corpus_files, corpus_sources, warn_of_losses
 from data_prep.engine.planning import needs_chunks, plan_pieces
 from data_prep.options import CleaningConfig, CorpusConfig
 from data_prep.sources import documents, streams
 from data_prep.sources.cleaning import Dropped
 from data_prep.sources.documents import Document, read_piece
+from data_prep.sources.rows import BadRowError, json_array
 
 KEEP_ALL = CleaningConfig("none", False, 0, 1.0, 1.0, False, 0, False)
 
@@ -207,8 +209,94 @@ def test_a_json_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: in
 @pytest.mark.parametrize("cut", [1, 30, -1])
 def test_a_broken_json_array(tmp_path: Path, cut: int) -> None:
     (tmp_path / "a.json").write_text(json.dumps([{"text": "One."}, {"text": "Two."}])[:cut])
-    with pytest.raises(ConfigError, match=r"a\.json: value \d of the array is not JSON .*; mend it"):
+    with pytest.raises(
+        ConfigError, match=r"a\.json: (value \d of the array is not JSON .*|the array does not end); mend"
+    ):
         read(tmp_path / "a.json", kind="jsonl", bad_rows=0.5)
+
+
+@pytest.mark.parametrize("block", [1, 2, 1000])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"a": 1} {"a": 2}]', "behind value 1 of the array comes '{', no comma"),
+        ("[1, 2", "the array does not end"),
+        ("[1, 2,", "value 3 of the array is not JSON"),
+        ("[1, 2,]", "value 3 of the array is not JSON"),
+        ("[,1]", "value 1 of the array is not JSON"),
+        ("[1,,2]", "value 2 of the array is not JSON"),
+        ("[1, 2]\n[3]", r"'\[' follows the end of the array, after value 2"),
+        ("[] x", "'x' follows the end of the array, after value 0"),
+        ("[" * 100_000, "value 1 of the array is not JSON .JSON nested too deep"),
+    ],
+)
+def test_nothing_of_a_json_array_is_passed_over(text: str, message: str, block: int) -> None:
+    blocks = [text[start : start + block] for start in range(0, min(len(text), 50), block)] + [text[50:]]
+    with pytest.raises(BadRowError, match=message):
+        list(json_array(blocks))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_numbers_of_any_length(tmp_path: Path, name: str) -> None:
+    rows = ",\n".join(f'{{"text": "Row {number}.", "id": [{number * 5000}, -1.5, 2]}}' for number in "123")
+    (tmp_path / name).write_text(f"[{rows}]" if name == "a.json" else rows.replace(",\n", "\n"))
+    assert read(tmp_path, kind="jsonl") == [["Row 1."], ["Row 2."], ["Row 3."]]
+
+
+def test_lines_that_an_open_quote_takes_are_counted(tmp_path: Path) -> None:
+    lines = ["id,text", "1,One.", '2,"Two.', *(f"{number},More." for number in range(3, 103))]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=r"row 2: not CSV .unexpected end of data.; 101 of 102 rows"):
+        read(tmp_path, kind="csv", bad_rows=0.5)
+
+
+def test_a_name_for_two_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,text,text\n1,One.,Two.\n")
+    with pytest.raises(ConfigError, match=r"a\.csv: two fields have the name 'text'; rename one of them"):
+        read(tmp_path / "a.csv", kind="csv")
+    assert read(tmp_path / "a.csv", kind="csv", text_field="id") == [["1"]]
+    table = pyarrow.table([["One."], ["Two."]], names=["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
+    with pytest.raises(ConfigError, match=r"b\.parquet: two fields have the name 'text'"):
+        read(tmp_path / "b.parquet", kind="parquet")
+
+
+def test_rows_of_bytes(tmp_path: Path) -> None:
+    """As programs write them that do not say that a column is text; and columns that say so and are not UTF-8."""
+    raw = pyarrow.array([b"One.", "Zwö.".encode(), b"\xff", b"Three."])
+    as_text = pyarrow.StringArray.from_buffers(4, *raw.buffers()[1:])
+    for name, column in (("a", raw), ("b", as_text)):
+        pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / f"{name}.parquet")
+        path = tmp_path / f"{name}.parquet"
+        assert read(path, kind="parquet", bad_rows=0.3) == [["One."], ["Zwö."], ["Three."]]
+        with pytest.raises(
+            ConfigError, match=r"row 3 of row group 0: .* is not UTF-8 .invalid start byte.; 1 of 3 rows"
+        ):
+            read(path, kind="parquet")
+
+
+def test_a_file_name_that_is_not_utf_8(tmp_path: Path) -> None:
+    text = "\n\n".join(f"Document {number}." for number in range(50))
+    for name in (b"a\xff.txt", b"b\xff.txt.gz"):
+        content = gzip.compress(text.encode()) if name.endswith(b"gz") else text.encode()
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(content)
+    assert len(corpora_fingerprint({"corpus": corpus(tmp_path)})) == 64
+    found = documents_of(tmp_path)
+    assert len(found) == 100
+    (tmp_path / "chunk").write_bytes(documents.write_chunk(found))
+    assert [again.name for again in documents.read_chunk(tmp_path / "chunk")] == [first.name for first in found]
+
+
+def test_what_could_not_be_read_is_told() -> None:
+    dropped = Dropped()
+    dropped.add("bad_row", "corpus file a, row 1: not JSON", 2)
+    dropped.add("line_too_long", "b, the line at byte 0")
+    dropped.add("fragment", "Heading")
+    assert warn_of_losses(dropped.as_record()) == [
+        "left out: 2 broken rows (corpus.bad_rows); the first: corpus file a, row 1: not JSON",
+        "left out: 1 lines of more than 33,554,432 bytes, which are not read; divide them; the first: b, the line at "
+        "byte 0",
+    ]
 
 
 def test_csv_and_tsv(tmp_path: Path) -> None:

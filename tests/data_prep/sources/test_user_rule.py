@@ -1,5 +1,6 @@
 """A user's own rule: what it may return, its errors, and that it is counted and fingerprinted as the others."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from data_prep import prepare
 from data_prep.sources.cleaning import Dropped
 from data_prep.sources.documents import Document
 from data_prep.sources.user_rule import apply_rule, check_rule
+from data_prep.text.text_parts import write_dropped
 from tests.data_prep.test_prepare import Run, options, run, write_texts
 
 __all__ = ["run"]  # a fixture
@@ -26,6 +28,24 @@ def number(text):
 
 def fails(text):
     return text.missing
+
+def ends(text):
+    raise SystemExit(0)
+
+def tells(text):
+    raise ValueError("first line\\nsecond line")
+
+def lines(text):
+    class Lines:
+        def __repr__(self):
+            return "one\\ntwo"
+    return Lines()
+
+def judge(text):
+    return None, text
+
+def breaks(text):
+    return "Half \\ud800."
 
 value = 1
 """
@@ -57,6 +77,9 @@ def test_documents_are_changed_or_dropped(rules: Path) -> None:
         ("value", "has no function value"),
         ("number", r"returned 3 for document 7; it must return a text, None, or \(None, reason\)"),
         ("fails", r"failed on document 7: AttributeError: .*; mend the function"),
+        ("ends", r"failed on document 7: SystemExit: 0; mend the function$"),
+        ("tells", r"failed on document 7: ValueError: first line second line; mend the function$"),
+        ("lines", r"returned one two for document 7; it must return"),
     ],
 )
 def test_bad_rules(rules: Path, name: str, message: str) -> None:
@@ -68,6 +91,28 @@ def test_bad_rules(rules: Path, name: str, message: str) -> None:
         use()
 
 
+def test_reasons_are_names_of_files(rules: Path, tmp_path: Path) -> None:
+    reasons = ["../../up", "a/b", "", "..", "zu kurz: ä", "x" * 500, "half \ud800", "many\nlines"]
+    dropped = Dropped(texts=[])
+    for reason in [*reasons, *map(str, range(100))]:
+        assert apply_rule(Document("1", "c", [reason]), f"{rules}:judge", dropped) is None
+    kinds = ["up", "a_b", "zu_kurz_ä", "x" * 51, "half", "many_lines"]
+    expected = ["own_rule", *(f"own_rule_{kind}" for kind in kinds)]
+    assert list(dropped.counts)[:7] == [expected[1], expected[2], expected[0], *expected[3:]]
+    assert (len(dropped.counts), dropped.counts.total()) == (50, 108)
+    (tmp_path / "0.dropped.jsonl").write_text("".join(json.dumps(row) + "\n" for row in dropped.texts or []))
+    for _ in range(2):  # as a preparation that goes on does
+        write_dropped(tmp_path, tmp_path / "dropped")
+    assert {path.stem for path in (tmp_path / "dropped").iterdir()} == set(dropped.counts)
+    assert (tmp_path / "dropped/own_rule_half.txt").read_text() == "half ?\n\n"
+
+
+def test_half_a_surrogate_pair_becomes_a_question_mark(rules: Path) -> None:
+    found = apply_rule(Document("1", "c", ["text"]), f"{rules}:breaks", Dropped())
+    assert found is not None
+    assert found.paragraphs == ["Half ?."]
+
+
 @pytest.mark.parametrize(
     ("rule", "message"),
     [("none.py:f", r"there is no file none\.py"), ("rules.txt:f", "it takes a file and a function")],
@@ -77,10 +122,14 @@ def test_rules_that_are_not_there(rule: str, message: str) -> None:
         check_rule(rule)
 
 
-def test_a_file_that_cannot_be_loaded(tmp_path: Path) -> None:
-    (tmp_path / "rules.py").write_text("import nothing_of_this_name")
-    with pytest.raises(ConfigError, match=r"rules\.py:f cannot be loaded: ModuleNotFoundError"):
+@pytest.mark.parametrize(
+    ("content", "error"), [("import nothing_of_this_name", "ModuleNotFoundError"), ("exit()", "SystemExit"), ("(", "S")]
+)
+def test_a_file_that_cannot_be_loaded(tmp_path: Path, content: str, error: str) -> None:
+    (tmp_path / "rules.py").write_text(content)
+    with pytest.raises(ConfigError, match=rf"rules\.py:f cannot be loaded: {error}") as caught:
         check_rule(f"{tmp_path}/rules.py:f")
+    assert "\n" not in str(caught.value)
 
 
 def test_the_rule_is_part_of_a_preparation(tmp_path: Path, run: Run) -> None:

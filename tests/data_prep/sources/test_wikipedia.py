@@ -181,6 +181,18 @@ def test_streams_are_divided_into_pieces(tmp_path: Path, piece_bytes: int) -> No
     assert documents == read_dump(tmp_path / "plain.xml.bz2")[0]
 
 
+@pytest.mark.parametrize("piece_bytes", [100, 1 << 24])
+def test_a_dump_cut_between_two_streams(tmp_path: Path, piece_bytes: int) -> None:
+    """Every stream is whole, but the end of the dump is missing."""
+    (tmp_path / "cut.xml.bz2").write_bytes(multistream()[: -len(bz2.compress(b"</mediawiki>"))])
+    with pytest.raises(ConfigError, match="ends within <mediawiki>: the dump is truncated"):
+        read_dump(tmp_path / "cut.xml.bz2", piece_bytes)
+
+
+def test_half_a_surrogate_pair_as_an_entity() -> None:
+    assert wikitext_paragraphs("Half &#xD800; and &#x1F600; whole.") == ["Half? and 😀 whole."]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

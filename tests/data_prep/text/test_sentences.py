@@ -56,6 +56,7 @@ COUNTED_BY_HAND = [
     ("ru", ["Он родился в 1900 г. в Москве.", "Потом уехал."]),
     ("pl", ["Prof. Kowalski przyszedł.", "Było to ok. 5 km."]),
     ("hi", ["यह एक वाक्य है।", "यह दूसरा है।"]),
+    ("bo", ["བོད་ཀྱི་སྐད་ཡིག།", "འདི་ནི་ཚིག་གྲུབ་གཉིས་པ་ཡིན།"]),
     ("ar", ["هل قرأت هذا؟", "نعم.", "قرأته."]),
     ("en", ["Pt. is a 54 y.o. male with a cough.", "BP 130/80, HR 72.", "Temp. 37.2 C and sat. 94 % in the morning."]),
     ("en", ["1. Continue metoprolol 25 mg p.o. b.i.d. and aspirin.", "2. See Dr. Lee in 2 weeks."]),
