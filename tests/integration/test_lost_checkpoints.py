@@ -33,9 +33,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory, shard_dir: Path) -> Path:
 
 
 def test_a_save_longer_than_the_timeout_of_the_watchdog_ends_no_run(tmp_path: Path, shard_dir: Path) -> None:
-    """Rank 0 waits for its disk, rank 1 for rank 0: 3.5 seconds of silence would be a stuck rank."""
-    options = words(tmp_path, shard_dir, "schedule.total_steps=2", "communication.timeout_seconds=5")
-    done = run_module("tests.integration.slow_save", "8", *options, processes=2)
+    """Rank 0 waits for its disk, rank 1 for rank 0: 10 seconds of silence would be a stuck rank."""
+    options = words(tmp_path, shard_dir, "schedule.total_steps=2", "communication.timeout_seconds=15")
+    done = run_module("tests.integration.slow_save", "22", *options, processes=2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"rank 0 on \S+: (saving a|writing the last) checkpoint, for \d+ s so far", done.stdout)
     assert (tmp_path / "checkpoints/step_00000002/checksums.json").is_file()
