@@ -7,7 +7,8 @@ from pathlib import Path
 from bert_pretrain.command_line import split_flags
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.config_files import CONFIG_DIR, choices, user_config_dir
-from bert_pretrain.config_loading import exit_on_config_error, load_config
+from bert_pretrain.config_loading import load_config
+from bert_pretrain.entry_point import exit_on_config_error
 from bert_pretrain.errors import ConfigError, did_you_mean
 
 _HELP = """List the recipes, copy one to change it, check one of your own.

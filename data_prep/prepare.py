@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bert_pretrain.config_loading import entry_point
+from bert_pretrain.entry_point import entry_point
 from data_prep.options import PrepareConfig
 
 

@@ -1,6 +1,6 @@
 """``bert-pretrain show``: documents of a corpus, before anything is prepared."""
 
-from bert_pretrain.config_loading import entry_point
+from bert_pretrain.entry_point import entry_point
 from bert_pretrain.errors import ConfigError
 from data_prep.options import ShowConfig
 

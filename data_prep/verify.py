@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.masking import MaskingRule, restore_ids
 from bert_pretrain.data.shard_directory import (
     MANIFEST,
@@ -24,6 +23,7 @@ from bert_pretrain.data.shard_directory import (
     unlisted,
 )
 from bert_pretrain.data.shards import Arrays, ShardReader
+from bert_pretrain.entry_point import entry_point
 from bert_pretrain.errors import ConfigError
 from data_prep.engine.shard_statistics import Totals, check_shares, count_rows, show_sample, table_rows
 from data_prep.options import VerifyConfig

@@ -3,7 +3,7 @@
 import sys
 
 from bert_pretrain.bench.options import BenchOptimizerConfig, BenchStepConfig
-from bert_pretrain.config_loading import entry_point, print_error
+from bert_pretrain.entry_point import entry_point, print_error
 from bert_pretrain.errors import ConfigError, did_you_mean
 
 _HELP = """Measure the time of a training step, or of the optimizer, as ratios within one run.

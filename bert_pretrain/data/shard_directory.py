@@ -13,9 +13,8 @@ from bert_pretrain.addresses import Address, MissingError, is_address, read_all
 from bert_pretrain.data.shard_cache import PARTIAL, CacheConfig, RemoteFolder, add_folder, remote_folder
 from bert_pretrain.data.shards import FORMAT_VERSION, RESTORE, ShardReader
 from bert_pretrain.data.tokenizer_files import FILES
-from bert_pretrain.directories import check_link
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.file_system import replace_file, require_writable
+from bert_pretrain.file_system import check_link, replace_file, require_writable
 from bert_pretrain.retry import read_patiently
 
 MANIFEST = "manifest.json"

@@ -25,8 +25,8 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 
-from bert_pretrain.config_loading import print_error
 from bert_pretrain.distributed.preemption import handle_stop_signals
+from bert_pretrain.entry_point import print_error
 from bert_pretrain.errors import EXIT_LOST_RANK, EXIT_MISTAKE, EXIT_OUTAGE, EXIT_STOPPED, ConfigError, first_line
 
 Monitor = Callable[[LocalElasticAgent, WorkerGroup], RunResult]

@@ -23,8 +23,8 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from bert_pretrain.config_loading import print_error
 from bert_pretrain.distributed.preemption import StopRequest
+from bert_pretrain.entry_point import print_error
 from bert_pretrain.errors import EXIT_LOST_RANK, ConfigError
 
 _ADVICE = "rerun the same command to resume from the newest checkpoint"

@@ -17,10 +17,10 @@ from typing import NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 
-from bert_pretrain.config_loading import print_error, print_error_of_node
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.preflight import check_ranks_agree, environment_facts, rank_label
 from bert_pretrain.distributed.watchdog import Watchdog
+from bert_pretrain.entry_point import print_error, print_error_of_node
 from bert_pretrain.errors import ConfigError, SharedError, as_config_error, fault_of_place, require
 from bert_pretrain.launch_environment import check_interface, read_launch
 

@@ -1,6 +1,6 @@
 """``bert-pretrain finetune``."""
 
-from bert_pretrain.config_loading import entry_point
+from bert_pretrain.entry_point import entry_point
 from bert_pretrain.finetune.options import FinetuneConfig
 
 

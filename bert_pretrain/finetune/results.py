@@ -13,9 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.directories import remove_tree
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.file_system import read_json, write_json
+from bert_pretrain.file_system import read_json, remove_tree, write_json
 from bert_pretrain.finetune.options import FinetuneConfig
 from bert_pretrain.stored_options import flat
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.config_loading import entry_point
+from bert_pretrain.entry_point import entry_point
 from bert_pretrain.errors import ConfigError, as_config_error, require
 from bert_pretrain.file_system import check_new_file, new_file
 

@@ -10,10 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.batch_plan import BatchConfig
 from bert_pretrain.data.shard_cache import CacheConfig
 from bert_pretrain.data.shard_directory import shard_folder
+from bert_pretrain.entry_point import entry_point
 from bert_pretrain.errors import require
 from bert_pretrain.file_system import check_new_file, write_json
 from bert_pretrain.hub.heldout import check_fit

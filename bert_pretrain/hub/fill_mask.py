@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.tokenizer_files import has_tokenizer
+from bert_pretrain.entry_point import entry_point
 from bert_pretrain.errors import ConfigError, first_line, require
 
 

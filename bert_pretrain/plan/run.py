@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.batch_plan import AUTO, BatchPlan, even_size
 from bert_pretrain.data.dataset import report_single_segments
 from bert_pretrain.data.mixture import describe_mixture, open_data_sets, sample_order
 from bert_pretrain.data.remote_shards import local_data
+from bert_pretrain.entry_point import entry_point
 from bert_pretrain.errors import require
 from bert_pretrain.file_system import check_new_file
 from bert_pretrain.hub.shape import resolve_if_needed

@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bert_pretrain.config_loading import entry_point, exit_on_config_error
+from bert_pretrain.entry_point import entry_point, exit_on_config_error
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.file_system import replace_file, require_writable
 from bert_pretrain.html_page import is_page

@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from bert_pretrain.config_loading import entry_point
 from bert_pretrain.data.shard_directory import MANIFEST, SPLITS, read_manifest, shard_folder, shard_paths
+from bert_pretrain.entry_point import entry_point
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.file_system import replace_file, require_writable
 from bert_pretrain.html_page import Cell, Html, page, paragraph, table

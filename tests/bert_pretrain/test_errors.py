@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from bert_pretrain.config_loading import exit_on_config_error
+from bert_pretrain.entry_point import exit_on_config_error
 from bert_pretrain.errors import EXIT_MISTAKE, EXIT_OUTAGE
 
 

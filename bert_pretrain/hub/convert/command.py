@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bert_pretrain.config_loading import entry_point
-from bert_pretrain.directories import check_replaceable, new_folder
 from bert_pretrain.directory_lock import lock_beside
+from bert_pretrain.entry_point import entry_point
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.file_system import require_writable
+from bert_pretrain.file_system import check_replaceable, new_folder, require_writable
 from bert_pretrain.hub.card import CARD, converted_card
 from bert_pretrain.hub.convert.files import (
     Checkpoint,

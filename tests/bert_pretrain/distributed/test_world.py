@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from bert_pretrain import config_loading
+from bert_pretrain import entry_point
 from bert_pretrain.distributed import world as world_module
 from bert_pretrain.distributed.launch import exit_status, rendezvous_error
 from bert_pretrain.distributed.preflight import check_ranks_agree, environment_facts
@@ -180,9 +180,9 @@ def test_a_rank_s_own_error_is_always_printed(
 ) -> None:
     launch, waits = Launch(rank, 16, local_rank, 8), []
     monkeypatch.setattr(world_module, "read_launch", lambda: launch)
-    monkeypatch.setattr(config_loading, "local_rank", lambda: launch.local_rank)
-    monkeypatch.setattr(config_loading.time, "sleep", waits.append)
-    monkeypatch.setattr(config_loading.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(entry_point, "local_rank", lambda: launch.local_rank)
+    monkeypatch.setattr(entry_point.time, "sleep", waits.append)
+    monkeypatch.setattr(entry_point.signal, "signal", lambda *_: None)
     monkeypatch.setattr(dist, "is_initialized", lambda: connected)
     monkeypatch.setattr(dist, "get_rank", lambda: rank)
     monkeypatch.setattr(socket, "gethostname", lambda: "n1")
