@@ -18,7 +18,7 @@ def arrow_files(path: str, subset: str | None, split: str, text_field: str) -> l
             loaded = datasets.load_from_disk(path)
             if isinstance(loaded, datasets.DatasetDict):
                 if split not in loaded:
-                    raise ConfigError(f"corpus.split is {split!r}, but {path} {did_you_mean(split, loaded)}")
+                    raise ConfigError(f"corpus.split is {split!r}, not in {path}; {did_you_mean(split, loaded)}")
                 loaded = loaded[split]
         else:
             loaded = datasets.load_dataset(path, subset, split=split)

@@ -473,7 +473,7 @@ def test_tables(tmp_path: Path) -> None:
         ("parquet", "field", r"no field 'body' \(corpus\.text_field\); it has text, id"),
         ("parquet", "type", r"field 'id' holds int, not text"),
         ("dataset", "field", r"no field 'body' \(corpus\.text_field\); it has text, id"),
-        ("dataset", "split", "cannot load it"),
+        ("dataset", "split", r"corpus\.split is 'train', not in .*; allowed: other"),
     ],
 )
 def test_bad_tables(tmp_path: Path, kind: str, fault: str, message: str) -> None:
