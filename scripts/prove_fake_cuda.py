@@ -31,6 +31,7 @@ REASONS = {
     "the host waits for the device: a number is read": "reads at every layer",
     "but apex with its CUDA extensions": "no apex",
     "with phi_min, phi_max": "not with phi_min",
+    "allowed: reference | foreach": "has no such kernel",
 }
 """What a cell says for an error, by what is in the error."""
 

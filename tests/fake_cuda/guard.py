@@ -87,7 +87,9 @@ class DeviceGuard(TorchDispatchMode):
     def live(self) -> tuple[int, int]:
         """Storages that exist now on the device, and pinned ones that the program has made itself; and their bytes."""
         gc.collect()
-        self._pinned = {key: kept for key, kept in self._pinned.items() if not kept.expired()}
+        for key, kept in self._pinned.copy().items():  # in place: the loader's thread pins meanwhile
+            if kept.expired() and self._pinned[key] is kept:
+                del self._pinned[key]
         self.flying &= self._pinned.keys()
         self.landed = {key: step for key, step in self.landed.items() if key in self._pinned}
         self._storages = {key: kept for key, kept in self._storages.items() if not kept[0].expired()}
