@@ -14,7 +14,8 @@ from bert_pretrain.distributed.preemption import StopRequest
 from tests.conftest import ROOT
 
 CODE = """if True:
-    import time
+    import signal, time
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     from bert_pretrain.distributed.preemption import StopRequest
     stop = StopRequest().install_handlers()
     print("ready", flush=True)
