@@ -58,5 +58,5 @@ def test_options_are_checked() -> None:
         CommunicationConfig("int8", 25.0, 600.0)
     with pytest.raises(ConfigError, match=r"communication.bucket_mb is 0"):
         CommunicationConfig("fp32", 0, 600.0)
-    with pytest.raises(ConfigError, match=r"communication.timeout_seconds is 1; allowed: 5 or more"):
+    with pytest.raises(ConfigError, match=r"communication.timeout_seconds is 1; allowed: 5 to "):
         CommunicationConfig("fp32", 25.0, 1)
