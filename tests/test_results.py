@@ -50,7 +50,8 @@ def test_every_file_is_on_the_page_once() -> None:
 
 
 def test_the_findings_fit_on_one_screen() -> None:
-    lines = write_results.page(FILES).splitlines()
+    folded = re.compile(r"<details>.*?</details>", re.DOTALL)
+    lines = folded.sub("", write_results.page(FILES)).splitlines()
     end = next(row for row, line in enumerate(lines) if line.startswith("## ") and line != "## Findings")
     assert sum(len(line) // 150 + 1 for line in lines[:end] if not line.startswith(("- ", "!["))) < 60
 
