@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from bert_pretrain.command_line import split_flags
 from bert_pretrain.config_files import choices, groups_of, user_config_dir
 from bert_pretrain.config_loading import composed, load_config
-from bert_pretrain.errors import ConfigError, fault_of_place
+from bert_pretrain.errors import ConfigError, system_fault
 from bert_pretrain.launch_environment import local_rank
 from bert_pretrain.option_schema import help_text
 from bert_pretrain.output import steady_output
@@ -109,10 +109,10 @@ def exit_on_config_error(function: EntryPoint) -> EntryPoint:
                 print("interrupted", file=sys.stderr, flush=True)
             sys.exit(128 + signal.SIGINT)
         except Exception as error:
-            of_place = fault_of_place(error)
-            if of_place is None:
+            found = system_fault(error)
+            if found is None:
                 raise
-            fault = of_place
+            fault = found
         else:
             return
         print_error_of_node(fault)

@@ -24,7 +24,7 @@ OUTAGES = {
 """Numbers of an ``OSError`` that are the machine's: worth another attempt. All others are the user's."""
 
 
-_OF_PLACES = {
+_OF_DISKS = {
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EFBIG,
@@ -34,7 +34,7 @@ _OF_PLACES = {
     errno.EMFILE,
     errno.ENFILE,
 }
-"""Numbers of the user's errors that no check can rule out before: a disk fills up while a command works."""
+"""Numbers of errors of disks, permissions and open files that no check can rule out: a disk fills up meanwhile."""
 
 
 class ConfigError(ValueError):
@@ -67,10 +67,10 @@ def number_of(error: BaseException) -> int | None:
     return getattr(error, "errno", None) or (int(stated[-1]) if stated else None)
 
 
-def fault_of_place(error: Exception) -> ConfigError | None:
+def system_fault(error: Exception) -> ConfigError | None:
     """``error`` as a message if it is that of a disk, a permission or an outage, not of this program."""
     number = number_of(error)
-    kind = OutageError if number in OUTAGES else ConfigError if number in _OF_PLACES else None
+    kind = OutageError if number in OUTAGES else ConfigError if number in _OF_DISKS else None
     return None if kind is None else kind(on_one_line(error))
 
 

@@ -3,11 +3,10 @@
     python scripts/keep_study.py "2-core x86_64" runs/study/optimizers_toy
 
 Copies ``study.json``, ``.csv`` and ``.svg`` of each OUT_DIR to ``scripts/results``; then run
-``write_results.py``. The commands of the rows stand in the CSV.
+``write_results.py``. The commands of the rows stand in the CSV, their paths from the folder of OUT_DIR on.
 """
 
 import json
-import shutil
 from pathlib import Path
 
 from repository_root import ROOT
@@ -33,7 +32,8 @@ def main() -> None:
         rows = [{name: value for name, value in row.items() if name != "command"} for row in study["rows"]]
         write_result(path, what, rows, note, **kept, device=given.device)
         for kind in (".csv", ".svg"):
-            shutil.copyfile(out_dir / f"study{kind}", path.with_suffix(kind))
+            text = (out_dir / f"study{kind}").read_text(encoding="utf-8")
+            path.with_suffix(kind).write_text(text.replace(f"{out_dir.resolve().parent}/", ""), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def test_a_study_is_kept_with_verdicts_fits_and_commands(tmp_path: Path, monkeyp
         "cpu_hours": 3.0, "searched": [], "curves": [], "options": {"name": "batch_scaling"},
     }  # fmt: skip
     (out / "study.json").write_text(json.dumps(content))
-    (out / "study.csv").write_text("optimizer,command\nAdamW,bert-pretrain pretrain seed=1\n")
+    (out / "study.csv").write_text(f"optimizer,command\nAdamW,bert-pretrain pretrain seed=1 run_dir={out}/AdamW\n")
     (out / "study.svg").write_text("<svg/>")
     (tmp_path / "scripts/results").mkdir(parents=True)
     monkeypatch.setattr(keep_study, "ROOT", tmp_path)
@@ -115,7 +115,9 @@ def test_a_study_is_kept_with_verdicts_fits_and_commands(tmp_path: Path, monkeyp
     kept = json.loads(path.read_text())
     assert (kept["verdicts"], kept["fits"], kept["cpu_hours"]) == (["v"], {"AdamW": {"batch": 1.0}}, 3.0)
     assert kept["rows"] == [{"optimizer": "AdamW", "batch": 64}]
-    assert [row["command"] for row in csv.DictReader(path.with_suffix(".csv").open())] == [row["command"]]
+    assert [row["command"] for row in csv.DictReader(path.with_suffix(".csv").open())] == [
+        "bert-pretrain pretrain seed=1 run_dir=out/AdamW"
+    ]
     assert "- v" in write_results.page([path])
 
 

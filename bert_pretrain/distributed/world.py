@@ -21,7 +21,7 @@ from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.preflight import check_ranks_agree, environment_facts, rank_label
 from bert_pretrain.distributed.watchdog import Watchdog
 from bert_pretrain.entry_point import print_error, print_error_of_node
-from bert_pretrain.errors import ConfigError, SharedError, as_config_error, fault_of_place, require
+from bert_pretrain.errors import ConfigError, SharedError, as_config_error, require, system_fault
 from bert_pretrain.launch_environment import check_interface, read_launch
 
 Result = TypeVar("Result")
@@ -90,7 +90,7 @@ class World:
         except OSError as error:
             fault = as_config_error(error)
         except Exception as error:  # of a library, about a disk
-            fault = fault_of_place(error)
+            fault = system_fault(error)
             if fault is None:
                 raise
         if self.size == 1 and fault is not None:

@@ -45,7 +45,7 @@ def apply_rule(document: Document, rule: str, dropped: Dropped) -> Document | No
             dropped.add(_DROPPED, text)
         case (None, str(reason)):
             kind = re.sub(r"\W+", "_", f"{_DROPPED} {reason}"[:_LONGEST_KIND]).strip("_")
-            known = [rule for rule in dropped.counts if rule.startswith(_DROPPED)]
+            known = [name for name in dropped.counts if name.startswith(_DROPPED)]
             dropped.add(kind if kind in known or len(known) < _MOST_KINDS else _DROPPED, text)
         case _:
             found = " ".join(reprlib.repr(verdict).split())
