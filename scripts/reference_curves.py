@@ -76,7 +76,7 @@ def reference(runs: dict[int, Run], command: str, device: str) -> dict[str, Any]
             "date": time.strftime("%Y-%m-%d"),
             "device": device,
             "program": list(versions),
-            "corpus": {source["name"]: source.get("version", "") for source in first.manifest.get("sources", [])},
+            "corpus": {Path(source["name"]).name: source.get("version", "") for source in first.manifest["sources"]},
         },
         "curves": {key: curve([losses(run, key) for run in runs.values()]) for key in (HELDOUT, TRAINING)},
         "options": options,

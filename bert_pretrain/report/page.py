@@ -71,7 +71,7 @@ def comparison_page(runs: dict[str, Run], band: Band | None = None, script: str 
 
 def draw(run: Run) -> dict[str, Figure]:
     """All figures of a run by name, in the order of interest; the loss with the band of its reference."""
-    reference, _ = find_reference(run.options, run.shards("train")[1])
+    reference, _ = find_reference(run.options, run.shards("train")[1], run.corpus)
     band = reference.band() if reference else None
     return {**metric_figures([Curves(run.name, run.rows)], band), **layer_figures(run.rows)}
 

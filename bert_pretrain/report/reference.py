@@ -1,8 +1,9 @@
 """Reference curves: is a run on track?
 
 ``reference_curves/NAME.json`` holds the losses of one run with several seeds, as ``scripts/reference_curves.py`` wrote
-it. A run is compared with the reference of its options and of its data; if there is none, the reason is said. At each
-step the band is the 95 % prediction interval for one more seed: mean +- t(n - 1) s sqrt(1 + 1/n).
+it. A run is compared with the reference of its options and of its shards, or of its corpus if the shards differ, as
+they do with other versions of the packages that the demo reads; if there is none, the reason is said. At each step the
+band is the 95 % prediction interval for one more seed: mean +- t(n - 1) s sqrt(1 + 1/n).
 """
 
 import json
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent / "reference_curves"
 HELDOUT, TRAINING = "eval_mlm_loss", "mlm_loss"
+OTHER_SHARDS = "the reference's shards are of the same corpus, but not the same: the corpus has other versions"
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,17 @@ def references() -> list[Reference]:
 
 
 def find_reference(
-    stored: dict[str, Any], fingerprint: str | None, known: list[Reference] | None = None
+    stored: dict[str, Any], fingerprint: str | None, corpus: set[str], known: list[Reference] | None = None
 ) -> tuple[Reference | None, str]:
-    """The reference of a run, and why there is none.
+    """The reference of a run, and why there is none, or that its shards are others of the same corpus.
 
-    ``stored``: the run's ``config.yaml``; ``fingerprint``: of its training shards, None if not known; ``known``: the
-    references to choose from, None: ``references()``. The seed may differ, and what may change on resume. Of
-    ``init_from`` only whether it is set is compared: the model's shape is among the options, its weights are not.
+    ``stored``: the run's ``config.yaml``; ``fingerprint``: of its training shards, None if not known; ``corpus``: the
+    names of what they were made of, empty if not known; ``known``: the references to choose from, None:
+    ``references()``. The seed may differ, and what may change on resume. Of ``init_from`` only whether it is set is
+    compared: the model's shape is among the options, its weights are not.
     """
     options = flat_options(stored)
-    nearest, fewest = "there is none", math.inf
+    same_corpus, nearest, fewest = None, "there is none", math.inf
     for reference in references() if known is None else known:
         theirs = flat_options(reference.options)
         differing = [name for name in differing_options(options, theirs) if name != "seed"]
@@ -72,9 +75,11 @@ def find_reference(
             differing.append("init_from")
         if not differing and fingerprint == reference.data_fingerprint:
             return reference, ""
+        if not differing and corpus and corpus == set(reference.about.get("corpus", ())):
+            same_corpus = reference
         if len(differing) < fewest:
             fewest, nearest = len(differing), _reason(reference.name, differing, options, theirs, fingerprint)
-    return None, nearest
+    return (same_corpus, OTHER_SHARDS) if same_corpus else (None, nearest)
 
 
 def _reason(name: str, differing: list[str], options: Row, theirs: Row, fingerprint: str | None) -> str:
@@ -84,7 +89,7 @@ def _reason(name: str, differing: list[str], options: Row, theirs: Row, fingerpr
         return f"the nearest, {name}, has other options: {', '.join(pairs)}{more}"
     if fingerprint is None:
         return f"that of {name} has the same options, but the run's shards are not known"
-    return f"{name} has the same options, but was trained on other shards"
+    return f"{name} has the same options, but was trained on another corpus"
 
 
 def verdict(reference: Reference, rows: list[Row]) -> str:
@@ -97,10 +102,12 @@ def verdict(reference: Reference, rows: list[Row]) -> str:
     return _sentence(reference, *found[-1]) if found else "not known yet: no held-out loss after step 0"
 
 
-def on_track(stored: dict[str, Any], fingerprint: str | None, rows: list[Row]) -> str:
+def on_track(stored: dict[str, Any], fingerprint: str | None, corpus: set[str], rows: list[Row]) -> str:
     """``verdict`` by the reference of a run, or why it has none."""
-    reference, reason = find_reference(stored, fingerprint)
-    return f"none: {reason}" if reference is None else verdict(reference, rows)
+    reference, note = find_reference(stored, fingerprint, corpus)
+    if reference is None:
+        return f"none: {note}"
+    return f"{verdict(reference, rows)}; {note}" if note else verdict(reference, rows)
 
 
 def _sentence(reference: Reference, step: int, loss: float) -> str:

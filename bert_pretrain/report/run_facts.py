@@ -90,6 +90,11 @@ class Run:
         directory = Path(self.options.get("data", {}).get("dir", ""))
         return (read_manifest(directory) if directory.is_dir() else None) or {}
 
+    @property
+    def corpus(self) -> set[str]:
+        """The names of what the shards were made of, of files without their directories; empty if not known."""
+        return {Path(source["name"]).name for source in self.manifest.get("sources", [])}
+
     def shards(self, split: str) -> tuple[int | None, str | None]:
         """The samples of a split and its fingerprint, as the run found them; None: not known.
 
@@ -186,7 +191,7 @@ def headline(run: Run) -> list[Fact]:
 
 def facts(run: Run) -> list[Fact]:
     """What, where, when, with what, how far, and what came out."""
-    reference = on_track(run.options, run.shards("train")[1], run.rows)
+    reference = on_track(run.options, run.shards("train")[1], run.corpus, run.rows)
     return [*_identity(run), *_setting(run), *_progress(run), *_results(run), ("reference curve", reference)]
 
 

@@ -28,8 +28,8 @@ def made_up(name: str = "demo", seeds: int = 3, **changes) -> Reference:
     curve = {"steps": [0, 100, 200], "mean": [8.0, 6.0, 5.0]}
     if seeds > 1:
         curve |= {"low": [7.9, 5.8, 4.9], "high": [8.1, 6.2, 5.1]}
-    given = {"options": options("seed=1"), "data_fingerprint": "abc", **changes}
-    return Reference(name, "command", list(range(1, seeds + 1)), curves={HELDOUT: curve}, about={}, **given)
+    given = {"options": options("seed=1"), "data_fingerprint": "abc", "about": {}, **changes}
+    return Reference(name, "command", list(range(1, seeds + 1)), curves={HELDOUT: curve}, **given)
 
 
 def rows(*pairs: tuple[int, float]) -> list[dict]:
@@ -38,7 +38,7 @@ def rows(*pairs: tuple[int, float]) -> list[dict]:
 
 def test_a_reference_belongs_to_its_recipe_with_any_seed_and_cut_of_the_batch() -> None:
     known = [made_up("other", options=options("optimizer.lr=0.1")), made_up()]
-    found, reason = find_reference(options("seed=9", "batch.micro_batch_size=4", "device=cpu"), "abc", known)
+    found, reason = find_reference(options("seed=9", "batch.micro_batch_size=4", "device=cpu"), "abc", set(), known)
     assert found is known[1]
     assert reason == ""
 
@@ -48,15 +48,35 @@ def test_a_reference_belongs_to_its_recipe_with_any_seed_and_cut_of_the_batch() 
     [
         (["optimizer.lr=0.01"], "abc", "other options: optimizer.lr is 0.01 and there 0.0075"),
         (["init_from=model"], "abc", "init_from is model and there None"),
-        ([], "abd", "same options, but was trained on other shards"),
+        ([], "abd", "same options, but was trained on another corpus"),
         ([], None, "shards are not known"),
         (["schedule.degree=2", "optimizer.lr=1", "batch.global_batch_size=64"], "abc", "and 1 more"),
     ],
 )
 def test_without_a_reference_the_reason_is_said(words, fingerprint, reason) -> None:
-    found, said = find_reference(options(*words), fingerprint, [made_up()])
+    found, said = find_reference(options(*words), fingerprint, {"novels"}, [made_up(about={"corpus": {"python": "3.11"}})])
     assert found is None
     assert reason in said
+
+
+def test_shards_of_the_same_corpus_in_another_version_are_compared_and_the_sentence_says_so(
+    tmp_path: Path, monkeypatch
+) -> None:
+    corpus = {"python": "Python 3.11.7", "numpy": "2.4.6"}
+    near, exact = made_up(options=OPTIONS, about={"corpus": corpus}), made_up("exact", options=OPTIONS)
+    assert find_reference(OPTIONS, "abd", set(corpus), [near, exact])[0] is near
+    assert find_reference(OPTIONS, "abc", set(corpus), [near, replace(exact, data_fingerprint="abc")])[1] == ""
+    assert find_reference(OPTIONS, "abd", {"python"}, [near])[0] is None
+    monkeypatch.setattr(report_reference, "references", lambda: [near])
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    sessions = [start(START), end(START + 60, "finished")]
+    run = make_run(tmp_path / "run", FINISHED, sessions, data={**OPTIONS["data"], "dir": str(shards)})
+    sources = [{"name": name, "version": "4"} for name in corpus]
+    (shards / "manifest.json").write_text(json.dumps({"format_version": 1, "shards": [], "sources": sources}))
+    said = dict(facts(read_run(run)))["reference curve"]
+    assert said.startswith("better than the reference: held-out MLM loss 2.375")
+    assert said.endswith("the same corpus, but not the same: the corpus has other versions")
 
 
 @pytest.mark.parametrize(
@@ -119,4 +139,4 @@ def test_the_references_that_come_with_the_program() -> None:
         if reference.band():
             ends = zip(curve["low"], curve["mean"], curve["high"], strict=True)
             assert all(low <= mean <= high for low, mean, high in ends)
-        assert "/" not in json.dumps(reference.options), "paths of the machine that made it"
+        assert "/" not in json.dumps([reference.options, reference.about]), "paths of the machine that made it"
