@@ -54,7 +54,9 @@ def test_a_reference_belongs_to_its_recipe_with_any_seed_and_cut_of_the_batch() 
     ],
 )
 def test_without_a_reference_the_reason_is_said(words, fingerprint, reason) -> None:
-    found, said = find_reference(options(*words), fingerprint, {"novels"}, [made_up(about={"corpus": {"python": "3.11"}})])
+    found, said = find_reference(
+        options(*words), fingerprint, {"novels"}, [made_up(about={"corpus": {"python": "3.11"}})]
+    )
     assert found is None
     assert reason in said
 
