@@ -1,7 +1,7 @@
 """The held-out loss of one run, and where it crosses a target."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 OUTLIER = 10
@@ -43,6 +43,12 @@ class Curve:
         if self.diverged or not self.losses or math.isnan(self.losses[-1]):
             return math.inf
         return self.losses[-1]
+
+    def until(self, steps: int) -> "Curve":
+        """The curve of the same run if it had ended after ``steps``."""
+        kept = sum(samples <= steps * self.batch for samples in self.samples)
+        diverged = self.diverged and kept == len(self.samples)
+        return replace(self, samples=self.samples[:kept], losses=self.losses[:kept], diverged=diverged)
 
     def samples_to(self, target: float) -> float:
         """Samples to the loss ``target``: between the first evaluation at or below it and the one before, linear in

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from bert_pretrain.errors import EXIT_STOPPED, DivergedError
 from bert_pretrain.file_system import replace_file
 from bert_pretrain.program import program_version
 from bert_pretrain.same_run import check_run_dir
+from bert_pretrain.stored_options import read_options
 from bert_pretrain.study.curve import Curve, count_outliers
 from bert_pretrain.study.options import SpikeConfig
 from bert_pretrain.training.metrics import read_rows
@@ -92,11 +93,36 @@ class SingleRun:
 
     def curve(self, world: World, stop: StopRequest) -> Curve:
         """The curve of the run, which is run first unless it is finished."""
-        check_run_dir(self.config, may_extend=False)  # a finished run has no checkpoint to go on from
         path = Path(self.config.run_dir) / RESULT
+        if self.target is not None and (known := self._curve_of_other_length(path, self.target)):
+            return known
+        check_run_dir(self.config, may_extend=False)  # a finished run has no checkpoint to go on from
         if not path.exists():
             self._run(path, world, stop)
+        return self._read(path)
+
+    def _read(self, path: Path) -> Curve:
         return Curve(self.arm, self.config.optimizer.lr, self.config.seed, **json.loads(path.read_text("utf-8")))
+
+    def _curve_of_other_length(self, path: Path, target: float) -> Curve | None:
+        """The curve, if the run is there with another number of steps and tells enough.
+
+        When a batch size is added, the others' runs are given up earlier or later than before. With a constant rate a
+        run's past does not depend on that: a longer one is cut, and one that reached the target stands. Any other is
+        removed, to be run again.
+        """
+        run_dir, schedule = path.parent, self.config.schedule
+        stored = run_dir / "config.yaml"
+        steps = int(read_options(stored)["schedule"]["total_steps"]) if stored.is_file() else schedule.total_steps
+        if steps == schedule.total_steps:
+            return None
+        check_run_dir(replace(self.config, schedule=replace(schedule, total_steps=steps)), may_extend=False)
+        if path.exists() and schedule.shape == "constant" and schedule.warmup_steps is not None:
+            known = self._read(path)
+            if steps > schedule.total_steps or known.final <= target:
+                return known.until(schedule.total_steps)
+        shutil.rmtree(run_dir)
+        return None
 
     def _run(self, path: Path, world: World, stop: StopRequest) -> None:
         """Train to the end with the output in ``log.txt``, and write the curve to ``path``."""

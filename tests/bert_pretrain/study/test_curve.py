@@ -28,6 +28,14 @@ def test_the_last_loss() -> None:
     assert curve([]).final == math.inf
 
 
+def test_a_curve_is_cut_as_if_the_run_had_ended_there() -> None:
+    """Evaluations at steps 0, 10, 20, 30."""
+    run = curve([6.0, 5.0, 4.0, 3.0], diverged=True)
+    assert run.until(25) == curve([6.0, 5.0, 4.0])
+    assert run.until(20) == curve([6.0, 5.0, 4.0])
+    assert run.until(30) == run
+
+
 def test_outliers_are_above_ten_times_the_median() -> None:
     assert count_outliers([1.0, 1.0, 1.0, 1.0, 10.0, 10.1, math.inf]) == 2
     assert count_outliers([1.0, 1.0, 1.0, math.nan]) == 1
