@@ -88,6 +88,8 @@ class ScaleConfig:
     """Options of every run, which override the recipe; those of the arm override these."""
     arms: list[str] | None = None
     """Arms to run at this scale; null: all."""
+    arm_options: dict[str, list[str]] = field(default_factory=dict)
+    """By arm: its options at this scale, which override those that it has at all scales."""
     learning_rates: dict[str, list[float]] = field(default_factory=dict)
     """By arm: peak learning rates to try with tuning_seed, and more of them until the best is not the highest or the
     lowest (bert_pretrain/study/search.py); the best is run with all seeds. A single one is not tuned, unless there is
@@ -138,7 +140,7 @@ class StudyConfig:
         require(self.scale in self.scales, "scale", self.scale, " | ".join(self.scales))
         known, allowed = self.arms.keys(), f"the arms {', '.join(self.arms)}"
         for name, scale in self.scales.items():
-            for arm in (*(scale.arms or ()), *scale.learning_rates, *scale.spikes):
+            for arm in (*(scale.arms or ()), *scale.arm_options, *scale.learning_rates, *scale.spikes):
                 require(arm in known, f"scales.{name}", arm, allowed)
         for claim in self.claims:
             for arm in (claim.arm, claim.against):

@@ -33,7 +33,8 @@ class Runs:
     def words(self, arm: str, more: Sequence[str] = ()) -> list[str]:
         """The options of an arm as words of the command ``pretrain``; those given to the study override all others."""
         ours = [f"recipe={self.scale.recipe}", f"device={self.config.device}", *self.scale.options]
-        return [*ours, *self.config.arms[arm], *more, *self.config.run_options]
+        of_arm = [*self.config.arms[arm], *self.scale.arm_options.get(arm, ())]
+        return [*ours, *of_arm, *more, *self.config.run_options]
 
     def compose(self, arm: str, more: Sequence[str] = ()) -> PretrainConfig:
         """The options of an arm. Raises ``ConfigError`` with the name of the arm."""

@@ -176,6 +176,9 @@ def test_every_study_is_valid_at_every_scale(name: str, scale: str, tmp_path: Pa
         assert {run.schedule.shape for run in runs} == {"constant"}, "no run's past depends on its end"
         least, most = config.chosen.target.batch_sizes[0], config.chosen.target.batch_sizes[-1]
         assert (least, most) == {"toy": (64, 1024), "small": (64, 8192), "base": (256, 65_536)}[scale]
+        for run in runs:  # an optimizer that keeps the norm of its matrices begins with those of a usual initialisation
+            if run.optimizer.algorithm in ("adamh", "muonh"):
+                assert run.model.initializer_range == pytest.approx(run.model.hidden_size**-0.5, rel=0.02)
 
 
 def test_the_article_is_what_the_base_scale_runs(tmp_path: Path) -> None:
@@ -196,6 +199,7 @@ def test_the_article_is_what_the_base_scale_runs(tmp_path: Path) -> None:
         (("scales.toy.seeds=[0,1]",), "without the tuning seed"),
         (('scales.toy.arms=["degree 3"]',), r"scales.toy is 'degree 3'; allowed: the arms degree 0.5, degree 1"),
         (("claims=[{arm:degree 3,against:degree 1,source:expected_worse,expects:worse}]",), "claims is 'degree 3'"),
+        (("+scales.toy.arm_options={degree 3:[a]}",), r"scales.toy is 'degree 3'; allowed: the arms degree 0.5"),
         (("scales.toy.samples=100",), "scales.toy.samples is 100; allowed: two batches or more"),
         (("+scales.toy.spikes={degree 0.5:{step:0,factor:10}}",), "spike.step is 0; allowed: 1 or more"),
         (("optimzer.lr=1",), "there is no option .optimzer.lr.; did you mean optimizer.lr"),
