@@ -103,6 +103,12 @@ def require(condition: bool, option: str, found: object, allowed: str) -> None:
         raise ConfigError(f"{option} is {found!r}; allowed: {allowed}{hint}")
 
 
+def require_choice(option: str, found: object, allowed: Iterable[str]) -> None:
+    """``require`` that ``found`` is one of ``allowed``."""
+    known = tuple(allowed)
+    require(found in known, option, found, ", ".join(known))
+
+
 def require_seed(option: str, seed: int, bits: int = 62) -> None:
     """Raise ``ConfigError`` unless ``seed`` is one that all random generators take."""
     require(0 <= seed < 1 << bits, option, seed, f"0 or more and below 2^{bits}")

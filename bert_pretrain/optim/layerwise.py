@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bert_pretrain.errors import require
+from bert_pretrain.errors import require, require_choice
 from bert_pretrain.optim.base import MeasuredOptimizer, eager_step, loss_of
-from bert_pretrain.optim.checks import check_normalization
 from bert_pretrain.optim.joined import Joined, joined_gradients
 from bert_pretrain.optim.layers import on_device
 from bert_pretrain.optim.norms import layer_norms
-from bert_pretrain.optim.options import TWO_KERNELS
+from bert_pretrain.optim.ranges import TWO_KERNELS, check_ranges
 from bert_pretrain.optim.state import Group, State, States, Tensors
 from bert_pretrain.optim.trust import layer_table
 
@@ -46,8 +45,8 @@ class LayerwiseOptimizer(MeasuredOptimizer, ABC):
         max_grad_norm: float | None,
         kernel: str,
     ) -> None:
-        check_normalization(pre_normalization, max_grad_norm)
-        require(kernel in TWO_KERNELS, "kernel", kernel, " | ".join(TWO_KERNELS))
+        check_ranges(pre_normalization=pre_normalization, max_grad_norm=max_grad_norm)
+        require_choice("kernel", kernel, TWO_KERNELS)
         self.pre_normalization, self.max_grad_norm, self.kernel = pre_normalization, max_grad_norm, kernel
         self._updated: list[tuple[list[Tensor], Tensor]] = []
         super().__init__(params, defaults)

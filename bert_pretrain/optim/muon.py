@@ -37,7 +37,7 @@ from bert_pretrain.optim.joined import Joined
 from bert_pretrain.optim.layers import on_device
 from bert_pretrain.optim.layerwise import LayerwiseOptimizer, average, check_matrices, norm_of
 from bert_pretrain.optim.norms import layer_norms
-from bert_pretrain.optim.options import UPDATE_SCALES
+from bert_pretrain.optim.ranges import check_ranges
 from bert_pretrain.optim.state import Group, State, StateFormat, States, Tensors
 
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
@@ -84,7 +84,7 @@ class Muon(LayerwiseOptimizer):
         max_grad_norm: float | None = None,
         kernel: str = "foreach",
     ) -> None:
-        require(update_scale in UPDATE_SCALES, "update_scale", update_scale, " | ".join(UPDATE_SCALES))
+        check_ranges(update_scale=update_scale)
         self.update_scale = update_scale
         scalars = ("radius",) if update_scale == "hyperball" else ()
         self._format = StateFormat(("momentum_buffer",), counts_steps=False, scalars=scalars)
