@@ -25,15 +25,9 @@ OUTAGES = {
 
 
 _OF_DISKS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EMFILE,
-    errno.ENFILE,
-}
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EMFILE", "ENFILE")
+}  # fmt: skip
 """Numbers of errors of disks, permissions and open files that no check can rule out: a disk fills up meanwhile."""
 
 
@@ -83,14 +77,17 @@ class DivergedError(SharedError):
     """Training cannot continue: gradients, weights or moments are not finite."""
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of the message of ``error``, or its type: for a message of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def on_one_line(error: BaseException) -> str:
-    """The message of ``error`` on one line, up to 200 characters of it, or its type."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """The message of ``error`` on one line: its first, and as many more as fit into 200 characters; or its type."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    while len(lines) > 1 and len(" ".join(lines)) > 200:
+        lines.pop()
+    return " ".join(lines) or type(error).__name__
+
+
+def with_type(error: BaseException) -> str:
+    """``on_one_line`` behind the type, for errors of libraries whose message alone may say little."""
+    return f"{type(error).__name__}: {on_one_line(error)}"
 
 
 def require(condition: bool, option: str, found: object, allowed: str) -> None:

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bert_pretrain.errors import with_type
 from bert_pretrain.optim.base import MeasuredOptimizer
 from bert_pretrain.optim.paired import PairedOptimizer
 from bert_pretrain.optim.sharded import ShardedOptimizer
-from bert_pretrain.optim.usable import one_line
 
 TOLERANCE = 1e-3
 _RESULTS = ("grad_norm", "skipped", "nonfinite_state", "_outcome", "_updated")
@@ -123,7 +123,7 @@ class _Comparison:
             optimizer.step()
             return self._difference(changes)
         except Exception as error:  # compilers and drivers fail in many ways
-            return one_line(error)
+            return with_type(error)
 
     @torch.no_grad()
     def _swap(self) -> None:

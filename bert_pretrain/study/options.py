@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from bert_pretrain.data.masking import SPECIAL_TOKENS
+from bert_pretrain.data.masking_rule import SPECIAL_TOKENS
 from bert_pretrain.errors import ConfigError, require, require_seed
 from bert_pretrain.study.verdict import Claim
 

@@ -31,10 +31,10 @@ from torch import Tensor, nn
 
 from bert_pretrain.data.collate import MicroBatch
 from bert_pretrain.distributed.world import World
+from bert_pretrain.errors import with_type
 from bert_pretrain.model.bert import Pieces, PretrainingModel
 from bert_pretrain.model.precision import MixedPrecision
 from bert_pretrain.optim.first_update import guard_first_update
-from bert_pretrain.optim.usable import one_line
 
 DEVICES = ("cuda",)
 FACTOR = 3.0
@@ -137,7 +137,7 @@ def _fault(
             excess = _norms(a - b for a, b in zip(fast, reference, strict=True)) / allowed.clamp(min=1e-30)
             worst = [value if value == value else float("inf") for value in excess.tolist()]
         except Exception as error:  # compilers and drivers fail in many ways
-            return one_line(error), True
+            return with_type(error), True
     if not bool(torch.isfinite(allowed).all()) or max(worst) <= 1.0:
         return "", bool(torch.isfinite(allowed).all())
     names = ["the MLM loss", "the NSP loss", *(f"the gradient of {name}" for name, _ in _trained(model))]

@@ -135,7 +135,7 @@ def test_flags_of_a_step_are_equal_on_all_ranks_and_true_without_gradients(ranks
 def test_what_is_not_possible_with_dtensors_is_refused(ranks: list[dict]) -> None:
     for rank in ranks:
         messages = rank["refusals"]
-        assert messages["fused"] == "kernel is 'fused'; allowed: auto | reference | foreach for DTensors"
+        assert messages["fused"] == "kernel is 'fused'; allowed: auto, reference, foreach for DTensors"
         assert messages["mixed"].startswith("parameters are DTensors and ordinary tensors; allowed: one kind")
         for other in ("LARS", "AdamW", "Adam", "SGD"):
             assert messages[other] == "a parameter is 'a DTensor'; allowed: ordinary tensors, or NVLamb"
