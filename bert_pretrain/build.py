@@ -153,7 +153,7 @@ def build_trainer(
     (shards, heldout, masking), order = data
     words, positions = config.model.vocab_size, config.model.max_position_embeddings
     export_check = partial(check_before_training, Path(config.data.tokenizer), words, positions)
-    world.run_on_all_ranks(lambda: export_check() if world.is_first else None)
+    world.run_on_first_rank(export_check)
     precision = MixedPrecision(config.precision, world.device)
     speed = world.run_on_all_ranks(lambda: resolve_packing(config.speed, config.model, precision.dtype, world.device))
     model = world.run_on_all_ranks(lambda: build_model(config.model, speed, config.seed, world.device))

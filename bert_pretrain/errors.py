@@ -106,6 +106,20 @@ def require_choice(option: str, found: object, allowed: Iterable[str]) -> None:
     require(found in known, option, found, ", ".join(known))
 
 
+def require_least(least: float, options: object, *names: str, prefix: str = "") -> None:
+    """``require`` that those of the attributes ``names`` of ``options`` that are set are ``least`` or more."""
+    for name in names:
+        value = getattr(options, name)
+        require(value is None or value >= least, f"{prefix}{name}", value, f"{least:g} or more")
+
+
+def require_positive(options: object, *names: str, prefix: str = "") -> None:
+    """``require`` that those of the attributes ``names`` of ``options`` that are set are above 0."""
+    for name in names:
+        value = getattr(options, name)
+        require(value is None or value > 0, f"{prefix}{name}", value, "a number above 0")
+
+
 def require_seed(option: str, seed: int, bits: int = 62) -> None:
     """Raise ``ConfigError`` unless ``seed`` is one that all random generators take."""
     require(0 <= seed < 1 << bits, option, seed, f"0 or more and below 2^{bits}")

@@ -182,11 +182,11 @@ def resolve_micro_batch_size(
     if batch.micro_batch_size != AUTO:
         return batch
 
-    def stored() -> str:
-        before = load_progress(Path(newest)) if newest else Progress()
-        return f"{before.micro_batch_size} {before.ranks}"
+    def stored() -> tuple[int, int]:
+        progress = load_progress(Path(newest)) if newest else Progress()
+        return progress.micro_batch_size, progress.ranks
 
-    before, ranks = (int(number) for number in world.run_on_first_rank(stored).split())
+    before, ranks = world.run_on_first_rank(stored)
     if before and ranks == world.size:
         return replace(batch, micro_batch_size=before)
     size = batch.samples_at_once(length)

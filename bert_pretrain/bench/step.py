@@ -54,7 +54,7 @@ def run(config: BenchStepConfig) -> None:
     out = Path(config.out_dir) / "step.json"
     with open_world(config.device) as world:
         config = world.run_on_all_ranks(partial(resolve_model, config))
-        world.run_on_all_ranks(lambda: require_writable(Path(config.out_dir), "out_dir") if world.is_first else None)
+        world.run_on_first_rank(lambda: require_writable(Path(config.out_dir), "out_dir"))
         bandwidth = measured_copy_bandwidth(world.device)
         for outcome in measure(config, world):
             rows = [_row(config, world, name, outcome) for name in outcome.variants]

@@ -63,15 +63,14 @@ def finetune(config: FinetuneConfig, world: World, stop: StopRequest) -> bool:
 def run_seeds(config: FinetuneConfig, world: World, stop: StopRequest, micro_batch: int, accumulation: int) -> bool:
     """Load and check everything, then run each seed that has no result."""
     log: Log = partial(print, flush=True) if world.is_first else (lambda _: None)
-    world.run_on_all_ranks(lambda: check_out_dir(config) if world.is_first else None)
+    world.run_on_first_rank(lambda: check_out_dir(config))
     tokenizer = world.run_on_all_ranks(lambda: load_tokenizer(config.model_dir, config.training.max_length))
     config = world.run_on_all_ranks(partial(with_labels, config, log))
     model = world.run_on_all_ranks(lambda: new_model(config.model_dir, config.task, config.from_scratch, 0, log))
     train, evaluations = world.run_on_all_ranks(lambda: load_data(config, tokenizer, log))
     contents = {f"the {inputs.split} set": inputs.fingerprint for inputs in (train, *evaluations)}
     contents["model_dir"] = fingerprint_of(model, config.from_scratch)
-    found = world.run_on_all_ranks(lambda: claim_out_dir(config, contents) if world.is_first else [])
-    rows: dict[int, Row] = {row["seed"]: row for row in world.gather(found)[0]}
+    rows = {row["seed"]: row for row in world.run_on_first_rank(lambda: claim_out_dir(config, contents))}
     if rows:
         log(f"finished before: seed {', '.join(map(str, rows))}")
     go_on_without_reader()
@@ -99,7 +98,7 @@ def run_seeds(config: FinetuneConfig, world: World, stop: StopRequest, micro_bat
     in_order = [rows[seed] for seed in config.seeds]
     summary = summarize(in_order)
     log(table([*in_order, *({"seed": name, **row} for name, row in summary.items())]))
-    world.run_on_all_ranks(lambda: write_results(config, in_order, summary) if world.is_first else None)
+    world.run_on_first_rank(lambda: write_results(config, in_order, summary))
     log(f"wrote results.json and predictions to {config.out_dir}")
     return True
 
@@ -123,7 +122,7 @@ def run_seed(
             tokenizer.save_pretrained(folder / "model")
         finish_seed(config, row)
 
-    world.run_on_all_ranks(lambda: keep() if world.is_first else None, "writing the result of a seed")
+    world.run_on_first_rank(keep, "writing the result of a seed")
     return row
 
 
