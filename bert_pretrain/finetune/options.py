@@ -101,19 +101,19 @@ class TaskConfig:
     """The one or two text columns in the published files."""
     label_column: str
     """The label column in the published files."""
-    no_header: list[str] | None
-    """Column names, for files that are published without a header line; null: they have one."""
     hub_columns: list[str]
     """The text columns on the hub, where the label column is always called label."""
     labels: list[str]
     """Labels as spelled in the published files, in the order of the hub's label ids; empty for a regression, and for
     tags: those of the training set."""
-    label_range: list[float] | None
-    """Smallest and largest label of a regression."""
     metrics: list[str]
     """accuracy, f1, matthews, pearson, spearman (SQuAD: f1, exact_match; tags: f1, precision, recall,
     accuracy); the first is the task's main metric."""
-    answers: AnswerConfig | None
+    no_header: list[str] | None = None
+    """Column names, for files that are published without a header line; null: they have one."""
+    label_range: list[float] | None = None
+    """Smallest and largest label of a regression."""
+    answers: AnswerConfig | None = None
     """Only for kind squad."""
 
     def __post_init__(self) -> None:
