@@ -62,7 +62,7 @@ class LARS(LayerwiseOptimizer):
         check_ranges(trust_coefficient=trust_coefficient, trust_ratio=trust_ratio)
         self.trust_coefficient, self.clip, self.trust_ratio = trust_coefficient, clip, trust_ratio
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eps": eps}
-        super().__init__(params, defaults, "none", None, kernel)
+        super().__init__(params, defaults, kernel=kernel)
 
     def _applies(self, decay: float) -> bool:
         """Whether (1) applies to layers with this weight decay."""

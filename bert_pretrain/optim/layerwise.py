@@ -28,9 +28,7 @@ class LayerwiseOptimizer(MeasuredOptimizer, ABC):
     Args:
         params: as for ``NVLamb``.
         defaults: options of the groups.
-        pre_normalization: as in ``options.AlgorithmConfig``.
-        max_grad_norm: likewise.
-        kernel: likewise.
+        pre_normalization, max_grad_norm, kernel: as in ``options.AlgorithmConfig``.
 
     Raises ``ConfigError`` as ``NVLamb`` does, and for bf16 or fp16 parameters.
     """
@@ -41,9 +39,10 @@ class LayerwiseOptimizer(MeasuredOptimizer, ABC):
         self,
         params: Iterable[Any],
         defaults: dict[str, Any],
-        pre_normalization: str,
-        max_grad_norm: float | None,
-        kernel: str,
+        *,
+        pre_normalization: str = "none",
+        max_grad_norm: float | None = None,
+        kernel: str = "foreach",
     ) -> None:
         check_ranges(pre_normalization=pre_normalization, max_grad_norm=max_grad_norm)
         require_choice("kernel", kernel, TWO_KERNELS)

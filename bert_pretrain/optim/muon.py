@@ -66,8 +66,7 @@ class Muon(LayerwiseOptimizer):
         weight_decay: as for ``NVLamb``.
         momentum: mu.
         update_scale: k in (3).
-
-    The other options are those of ``options.AlgorithmConfig``.
+        options: as for ``LayerwiseOptimizer``.
     """
 
     _kept = (*LayerwiseOptimizer._kept, "update_scale", "_format")
@@ -80,16 +79,14 @@ class Muon(LayerwiseOptimizer):
         weight_decay: float = 0.0,
         *,
         update_scale: str = "match_rms_adamw",
-        pre_normalization: str = "none",
-        max_grad_norm: float | None = None,
-        kernel: str = "foreach",
+        **options: Any,
     ) -> None:
         check_ranges(update_scale=update_scale)
         self.update_scale = update_scale
         scalars = ("radius",) if update_scale == "hyperball" else ()
         self._format = StateFormat(("momentum_buffer",), counts_steps=False, scalars=scalars)
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        super().__init__(params, defaults, pre_normalization, max_grad_norm, kernel)
+        super().__init__(params, defaults, **options)
 
     def _check_group(self, group: Group) -> None:
         check_matrices(group)
