@@ -84,7 +84,9 @@ def train(config: PretrainConfig, world: World, stop: StopRequest, stated: DataC
     store = CheckpointStore(run_dir / "checkpoints", *kept_ones, log.message, run_dir / RECORD)
     trainer = build_trainer(config, world, log, store, config_yaml)
     facts = session_facts(trainer, config)  # before the metrics are written anew
-    world.run_on_all_ranks(lambda: initialize_run_dir(run_dir, config_yaml, world, log, trainer.progress.step))
+    # Now that all parts are built: a mistake must not claim the directory.
+    world.run_on_first_rank(lambda: write_config(run_dir, config_yaml, trainer.progress.step), "writing config.yaml")
+    world.run_on_all_ranks(lambda: log.resume(trainer.progress.step), "opening the metrics")
     if world.is_first:
         log.start_trackers(config.logging.chosen_trackers(), tracked_run(config), trainer.progress.step)
     trainer.stop = stop
@@ -253,13 +255,6 @@ def tracked_run(config: PretrainConfig) -> TrackedRun:
     logging = config.logging
     project = logging.wandb_project or logging.project
     return TrackedRun(Path(config.run_dir), project, asdict(config), logging.wandb or "auto", logging.mlflow_uri)
-
-
-def initialize_run_dir(run_dir: Path, config_yaml: str, world: World, log: MetricsLog, step: int) -> None:
-    """Write ``config.yaml`` and open the metrics, once all parts are built: a mistake must not claim the directory."""
-    if world.is_first:
-        write_config(run_dir, config_yaml, step)
-    log.resume(step)
 
 
 def open_data(config: PretrainConfig, world: World, log: MetricsLog) -> tuple[Opened, SampleOrder | MixedOrder]:

@@ -8,7 +8,6 @@ known. Under torchrun the all-reduce of the gradients is measured too.
 On a single GPU step.json is written after each variant, and a variant that fails does not end the others.
 """
 
-import json
 import statistics
 import sys
 import time
@@ -31,7 +30,7 @@ from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.data.collate import Counts, StepBatch
 from bert_pretrain.distributed.gradients import sync_gradients
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
-from bert_pretrain.file_system import require_writable
+from bert_pretrain.file_system import require_writable, write_json
 from bert_pretrain.hub.shape import resolve_model
 from bert_pretrain.model.bert import resolve_packing, silence_transformers
 from bert_pretrain.model.flops import training_flops
@@ -60,7 +59,7 @@ def run(config: BenchStepConfig) -> None:
             rows = [_row(config, world, name, outcome) for name in outcome.variants]
             content = {"rows": rows, "failed": outcome.failed, "copy_bandwidth": bandwidth, "options": asdict(config)}
             if world.is_first:
-                out.write_text(json.dumps(content, indent=2), encoding="utf-8")
+                write_json(out, content)
     if world.is_first:
         print_table(rows)
         peak = f"{rows[-1]['matrix_rate'] / 1e12:.3g} TFLOP/s of matrix products"

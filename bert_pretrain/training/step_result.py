@@ -59,19 +59,15 @@ def without_next_sentence(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if "nsp" not in name}
 
 
-class StepResult:
+class StepResult(HostCopy):
     """An enqueued step, whose numbers are being copied to the host."""
 
-    def __init__(self, numbers: torch.Tensor, waited: float = 0.0) -> None:
+    def __init__(self, numbers: torch.Tensor, waited: float) -> None:
         """``numbers``: float64, in the order of ``StepNumbers``. ``waited``: seconds that the step waited for data."""
-        self._copy, self.waited = HostCopy(numbers), waited
-
-    @property
-    def ended(self) -> float:
-        """When the step ended: on a GPU, known once it is read."""
-        return self._copy.ended
+        super().__init__(numbers)
+        self.waited = waited
 
     def read(self) -> StepNumbers:
         """Wait for the copy; the numbers."""
-        values = self._copy.read()
+        values = super().read()
         return StepNumbers(*[*values[:14], values[14:]])
