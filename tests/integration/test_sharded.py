@@ -12,7 +12,7 @@ from bert_pretrain.config_loading import load_config
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import open_world
 from bert_pretrain.training.metrics import read_rows
-from tests.conftest import TEST_RECIPE, run_module
+from tests.conftest import TEST_RECIPE, succeed
 
 FAMILY = [
     "nvlamb", "nvlamb_foreach", "nvlamb_reference", "nvidia_code", "lamb", "lars", "larc", "adamw", "adam", "sgd",
@@ -34,8 +34,7 @@ def run_options(shard_dir: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def ranks(out: Path, shard_dir: Path) -> list[dict]:
     """The results of both ranks; ``out`` holds their runs."""
-    done = run_module("tests.integration.sharded_worker", str(out), *run_options(shard_dir), processes=2)
-    assert done.returncode == 0, done.stderr
+    succeed("tests.integration.sharded_worker", str(out), *run_options(shard_dir), processes=2)
     return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
