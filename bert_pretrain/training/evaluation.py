@@ -17,9 +17,8 @@ from bert_pretrain.data.prefetch import prefetched
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.model.bert import PretrainingModel, PretrainingSums
-from bert_pretrain.training.host_copy import HostCopy
 from bert_pretrain.training.metrics import Row
-from bert_pretrain.training.step_result import without_next_sentence
+from bert_pretrain.training.step_result import HostCopy, without_next_sentence
 
 _COLUMNS = 6  # PretrainingSums, masked tokens, samples
 _AHEAD = 2  # micro-batches that are read in advance

@@ -34,7 +34,7 @@ from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import with_type
 from bert_pretrain.model.bert import Pieces, PretrainingModel
 from bert_pretrain.model.precision import MixedPrecision
-from bert_pretrain.optim.first_update import guard_first_update
+from bert_pretrain.optim.first_update import first_fault, guard_first_update
 
 DEVICES = ("cuda",)
 FACTOR = 3.0
@@ -95,11 +95,8 @@ def check_model(
             trial: Path = replace(chosen, **checks[name][0])  # type: ignore[arg-type]
             with world.busy(f"comparing {name} with plain PyTorch"), torch.random.fork_rng(devices):
                 fault, compared = _fault(model, precision, micro_batch, chosen, trial)
-            faults = [(rank, text) for rank, text in enumerate(world.gather(fault)) if text]
-            if faults:
-                rank, text = faults[0]
-                where = f" on rank {rank}" if world.size > 1 else ""
-                report(f"{name}{where}: {text}; the run goes on without it")
+            if found := first_fault(world.gather(fault)):
+                report(f"{name}{found}; the run goes on without it")
                 continue
             chosen = trial
             if compared:
