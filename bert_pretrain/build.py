@@ -44,7 +44,7 @@ from bert_pretrain.plan.hardware_peaks import data_sheet_rate, device_name, meas
 from bert_pretrain.plan.run import describe_plan
 from bert_pretrain.report.run import write_report
 from bert_pretrain.same_run import check_run_dir, write_config
-from bert_pretrain.starting import find_checkpoint, resolve_micro_batch_size, resume, start
+from bert_pretrain.starting import RunStart
 from bert_pretrain.trackers.choice import load_trackers
 from bert_pretrain.trackers.tracker import DIVERGED, FAILED, FINISHED, STOPPED, TrackedRun
 from bert_pretrain.training.metrics import MetricsLog
@@ -149,7 +149,7 @@ def build_trainer(
     """All parts of a run, restored from the newest checkpoint in ``store`` if there is one.
 
     Work that can fail on one rank alone runs in ``world.run_on_all_ranks``, so that all ranks exit with its message.
-    The collectives are in between: in ``resolve_micro_batch_size``, ``resume`` and ``Trainer``.
+    The collectives are in between: in ``RunStart`` and ``Trainer``.
     """
     data = world.run_on_all_ranks(lambda: open_data(config, world, log), "reading and checking the shards")
     (shards, heldout, masking), order = data
@@ -160,14 +160,12 @@ def build_trainer(
     speed = world.run_on_all_ranks(lambda: resolve_packing(config.speed, config.model, precision.dtype, world.device))
     model = world.run_on_all_ranks(lambda: build_model(config.model, speed, config.seed, world.device))
     optimizer = world.run_on_all_ranks(lambda: build_optimizer(model, config.optimizer))  # freezes: saves memory
-    newest = world.run_on_first_rank(lambda: find_checkpoint(config, store, world, log))
-    batch = resolve_micro_batch_size(config, model, precision, shards, world, newest, log)
+    start = RunStart(config, world, log, model, optimizer, precision, shards)
+    newest = world.run_on_first_rank(lambda: start.find_checkpoint(store))
+    batch = start.resolve_micro_batch_size(newest)
     cut = batch.global_batch_size, batch.samples_at_once(config.data.sequence_length), world.size
     plan = world.run_on_all_ranks(lambda: BatchPlan(*cut))
-    if newest:
-        progress = resume(newest, model, optimizer, precision, shards, world, log)
-    else:
-        progress = start(config, model, optimizer, shards, world, log)
+    progress = start.resume(newest) if newest else start.begin()
     resolved, dtype = replace(config, batch=batch), dtype_name(precision.dtype)
     mixture = describe_mixture(shards, order, config.schedule.total_steps * batch.global_batch_size)
     log.message(describe_plan(resolved, world.size, world.device.type, dtype, shards.samples, mixture))
