@@ -30,6 +30,7 @@ from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.data.collate import Counts, StepBatch
 from bert_pretrain.distributed.gradients import sync_gradients
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
+from bert_pretrain.errors import with_type
 from bert_pretrain.file_system import require_writable, write_json
 from bert_pretrain.hub.shape import resolve_model
 from bert_pretrain.model.bert import resolve_packing, silence_transformers
@@ -128,7 +129,7 @@ def measure(config: BenchStepConfig, world: World) -> Iterator[Outcome]:
         except RuntimeError as error:  # also those of compilers, and of memory
             if not alone or world.size > 1 or not outcome.variants:
                 raise
-            outcome.failed[group[0]] = f"{type(error).__name__}: {error}"
+            outcome.failed[group[0]] = with_type(error)
             print(f"failed {group[0]}: {outcome.failed[group[0]]}", file=sys.stderr)
             continue
         configs = {k: replace(c, batch=replace(c.batch, micro_batch_size=size)) for k, c in configs.items()}

@@ -192,8 +192,7 @@ def open_world(
     except RuntimeError as error:
         if watchdog is None or not is_collective_error(error):
             raise
-        first_sentence = str(error).strip().partition("\n")[0].partition(". ")[0]
-        watchdog.collective_failed(re.sub(r"^\[\S+\] ", "", first_sentence))  # without gloo's file and line
+        watchdog.collective_failed(re.sub(r"^\[\S+\] ", "", _first_sentence(error)))  # without gloo's file and line
     finally:
         if watchdog is not None:
             watchdog.stop()
@@ -207,12 +206,16 @@ def _connect(timeout: timedelta) -> dist.Store:
         store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise ConfigError(
-            f"the ranks did not meet at {place} ({reason}); check that every rank was started with this address, that "
-            "the port is free on rank 0's node, and that no firewall blocks it"
+            f"the ranks did not meet at {place} ({_first_sentence(error)}); check that every rank was started with "
+            "this address, that the port is free on rank 0's node, and that no firewall blocks it"
         ) from None
     return store
+
+
+def _first_sentence(error: Exception) -> str:
+    """Of the first line of a message of torch, which goes on with advice or a stack."""
+    return str(error).strip().partition("\n")[0].partition(". ")[0]
 
 
 def _set_up_device(world: World, local_size: int) -> None:

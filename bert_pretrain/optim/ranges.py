@@ -37,8 +37,8 @@ def check_ranges(prefix: str = "", /, **options: Any) -> None:
         if name in CHOICES:
             require_choice(f"{prefix}{name}", value, CHOICES[name])
         elif name in _RANGES and value is not None:
-            fits, allowed = _RANGES[name]
-            require(fits(value), f"{prefix}{name}", value, allowed)
+            is_within, allowed = _RANGES[name]
+            require(is_within(value), f"{prefix}{name}", value, allowed)
     for name in ("phi", "ratio"):
         low, high = options.get(f"{name}_min"), options.get(f"{name}_max")
         fits = low is None or high is None or low <= high
