@@ -31,7 +31,8 @@ from safetensors.torch import load_file
 
 from bert_pretrain import pretrain
 from bert_pretrain.checkpoint.files import find_fault
-from bert_pretrain.checkpoint.store import CheckpointStore, load_progress
+from bert_pretrain.checkpoint.find import newest_valid
+from bert_pretrain.checkpoint.store import load_progress
 from bert_pretrain.errors import EXIT_MISTAKE, EXIT_STOPPED
 from tests.conftest import TEST_RECIPE, make_shards
 
@@ -119,7 +120,7 @@ def rows(run_dir: Path) -> list[dict[str, Any]]:
 
 def newest(run_dir: Path) -> int:
     """The step of the newest valid checkpoint; 0 if there is none."""
-    found = CheckpointStore(run_dir / "checkpoints", 1, None).newest_valid(lambda _: None)
+    found = newest_valid(run_dir / "checkpoints", lambda _: None)
     return 0 if found is None else load_progress(found).step
 
 
