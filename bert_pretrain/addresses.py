@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 
-from bert_pretrain.errors import OUTAGES, ConfigError
+from bert_pretrain.errors import OUTAGES, ConfigError, on_one_line
 from bert_pretrain.retry import retried, say
 
 BLOCK = 8 << 20
@@ -253,7 +253,7 @@ def _explained(error: Exception, address: Address) -> OSError | ConfigError:
         error = error.__cause__  # fsspec also says so if a web server answers with an error
     status = http_status(error)
     number = error.errno if isinstance(error, OSError) else None
-    reason = without_secrets(" ".join(str(error).split())) or type(error).__name__
+    reason = without_secrets(on_one_line(error))
     if status is not None:
         reason = f"HTTP {status}"
     if isinstance(error, FileNotFoundError) or status in (404, 410):

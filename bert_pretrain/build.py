@@ -44,7 +44,7 @@ from bert_pretrain.plan.hardware_peaks import data_sheet_rate, device_name, meas
 from bert_pretrain.plan.run import describe_plan
 from bert_pretrain.report.run import write_report
 from bert_pretrain.same_run import check_run_dir, write_config
-from bert_pretrain.starting import find_checkpoint, resolve_micro_batch_size, resume, start
+from bert_pretrain.starting import RunStart
 from bert_pretrain.trackers.choice import load_trackers
 from bert_pretrain.trackers.tracker import DIVERGED, FAILED, FINISHED, STOPPED, TrackedRun
 from bert_pretrain.training.metrics import MetricsLog
@@ -84,7 +84,9 @@ def train(config: PretrainConfig, world: World, stop: StopRequest, stated: DataC
     store = CheckpointStore(run_dir / "checkpoints", *kept_ones, log.message, run_dir / RECORD)
     trainer = build_trainer(config, world, log, store, config_yaml)
     facts = session_facts(trainer, config)  # before the metrics are written anew
-    world.run_on_all_ranks(lambda: initialize_run_dir(run_dir, config_yaml, world, log, trainer.progress.step))
+    # Now that all parts are built: a mistake must not claim the directory.
+    world.run_on_first_rank(lambda: write_config(run_dir, config_yaml, trainer.progress.step), "writing config.yaml")
+    world.run_on_all_ranks(lambda: log.resume(trainer.progress.step), "opening the metrics")
     if world.is_first:
         log.start_trackers(config.logging.chosen_trackers(), tracked_run(config), trainer.progress.step)
     trainer.stop = stop
@@ -147,25 +149,23 @@ def build_trainer(
     """All parts of a run, restored from the newest checkpoint in ``store`` if there is one.
 
     Work that can fail on one rank alone runs in ``world.run_on_all_ranks``, so that all ranks exit with its message.
-    The collectives are in between: in ``resolve_micro_batch_size``, ``resume`` and ``Trainer``.
+    The collectives are in between: in ``RunStart`` and ``Trainer``.
     """
     data = world.run_on_all_ranks(lambda: open_data(config, world, log), "reading and checking the shards")
     (shards, heldout, masking), order = data
     words, positions = config.model.vocab_size, config.model.max_position_embeddings
     export_check = partial(check_before_training, Path(config.data.tokenizer), words, positions)
-    world.run_on_all_ranks(lambda: export_check() if world.is_first else None)
+    world.run_on_first_rank(export_check)
     precision = MixedPrecision(config.precision, world.device)
     speed = world.run_on_all_ranks(lambda: resolve_packing(config.speed, config.model, precision.dtype, world.device))
     model = world.run_on_all_ranks(lambda: build_model(config.model, speed, config.seed, world.device))
     optimizer = world.run_on_all_ranks(lambda: build_optimizer(model, config.optimizer))  # freezes: saves memory
-    newest = world.run_on_first_rank(lambda: find_checkpoint(config, store, world, log))
-    batch = resolve_micro_batch_size(config, model, precision, shards, world, newest, log)
+    start = RunStart(config, world, log, model, optimizer, precision, shards)
+    newest = world.run_on_first_rank(lambda: start.find_checkpoint(store))
+    batch = start.resolve_micro_batch_size(newest)
     cut = batch.global_batch_size, batch.samples_at_once(config.data.sequence_length), world.size
     plan = world.run_on_all_ranks(lambda: BatchPlan(*cut))
-    if newest:
-        progress = resume(newest, model, optimizer, precision, shards, world, log)
-    else:
-        progress = start(config, model, optimizer, shards, world, log)
+    progress = start.resume(newest) if newest else start.begin()
     resolved, dtype = replace(config, batch=batch), dtype_name(precision.dtype)
     mixture = describe_mixture(shards, order, config.schedule.total_steps * batch.global_batch_size)
     log.message(describe_plan(resolved, world.size, world.device.type, dtype, shards.samples, mixture))
@@ -253,13 +253,6 @@ def tracked_run(config: PretrainConfig) -> TrackedRun:
     logging = config.logging
     project = logging.wandb_project or logging.project
     return TrackedRun(Path(config.run_dir), project, asdict(config), logging.wandb or "auto", logging.mlflow_uri)
-
-
-def initialize_run_dir(run_dir: Path, config_yaml: str, world: World, log: MetricsLog, step: int) -> None:
-    """Write ``config.yaml`` and open the metrics, once all parts are built: a mistake must not claim the directory."""
-    if world.is_first:
-        write_config(run_dir, config_yaml, step)
-    log.resume(step)
 
 
 def open_data(config: PretrainConfig, world: World, log: MetricsLog) -> tuple[Opened, SampleOrder | MixedOrder]:

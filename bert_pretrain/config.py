@@ -6,8 +6,8 @@ from omegaconf import OmegaConf
 
 from bert_pretrain.data.batch_plan import BatchConfig
 from bert_pretrain.data.options import DataConfig
-from bert_pretrain.distributed.options import CommunicationConfig
-from bert_pretrain.errors import ConfigError, require, require_seed
+from bert_pretrain.distributed.options import DEVICES, CommunicationConfig
+from bert_pretrain.errors import ConfigError, require, require_choice, require_seed
 from bert_pretrain.model.options import ModelConfig, PrecisionConfig, SpeedConfig
 from bert_pretrain.optim.options import OptimizerConfig, ScheduleConfig
 from bert_pretrain.stored_options import FORMAT_VERSION
@@ -57,25 +57,21 @@ class PretrainConfig:
         for name, allowed in (("init_moments", ("keep", "restart", "reset")), ("init_positions", POSITIONS)):
             value = getattr(self, name)
             require(value is None or value in allowed, name, value, ", ".join((*allowed, "null")))
-        require(self.init_progress in ("keep", "reset"), "init_progress", self.init_progress, "keep, reset")
+        require_choice("init_progress", self.init_progress, ("keep", "reset"))
         if self.init_progress == "keep" and (self.init_from is None or self.init_moments not in ("keep", None)):
             raise ConfigError(
                 f"init_progress is 'keep' with init_from={self.init_from} and init_moments={self.init_moments}; "
                 "allowed: with init_from=CHECKPOINT and init_moments=keep"
             )
-        require(self.device in ("auto", "cpu", "cuda"), "device", self.device, "auto, cpu, cuda")
+        require_choice("device", self.device, DEVICES)
         first, total = (self.logging.profile_steps or [1])[0], self.schedule.total_steps
         require(first <= total, "logging.profile_steps", first, f"steps up to schedule.total_steps ({total})")
         pairs = self.model.next_sentence and self.data.kind != "shards"
         reason = f"false with data.kind={self.data.kind}, which has no pairs (for those: bert-pretrain prepare)"
         require(not pairs, "model.next_sentence", self.model.next_sentence, reason)
         length, limit = self.data.sequence_length, self.model.max_position_embeddings
-        require(
-            limit is None or length <= limit,
-            "data.sequence_length",
-            length,
-            f"up to model.max_position_embeddings ({limit})",
-        )
+        fits = limit is None or length <= limit
+        require(fits, "data.sequence_length", length, f"up to model.max_position_embeddings ({limit})")
 
 
 def resolved_yaml(config: PretrainConfig) -> str:

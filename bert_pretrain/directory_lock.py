@@ -93,10 +93,10 @@ def lock_beside(out_dir: Path) -> DirectoryLock:
     return lock_directory(out_dir.parent, f"out_dir {out_dir.name} in", f".{out_dir.name}.lock")
 
 
-def is_touched(directory: Path, name: str = LOCK) -> bool:
+def is_touched(directory: Path) -> bool:
     """Whether a process has touched the lock of ``directory`` lately, by this machine's clock. Changes nothing."""
     try:
-        return time.time() - (directory / name).stat().st_mtime < SILENCE
+        return time.time() - (directory / LOCK).stat().st_mtime < SILENCE
     except FileNotFoundError:
         return False
 

@@ -25,15 +25,9 @@ OUTAGES = {
 
 
 _OF_DISKS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EMFILE,
-    errno.ENFILE,
-}
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EMFILE", "ENFILE")
+}  # fmt: skip
 """Numbers of errors of disks, permissions and open files that no check can rule out: a disk fills up meanwhile."""
 
 
@@ -83,14 +77,17 @@ class DivergedError(SharedError):
     """Training cannot continue: gradients, weights or moments are not finite."""
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of the message of ``error``, or its type: for a message of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def on_one_line(error: BaseException) -> str:
-    """The message of ``error`` on one line, up to 200 characters of it, or its type."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """The message of ``error`` on one line: its first, and as many more as fit into 200 characters; or its type."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    while len(lines) > 1 and len(" ".join(lines)) > 200:
+        lines.pop()
+    return " ".join(lines) or type(error).__name__
+
+
+def with_type(error: BaseException) -> str:
+    """``on_one_line`` behind the type, for errors of libraries whose message alone may say little."""
+    return f"{type(error).__name__}: {on_one_line(error)}"
 
 
 def require(condition: bool, option: str, found: object, allowed: str) -> None:
@@ -101,6 +98,26 @@ def require(condition: bool, option: str, found: object, allowed: str) -> None:
         near = difflib.get_close_matches(str(found), choices, 1) if is_list else []
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ConfigError(f"{option} is {found!r}; allowed: {allowed}{hint}")
+
+
+def require_choice(option: str, found: object, allowed: Iterable[str]) -> None:
+    """``require`` that ``found`` is one of ``allowed``."""
+    known = tuple(allowed)
+    require(found in known, option, found, ", ".join(known))
+
+
+def require_least(least: float, options: object, *names: str, prefix: str = "") -> None:
+    """``require`` that those of the attributes ``names`` of ``options`` that are set are ``least`` or more."""
+    for name in names:
+        value = getattr(options, name)
+        require(value is None or value >= least, f"{prefix}{name}", value, f"{least:g} or more")
+
+
+def require_positive(options: object, *names: str, prefix: str = "") -> None:
+    """``require`` that those of the attributes ``names`` of ``options`` that are set are above 0."""
+    for name in names:
+        value = getattr(options, name)
+        require(value is None or value > 0, f"{prefix}{name}", value, "a number above 0")
 
 
 def require_seed(option: str, seed: int, bits: int = 62) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from bert_pretrain.errors import OUTAGES, ConfigError, OutageError, number_of
+from bert_pretrain.errors import OUTAGES, ConfigError, OutageError, number_of, on_one_line
 from bert_pretrain.launch_environment import local_rank
 
 Result = TypeVar("Result")
@@ -93,7 +93,7 @@ def read_error(error: Exception, what: str, advice: str) -> OSError | ConfigErro
     HDF5 states the number of the system's error in its text only. An error without a number is damage.
     """
     number = number_of(error)
-    reason = os.strerror(number) if number else " ".join(str(error).split()) or type(error).__name__
+    reason = os.strerror(number) if number else on_one_line(error)
     if number in OUTAGES:
         return OSError(number, reason)
     if number in (errno.ENOENT, errno.ENOTDIR):

@@ -7,13 +7,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from bert_pretrain.checkpoint.find import RECORD, checkpoints_in
+from bert_pretrain.checkpoint.find import RECORD, checkpoints_in, step_of
 from bert_pretrain.config import PretrainConfig, resolved_yaml
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.file_system import replace_file
 from bert_pretrain.optim.options import ScheduleConfig
 from bert_pretrain.optim.schedule import changed_past
 from bert_pretrain.stored_options import flat, parse_options, read_options, read_progress, read_text
+from bert_pretrain.training.metrics import read_rows
 
 # Options that may differ when a run is resumed: they change neither the samples of a step nor, except for rounding, its
 # arithmetic.
@@ -134,10 +135,8 @@ def steps_done(run_dir: Path) -> int:
     """The steps of a run that stand: those of its newest checkpoint; without one, those in its metrics."""
     newest = newest_by_name(run_dir)
     if newest != run_dir:
-        return int(newest.name.removeprefix("step_"))
-    metrics = run_dir / "metrics.jsonl"
-    rows = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
-    return max((int(found[1]) for row in rows if (found := re.match(r'{"step": (\d+)', row))), default=0)
+        return step_of(newest)
+    return max((row["step"] for row in read_rows(run_dir / "metrics.jsonl")), default=0)
 
 
 def check_same_run(now: str, before: str, run_dir: str, applied: int | None = None, branch: Path | None = None) -> None:

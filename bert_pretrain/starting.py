@@ -1,6 +1,7 @@
 """Where a run starts: from its newest checkpoint, from the checkpoint that it branches from, or at step 0."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,22 +34,141 @@ from bert_pretrain.training.metrics import REPLACED, MetricsLog, read_rows
 from bert_pretrain.training.micro_batch_size import micro_batch_that_fits
 
 
-def find_checkpoint(config: PretrainConfig, store: CheckpointStore, world: World, log: MetricsLog) -> str:
-    """The checkpoint that the run goes on from: its newest valid one, or that of which it is a branch; else empty.
+@dataclass
+class RunStart:
+    """The parts that a run has before it is known where it starts, and the ways to start it."""
 
-    Raises ``ConfigError`` if the run has saved checkpoints and none is valid.
-    """
-    run_dir = store.directory.parent
-    trained = store.record is not None and has_saved(run_dir, config.checkpoint.every_steps)
-    found = newest_to_resume(store.directory, store.record, log.message, world.report_progress, trained)
-    if found is None and store.record is not None and (reached := max(logged_steps(run_dir))):
-        log.message(
-            f"{run_dir} has metrics up to step {reached} and no checkpoint: the run begins again, and these rows go to "
-            f"{REPLACED}"
-        )
-    if found is None and config.init_progress == "keep":
-        found = find_source(config.init_from or "", "init_from", log.message).checkpoint
-    return str(found or "")
+    config: PretrainConfig
+    world: World
+    log: MetricsLog
+    model: PretrainingModel
+    optimizer: Optimizer
+    precision: MixedPrecision
+    shards: Samples
+
+    def find_checkpoint(self, store: CheckpointStore) -> str:
+        """The checkpoint that the run goes on from: its newest valid one, or that of which it is a branch; else empty.
+
+        Raises ``ConfigError`` if the run has saved checkpoints and none is valid.
+        """
+        config, log, run_dir = self.config, self.log, store.directory.parent
+        trained = store.record is not None and has_saved(run_dir, config.checkpoint.every_steps)
+        found = newest_to_resume(store.directory, store.record, log.message, self.world.report_progress, trained)
+        if found is None and store.record is not None and (reached := max(logged_steps(run_dir))):
+            log.message(
+                f"{run_dir} has metrics up to step {reached} and no checkpoint: the run begins again, and these rows "
+                f"go to {REPLACED}"
+            )
+        if found is None and config.init_progress == "keep":
+            found = find_source(config.init_from or "", "init_from", log.message).checkpoint
+        return str(found or "")
+
+    def resume(self, checkpoint: str) -> Progress:
+        """Load ``checkpoint``, which rank 0 has found valid, on every rank."""
+        path, world, log, shards = Path(checkpoint), self.world, self.log, self.shards
+
+        def load() -> Progress:
+            if not path.is_dir():
+                raise ConfigError(
+                    f"rank 0 resumes from {path}, which this node does not see; run_dir must lie on a file system that "
+                    "all nodes share"
+                )
+            if load_progress(path).data_fingerprint != shards.fingerprint:
+                raise ConfigError(
+                    f"{path} was trained on other shards than those in data.dir now; restore them, or give another "
+                    f"run_dir with init_from={path} init_progress=reset"
+                )
+            return restore(path, self.model, self.optimizer, self.precision, world.device)
+
+        what = f"checkpoint {path}"
+        patiently = partial(retried, load, what, log.message, world.report_progress)
+        progress: Progress = world.run_on_all_ranks(patiently, f"reading {what}")
+        if isinstance(shards, StreamReader):
+            shards.restore(progress.bookmarks)
+        log.message(f"resuming from {path}, step {progress.step}")
+        return progress
+
+    def begin(self) -> Progress:
+        """The progress of a new run, after loading weights and moments from ``init_from`` if it is set.
+
+        Rank 0 verifies the checkpoint, and all load the one that it has found.
+        """
+        name, log = self.config.init_from, self.log
+        if name is not None:
+
+            def find() -> str:
+                return str(find_source(name, "init_from", log.message).checkpoint or name)
+
+            found = self.world.run_on_first_rank(find)
+            patiently = partial(retried, partial(self._load_source, found), f"init_from {found}", log.message)
+            self.world.run_on_all_ranks(patiently, "reading init_from")
+        return Progress(data_fingerprint=self.shards.fingerprint)
+
+    def _load_source(self, found: str) -> None:
+        """Load weights and moments from ``found``: a checkpoint that is verified, or the model of ``init_from``."""
+        config, log = self.config, self.log
+        source = find_source(found, "init_from", log.message, checked=False)
+        log.message(f"weights from {source.folder}")
+        tokenizer = Path(config.data.tokenizer)
+        changes = load_pretrained(self.model, source, tokenizer, log.message, config.init_positions)
+        if source.checkpoint is None:
+            fault: str | None = "it is no checkpoint of this program"
+        else:
+            fault = "; ".join(changes) or moments_fault(config, source.checkpoint)
+        if config.init_moments in ("keep", "restart") and fault:
+            raise ConfigError(
+                f"init_moments is {config.init_moments!r}, but init_from {config.init_from!r} has no moments that fit: "
+                f"{fault}; give init_moments=reset"
+            )
+        moments = config.init_moments or ("reset" if fault else "keep")
+        if source.checkpoint is not None and moments != "reset":
+            self._load_moments(source.checkpoint, restarted=moments == "restart")
+        log.message(f"moments: {moments}" + (f" ({fault})" if fault and config.init_moments is None else ""))
+
+    def _load_moments(self, checkpoint: Path, restarted: bool) -> None:
+        """``restarted``: with step counts of 0."""
+        state = load_optimizer_state(checkpoint, self.world.device)
+        with loading(checkpoint / "optimizer.pt"):
+            for entry in state["state"].values() if restarted else ():
+                if "step" in entry:  # momentum has no step count
+                    entry["step"] = torch.zeros_like(entry["step"])
+            state, difference = moments_by_name(state, self.optimizer)
+            self.optimizer.load_state_dict(state)
+        if difference:
+            self.log.message(difference)
+
+    def resolve_micro_batch_size(self, newest: str) -> BatchConfig:
+        """``config.batch`` with the micro-batch size as a number, the same on all ranks.
+
+        ``auto``: that of the checkpoint ``newest``, if as many ranks have written it; else it is found anew.
+        """
+        batch, length, world = self.config.batch, self.config.data.sequence_length, self.world
+        if batch.micro_batch_size != AUTO:
+            return batch
+
+        def stored() -> tuple[int, int]:
+            progress = load_progress(Path(newest)) if newest else Progress()
+            return progress.micro_batch_size, progress.ranks
+
+        before, ranks = world.run_on_first_rank(stored)
+        if before and ranks == world.size:
+            return replace(batch, micro_batch_size=before)
+        size = batch.samples_at_once(length)
+        if world.device.type == "cuda":
+            share = -(-batch.global_batch_size // world.size)
+            sizes = share, length, self.shards.max_predictions
+            most = micro_batch_that_fits(self.model, self.precision, world, *sizes, bool(self.model.speed.packing))
+            size = even_size(share, most)
+            cut = f"{-(-share // size)} micro-batches of {size} samples on each rank"
+            self.log.message(
+                f"batch.micro_batch_size=auto: {cut}; {most} of its {share} samples fit into memory at once"
+            )
+        if before:
+            self.log.message(
+                f"batch.micro_batch_size=auto: {size} samples on {world.size} ranks; it was {before} on {ranks}, which "
+                "rounds sums and draws dropout in another way"
+            )
+        return replace(batch, micro_batch_size=size)
 
 
 def has_saved(run_dir: Path, every: int) -> bool:
@@ -70,136 +190,3 @@ def has_saved(run_dir: Path, every: int) -> bool:
 def logged_steps(run_dir: Path) -> list[int]:
     """The steps in the metrics of a run; 0 without."""
     return [int(row["step"]) for row in read_rows(run_dir / "metrics.jsonl")] or [0]
-
-
-def resume(
-    checkpoint: str,
-    model: PretrainingModel,
-    optimizer: Optimizer,
-    precision: MixedPrecision,
-    shards: Samples,
-    world: World,
-    log: MetricsLog,
-) -> Progress:
-    """Load ``checkpoint``, which rank 0 has found valid, on every rank."""
-    path = Path(checkpoint)
-
-    def load() -> Progress:
-        if not path.is_dir():
-            raise ConfigError(
-                f"rank 0 resumes from {path}, which this node does not see; run_dir must lie on a file system that all "
-                "nodes share"
-            )
-        if load_progress(path).data_fingerprint != shards.fingerprint:
-            raise ConfigError(
-                f"{path} was trained on other shards than those in data.dir now; restore them, or give another run_dir "
-                f"with init_from={path} init_progress=reset"
-            )
-        return restore(path, model, optimizer, precision, world.device)
-
-    what = f"checkpoint {path}"
-    progress = world.run_on_all_ranks(
-        lambda: retried(load, what, log.message, world.report_progress), f"reading {what}"
-    )
-    if isinstance(shards, StreamReader):
-        shards.restore(progress.bookmarks)
-    log.message(f"resuming from {path}, step {progress.step}")
-    return progress
-
-
-def start(
-    config: PretrainConfig,
-    model: PretrainingModel,
-    optimizer: Optimizer,
-    shards: Samples,
-    world: World,
-    log: MetricsLog,
-) -> Progress:
-    """The progress of a new run, after loading weights and moments from ``init_from`` if it is set.
-
-    Rank 0 verifies the checkpoint, and all load the one that it has found.
-    """
-    if config.init_from is not None:
-        name = config.init_from
-
-        def find() -> str:
-            source = find_source(name, "init_from", log.message)
-            return str(source.checkpoint or name)
-
-        found = world.run_on_first_rank(find)
-        parts = config, found, model, optimizer, world, log
-        world.run_on_all_ranks(
-            lambda: retried(lambda: load_source(*parts), f"init_from {found}", log.message), "reading init_from"
-        )
-    return Progress(data_fingerprint=shards.fingerprint)
-
-
-def load_source(
-    config: PretrainConfig, found: str, model: PretrainingModel, optimizer: Optimizer, world: World, log: MetricsLog
-) -> None:
-    """Load weights and moments from ``found``, a checkpoint that is verified or the model that ``init_from`` names."""
-    source = find_source(found, "init_from", log.message, checked=False)
-    log.message(f"weights from {source.folder}")
-    changes = load_pretrained(model, source, Path(config.data.tokenizer), log.message, config.init_positions)
-    if source.checkpoint is None:
-        fault: str | None = "it is no checkpoint of this program"
-    else:
-        fault = "; ".join(changes) or moments_fault(config, source.checkpoint)
-    if config.init_moments in ("keep", "restart") and fault:
-        raise ConfigError(
-            f"init_moments is {config.init_moments!r}, but init_from {config.init_from!r} has no moments that fit: "
-            f"{fault}; give init_moments=reset"
-        )
-    moments = config.init_moments or ("reset" if fault else "keep")
-    if source.checkpoint is not None and moments != "reset":
-        state = load_optimizer_state(source.checkpoint, world.device)
-        with loading(source.checkpoint / "optimizer.pt"):
-            if moments == "restart":
-                for entry in state["state"].values():
-                    if "step" in entry:  # momentum has no step count
-                        entry["step"] = torch.zeros_like(entry["step"])
-            state, difference = moments_by_name(state, optimizer)
-            optimizer.load_state_dict(state)
-        if difference:
-            log.message(difference)
-    log.message(f"moments: {moments}" + (f" ({fault})" if fault and config.init_moments is None else ""))
-
-
-def resolve_micro_batch_size(
-    config: PretrainConfig,
-    model: PretrainingModel,
-    precision: MixedPrecision,
-    shards: Samples,
-    world: World,
-    newest: str,
-    log: MetricsLog,
-) -> BatchConfig:
-    """``config.batch`` with the micro-batch size as a number, the same on all ranks.
-
-    ``auto``: that of the checkpoint ``newest``, if as many ranks have written it; else it is found anew.
-    """
-    batch, length = config.batch, config.data.sequence_length
-    if batch.micro_batch_size != AUTO:
-        return batch
-
-    def stored() -> str:
-        before = load_progress(Path(newest)) if newest else Progress()
-        return f"{before.micro_batch_size} {before.ranks}"
-
-    before, ranks = (int(number) for number in world.run_on_first_rank(stored).split())
-    if before and ranks == world.size:
-        return replace(batch, micro_batch_size=before)
-    size = batch.samples_at_once(length)
-    if world.device.type == "cuda":
-        share = -(-batch.global_batch_size // world.size)
-        sizes = share, length, shards.max_predictions
-        most = micro_batch_that_fits(model, precision, world, *sizes, bool(model.speed.packing))
-        size = even_size(share, most)
-        cut = f"{-(-share // size)} micro-batches of {size} samples on each rank"
-        log.message(f"batch.micro_batch_size=auto: {cut}; {most} of its {share} samples fit into memory at once")
-    if before:
-        log.message(
-            f"batch.micro_batch_size=auto: {size} samples on {world.size} ranks; it was {before} on {ranks}, which "
-            "rounds sums and draws dropout in another way"
-        )
-    return replace(batch, micro_batch_size=size)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bert_pretrain.data.masking import MaskingRule, restore_ids
+from bert_pretrain.data.masking_rule import MaskingRule, restore_ids
 from bert_pretrain.data.shard_directory import (
     MANIFEST,
     SPLITS,

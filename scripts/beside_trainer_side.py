@@ -151,7 +151,7 @@ def run_ours(config: Any, work: Path, job: dict[str, Any], turns: Turns) -> None
 def unmasked_samples(config: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Ids and segments of the training samples as a tokenizer gives them: without masks and padding."""
     from bert_pretrain.data.dataset import open_split
-    from bert_pretrain.data.masking import restore_ids
+    from bert_pretrain.data.masking_rule import restore_ids
 
     shards = open_split(config.data, "train", config.model.vocab_size)
     assert shards is not None

@@ -11,7 +11,6 @@ before. After a stop both ranks must exit with status 75. At the end the weights
 run bit for bit, and so must the rows of metrics.jsonl except for times.
 """
 
-import json
 import os
 import random
 import re
@@ -31,11 +30,11 @@ from safetensors.torch import load_file
 
 from bert_pretrain import pretrain
 from bert_pretrain.checkpoint.files import find_fault
-from bert_pretrain.checkpoint.store import CheckpointStore, load_progress
+from bert_pretrain.checkpoint.find import newest_valid
+from bert_pretrain.checkpoint.store import load_progress
 from bert_pretrain.errors import EXIT_MISTAKE, EXIT_STOPPED
-from tests.conftest import TEST_RECIPE, make_shards
+from tests.conftest import TEST_RECIPE, make_shards, metric_rows
 
-TIMED = ("tokens_per_second", "mfu", "matrix_peak_share", "data_wait_share")
 CHECKPOINT_STEPS = 7
 """Steps between two checkpoints; so few that many signals arrive while one is being written."""
 SECOND_SHARE = 0.2
@@ -111,15 +110,9 @@ def signal_all(ranks: set[int], number: signal.Signals) -> None:
         os.kill(rank, number)
 
 
-def rows(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of ``metrics.jsonl`` without their times."""
-    found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in TIMED} for row in found]
-
-
 def newest(run_dir: Path) -> int:
     """The step of the newest valid checkpoint; 0 if there is none."""
-    found = CheckpointStore(run_dir / "checkpoints", 1, None).newest_valid(lambda _: None)
+    found = newest_valid(run_dir / "checkpoints", lambda _: None)
     return 0 if found is None else load_progress(found).step
 
 
@@ -198,7 +191,7 @@ def prove(kind: str, signals: int, seed: int, work: Path) -> tuple[list[dict[str
     checks = {
         "all signals sent before the end": len(found) == signals and all(row["was_running"] for row in found),
         "weights equal bit for bit": all(bool((expected[name] == got[name]).all()) for name in expected),
-        "rows equal": rows(reference) == rows(interrupted),
+        "rows equal": metric_rows(reference) == metric_rows(interrupted),
         "no valid checkpoint lost": all(row["valid_after"] >= row["valid_before"] for row in found),
         "second processes refused": all(row["second_refused"] is not False for row in found),
         "none damaged": valid and not list((interrupted / "checkpoints").glob("*damaged*")),

@@ -12,7 +12,7 @@ import numpy as np
 import repository_root  # noqa: F401  makes bert_pretrain importable
 from results_file import argument_parser
 
-from bert_pretrain.data.masking import SPECIAL_TOKENS
+from bert_pretrain.data.masking_rule import SPECIAL_TOKENS
 from bert_pretrain.data.shard_directory import write_manifest
 from bert_pretrain.data.shards import Arrays, ShardHeader, write_shard
 from data_prep.samples.tokenizer import load_vocabulary, write_tokenizer

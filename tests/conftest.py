@@ -1,5 +1,6 @@
 """Small shards and configurations that the tests share."""
 
+import json
 import os
 import subprocess
 import sys
@@ -171,6 +172,20 @@ TEST_RECIPE = (
 def run_module(module: str, *options: str, processes: int = 0, timeout: float = HANGS) -> subprocess.CompletedProcess:
     """Run ``python -m module options`` in a forked process, or in one for each rank."""
     return Forked(module, *options, ranks=processes).wait(timeout)
+
+
+def succeed(module: str, *options: str, processes: int = 0) -> str:
+    """``run_module``, which must end with status 0; what was printed."""
+    done = run_module(module, *options, processes=processes)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def metric_rows(run_dir: Path) -> list[dict]:
+    """All rows of a run's ``metrics.jsonl``, without the times, which no two runs share."""
+    timed = {"tokens_per_second", "mfu", "matrix_peak_share", "data_wait_share"}
+    parsed = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in timed} for row in parsed]
 
 
 def run_command(*command: str, timeout: float = HANGS) -> subprocess.CompletedProcess:

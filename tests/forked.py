@@ -142,10 +142,17 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def _save_nothing(figures: dict[str, object], folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    for name in figures:
-        (folder / f"{name}.png").touch()
+def draw_no_report() -> None:
+    """From here on the reports of runs have empty figures: to draw them takes longer than most runs."""
+    from bert_pretrain.report import page, plots
+
+    def save_nothing(figures: dict[str, object], folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        for name in figures:
+            (folder / f"{name}.png").touch()
+
+    page.drawn = lambda _: page.Html('<svg viewBox="0 0 1 1"></svg>')
+    plots.save = save_nothing
 
 
 def _run(args: list[str], cwd: Path, variables: dict[str, str], folder: str) -> None:
@@ -157,10 +164,7 @@ def _run(args: list[str], cwd: Path, variables: dict[str, str], folder: str) -> 
     os.chdir(cwd)
     sys.argv = args
     if args[0] != "bert_pretrain.report":
-        from bert_pretrain.report import page, plots
-
-        page.drawn = lambda _: page.Html('<svg viewBox="0 0 1 1"></svg>')
-        plots.save = _save_nothing
+        draw_no_report()
     for name in (args[0], f"{args[0]}.__main__"):
         if not hasattr(sys.modules.get(name), "__path__"):
             sys.modules.pop(name, None)  # runpy warns of a module that is already imported

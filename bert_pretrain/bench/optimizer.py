@@ -6,7 +6,6 @@ bandwidth measured in the same run, they show how close an implementation is to 
 can exceed 1: a copy reads the target's cache lines before it writes them, an in-place update does not.
 """
 
-import json
 import statistics
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from bert_pretrain.bench.options import BenchOptimizerConfig
 from bert_pretrain.config_loading import CONFIG_DIR, to_dataclass
 from bert_pretrain.distributed.world import open_world
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.file_system import require_writable
+from bert_pretrain.file_system import require_writable, write_json
 from bert_pretrain.model.bert import bert_config
 from bert_pretrain.model.options import ModelConfig
 from bert_pretrain.optim import NVLamb
@@ -54,7 +53,7 @@ def run(config: BenchOptimizerConfig, others: dict[str, Implementation] | None =
         ratios = f"{row['over_adamw_fused']:8.2f}x{row['over_clip_adamw_fused']:8.2f}x"
         print(f"{row['model']:<8}{row['implementation']:<26}{row['milliseconds']:10.1f} ms{counted} B{share}{ratios}")
     out = Path(config.out_dir) / "optimizer.json"
-    out.write_text(json.dumps({"rows": rows, "options": asdict(config)}, indent=2), encoding="utf-8")
+    write_json(out, {"rows": rows, "options": asdict(config)})
     print("columns: ms, bytes per parameter, share of the copy bandwidth, time / adamw_fused, time / clip+adamw_fused")
     print(f"wrote {out}")
 

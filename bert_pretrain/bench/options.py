@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.config_files import choices
-from bert_pretrain.errors import require
+from bert_pretrain.errors import require, require_choice, require_least
 
 
 @dataclass
@@ -20,7 +20,7 @@ class BenchStepConfig(PretrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.rounds >= 3, "rounds", self.rounds, "3 or more")
+        require_least(3, self, "rounds")
 
 
 @dataclass
@@ -41,9 +41,7 @@ class BenchOptimizerConfig:
     """Directory for optimizer.json."""
 
     def __post_init__(self) -> None:
-        known = choices("model", None)
         for name in self.models:
-            require(name in known, "models", name, ", ".join(known))
+            require_choice("models", name, choices("model", None))
         require(len(self.models) >= 1, "models", self.models, "one name or more")
-        require(self.rounds >= 1, "rounds", self.rounds, "1 or more")
-        require(self.steps >= 1, "steps", self.steps, "1 or more")
+        require_least(1, self, "rounds", "steps")

@@ -8,7 +8,6 @@ known. Under torchrun the all-reduce of the gradients is measured too.
 On a single GPU step.json is written after each variant, and a variant that fails does not end the others.
 """
 
-import json
 import statistics
 import sys
 import time
@@ -31,7 +30,8 @@ from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.data.collate import Counts, StepBatch
 from bert_pretrain.distributed.gradients import sync_gradients
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
-from bert_pretrain.file_system import require_writable
+from bert_pretrain.errors import with_type
+from bert_pretrain.file_system import require_writable, write_json
 from bert_pretrain.hub.shape import resolve_model
 from bert_pretrain.model.bert import resolve_packing, silence_transformers
 from bert_pretrain.model.flops import training_flops
@@ -54,13 +54,13 @@ def run(config: BenchStepConfig) -> None:
     out = Path(config.out_dir) / "step.json"
     with open_world(config.device) as world:
         config = world.run_on_all_ranks(partial(resolve_model, config))
-        world.run_on_all_ranks(lambda: require_writable(Path(config.out_dir), "out_dir") if world.is_first else None)
+        world.run_on_first_rank(lambda: require_writable(Path(config.out_dir), "out_dir"))
         bandwidth = measured_copy_bandwidth(world.device)
         for outcome in measure(config, world):
             rows = [_row(config, world, name, outcome) for name in outcome.variants]
             content = {"rows": rows, "failed": outcome.failed, "copy_bandwidth": bandwidth, "options": asdict(config)}
             if world.is_first:
-                out.write_text(json.dumps(content, indent=2), encoding="utf-8")
+                write_json(out, content)
     if world.is_first:
         print_table(rows)
         peak = f"{rows[-1]['matrix_rate'] / 1e12:.3g} TFLOP/s of matrix products"
@@ -129,7 +129,7 @@ def measure(config: BenchStepConfig, world: World) -> Iterator[Outcome]:
         except RuntimeError as error:  # also those of compilers, and of memory
             if not alone or world.size > 1 or not outcome.variants:
                 raise
-            outcome.failed[group[0]] = f"{type(error).__name__}: {error}"
+            outcome.failed[group[0]] = with_type(error)
             print(f"failed {group[0]}: {outcome.failed[group[0]]}", file=sys.stderr)
             continue
         configs = {k: replace(c, batch=replace(c.batch, micro_batch_size=size)) for k, c in configs.items()}

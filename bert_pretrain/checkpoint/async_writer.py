@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress
-from bert_pretrain.errors import OUTAGES, as_config_error
+from bert_pretrain.errors import OUTAGES, as_config_error, on_one_line
 
 
 def _empty_on_host(model: PreTrainedModel) -> PreTrainedModel:
@@ -80,7 +80,7 @@ class CheckpointWriter:
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and "memory" not in str(error):
                 raise
-            self._note_failure(progress, OSError(errno.ENOMEM, str(error).partition("\n")[0]))
+            self._note_failure(progress, OSError(errno.ENOMEM, on_one_line(error)))
         else:
             self._awaited.clear()
             self._thread = threading.Thread(target=self._write, args=(progress, config_yaml), name="checkpoint")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bert_pretrain.checkpoint.files import find_fault
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.file_system import replace_file
+from bert_pretrain.file_system import write_json
 from bert_pretrain.retry import retried
 
 RECORD = "newest_checkpoint.json"
@@ -104,7 +104,7 @@ def saved_step(record: Path | None) -> int | None:
 
 def record_saved_step(record: Path, step: int) -> None:
     """Note that the checkpoint of ``step`` is on disk."""
-    replace_file(record, json.dumps({"step": step}).encode())
+    write_json(record, {"step": step})
 
 
 def resolve_checkpoint(path: Path, option: str, report: Report) -> Path:

@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from bert_pretrain.checkpoint.files import Throttle, find_fault_quickly, save_state, write_checksums
-from bert_pretrain.checkpoint.find import checkpoints_in, newest_valid, record_saved_step, step_of
+from bert_pretrain.checkpoint.find import checkpoints_in, record_saved_step, step_of
 from bert_pretrain.checkpoint.tokenizer_files import copy_tokenizer
 from bert_pretrain.errors import ConfigError, number_of, on_one_line
 from bert_pretrain.file_system import fsync, open_to_umask
@@ -142,12 +142,6 @@ class CheckpointStore:
         except OSError as error:
             self._report(f"checkpoint {final} is saved; its directory is not tidied ({error})")
         return final
-
-    def newest_valid(
-        self, report: Callable[[str], None], while_waiting: Callable[[], None] = lambda: None
-    ) -> Path | None:
-        """The newest undamaged checkpoint, as ``find.newest_valid``."""
-        return newest_valid(self.directory, report, while_waiting)
 
     def all(self) -> list[Path]:
         """All checkpoints by step, damaged ones too."""

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from bert_pretrain.data.dataset import ShardSet, check_size
-from bert_pretrain.data.masking import DynamicMasking, MaskingRule, mask_samples, restore_ids
+from bert_pretrain.data.masking import DynamicMasking, mask_samples
+from bert_pretrain.data.masking_rule import MaskingRule, restore_ids
 from bert_pretrain.data.options import DataConfig
 from bert_pretrain.data.shards import Arrays
 from bert_pretrain.data.tokenizer_files import masking_rule, read_tokenizer

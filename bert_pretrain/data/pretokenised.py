@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from bert_pretrain.data.masking import DynamicMasking, MaskingRule
+from bert_pretrain.data.masking import DynamicMasking
+from bert_pretrain.data.masking_rule import MaskingRule
 from bert_pretrain.data.ready_made_options import ReadyMadeConfig
 from bert_pretrain.data.row_source import RowSource, check_column, fingerprint
 from bert_pretrain.data.sample_order import hash64

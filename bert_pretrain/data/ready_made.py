@@ -10,7 +10,8 @@ import numpy as np
 
 from bert_pretrain.data.dataset import SampleSet, check_size
 from bert_pretrain.data.dynamic_masking import masked_by, stated_shares
-from bert_pretrain.data.masking import DynamicMasking, MaskingRule
+from bert_pretrain.data.masking import DynamicMasking
+from bert_pretrain.data.masking_rule import MaskingRule
 from bert_pretrain.data.options import DataConfig
 from bert_pretrain.data.pretokenised import TokenRows, TokenSamples, scan, stores_special_tokens
 from bert_pretrain.data.row_source import (

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bert_pretrain.data.masking import MaskingRule
+from bert_pretrain.data.masking_rule import MaskingRule
 from bert_pretrain.data.shards import Arrays, select
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_pretrain.data.masking import SPECIAL_TOKENS, MaskingRule
+from bert_pretrain.data.masking_rule import SPECIAL_TOKENS, MaskingRule
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.retry import read_patiently
 

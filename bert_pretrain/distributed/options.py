@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from bert_pretrain.errors import require
+from bert_pretrain.errors import require, require_choice
 
+DEVICES = ("auto", "cpu", "cuda")
 _YEAR = 365 * 24 * 3600
 
 
@@ -21,8 +22,7 @@ class CommunicationConfig:
     """Seconds after which a rank that is dead or stuck ends the run, with a message that names it; 5 or more."""
 
     def __post_init__(self) -> None:
-        allowed = ("fp32", "bf16", "fp16")
-        require(self.gradients in allowed, "communication.gradients", self.gradients, ", ".join(allowed))
+        require_choice("communication.gradients", self.gradients, ("fp32", "bf16", "fp16"))
         require(0 < self.bucket_mb <= 1e6, "communication.bucket_mb", self.bucket_mb, "above 0, up to 1,000,000")
         seconds = self.timeout_seconds
         require(5 <= seconds <= _YEAR, "communication.timeout_seconds", seconds, f"5 to {_YEAR:,}, a year")

@@ -17,11 +17,12 @@ from typing import NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 
+from bert_pretrain.distributed.options import DEVICES
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.preflight import check_ranks_agree, environment_facts, rank_label
 from bert_pretrain.distributed.watchdog import Watchdog
 from bert_pretrain.entry_point import print_error, print_error_of_node
-from bert_pretrain.errors import ConfigError, SharedError, as_config_error, require, system_fault
+from bert_pretrain.errors import ConfigError, SharedError, as_config_error, require_choice, system_fault
 from bert_pretrain.launch_environment import check_interface, read_launch
 
 Result = TypeVar("Result")
@@ -53,12 +54,12 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def broadcast(self, text: str) -> str:
-        """Rank 0's ``text``, on every rank."""
-        texts = [text]
+    def broadcast(self, item: Item) -> Item:
+        """Rank 0's ``item``, on every rank."""
+        items = [item]
         if self.size > 1:
-            dist.broadcast_object_list(texts, src=0)
-        return texts[0]
+            dist.broadcast_object_list(items, src=0)
+        return items[0]
 
     def gather(self, item: Item) -> list[Item]:
         """Every rank's ``item`` in the order of ranks, on every rank."""
@@ -102,9 +103,10 @@ class World:
             raise SharedError(message if all(other == message for other, *_ in faults) else message + label, status)
         return result  # type: ignore[return-value]
 
-    def run_on_first_rank(self, work: Callable[[], str]) -> str:
+    def run_on_first_rank(self, work: Callable[[], Result], doing: str = "") -> Result:
         """Rank 0's ``work()``, on every rank; if it fails, all raise. For what would be the same on all ranks."""
-        return self.broadcast(self.run_on_all_ranks(lambda: work() if self.is_first else "", _name_of(work)))
+        own = self.run_on_all_ranks(lambda: work() if self.is_first else None, doing or _name_of(work))
+        return self.broadcast(own)  # type: ignore[return-value]
 
     def report_progress(self, step: int | None = None) -> None:
         """Tell the watchdog that this rank makes progress; ``step``: the step that it begins. Costs nothing."""
@@ -133,7 +135,7 @@ def _name_of(work: Callable[[], object]) -> str:
 
 def pick_device(name: str, local_rank: int, local_size: int = 1) -> torch.device:
     """The device for the option ``device``; ``auto`` is this rank's GPU if there is one. Raises ``ConfigError``."""
-    require(name in ("auto", "cpu", "cuda"), "device", name, "auto, cpu, cuda")
+    require_choice("device", name, DEVICES)
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -190,8 +192,7 @@ def open_world(
     except RuntimeError as error:
         if watchdog is None or not is_collective_error(error):
             raise
-        first_sentence = str(error).strip().partition("\n")[0].partition(". ")[0]
-        watchdog.collective_failed(re.sub(r"^\[\S+\] ", "", first_sentence))  # without gloo's file and line
+        watchdog.collective_failed(re.sub(r"^\[\S+\] ", "", _first_sentence(error)))  # without gloo's file and line
     finally:
         if watchdog is not None:
             watchdog.stop()
@@ -205,12 +206,16 @@ def _connect(timeout: timedelta) -> dist.Store:
         store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise ConfigError(
-            f"the ranks did not meet at {place} ({reason}); check that every rank was started with this address, that "
-            "the port is free on rank 0's node, and that no firewall blocks it"
+            f"the ranks did not meet at {place} ({_first_sentence(error)}); check that every rank was started with "
+            "this address, that the port is free on rank 0's node, and that no firewall blocks it"
         ) from None
     return store
+
+
+def _first_sentence(error: Exception) -> str:
+    """Of the first line of a message of torch, which goes on with advice or a stack."""
+    return str(error).strip().partition("\n")[0].partition(". ")[0]
 
 
 def _set_up_device(world: World, local_size: int) -> None:

@@ -30,7 +30,7 @@ from bert_pretrain.distributed.world import (
 )
 from bert_pretrain.doctor.finding import FAIL, OK, WARN, Finding
 from bert_pretrain.doctor.system import program, system, versions
-from bert_pretrain.errors import ConfigError, SharedError, first_line
+from bert_pretrain.errors import ConfigError, SharedError, on_one_line
 from bert_pretrain.hub.shape import resolve_model
 from bert_pretrain.model.bert import build_model, silence_transformers
 from bert_pretrain.model.choices import describe_choices
@@ -65,7 +65,7 @@ def checked(name: str, check: Callable[[PretrainConfig, World], Finding], config
     except (ConfigError, OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and is_collective_error(error):
             raise
-        finding = Finding(FAIL, first_line(error))
+        finding = Finding(FAIL, on_one_line(error))
         if world.size > 1 and check in WITH_COLLECTIVES and not isinstance(error, SharedError):
             print_finding(name, finding, rank_label(world.rank))
             exit_process(1)

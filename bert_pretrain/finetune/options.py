@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from bert_pretrain.errors import ConfigError, require, require_seed
+from bert_pretrain.errors import ConfigError, require, require_choice, require_least, require_positive, require_seed
 
 COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zst")
 
@@ -41,17 +41,13 @@ class TrainingConfig:
     where a stop is requested."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "micro_batch_size", "eval_batch_size", "max_train_samples"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"training.{name}", value, "1 or more")
-        require(self.epochs > 0, "training.epochs", self.epochs, "more than 0")
-        require(self.lr > 0, "training.lr", self.lr, "more than 0")
+        counts = "batch_size", "micro_batch_size", "eval_batch_size", "max_train_samples"
+        require_least(1, self, *counts, prefix="training.")
+        require_least(8, self, "max_length", prefix="training.")
+        require_least(0, self, "checkpoint_minutes", prefix="training.")
+        require_positive(self, "epochs", "lr", prefix="training.")
         require(0 <= self.warmup_proportion < 1, "training.warmup_proportion", self.warmup_proportion, "0 to below 1")
-        require(self.max_length >= 8, "training.max_length", self.max_length, "8 or more")
-        allowed = ("auto", "fp32", "bf16", "fp16")
-        require(self.precision in allowed, "training.precision", self.precision, ", ".join(allowed))
-        minutes = self.checkpoint_minutes
-        require(minutes is None or minutes >= 0, "training.checkpoint_minutes", minutes, "null, or 0 or more")
+        require_choice("training.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
 
 
 @dataclass
@@ -105,24 +101,23 @@ class TaskConfig:
     """The one or two text columns in the published files."""
     label_column: str
     """The label column in the published files."""
-    no_header: list[str] | None
-    """Column names, for files that are published without a header line; null: they have one."""
     hub_columns: list[str]
     """The text columns on the hub, where the label column is always called label."""
     labels: list[str]
     """Labels as spelled in the published files, in the order of the hub's label ids; empty for a regression, and for
     tags: those of the training set."""
-    label_range: list[float] | None
-    """Smallest and largest label of a regression."""
     metrics: list[str]
     """accuracy, f1, matthews, pearson, spearman (SQuAD: f1, exact_match; tags: f1, precision, recall,
     accuracy); the first is the task's main metric."""
-    answers: AnswerConfig | None
+    no_header: list[str] | None = None
+    """Column names, for files that are published without a header line; null: they have one."""
+    label_range: list[float] | None = None
+    """Smallest and largest label of a regression."""
+    answers: AnswerConfig | None = None
     """Only for kind squad."""
 
     def __post_init__(self) -> None:
-        kinds = ("classification", "regression", "squad", "tags")
-        require(self.kind in kinds, "task.kind", self.kind, ", ".join(kinds))
+        require_choice("task.kind", self.kind, ("classification", "regression", "squad", "tags"))
         require({"train", "dev"} <= set(self.splits), "task.splits", sorted(self.splits), "train, dev and others")
         train = self.splits["train"]
         for name, split in self.splits.items():

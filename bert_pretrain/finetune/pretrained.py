@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from bert_pretrain.data.tokenizer_files import has_tokenizer
-from bert_pretrain.errors import ConfigError, first_line
+from bert_pretrain.errors import ConfigError, on_one_line
 from bert_pretrain.finetune.options import TaskConfig
 from bert_pretrain.finetune.tasks import Log
 
@@ -23,7 +23,7 @@ def load_tokenizer(model_dir: str, max_length: int) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(model_dir)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"model_dir {model_dir} has no tokenizer that loads ({first_line(error)}); export the run again with its "
+            f"model_dir {model_dir} has no tokenizer that loads ({on_one_line(error)}); export the run again with its "
             "data.tokenizer in place"
         ) from None
     if not tokenizer.is_fast:
@@ -51,7 +51,7 @@ def load_config(model_dir: str) -> Any:
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model_dir is {model_dir!r}, which is neither a folder written by bert-pretrain export nor a model on the "
-            f"hub that can be downloaded ({first_line(error)})"
+            f"hub that can be downloaded ({on_one_line(error)})"
         ) from None
 
 
@@ -80,7 +80,7 @@ def new_model(model_dir: str, task: TaskConfig, from_scratch: bool, seed: int, l
             model_dir, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(f"model_dir {model_dir} does not load ({first_line(error)})") from None
+        raise ConfigError(f"model_dir {model_dir} does not load ({on_one_line(error)})") from None
     missing = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
     missing = {name for name in missing if not name.startswith(("classifier.", "qa_outputs."))}
     pooler = {name for name in missing if ".pooler." in name}

@@ -20,19 +20,10 @@ from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
 from bert_pretrain.errors import EXIT_STOPPED, ConfigError
 from bert_pretrain.file_system import open_to_umask
+from bert_pretrain.finetune import results
 from bert_pretrain.finetune.inputs import InputSet, load_split, with_labels
 from bert_pretrain.finetune.options import FinetuneConfig, TrainingConfig
 from bert_pretrain.finetune.pretrained import load_tokenizer, new_model
-from bert_pretrain.finetune.results import (
-    Row,
-    check_out_dir,
-    claim_out_dir,
-    finish_seed,
-    seed_folder,
-    summarize,
-    table,
-    write_results,
-)
 from bert_pretrain.finetune.scores import Scores
 from bert_pretrain.finetune.seed_trainer import SeedTrainer, StoppedError, partial_folder
 from bert_pretrain.finetune.tasks import Log
@@ -63,15 +54,14 @@ def finetune(config: FinetuneConfig, world: World, stop: StopRequest) -> bool:
 def run_seeds(config: FinetuneConfig, world: World, stop: StopRequest, micro_batch: int, accumulation: int) -> bool:
     """Load and check everything, then run each seed that has no result."""
     log: Log = partial(print, flush=True) if world.is_first else (lambda _: None)
-    world.run_on_all_ranks(lambda: check_out_dir(config) if world.is_first else None)
+    world.run_on_first_rank(lambda: results.check_out_dir(config))
     tokenizer = world.run_on_all_ranks(lambda: load_tokenizer(config.model_dir, config.training.max_length))
     config = world.run_on_all_ranks(partial(with_labels, config, log))
     model = world.run_on_all_ranks(lambda: new_model(config.model_dir, config.task, config.from_scratch, 0, log))
     train, evaluations = world.run_on_all_ranks(lambda: load_data(config, tokenizer, log))
     contents = {f"the {inputs.split} set": inputs.fingerprint for inputs in (train, *evaluations)}
     contents["model_dir"] = fingerprint_of(model, config.from_scratch)
-    found = world.run_on_all_ranks(lambda: claim_out_dir(config, contents) if world.is_first else [])
-    rows: dict[int, Row] = {row["seed"]: row for row in world.gather(found)[0]}
+    rows = {row["seed"]: row for row in world.run_on_first_rank(lambda: results.claim_out_dir(config, contents))}
     if rows:
         log(f"finished before: seed {', '.join(map(str, rows))}")
     go_on_without_reader()
@@ -79,7 +69,7 @@ def run_seeds(config: FinetuneConfig, world: World, stop: StopRequest, micro_bat
         if seed in rows:
             continue
         trainer = SeedTrainer(
-            seed_folder(config, seed),
+            results.seed_folder(config, seed),
             f"seed {seed} ({number} of {len(config.seeds)})",
             config.training.checkpoint_minutes,
             world,
@@ -97,16 +87,16 @@ def run_seeds(config: FinetuneConfig, world: World, stop: StopRequest, micro_bat
             return False
         log("  ".join(f"{n} {v:.2f}" if isinstance(v, float) else f"{n} {v}" for n, v in rows[seed].items()))
     in_order = [rows[seed] for seed in config.seeds]
-    summary = summarize(in_order)
-    log(table([*in_order, *({"seed": name, **row} for name, row in summary.items())]))
-    world.run_on_all_ranks(lambda: write_results(config, in_order, summary) if world.is_first else None)
+    summary = results.summarize(in_order)
+    log(results.table([*in_order, *({"seed": name, **row} for name, row in summary.items())]))
+    world.run_on_first_rank(lambda: results.write_results(config, in_order, summary))
     log(f"wrote results.json and predictions to {config.out_dir}")
     return True
 
 
 def run_seed(
     config: FinetuneConfig, seed: int, trainer: SeedTrainer, evaluations: list[InputSet], tokenizer: Any
-) -> Row:
+) -> results.Row:
     """Train, evaluate, and write what is kept of one seed. Raises ``StoppedError`` after a checkpoint."""
     world, folder = trainer.world, trainer.folder
     trainer.fit()
@@ -121,9 +111,9 @@ def run_seed(
             trainer.save_model(str(folder / "model"))
             open_to_umask(folder / "model")
             tokenizer.save_pretrained(folder / "model")
-        finish_seed(config, row)
+        results.finish_seed(config, row)
 
-    world.run_on_all_ranks(lambda: keep() if world.is_first else None, "writing the result of a seed")
+    world.run_on_first_rank(keep, "writing the result of a seed")
     return row
 
 
@@ -164,7 +154,7 @@ def training_arguments(
     on_gpu = world.device.type == "cuda"
     auto = training.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()
     arguments = transformers.TrainingArguments(
-        output_dir=str(partial_folder(seed_folder(config, seed))),
+        output_dir=str(partial_folder(results.seed_folder(config, seed))),
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=accumulation,
         per_device_eval_batch_size=training.eval_batch_size,

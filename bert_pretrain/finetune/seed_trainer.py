@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
-from bert_pretrain.errors import ConfigError, first_line
+from bert_pretrain.errors import ConfigError, on_one_line
 from bert_pretrain.file_system import fsync, open_to_umask
 from bert_pretrain.training.metrics import LineTimer, duration
 
@@ -94,7 +94,7 @@ class SeedTrainer(transformers.Trainer):
             else:
                 torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
         except _LOAD_ERRORS as error:
-            reason = first_line(error)
+            reason = on_one_line(error)
             raise ConfigError(
                 f"checkpoint {checkpoint} cannot be loaded ({reason}); restore the file, or move the checkpoint away "
                 "to train this seed from its start"
@@ -120,7 +120,7 @@ class SeedTrainer(transformers.Trainer):
         try:
             self._save_checkpoint(self.network, None)
         except (OSError, RuntimeError, SafetensorError) as error:
-            fault = first_line(error)
+            fault = on_one_line(error)
         found = self.world.gather((fault, float(self.loss_sum)))
         fault = next((text for text, _ in found if text), "")
         partial = Path(self.args.output_dir)  # type: ignore[arg-type]

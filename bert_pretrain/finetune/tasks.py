@@ -12,7 +12,7 @@ from typing import Any
 
 import fsspec
 
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.errors import ConfigError, with_type
 from bert_pretrain.finetune.options import COMPRESSIONS, SourceConfig, SplitConfig, TaskConfig
 
 MAX_SHORT_ROWS = 0.01  # share of a training set; the published QQP has 3 in 363,849
@@ -56,9 +56,8 @@ def hub_rows(task: TaskConfig, split: SplitConfig) -> list[Row]:
         rows = datasets.load_dataset(task.hub, subset, split=split.hub)
     except Exception as error:  # the library and the network raise many types
         raise ConfigError(
-            f"task.hub {task.hub} ({subset}, {split.hub}) cannot be loaded from the hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
-            "check the network, or give files with data.dir"
+            f"task.hub {task.hub} ({subset}, {split.hub}) cannot be loaded from the hub ({with_type(error)}); check "
+            "the network, or give files with data.dir"
         ) from None
     if task.kind != "tags":
         return list(rows)
@@ -80,7 +79,7 @@ def read_file(task: TaskConfig, path: Path, split: str, log: Log) -> list[Row]:
                 return list(conll_rows(file, task, path))
             return tsv_rows(file, task, path, split, log)
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({type(error).__name__}: {error}); give a UTF-8 file") from None
+        raise ConfigError(f"{path} cannot be read ({with_type(error)}); give a UTF-8 file") from None
 
 
 def json_rows(lines: Iterable[str], path: Path) -> Iterator[Row]:
@@ -128,9 +127,7 @@ def squad_rows(text: str, path: Path) -> Iterator[Row]:
                 for question in paragraph["qas"]:
                     yield {"answers": []} | question | {"context": paragraph["context"]}
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{path} is not in SQuAD's format, data[].paragraphs[].qas[] ({type(error).__name__}: {error})"
-        ) from None
+        raise ConfigError(f"{path} is not in SQuAD's format, data[].paragraphs[].qas[] ({with_type(error)})") from None
 
 
 def conll_rows(lines: Iterable[str], task: TaskConfig, path: Path) -> Iterator[Row]:

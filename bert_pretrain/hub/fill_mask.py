@@ -6,7 +6,7 @@ from typing import Any
 
 from bert_pretrain.data.tokenizer_files import has_tokenizer
 from bert_pretrain.entry_point import entry_point
-from bert_pretrain.errors import ConfigError, first_line, require
+from bert_pretrain.errors import ConfigError, on_one_line, require
 
 
 @dataclass
@@ -65,7 +65,7 @@ def load(model_dir: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model, report = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = first_line(error)
+        reason = on_one_line(error)
         raise ConfigError(f"model_dir {model_dir} does not load ({reason}); export it again") from None
     lacks = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
     if lacks:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bert_pretrain.data.tokenizer_files import read_ids
-from bert_pretrain.errors import ConfigError, first_line
+from bert_pretrain.errors import ConfigError, on_one_line
 from bert_pretrain.hub.convert.layout import HEADLESS, LAYER_NORM, new_name
 from bert_pretrain.hub.new_embeddings import RowMap, extended_positions, map_rows
 from bert_pretrain.hub.source import Source, weight_files
@@ -99,13 +99,13 @@ def _read_file(path: Path, where: str) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = first_line(error)
+        reason = on_one_line(error)
         raise ConfigError(
             f"{where} is not read, because it holds more than weights ({reason}); nothing of it was executed: save it "
             "as safetensors where you trust it"
         ) from None
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, SafetensorError) as error:
-        raise ConfigError(f"{where} cannot be read ({first_line(error)}); download or copy it again") from None
+        raise ConfigError(f"{where} cannot be read ({on_one_line(error)}); download or copy it again") from None
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ConfigError(f"{where} holds no weights by name; make a folder with bert-pretrain convert")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bert_pretrain.errors import ConfigError, first_line
+from bert_pretrain.errors import ConfigError, on_one_line
 
 ALL: tuple[int, ...] = ()
 """The row is the mean of all old rows."""
@@ -95,7 +95,7 @@ def old_pieces(folder: Path, vocabulary: dict[str, int]) -> Callable[[str], list
         backend.no_padding()
         backend.no_truncation()
     except (OSError, ValueError, AttributeError, ImportError) as error:
-        reason = first_line(error)
+        reason = on_one_line(error)
         raise ConfigError(f"the tokenizer in {folder} does not load ({reason}); it is needed for new tokens") from None
     unknown = tokenizer.unk_token_id
 

@@ -15,7 +15,7 @@ import torch
 from torch.torch_version import TorchVersion
 
 from bert_pretrain.data.collate import Shape, dummy_batch
-from bert_pretrain.errors import ConfigError, first_line
+from bert_pretrain.errors import ConfigError, on_one_line
 from bert_pretrain.model.bert import Pieces, PretrainingModel
 from bert_pretrain.model.precision import MixedPrecision
 
@@ -47,7 +47,7 @@ def compile_model(
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # dynamo, a C++ compiler, triton, ptxas and a driver fail in many ways
-            reason = first_line(getattr(error, "inner_exception", error))  # inductor's own, where it has failed
+            reason = on_one_line(getattr(error, "inner_exception", error))  # inductor's own, where it has failed
             raise ConfigError(
                 f"speed.compile is on, but torch could not compile the model ({reason}); it needs a C++ compiler, "
                 "setuptools and, for GPUs, triton: install what is missing, or use speed.compile=false"

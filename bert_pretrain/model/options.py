@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
-from bert_pretrain.errors import require
+from bert_pretrain.errors import require, require_choice, require_least, require_positive
 
 if TYPE_CHECKING:
     import torch
@@ -60,22 +60,20 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         given = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
-        for name in (*SIZES, "max_position_embeddings", "vocab_size"):
-            require(given.get(name, 1) >= 1, f"model.{name}", given.get(name), "1 or more")
+        require_least(1, self, *SIZES, "max_position_embeddings", "vocab_size", prefix="model.")
+        require_least(2, self, "type_vocab_size", prefix="model.")
+        require_least(0, self, "initializer_range", prefix="model.")
+        require_positive(self, "layer_norm_eps", prefix="model.")
         heads, width = given.get("num_attention_heads", 1), given.get("hidden_size", 0)
         require(width % heads == 0, "model.hidden_size", width, f"a multiple of model.num_attention_heads ({heads})")
         activations = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
-        activation = given.get("hidden_act", "gelu")
-        require(activation in activations, "model.hidden_act", activation, ", ".join(activations))
+        require_choice("model.hidden_act", given.get("hidden_act", "gelu"), activations)
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             share = given.get(name, 0.0)
             require(0.0 <= share < 1.0, f"model.{name}", share, "0 up to, not including, 1")
-        require(given.get("initializer_range", 0) >= 0, "model.initializer_range", self.initializer_range, "0 or more")
-        require(given.get("layer_norm_eps", 1) > 0, "model.layer_norm_eps", self.layer_norm_eps, "a number above 0")
-        require(given.get("type_vocab_size", 2) >= 2, "model.type_vocab_size", self.type_vocab_size, "2 or more")
         pad, words = given.get("pad_token_id", 0), given.get("vocab_size", 1 << 31)
         require(0 <= pad < words, "model.pad_token_id", pad, "a token of the vocabulary")
-        require(self.attention in ("auto", "eager", "sdpa"), "model.attention", self.attention, "auto, eager, sdpa")
+        require_choice("model.attention", self.attention, ("auto", "eager", "sdpa"))
 
 
 @dataclass
@@ -144,8 +142,6 @@ class PrecisionConfig:
     """GPUs: use only deterministic kernels, which are slower. CPU kernels are always deterministic."""
 
     def __post_init__(self) -> None:
-        allowed = ("auto", "bf16", "fp16", "fp32")
-        require(self.compute in allowed, "precision.compute", self.compute, ", ".join(allowed))
-        scale = self.initial_loss_scale
-        require(scale > 0, "precision.initial_loss_scale", scale, "a number above 0")
-        require(self.growth_interval >= 1, "precision.growth_interval", self.growth_interval, "1 or more")
+        require_choice("precision.compute", self.compute, ("auto", "bf16", "fp16", "fp32"))
+        require_positive(self, "initial_loss_scale", prefix="precision.")
+        require_least(1, self, "growth_interval", prefix="precision.")

@@ -32,8 +32,7 @@ class AdamH(LayerwiseOptimizer):
         params: as for ``NVLamb``; every parameter is a matrix.
         lr: the angle of an update, about: its length relative to the norm of the matrix.
         weight_decay: 0; here because every optimizer of this package has it.
-
-    The other options are those of ``options.AlgorithmConfig``.
+        options: as for ``LayerwiseOptimizer``.
     """
 
     _format = StateFormat(("exp_avg", "exp_avg_sq"), scalars=("radius",))
@@ -45,13 +44,10 @@ class AdamH(LayerwiseOptimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        *,
-        pre_normalization: str = "none",
-        max_grad_norm: float | None = None,
-        kernel: str = "foreach",
+        **options: Any,
     ) -> None:
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults, pre_normalization, max_grad_norm, kernel)
+        super().__init__(params, defaults, **options)
 
     def _check_group(self, group: Group) -> None:
         check_matrices(group)

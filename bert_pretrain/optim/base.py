@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from bert_pretrain.errors import ConfigError, on_one_line
+from bert_pretrain.errors import ConfigError, with_type
 from bert_pretrain.optim.checks import check_eps, check_gradient, check_options, check_params, check_plain
 from bert_pretrain.optim.dtensors import local_part
 from bert_pretrain.optim.joined import small_first
@@ -117,8 +117,7 @@ class MeasuredOptimizer(torch.optim.Optimizer):
                 check_entries(final)
                 found, groups = self._read(final)
             except (AttributeError, KeyError, RuntimeError, TypeError) as error:
-                reason = f"{type(error).__name__}: {on_one_line(error)}"
-                raise ConfigError(f"the state is none of {type(self).__name__} ({reason})") from error
+                raise ConfigError(f"the state is none of {type(self).__name__} ({with_type(error)})") from error
             states.update(found)
             return {**final, "state": {}, "param_groups": groups}
 

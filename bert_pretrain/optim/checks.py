@@ -10,35 +10,20 @@ from torch.distributed.tensor import DTensor
 
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.optim.dtensors import local_part
-from bert_pretrain.optim.options import PRE_NORMALIZATIONS
+from bert_pretrain.optim.ranges import check_ranges
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 _TINY = torch.finfo(torch.float32).tiny
 
 
 def check_options(group: dict[str, Any]) -> None:
-    """Refuse a learning rate, betas, eps, momentum or weight decay out of range. Never waits for a device."""
-    lr, decay = group["lr"], group["weight_decay"]
+    """Refuse a learning rate and other options of a group out of range. Never waits for a device."""
+    lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ConfigError(f"lr is a tensor of shape {tuple(lr.shape)}; allowed: a number or a 0-d tensor")
     if not isinstance(lr, Tensor) or lr.device.type == "cpu":
         require(0 <= float(lr) < math.inf, "lr", float(lr), "a finite number, at least 0")
-    if "betas" in group:
-        betas = group["betas"]
-        require(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "betas", betas, "two numbers in [0, 1)")
-    if "eps" in group:
-        require(0 < group["eps"] < math.inf, "eps", group["eps"], "a finite number above 0")
-    if "momentum" in group:
-        require(0 <= group["momentum"] < 1, "momentum", group["momentum"], "a number in [0, 1)")
-    require(0 <= decay < math.inf, "weight_decay", decay, "a finite number, at least 0")
-
-
-def check_normalization(pre_normalization: str, max_grad_norm: float | None) -> None:
-    """Refuse an unknown ``pre_normalization``, a ``max_grad_norm`` out of range, and ``clip`` without one."""
-    allowed, limit = PRE_NORMALIZATIONS, max_grad_norm
-    require(pre_normalization in allowed, "pre_normalization", pre_normalization, " | ".join(allowed))
-    required = pre_normalization == "clip" or limit is not None
-    require(not required or 0 < (limit or 0) < math.inf, "max_grad_norm", limit, "a finite number above 0")
+    check_ranges(**group)
 
 
 def check_eps(group: dict[str, Any], params: Iterable[Tensor]) -> None:

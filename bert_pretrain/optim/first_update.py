@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bert_pretrain.errors import with_type
 from bert_pretrain.optim.base import MeasuredOptimizer
 from bert_pretrain.optim.paired import PairedOptimizer
 from bert_pretrain.optim.sharded import ShardedOptimizer
-from bert_pretrain.optim.usable import one_line
 
 TOLERANCE = 1e-3
 _RESULTS = ("grad_norm", "skipped", "nonfinite_state", "_outcome", "_updated")
@@ -63,12 +63,9 @@ def guard_first_update(optimizer: torch.optim.Optimizer, gather: Gather, report:
             comparison.undo()
             inner.step()
             decided = True
-        faults = [(rank, text) for rank, text in enumerate(gather(fault)) if text]
-        if faults:
+        if found := first_fault(gather(fault)):
             comparison.take_foreach()
-            rank, text = faults[0]
-            where = f" on rank {rank}" if len(kernels) > 1 else ""
-            report(f"optimizer kernel {kernel}{where}: {text}; the run goes on with kernel=foreach")
+            report(f"optimizer kernel {kernel}{found}; the run goes on with kernel=foreach")
             inner.kernel = "foreach"
         elif not decided:
             inner.step = step
@@ -76,6 +73,12 @@ def guard_first_update(optimizer: torch.optim.Optimizer, gather: Gather, report:
             report(f"optimizer kernel {kernel}: the first update agrees with that of foreach")
 
     inner.step = step
+
+
+def first_fault(faults: list[str]) -> str:
+    """The first that is not empty of what is wrong on each rank, with the rank, for a message; empty if all are."""
+    rank = next((rank for rank, fault in enumerate(faults) if fault), None)
+    return "" if rank is None else f"{f' on rank {rank}' if len(faults) > 1 else ''}: {faults[rank]}"
 
 
 class _Comparison:
@@ -123,7 +126,7 @@ class _Comparison:
             optimizer.step()
             return self._difference(changes)
         except Exception as error:  # compilers and drivers fail in many ways
-            return one_line(error)
+            return with_type(error)
 
     @torch.no_grad()
     def _swap(self) -> None:

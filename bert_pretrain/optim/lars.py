@@ -14,19 +14,17 @@ apex. Differences: if ||g|| is 0, so that r = 1, the decay is still applied (ape
 leaves layers without decay (biases, LayerNorm) at r = 1, as most codes do; the paper adapts every layer.
 """
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bert_pretrain.errors import require
 from bert_pretrain.optim.joined import Joined
 from bert_pretrain.optim.layers import on_device
 from bert_pretrain.optim.layerwise import LayerwiseOptimizer, norm_of
 from bert_pretrain.optim.norms import layer_norms
-from bert_pretrain.optim.options import TRUST_RATIOS
+from bert_pretrain.optim.ranges import check_ranges
 from bert_pretrain.optim.state import Group, State, StateFormat, States, Tensors
 
 
@@ -61,12 +59,10 @@ class LARS(LayerwiseOptimizer):
         trust_ratio: str = "all",
         kernel: str = "foreach",
     ) -> None:
-        found = trust_coefficient
-        require(0 < found < math.inf, "trust_coefficient", found, "a finite number above 0")
-        require(trust_ratio in TRUST_RATIOS, "trust_ratio", trust_ratio, " | ".join(TRUST_RATIOS))
+        check_ranges(trust_coefficient=trust_coefficient, trust_ratio=trust_ratio)
         self.trust_coefficient, self.clip, self.trust_ratio = trust_coefficient, clip, trust_ratio
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eps": eps}
-        super().__init__(params, defaults, "none", None, kernel)
+        super().__init__(params, defaults, kernel=kernel)
 
     def _applies(self, decay: float) -> bool:
         """Whether (1) applies to layers with this weight decay."""

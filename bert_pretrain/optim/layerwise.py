@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bert_pretrain.errors import require
+from bert_pretrain.errors import require, require_choice
 from bert_pretrain.optim.base import MeasuredOptimizer, eager_step, loss_of
-from bert_pretrain.optim.checks import check_normalization
 from bert_pretrain.optim.joined import Joined, joined_gradients
 from bert_pretrain.optim.layers import on_device
 from bert_pretrain.optim.norms import layer_norms
-from bert_pretrain.optim.options import TWO_KERNELS
+from bert_pretrain.optim.ranges import TWO_KERNELS, check_ranges
 from bert_pretrain.optim.state import Group, State, States, Tensors
 from bert_pretrain.optim.trust import layer_table
 
@@ -29,9 +28,7 @@ class LayerwiseOptimizer(MeasuredOptimizer, ABC):
     Args:
         params: as for ``NVLamb``.
         defaults: options of the groups.
-        pre_normalization: as in ``options.AlgorithmConfig``.
-        max_grad_norm: likewise.
-        kernel: likewise.
+        pre_normalization, max_grad_norm, kernel: as in ``options.AlgorithmConfig``.
 
     Raises ``ConfigError`` as ``NVLamb`` does, and for bf16 or fp16 parameters.
     """
@@ -42,12 +39,13 @@ class LayerwiseOptimizer(MeasuredOptimizer, ABC):
         self,
         params: Iterable[Any],
         defaults: dict[str, Any],
-        pre_normalization: str,
-        max_grad_norm: float | None,
-        kernel: str,
+        *,
+        pre_normalization: str = "none",
+        max_grad_norm: float | None = None,
+        kernel: str = "foreach",
     ) -> None:
-        check_normalization(pre_normalization, max_grad_norm)
-        require(kernel in TWO_KERNELS, "kernel", kernel, " | ".join(TWO_KERNELS))
+        check_ranges(pre_normalization=pre_normalization, max_grad_norm=max_grad_norm)
+        require_choice("kernel", kernel, TWO_KERNELS)
         self.pre_normalization, self.max_grad_norm, self.kernel = pre_normalization, max_grad_norm, kernel
         self._updated: list[tuple[list[Tensor], Tensor]] = []
         super().__init__(params, defaults)

@@ -37,7 +37,7 @@ from bert_pretrain.optim.joined import Joined
 from bert_pretrain.optim.layers import on_device
 from bert_pretrain.optim.layerwise import LayerwiseOptimizer, average, check_matrices, norm_of
 from bert_pretrain.optim.norms import layer_norms
-from bert_pretrain.optim.options import UPDATE_SCALES
+from bert_pretrain.optim.ranges import check_ranges
 from bert_pretrain.optim.state import Group, State, StateFormat, States, Tensors
 
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
@@ -66,8 +66,7 @@ class Muon(LayerwiseOptimizer):
         weight_decay: as for ``NVLamb``.
         momentum: mu.
         update_scale: k in (3).
-
-    The other options are those of ``options.AlgorithmConfig``.
+        options: as for ``LayerwiseOptimizer``.
     """
 
     _kept = (*LayerwiseOptimizer._kept, "update_scale", "_format")
@@ -80,16 +79,14 @@ class Muon(LayerwiseOptimizer):
         weight_decay: float = 0.0,
         *,
         update_scale: str = "match_rms_adamw",
-        pre_normalization: str = "none",
-        max_grad_norm: float | None = None,
-        kernel: str = "foreach",
+        **options: Any,
     ) -> None:
-        require(update_scale in UPDATE_SCALES, "update_scale", update_scale, " | ".join(UPDATE_SCALES))
+        check_ranges(update_scale=update_scale)
         self.update_scale = update_scale
         scalars = ("radius",) if update_scale == "hyperball" else ()
         self._format = StateFormat(("momentum_buffer",), counts_steps=False, scalars=scalars)
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        super().__init__(params, defaults, pre_normalization, max_grad_norm, kernel)
+        super().__init__(params, defaults, **options)
 
     def _check_group(self, group: Group) -> None:
         check_matrices(group)

@@ -44,14 +44,13 @@ import bert_pretrain.optim.nvlamb_cpu as nvlamb_cpu
 import bert_pretrain.optim.nvlamb_triton as nvlamb_triton
 from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.optim.base import MeasuredOptimizer, eager_step, loss_of
-from bert_pretrain.optim.checks import check_normalization
 from bert_pretrain.optim.dtensors import shards_of
 from bert_pretrain.optim.layers import NVLAMB_STATE, Outcome, Rules, Work, gather
 from bert_pretrain.optim.masters import Masters, copy_masters
 from bert_pretrain.optim.norms import layer_norms
 from bert_pretrain.optim.nvlamb_apex import apex_step, check_apex
 from bert_pretrain.optim.nvlamb_foreach import foreach_step
-from bert_pretrain.optim.options import BOUNDED_LAYERS, TRUST_RATIOS
+from bert_pretrain.optim.ranges import check_ranges
 from bert_pretrain.optim.state import state_dtype
 from bert_pretrain.optim.trust import TrustRatio, layer_table
 
@@ -158,11 +157,10 @@ class NVLamb(MeasuredOptimizer):
         bounded_layers: str = "all",
         kernel: str = "auto",
     ) -> None:
-        check_normalization(pre_normalization, max_grad_norm)
-        require(trust_ratio in TRUST_RATIOS, "trust_ratio", trust_ratio, " | ".join(TRUST_RATIOS))
-        require(kernel in ("auto", *KERNELS), "kernel", kernel, " | ".join(("auto", *KERNELS)))
-        require(bounded_layers in BOUNDED_LAYERS, "bounded_layers", bounded_layers, " | ".join(BOUNDED_LAYERS))
-        ratio = TrustRatio(trust_ratio, phi_min, phi_max, ratio_min, ratio_max, bounded_layers)
+        bounds = {"phi_min": phi_min, "phi_max": phi_max, "ratio_min": ratio_min, "ratio_max": ratio_max}
+        chosen = {"trust_ratio": trust_ratio, "bounded_layers": bounded_layers, "kernel": kernel}
+        check_ranges(pre_normalization=pre_normalization, max_grad_norm=max_grad_norm, **bounds, **chosen)
+        ratio = TrustRatio(trust_ratio, **bounds, bounded_layers=bounded_layers)
         self.rules = Rules(pre_normalization, max_grad_norm, ratio, bias_correction)
         self.kernel = kernel
         self._masters = Masters()
@@ -213,7 +211,7 @@ class NVLamb(MeasuredOptimizer):
             return loss
         kernel, shards = self.running_kernel, shards_of([param for layers in parts for param in layers.owners])
         if shards is not None:
-            require(kernel in FOR_DTENSORS, "kernel", kernel, f"auto | {' | '.join(FOR_DTENSORS)} for DTensors")
+            require(kernel in FOR_DTENSORS, "kernel", kernel, f"auto, {', '.join(FOR_DTENSORS)} for DTensors")
         work = Work(
             parts=parts,
             device=self._device(),

@@ -33,12 +33,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.errors import ConfigError, with_type
 from bert_pretrain.optim.layers import Decision, Layers, Outcome, Rules, Work
 from bert_pretrain.optim.norms import global_norm
 from bert_pretrain.optim.nvlamb_triton_plan import Columns, Plan, device_scalar, group_table, layer_table, plan_for
 from bert_pretrain.optim.trust import TrustRatio
-from bert_pretrain.optim.usable import import_error, one_line, require_import, warn_of_fallback
+from bert_pretrain.optim.usable import import_error, require_import, warn_of_fallback
 
 HAS_TRITON = find_spec("triton") is not None  # torch installs triton for CUDA only
 BLOCK, WARPS = 2048, 8
@@ -83,7 +83,7 @@ def works(device: torch.device) -> bool:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # compilers fail in many ways
-            problem = one_line(error)
+            problem = with_type(error)
     if problem:
         warn_of_fallback("triton", problem)
     return not problem

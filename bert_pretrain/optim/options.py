@@ -4,15 +4,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.errors import ConfigError, require, require_choice
+from bert_pretrain.optim.ranges import TWO_KERNELS, check_ranges
 
-PRE_NORMALIZATIONS = ("unit", "clip", "none")
-TRUST_RATIOS = ("all", "decayed")
-BOUNDED_LAYERS = ("all", "no_decay")
-KERNELS = ("auto", "reference", "foreach", "fused", "apex")
-TWO_KERNELS = ("reference", "foreach")
-"""Those of the optimizers in ``layerwise``."""
-UPDATE_SCALES = ("match_rms_adamw", "original", "hyperball")
 REQUIRED = {
     "nvlamb": ("betas", "eps", "pre_normalization", "trust_ratio", "bias_correction", "kernel"),
     "lars": ("momentum", "eps", "trust_coefficient", "clip", "trust_ratio"),
@@ -39,16 +33,6 @@ FOR_MATRICES = ("muon", "adamh")
 """The algorithms that update hidden matrices only."""
 MOMENTS = {"lars": 1, "sgd": 1, "muon": 1, "schedule_free_adamw": 3}
 """Tensors like the parameter that an algorithm keeps, if not 2."""
-CHOICES = {
-    "algorithm": tuple(REQUIRED),
-    "pre_normalization": PRE_NORMALIZATIONS,
-    "trust_ratio": TRUST_RATIOS,
-    "bounded_layers": BOUNDED_LAYERS,
-    "kernel": KERNELS,
-    "update_scale": UPDATE_SCALES,
-}
-
-
 _MOST_RATE = 1e6  # far beyond any use, and an update still fits into float32
 
 
@@ -108,9 +92,7 @@ class AlgorithmConfig:
 
     def __post_init__(self) -> None:
         name, algorithm = self._prefix, self.algorithm
-        for option, allowed in CHOICES.items():
-            found = getattr(self, option)
-            require(found is None or found in allowed, f"{name}.{option}", found, " | ".join(allowed))
+        require_choice(f"{name}.algorithm", algorithm, REQUIRED)
         needed, taken = REQUIRED[algorithm], REQUIRED[algorithm] + OPTIONAL[algorithm]
         for option in (option for options in (*REQUIRED.values(), *OPTIONAL.values()) for option in options):
             found = getattr(self, option)
@@ -118,23 +100,11 @@ class AlgorithmConfig:
                 raise ConfigError(f"{name}.{option} is not set; {name}.algorithm={algorithm} needs it")
             fits = option in taken or found is None
             require(fits, f"{name}.{option}", found, f"null with algorithm={algorithm}")
-        if self.pre_normalization == "clip" and self.max_grad_norm is None:
-            raise ConfigError(f"{name}.max_grad_norm is not set; {name}.pre_normalization=clip needs it")
-        kernels = KERNELS if algorithm == "nvlamb" else TWO_KERNELS
-        require(self.kernel in (None, *kernels), f"{name}.kernel", self.kernel, " | ".join(kernels))
-        self._check_ranges(name)
-
-    def _check_ranges(self, name: str) -> None:
-        decay, kept = self.weight_decay, self.momentum
-        fixed = self.algorithm == "adamh" or self.update_scale == "hyperball"
-        require(0 <= decay < math.inf, f"{name}.weight_decay", decay, "0 or more")
+        if self.kernel is not None and algorithm != "nvlamb":
+            require_choice(f"{name}.kernel", self.kernel, TWO_KERNELS)
+        check_ranges(f"{name}.", **self.options())
+        decay, fixed = self.weight_decay, algorithm == "adamh" or self.update_scale == "hyperball"
         require(not (fixed and decay), f"{name}.weight_decay", decay, "0: the norm of a matrix is fixed")
-        two = self.betas is None or (len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas))
-        require(two, f"{name}.betas", self.betas, "two numbers in [0, 1)")
-        require(kept is None or 0 <= kept < 1, f"{name}.momentum", kept, "a number in [0, 1)")
-        for option in ("eps", "trust_coefficient", "max_grad_norm"):
-            found = getattr(self, option)
-            require(found is None or 0 < found < math.inf, f"{name}.{option}", found, "a number above 0")
 
     def options(self) -> dict[str, Any]:
         """What the optimizer's class takes beside the parameters: the options of the algorithm that are set."""
@@ -158,7 +128,7 @@ class OthersConfig(AlgorithmConfig):
 
     def __post_init__(self) -> None:
         allowed = [name for name in REQUIRED if name not in FOR_MATRICES]
-        require(self.algorithm in allowed, f"{self._prefix}.algorithm", self.algorithm, " | ".join(allowed))
+        require_choice(f"{self._prefix}.algorithm", self.algorithm, allowed)
         super().__post_init__()
         ratio = self.lr_ratio
         require(0 < ratio <= _MOST_RATE, f"{self._prefix}.lr_ratio", ratio, f"above 0, up to {_MOST_RATE:g}")
@@ -236,9 +206,8 @@ class ScheduleConfig:
         total = self.total_steps
         require(1 <= total <= MOST_STEPS, "schedule.total_steps", total, f"1 to {MOST_STEPS:,}")
         for option, allowed in (("shape", SHAPES), ("decay_from", DECAY_FROM), ("decay_form", DECAY_FORMS)):
-            found = getattr(self, option)
-            required = option != "decay_from" or found is not None
-            require(not required or found in allowed, f"schedule.{option}", found, " | ".join(allowed))
+            if option != "decay_from" or self.decay_from is not None:
+                require_choice(f"schedule.{option}", getattr(self, option), allowed)
         for option in ("warmup_proportion", "decay_proportion", "final_share"):
             share = getattr(self, option)
             require(share is None or 0 <= share <= 1, f"schedule.{option}", share, "0 to 1")

@@ -39,8 +39,7 @@ class ScheduleFreeAdamW(LayerwiseOptimizer):
         lr: as for ``NVLamb``.
         weight_decay: as for ``NVLamb``.
         betas: b1, the share of the average in the trained weights, and b2.
-
-    The other options are those of ``options.AlgorithmConfig``.
+        options: as for ``LayerwiseOptimizer``.
     """
 
     _format = StateFormat(("x", "z", "exp_avg_sq"), scalars=("weight_sum",))
@@ -53,13 +52,10 @@ class ScheduleFreeAdamW(LayerwiseOptimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        *,
-        pre_normalization: str = "none",
-        max_grad_norm: float | None = None,
-        kernel: str = "foreach",
+        **options: Any,
     ) -> None:
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults, pre_normalization, max_grad_norm, kernel)
+        super().__init__(params, defaults, **options)
 
     @contextmanager
     def evaluation_weights(self) -> Iterator[None]:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim.base import MeasuredOptimizer, eager_step, loss_of, without_hooks
-from bert_pretrain.optim.checks import check_normalization, check_options
+from bert_pretrain.optim.checks import check_options
+from bert_pretrain.optim.ranges import check_ranges
 from bert_pretrain.optim.state import StateFormat
 
 
@@ -48,7 +49,7 @@ class TorchFused(MeasuredOptimizer):
         **options: Any,
     ) -> None:
         how = pre_normalization or ("none" if max_grad_norm is None else "clip")
-        check_normalization(how, max_grad_norm)
+        check_ranges(pre_normalization=how, max_grad_norm=max_grad_norm)
         self.max_grad_norm, self.pre_normalization, self.kernel = max_grad_norm, how, "fused"
         options = self._default_options | options | {"lr": lr}
         if "betas" in options:

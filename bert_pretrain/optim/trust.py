@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bert_pretrain.errors import require
-
 
 @dataclass(frozen=True)
 class TrustRatio:
@@ -24,12 +22,6 @@ class TrustRatio:
     ratio_max: float | None = None
     bounded_layers: str = "all"
     """``all`` | ``no_decay``: the four bounds hold only for layers without weight decay."""
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("phi", self.phi_min, self.phi_max), ("ratio", self.ratio_min, self.ratio_max)):
-            require(low is None or 0 <= low < math.inf, f"{name}_min", low, "a finite number, at least 0, or null")
-            require(high is None or 0 < high < math.inf, f"{name}_max", high, "a finite number above 0, or null")
-            require(low is None or high is None or low <= high, f"{name}_min", low, f"at most {name}_max ({high})")
 
     def bounds(self, weight_decay: float) -> tuple[float, float, float, float]:
         """Lower and upper bound of ||w||, and of the ratio, for a layer with this weight decay."""

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import numpy as np
 
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.errors import ConfigError, with_type
 
 
 @functools.cache
@@ -15,13 +15,8 @@ def import_error(module: str) -> str:
     try:
         import_module(module)
     except Exception as error:  # numba and triton fail in many ways where versions do not fit
-        return one_line(error)
+        return with_type(error)
     return ""
-
-
-def one_line(error: Exception) -> str:
-    """The type of an error and the first line of its message."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def require_import(module: str, package: str) -> None:

@@ -76,14 +76,14 @@ def measured_matrix_rate(device: torch.device, dtype: torch.dtype, reached: floa
     return known
 
 
-def measured_copy_bandwidth(device: torch.device, seconds: float = 0.5) -> float:
+def measured_copy_bandwidth(device: torch.device) -> float:
     """Bytes read plus written per second: the best of repeated copies. Synchronises the device.
 
     Copies 256 MiB, on a GPU 2 GiB: there the launch and the synchronisation would be a tenth of a shorter copy.
     """
     source = torch.zeros(1 << (29 if device.type == "cuda" else 26), device=device)
     target = torch.zeros_like(source)
-    return 2.0 * source.nbytes / _shortest(lambda: target.copy_(source), device, seconds)
+    return 2.0 * source.nbytes / _shortest(lambda: target.copy_(source), device, 0.5)
 
 
 def _shortest(run: Callable[[], object], device: torch.device, seconds: float) -> float:

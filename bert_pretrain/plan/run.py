@@ -14,7 +14,7 @@ from bert_pretrain.data.dataset import report_single_segments
 from bert_pretrain.data.mixture import describe_mixture, open_data_sets, sample_order
 from bert_pretrain.data.remote_shards import local_data
 from bert_pretrain.entry_point import entry_point
-from bert_pretrain.errors import require
+from bert_pretrain.errors import require, require_least, require_positive
 from bert_pretrain.file_system import check_new_file
 from bert_pretrain.hub.shape import resolve_if_needed
 from bert_pretrain.model.flops import parameter_count, training_flops
@@ -57,9 +57,8 @@ class PlanConfig(PretrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("device_tokens_per_second", "mean_length", "tokens_per_second"):
-            value = getattr(self, name)
-            require(value is None or value > 0, name, value, "a number above 0")
+        require_positive(self, "device_tokens_per_second", "mean_length", "tokens_per_second")
+        require_least(1, self, "devices", "samples")
         longest = self.data.sequence_length
         require((self.mean_length or 0) <= longest, "mean_length", self.mean_length, f"up to {longest}")
         require(0 < self.efficiency_floor < 1, "efficiency_floor", self.efficiency_floor, "between 0 and 1")
@@ -67,8 +66,6 @@ class PlanConfig(PretrainConfig):
         for name in ("plot", "device_tokens_per_second", "mean_length"):  # would have no effect
             value = getattr(self, name)
             require(value is None or self.gpu is not None, name, value, "null, unless gpu names a kind")
-        require(self.devices >= 1, "devices", self.devices, "1 or more")
-        require(self.samples is None or self.samples >= 1, "samples", self.samples, "1 or more, or null")
 
 
 @entry_point("plan", PlanConfig)

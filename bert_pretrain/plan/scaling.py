@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from bert_pretrain.data.batch_plan import BatchPlan
 from bert_pretrain.distributed.options import CommunicationConfig
-from bert_pretrain.errors import require
+from bert_pretrain.errors import require, require_choice, require_least, require_positive
 from bert_pretrain.model.flops import parameter_count, training_flops
 from bert_pretrain.model.options import ModelConfig
 
@@ -55,12 +55,11 @@ class GpuConfig:
     """Memory in GB; batch.micro_batch_size=auto fills it."""
 
     def __post_init__(self) -> None:
-        require(self.compute in ("bf16", "fp16", "fp32"), "gpu.compute", self.compute, "bf16, fp16, fp32")
-        for name in ("matrix_tflops", "memory_gb_per_s", "node_gb_per_s", "memory_gb"):
-            require(getattr(self, name) > 0, f"gpu.{name}", getattr(self, name), "a number above 0")
+        require_choice("gpu.compute", self.compute, ("bf16", "fp16", "fp32"))
+        require_positive(self, "matrix_tflops", "memory_gb_per_s", "node_gb_per_s", "memory_gb", prefix="gpu.")
         require(0 < self.matrix_share <= 1, "gpu.matrix_share", self.matrix_share, "above 0, up to 1")
-        require(self.launch_us >= 0, "gpu.launch_us", self.launch_us, "0 or more")
-        require(self.per_node >= 1, "gpu.per_node", self.per_node, "1 or more")
+        require_least(0, self, "launch_us", prefix="gpu.")
+        require_least(1, self, "per_node", prefix="gpu.")
 
 
 @dataclass
@@ -75,9 +74,9 @@ class NetworkConfig:
     """Microseconds per hop."""
 
     def __post_init__(self) -> None:
-        require(self.gb_per_s > 0, "network.gb_per_s", self.gb_per_s, "a number above 0")
+        require_positive(self, "gb_per_s", prefix="network.")
         require(0 < self.share <= 1, "network.share", self.share, "above 0, up to 1")
-        require(self.latency_us >= 0, "network.latency_us", self.latency_us, "0 or more")
+        require_least(0, self, "latency_us", prefix="network.")
 
 
 @dataclass(frozen=True)

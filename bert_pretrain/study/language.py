@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_pretrain.data.masking import SPECIAL_TOKENS, MaskingRule, mask_samples
+from bert_pretrain.data.masking import mask_samples
+from bert_pretrain.data.masking_rule import SPECIAL_TOKENS, MaskingRule
 from bert_pretrain.data.shard_directory import read_manifest, write_manifest
 from bert_pretrain.data.shards import Arrays, ShardHeader, write_shard
 from bert_pretrain.errors import ConfigError

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass, field
 
-from bert_pretrain.data.masking import SPECIAL_TOKENS
-from bert_pretrain.errors import ConfigError, require, require_seed
+from bert_pretrain.data.masking_rule import SPECIAL_TOKENS
+from bert_pretrain.errors import ConfigError, require, require_choice, require_least, require_seed
 from bert_pretrain.study.verdict import Claim
 
 
@@ -27,10 +27,9 @@ class LanguageConfig:
 
     def __post_init__(self) -> None:
         require_seed("corpus.seed", self.seed)
-        words = len(SPECIAL_TOKENS) + 2
-        least = {"samples": 1, "heldout_samples": 1, "sequence_length": 8, "vocab_size": words, "topics": 2}
-        for name, number in least.items():
-            require(getattr(self, name) >= number, f"corpus.{name}", getattr(self, name), f"{number} or more")
+        least = {"samples": 1, "heldout_samples": 1, "sequence_length": 8, "topics": 2}
+        for name, number in (least | {"vocab_size": len(SPECIAL_TOKENS) + 2}).items():
+            require_least(number, self, name, prefix="corpus.")
 
 
 @dataclass
@@ -43,7 +42,7 @@ class SpikeConfig:
     """Factor by which the gradient of that step is multiplied."""
 
     def __post_init__(self) -> None:
-        require(self.step >= 1, "spike.step", self.step, "1 or more")
+        require_least(1, self, "step", prefix="spike.")
         require(0 < self.factor < math.inf, "spike.factor", self.factor, "a finite number above 0")
 
 
@@ -67,8 +66,7 @@ class TargetConfig:
         sizes = self.batch_sizes
         ascending = len(sizes) > 0 and sizes == sorted(set(sizes)) and sizes[0] >= 1
         require(ascending, "target.batch_sizes", sizes, "one or more, ascending, each once")
-        every = self.evaluate_every_samples
-        require(every >= 1, "target.evaluate_every_samples", every, "1 or more")
+        require_least(1, self, "evaluate_every_samples", prefix="target.")
         require(self.give_up_factor > 1, "target.give_up_factor", self.give_up_factor, "above 1")
 
 
@@ -137,14 +135,13 @@ class StudyConfig:
     """The study at each scale."""
 
     def __post_init__(self) -> None:
-        require(self.scale in self.scales, "scale", self.scale, " | ".join(self.scales))
-        known, allowed = self.arms.keys(), f"the arms {', '.join(self.arms)}"
+        require_choice("scale", self.scale, self.scales)
         for name, scale in self.scales.items():
             for arm in (*(scale.arms or ()), *scale.arm_options, *scale.learning_rates, *scale.spikes):
-                require(arm in known, f"scales.{name}", arm, allowed)
+                require_choice(f"scales.{name}", arm, self.arms)
         for claim in self.claims:
             for arm in (claim.arm, claim.against):
-                require(arm in known, "claims", arm, allowed)
+                require_choice("claims", arm, self.arms)
         self._check_target()
         if not self.chosen_arms:
             raise ConfigError(f"study {self.name} has no arms at scale {self.scale}")
@@ -154,8 +151,7 @@ class StudyConfig:
         target = self.chosen.target
         if target is None:
             return
-        name = f"scales.{self.scale}.target.baseline"
-        require(target.baseline in self.chosen_arms, name, target.baseline, f"one of {', '.join(self.chosen_arms)}")
+        require_choice(f"scales.{self.scale}.target.baseline", target.baseline, self.chosen_arms)
         for arm in self.chosen_arms:
             rates = self.chosen.learning_rates.get(arm)
             require(bool(rates), f"scales.{self.scale}.learning_rates.{arm}", rates, "one or more to begin with")

@@ -1,7 +1,6 @@
 """The files that a study writes: its page in Markdown and in HTML, its numbers, its rows as CSV."""
 
 import csv
-import json
 import math
 import time
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bert_pretrain.file_system import replace_file
+from bert_pretrain.file_system import replace_file, write_json
 from bert_pretrain.html_page import drawn, element, large_figure, page, paragraph, table
 from bert_pretrain.study.claims import CLAIMS
 from bert_pretrain.study.options import StudyConfig
@@ -102,7 +101,7 @@ def write_files(
         **numbers,
         "options": asdict(config),
     }
-    replace_file(out_dir / "study.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_json(out_dir / "study.json", result)
 
 
 def print_page(out_dir: Path) -> None:

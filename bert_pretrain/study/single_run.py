@@ -24,7 +24,7 @@ from bert_pretrain.config import PretrainConfig
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import EXIT_STOPPED, DivergedError
-from bert_pretrain.file_system import replace_file
+from bert_pretrain.file_system import write_json
 from bert_pretrain.program import program_version
 from bert_pretrain.same_run import check_run_dir
 from bert_pretrain.stored_options import read_options
@@ -141,7 +141,7 @@ class SingleRun:
             "commit": program_version(),
             "cpu_seconds": round(time.process_time() - started, 1),
         }
-        replace_file(path, json.dumps(result).encode())
+        write_json(path, result)
         (run_dir / RECORD).unlink(missing_ok=True)  # so that without its result.json it is run again
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bert_pretrain.errors import require
+from bert_pretrain.errors import require, require_choice
 from bert_pretrain.study.claims import CLAIMS
 from bert_pretrain.study.curve import OUTLIER, Curve
 from bert_pretrain.study.search import Cost, listed
@@ -44,9 +44,9 @@ class Claim:
 
     def __post_init__(self) -> None:
         name = f"claim on {self.arm}"
-        require(self.source in CLAIMS, f"{name}: source", self.source, " | ".join(CLAIMS))
+        require_choice(f"{name}: source", self.source, CLAIMS)
         allowed = CLAIMS[self.source].results
-        require(self.expects in allowed, f"{name}: expects", self.expects, f"{' | '.join(allowed)} of {self.source}")
+        require(self.expects in allowed, f"{name}: expects", self.expects, f"{', '.join(allowed)} of {self.source}")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from importlib import import_module
 from importlib.util import find_spec
 
-from bert_pretrain.errors import ConfigError, first_line
+from bert_pretrain.errors import ConfigError, on_one_line
 from bert_pretrain.trackers.tracker import TrackedRun, stored_id
 
 TRACKERS = ("wandb", "tensorboard", "mlflow", "trackio")
@@ -29,7 +29,7 @@ def load_trackers(names: list[str], run: TrackedRun) -> None:
             module = import_module(f"bert_pretrain.trackers.{name}")
         except Exception as error:  # of any kind: the library is not ours
             raise ConfigError(
-                f"logging.trackers has {name}, which cannot be loaded ({first_line(error)}); mend its installation "
+                f"logging.trackers has {name}, which cannot be loaded ({on_one_line(error)}); mend its installation "
                 f"(pip install 'bert-pretrain[{name}]'), or leave it out"
             ) from None
         if hasattr(module, "check") and not (run.run_dir / "config.yaml").exists():  # a resume goes on regardless

@@ -4,7 +4,7 @@ In float32, whatever training computes in, so that the losses are those of plain
 as in training, into pinned memory on a GPU: the device never waits for the host.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 
 import numpy as np
@@ -17,9 +17,8 @@ from bert_pretrain.data.prefetch import prefetched
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.model.bert import PretrainingModel, PretrainingSums
-from bert_pretrain.training.host_copy import HostCopy
 from bert_pretrain.training.metrics import Row
-from bert_pretrain.training.step_result import without_next_sentence
+from bert_pretrain.training.step_result import HostCopy, without_next_sentence
 
 _COLUMNS = 6  # PretrainingSums, masked tokens, samples
 _AHEAD = 2  # micro-batches that are read in advance
@@ -68,49 +67,34 @@ def sum_losses(
     Stop requests are all-reduced with each batch and read one batch later, so that all ranks return after the same
     batch, and the host waits only for what was all-reduced before it gave the device the batch that is now running.
     """
-    on_gpu = world.device.type == "cuda"
-    batches = heldout_batches(heldout, micro_batch_size, world.rank, world.size, pin=on_gpu)
-    model.eval()
-    with closing(prefetched(batches, _AHEAD)) as ahead:
-        totals = _sum_batches(model, heldout.samples, micro_batch_size, ahead, world, stop, sources, report)
-    model.train()
-    return None if totals is None else HostCopy(world.sum(totals)).read()
-
-
-def _sum_batches(
-    model: PretrainingModel,
-    samples: int,
-    micro_batch_size: int,
-    batches: Iterator[MicroBatch],
-    world: World,
-    stop: StopRequest,
-    sources: np.ndarray | None,
-    report: Callable[[int], None],
-) -> torch.Tensor | None:
-    """The sums of this rank's ``batches``, (1 + corpora, 6) float64 on the device; None as for ``sum_losses``."""
+    batches = heldout_batches(heldout, micro_batch_size, world.rank, world.size, pin=world.device.type == "cuda")
     corpora = 0 if sources is None else 1 + int(sources.max())
     totals = torch.zeros((1 + corpora, _COLUMNS), dtype=torch.float64, device=world.device)
     requests: HostCopy | None = None
     to_device = HostToDeviceStream(world.device)
-    done = first = samples * world.rank // world.size
-    largest_part = -(-samples // world.size)
-    for _ in range(-(-largest_part // micro_batch_size)):  # the same number on all ranks; some have a batch less
-        world.report_progress()
-        own_request = torch.tensor(float(stop.requested)).to(world.device, non_blocking=True)
-        previous_requests, requests = requests, HostCopy(world.sum(own_request))
-        with world.busy("reading the held-out shards"):
-            batch = next(batches, None)
-        if batch is not None:
-            inputs, size = to_device.copy(batch), len(batch.input_ids)
-            if sources is None:
-                _add(totals[0], model(*inputs.tensors()), inputs.masked_labels, size)
-            else:
-                _add_by_source(totals, model, batch, inputs, sources[done : done + size])
-            done += size
-            report(done - first)
-        if previous_requests is not None and previous_requests.read() > 0:
-            return None
-    return totals
+    done = first = heldout.samples * world.rank // world.size
+    largest_part = -(-heldout.samples // world.size)
+    model.eval()
+    with closing(prefetched(batches, _AHEAD)) as ahead:
+        for _ in range(-(-largest_part // micro_batch_size)):  # the same number on all ranks; some have a batch less
+            world.report_progress()
+            own_request = torch.tensor(float(stop.requested)).to(world.device, non_blocking=True)
+            previous_requests, requests = requests, HostCopy(world.sum(own_request))
+            with world.busy("reading the held-out shards"):
+                batch = next(ahead, None)
+            if batch is not None:
+                inputs, size = to_device.copy(batch), len(batch.input_ids)
+                if sources is None:
+                    _add(totals[0], model(*inputs.tensors()), inputs.masked_labels, size)
+                else:
+                    _add_by_source(totals, model, batch, inputs, sources[done : done + size])
+                done += size
+                report(done - first)
+            if previous_requests is not None and previous_requests.read() > 0:
+                model.train()
+                return None
+    model.train()
+    return HostCopy(world.sum(totals)).read()
 
 
 def _add(totals: torch.Tensor, out: PretrainingSums, labels: torch.Tensor, samples: int) -> None:
@@ -131,9 +115,8 @@ def _add_by_source(
     samples, length = batch.input_ids.shape
     labels, next_sentence = inputs.masked_labels, inputs.next_sentence_labels
     places = inputs.segment_ids, inputs.masked_positions
-    x = model.hidden_states(
-        inputs.input_ids, inputs.attention_mask, *places
-    )  # (B + M, H), or (M, H) without a next-sentence head
+    # (B + M, H), or (M, H) without a next-sentence head
+    x = model.hidden_states(inputs.input_ids, inputs.attention_mask, *places)
     _add(totals[0], model.losses(x, labels, next_sentence), labels, samples)
     owner, real = source[batch.masked_positions.numpy() // length], batch.masked_labels.numpy() >= 0
     for number in np.unique(source):

@@ -31,10 +31,10 @@ from torch import Tensor, nn
 
 from bert_pretrain.data.collate import MicroBatch
 from bert_pretrain.distributed.world import World
+from bert_pretrain.errors import with_type
 from bert_pretrain.model.bert import Pieces, PretrainingModel
 from bert_pretrain.model.precision import MixedPrecision
-from bert_pretrain.optim.first_update import guard_first_update
-from bert_pretrain.optim.usable import one_line
+from bert_pretrain.optim.first_update import first_fault, guard_first_update
 
 DEVICES = ("cuda",)
 FACTOR = 3.0
@@ -95,11 +95,8 @@ def check_model(
             trial: Path = replace(chosen, **checks[name][0])  # type: ignore[arg-type]
             with world.busy(f"comparing {name} with plain PyTorch"), torch.random.fork_rng(devices):
                 fault, compared = _fault(model, precision, micro_batch, chosen, trial)
-            faults = [(rank, text) for rank, text in enumerate(world.gather(fault)) if text]
-            if faults:
-                rank, text = faults[0]
-                where = f" on rank {rank}" if world.size > 1 else ""
-                report(f"{name}{where}: {text}; the run goes on without it")
+            if found := first_fault(world.gather(fault)):
+                report(f"{name}{found}; the run goes on without it")
                 continue
             chosen = trial
             if compared:
@@ -137,7 +134,7 @@ def _fault(
             excess = _norms(a - b for a, b in zip(fast, reference, strict=True)) / allowed.clamp(min=1e-30)
             worst = [value if value == value else float("inf") for value in excess.tolist()]
         except Exception as error:  # compilers and drivers fail in many ways
-            return one_line(error), True
+            return with_type(error), True
     if not bool(torch.isfinite(allowed).all()) or max(worst) <= 1.0:
         return "", bool(torch.isfinite(allowed).all())
     names = ["the MLM loss", "the NSP loss", *(f"the gradient of {name}" for name, _ in _trained(model))]

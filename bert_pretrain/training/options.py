@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.errors import ConfigError, require, require_choice, require_least, require_positive
 from bert_pretrain.trackers.choice import TRACKERS
 
 MEMORY_SHARE = 0.92
@@ -22,9 +22,8 @@ class TrainingConfig:
     null: no limit."""
 
     def __post_init__(self) -> None:
-        require(self.evaluate_every_steps >= 1, "training.evaluate_every_steps", self.evaluate_every_steps, "1 or more")
-        minutes = self.stop_after_minutes
-        require(minutes is None or minutes > 0, "training.stop_after_minutes", minutes, "a number above 0, or null")
+        require_least(1, self, "evaluate_every_steps", prefix="training.")
+        require_positive(self, "stop_after_minutes", prefix="training.")
 
 
 @dataclass
@@ -53,11 +52,10 @@ class LoggingConfig:
     ``run_dir/profile``. null: none."""
 
     def __post_init__(self) -> None:
-        require(self.every_steps >= 1, "logging.every_steps", self.every_steps, "1 or more")
-        every = self.layers_every_steps
-        require(every >= 0, "logging.layers_every_steps", every, "1 or more, or 0 for never")
+        require_least(1, self, "every_steps", prefix="logging.")
+        require_least(0, self, "layers_every_steps", prefix="logging.")
         for name in self.trackers:
-            require(name in TRACKERS, "logging.trackers", name, ", ".join(TRACKERS))
+            require_choice("logging.trackers", name, TRACKERS)
         require(bool(self.project.strip()), "logging.project", self.project, "a name")
         if re.search("://[^/]*:[^/]*@", self.mlflow_uri or ""):  # the options are stored and shown
             raise ConfigError("logging.mlflow_uri holds a password; give that address in MLFLOW_TRACKING_URI instead")
@@ -91,11 +89,9 @@ class NumericsConfig:
     """The run fails if it has to rewind to the same checkpoint more often than this."""
 
     def __post_init__(self) -> None:
-        limit = self.max_skipped_in_a_row
-        require(limit >= 1, "numerics.max_skipped_in_a_row", limit, "1 or more")
-        require(self.spike_deviations > 0, "numerics.spike_deviations", self.spike_deviations, "a number above 0")
-        require(self.on_spike in ("continue", "rewind"), "numerics.on_spike", self.on_spike, "continue, rewind")
-        require(self.max_rewinds >= 1, "numerics.max_rewinds", self.max_rewinds, "1 or more")
+        require_least(1, self, "max_skipped_in_a_row", "max_rewinds", prefix="numerics.")
+        require_positive(self, "spike_deviations", prefix="numerics.")
+        require_choice("numerics.on_spike", self.on_spike, ("continue", "rewind"))
 
 
 @dataclass
@@ -113,10 +109,7 @@ class CheckpointConfig:
     while a checkpoint is written, but for the last of these attempts; with 1 it waits for every one."""
 
     def __post_init__(self) -> None:
-        require(self.every_steps >= 1, "checkpoint.every_steps", self.every_steps, "1 or more")
-        require(self.keep_last >= 1, "checkpoint.keep_last", self.keep_last, "1 or more")
-        limit = self.max_failed_saves
-        require(limit >= 1, "checkpoint.max_failed_saves", limit, "1 or more")
+        require_least(1, self, "every_steps", "keep_last", "max_failed_saves", prefix="checkpoint.")
         every = self.keep_every_steps
         allowed = f"0 for none, or a multiple of checkpoint.every_steps ({self.every_steps})"
         require(every >= 0 and every % self.every_steps == 0, "checkpoint.keep_every_steps", every, allowed)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.errors import DivergedError, first_line
+from bert_pretrain.errors import DivergedError, on_one_line
 from bert_pretrain.program import program_version
 from bert_pretrain.trackers.tracker import DIVERGED, FAILED, STOPPED
 
@@ -35,7 +35,7 @@ def recorded_session(run_dir: Path, facts: Facts, report: Callable[[str], None])
     try:
         yield end
     except BaseException as error:
-        end |= {"how": DIVERGED if isinstance(error, DivergedError) else FAILED, "reason": first_line(error)}
+        end |= {"how": DIVERGED if isinstance(error, DivergedError) else FAILED, "reason": on_one_line(error)}
         raise
     finally:
         _append(run_dir, {**end, "time": time.time()}, report)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from bert_pretrain.checkpoint.async_writer import CheckpointWriter
+from bert_pretrain.checkpoint.find import newest_valid
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress, restore
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import DivergedError, SharedError
@@ -64,7 +65,7 @@ class SpikeRecovery:
     def _newest_checkpoint(self) -> str:
         """The newest valid checkpoint, empty if there is none; on rank 0."""
         self.writer.wait()
-        return str(self.store.newest_valid(self.log.message, self.world.report_progress) or "")
+        return str(newest_valid(self.store.directory, self.log.message, self.world.report_progress) or "")
 
     def rewind(
         self, attempts: int, model: PretrainingModel, optimizer: torch.optim.Optimizer, precision: MixedPrecision

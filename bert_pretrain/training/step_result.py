@@ -1,11 +1,33 @@
 """The numbers of a step, copied to the host while the next step runs."""
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from bert_pretrain.training.host_copy import HostCopy
+
+class HostCopy:
+    """A copy of a tensor to the host that has begun."""
+
+    def __init__(self, numbers: torch.Tensor) -> None:
+        """Start to copy ``numbers``, without waiting for it: from a GPU, to pinned memory."""
+        self.numbers = numbers
+        self.ended = time.perf_counter()
+        """When the device had computed the numbers: on a GPU, known once they are read."""
+        self._copied: torch.cuda.Event | None = None
+        if numbers.is_cuda:
+            self.numbers = torch.empty_like(numbers, device="cpu", pin_memory=True)
+            self.numbers.copy_(numbers, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def read(self) -> Any:
+        """Wait for the copy, but not for what the device was given after it; the numbers, as of ``tolist``."""
+        if self._copied is not None:
+            self._copied.synchronize()
+            self.ended = time.perf_counter()
+        return self.numbers.tolist()
 
 
 @dataclass(frozen=True)
@@ -59,19 +81,15 @@ def without_next_sentence(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if "nsp" not in name}
 
 
-class StepResult:
+class StepResult(HostCopy):
     """An enqueued step, whose numbers are being copied to the host."""
 
-    def __init__(self, numbers: torch.Tensor, waited: float = 0.0) -> None:
+    def __init__(self, numbers: torch.Tensor, waited: float) -> None:
         """``numbers``: float64, in the order of ``StepNumbers``. ``waited``: seconds that the step waited for data."""
-        self._copy, self.waited = HostCopy(numbers), waited
-
-    @property
-    def ended(self) -> float:
-        """When the step ended: on a GPU, known once it is read."""
-        return self._copy.ended
+        super().__init__(numbers)
+        self.waited = waited
 
     def read(self) -> StepNumbers:
         """Wait for the copy; the numbers."""
-        values = self._copy.read()
+        values = super().read()
         return StepNumbers(*[*values[:14], values[14:]])

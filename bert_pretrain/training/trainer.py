@@ -266,8 +266,7 @@ class Trainer:
         and one in which the run was interrupted."""
         step = self.progress.step
         due = self._is_due(step, self.training.evaluate_every_steps)
-        missing = self.heldout is not None and due and self.world.is_first and step not in self.log.evaluated
-        return bool(self.world.broadcast("missing" if missing else ""))
+        return self.world.broadcast(self.heldout is not None and due and step not in self.log.evaluated)
 
     def _save(self) -> None:
         state = self.optimizer.state_dict()  # on every rank: the state may be sharded
@@ -278,8 +277,7 @@ class Trainer:
         progress = replace(self.progress, **states, **cut, bookmarks=marks)  # type: ignore[arg-type]
         saved = self.model.bert, state, progress, self.config_yaml
         with self.optimizer.evaluation_weights():  # type: ignore[attr-defined]
-            save = partial(self._writer.save, *saved) if self.world.is_first else lambda: None
-            self.world.run_on_all_ranks(save, "saving a checkpoint")
+            self.world.run_on_first_rank(partial(self._writer.save, *saved), "saving a checkpoint")
 
     def _rewind(self) -> None:
         """Go on from the newest checkpoint, with the samples after those of the fault."""

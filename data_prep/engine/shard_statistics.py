@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bert_pretrain.data.masking import restore_ids
+from bert_pretrain.data.masking_rule import restore_ids
 from bert_pretrain.data.shard_directory import SPLITS
 from bert_pretrain.data.shards import Arrays
 from bert_pretrain.errors import ConfigError

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from bert_pretrain.data.masking import SPECIAL_TOKENS
+from bert_pretrain.data.masking_rule import SPECIAL_TOKENS
 from bert_pretrain.data.tokenizer_files import TokenTable, read_tokenizer, read_vocab_text, require_roles, token_table
 from bert_pretrain.errors import ConfigError
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from bert_pretrain.data.masking import MaskingRule, mask_samples
+from bert_pretrain.data.masking import mask_samples
+from bert_pretrain.data.masking_rule import MaskingRule
 from bert_pretrain.data.shards import ShardHeader, write_shard
 from bert_pretrain.data.tokenizer_files import masking_rule
 from data_prep.samples.pairs import gather_samples

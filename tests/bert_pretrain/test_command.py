@@ -100,7 +100,7 @@ MISTAKES = [
     ("pretrain recipe=demo speed.compile=maybe", "speed.compile is 'maybe'; allowed: true or false or null"),
     (
         "pretrain recipe=demo optimizer.kernel=refrence",
-        "allowed: auto | reference | foreach | fused | apex (did you mean ref",
+        "allowed: auto, reference, foreach, fused, apex (did you mean ref",
     ),
     ("pretrain recipe=demo run_dir=", "run_dir is empty"),
     ("pretrain recipe=demo ~seed", "an option cannot be removed"),

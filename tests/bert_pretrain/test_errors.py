@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from bert_pretrain.entry_point import exit_on_config_error
-from bert_pretrain.errors import EXIT_MISTAKE, EXIT_OUTAGE
+from bert_pretrain.errors import EXIT_MISTAKE, EXIT_OUTAGE, on_one_line, with_type
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,18 @@ def test_an_error_of_the_program_keeps_its_traceback(error: Exception) -> None:
 
     with pytest.raises(type(error)):
         command()
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("no such file", "no such file"),
+        ("\n  backend failed:\n\n   g++:  not found \n", "backend failed: g++: not found"),
+        (f"CUDA error\n{'a' * 150}\n{'b' * 150}", f"CUDA error {'a' * 150}"),
+        ("c" * 300 + "\nmore", "c" * 300),
+        ("", "RuntimeError"),
+    ],
+)
+def test_a_message_on_one_line_keeps_its_first_line_and_what_fits(message: str, shown: str) -> None:
+    assert on_one_line(RuntimeError(message)) == shown
+    assert with_type(RuntimeError(message)) == f"RuntimeError: {shown}"

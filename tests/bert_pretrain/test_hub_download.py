@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from bert_pretrain.data.masking import SPECIAL_TOKENS
+from bert_pretrain.data.masking_rule import SPECIAL_TOKENS
 from bert_pretrain.data.row_source import local_tokenizer
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub.source import find_source

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from bert_pretrain.data.masking import restore_ids
+from bert_pretrain.data.masking_rule import restore_ids
 from bert_pretrain.data.shard_directory import read_manifest, shard_paths
 from bert_pretrain.data.shards import SHARD_FIELDS, ShardReader
 from data_prep import prepare, verify

@@ -9,7 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from bert_pretrain.data.masking import MaskingRule, mask_samples
+from bert_pretrain.data.masking import mask_samples
+from bert_pretrain.data.masking_rule import MaskingRule
 from bert_pretrain.data.shard_directory import write_manifest
 from bert_pretrain.data.shards import SHARD_FIELDS, ShardHeader, write_shard
 from bert_pretrain.errors import ConfigError

@@ -35,8 +35,8 @@ from bert_pretrain.config import PretrainConfig
 from bert_pretrain.config_loading import load_config
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.training.evaluation import sum_losses
-from bert_pretrain.training.host_copy import HostCopy
 from bert_pretrain.training.loss_spikes import LossSpikeDetector
+from bert_pretrain.training.step_result import HostCopy
 from tests.fake_cuda.device import DEVICE, fake_cuda, fake_triton
 from tests.fake_cuda.trainers import MemoryStore, Run, built, numbers_of_steps
 

@@ -89,9 +89,9 @@ def test_the_files_and_the_command_of_a_row(whole: tuple[Path, float]) -> None:
     assert (options["seed"], config.batch.global_batch_size) == (1, rows[-1]["batch"])
 
 
-def test_killed_at_five_random_moments_it_ends_with_the_same_table(whole: tuple[Path, float], tmp_path: Path) -> None:
+def test_killed_at_random_moments_it_ends_with_the_same_table(whole: tuple[Path, float], tmp_path: Path) -> None:
     rng, kills = random.Random(18), 0
-    while kills < 5:
+    while kills < 3:
         running = study(tmp_path)
         until = time.monotonic() + rng.uniform(0.1, 0.5) * whole[1]
         while running.is_running() and time.monotonic() < until:
@@ -115,7 +115,7 @@ def test_killed_at_five_random_moments_it_ends_with_the_same_table(whole: tuple[
     ("options", "message"),
     [
         (("scales.toy.target.batch_sizes=[64,16]",), "target.batch_sizes is .64, 16.; allowed: one or more, ascending"),
-        (("scales.toy.target.baseline=Adam",), "target.baseline is 'Adam'; allowed: one of NVLAMB, LAMB, AdamW"),
+        (("scales.toy.target.baseline=Adam",), "target.baseline is 'Adam'; allowed: NVLAMB, LAMB, AdamW"),
         (("scales.toy.learning_rates={AdamW:[]}",), "learning_rates.AdamW is ..; allowed: one or more to begin with"),
         (("scales.toy.target.give_up_factor=1",), "give_up_factor is 1.0; allowed: above 1"),
         (("scales.toy.target.loss=0",), "target.loss is 0.0; allowed: a number above 0"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TEST_RECIPE, run_module
+from tests.conftest import TEST_RECIPE, run_module, succeed
 
 STEP_KEYS = {
     "model", "sequence_length", "variant", "real_tokens_per_second", "speedup_over_baseline", "mfu",
@@ -19,8 +19,7 @@ OPTIMIZER_KEYS = {
 
 def test_step(tmp_path: Path, shard_dir: Path) -> None:
     options = [*TEST_RECIPE, f"data.dir={shard_dir}", f"out_dir={tmp_path}", "rounds=3", "precision.compute=fp32"]
-    done = run_module("bert_pretrain.bench", "step", *options)
-    assert done.returncode == 0, done.stderr
+    out = succeed("bert_pretrain.bench", "step", *options)
     rows = json.loads((tmp_path / "step.json").read_text())["rows"]
     names = ["baseline", "masked positions", "+ group by length", "+ last layer rows", "+ fused qkv"]
     names += ["+ fast dropout", "all"]
@@ -34,14 +33,13 @@ def test_step(tmp_path: Path, shard_dir: Path) -> None:
         assert row["speedup_over_baseline"] == pytest.approx(speedup)
     assert all(row["communication_ms"] == 0 for row in rows), "one process"
     assert all(row["peak_memory_bytes"] > 12 * 4000 for row in rows)  # weights and moments of 4,000 parameters at least
-    assert all(name in done.stdout for name in names)
+    assert all(name in out for name in names)
     assert (tmp_path / "step.png").stat().st_size > 10_000
 
 
 def test_optimizer(tmp_path: Path) -> None:
     options = ["models=[tiny]", "rounds=1", "steps=1", "busy=true", "device=cpu", f"out_dir={tmp_path}"]
-    done = run_module("bert_pretrain.bench", "optimizer", *options)
-    assert done.returncode == 0, done.stderr
+    succeed("bert_pretrain.bench", "optimizer", *options)
     rows = json.loads((tmp_path / "optimizer.json").read_text())["rows"]
     found = {row["implementation"] for row in rows}
     assert found >= {"nvlamb/fused", "nvlamb/foreach", "nvlamb/reference", "adamw_fused", "clip+adamw_fused"}

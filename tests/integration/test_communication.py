@@ -8,7 +8,7 @@ import pytest
 
 from bert_pretrain.distributed.options import CommunicationConfig
 from bert_pretrain.errors import ConfigError
-from tests.conftest import TEST_RECIPE, run_module
+from tests.conftest import TEST_RECIPE, succeed
 
 
 @pytest.fixture(scope="module")
@@ -16,8 +16,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, shard_dir: Path) -> list[d
     """The results of two ranks."""
     out = tmp_path_factory.mktemp("communication")
     options = (*TEST_RECIPE, f"data.dir={shard_dir}", "run_dir=unused")
-    done = run_module("tests.integration.communication_worker", str(out), *options, processes=2)
-    assert done.returncode == 0, done.stderr
+    succeed("tests.integration.communication_worker", str(out), *options, processes=2)
     return [json.loads((out / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.config_loading import load_config
 from bert_pretrain.model.bert import build_model
-from tests.conftest import TEST_RECIPE, run_module
+from tests.conftest import TEST_RECIPE, metric_rows, run_module
 
 CONSTANT = ("schedule.shape=constant", "schedule.warmup_steps=3", "schedule.total_steps=12")
 DECAY = ("schedule.shape=wsd", "schedule.warmup_steps=3", "schedule.total_steps=18", "schedule.decay_steps=6")
@@ -42,9 +42,7 @@ def same(first: dict, second: dict) -> bool:
 
 
 def rows(run_dir: Path, after: int = 0) -> list[dict]:
-    parsed = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    timed = ("tokens_per_second", "mfu", "matrix_peak_share", "data_wait_share")
-    return [{key: row[key] for key in row if key not in timed} for row in parsed if row["step"] > after]
+    return [row for row in metric_rows(run_dir) if row["step"] > after]
 
 
 @pytest.fixture(scope="module")

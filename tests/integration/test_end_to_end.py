@@ -1,6 +1,5 @@
 """From text to a model that transformers loads, by the commands of the README."""
 
-import json
 import math
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -10,13 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
 
-from tests.conftest import run_command, run_module
-
-
-def succeed(module: str, *options: str) -> str:
-    done = run_module(module, *options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+from tests.conftest import metric_rows, run_command, succeed
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +40,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows(home: Path) -> list[dict]:
-    return [json.loads(line) for line in (home / "run/metrics.jsonl").read_text().splitlines()]
+    return metric_rows(home / "run")
 
 
 def test_the_run_learned(finished: Path) -> None:
@@ -127,7 +120,7 @@ def test_a_second_phase_starts_from_the_weights(finished: Path) -> None:
     for moments in ("keep", "restart", "reset"):
         run_dir = finished / f"phase2_{moments}"
         succeed("bert_pretrain.pretrain", *options, f"run_dir={run_dir}", f"init_moments={moments}")
-        found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        found = metric_rows(run_dir)
         assert [row["step"] for row in found] == [0, 1, 2, 2]
         assert found[0]["eval_mlm_loss"] == pytest.approx(last, abs=1e-6)  # that was evaluated by two ranks
         assert found[-1]["eval_mlm_loss"] == pytest.approx(last, abs=1e-3)

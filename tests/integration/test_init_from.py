@@ -17,7 +17,7 @@ from bert_pretrain.data.shards import write_shard
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub.export import check_loads
 from bert_pretrain.training.metrics import read_rows
-from tests.conftest import TEST_RECIPE, VOCAB_SIZE, header, random_arrays, run_module
+from tests.conftest import TEST_RECIPE, VOCAB_SIZE, header, random_arrays, run_module, succeed
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(VOCAB_SIZE - 5))]
 OPTIONS = (*(word for word in TEST_RECIPE if not word.startswith("model.")), "model=from_init", "data.block_size=8")
@@ -64,9 +64,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pretrained(run_dir: Path, data: Path, init_from: Path, *options: str, processes: int = 0) -> str:
     words = [*OPTIONS, f"data.dir={data}", f"run_dir={run_dir}", f"init_from={init_from}", *options]
-    done = run_module("bert_pretrain.pretrain", *words, processes=processes)
-    assert done.returncode == 0, done.stderr + done.stdout
-    return done.stdout
+    return succeed("bert_pretrain.pretrain", *words, processes=processes)
 
 
 def evaluations(run_dir: Path) -> dict[int, dict]:

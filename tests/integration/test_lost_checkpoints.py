@@ -9,7 +9,7 @@ import pytest
 
 from bert_pretrain.checkpoint.find import RECORD
 from bert_pretrain.training.metrics import REPLACED
-from tests.conftest import TEST_RECIPE, run_module
+from tests.conftest import TEST_RECIPE, succeed
 from tests.integration.test_bad_input import refused
 
 SHORT = ("checkpoint.every_steps=1", "schedule.total_steps=6", "training.evaluate_every_steps=6")
@@ -20,9 +20,7 @@ def words(run_dir: Path, shard_dir: Path, *changes: str) -> list[str]:
 
 
 def train(*options: str) -> str:
-    done = run_module("bert_pretrain.pretrain", *options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return succeed("bert_pretrain.pretrain", *options)
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +33,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, shard_dir: Path) -> Path:
 def test_a_save_longer_than_the_timeout_of_the_watchdog_ends_no_run(tmp_path: Path, shard_dir: Path) -> None:
     """Rank 0 waits for its disk, rank 1 for rank 0: 10 seconds of silence would be a stuck rank."""
     options = words(tmp_path, shard_dir, "schedule.total_steps=2", "communication.timeout_seconds=15")
-    done = run_module("tests.integration.slow_save", "22", *options, processes=2)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"rank 0 on \S+: (saving a|writing the last) checkpoint, for \d+ s so far", done.stdout)
+    out = succeed("tests.integration.slow_save", "22", *options, processes=2)
+    assert re.search(r"rank 0 on \S+: (saving a|writing the last) checkpoint, for \d+ s so far", out)
     assert (tmp_path / "checkpoints/step_00000002/checksums.json").is_file()
 
 

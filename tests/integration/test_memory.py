@@ -7,7 +7,7 @@ import pytest
 
 from bert_pretrain.data.shard_directory import write_manifest
 from bert_pretrain.data.shards import write_shard
-from tests.conftest import header, random_arrays, run_module
+from tests.conftest import header, random_arrays, succeed
 
 LENGTH, PREDICTIONS = 64, 10
 
@@ -26,10 +26,9 @@ def peak_kib(run_dir: Path, data: Path, batch: int) -> int:
                "batch.micro_batch_size=256", "schedule.total_steps=1", "model.vocab_size=97", "model.hidden_size=8",
                "model.num_hidden_layers=1", "model.intermediate_size=8", "model.num_attention_heads=1",
                f"run_dir={run_dir}", "device=cpu"]  # fmt: skip
-    done = run_module("tests.integration.measured_run", *options)
-    assert done.returncode == 0, done.stderr
-    assert f"global batch  {batch:,} samples" in done.stdout
-    return int(done.stdout.split("peak ")[-1])
+    out = succeed("tests.integration.measured_run", *options)
+    assert f"global batch  {batch:,} samples" in out
+    return int(out.split("peak ")[-1])
 
 
 def test_memory_does_not_grow_with_the_batch(tmp_path: Path, long_shards: Path) -> None:

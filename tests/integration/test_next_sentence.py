@@ -14,13 +14,7 @@ from bert_pretrain.data.dataset import report_single_segments
 from bert_pretrain.data.shard_directory import write_manifest
 from bert_pretrain.data.shards import write_shard
 from tests.bert_pretrain.data.test_loader import opened
-from tests.conftest import TEST_RECIPE, header, random_arrays, run_module
-
-
-def succeed(module: str, *options: str, ranks: int = 0) -> str:
-    done = run_module(module, *options, processes=ranks)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+from tests.conftest import TEST_RECIPE, header, metric_rows, random_arrays, succeed
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +27,12 @@ def words(tmp_path_factory: pytest.TempPathFactory, shard_dir: Path) -> tuple[st
 @pytest.fixture(scope="module")
 def run_dir(words: tuple[str, ...]) -> Path:
     """A finished run of two ranks, whose optimizer is sharded."""
-    assert "nsp" not in succeed("bert_pretrain.pretrain", *words, ranks=2)
+    assert "nsp" not in succeed("bert_pretrain.pretrain", *words, processes=2)
     return Path(next(word for word in words if word.startswith("run_dir=")).removeprefix("run_dir="))
 
 
 def test_no_metric_mentions_the_next_sentence(run_dir: Path) -> None:
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    rows = metric_rows(run_dir)
     assert not [key for row in rows for key in row if "nsp" in key]
     training, heldout = ([row for row in rows if key in row] for key in ("loss", "eval_loss"))
     assert [row["step"] for row in training] == [1, 2, 3, 4, 5, 6]
@@ -54,7 +48,7 @@ def test_a_resumed_run_ends_with_the_same_weights(run_dir: Path, words: tuple[st
     last = run_dir / "checkpoints/step_00000006"
     weights = load_file(last / "model/model.safetensors")
     shutil.rmtree(last)
-    assert "step 3" in succeed("bert_pretrain.pretrain", *words, ranks=2)
+    assert "step 3" in succeed("bert_pretrain.pretrain", *words, processes=2)
     again = load_file(last / "model/model.safetensors")
     assert weights.keys() == again.keys()
     assert all(torch.equal(weights[name], again[name]) for name in weights)

@@ -7,7 +7,7 @@ import pytest
 
 from bert_pretrain import cli
 from bert_pretrain.option_schema import options_of
-from tests.conftest import TEST_RECIPE, run_module
+from tests.conftest import TEST_RECIPE, run_module, succeed
 
 GIVEN = {
     "prepare": ("corpus=text", "corpus.path=x", "out_dir=o"),
@@ -67,8 +67,7 @@ def test_a_seed_that_no_generator_takes_is_one_line(
 
 def test_the_largest_seed_trains(tmp_path: Path, shard_dir: Path) -> None:
     words = (f"data.dir={shard_dir}", f"run_dir={tmp_path}", f"seed={2**62 - 1}")
-    done = run_module("bert_pretrain.pretrain", *TEST_RECIPE, *words, "schedule.total_steps=2")
-    assert done.returncode == 0, done.stderr
+    succeed("bert_pretrain.pretrain", *TEST_RECIPE, *words, "schedule.total_steps=2")
 
 
 @pytest.mark.parametrize("kind", ["file", "dangling", "below_a_file"])

@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.bert_pretrain.data.test_ready_made import make_tokenizer, save_ids, save_text, texts
-from tests.conftest import TEST_RECIPE, run_module
+from tests.conftest import TEST_RECIPE, metric_rows, succeed
 from tests.forked import Forked
-from tests.integration.test_resume import rows
 
 STEPS = 10
 OPTIONS = (
@@ -40,9 +39,7 @@ def test_killed_and_resumed_it_is_the_same_run_on_one_process_or_two(tmp_path: P
     words = [*OPTIONS, f"data={kind}", f"data.dir={data}", f"data.tokenizer={tokenizer}"]
 
     def train(run_dir: Path, processes: int) -> str:
-        done = run_module("bert_pretrain.pretrain", *words, f"run_dir={run_dir}", processes=processes)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return succeed("bert_pretrain.pretrain", *words, f"run_dir={run_dir}", processes=processes)
 
     whole, killed, alone = tmp_path / "whole", tmp_path / "killed", tmp_path / "alone"
     assert "held out: every 10th row" in train(whole, 2)
@@ -53,9 +50,9 @@ def test_killed_and_resumed_it_is_the_same_run_on_one_process_or_two(tmp_path: P
     assert "resuming from" in train(killed, 2)
     weights = [load_file(path / f"checkpoints/step_{STEPS:08d}/model/model.safetensors") for path in (killed, whole)]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
-    assert rows(killed) == rows(whole)
+    assert metric_rows(killed) == metric_rows(whole)
     assert "resuming from" in train(alone, 1)
-    for found, expected in zip(rows(alone), rows(whole), strict=True):
+    for found, expected in zip(metric_rows(alone), metric_rows(whole), strict=True):
         assert found.get("samples_seen") == expected.get("samples_seen")
         for loss in ("mlm_loss", "eval_mlm_loss"):
             assert found.get(loss, 0) == pytest.approx(expected.get(loss, 0), abs=1e-5)

@@ -1,6 +1,5 @@
 """Killed at any moment and started again with the same command, a run ends with the same weights, bit for bit."""
 
-import json
 import random
 import signal
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import TEST_RECIPE, run_module
+from tests.conftest import TEST_RECIPE, metric_rows, succeed
 from tests.forked import Forked
 
 # 100 samples in three shards, 12 a step: shards end within steps 5 and 8, epochs within steps 9, 17, 25 and 34.
@@ -22,9 +21,7 @@ def options(run_dir: Path, shard_dir: Path, *changes: str) -> list[str]:
 
 def train(words: list[str], processes: int) -> str:
     """Train to the end; what was printed."""
-    done = run_module("bert_pretrain.pretrain", *words, processes=processes)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return succeed("bert_pretrain.pretrain", *words, processes=processes)
 
 
 def kill_one_rank(words: list[str], step: int, rng: random.Random) -> None:
@@ -37,12 +34,6 @@ def kill_one_rank(words: list[str], step: int, rng: random.Random) -> None:
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return load_file(run_dir / "checkpoints/step_00000036/model/model.safetensors")
-
-
-def rows(run_dir: Path) -> list[dict]:
-    timed = ("tokens_per_second", "mfu", "matrix_peak_share", "data_wait_share")
-    parsed = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in timed} for row in parsed]
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +50,13 @@ def test_sigkill_leaves_no_trace(tmp_path: Path, shard_dir: Path, uninterrupted:
     words = options(run_dir, shard_dir)
     for step in (rng.randint(5, 12), rng.randint(18, 26)):
         kill_one_rank(words, step, rng)
-        assert len(rows(run_dir)) < len(rows(uninterrupted))
+        assert len(metric_rows(run_dir)) < len(metric_rows(uninterrupted))
     assert "resuming from" in train(words, 2)
     expected = weights(uninterrupted)
     assert all(torch.equal(value, expected[name]) for name, value in weights(run_dir).items())
-    assert rows(run_dir) == rows(uninterrupted)
+    assert metric_rows(run_dir) == metric_rows(uninterrupted)
     assert "step 36" in train(words, 2), "a finished run has nothing left to do"
-    assert rows(run_dir) == rows(uninterrupted)
+    assert metric_rows(run_dir) == metric_rows(uninterrupted)
 
 
 def test_another_number_of_processes_sees_the_same_samples(tmp_path: Path, shard_dir: Path) -> None:
@@ -75,7 +66,7 @@ def test_another_number_of_processes_sees_the_same_samples(tmp_path: Path, shard
     train(options(alone, shard_dir, *exact), 1)
     kill_one_rank(options(changed, shard_dir, *exact), 18, random.Random(1))
     assert "resuming from" in train(options(changed, shard_dir, *exact), 1)
-    for found, expected in zip(rows(changed), rows(alone), strict=True):
+    for found, expected in zip(metric_rows(changed), metric_rows(alone), strict=True):
         assert found["step"] == expected["step"]
         assert found.get("samples_seen") == expected.get("samples_seen")
         for loss in ("mlm_loss", "eval_mlm_loss"):

@@ -12,7 +12,7 @@ from bert_pretrain.config_loading import load_config
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import open_world
 from bert_pretrain.training.metrics import read_rows
-from tests.conftest import TEST_RECIPE, run_module
+from tests.conftest import TEST_RECIPE, succeed
 
 FAMILY = [
     "nvlamb", "nvlamb_foreach", "nvlamb_reference", "nvidia_code", "lamb", "lars", "larc", "adamw", "adam", "sgd",
@@ -34,8 +34,7 @@ def run_options(shard_dir: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def ranks(out: Path, shard_dir: Path) -> list[dict]:
     """The results of both ranks; ``out`` holds their runs."""
-    done = run_module("tests.integration.sharded_worker", str(out), *run_options(shard_dir), processes=2)
-    assert done.returncode == 0, done.stderr
+    succeed("tests.integration.sharded_worker", str(out), *run_options(shard_dir), processes=2)
     return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
@@ -135,7 +134,7 @@ def test_flags_of_a_step_are_equal_on_all_ranks_and_true_without_gradients(ranks
 def test_what_is_not_possible_with_dtensors_is_refused(ranks: list[dict]) -> None:
     for rank in ranks:
         messages = rank["refusals"]
-        assert messages["fused"] == "kernel is 'fused'; allowed: auto | reference | foreach for DTensors"
+        assert messages["fused"] == "kernel is 'fused'; allowed: auto, reference, foreach for DTensors"
         assert messages["mixed"].startswith("parameters are DTensors and ordinary tensors; allowed: one kind")
         for other in ("LARS", "AdamW", "Adam", "SGD"):
             assert messages[other] == "a parameter is 'a DTensor'; allowed: ordinary tensors, or NVLamb"

@@ -15,12 +15,14 @@ from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim import Adam, NVLamb
+from bert_pretrain.report import page, plots
 from bert_pretrain.study.__main__ import main, with_run_options
 from bert_pretrain.study.batch_scaling import BatchScaling
 from bert_pretrain.study.options import SpikeConfig, StudyConfig
 from bert_pretrain.study.run import Study, write_study
 from bert_pretrain.study.runs import Runs, changed
-from tests.conftest import run_module
+from tests.conftest import metric_rows, run_module
+from tests.forked import draw_no_report
 
 NAMES = sorted(path.stem for path in (CONFIG_DIR / "study").glob("*.yaml"))
 SMALL = (
@@ -42,6 +44,13 @@ def small_study(out_dir: Path, *options: str, name: str = "decay_degree", scale:
     yield Study(Runs(config, World(0, 0, 1, torch.device("cpu")), StopRequest()))
 
 
+@pytest.fixture(autouse=True)
+def no_report_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((page, "drawn"), (plots, "save")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # to have it back
+    draw_no_report()
+
+
 def files(folder: Path, name: str) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in sorted(folder.rglob(name))}
 
@@ -61,15 +70,15 @@ def test_two_runs_and_their_page(finished: tuple[Path, str]) -> None:
     assert [row["arm"] for row in result["rows"]] == ["degree 0.5", "degree 1"]
     for curve, degree in zip(result["curves"], ("0_5", "1"), strict=True):
         run_dir = folder / f"runs/degree_{degree}/lr_0.06/seed_1"
-        rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        rows = metric_rows(run_dir)
         assert curve["losses"] == [row["eval_mlm_loss"] for row in rows if "eval_mlm_loss" in row and row["step"]]
         assert curve["samples"] == list(range(64, 513, 64))
         assert not (run_dir / "checkpoints").exists()
         assert "step       8/8" in (run_dir / "log.txt").read_text()
     assert result["curves"][0]["losses"] != result["curves"][1]["losses"]
-    page = (folder / "study.md").read_text()
-    assert page in printed
-    assert result["verdicts"][0] in page
+    text = (folder / "study.md").read_text()
+    assert text in printed
+    assert result["verdicts"][0] in text
     assert (folder / "study.png").stat().st_size > 10_000
 
 
@@ -152,11 +161,12 @@ def test_a_spike_scales_one_gradient_of_the_run(make) -> None:
 
 
 def run_configs(study: Study) -> list[PretrainConfig]:
-    """One run of every arm; of every batch size, if the study has a target."""
+    """One run of every arm; of the smallest and the largest batch size, if the study has a target."""
     arms = study.runs.config.chosen_arms
     if study.scale.target is not None:
         scaling = BatchScaling(study.runs)
-        return [scaling.base(arm, batch) for arm in arms for batch in scaling.target.batch_sizes]
+        sizes = scaling.target.batch_sizes
+        return [scaling.base(arm, batch) for arm in arms for batch in (sizes[0], sizes[-1])]
     study.bases = {arm: study.runs.compose(arm) for arm in arms}
     return [changed(study.bases[arm], study._changes(arm)) for arm in arms]
 
@@ -194,10 +204,10 @@ def test_the_article_is_what_the_base_scale_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("scale=huge",), r"scale is 'huge'; allowed: toy \| small \| base"),
+        (("scale=huge",), r"scale is 'huge'; allowed: toy, small, base"),
         (("scales.toy.seeds=[1,1]",), r"seeds is \[1, 1\]; allowed: one or more, each once"),
         (("scales.toy.seeds=[0,1]",), "without the tuning seed"),
-        (('scales.toy.arms=["degree 3"]',), r"scales.toy is 'degree 3'; allowed: the arms degree 0.5, degree 1"),
+        (('scales.toy.arms=["degree 3"]',), r"scales.toy is 'degree 3'; allowed: degree 0.5, degree 1"),
         (("claims=[{arm:degree 3,against:degree 1,source:expected_worse,expects:worse}]",), "claims is 'degree 3'"),
         (("+scales.toy.arm_options={degree 3:[a]}",), r"scales.toy is 'degree 3'; allowed: the arms degree 0.5"),
         (("scales.toy.samples=100",), "scales.toy.samples is 100; allowed: two batches or more"),

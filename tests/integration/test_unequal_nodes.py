@@ -15,7 +15,7 @@ import pytest
 
 from bert_pretrain.data.shard_directory import write_manifest
 from bert_pretrain.data.shards import write_shard
-from tests.conftest import TEST_RECIPE, VOCAB_SIZE, header, random_arrays, run_module
+from tests.conftest import TEST_RECIPE, VOCAB_SIZE, header, random_arrays, succeed
 from tests.forked import two_nodes
 
 
@@ -68,8 +68,7 @@ def test_all_ranks_exit_with_one_message(tmp_path: Path, data: Path, name: str) 
     (first / "a_file").write_text("mine")
     if name in ("init_from", "checkpoints"):
         run_dir = first / ("before" if name == "init_from" else "run")
-        done = run_module("bert_pretrain.pretrain", *TEST_RECIPE, f"data.dir={data}", f"run_dir={run_dir}")
-        assert done.returncode == 0, done.stderr
+        succeed("bert_pretrain.pretrain", *TEST_RECIPE, f"data.dir={data}", f"run_dir={run_dir}")
     nodes = ended(tmp_path, data, "bert_pretrain.pretrain", case)
     output = "".join(out for _, out in nodes)
     assert [status for status, _ in nodes] == [2, 2], output

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.data.masking import SPECIAL_TOKENS
+from bert_pretrain.data.masking_rule import SPECIAL_TOKENS
 from bert_pretrain.data.tokenizer_files import read_vocab_text
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.file_system import read_json

@@ -14,7 +14,7 @@ from transformers import AutoModelForPreTraining, BertConfig, BertForPreTraining
 
 from bert_pretrain.checkpoint import files
 from bert_pretrain.checkpoint.files import find_fault
-from bert_pretrain.checkpoint.find import resolve_checkpoint
+from bert_pretrain.checkpoint.find import newest_valid, resolve_checkpoint
 from bert_pretrain.checkpoint.store import (
     CheckpointStore,
     Progress,
@@ -46,7 +46,7 @@ def store_with(directory: Path, steps: tuple[int, ...], keep: int = 10) -> Check
 
 def newest(store: CheckpointStore) -> tuple[Path | None, list[str]]:
     messages: list[str] = []
-    return store.newest_valid(messages.append), messages
+    return newest_valid(store.directory, messages.append), messages
 
 
 def test_save_and_load(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from bert_pretrain.data.masking import MaskingRule, mask_samples, restore_ids
+from bert_pretrain.data.masking import mask_samples
+from bert_pretrain.data.masking_rule import MaskingRule, restore_ids
 from bert_pretrain.errors import ConfigError
 from tests.conftest import KeyedRandom
 

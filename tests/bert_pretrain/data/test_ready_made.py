@@ -18,7 +18,7 @@ from bert_pretrain.config import PretrainConfig
 from bert_pretrain.config_loading import load_config
 from bert_pretrain.data.batch_plan import BatchPlan
 from bert_pretrain.data.loader import TrainingData
-from bert_pretrain.data.masking import restore_ids
+from bert_pretrain.data.masking_rule import restore_ids
 from bert_pretrain.data.options import DataConfig
 from bert_pretrain.data.ready_made import open_ready_made
 from bert_pretrain.data.row_source import TextFiles, check_address, open_source

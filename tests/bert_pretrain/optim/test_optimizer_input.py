@@ -7,8 +7,8 @@ import torch
 
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim import LARS, SGD, Adam, AdamW, NVLamb
+from tests.bert_pretrain.optim.single_layer import FAMILY, KERNELS, parameter
 
-FAMILY = [NVLamb, LARS, AdamW, Adam, SGD]
 MOMENTS, MOMENTUM = (NVLamb, AdamW, Adam), (LARS, SGD)
 
 BAD_OPTIONS: list[tuple[tuple, str, object]] = [
@@ -89,3 +89,21 @@ def test_sparse_gradient_mixed_devices_and_integers_are_errors(make):
 def test_half_precision_needs_masters_which_only_nvlamb_has(make):
     with pytest.raises(ConfigError, match=r"dtype of a parameter is torch\.bfloat16; allowed: float32 or float64"):
         make([ones(2, dtype=torch.bfloat16)], 0.1)
+
+
+@pytest.mark.parametrize("eps", [1e-50, 1e-44, 1e-37])
+@pytest.mark.parametrize("make", [NVLamb, AdamW, Adam])
+def test_an_eps_that_vanishes_in_float32_is_refused(make, eps):
+    with pytest.raises(ConfigError, match=rf"eps is {eps}; allowed: at least 3\.7e-37"):
+        make([parameter()], 0.1, eps=eps)
+    make([parameter(dtype=torch.float64)], 0.1, eps=eps)
+
+
+def test_the_smallest_eps_keeps_elements_without_gradient():
+    for kernel in KERNELS:
+        param = parameter()
+        optimizer = NVLamb([param], 0.1, eps=4e-37, weight_decay=0.0, kernel=kernel)
+        param.grad = torch.zeros(6, 4)
+        param.grad[0, 0] = 1.0
+        optimizer.step()
+        assert param.isfinite().all()

@@ -185,7 +185,7 @@ def test_a_schedule_may_change_in_what_is_to_come(before, now, applied, reason):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shape": "linear"}, "schedule.shape is 'linear'; allowed: polynomial | wsd | cosine | constant"),
+        ({"shape": "linear"}, "schedule.shape is 'linear'; allowed: polynomial, wsd, cosine, constant"),
         ({"degree": None}, "schedule.degree is not set; schedule.shape=polynomial needs it"),
         ({"warmup_proportion": None}, "schedule.warmup_proportion is not set; give it, or schedule.warmup_steps"),
         ({"warmup_steps": 11}, "schedule.warmup_steps is 11; allowed: 0 to schedule.total_steps (10)"),
@@ -205,7 +205,7 @@ def test_a_schedule_may_change_in_what_is_to_come(before, now, applied, reason):
         ),
         ({"shape": "wsd", "decay_proportion": 2.0}, "schedule.decay_proportion is 2.0; allowed: 0 to 1"),
         ({"final_share": -0.1}, "schedule.final_share is -0.1; allowed: 0 to 1"),
-        ({"decay_form": "sqrt"}, "schedule.decay_form is 'sqrt'; allowed: linear | 1-sqrt (did you mean 1-sqrt?)"),
+        ({"decay_form": "sqrt"}, "schedule.decay_form is 'sqrt'; allowed: linear, 1-sqrt (did you mean 1-sqrt?)"),
     ],
 )
 def test_what_a_shape_needs_is_named(options, message):

@@ -155,7 +155,7 @@ def test_the_prediction_is_printed_and_drawn(tmp_path: Path, monkeypatch: pytest
     [
         ("plot=x.png", "plot is 'x.png'; allowed: null, unless gpu names a kind"),
         ("plot=notes.md", "plot is 'notes.md'; allowed: the name of a .png file"),
-        ("samples=0", "samples is 0; allowed: 1 or more, or null"),
+        ("samples=0", "samples is 0; allowed: 1 or more"),
         ("device_tokens_per_second=9", "device_tokens_per_second is 9.0; allowed: null, unless gpu names a kind"),
         ("mean_length=129", "mean_length is 129.0; allowed: up to 128"),
         ("efficiency_floor=1", "efficiency_floor is 1.0"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bert_pretrain.data.masking import restore_ids
+from bert_pretrain.data.masking_rule import restore_ids
 from bert_pretrain.data.shards import ShardReader
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.study.language import Language, write_corpus

@@ -25,7 +25,7 @@ def test_every_end_is_told(tmp_path: Path) -> None:
             session(tmp_path, fault, step=3)
     found = read_sessions(tmp_path)
     assert [(one["how"], one["reason"], one["step"]) for one in found] == [
-        ("finished", "", 0), ("diverged", "the loss is nan", 3), ("failed", "no disk", 3),
+        ("finished", "", 0), ("diverged", "the loss is nan and more", 3), ("failed", "no disk", 3),
         ("failed", "KeyboardInterrupt", 3),
     ]  # fmt: skip
     assert all(one["ended"] >= one["time"] and one["version"] == program_version() for one in found)

@@ -177,7 +177,7 @@ def test_gradients_equal_those_with_a_cast_for_each_micro_batch(tmp_path: Path, 
     assert all(torch.equal(a, p.grad) for a, p in zip(found, trainer.model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("attempts", [set(), {0}, {1}, {2}, {3}, {2, 3, 4}, {5}, {5, 6}])
+@pytest.mark.parametrize("attempts", [set(), {0}, {2}, {2, 3, 4}, {5}, {5, 6}])
 def test_skipped_steps_shift_nothing(tmp_path: Path, shard_dir: Path, attempts: set[int]) -> None:
     """There are always six applied steps, with the schedule, rows and checkpoints of six steps.
 
@@ -208,10 +208,10 @@ def test_skipped_steps_shift_nothing(tmp_path: Path, shard_dir: Path, attempts: 
 
 
 def test_gradients_that_stay_nonfinite_end_the_run_with_a_diagnosis(tmp_path: Path, shard_dir: Path) -> None:
-    trainer = trainer_for(tmp_path, shard_dir)
+    trainer = trainer_for(tmp_path, shard_dir, "numerics.max_skipped_in_a_row=9")
     spoil(trainer, set(range(10**4)))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    with pytest.raises(ConfigError, match="100 steps in a row had a gradient that is not finite"):
+    with pytest.raises(ConfigError, match="9 steps in a row had a gradient that is not finite"):
         trainer.run()
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
 

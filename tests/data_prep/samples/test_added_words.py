@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from bert_pretrain.data.dataset import check_vocabulary, open_split
 from bert_pretrain.data.dynamic_masking import dynamic_masking
-from bert_pretrain.data.masking import restore_ids
+from bert_pretrain.data.masking_rule import restore_ids
 from bert_pretrain.data.options import DataConfig
 from bert_pretrain.data.shard_directory import read_manifest, shard_paths
 from bert_pretrain.data.shards import ShardReader
