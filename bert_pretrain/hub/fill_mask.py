@@ -63,9 +63,7 @@ def load(model_dir: str) -> tuple[Any, Any]:
     silence_transformers()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model, report = AutoModelForMaskedLM.from_pretrained(
-            folder, trust_remote_code=False, output_loading_info=True
-        )
+        model, report = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=False, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = first_line(error)
         raise ConfigError(f"model_dir {model_dir} does not load ({reason}); export it again") from None
