@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -148,7 +149,7 @@ def send(tracker: Tracker, rows: list[dict[str, Any]]) -> None:
 
 
 def test_values_read_back_are_those_of_the_rows(tracker: tuple[str, TrackedRun]) -> None:
-    """Over two processes, the second of which begins at step 2, with the layers of step 2 not sent yet; a rewind."""
+    """Over three processes: the second begins at step 2, whose layers were not sent yet; the third is rewound."""
     name, run = tracker
     first = opened(name, run, 0)
     send(first, [row for row in ROWS if "trust_ratio" not in row])
@@ -163,9 +164,14 @@ def test_values_read_back_are_those_of_the_rows(tracker: tuple[str, TrackedRun])
     send(second, ROWS)
     if name in ("tensorboard", "mlflow"):
         assert READERS[name](run) == expected(ROWS, name)
-    second.forget(2)
-    send(second, [*ROWS[:4], AGAIN])
-    second.finish("finished")
+    second.finish(STOPPED)
+    if name == "wandb":
+        time.sleep(1.1)
+    third = opened(name, run, 3)
+    assert third.held == {key_of(row) for row in ROWS}
+    third.forget(2)
+    send(third, [*ROWS[:4], AGAIN])
+    third.finish("finished")
     found = READERS[name](run)
     kept = [*ROWS[:4], AGAIN] if name == "tensorboard" else [*ROWS, AGAIN]
     assert {key: found[key] for key in expected(kept, name)} == expected(kept, name)
@@ -289,6 +295,22 @@ def test_what_a_tracker_has_beside_the_values(tracker: tuple[str, TrackedRun]) -
     assert last.checkpoint == (checkpoint.as_uri() if name == "wandb" else str(checkpoint.parent))
     assert [content.state for content in found] == list(STATES)
     assert [content.outcome for content in found] == OUTCOMES.get(name, [None] * 4)
+
+
+def test_what_a_server_of_trackio_got_is_noted_beside_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The local database knows nothing of a server's runs, so a resume would send all rows again."""
+    trackio = pytest.importorskip("trackio", reason="not installed")
+    logged: list[Any] = []
+    process = SimpleNamespace(id="1", log=lambda values, step: logged.append(step))
+    monkeypatch.setattr(trackio, "init", lambda *_, **__: process)
+    monkeypatch.setenv("TRACKIO_SERVER_URL", "http://127.0.0.1:9")
+    run = TrackedRun(tmp_path, "proj", {}, "offline", None, "demo-1")
+    send(opened("trackio", run, 0), ROWS)
+    second = opened("trackio", run, 3)
+    assert second.held == {key_of(row) for row in ROWS}
+    second.forget(2)
+    send(opened("trackio", run, 2), [*ROWS[:4], AGAIN])
+    assert logged == [row["step"] for row in (*ROWS, AGAIN)]
 
 
 def test_mlflow_refuses_an_address_that_is_none(tmp_path: Path) -> None:
