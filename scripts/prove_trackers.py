@@ -3,12 +3,14 @@
     python scripts/prove_trackers.py RESULT.json
 
 Needs the extras wandb, tensorboard, mlflow and trackio. A third of the way through the run the server is suspended, so
-that requests get no answer; after two thirds it is killed. Compares the speed of the steps in the three parts, starts
-the server again, gives the same command again, which sends what mlflow lacks, and reads all values back from each
-tracker by its own library. Takes two minutes.
+that requests get no answer; after two thirds it is killed. The same run without trackers goes on beside it, under the
+same load of the machine. Compares the time of a step in the three parts: by the clock, less what the training thread
+waited for a core in the kernel's queue. Then starts the server again, gives the same command again, which sends what
+mlflow lacks, and reads all values back from each tracker by its own library. Takes some minutes.
 """
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,8 +19,9 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import repository_root  # noqa: F401  makes bert_pretrain importable
@@ -30,7 +33,9 @@ from bert_pretrain.trackers.tracker import TrackedRun, stored_id
 from bert_pretrain.training.metrics import read_rows
 from tests.bert_pretrain.trackers.test_libraries import READERS, expected
 
-VOCABULARY, LENGTH, THIRD = 2000, 64, 150
+VOCABULARY, LENGTH, THIRD, SKIPPED = 2000, 64, 120, 20
+PARTS = [(third * THIRD + SKIPPED, (third + 1) * THIRD - SKIPPED) for third in range(3)]
+"""First and last of the steps that are compared in each third."""
 PROJECT = "proof"
 
 
@@ -55,25 +60,37 @@ def send_signal(server: subprocess.Popen[bytes], number: int) -> None:
     os.killpg(server.pid, number)
 
 
-def run(words: list[str], log: Path, at: dict[int, Callable[[], None]]) -> str:
-    """Run the command and do what ``at`` has for each step, once it is logged; what was printed."""
-    metrics = next(Path(word.partition("=")[2]) for word in words if word.startswith("run_dir=")) / "metrics.jsonl"
+def run(words: list[str], log: Path, at: dict[int, Callable[[int], None]]) -> str:
+    """Run the command, and call what ``at`` has for a step, with the process id, once it is logged; what it printed."""
+    metrics = [Path(word.partition("=")[2]) for word in words if word.startswith("run_dir=")][-1] / "metrics.jsonl"
     with open(log, "wb") as file:
         process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)
         while process.poll() is None:
-            time.sleep(0.1)
-            steps = [row["step"] for row in read_rows(metrics)] if metrics.exists() else []
-            for step in [step for step in at if steps and steps[-1] >= step]:
-                at.pop(step)()
-    if process.returncode:
-        sys.exit(f"FAILED: status {process.returncode}\n{log.read_text()}")
+            time.sleep(0.05)
+            end = metrics.read_bytes()[-20_000:] if at and metrics.exists() else b""
+            seen = re.findall(rb'^{"step": (\d+),', end, re.MULTILINE)
+            for step in [step for step in at if seen and int(seen[-1]) >= step]:
+                at.pop(step)(process.pid)
+    if process.returncode or at:
+        sys.exit(f"FAILED: status {process.returncode}, not seen: steps {[*at]}\n{log.read_text()}")
     return log.read_text()
 
 
-def speeds(rows: list[dict[str, Any]], first: int) -> float:
-    """Milliseconds for 1,000 tokens, the median over a third of the run but its first 20 steps."""
-    steps = range(first + 20, first + THIRD + 1)
-    return median(1e6 / row["tokens_per_second"] for row in rows if "loss" in row and row["step"] in steps)
+def clock(pid: int) -> float:
+    """Seconds by the clock, less those that the main thread of ``pid`` was ready to run and had no core."""
+    waited = int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[1])
+    return time.monotonic() - waited / 1e9
+
+
+def timed(words: list[str], log: Path, at: dict[int, Callable[[int], None]]) -> tuple[str, list[float]]:
+    """``run``, and the milliseconds of a step in each part."""
+    marks: dict[int, float] = {}
+
+    def mark(step: int, pid: int) -> None:
+        marks[step] = clock(pid)
+
+    printed = run(words, log, {step: partial(mark, step) for part in PARTS for step in part} | at)
+    return printed, [1000 * (marks[last] - marks[first]) / (last - first) for first, last in PARTS]
 
 
 def main() -> None:
@@ -98,10 +115,14 @@ def main() -> None:
             f"logging.trackers=[{','.join(TRACKERS)}]", "logging.wandb=offline", f"logging.mlflow_uri={uri}",
         ]  # fmt: skip
         disturb = {
-            THIRD: lambda: send_signal(server, signal.SIGSTOP),
-            2 * THIRD: lambda: send_signal(server, signal.SIGKILL),
+            THIRD: lambda _: send_signal(server, signal.SIGSTOP),
+            2 * THIRD: lambda _: send_signal(server, signal.SIGKILL),
         }
-        printed = run(words, place / "run.log", disturb)
+        alone = [*words, f"run_dir={place / 'alone'}", "logging.trackers=[]", "logging.wandb=null"]
+        with ThreadPoolExecutor(2) as both:
+            tracked_run = both.submit(timed, words, place / "run.log", disturb)
+            _, without = both.submit(timed, alone, place / "alone.log", {}).result()
+        printed, times = tracked_run.result()
         said = [line for line in printed.splitlines() if line.startswith("mlflow")]
         server = start_server(place, port)
         again = run(words, place / "again.log", {})
@@ -111,12 +132,11 @@ def main() -> None:
         send_signal(server, signal.SIGKILL)
     if wrong or len(said) != 2 or "lacks" in again:
         sys.exit(f"FAILED: other values in {wrong}; said:\n" + "\n".join([*said, again]))
-    times = [speeds(rows, third * THIRD) for third in range(3)]
-    parts = ("answers", "gives no answer", "is dead")
+    states = ("answers", "gives no answer", "is dead")
     found = [
-        {"mlflow's server": part, "steps": f"{third * THIRD + 1} to {(third + 1) * THIRD}", "ms for 1,000 tokens":
-         round(taken, 2), "to the first": round(taken / times[0], 3)}
-        for third, (part, taken) in enumerate(zip(parts, times, strict=True))
+        {"mlflow's server": state, "steps": f"{first} to {last}", "ms for a step": round(taken, 1), "without trackers":
+         round(other, 1), "ratio": round(taken / other, 3)}
+        for state, (first, last), taken, other in zip(states, PARTS, times, without, strict=True)
     ]  # fmt: skip
     values = sum(len(points) for points in expected(rows, "wandb").values())
     note = f"Printed: {'; '.join(line.replace(uri, 'URI') for line in said)}. The same command, with the server there "
