@@ -1,6 +1,6 @@
 """A model's files on the Hugging Face hub: those in its cache on this machine, else downloaded to it.
 
-The caller looks for a local folder first: what is on this machine goes before what the hub has under the same name.
+A local folder goes before what the hub has under the same name.
 """
 
 import re
@@ -13,6 +13,22 @@ from bert_pretrain.errors import ConfigError
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 """NAME or OWNER/NAME."""
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+INDEXES = tuple(f"{name}.index.json" for name in SINGLE_FILES)
+"""Of weights in several files."""
+_TEXT = ("*.json", "vocab.txt", "*/vocab.txt", "merges.txt", "*.model")
+_MODEL = [(*_TEXT, kind, f"*/{kind}") for kind in ("model*.safetensors", "pytorch_model*.bin")]
+
+
+def local_model(name: str, option: str) -> Path:
+    """The folder ``name``, or, if there is none and ``name`` may be of the hub, that of its model of this name.
+
+    It has configuration, tokenizer and weights of the hub's model, or what it has of them. Raises as ``hub_folder``.
+    """
+    folder = Path(name).expanduser()
+    if folder.exists() or not HUB_NAME.fullmatch(name):
+        return folder
+    return hub_folder(name, option, _MODEL, _has_weights)
 
 
 def hub_folder(name: str, option: str, choices: Sequence[Sequence[str]], is_whole: Callable[[Path], bool]) -> Path:
@@ -38,6 +54,11 @@ def hub_folder(name: str, option: str, choices: Sequence[Sequence[str]], is_whol
                 return folder
     assert folder is not None
     return folder
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a folder of the hub's cache has a model, in itself or in the part of sentence-transformers."""
+    return any(any(folder.glob(f"**/{file}")) for file in (*SINGLE_FILES, *INDEXES))
 
 
 def be_quiet() -> None:

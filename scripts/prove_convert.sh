@@ -10,7 +10,7 @@ folder=${1:-$(mktemp -d)}
 python=$folder/bin/python
 if [ ! -x "$python" ]; then
   .venv/bin/python -m venv "$folder"
-  "$python" -m pip install --quiet "tensorflow-cpu>=2.16,<3" tf-keras
+  "$python" -m pip install --quiet --constraint requirements-convert.lock "tensorflow-cpu>=2.16,<3" tf-keras
   # Without its 20 dependencies, of which the networks need gin alone.
   "$python" -m pip install --quiet --no-deps tf-models-official gin-config
 fi

@@ -172,8 +172,8 @@ def main() -> None:
         seconds = type_commands(root, commands, given.environment)
         report = (home / "runs/mine/report.html").read_bytes()
     outside = outside_references(report.decode())
-    if outside or received_report() != report:
-        sys.exit(f"FAILED: the report refers to {outside}, or did not arrive as it was sent")
+    if outside or received_report() != report or b"<dt>state</dt><dd>finished</dd>" not in report:
+        sys.exit(f"FAILED: the report refers to {outside}, did not arrive as it was sent, or is of an unfinished run")
     rows = [
         {"command": shlex.join(shlex.split(command)[:3]), "minutes": round(taken / 60, 2)}
         for command, taken in zip(commands, seconds, strict=True)

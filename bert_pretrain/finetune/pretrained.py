@@ -1,5 +1,6 @@
 """Loads a pretrained folder, or a model from the hub, with the head of a task."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,29 +9,55 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
-from bert_pretrain.data.tokenizer_files import has_tokenizer
 from bert_pretrain.errors import ConfigError, on_one_line
 from bert_pretrain.finetune.options import TaskConfig
 from bert_pretrain.finetune.tasks import Log
+from bert_pretrain.hub_download import local_model
+
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
-def load_tokenizer(model_dir: str, max_length: int) -> Any:
-    """The tokenizer of ``model_dir``. Raises ``ConfigError`` if it is missing or does not fit the model."""
-    config, folder = load_config(model_dir), Path(model_dir)
+@dataclass(frozen=True)
+class Pretrained:
+    """A model on this machine, of any architecture that ``transformers`` has."""
+
+    name: str
+    """As the user wrote it: a folder, or a name on the hub."""
+    folder: Path
+    """Holds ``config.json``."""
+
+
+def find_model(name: str) -> Pretrained:
+    """The model that ``model_dir`` names. Raises ``ConfigError`` if there is none."""
+    folder = local_model(name, "model_dir")
+    if (folder / "config.json").is_file():
+        return Pretrained(name, folder)
+    if not folder.exists():
+        raise ConfigError(
+            f"model_dir is {name!r}, which is neither a folder written by bert-pretrain export nor a name on the hub"
+        )
+    is_run = (folder / "checkpoints").is_dir()
+    hint = f"; it is a run: export it with bert-pretrain export run_dir={folder}" if is_run else ""
+    raise ConfigError(f"model_dir is {name!r}, which is no exported folder (no config.json){hint}")
+
+
+def load_tokenizer(source: Pretrained, max_length: int) -> Any:
+    """The tokenizer of ``source``. Raises ``ConfigError`` if it is missing or does not fit the model."""
+    config = load_config(source)
     try:
-        if folder.is_dir() and not has_tokenizer(folder):
+        if not any(any(source.folder.glob(pattern)) for pattern in _TOKENIZERS):
             raise OSError("no tokenizer.json")  # transformers would make an empty one
-        tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"model_dir {model_dir} has no tokenizer that loads ({on_one_line(error)}); export the run again with its "
-            "data.tokenizer in place"
+            f"model_dir {source.name} has no tokenizer that loads ({on_one_line(error)}); give a model with "
+            "tokenizer.json or vocab.txt: export writes that of the run's data.tokenizer"
         ) from None
     if not tokenizer.is_fast:
-        raise ConfigError(f"model_dir {model_dir} has no fast tokenizer; give a folder with tokenizer.json")
+        raise ConfigError(f"model_dir {source.name} has no fast tokenizer; give a folder with tokenizer.json")
     if len(tokenizer) > config.vocab_size:
         raise ConfigError(
-            f"model_dir {model_dir}: its tokenizer has {len(tokenizer)} tokens, its model only {config.vocab_size}; "
+            f"model_dir {source.name}: its tokenizer has {len(tokenizer)} tokens, its model only {config.vocab_size}; "
             "export it again"
         )
     positions = getattr(config, "max_position_embeddings", max_length)
@@ -39,28 +66,22 @@ def load_tokenizer(model_dir: str, max_length: int) -> Any:
     return tokenizer
 
 
-def load_config(model_dir: str) -> Any:
-    """The model's configuration. Raises ``ConfigError`` if ``model_dir`` is not a model."""
-    folder = Path(model_dir)
-    if folder.exists() and not (folder / "config.json").exists():
-        is_run = (folder / "checkpoints").is_dir()
-        hint = f"; it is a run: export it with bert-pretrain export run_dir={folder}" if is_run else ""
-        raise ConfigError(f"model_dir is {model_dir!r}, which is no exported folder (no config.json){hint}")
+def load_config(source: Pretrained) -> Any:
+    """The model's configuration. Raises ``ConfigError`` if transformers does not have its architecture."""
     try:
-        return AutoConfig.from_pretrained(model_dir)
+        return AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"model_dir is {model_dir!r}, which is neither a folder written by bert-pretrain export nor a model on the "
-            f"hub that can be downloaded ({on_one_line(error)})"
+            f"model_dir is {source.name!r}, which transformers does not load ({on_one_line(error)}); give another model"
         ) from None
 
 
-def new_model(model_dir: str, task: TaskConfig, from_scratch: bool, seed: int, log: Log) -> Any:
+def new_model(source: Pretrained, task: TaskConfig, from_scratch: bool, seed: int, log: Log) -> Any:
     """The model with a new head, initialised from ``seed``; if ``from_scratch``, all weights are.
 
-    Raises ``ConfigError`` if ``model_dir`` lacks encoder weights, which would otherwise be random.
+    Raises ``ConfigError`` if ``source`` lacks encoder weights, which would otherwise be random.
     """
-    config = load_config(model_dir)
+    config = load_config(source)
     auto: Any = transformers.AutoModelForSequenceClassification
     if task.kind == "tags":
         auto = transformers.AutoModelForTokenClassification
@@ -77,15 +98,15 @@ def new_model(model_dir: str, task: TaskConfig, from_scratch: bool, seed: int, l
         return auto.from_config(config).float()
     try:
         model, report = auto.from_pretrained(
-            model_dir, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            source.folder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(f"model_dir {model_dir} does not load ({on_one_line(error)})") from None
+        raise ConfigError(f"model_dir {source.name} does not load ({on_one_line(error)})") from None
     missing = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
     missing = {name for name in missing if not name.startswith(("classifier.", "qa_outputs."))}
     pooler = {name for name in missing if ".pooler." in name}
     if missing != pooler:
-        raise ConfigError(f"model_dir {model_dir} lacks weights, such as {min(missing - pooler)}; export it again")
+        raise ConfigError(f"model_dir {source.name} lacks weights, such as {min(missing - pooler)}; export it again")
     if pooler:
-        log(f"{model_dir} has no pooler; it starts from random weights")
+        log(f"{source.name} has no pooler; it starts from random weights")
     return model

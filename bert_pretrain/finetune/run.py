@@ -23,7 +23,7 @@ from bert_pretrain.file_system import open_to_umask
 from bert_pretrain.finetune import results
 from bert_pretrain.finetune.inputs import InputSet, load_split, with_labels
 from bert_pretrain.finetune.options import FinetuneConfig, TrainingConfig
-from bert_pretrain.finetune.pretrained import load_tokenizer, new_model
+from bert_pretrain.finetune.pretrained import find_model, load_tokenizer, new_model
 from bert_pretrain.finetune.scores import Scores
 from bert_pretrain.finetune.seed_trainer import SeedTrainer, StoppedError, partial_folder
 from bert_pretrain.finetune.tasks import Log
@@ -55,9 +55,10 @@ def run_seeds(config: FinetuneConfig, world: World, stop: StopRequest, micro_bat
     """Load and check everything, then run each seed that has no result."""
     log: Log = partial(print, flush=True) if world.is_first else (lambda _: None)
     world.run_on_first_rank(lambda: results.check_out_dir(config))
-    tokenizer = world.run_on_all_ranks(lambda: load_tokenizer(config.model_dir, config.training.max_length))
+    source = world.run_on_all_ranks(lambda: find_model(config.model_dir))
+    tokenizer = world.run_on_all_ranks(lambda: load_tokenizer(source, config.training.max_length))
     config = world.run_on_all_ranks(partial(with_labels, config, log))
-    model = world.run_on_all_ranks(lambda: new_model(config.model_dir, config.task, config.from_scratch, 0, log))
+    model = world.run_on_all_ranks(lambda: new_model(source, config.task, config.from_scratch, 0, log))
     train, evaluations = world.run_on_all_ranks(lambda: load_data(config, tokenizer, log))
     contents = {f"the {inputs.split} set": inputs.fingerprint for inputs in (train, *evaluations)}
     contents["model_dir"] = fingerprint_of(model, config.from_scratch)
@@ -74,7 +75,7 @@ def run_seeds(config: FinetuneConfig, world: World, stop: StopRequest, micro_bat
             config.training.checkpoint_minutes,
             world,
             stop,
-            model=new_model(config.model_dir, config.task, config.from_scratch, seed, log=lambda _: None),
+            model=new_model(source, config.task, config.from_scratch, seed, log=lambda _: None),
             args=training_arguments(config, seed, micro_batch, accumulation, world),
             train_dataset=train.inputs,
             data_collator=train.collate,

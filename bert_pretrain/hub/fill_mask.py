@@ -1,12 +1,12 @@
 """Predicts the most likely tokens for each [MASK], with an exported model."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bert_pretrain.data.tokenizer_files import has_tokenizer
 from bert_pretrain.entry_point import entry_point
 from bert_pretrain.errors import ConfigError, on_one_line, require
+from bert_pretrain.hub_download import local_model
 
 
 @dataclass
@@ -14,7 +14,7 @@ class FillMaskConfig:
     """Options of ``bert-pretrain fill-mask``."""
 
     model_dir: str
-    """A folder written by bert-pretrain export, or any other BERT that transformers loads."""
+    """A folder written by bert-pretrain export, any other BERT that transformers loads, or a name on the hub."""
     sentences: list[str]
     """Sentences, each with one or more [MASK]."""
     top: int
@@ -44,8 +44,8 @@ def main(config: FillMaskConfig) -> None:
 
 
 def load(model_dir: str) -> tuple[Any, Any]:
-    """Tokenizer and masked language model of a folder. Raises ``ConfigError`` if it lacks either."""
-    folder = Path(model_dir)
+    """Tokenizer and masked language model that ``model_dir`` names. Raises ``ConfigError`` if it lacks either."""
+    folder = local_model(model_dir, "model_dir")
     if not (folder / "config.json").exists():
         raise ConfigError(
             f"model_dir is {model_dir!r}, which is no exported folder; make one with bert-pretrain export"
@@ -62,8 +62,8 @@ def load(model_dir: str) -> tuple[Any, Any]:
 
     silence_transformers()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model, report = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model, report = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=False, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = on_one_line(error)
         raise ConfigError(f"model_dir {model_dir} does not load ({reason}); export it again") from None

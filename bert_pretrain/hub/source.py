@@ -12,14 +12,10 @@ from typing import Any
 
 from bert_pretrain.checkpoint.find import checkpoints_in, resolve_checkpoint
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.hub_download import HUB_NAME, hub_folder
+from bert_pretrain.hub_download import HUB_NAME, INDEXES, SINGLE_FILES, local_model
 from bert_pretrain.training.sessions import read_sessions
 
-SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
-INDEXES = tuple(f"{name}.index.json" for name in SINGLE_FILES)
 _FOREIGN = ("*.h5", "*.ckpt*", "*.index", "*.msgpack", "*.pt")
-_TEXT = ("*.json", "*/*.json", "vocab.txt", "*/vocab.txt")
-_ON_HUB = [(*_TEXT, kind, f"*/{kind}") for kind in ("model*.safetensors", "pytorch_model*.bin")]
 _SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 _TRAITS: dict[str, tuple[object, ...]] = {
     "position_embedding_type": (None, "absolute"),
@@ -126,7 +122,7 @@ def _locate(name: str, option: str, report: Report, checked: bool) -> tuple[Path
             f"{option} is {name!r}, which is no checkpoint: there is no such folder; give a run, a checkpoint, a "
             "folder with config.json, or a name on the hub"
         )
-    return _transformer_folder(hub_folder(name, option, _ON_HUB, _has_weights), name, option), None
+    return _transformer_folder(local_model(name, option), name, option), None
 
 
 def _transformer_folder(folder: Path, name: str, option: str) -> Path:
@@ -144,11 +140,6 @@ def _transformer_folder(folder: Path, name: str, option: str) -> Path:
         f"{option} is {name!r}, which is no checkpoint and has no config.json; give a run, a checkpoint, a folder that "
         "save_pretrained or bert-pretrain export wrote, or make one with bert-pretrain convert"
     )
-
-
-def _has_weights(folder: Path) -> bool:
-    """Whether a folder of the hub's cache has a model, in itself or in the part of sentence-transformers."""
-    return any(any(folder.glob(f"**/{file}")) for file in (*SINGLE_FILES, *INDEXES))
 
 
 def _read_config(folder: Path, name: str, option: str) -> dict[str, Any]:

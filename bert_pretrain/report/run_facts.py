@@ -131,9 +131,11 @@ def read_run(directory: Path, option: str = "run_dir") -> Run:
         if not metrics.exists() or not config.exists():
             found = f"{option} is {str(directory)!r}, which holds no run (metrics.jsonl, config.yaml)"
             raise ConfigError(f"{found}; give the run_dir of a pretraining")
-        held = is_touched(directory)
-        until = time.time() if held else metrics.stat().st_mtime
-        run = Run(directory, read_options(config), usable_rows(directory), usable_sessions(directory), held, until)
+        sessions = usable_sessions(directory)
+        # A process that has ended the run still holds it while it draws this page and waits for trackers.
+        is_running = is_touched(directory) and not (sessions and sessions[-1]["ended"])
+        until = time.time() if is_running else metrics.stat().st_mtime
+        run = Run(directory, read_options(config), usable_rows(directory), sessions, is_running, until)
         headline(run), facts(run)  # of what the files hold, before anything is drawn
     except OSError as error:
         raise ConfigError(f"{option} {directory} cannot be read ({error})") from None

@@ -116,6 +116,29 @@ def key_of(row: Row) -> RowKey:
     return next((kind for name, kind in KINDS.items() if name in row), "other"), row["step"]
 
 
+class Ledger:
+    """The rows that a tracker got, noted in a file of the run: for trackers that do not tell what they have."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> set[RowKey]:
+        """Of all processes of the run."""
+        if not self._path.exists():
+            return set()
+        noted = (line.split() for line in self._path.read_text(encoding="utf-8").splitlines())
+        return {(kind, int(step)) for kind, step in noted}
+
+    def add(self, key: RowKey) -> None:
+        """Note one more."""
+        with open(self._path, "a", encoding="utf-8") as file:
+            print(*key, file=file)
+
+    def replace(self, held: set[RowKey]) -> None:
+        """Note these and no others."""
+        self._path.write_text("".join(f"{kind} {step}\n" for kind, step in sorted(held)), encoding="utf-8")
+
+
 def plots_in(folder: Path) -> list[Path]:
     """The images in ``folder``, without empty ones."""
     return [path for path in sorted(folder.glob("*.png")) if path.stat().st_size]

@@ -13,7 +13,7 @@ from urllib.parse import urlparse
 import wandb
 
 from bert_pretrain.errors import EXIT_STOPPED
-from bert_pretrain.trackers.tracker import FINISHED, STOPPED, Row, RowKey, TrackedRun, key_of, plots_in, values_of
+from bert_pretrain.trackers.tracker import FINISHED, STOPPED, Ledger, Row, TrackedRun, key_of, plots_in, values_of
 
 START_SECONDS = 60.0
 """How long wandb may take to start online before the run is tracked offline."""
@@ -23,25 +23,22 @@ _UPLOAD_SECONDS = 20.0  # at the end; without a limit, wandb's own hook keeps th
 class WandbRun:
     """An open run of wandb."""
 
-    def __init__(self, run: Any, ledger: Path) -> None:
+    def __init__(self, run: Any, ledger: Ledger) -> None:
         self._run, self._ledger = run, ledger
         self.where = f"wandb sync {Path(run.dir).parent}" if run.offline else f"wandb run {run.url}"
-        # wandb does not tell what it has, in particular offline: the rows that it got are noted beside its files.
-        noted = (line.split() for line in ledger.read_text(encoding="utf-8").splitlines()) if ledger.exists() else []
-        self.held: set[RowKey] = {(kind, int(step)) for kind, step in noted}
+        self.held = ledger.read()  # wandb does not tell what it has, in particular offline
         run.define_metric("*", step_metric="step")
 
     def log_row(self, row: Row) -> None:
         """The row as it is, layers nested, and a histogram of each value by layer."""
         layers = values_of(row).by_layer
         self._run.log({**row, **{f"layers/{name}": wandb.Histogram(found) for name, found in layers.items()}})
-        with open(self._ledger, "a", encoding="utf-8") as file:
-            print(*key_of(row), file=file)
+        self._ledger.add(key_of(row))
 
     def forget(self, step: int) -> None:
         """Later rows are logged beside those that are there."""
         self.held = {key for key in self.held if key[1] <= step}
-        self._ledger.write_text("".join(f"{kind} {at}\n" for kind, at in sorted(self.held)), encoding="utf-8")
+        self._ledger.replace(self.held)
 
     def log_checkpoint(self, path: Path, step: int) -> None:
         """A version of the run's model artifact that refers to the checkpoint."""
@@ -78,7 +75,7 @@ def open_run(run: TrackedRun, step: int) -> WandbRun:
             raise
         wandb.teardown()  # which ends the attempt, else the id is in use
         opened = start("offline")
-    return WandbRun(opened, run.run_dir / "wandb" / "rows_logged.txt")
+    return WandbRun(opened, Ledger(run.run_dir / "wandb" / "rows_logged.txt"))
 
 
 def has_key() -> bool:

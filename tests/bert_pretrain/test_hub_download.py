@@ -12,6 +12,8 @@ from huggingface_hub import constants
 from bert_pretrain.data.masking_rule import SPECIAL_TOKENS
 from bert_pretrain.data.row_source import local_tokenizer
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.finetune.pretrained import find_model
+from bert_pretrain.hub import fill_mask
 from bert_pretrain.hub.source import find_source
 from data_prep.samples.given_tokenizer import given_vocabulary
 from tests.hub_server import TOKEN, HubServer
@@ -29,8 +31,10 @@ USES: dict[str, Callable[[str], object]] = {
     "init_from": lambda name: find_source(name, "init_from", print),
     "data.tokenizer": local_tokenizer,
     "vocab": lambda name: given_vocabulary(name, lowercase=True),
+    "model_dir": find_model,
 }
 """By option: what looks for its value."""
+REFUSED: dict[str, Callable[[str], object]] = {**USES, "model_dir of fill-mask": fill_mask.load}
 
 
 def gone(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +50,7 @@ def test_what_was_downloaded_once_needs_no_server(
     hub.add("model", "lab/bert", {**MODEL, weights: b"1"})
     source = find_source("lab/bert", "init_from", print)
     assert (source.folder / weights).read_bytes() == b"1"
-    assert local_tokenizer("lab/bert") == source.folder
+    assert local_tokenizer("lab/bert") == find_model("lab/bert").folder == source.folder
     assert given_vocabulary("lab/bert", lowercase=True).tokens == [*SPECIAL_TOKENS, "A"]
     assert not [line for line in hub.requests if line.endswith(("tf_model.h5", "README.md"))]
     before = len(hub.requests)
@@ -75,7 +79,7 @@ def test_a_folder_of_this_machine_goes_before_the_hub(
     for name, content in {**MODEL, "model.safetensors": b"2"}.items():
         Path("lab/bert", name).write_bytes(content)
     assert find_source("lab/bert", "init_from", print).folder == Path("lab/bert")
-    assert local_tokenizer("lab/bert") == Path("lab/bert")
+    assert local_tokenizer("lab/bert") == find_model("lab/bert").folder == Path("lab/bert")
     assert given_vocabulary("lab/bert", lowercase=True).tokens[-1] == "A"
     assert not hub.requests
 
@@ -116,16 +120,16 @@ FAULTS: list[tuple[Callable[[HubServer, pytest.MonkeyPatch], None], str, str]] =
 ]
 
 
-@pytest.mark.parametrize("option", USES)
+@pytest.mark.parametrize("option", REFUSED)
 @pytest.mark.parametrize(("make", "name", "message"), FAULTS, ids=[f"{name} {text[:25]}" for _, name, text in FAULTS])
 def test_what_the_hub_refuses_is_told_in_one_line_of_one_form(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch, option: str, make: Callable, name: str, message: str
 ) -> None:
     hub.add("model", "lab/bert", {**MODEL, "model.safetensors": b"1"})
     make(hub, monkeypatch)
-    start = f"^{option} is '{name}', which is no file or folder here, and "
+    start = f"^{option.partition(' ')[0]} is '{name}', which is no file or folder here, and "
     with pytest.raises(ConfigError, match=f"{start}.*({message})") as refused:
-        USES[option](name)
+        REFUSED[option](name)
     assert "\n" not in str(refused.value)
     assert TOKEN not in str(refused.value)
 

@@ -106,6 +106,7 @@ def test_the_folder_loads_as_every_promised_class(finished: Path) -> None:
 def test_plots_and_report_are_there(finished: Path) -> None:
     plots = sorted(path.name for path in (finished / "run/plots").glob("*.png"))
     assert {"loss.png", "accuracy.png", "learning_rate.png", "gradient_norm.png"} <= set(plots)
+    assert "<dt>state</dt><dd>finished</dd>" in (finished / "run/report.html").read_text()
     page = succeed("bert_pretrain.report", f"run_dir={finished / 'run'}")
     assert "unigram entropy of the corpus" in page
     assert (finished / "run/report.html").read_text().count("<svg ") >= 6

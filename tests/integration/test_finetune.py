@@ -16,12 +16,13 @@ from transformers import BertConfig, BertForPreTraining, BertTokenizerFast
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.finetune.pretrained import new_model
+from bert_pretrain.finetune.pretrained import find_model, new_model
 from bert_pretrain.finetune.run import finetune
 from bert_pretrain.finetune.tasks import hub_rows
 from tests.bert_pretrain.finetune.test_squad import WORDS
 from tests.bert_pretrain.finetune.test_tasks import composed
 from tests.conftest import assert_as_new_files, run_module
+from tests.hub_server import HubServer
 
 transformers.utils.logging.set_verbosity_error()
 ALONE = World(0, 0, 1, torch.device("cpu"))
@@ -61,6 +62,20 @@ def sst2(tmp_path_factory: pytest.TempPathFactory) -> Path:
             lines.append(f"{' '.join(rng.permutation(words))}\t{label}")
         (folder / name).write_text("\n".join(lines) + "\n")
     return folder
+
+
+def test_a_model_of_the_hub_is_downloaded_once_and_scores_as_its_folder(
+    tmp_path: Path, model_dir: Path, sst2: Path, hub: HubServer
+) -> None:
+    hub.add("model", "lab/bert", {path.name: path.read_bytes() for path in model_dir.iterdir()})
+    options = (f"data.dir={sst2}", "training.epochs=0.2")
+    found = run("sst2", Path("lab/bert"), tmp_path / "hub", *options)
+    hub.faults["GET "] = hub.faults["HEAD "] = [0] * 100
+    again = run("sst2", Path("lab/bert"), tmp_path / "cache", *options)
+    local = run("sst2", model_dir, tmp_path / "folder", *options)
+    losses = [[row["training_loss"] for row in each["runs"]] for each in (found, again, local)]
+    assert losses[0] == losses[1] == losses[2]
+    assert found["options"]["model_dir"] == "lab/bert"
 
 
 def squad_file(path: Path, count: int, seed: int) -> None:
@@ -159,28 +174,29 @@ def test_any_cut_of_the_batch_gives_the_same_result(tmp_path: Path, model_dir: P
 
 
 def test_a_model_fine_tuned_before_gets_the_head_of_the_next_task(tmp_path: Path, model_dir: Path) -> None:
-    new_model(str(model_dir), composed("mnli").task, False, 1, print).save_pretrained(tmp_path)
-    squad = new_model(str(tmp_path), composed("squad_v1").task, False, 1, print)
+    new_model(find_model(str(model_dir)), composed("mnli").task, False, 1, print).save_pretrained(tmp_path)
+    squad = new_model(find_model(str(tmp_path)), composed("squad_v1").task, False, 1, print)
     assert squad.qa_outputs.weight.shape == (2, 32)
-    assert new_model(str(tmp_path), composed("sst2").task, False, 1, print).classifier.weight.shape == (2, 32)
+    sst2 = new_model(find_model(str(tmp_path)), composed("sst2").task, False, 1, print)
+    assert sst2.classifier.weight.shape == (2, 32)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:2000])
     with pytest.raises(ConfigError, match=r"does not load"):
-        new_model(str(tmp_path), composed("sst2").task, False, 1, print)
+        new_model(find_model(str(tmp_path)), composed("sst2").task, False, 1, print)
 
 
 def test_weights_are_the_pretrained_ones_and_new_ones_follow_the_seed(model_dir: Path) -> None:
     task = composed("mnli").task
     stored = load_file(model_dir / "model.safetensors")
-    one, other = (new_model(str(model_dir), task, False, seed, print).state_dict() for seed in (1, 2))
-    scratch = new_model(str(model_dir), task, True, 1, print).state_dict()
+    one, other = (new_model(find_model(str(model_dir)), task, False, seed, print).state_dict() for seed in (1, 2))
+    scratch = new_model(find_model(str(model_dir)), task, True, 1, print).state_dict()
     name = "bert.encoder.layer.0.output.dense.weight"
     assert torch.equal(one[name], stored[name])
     assert torch.equal(other[name], stored[name])
     assert one["classifier.weight"].shape == (3, 32)
     assert not torch.equal(one["classifier.weight"], other["classifier.weight"])
     assert not torch.equal(scratch[name], stored[name])
-    assert torch.equal(scratch[name], new_model(str(model_dir), task, True, 1, print).state_dict()[name])
+    assert torch.equal(scratch[name], new_model(find_model(str(model_dir)), task, True, 1, print).state_dict()[name])
 
 
 def test_missing_weights_are_refused_and_a_missing_pooler_reported(tmp_path: Path, model_dir: Path) -> None:
@@ -192,9 +208,9 @@ def test_missing_weights_are_refused_and_a_missing_pooler_reported(tmp_path: Pat
         kept = {name: value for name, value in stored.items() if name != lost}
         save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigError, match=r"lacks weights, such as bert.encoder.layer.0.output.dense.weight"):
-        new_model(str(tmp_path / "bert.encoder.layer.0.output.dense.weight"), task, False, 1, print)
+        new_model(find_model(str(tmp_path / "bert.encoder.layer.0.output.dense.weight")), task, False, 1, print)
     messages: list[str] = []
-    new_model(str(tmp_path / "bert.pooler.dense.weight"), task, False, 1, messages.append)
+    new_model(find_model(str(tmp_path / "bert.pooler.dense.weight")), task, False, 1, messages.append)
     assert "has no pooler" in messages[0]
 
 

@@ -10,6 +10,7 @@ from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizerFast
 
 from bert_pretrain.hub import fill_mask
+from tests.hub_server import HubServer
 
 transformers.utils.logging.set_verbosity_error()
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c"]
@@ -43,6 +44,14 @@ def test_each_mask_gets_all_tokens_and_nothing_else(model_dir: Path, capsys: pyt
         pairs = [pair.split(" ") for pair in line.strip().split("   ")]
         assert sorted(word for word, _ in pairs) == sorted(WORDS)
         assert sum(float(share) for _, share in pairs) == pytest.approx(1, abs=0.05)
+
+
+def test_a_model_of_the_hub(model_dir: Path, hub: HubServer, capsys: pytest.CaptureFixture) -> None:
+    hub.add("model", "lab/bert", {path.name: path.read_bytes() for path in model_dir.iterdir()})
+    for name in (model_dir, Path("lab/bert")):
+        run(name, "sentences=['a [MASK]']", "top=3")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == lines[2:]
 
 
 LONG = "a " * 14 + "[MASK]"  # 15 tokens, and [CLS] and [SEP]

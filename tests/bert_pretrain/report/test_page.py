@@ -131,6 +131,7 @@ def test_text_of_the_run_cannot_become_markup(tmp_path: Path, request: pytest.Fi
     ("rows", "sessions", "running", "expected"),
     [
         (FINISHED[:4], None, True, "running"),  # for ten minutes
+        (FINISHED, [start(START), end(START + 60, "finished")], True, "finished"),  # the process draws this page
         (FINISHED[:4], [start(START), end(START + 60, "stopped")], False, "stopped"),
         (FINISHED[:4], [start(START)], False, "ended without a word, as after a kill"),
         ([*FINISHED[:4], training(30, math.nan)], [start(START), end(START + 60, "diverged", "the loss is nan")], False,

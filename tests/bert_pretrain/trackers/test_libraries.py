@@ -1,8 +1,4 @@
-"""Each tracker with its real library: what its own reader reads back is what ``metrics.jsonl`` has.
-
-tensorboard and wandb are in the lock. mlflow and trackio are not (they forbid the lock's pyarrow and pillow): their
-tests run where they are installed.
-"""
+"""Each tracker with its real library: what its own reader reads back is what ``metrics.jsonl`` has."""
 
 import json
 import sqlite3
@@ -11,15 +7,19 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.stored_options import flat
 from bert_pretrain.trackers.choice import load_trackers
 from bert_pretrain.trackers.tracker import STOPPED, TrackedRun, Tracker, key_of, values_of
 
@@ -86,21 +86,27 @@ def wandb_records(path: Path) -> list[bytes]:
     return whole
 
 
-def read_wandb(run: TrackedRun) -> Found:
+def all_wandb_records(run: TrackedRun) -> list[Any]:
     import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
     wandb.teardown()  # waits, as the end of a process does: wandb's service may still write after an offline run ended
+    paths = sorted(run.run_dir.glob("wandb/offline-run-*/run-*.wandb"))
+    return [Record.FromString(content) for path in paths for content in wandb_records(path)]
+
+
+def wandb_items(items: Any) -> dict[str, Any]:
+    return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+
+
+def read_wandb(run: TrackedRun) -> Found:
     found = defaultdict(list)
-    for path in sorted(run.run_dir.glob("wandb/offline-run-*/run-*.wandb")):
-        for record in map(Record.FromString, wandb_records(path)):
-            if record.WhichOneof("record_type") == "history":
-                items = {
-                    "/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item
-                }
-                row = {name: value for name, value in items.items() if not name.startswith(("_", "layers/"))}
-                for name, value in values_of(row).scalars.items():
-                    found[name].append((row["step"], value))
+    for record in all_wandb_records(run):
+        if record.WhichOneof("record_type") == "history":
+            items = wandb_items(record.history.item)
+            row = {name: value for name, value in items.items() if not name.startswith(("_", "layers/"))}
+            for name, value in values_of(row).scalars.items():
+                found[name].append((row["step"], value))
     return found
 
 
@@ -123,7 +129,7 @@ def expected(rows: list[dict[str, Any]], name: str) -> Found:
 @pytest.fixture(params=NAMES)
 def tracker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, TrackedRun]:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when trackio is first imported
-    pytest.importorskip(request.param, reason="not installed: it is not in the lock")
+    pytest.importorskip(request.param, reason="not installed")
     monkeypatch.chdir(tmp_path)  # mlflow's default for artifacts
     run_dir = tmp_path / "demo"
     run_dir.mkdir()
@@ -143,7 +149,7 @@ def send(tracker: Tracker, rows: list[dict[str, Any]]) -> None:
 
 
 def test_values_read_back_are_those_of_the_rows(tracker: tuple[str, TrackedRun]) -> None:
-    """Over two processes, the second of which begins at step 2, with the layers of step 2 not sent yet; a rewind."""
+    """Over three processes: the second begins at step 2, whose layers were not sent yet; the third is rewound."""
     name, run = tracker
     first = opened(name, run, 0)
     send(first, [row for row in ROWS if "trust_ratio" not in row])
@@ -158,16 +164,157 @@ def test_values_read_back_are_those_of_the_rows(tracker: tuple[str, TrackedRun])
     send(second, ROWS)
     if name in ("tensorboard", "mlflow"):
         assert READERS[name](run) == expected(ROWS, name)
-    second.forget(2)
-    send(second, [*ROWS[:4], AGAIN])
-    second.finish("finished")
+    second.finish(STOPPED)
+    if name == "wandb":
+        time.sleep(1.1)
+    third = opened(name, run, 3)
+    assert third.held == {key_of(row) for row in ROWS}
+    third.forget(2)
+    send(third, [*ROWS[:4], AGAIN])
+    third.finish("finished")
     found = READERS[name](run)
     kept = [*ROWS[:4], AGAIN] if name == "tensorboard" else [*ROWS, AGAIN]
     assert {key: found[key] for key in expected(kept, name)} == expected(kept, name)
 
 
+@dataclass
+class Content:
+    """What a tracker has beside the values."""
+
+    config: dict[str, str]
+    """By the full name of an option."""
+    histograms: dict[str, tuple[int, float]]
+    """By name: how many values, and their largest. mlflow has none."""
+    plots: list[str]
+    checkpoint: str
+    state: str
+    """Ours."""
+    outcome: Any
+    """The tracker's own word for it; trackio and tensorboard have none."""
+
+
+def tensorboard_content(run: TrackedRun) -> Content:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run.run_dir / "tensorboard"), {"histograms": 0, "images": 0}).Reload()
+
+    def text(name: str) -> str:
+        return events.Tensors(name)[-1].tensor_proto.string_val[0].decode()
+
+    rows = [line.strip("| ").split(" | ") for line in text("config").splitlines()[2:]]
+    tags = events.Tags()
+    values = {name: events.Histograms(name)[-1].histogram_value for name in tags["histograms"]}
+    histograms = {name: (int(value.num), value.max) for name, value in values.items()}
+    plots = [name for name in tags["images"] if events.Images(name)[-1].encoded_image_string[:4] == b"\x89PNG"]
+    return Content(dict(rows), histograms, plots, text("checkpoint"), text("state"), None)
+
+
+def wandb_content(run: TrackedRun) -> Content:
+    found, logged, config = defaultdict(list), {}, {}
+    for record in all_wandb_records(run):
+        found[record.WhichOneof("record_type")].append(record)
+    for record in found["history"]:
+        logged |= wandb_items(record.history.item)
+    for record in found["run"]:
+        config |= wandb_items(record.run.config.update)
+    kinds = {name.removesuffix("/_type"): kind for name, kind in logged.items() if name.endswith("/_type")}
+    counts = [name for name, kind in kinds.items() if kind == "histogram"]
+    histograms = {name: (sum(logged[f"{name}/values"]), logged[f"{name}/bins"][-1]) for name in counts}
+    plots = [name for name, kind in kinds.items() if kind == "image-file"]
+    for name in plots:
+        assert list(run.run_dir.glob(f"wandb/offline-run-*/files/{logged[f'{name}/path']}"))
+    (file,) = found["artifact"][-1].artifact.manifest.contents  # a reference for each file of the checkpoint
+    states = [wandb_items(record.summary.update).get("state") for record in found["summary"]]
+    config = {name: str(value) for name, value in flat(config).items() if not name.startswith("_")}
+    outcome = (len(found["preempting"]), found["exit"][-1].exit.exit_code)
+    return Content(config, histograms, plots, file.ref, [state for state in states if state][-1], outcome)
+
+
+def mlflow_content(run: TrackedRun) -> Content:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(run.mlflow_uri)
+    (found,) = client.search_runs([client.get_experiment_by_name(run.project).experiment_id])
+    plots = [file.path.removesuffix(".png") for file in client.list_artifacts(found.info.run_id, "plots")]
+    tags = found.data.tags
+    return Content(found.data.params, {}, plots, tags["checkpoint"], tags["state"], found.info.status)
+
+
+def trackio_content(run: TrackedRun) -> Content:
+    from trackio.utils import MEDIA_DIR, TRACKIO_DIR
+
+    (path,) = TRACKIO_DIR.glob("*.db")
+    with sqlite3.connect(path) as connection:
+        rows = connection.execute("SELECT metrics FROM metrics WHERE run_name = ? ORDER BY id", (run.id,)).fetchall()
+        (config,) = connection.execute("SELECT config FROM configs WHERE run_name = ?", (run.id,)).fetchone()
+    logged = {name: value for (row,) in rows for name, value in json.loads(row).items()}
+    kinds = {name: value["_type"] for name, value in logged.items() if isinstance(value, dict)}
+    counts = {name: logged[name] for name, kind in kinds.items() if kind == "trackio.histogram"}
+    histograms = {name: (sum(value["values"]), value["bins"][-1]) for name, value in counts.items()}
+    plots = [name for name, kind in kinds.items() if kind == "trackio.image"]
+    assert all((MEDIA_DIR / logged[name]["file_path"]).is_file() for name in plots)
+    known = {name: str(value) for name, value in json.loads(config).items() if not name.startswith("_")}
+    return Content(known, histograms, plots, logged["checkpoint"], logged["state"], None)
+
+
+CONTENTS = {
+    "tensorboard": tensorboard_content,
+    "wandb": wandb_content,
+    "mlflow": mlflow_content,
+    "trackio": trackio_content,
+}
+STATES = (STOPPED, "failed", "diverged", "finished")
+OUTCOMES = {"wandb": [(1, 75), (1, 1), (1, 1), (1, 0)], "mlflow": ["KILLED", "FAILED", "FAILED", "FINISHED"]}
+"""After each of ``STATES``. wandb: how often the run was preempted, and the last exit code."""
+
+
+def test_what_a_tracker_has_beside_the_values(tracker: tuple[str, TrackedRun]) -> None:
+    """Options, histograms over the layers, plots, the place of a checkpoint, and how each of four processes ended."""
+    name, run = tracker
+    checkpoint = run.run_dir / "checkpoints" / "step_00000003" / "progress.json"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    (run.run_dir / "plots").mkdir()
+    Figure((1, 1)).savefig(run.run_dir / "plots" / "loss.png")
+    found = []
+    for state in STATES:
+        process = opened(name, run, 3 if found else 0)
+        send(process, ROWS)
+        if not found:
+            process.log_checkpoint(checkpoint.parent, 3)
+            process.log_plots(run.run_dir / "plots", 3)
+        process.finish(state)
+        found.append(CONTENTS[name](run))
+        if name == "wandb":
+            time.sleep(1.1)  # it names the folder of an offline process by the second
+    last = found[-1]
+    assert last.config == {"seed": "1", "optimizer.lr": "0.01"}
+    largest = {f"layers/{kind}": (2, max(ROWS[3][kind].values())) for kind in ("trust_ratio", "weight_norm")}
+    assert last.histograms == ({} if name == "mlflow" else largest)
+    assert last.plots == ["plots/loss"]
+    assert last.checkpoint == (checkpoint.as_uri() if name == "wandb" else str(checkpoint.parent))
+    assert [content.state for content in found] == list(STATES)
+    assert [content.outcome for content in found] == OUTCOMES.get(name, [None] * 4)
+
+
+def test_what_a_server_of_trackio_got_is_noted_beside_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The local database knows nothing of a server's runs, so a resume would send all rows again."""
+    trackio = pytest.importorskip("trackio", reason="not installed")
+    logged: list[Any] = []
+    process = SimpleNamespace(id="1", log=lambda values, step: logged.append(step))
+    monkeypatch.setattr(trackio, "init", lambda *_, **__: process)
+    monkeypatch.setenv("TRACKIO_SERVER_URL", "http://127.0.0.1:9")
+    run = TrackedRun(tmp_path, "proj", {}, "offline", None, "demo-1")
+    send(opened("trackio", run, 0), ROWS)
+    second = opened("trackio", run, 3)
+    assert second.held == {key_of(row) for row in ROWS}
+    second.forget(2)
+    send(opened("trackio", run, 2), [*ROWS[:4], AGAIN])
+    assert logged == [row["step"] for row in (*ROWS, AGAIN)]
+
+
 def test_mlflow_refuses_an_address_that_is_none(tmp_path: Path) -> None:
-    pytest.importorskip("mlflow", reason="not installed: it is not in the lock")
+    pytest.importorskip("mlflow", reason="not installed")
     module = import_module("bert_pretrain.trackers.mlflow")
     with pytest.raises(ConfigError, match=r"logging.mlflow_uri is 'gopher://x'"):
         module.check(TrackedRun(tmp_path, "p", {}, "offline", "gopher://x"))
@@ -189,7 +336,7 @@ class Refuses(BaseHTTPRequestHandler):
 
 def test_an_mlflow_server_that_refuses_the_user_is_a_mistake(tmp_path: Path) -> None:
     """Before the run begins; one that was begun goes on."""
-    pytest.importorskip("mlflow", reason="not installed: it is not in the lock")
+    pytest.importorskip("mlflow", reason="not installed")
     with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         run = TrackedRun(tmp_path, "p", {}, "offline", f"http://127.0.0.1:{server.server_port}")

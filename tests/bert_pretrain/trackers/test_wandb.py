@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("wandb")
 
-from bert_pretrain.trackers.tracker import DIVERGED, FAILED, FINISHED, STOPPED
+from bert_pretrain.trackers.tracker import DIVERGED, FAILED, FINISHED, STOPPED, Ledger
 from bert_pretrain.trackers.wandb import WandbRun, has_key
 
 
@@ -24,7 +24,7 @@ def test_a_run_is_closed_with_its_state(tmp_path: Path, state: str, calls: list[
         mark_preempting=lambda: found.append("preempting"),
         finish=lambda exit_code: found.append(exit_code),
     )
-    WandbRun(run, tmp_path / "ledger").finish(state)
+    WandbRun(run, Ledger(tmp_path / "ledger")).finish(state)
     assert found == calls
     assert run.summary == {"state": state}
 
