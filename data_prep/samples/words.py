@@ -102,23 +102,24 @@ def _trie(vocab: dict[str, int], prefix: str) -> tuple[np.ndarray, np.ndarray]:
 
     Entries that begin with ``prefix`` are below the root ``_REST``, without the prefix; all others below ``_WORD``.
     """
-    children = [dict[int, int]() for _ in range(_REST + 1)]
-    tokens = [-1] * len(children)
-    for word, token in vocab.items():
-        if word.isascii() and word.isprintable() and " " not in word and word != prefix:
-            node = _REST if word.startswith(prefix) else _WORD
-            for letter in word.removeprefix(prefix).encode():
-                if letter not in children[node]:
-                    children[node][letter] = len(children)
-                    children.append({})
-                    tokens.append(-1)
-                node = children[node][letter]
-            tokens[node] = token
-    table = np.zeros((len(children), _LAST - _FIRST + 1), dtype=np.int32)
-    for node, below in enumerate(children):
-        for letter, child in below.items():
-            table[node, letter - _FIRST] = child
-    return table, np.array(tokens, dtype=np.int32)
+    words = [word for word in vocab if word.isascii() and word.isprintable() and " " not in word and word != prefix]
+    nodes = np.array([_REST if word.startswith(prefix) else _WORD for word in words], dtype=np.int64)
+    rests = [word.removeprefix(prefix) for word in words]
+    lengths = np.fromiter(map(len, rests), dtype=np.int64, count=len(rests))
+    letters = np.frombuffer("".join(rests).encode(), dtype=np.uint8).astype(np.int64) - _FIRST
+    starts, width = np.cumsum(lengths) - lengths, _LAST - _FIRST + 1
+    count, edges = _REST + 1, [np.zeros(0, dtype=np.int64)]  # (node, letter) of the nodes from _REST + 1 on
+    for depth in range(max(map(len, rests), default=0)):  # one letter more of all words
+        longer = np.flatnonzero(lengths > depth)
+        found, child = np.unique(nodes[longer] * width + letters[starts[longer] + depth], return_inverse=True)
+        nodes[longer] = count + child
+        edges.append(found)
+        count += len(found)
+    table = np.zeros(count * width, dtype=np.int32)
+    table[np.concatenate(edges)] = np.arange(_REST + 1, count)
+    tokens = np.full(count, -1, dtype=np.int32)
+    tokens[nodes] = [vocab[word] for word in words]
+    return table.reshape(count, width), tokens
 
 
 @cached_njit()
