@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from data_prep.options import CleaningConfig
 from data_prep.sources.letters import count_letters, count_words
