@@ -18,7 +18,10 @@ SAMPLES_PER_RULE = 5
 _SAMPLE_LENGTH = 200
 _LANGUAGE_CHARACTERS = 2000  # of a document, enough to identify its language
 
-_SENTENCE_END = re.compile(r"[.!?…།༎༏༐༑༔፧፨៕᠃᠉᱾᱿߹꯫꓿܀܁܂。．！？｡।॥۔؟።։။។៕][)\"'”’»\]」』）】〉》]*$")
+_CLOSING = r"[)\"'”’»\]」』）】〉》]*$"
+_SENTENCE_END = re.compile(r"[.!?…།༎༏༐༑༔፧፨៕᠃᠉᱾᱿߹꯫꓿܀܁܂。．！？｡।॥۔؟።։။។៕]" + _CLOSING)
+_SEMICOLON_END = re.compile("[;\u037e]" + _CLOSING)  # ends a question in Greek; the second is the same sign
+_GREEK = re.compile("[\u0370-\u037d\u037f-\u03ff\u1f00-\u1fff]")
 _BOILERPLATE = re.compile(
     r"all rights reserved|terms of (?:use|service)|privacy policy|cookies? policy|uses cookies|enable javascript"
     r"|lorem ipsum|project gutenberg|\bisbn[-: ]*[\d-]{9}|click here|sign up for our|subscribe to our"
@@ -128,7 +131,7 @@ def rejected_as(paragraph: str, rules: CleaningConfig) -> str | None:
         return None
     if _LEADERS.search(paragraph):
         return "table_or_rule"
-    if count_words(paragraph) < rules.min_words and not _SENTENCE_END.search(paragraph):
+    if count_words(paragraph) < rules.min_words and not _ends_a_sentence(paragraph):
         return "fragment"
     letters = count_letters(paragraph)
     digits = sum(map(str.isdigit, paragraph))
@@ -140,3 +143,9 @@ def rejected_as(paragraph: str, rules: CleaningConfig) -> str | None:
     if visible - letters - digits > max(_FEW_SYMBOLS, rules.max_symbol_share * visible):
         return "symbols"
     return None
+
+
+def _ends_a_sentence(paragraph: str) -> bool:
+    if _SEMICOLON_END.search(paragraph):
+        return 2 * len(_GREEK.findall(paragraph)) > count_letters(paragraph)
+    return bool(_SENTENCE_END.search(paragraph))
