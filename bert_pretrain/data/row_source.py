@@ -41,9 +41,9 @@ def is_saved(folder: Path) -> bool:
 
 
 def check_saved(folder: Path, option: str) -> None:
-    """Raise ``ConfigError`` if a split that ``save_to_disk`` wrote to ``folder`` has no rows: ``datasets`` cannot load it.
+    """Raise ``ConfigError`` if a split that ``save_to_disk`` wrote to ``folder``, the value of ``option``, has no rows.
 
-    Such a split has no data files. ``option`` names ``folder``.
+    It has no data files, and ``datasets`` fails to load it.
     """
     for state in sorted([*folder.glob("state.json"), *folder.glob("*/state.json")]):
         if read_json(state, "write the set again with save_to_disk").get("_data_files") == []:

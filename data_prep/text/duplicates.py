@@ -13,16 +13,14 @@ were kept. What is dropped of them is what a preparation of all the text at once
 """
 
 import hashlib
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from rensa import RMinHash
 
-from bert_pretrain.errors import ConfigError, on_one_line
+from data_prep.array_files import read_arrays
 from data_prep.options import DuplicateConfig
 from data_prep.sources.letters import split_words
 
@@ -62,24 +60,6 @@ class KeyShare:
     folder: Path  # for the results
     first_document: int = 0  # those before it, and before the first sentence, were looked for already
     first_sentence: int = 0
-
-
-def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
-    """The arrays of an npz file, or without ``names`` the one of an npy file. Raises ``ConfigError`` if it is damaged.
-
-    Appends read what was written long before.
-    """
-    try:
-        loaded = np.load(path)
-        if not names:
-            return [loaded]
-        with loaded:
-            return [loaded[name] for name in names]
-    except (ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
-        raise ConfigError(
-            f"{path} cannot be read: it is damaged ({on_one_line(error)}); restore it from a copy, or prepare all the "
-            "text anew, into another out_dir"
-        ) from None
 
 
 def text_key(text: str) -> int:
