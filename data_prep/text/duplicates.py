@@ -92,9 +92,9 @@ def signature(sentences: list[str]) -> list[int]:
     In scripts without spaces, of its letters' 5-grams.
     """
     words = split_words(" ".join(sentences).casefold())
-    shingles = [" ".join(words[start : start + _SHINGLE]) for start in range(max(1, len(words) - _SHINGLE + 1))]
+    shingles = list(map(" ".join, zip(*(words[start:] for start in range(_SHINGLE)), strict=False)))
     minhash = RMinHash(num_perm=BANDS * ROWS, seed=_SEED)
-    minhash.update(shingles)
+    minhash.update(shingles or [" ".join(words)])
     return list(minhash.digest())
 
 
