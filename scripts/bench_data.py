@@ -84,8 +84,8 @@ def encoding(text: Path, vocab: Path) -> dict[str, float]:
 
     encoder = WordEncoder(vocabulary)
     return {
-        "library": timed(lambda part: encode_batch(vocabulary, part)),
-        "words": timed(lambda part: encoder.encode(("\n".join(part) + "\n").encode())),
+        "the tokenizers library": timed(lambda part: encode_batch(vocabulary, part)),
+        "ours": timed(lambda part: encoder.encode(("\n".join(part) + "\n").encode())),
     }
 
 
@@ -101,11 +101,7 @@ def measure_round(text: Path, vocab: Path, folder: Path) -> tuple[dict[str, floa
         seconds["ours with all that it does by default"], default = ours(text, out / "default", [])
     for what, of_run in (("ours", same), ("by default", default)):
         stages |= {f"{what}, stage {name}": value for name, value in of_run.items()}
-    found = encoding(text, vocab)
-    seconds["encoding alone: the tokenizers library"], seconds["encoding alone: ours"] = (
-        found["library"],
-        found["words"],
-    )
+    seconds |= {f"encoding alone: {name}": value for name, value in encoding(text, vocab).items()}
     return seconds, stages
 
 
@@ -121,26 +117,29 @@ def main() -> None:
         start_up(folder, torch=True)
     found = [measure_round(text, vocab, folder) for _ in range(rounds)]
     seconds, stages = (
-        {name: statistics.median(r[part][name] for r in found) for name in found[0][part]} for part in (0, 1)
+        {name: statistics.median(of_round[name] for of_round in part) for name in part[0]}
+        for part in zip(*found, strict=True)
     )
     rows: list[dict[str, Any]] = [
         {"what": name, "processor s": value, "MB/s": round(megabytes / max(1e-3, value), 2)}
         for name, value in {**seconds, **stages}.items()
     ]
     what = f"Sentences to shards, {megabytes:.1f} MB, factor {DUPLICATES}, one core, beside the published script"
-    writing = stages["ours, stage samples"] + stages[f"ours, stage shards {LENGTH}"]
-    whole = seconds["published script, all of it"]
+    whole, mine = seconds["published script, all of it"], seconds["ours, all of it"]
     torch = seconds["published script, its start-up"] - seconds["published script, its start-up without torch"]
-    ratios = ", ".join(f"{r[0]['published script, all of it'] / r[0]['ours, all of it']:.2f}" for r in found)
-    note = f"Medians of {rounds} alternating rounds. Published over ours: {whole / seconds['ours, all of it']:.2f} "
-    note += (
-        f"(by round: {ratios}), without its import of torch {(whole - torch) / seconds['ours, all of it']:.2f}, with "
+    ratios = [one["published script, all of it"] / one["ours, all of it"] for one, _ in found]
+    default = whole / seconds["ours with all that it does by default"]
+    writing = stages["ours, stage samples"] + stages[f"ours, stage shards {LENGTH}"]
+    writing /= seconds["encoding alone: the tokenizers library"]
+    write_result(
+        result,
+        what,
+        rows,
+        f"Medians of {rounds} alternating rounds. Published over ours: {whole / mine:.2f} "
+        f"(by round: {', '.join(f'{ratio:.2f}' for ratio in ratios)}); without its import of torch "
+        f"{(whole - torch) / mine:.2f}; with all that ours does by default {default:.2f}. Samples and shards over the "
+        f"library's encoding: {writing:.2f}.",
     )
-    note += (
-        f"all that ours does by default {whole / seconds['ours with all that it does by default']:.2f}. Samples and "
-    )
-    note += f"shards over the library's encoding: {writing / seconds['encoding alone: the tokenizers library']:.2f}."
-    write_result(result, what, rows, note)
 
 
 if __name__ == "__main__":
