@@ -41,7 +41,7 @@ LAYERS = [
 ]
 LAYERS = [{f"bert_pretrain.{name}" for name in layer} for layer in LAYERS]
 PREPARATION_LAYERS = [
-    {"options"},
+    {"array_files", "options"},
     {"sources"},
     {"text"},
     {"samples"},

@@ -18,12 +18,14 @@ import numpy as np
 from bert_pretrain.data.ready_made_options import COLUMNS, ReadyMadeConfig
 from bert_pretrain.data.tokenizer_files import FILES, has_tokenizer
 from bert_pretrain.errors import OUTAGES, ConfigError, did_you_mean, on_one_line
+from bert_pretrain.file_system import read_json
 from bert_pretrain.hub_download import HUB_NAME, hub_folder
 from bert_pretrain.retry import retried, say
 
 HUB = "hf://"
 _HUB_ADDRESS = re.compile(r"hf://(?:datasets/)?([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")
 _COMMIT = re.compile(r"hf://datasets/[^@]+@([0-9a-f]{40})/")
+_READ_EMPTY_FILES = ("json", "text")  # readers that find no rows in a file of 0 bytes beside others
 _SAVED = ("state.json", "dataset_dict.json")
 _NETWORK = {"aiohttp", "asyncio", "fsspec", "httpcore", "httpx", "huggingface_hub", "requests", "urllib3"}
 _WAIT_FOR = (408, 429)  # HTTP: a timeout, too many requests
@@ -36,6 +38,28 @@ Result = TypeVar("Result")
 def is_saved(folder: Path) -> bool:
     """Whether ``Dataset.save_to_disk`` wrote ``folder``."""
     return any((folder / name).is_file() for name in _SAVED)
+
+
+def check_saved(folder: Path, option: str) -> None:
+    """Raise ``ConfigError`` if a split that ``save_to_disk`` wrote to ``folder``, the value of ``option``, has no rows.
+
+    It has no data files, and ``datasets`` fails to load it.
+    """
+    for state in sorted([*folder.glob("state.json"), *folder.glob("*/state.json")]):
+        if read_json(state, "write the set again with save_to_disk").get("_data_files") == []:
+            raise ConfigError(
+                f"{option} {folder}: {state} lists no data files, so it has no rows; write it again with rows, or give "
+                "the folder of another split"
+            )
+
+
+def _check_files(paths: list[str], module: str, where: str) -> None:
+    """Raise ``ConfigError`` for a file of 0 bytes where ``module``, a reader of ``datasets``, needs content."""
+    empty = [path for path in paths if os.path.getsize(path) == 0]
+    if empty and (module not in _READ_EMPTY_FILES or len(empty) == len(paths)):
+        raise ConfigError(
+            f"{where}: {empty[0]} is empty (0 bytes) and has no rows; write it again, or give a folder without it"
+        )
 
 
 def check_address(address: str) -> None:
@@ -126,6 +150,7 @@ def open_source(config: ReadyMadeConfig, address: str) -> RowSource:
     datasets.disable_progress_bars()
     folder, where = Path(address), f"data.dir {address}"
     if not address.startswith(HUB) and is_saved(folder):
+        check_saved(folder, "data.dir")
         loaded = once(lambda: datasets.load_from_disk(address), where)
         parts = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {config.split: loaded}
 
@@ -145,6 +170,8 @@ def open_source(config: ReadyMadeConfig, address: str) -> RowSource:
     revision = commit[1] if commit else revision
 
     def open_files(split: str, streaming: bool) -> Any:
+        if not match:
+            _check_files([str(path) for path in files[split]], str(builder.name), where)
         return datasets.load_dataset(name, config.subset, split=split, streaming=streaming, revision=revision)
 
     sizes = [f"{os.path.relpath(path, folder.resolve())} {os.path.getsize(path)}" for path in paths if not match]

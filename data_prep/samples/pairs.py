@@ -87,12 +87,15 @@ def gather_samples(
 
 def count_unused(samples: np.ndarray, sentences: np.ndarray, documents: np.ndarray, copies: np.ndarray) -> int:
     """How many tokens of the documents with ``copies`` are in no sample."""
-    uses = np.zeros(int(sentences[-1]) + 1, dtype=np.int32)
-    np.add.at(uses, samples[:, [0, 2]], 1)  # where a segment starts
-    np.subtract.at(uses, samples[:, [0, 2]] + samples[:, [1, 3]], 1)  # where it stops
-    np.cumsum(uses, out=uses)  # how often each token is used
-    is_wanted = np.repeat(copies > 0, np.diff(sentences[documents]))
-    return int(np.count_nonzero((uses[:-1] == 0) & is_wanted))
+    starts, sizes = samples[:, [0, 2]].ravel(), samples[:, [1, 3]].ravel()
+    order = np.argsort(starts, kind="stable")
+    starts = starts[order]
+    stops = starts + sizes[order]
+    reached = np.maximum.accumulate(np.append(0, stops[:-1]))  # by the segments before
+    fresh = np.maximum(0, stops - np.maximum(starts, reached))
+    bounds, is_wanted = sentences[documents], copies > 0
+    owners = np.searchsorted(bounds, starts, side="right") - 1
+    return int(np.diff(bounds)[is_wanted].sum() - fresh[is_wanted[owners]].sum())
 
 
 @cached_njit()

@@ -179,7 +179,6 @@ def _copy_tokens(ids: np.ndarray, samples: np.ndarray, tokens: np.ndarray) -> No
     place = 0
     for row in range(len(samples)):
         for column in (0, 2):
-            start = samples[row, column]
-            for source in range(start, start + samples[row, column + 1]):
-                tokens[place] = ids[source]
-                place += 1
+            start, size = samples[row, column], samples[row, column + 1]
+            tokens[place : place + size] = ids[start : start + size]
+            place += size

@@ -168,13 +168,14 @@ def _by_bits(sizes: np.ndarray) -> list[int]:
 
 def _count_pieces(encoder: WordEncoder, ids: np.ndarray, is_heldout_token: np.ndarray) -> dict[str, dict[str, int]]:
     """By split, the words, the pieces and the unknown pieces of ``ids`` (T,). A word has one piece that begins it."""
+    heldout, every = (np.bincount(of, minlength=len(encoder.begins_word)) for of in (ids[is_heldout_token], ids))
     return {
         split: {
-            "words": int(np.count_nonzero(encoder.begins_word[of_split])),
-            "pieces": len(of_split),
-            "unknown": int(np.count_nonzero(of_split == encoder.unknown_id)),
+            "words": int(uses[encoder.begins_word].sum()),
+            "pieces": int(uses.sum()),
+            "unknown": int(uses[encoder.unknown_id]),
         }
-        for split, of_split in zip(SPLITS, (ids[~is_heldout_token], ids[is_heldout_token]), strict=True)
+        for split, uses in zip(SPLITS, (every - heldout, heldout), strict=True)
     }
 
 

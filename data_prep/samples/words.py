@@ -17,7 +17,12 @@ from data_prep.samples.tokenizer import Vocabulary, encode_batch
 
 _MOST_ENTRIES = 500_000  # words, about 100 MB; then the cache is emptied
 _MOST_BYTES = 50_000_000
-_SPACE, _LINE_END, _FIRST, _LAST = 0x20, 0x0A, 0x21, 0x7E  # the last two: printable ASCII without the space
+_LINE_END, _FIRST, _LAST = 0x0A, 0x21, 0x7E  # the last two: printable ASCII without the space
+_LETTERS, _CAPITALS = (slice(ord(first) - _FIRST, ord(last) + 1 - _FIRST) for first, last in ("az", "AZ"))
+_OTHER, _BREAK, _LETTER, _SIGN = 0, 1, 2, 3  # kinds of bytes; a word of printable ASCII is split at each sign
+_KINDS = np.zeros(256, dtype=np.uint8)
+_KINDS[_FIRST : _LAST + 1] = [_LETTER if chr(byte).isalnum() else _SIGN for byte in range(_FIRST, _LAST + 1)]
+_KINDS[[_LINE_END, 0x20]] = _BREAK
 _NONE, _WORD, _REST = 0, 1, 2  # nodes of the trie: none; the root for the start of a word; the root for its rest
 
 
@@ -36,6 +41,8 @@ class WordEncoder:
             self._longest_word = state["model"]["max_input_chars_per_word"]
             vocab = vocabulary.tokenizer.get_vocab(with_added_tokens=False)
             self._children, self._tokens = _trie(vocab, state["model"]["continuing_subword_prefix"])
+            if vocabulary.lowercase:
+                self._children[:, _CAPITALS] = self._children[:, _LETTERS]
             self._empty_cache()
 
     def _empty_cache(self) -> None:
@@ -56,19 +63,20 @@ class WordEncoder:
         letters = np.frombuffer(text, dtype=np.uint8)
         lengths = np.empty(text.count(b"\n"), dtype=np.int64)
         spans = np.empty((text.count(b" ") + len(lengths), 2), dtype=np.int64)
-        words = [text[start:stop] for start, stop in spans[: _find_others(letters, spans)].tolist()]
+        spans = spans[: _find_others(letters, spans)]
+        words = [text[start:stop] for start, stop in spans.tolist()]
         self._add_to_cache([word for word in dict.fromkeys(words) if word not in self._numbers])
         numbers = np.fromiter(map(self._numbers.__getitem__, words), dtype=np.int64, count=len(words))
         of_words = int((self._stops[numbers + 1] - self._stops[numbers]).sum())
         ids = np.empty(len(text) + of_words, dtype=self.dtype)
         count = _encode(
             letters,
+            spans,
             numbers,
             self._ids,
             self._stops,
             self._children,
             self._tokens,
-            self.vocabulary.lowercase,
             self._longest_word,
             self.unknown_id,
             ids,
@@ -102,41 +110,41 @@ def _trie(vocab: dict[str, int], prefix: str) -> tuple[np.ndarray, np.ndarray]:
 
     Entries that begin with ``prefix`` are below the root ``_REST``, without the prefix; all others below ``_WORD``.
     """
-    children = [dict[int, int]() for _ in range(_REST + 1)]
-    tokens = [-1] * len(children)
-    for word, token in vocab.items():
-        if word.isascii() and word.isprintable() and " " not in word and word != prefix:
-            node = _REST if word.startswith(prefix) else _WORD
-            for letter in word.removeprefix(prefix).encode():
-                if letter not in children[node]:
-                    children[node][letter] = len(children)
-                    children.append({})
-                    tokens.append(-1)
-                node = children[node][letter]
-            tokens[node] = token
-    table = np.zeros((len(children), _LAST - _FIRST + 1), dtype=np.int32)
-    for node, below in enumerate(children):
-        for letter, child in below.items():
-            table[node, letter - _FIRST] = child
-    return table, np.array(tokens, dtype=np.int32)
+    words = [word for word in vocab if word.isascii() and word.isprintable() and " " not in word and word != prefix]
+    nodes = np.array([_REST if word.startswith(prefix) else _WORD for word in words], dtype=np.int64)
+    rests = [word.removeprefix(prefix) for word in words]
+    lengths = np.fromiter(map(len, rests), dtype=np.int64, count=len(rests))
+    letters = np.frombuffer("".join(rests).encode(), dtype=np.uint8).astype(np.int64) - _FIRST
+    starts, width = np.cumsum(lengths) - lengths, _LAST - _FIRST + 1
+    count, edges = _REST + 1, [np.zeros(0, dtype=np.int64)]  # (node, letter) of the nodes from _REST + 1 on
+    for depth in range(max(map(len, rests), default=0)):  # one letter more of all words
+        longer = np.flatnonzero(lengths > depth)
+        found, child = np.unique(nodes[longer] * width + letters[starts[longer] + depth], return_inverse=True)
+        nodes[longer] = count + child
+        edges.append(found)
+        count += len(found)
+    table = np.zeros(count * width, dtype=np.int32)
+    table[np.concatenate(edges)] = np.arange(_REST + 1, count)
+    tokens = np.full(count, -1, dtype=np.int32)
+    tokens[nodes] = [vocab[word] for word in words]
+    return table.reshape(count, width), tokens
 
 
 @cached_njit()
 def _find_others(text: np.ndarray, spans: np.ndarray) -> int:
     """Write start and stop of each word that is not printable ASCII to ``spans``; return their number."""
-    count = 0
-    start = 0
+    count = start = 0
     is_plain = True
     for place in range(len(text)):
-        letter = text[place]
-        if letter in (_SPACE, _LINE_END):
+        kind = _KINDS[text[place]]
+        if kind == _BREAK:
             if not is_plain:
                 spans[count, 0] = start
                 spans[count, 1] = place
                 count += 1
             start = place + 1
             is_plain = True
-        elif letter < _FIRST or letter > _LAST:
+        elif kind == _OTHER:
             is_plain = False
     return count
 
@@ -144,55 +152,44 @@ def _find_others(text: np.ndarray, spans: np.ndarray) -> int:
 @cached_njit()
 def _encode(
     text: np.ndarray,
+    spans: np.ndarray,
     others: np.ndarray,
     ids_of_others: np.ndarray,
     stops_of_others: np.ndarray,
     children: np.ndarray,
     tokens: np.ndarray,
-    lowercase: bool,
     longest_word: int,
     unknown_id: int,
     ids: np.ndarray,
     lengths: np.ndarray,
 ) -> int:
-    """Fill ``ids`` and ``lengths``. ``others``: the numbers of the words that are not ASCII, in order."""
-    count = line_start = line = other = 0
-    place = 0
+    """Fill ``ids`` and ``lengths``. ``spans``, ``others``: places and numbers of the words that are not ASCII."""
+    count = line_start = line = other = place = 0
     while place < len(text):
-        stop = place
-        is_plain = True
-        while text[stop] != _SPACE and text[stop] != _LINE_END:
-            is_plain &= _FIRST <= text[stop] <= _LAST
-            stop += 1
-        if not is_plain:
+        if other < len(spans) and place == spans[other, 0]:
             number = others[other]
-            other += 1
             for source in range(stops_of_others[number], stops_of_others[number + 1]):
                 ids[count] = ids_of_others[source]
                 count += 1
-        while is_plain and place < stop:
-            end = place + 1
-            if _is_letter(text[place]):
-                while end < stop and _is_letter(text[end]):
-                    end += 1
+            place = spans[other, 1]
+            other += 1
+        kind = _KINDS[text[place]]
+        end = place + 1
+        if kind == _BREAK:
+            if text[place] == _LINE_END:
+                lengths[line] = count - line_start
+                line += 1
+                line_start = count
+        else:
+            while kind == _LETTER and _KINDS[text[end]] == _LETTER:
+                end += 1
             if end - place > longest_word:
                 ids[count] = unknown_id
                 count += 1
             else:
-                count = _match(text, place, end, children, tokens, lowercase, unknown_id, ids, count)
-            place = end
-        if text[stop] == _LINE_END:
-            lengths[line] = count - line_start
-            line += 1
-            line_start = count
-        place = stop + 1
+                count = _match(text, place, end, children, tokens, unknown_id, ids, count)
+        place = end
     return count
-
-
-@cached_njit()
-def _is_letter(letter: int) -> bool:
-    """Whether a byte is an ASCII letter or digit; BERT's pre-tokenizer splits at every other printable byte."""
-    return 48 <= letter <= 57 or 65 <= letter <= 90 or 97 <= letter <= 122
 
 
 @cached_njit()
@@ -202,7 +199,6 @@ def _match(
     stop: int,
     children: np.ndarray,
     tokens: np.ndarray,
-    lowercase: bool,
     unknown_id: int,
     ids: np.ndarray,
     count: int,
@@ -215,10 +211,7 @@ def _match(
         token = -1
         place = start
         while place < stop:
-            letter = text[place]
-            if lowercase and 65 <= letter <= 90:
-                letter += 32
-            node = children[node, letter - _FIRST]
+            node = children[node, text[place] - _FIRST]
             if node == _NONE:
                 break
             place += 1

@@ -12,10 +12,10 @@ from bert_pretrain.data.masking import mask_samples
 from bert_pretrain.data.masking_rule import MaskingRule
 from bert_pretrain.data.shards import ShardHeader, write_shard
 from bert_pretrain.data.tokenizer_files import masking_rule
+from data_prep.array_files import read_arrays
 from data_prep.samples.pairs import gather_samples
 from data_prep.samples.shuffle import read_shard_samples
 from data_prep.samples.tokenizer import load_vocabulary
-from data_prep.text.duplicates import read_arrays
 
 STATIC_EPOCH = 0  # the epoch that keys the random numbers of static masks
 _HELDOUT_SEED = 1 << 62  # added to the seed, which is smaller: each split has random numbers of its own

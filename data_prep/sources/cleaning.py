@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from data_prep.options import CleaningConfig
 from data_prep.sources.letters import count_letters, count_words
@@ -18,7 +18,10 @@ SAMPLES_PER_RULE = 5
 _SAMPLE_LENGTH = 200
 _LANGUAGE_CHARACTERS = 2000  # of a document, enough to identify its language
 
-_SENTENCE_END = re.compile(r"[.!?…།༎༏༐༑༔፧፨៕᠃᠉᱾᱿߹꯫꓿܀܁܂。．！？｡।॥۔؟።։။។៕][)\"'”’»\]」』）】〉》]*$")
+_CLOSING = r"[)\"'”’»\]」』）】〉》]*$"
+_SENTENCE_END = re.compile(r"[.!?…།༎༏༐༑༔፧፨៕᠃᠉᱾᱿߹꯫꓿܀܁܂。．！？｡।॥۔؟።։။។៕]" + _CLOSING)
+_SEMICOLON_END = re.compile("[;\u037e]" + _CLOSING)  # ends a question in Greek; the second is the same sign
+_GREEK = re.compile("[\u0370-\u037d\u037f-\u03ff\u1f00-\u1fff]")
 _BOILERPLATE = re.compile(
     r"all rights reserved|terms of (?:use|service)|privacy policy|cookies? policy|uses cookies|enable javascript"
     r"|lorem ipsum|project gutenberg|\bisbn[-: ]*[\d-]{9}|click here|sign up for our|subscribe to our"
@@ -66,16 +69,15 @@ def well_formed(text: str) -> str:
 
 def clean_paragraphs(paragraphs: list[str], rules: CleaningConfig, language: str, dropped: Dropped) -> list[str]:
     """The paragraphs of one document that the rules keep, normalised; none if the whole document is dropped."""
-    kept = []
-    for raw in paragraphs:
-        paragraph = normalise(raw, rules.unicode)
-        if not paragraph:
-            continue
-        rule = rejected_as(paragraph, rules)
-        if rule is None:
-            kept.append(paragraph)
-        else:
-            dropped.add(rule, paragraph)
+    kept = _all_normalised(paragraphs, rules.unicode)
+    if rules.drop_boilerplate or rules.prose_only:
+        found, kept = kept, []
+        for paragraph in found:
+            rule = rejected_as(paragraph, rules)
+            if rule is None:
+                kept.append(paragraph)
+            else:
+                dropped.add(rule, paragraph)
     if not kept:
         return []
     text = " ".join(kept)
@@ -92,15 +94,33 @@ def clean_paragraphs(paragraphs: list[str], rules: CleaningConfig, language: str
     return kept
 
 
+def _all_normalised(paragraphs: list[str], form: str) -> list[str]:
+    """:func:`normalise` of all paragraphs, without those of which nothing is left."""
+    text = " ".join(paragraphs)
+    if text and text.isprintable() and single_spaced(text) == text and _is_normal(text, form):
+        return paragraphs
+    return [normal for paragraph in paragraphs if (normal := normalise(paragraph, form))]
+
+
 def normalise(paragraph: str, form: str) -> str:
     """Apply the Unicode normal form, remove invisible characters, and make white space single spaces."""
-    if paragraph.isascii() and paragraph.isprintable() and "  " not in paragraph:
-        return paragraph.strip()
-    if form != "none":
-        if not paragraph.isascii():
-            paragraph = unicodedata.normalize("NFC" if form == "NFC" else "NFKC", paragraph)
+    if not _is_normal(paragraph, form):
+        paragraph = unicodedata.normalize("NFC" if form == "NFC" else "NFKC", paragraph)
+    if form != "none" and not paragraph.isprintable():  # the invisible characters are not
         paragraph = _INVISIBLE.sub("", paragraph)
-    return " ".join(paragraph.split())
+    return single_spaced(paragraph)
+
+
+def _is_normal(text: str, form: str) -> bool:
+    normal_form: Literal["NFC", "NFKC"] = "NFC" if form == "NFC" else "NFKC"
+    return form == "none" or text.isascii() or unicodedata.is_normalized(normal_form, text)
+
+
+def single_spaced(text: str) -> str:
+    """``text`` with single spaces for white space, and none at its ends."""
+    if text.isprintable() and "  " not in text:  # of white space, only the space is printable
+        return text.strip()
+    return " ".join(text.split())
 
 
 def rejected_as(paragraph: str, rules: CleaningConfig) -> str | None:
@@ -111,7 +131,7 @@ def rejected_as(paragraph: str, rules: CleaningConfig) -> str | None:
         return None
     if _LEADERS.search(paragraph):
         return "table_or_rule"
-    if count_words(paragraph) < rules.min_words and not _SENTENCE_END.search(paragraph):
+    if count_words(paragraph) < rules.min_words and not _ends_a_sentence(paragraph):
         return "fragment"
     letters = count_letters(paragraph)
     digits = sum(map(str.isdigit, paragraph))
@@ -123,3 +143,9 @@ def rejected_as(paragraph: str, rules: CleaningConfig) -> str | None:
     if visible - letters - digits > max(_FEW_SYMBOLS, rules.max_symbol_share * visible):
         return "symbols"
     return None
+
+
+def _ends_a_sentence(paragraph: str) -> bool:
+    if _SEMICOLON_END.search(paragraph):
+        return 2 * len(_GREEK.findall(paragraph)) > count_letters(paragraph)
+    return bool(_SENTENCE_END.search(paragraph))

@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
@@ -9,11 +10,11 @@ from typing import Any
 
 from bert_pretrain.addresses import Address
 from bert_pretrain.errors import ConfigError
-from data_prep.sources.cleaning import Dropped, well_formed
+from data_prep.sources.cleaning import Dropped, single_spaced, well_formed
 from data_prep.sources.embedded import module_paragraphs
 from data_prep.sources.pieces import Piece, Span
 from data_prep.sources.rows import JSON, BadRowError, RowCounter, csv_rows, json_array, row_text
-from data_prep.sources.streams import BYTE_ORDER_MARK, blocks, decode, lines
+from data_prep.sources.streams import BYTE_ORDER_MARK, blocks, decode_lines, line_batches
 from data_prep.sources.wikipedia import page_rejected_as, read_pages
 from data_prep.sources.wikitext_names import no_text_namespaces
 
@@ -65,6 +66,9 @@ def read_raw(piece: Piece, dropped: Dropped) -> Iterator[Document]:
 def without_markup(raw: Document, dropped: Dropped) -> Iterator[Document]:
     """A document of :func:`read_raw` with its wikitext parsed; none if it is empty, several if it is huge."""
     document = _parsed(raw, dropped) if raw.is_wikitext else raw
+    if document.paragraphs and sum(map(len, document.paragraphs)) <= LONGEST_DOCUMENT:
+        yield document
+        return
     start = size = 0
     for number, paragraph in enumerate(document.paragraphs):
         if number > start and size + len(paragraph) > LONGEST_DOCUMENT:
@@ -85,36 +89,51 @@ def write_chunk(documents: list[Document]) -> bytes:
 
 def read_chunk(path: Path | Address) -> Iterator[Document]:
     """The documents of a chunk."""
-    for _, raw in lines(blocks(path)):
-        if raw:
-            yield Document(*json.loads(raw))
+    for _, batch in line_batches(blocks(path)):
+        yield from (Document(*json.loads(raw)) for raw in batch or () if raw)
 
 
 def _decoded_lines(span: Span, needs_blank: bool, dropped: Dropped) -> Iterator[tuple[int, int, str]]:
-    """(line number, byte position, line) of the documents that start in a span.
+    """(line number from the span's start, byte position, line) of the documents that start in a span.
 
     A span that starts within the file skips to its first line start (with ``needs_blank``, to behind its first blank
     line). Every span reads on past its stop to the end of its last document, which is where the next one begins.
     """
-    begin = max(0, span.start - 1)
-    skipping = span.start > 0
-    if skipping and not any(b"\n" in block for block in blocks(span.path, begin, span.stop)):
-        return  # all of it is one line, which belongs to an earlier span
-    for number, (position, raw) in enumerate(lines(blocks(span.path, begin), begin), start=1):
-        if position < span.start:
-            skipping = needs_blank  # the end of a line that belongs to the span before
-            continue
-        if span.stop is not None and position >= span.stop and (skipping or not needs_blank):
+    begin = span.start if span.start == 0 else _line_start(span)
+    if begin is None:
+        return
+    skipping = needs_blank and span.start > 0  # the end of a document that belongs to the span before
+    stop = sys.maxsize if span.stop is None else span.stop
+    number = 0
+    for position, batch in line_batches(blocks(span.path, begin), begin):
+        if position >= stop and (skipping or not needs_blank):
             return
-        if raw is None:
+        if batch is None:
+            number += 1
             dropped.add("line_too_long", f"{span.path}, the line at byte {position}")
             continue
-        is_blank = not raw.strip()
-        if not skipping:
-            yield number, position, decode(raw, span.path, position).rstrip("\r")
-        skipping = skipping and not is_blank
-        if needs_blank and is_blank and span.stop is not None and position >= span.stop:
-            return
+        place = position
+        for raw, line in zip(batch, decode_lines(batch, span.path, position), strict=True):
+            number += 1
+            if place >= stop and (skipping or not needs_blank):
+                return
+            if not skipping:
+                yield number, place, line
+            if needs_blank and (skipping or place >= stop) and not raw.strip():
+                if place >= stop:
+                    return
+                skipping = False
+            place += len(raw) + 1
+
+
+def _line_start(span: Span) -> int | None:
+    """The position of the first line that starts in a span; None if all of it is part of one line."""
+    position = span.start - 1
+    for block in blocks(span.path, position, span.stop):
+        if b"\n" in block:
+            return position + block.index(b"\n") + 1
+        position += len(block)
+    return None
 
 
 def _text_documents(span: Span, piece: Piece, dropped: Dropped) -> Iterator[Document]:
@@ -132,7 +151,7 @@ def _text_documents(span: Span, piece: Piece, dropped: Dropped) -> Iterator[Docu
 
     for _, position, line in _decoded_lines(span, corpus.documents == "blank_line", dropped):
         for part in line.split("\r") if "\r" in line else (line,):  # line ends of old Macs
-            text = " ".join(part.split())
+            text = single_spaced(part)
             size += len(text)
             if text:
                 (wrapped if corpus.lines == "wrapped" else paragraphs).append(text)
@@ -152,7 +171,7 @@ def _text_documents(span: Span, piece: Piece, dropped: Dropped) -> Iterator[Docu
 
 def text_paragraphs(text: str) -> list[str]:
     """The non-empty lines of a text, white space as single spaces."""
-    return [paragraph for line in well_formed(text).splitlines() if (paragraph := " ".join(line.split()))]
+    return [paragraph for line in well_formed(text).splitlines() if (paragraph := single_spaced(line))]
 
 
 _Row = tuple[str, str, Any]

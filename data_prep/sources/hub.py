@@ -7,6 +7,7 @@ from pathlib import Path
 
 import datasets
 
+from bert_pretrain.data.row_source import check_saved, is_saved
 from bert_pretrain.errors import ConfigError, did_you_mean
 from data_prep.sources.rows import columns_of
 
@@ -14,7 +15,8 @@ from data_prep.sources.rows import columns_of
 def arrow_files(path: str, subset: str | None, split: str, text_field: str) -> list[Path]:
     """The arrow files of one split, in order. Raises ``ConfigError`` if data set, split or field do not exist."""
     try:
-        if Path(path).is_dir() and any((Path(path) / name).exists() for name in ("state.json", "dataset_dict.json")):
+        if is_saved(Path(path)):
+            check_saved(Path(path), "corpus.path")
             loaded = datasets.load_from_disk(path)
             if isinstance(loaded, datasets.DatasetDict):
                 if split not in loaded:

@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -110,28 +111,50 @@ def raw_blocks(
         close()
 
 
-def lines(content: Iterable[bytes], first: int = 0) -> Iterator[tuple[int, bytes | None]]:
-    """(byte position, line without its line feed) of decompressed blocks, the first of which starts at ``first``.
+def line_batches(content: Iterable[bytes], first: int = 0) -> Iterator[tuple[int, list[bytes] | None]]:
+    """(byte position, consecutive lines without their line feeds) of blocks, the first of which starts at ``first``.
 
-    A line of more than ``LONGEST_LINE`` bytes is yielded as None and not kept in memory.
+    A line of more than ``LONGEST_LINE`` bytes is yielded alone, as None, and not kept in memory.
     """
     position = first
     kept: list[bytes] = []
     length = 0  # of the line so far, kept or not
     for block in content:
         pieces = block.split(b"\n")
-        for piece in pieces[:-1]:
-            length += len(piece)
-            yield position, (b"".join([*kept, piece]) if kept else piece) if length <= LONGEST_LINE else None
-            position += length + 1
+        last = pieces.pop()
+        if pieces:
+            length += len(pieces[0])
+            if length <= LONGEST_LINE:
+                pieces[0] = b"".join([*kept, pieces[0]]) if kept else pieces[0]
+            else:
+                del pieces[0]
+                yield position, None
+                position += length + 1
+            if pieces:
+                yield position, pieces
+                position += sum(map(len, pieces)) + len(pieces)
             kept, length = [], 0
-        length += len(pieces[-1])
+        length += len(last)
         if length > LONGEST_LINE:
             kept = []
-        elif pieces[-1]:
-            kept.append(pieces[-1])
+        elif last:
+            kept.append(last)
     if length:
-        yield position, b"".join(kept) if length <= LONGEST_LINE else None
+        yield position, [b"".join(kept)] if length <= LONGEST_LINE else None
+
+
+def decode_lines(lines: list[bytes], path: Path | Address, position: int) -> Iterable[str]:
+    """Decode consecutive lines of UTF-8, at byte ``position`` of the decompressed file, without carriage returns.
+
+    Raises ``ConfigError`` with the place of an invalid byte when its line is reached.
+    """
+    raw = b"\n".join(lines)
+    with suppress(UnicodeDecodeError):
+        if b"\0" not in raw and not (position == 0 and raw.startswith(BYTE_ORDER_MARK)):
+            text = raw.decode("utf-8")
+            return text.split("\n") if "\r" not in text else [line.rstrip("\r") for line in text.split("\n")]
+    positions = accumulate(lines, lambda place, line: place + len(line) + 1, initial=position)
+    return (decode(line, path, place).rstrip("\r") for line, place in zip(lines, positions, strict=False))
 
 
 def decode(raw: bytes, path: Path | Address, position: int) -> str:

@@ -13,16 +13,14 @@ were kept. What is dropped of them is what a preparation of all the text at once
 """
 
 import hashlib
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from rensa import RMinHash
 
-from bert_pretrain.errors import ConfigError, on_one_line
+from data_prep.array_files import read_arrays
 from data_prep.options import DuplicateConfig
 from data_prep.sources.letters import split_words
 
@@ -64,24 +62,6 @@ class KeyShare:
     first_sentence: int = 0
 
 
-def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
-    """The arrays of an npz file, or without ``names`` the one of an npy file. Raises ``ConfigError`` if it is damaged.
-
-    Appends read what was written long before.
-    """
-    try:
-        loaded = np.load(path)
-        if not names:
-            return [loaded]
-        with loaded:
-            return [loaded[name] for name in names]
-    except (ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
-        raise ConfigError(
-            f"{path} cannot be read: it is damaged ({on_one_line(error)}); restore it from a copy, or prepare all the "
-            "text anew, into another out_dir"
-        ) from None
-
-
 def text_key(text: str) -> int:
     """A 64-bit hash of a text, ignoring case."""
     return int.from_bytes(hashlib.blake2b(text.casefold().encode(), digest_size=8).digest(), "little")
@@ -112,9 +92,9 @@ def signature(sentences: list[str]) -> list[int]:
     In scripts without spaces, of its letters' 5-grams.
     """
     words = split_words(" ".join(sentences).casefold())
-    shingles = [" ".join(words[start : start + _SHINGLE]) for start in range(max(1, len(words) - _SHINGLE + 1))]
+    shingles = list(map(" ".join, zip(*(words[start:] for start in range(_SHINGLE)), strict=False)))
     minhash = RMinHash(num_perm=BANDS * ROWS, seed=_SEED)
-    minhash.update(shingles)
+    minhash.update(shingles or [" ".join(words)])
     return list(minhash.digest())
 
 

@@ -317,6 +317,8 @@ def test_an_outage_that_goes_on_is_one_message(opener: Opener, monkeypatch: pyte
 
 
 BAD_ROWS: dict[str, tuple[dict, str, str]] = {
+    "no rows": ({"input_ids": []}, "pretokenised", "rows/state.json lists no data files, so it has no rows; write it"),
+    "no text": ({"text": []}, "streamed", "rows/state.json lists no data files, so it has no rows; write it again"),
     "outside": (
         {"input_ids": [[2, 5, 3], [2, 97, 3]]},
         "pretokenised",
@@ -356,6 +358,22 @@ def test_files_that_are_not_as_the_first(tokenizer: Path, tmp_path: Path) -> Non
         assert next(files.read(0))[1] == ["w1"] * 3
         with pytest.raises(ConfigError, match=message):
             next(files.read(1))
+
+
+@pytest.mark.parametrize(("name", "is_read"), [("b.jsonl", True), ("b.csv", False)])
+def test_files_of_no_bytes(tokenizer: Path, tmp_path: Path, name: str, is_read: bool) -> None:
+    empty = tmp_path / f"a{Path(name).suffix}"
+    empty.touch()
+    options = config(tmp_path, "streamed", tokenizer=tokenizer)
+    with pytest.raises(ConfigError, match=rf"{empty} is empty \(0 bytes\) and has no rows; write it again"):
+        TextFiles(open_source(options, str(tmp_path)), "train", options)
+    (tmp_path / name).write_text('{"text": "w1"}\n' if is_read else "text\nw1\n")
+    if is_read:
+        files = TextFiles(open_source(options, str(tmp_path)), "train", options)
+        assert [texts for file in range(files.files) for _, texts in files.read(file)] == [["w1"]]
+    else:
+        with pytest.raises(ConfigError, match=rf"{empty} is empty \(0 bytes\)"):
+            TextFiles(open_source(options, str(tmp_path)), "train", options)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The cleaning rules on example paragraphs, and duplicates against an exact comparison of 5-grams."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_prep.options import CleaningConfig, DuplicateConfig
-from data_prep.sources.cleaning import Dropped, clean_paragraphs, normalise, rejected_as
+from data_prep.sources.cleaning import _INVISIBLE, Dropped, clean_paragraphs, normalise, rejected_as, single_spaced
 from data_prep.text.duplicates import (
     TextPart,
     divide_keys,
@@ -21,6 +22,7 @@ from data_prep.text.duplicates import (
 )
 
 PROSE = CleaningConfig("NFC", True, 5, 0.25, 0.35, True, 0, False)
+PROSE_OFF = replace(PROSE, prose_only=False, drop_boilerplate=False)
 GERMAN = "Der schnelle braune Fuchs springt über den faulen Hund, und niemand weiß, warum er das immer wieder tut."
 ENGLISH = "The quick brown fox jumps over the lazy dog, and nobody knows why he does that again and again."
 
@@ -50,6 +52,15 @@ ENGLISH = "The quick brown fox jumps over the lazy dog, and nobody knows why he 
         ("هل قرأت هذا؟", None),
         ("བོད་ཡིག།", None),
         ("ቤት ነው፧", None),
+        ("ቤት ነው።", None),
+        ("ما اسمك؟", None),
+        ("यह क्या है॥", None),
+        ("Սա տուն է։", None),
+        ("Πού είναι;", None),
+        ("«Πού είναι\u037e»", None),  # the Greek question mark, which NFC replaces by a semicolon
+        ("Πού είναι", "fragment"),
+        ("Where is it;", "fragment"),
+        ("The angle α;", "fragment"),
     ],
 )
 def test_paragraphs(paragraph: str, rule: str | None) -> None:
@@ -58,12 +69,22 @@ def test_paragraphs(paragraph: str, rule: str | None) -> None:
         assert rejected_as(paragraph, replace(PROSE, prose_only=False)) is None
 
 
+def test_what_normalise_removes_is_not_printable() -> None:
+    """``normalise`` leaves text alone that is printable and has single spaces."""
+    every = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
+    changed = [sign for sign in every if sign == " " or single_spaced(_INVISIBLE.sub("", f"a{sign}b")) != f"a{sign}b"]
+    assert [sign for sign in changed if sign.isprintable()] == [" "]
+
+
 def test_a_long_paragraph_with_such_a_phrase_is_not_boilerplate() -> None:
     text = "The phrase all rights reserved was once needed in many countries. " * 8
     assert rejected_as(text.strip(), PROSE) is None
 
 
 def test_unicode_is_normalised() -> None:
+    assert normalise("Πού\u037e", "NFC") == "Πού;"
+    assert clean_paragraphs(["Cafe\u0301  au", "lait.", " "], PROSE_OFF, "fr", Dropped()) == ["Café au", "lait."]
+    assert clean_paragraphs(["", "  "], PROSE_OFF, "fr", Dropped()) == []
     assert normalise("cafe\u0301\u00a0 \u200bna\u00adive\x07\ufeff ﬁ", "NFC") == "café naive ﬁ"
     assert normalise("ﬁ ①", "NFKC") == "fi 1"
     assert normalise("e\u0301\u200b", "none") == "e\u0301\u200b"

@@ -473,6 +473,7 @@ def test_tables(tmp_path: Path) -> None:
         ("parquet", "field", r"no field 'body' \(corpus\.text_field\); it has text, id"),
         ("parquet", "type", r"field 'id' holds int, not text"),
         ("dataset", "field", r"no field 'body' \(corpus\.text_field\); it has text, id"),
+        ("dataset", "empty", r"corpus\.path .*saved: .*/train/state\.json lists no data files, so it has no rows"),
         ("dataset", "split", r"corpus\.split is 'train', not in .*; allowed: other"),
     ],
 )
@@ -491,7 +492,8 @@ def test_bad_tables(tmp_path: Path, kind: str, fault: str, message: str) -> None
         path.write_bytes(raw)
     if kind == "dataset":
         split = "other" if fault == "split" else "train"
-        datasets.DatasetDict({split: datasets.Dataset(table)}).save_to_disk(tmp_path / "saved")
+        rows = datasets.Dataset(table.slice(0, 0 if fault == "empty" else len(table)))
+        datasets.DatasetDict({split: rows}).save_to_disk(tmp_path / "saved")
         path = tmp_path / "saved"
     with pytest.raises(ConfigError, match=message):
         read(path, kind=kind, **changes)
