@@ -22,7 +22,8 @@ from results_file import argument_parser, without_folders
 from scipy.stats import t
 
 from bert_pretrain.report.reference import FOLDER, HELDOUT, TRAINING
-from bert_pretrain.report.run_facts import Run, read_run
+from bert_pretrain.report.run_facts import read_run
+from bert_pretrain.report.stored_run import Run
 from bert_pretrain.training.sessions import METRICS
 
 CONFIDENCE = 0.95

@@ -26,7 +26,7 @@ from bert_pretrain.hub.card_parts import (
     writer,
 )
 from bert_pretrain.hub.public_manifest import public_manifest
-from bert_pretrain.report.run_facts import Run, usable_rows, usable_sessions
+from bert_pretrain.report.stored_run import Run, usable_rows, usable_sessions
 from bert_pretrain.stored_options import read_options, read_progress
 from bert_pretrain.training.metrics import Row
 

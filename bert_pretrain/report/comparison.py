@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.report.run_facts import Run
+from bert_pretrain.report.stored_run import Run
 from bert_pretrain.same_run import flat_options
 
 _SPLITS = {"heldout": "evaluated", "train": "trained"}

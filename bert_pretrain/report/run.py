@@ -9,7 +9,8 @@ from bert_pretrain.errors import ConfigError, require
 from bert_pretrain.file_system import replace_file, require_writable
 from bert_pretrain.html_page import is_page
 from bert_pretrain.report.comparison import warning
-from bert_pretrain.report.run_facts import Run, by_name, facts, read_run
+from bert_pretrain.report.run_facts import by_name, facts, read_run
+from bert_pretrain.report.stored_run import Run
 from bert_pretrain.training.sessions import METRICS
 
 PAGE, COMPARISON = "report.html", "comparison.html"
