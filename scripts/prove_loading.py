@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from results_file import argument_parser, write_result
 from safetensors.numpy import load_file
@@ -41,7 +42,8 @@ def main() -> None:
     parser.add_argument("result", type=Path, help="JSON file to write")
     parser.add_argument("pythons", nargs="*", help="interpreters")
     given = parser.parse_args()
-    rows, first = [], {}
+    rows: list[dict[str, str]] = []
+    first: dict[str, Any] = {}
     for python in [sys.executable, *given.pythons]:
         with tempfile.TemporaryDirectory() as place:
             out = Path(place) / "found.safetensors"

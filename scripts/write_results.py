@@ -33,7 +33,7 @@ SUBJECTS = {
     "Stopping and going on": ("kills", "stops", "slurm", "nodes_cut", "full_disk", "soak"),
     "Plan and network": ("plan_published", "nodes_seconds", "nodes_bytes"),
     "Checks": ("numbers", "messages", "fuzz_shards", "fuzz_manifests", "fuzz_configurations", "fuzz_checkpoints",
-               "fake_cuda", "targets", "image", "newcomer"),
+               "fake_cuda", "targets", "image", "newcomer", "trackers", "pages", "loading"),
 }  # fmt: skip
 """The files of each subject, without device and date."""
 MOST_ROWS = 16

@@ -47,9 +47,11 @@ ENVIRONMENT = {
     "bert_pretrain.distributed.world",
     "bert_pretrain.doctor.system",  # prints those that matter
     "bert_pretrain.launch_environment",  # torchrun's variables
+    "bert_pretrain.trackers.trackio",  # whether its server gets the rows
     "bert_pretrain.trackers.wandb",  # WANDB_API_KEY
     "scripts.prove_kills",  # stands in for torchrun
     "scripts.prove_numbers",  # sets threads for child processes
+    "scripts.prove_trackers",  # trackio's folder
     "scripts.run_notebooks",  # the kernel finds this program first
 }
 

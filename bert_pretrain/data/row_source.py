@@ -19,7 +19,7 @@ from bert_pretrain.data.ready_made_options import COLUMNS, ReadyMadeConfig
 from bert_pretrain.data.tokenizer_files import FILES, has_tokenizer
 from bert_pretrain.errors import OUTAGES, ConfigError, did_you_mean, on_one_line
 from bert_pretrain.file_system import read_json
-from bert_pretrain.hub_download import HUB_NAME, hub_folder
+from bert_pretrain.hub_download import HUB_NAME, be_quiet, hub_folder, hub_reason
 from bert_pretrain.retry import retried, say
 
 HUB = "hf://"
@@ -108,7 +108,7 @@ def row_error(error: Exception, what: str) -> OSError | ConfigError:
         if number in OUTAGES or isinstance(part, (ConnectionError, TimeoutError)) or package in _NETWORK:
             return OSError(number if number in OUTAGES else errno.ETIMEDOUT, on_one_line(error))
     told = chain[1] if type(error).__name__ == "DatasetGenerationError" and len(chain) > 1 else error  # names no reason
-    return ConfigError(f"{what} cannot be read ({type(told).__name__}: {on_one_line(told)})")
+    return ConfigError(f"{what} cannot be read ({type(told).__name__}: {hub_reason(told)})")
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,7 @@ def open_source(config: ReadyMadeConfig, address: str) -> RowSource:
     import datasets
 
     datasets.disable_progress_bars()
+    be_quiet()
     folder, where = Path(address), f"data.dir {address}"
     if not address.startswith(HUB) and is_saved(folder):
         check_saved(folder, "data.dir")

@@ -12,8 +12,9 @@ from typing import Any
 
 import fsspec
 
-from bert_pretrain.errors import ConfigError, with_type
+from bert_pretrain.errors import ConfigError
 from bert_pretrain.finetune.options import COMPRESSIONS, SourceConfig, SplitConfig, TaskConfig
+from bert_pretrain.hub_download import be_quiet, hub_reason
 
 MAX_SHORT_ROWS = 0.01  # share of a training set; the published QQP has 3 in 363,849
 Row = dict[str, Any]
@@ -51,13 +52,14 @@ def hub_rows(task: TaskConfig, split: SplitConfig) -> list[Row]:
     """The rows of one split on the hub."""
     import datasets  # takes more than a second to import
 
+    be_quiet()
     subset = split.hub_subset or task.hub_subset
     try:
         rows = datasets.load_dataset(task.hub, subset, split=split.hub)
     except Exception as error:  # the library and the network raise many types
         raise ConfigError(
-            f"task.hub {task.hub} ({subset}, {split.hub}) cannot be loaded from the hub ({with_type(error)}); check "
-            "the network, or give files with data.dir"
+            f"task.hub {task.hub} ({subset}, {split.hub}) cannot be loaded from the hub "
+            f"({type(error).__name__}: {hub_reason(error)}); check the network, or give files with data.dir"
         ) from None
     if task.kind != "tags":
         return list(rows)

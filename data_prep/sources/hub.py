@@ -9,11 +9,13 @@ import datasets
 
 from bert_pretrain.data.row_source import check_saved, is_saved
 from bert_pretrain.errors import ConfigError, did_you_mean
+from bert_pretrain.hub_download import be_quiet, hub_reason
 from data_prep.sources.rows import columns_of
 
 
 def arrow_files(path: str, subset: str | None, split: str, text_field: str) -> list[Path]:
     """The arrow files of one split, in order. Raises ``ConfigError`` if data set, split or field do not exist."""
+    be_quiet()
     try:
         if is_saved(Path(path)):
             check_saved(Path(path), "corpus.path")
@@ -29,8 +31,8 @@ def arrow_files(path: str, subset: str | None, split: str, text_field: str) -> l
     except Exception as error:  # the library, its builders and the network raise many types
         raise ConfigError(
             f"corpus.path={path} corpus.subset={subset} corpus.split={split}: the datasets library cannot load it "
-            f"({type(error).__name__}: {' '.join(str(error).split())}); give a name on the hub or a folder of "
-            "save_to_disk"
+            f"({type(error).__name__}: {hub_reason(error)}); give a name on the hub, which needs a network, or a "
+            "folder of save_to_disk"
         ) from None
     columns_of(text_field, loaded.column_names, path)
     if loaded._indices is not None or not loaded.cache_files:
