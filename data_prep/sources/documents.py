@@ -112,11 +112,12 @@ def _decoded_lines(span: Span, needs_blank: bool, dropped: Dropped) -> Iterator[
             number += 1
             dropped.add("line_too_long", f"{span.path}, the line at byte {position}")
             continue
-        place = position
-        for raw, line in zip(batch, decode_lines(batch, span.path, position), strict=True):
+        place, decoded = position, iter(decode_lines(batch, span.path, position))
+        for raw in batch:
             number += 1
             if place >= stop and (skipping or not needs_blank):
                 return
+            line = next(decoded)
             if not skipping:
                 yield number, place, line
             if needs_blank and (skipping or place >= stop) and not raw.strip():

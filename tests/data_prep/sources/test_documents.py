@@ -497,3 +497,12 @@ def test_bad_tables(tmp_path: Path, kind: str, fault: str, message: str) -> None
         path = tmp_path / "saved"
     with pytest.raises(ConfigError, match=message):
         read(path, kind=kind, **changes)
+
+
+def test_a_piece_decodes_no_line_of_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "One."}\n\xff\n')
+    first, second = plan_pieces({"c": corpus(path, kind="jsonl")}, 10)
+    assert [document.paragraphs for document in read_piece(first, Dropped())] == [["One."]]
+    with pytest.raises(ConfigError, match=r"not UTF-8 at byte 17 \(0xff"):
+        list(read_piece(second, Dropped()))
