@@ -12,7 +12,7 @@ from typing import Any
 
 import fsspec
 
-from bert_pretrain.errors import ConfigError
+from bert_pretrain.errors import ConfigError, with_type
 from bert_pretrain.finetune.options import COMPRESSIONS, SourceConfig, SplitConfig, TaskConfig
 from bert_pretrain.hub_download import be_quiet, hub_reason
 
