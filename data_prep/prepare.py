@@ -1,9 +1,23 @@
 """``bert-pretrain prepare``: from corpora to shards."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bert_pretrain.entry_point import entry_point
 from data_prep.options import PrepareConfig
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """While modules are loaded. What is there then lives as long as the process: no later collection looks at it."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @entry_point("prepare", PrepareConfig)
@@ -15,8 +29,9 @@ def main(config: PrepareConfig) -> None:
     The result depends on the corpora and the options only, not on the number of workers. A preparation that was
     stopped continues with the same command; a finished one is reused.
     """
-    from data_prep.corpus_check import check_corpora
-    from data_prep.preparation import prepare  # slow to load: after the options are checked
+    with _no_garbage_collection():
+        from data_prep.corpus_check import check_corpora
+        from data_prep.preparation import prepare  # slow to load: after the options are checked
 
     notes = check_corpora(config.corpora, Path(config.out_dir))
     for note in notes:

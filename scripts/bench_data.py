@@ -91,7 +91,8 @@ def encoding(text: Path, vocab: Path) -> dict[str, float]:
 
 def measure_round(text: Path, vocab: Path, folder: Path) -> tuple[dict[str, float], dict[str, float]]:
     """CPU seconds by what was measured, and those of the stages of our command by name."""
-    seconds, stages = {}, {}
+    seconds: dict[str, float] = {}
+    stages: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
         seconds["published script, all of it"] = published(text, vocab, folder, out)
