@@ -11,7 +11,11 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
-from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
+from mlflow.environment_variables import (
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES,
+    MLFLOW_HTTP_REQUEST_TIMEOUT,
+    MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT,
+)
 from mlflow.exceptions import MlflowException
 
 from bert_pretrain.errors import ConfigError, on_one_line
@@ -113,9 +117,13 @@ def check(run: TrackedRun) -> None:
 
 
 def _client(run: TrackedRun) -> MlflowClient:
-    for setting, seconds in ((MLFLOW_HTTP_REQUEST_MAX_RETRIES, 1), (MLFLOW_HTTP_REQUEST_TIMEOUT, 20)):
-        if not setting.is_set():  # mlflow's own try for minutes, in which nothing is said
-            setting.set(seconds)
+    for setting, value in (
+        (MLFLOW_HTTP_REQUEST_MAX_RETRIES, 1),  # by mlflow's own it tries for minutes, in which nothing is said
+        (MLFLOW_HTTP_REQUEST_TIMEOUT, 20),  # seconds
+        (MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT, True),  # ``where`` is printed
+    ):
+        if not setting.is_set():
+            setting.set(value)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     return MlflowClient(run.mlflow_uri)
 

@@ -17,6 +17,7 @@ MLFLOW = {
     "environment_variables.py": (
         "class Setting:\n    def is_set(self):\n        return True\n\n\n"
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES = MLFLOW_HTTP_REQUEST_TIMEOUT = Setting()\n"
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT = Setting()\n"
     ),
     "exceptions.py": "class MlflowException(Exception):\n    pass\n",
 }
