@@ -18,6 +18,7 @@ from bert_pretrain.config import PretrainConfig, resolved_yaml
 from bert_pretrain.data.sample_order import SampleOrder
 from bert_pretrain.data.shards import Arrays
 from bert_pretrain.distributed.world import World
+from bert_pretrain.starting import RunStart
 from bert_pretrain.training import first_step, garbage_collection
 from bert_pretrain.training.metrics import MetricsLog
 from bert_pretrain.training.trainer import Trainer
@@ -72,13 +73,13 @@ class MemoryStore:
             raise DeviceFault(f"a checkpoint is written from tensors on {', '.join(sorted(on))}")
         self.saved.append((weights, optimizer_state, progress))
 
-    def restore(self, _: str, model: Any, optimizer: Any, precision: Any, *__: Any) -> Progress:
+    def restore(self, start: RunStart) -> Progress:
         """Load the newest, as ``checkpoint.store.restore`` does from files."""
         weights, state, progress = self.saved[-1]
-        model.bert.load_state_dict(weights, strict=True)
+        start.model.bert.load_state_dict(weights, strict=True)
         on_device = tree_map_only(torch.Tensor, lambda tensor: tensor.to(DEVICE), state)
-        optimizer.load_state_dict(on_device)
-        precision.load_state_dict(progress.precision)
+        start.optimizer.load_state_dict(on_device)
+        start.precision.load_state_dict(progress.precision)
         return progress
 
 
@@ -151,13 +152,17 @@ def built(
         "check_before_training": lambda *_: None,
         "measured_matrix_rate": lambda *_: 1e12,
         "build_model": on_the_device,
+    }
+    starts = {
         "find_checkpoint": lambda *_: "memory" if resumed else "",
-        "resume": store.restore,
+        "resume": lambda start, _: store.restore(start),
     }
     log = MetricsLog(folder / "metrics.jsonl", config.schedule.total_steps)
     with ExitStack() as stack:
         for name, value in stand_ins.items():
             stack.enter_context(patch.object(build, name, value))
+        for name, value in starts.items():
+            stack.enter_context(patch.object(build.RunStart, name, value))
         stack.enter_context(patch.object(first_step, "DEVICES", ()))  # its comparison reads numbers
         # torch can crash when fake tensors are collected while their mode is on
         stack.enter_context(patch.object(garbage_collection.gc, "collect", lambda: 0))
