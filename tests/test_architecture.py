@@ -25,6 +25,7 @@ FOR_DATA_PREP = {
     "bert_pretrain.entry_point",
     "bert_pretrain.data.masking",
     "bert_pretrain.data.masking_rule",
+    "bert_pretrain.data.saved_set",
     "bert_pretrain.data.shard_cache",
     "bert_pretrain.data.shard_directory",
     "bert_pretrain.data.shards",
@@ -49,6 +50,7 @@ ENVIRONMENT = {
     "bert_pretrain.launch_environment",  # torchrun's variables
     "bert_pretrain.trackers.trackio",  # whether its server gets the rows
     "bert_pretrain.trackers.wandb",  # WANDB_API_KEY
+    "scripts.bench_data",  # lets Python keep compiled modules, as an installation does
     "scripts.prove_kills",  # stands in for torchrun
     "scripts.prove_numbers",  # sets threads for child processes
     "scripts.prove_trackers",  # trackio's folder

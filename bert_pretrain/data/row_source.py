@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bert_pretrain.data.ready_made_options import COLUMNS, ReadyMadeConfig
+from bert_pretrain.data.saved_set import check_saved, is_saved
 from bert_pretrain.data.tokenizer_files import FILES, has_tokenizer
 from bert_pretrain.errors import OUTAGES, ConfigError, did_you_mean, on_one_line
-from bert_pretrain.file_system import read_json
 from bert_pretrain.hub_download import HUB_NAME, be_quiet, hub_folder, hub_reason
 from bert_pretrain.retry import retried, say
 
@@ -26,31 +26,12 @@ HUB = "hf://"
 _HUB_ADDRESS = re.compile(r"hf://(?:datasets/)?([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")
 _COMMIT = re.compile(r"hf://datasets/[^@]+@([0-9a-f]{40})/")
 _READ_EMPTY_FILES = ("json", "text")  # readers that find no rows in a file of 0 bytes beside others
-_SAVED = ("state.json", "dataset_dict.json")
 _NETWORK = {"aiohttp", "asyncio", "fsspec", "httpcore", "httpx", "huggingface_hub", "requests", "urllib3"}
 _WAIT_FOR = (408, 429)  # HTTP: a timeout, too many requests
 _ROWS = 256  # of text that are read and tokenised together
 _SAVED_FILES = 64  # that a saved set is dealt into
 
 Result = TypeVar("Result")
-
-
-def is_saved(folder: Path) -> bool:
-    """Whether ``Dataset.save_to_disk`` wrote ``folder``."""
-    return any((folder / name).is_file() for name in _SAVED)
-
-
-def check_saved(folder: Path, option: str) -> None:
-    """Raise ``ConfigError`` if a split that ``save_to_disk`` wrote to ``folder``, the value of ``option``, has no rows.
-
-    It has no data files, and ``datasets`` fails to load it.
-    """
-    for state in sorted([*folder.glob("state.json"), *folder.glob("*/state.json")]):
-        if read_json(state, "write the set again with save_to_disk").get("_data_files") == []:
-            raise ConfigError(
-                f"{option} {folder}: {state} lists no data files, so it has no rows; write it again with rows, or give "
-                "the folder of another split"
-            )
 
 
 def _check_files(paths: list[str], module: str, where: str) -> None:
