@@ -29,7 +29,7 @@ SUBJECTS = {
     "What pretraining is worth": ("domain", "scores"),
     "Speed of training": ("beside_trainer_minilm", "beside_trainer_demo", "step", "optimizer", "unpadded", "save",
                           "demo_before_after", "memory"),
-    "Data preparation": ("data_novels40", "data_novels", "data_articles", "data_memory", "data_kills", "sentences"),
+    "Data preparation": ("data_novels40", "data_novels", "data_articles", "data_memory", "data_memory_500", "data_kills", "sentences"),
     "Stopping and going on": ("kills", "stops", "slurm", "nodes_cut", "full_disk", "soak"),
     "Plan and network": ("plan_published", "nodes_seconds", "nodes_bytes"),
     "Checks": ("numbers", "messages", "fuzz_shards", "fuzz_manifests", "fuzz_configurations", "fuzz_checkpoints",

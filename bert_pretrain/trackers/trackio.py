@@ -20,8 +20,9 @@ class TrackioRun:
 
     def __init__(self, run: TrackedRun) -> None:
         config = json.loads(json.dumps(flat(run.config), default=str))
-        parts = {"auto_log_gpu": False, "auto_log_cpu": False, "embed": False}
-        self._run = trackio.init(run.project, run.id, config=config, resume="allow", **parts)
+        self._run = trackio.init(
+            run.project, run.id, config=config, resume="allow", auto_log_gpu=False, auto_log_cpu=False, embed=False
+        )
         self.where = f"trackio show --project {run.project}"
         is_local = not any(os.environ.get(name) for name in ("TRACKIO_SERVER_URL", "TRACKIO_SPACE_ID"))
         self._ledger = None if is_local else Ledger(run.run_dir / "trackio_rows.txt")  # a server does not tell
