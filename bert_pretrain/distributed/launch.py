@@ -27,7 +27,7 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 
 from bert_pretrain.distributed.preemption import handle_stop_signals
 from bert_pretrain.entry_point import print_error
-from bert_pretrain.errors import EXIT_LOST_RANK, EXIT_MISTAKE, EXIT_OUTAGE, EXIT_STOPPED, ConfigError, on_one_line
+from bert_pretrain.errors import EXIT_LOST_RANK, EXIT_MISTAKE, EXIT_OUTAGE, EXIT_STOPPED, ConfigError
 
 Monitor = Callable[[LocalElasticAgent, WorkerGroup], RunResult]
 _LEFT_TO_TORCHRUN = "SIGQUIT"
@@ -93,7 +93,7 @@ def main(words: list[str] | None = None) -> None:
 def rendezvous_error(arguments: Namespace, error: Exception) -> ConfigError:
     """A failed rendezvous as a message to the user."""
     endpoint = arguments.rdzv_endpoint or f"{arguments.master_addr}:{arguments.master_port}"
-    reason = on_one_line(error)
+    reason = str(error).partition("\n")[0]  # a stack of C++ follows
     return ConfigError(
         f"the {arguments.nnodes} nodes did not meet at {endpoint} ({reason}); check the address and the port on node "
         "0, that no firewall blocks it, and that every node was started"

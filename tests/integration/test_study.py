@@ -209,7 +209,7 @@ def test_the_article_is_what_the_base_scale_runs(tmp_path: Path) -> None:
         (("scales.toy.seeds=[0,1]",), "without the tuning seed"),
         (('scales.toy.arms=["degree 3"]',), r"scales.toy is 'degree 3'; allowed: degree 0.5, degree 1"),
         (("claims=[{arm:degree 3,against:degree 1,source:expected_worse,expects:worse}]",), "claims is 'degree 3'"),
-        (("+scales.toy.arm_options={degree 3:[a]}",), r"scales.toy is 'degree 3'; allowed: the arms degree 0.5"),
+        (("+scales.toy.arm_options={degree 3:[a]}",), r"scales.toy is 'degree 3'; allowed: degree 0.5"),
         (("scales.toy.samples=100",), "scales.toy.samples is 100; allowed: two batches or more"),
         (("+scales.toy.spikes={degree 0.5:{step:0,factor:10}}",), "spike.step is 0; allowed: 1 or more"),
         (("optimzer.lr=1",), "there is no option .optimzer.lr.; did you mean optimizer.lr"),

@@ -15,6 +15,7 @@ import transformers
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from transformers import AutoTokenizer, BertConfig, BertForPreTraining
 
+from bert_pretrain.checkpoint.find import newest_valid
 from bert_pretrain.checkpoint.store import CheckpointStore, load_optimizer_state, load_progress
 from bert_pretrain.hub.convert.command import main
 from bert_pretrain.hub.convert.files import is_lowercase
@@ -159,7 +160,7 @@ def test_nvidias_moments(era: str, act: str, folder: Path, model, weights: Tenso
     out = convert(folder, "moments=true")
     assert "moments of step 7,038" in capsys.readouterr().out
     (path,) = CheckpointStore(out / "checkpoints", 1, None).all()
-    assert CheckpointStore(out / "checkpoints", 1, None).newest_valid(pytest.fail) == path
+    assert newest_valid(out / "checkpoints", pytest.fail) == path
     assert (path.name, load_progress(path).step) == ("step_00007038", 7038)
     loaded = BertForPreTraining.from_pretrained(path / "model")
     assert loaded.config.hidden_act == act
