@@ -27,6 +27,7 @@ from bert_pretrain.report.stored_run import Run
 from bert_pretrain.training.sessions import METRICS
 
 CONFIDENCE = 0.95
+_PLACES = ("dir", "tokenizer", "cache_dir")  # on the machine that runs it
 
 
 def curve(runs: list[dict[int, float]]) -> dict[str, list[float]]:
@@ -65,7 +66,7 @@ def reference(runs: dict[int, Run], command: str, device: str) -> dict[str, Any]
         )
     first = next(iter(runs.values()))
     options = {name: value for name, value in first.options.items() if name != "run_dir"}
-    options["data"] = {name: value for name, value in options["data"].items() if name not in ("dir", "tokenizer")}
+    options["data"] = {name: value for name, value in options["data"].items() if name not in _PLACES}
     if options["init_from"]:
         options["init_from"] = Path(options["init_from"]).name
     versions = dict.fromkeys(str(session["version"]) for run in runs.values() for session in run.sessions)

@@ -14,16 +14,20 @@ from bert_pretrain.optim.ranges import check_ranges
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 _TINY = torch.finfo(torch.float32).tiny
+_OF_GROUPS = ("betas", "eps", "momentum", "weight_decay")
 
 
 def check_options(group: dict[str, Any]) -> None:
-    """Refuse a learning rate and other options of a group out of range. Never waits for a device."""
+    """Refuse a learning rate, betas, eps, momentum or weight decay out of range. Never waits for a device.
+
+    Groups of other programs have more, with their own meaning: DeepSpeed's ``max_grad_norm`` of 0 is none.
+    """
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ConfigError(f"lr is a tensor of shape {tuple(lr.shape)}; allowed: a number or a 0-d tensor")
     if not isinstance(lr, Tensor) or lr.device.type == "cpu":
         require(0 <= float(lr) < math.inf, "lr", float(lr), "a finite number, at least 0")
-    check_ranges(**group)
+    check_ranges(**{name: group[name] for name in _OF_GROUPS if name in group})
 
 
 def check_eps(group: dict[str, Any], params: Iterable[Tensor]) -> None:

@@ -67,7 +67,7 @@ def three_updates(config: PretrainConfig, world: World) -> dict:
 
     trainer.optimizer.register_step_pre_hook(keep_gradients)
     steps = trainer.data.steps(0)
-    losses = [trainer.train_step(next(steps))._copy.read() for _ in range(3)]
+    losses = [trainer.train_step(next(steps)).numbers.tolist() for _ in range(3)]
     steps.close()
     weights = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
     return {"gradients": gradients[0], "weights": weights, "numbers": losses}

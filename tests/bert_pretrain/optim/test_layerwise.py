@@ -161,7 +161,7 @@ def test_what_is_refused():
         Muon([matrix], 0.1, update_scale="twice")
     with pytest.raises(ConfigError, match="kernel is 'fused'; allowed: reference"):
         Muon([matrix], 0.1, kernel="fused")
-    with pytest.raises(ConfigError, match="max_grad_norm is None"):
+    with pytest.raises(ConfigError, match="max_grad_norm is not set"):
         ScheduleFreeAdamW([matrix], 0.1, pre_normalization="clip")
     state = Muon([matrix], 0.1)
     matrix.grad = torch.ones(3, 2)
