@@ -3,8 +3,8 @@
     python scripts/keep_study.py "2-core x86_64" runs/study/optimizers_toy
 
 Copies ``study.json``, ``.csv`` and ``.svg`` of each OUT_DIR to ``scripts/results``; then run
-``write_results.py``. The commands of the rows stand in the CSV. Paths begin at the folder of OUT_DIR, those of shards at
-their own.
+``write_results.py``. The commands of the rows stand in the CSV. Paths begin at the folder of OUT_DIR, those of shards
+at their own.
 """
 
 import json
