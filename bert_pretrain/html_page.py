@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SERIES = ("#1f5fa8", "#b3261e", "#1c7536", "#7d3c98", "#8a5300", "#57606a")
+SERIES = ("#1f5fa8", "#b3261e", "#1c7536", "#7d3c98", "#8a5300", "#57606a", "#b5367e")
 """Colors of lines and bars for matplotlib. :func:`drawn` replaces them by lighter ones on a dark page."""
 LIGHT = {"text": "#1f2328", "muted": "#57606a", "line": "#d0d7de", "page": "#ffffff", "box": "#f4f6f8",
          "link": "#0550ae", "warning": "#6b3d00", "warning-box": "#fff3d6"}  # fmt: skip
 DARK = {"text": "#e6e8eb", "muted": "#a3adb8", "line": "#3a424c", "page": "#11151a", "box": "#1b2128",
         "link": "#7cb7ff", "warning": "#ffd98a", "warning-box": "#382a08"}  # fmt: skip
-DARK_SERIES = ("#7db4f0", "#ff9180", "#6fce8b", "#d4a0e4", "#e8b45c", "#a8b1bb")
+DARK_SERIES = ("#7db4f0", "#ff9180", "#6fce8b", "#d4a0e4", "#e8b45c", "#a8b1bb", "#f09ac7")
 
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:var(--text);background:var(--page);max-width:68rem;margin:0 auto;
