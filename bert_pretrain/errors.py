@@ -25,8 +25,7 @@ OUTAGES = {
 
 
 _OF_DISKS = {
-    getattr(errno, name)
-    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EMFILE", "ENFILE")
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE,
 }  # fmt: skip
 """Numbers of errors of disks, permissions and open files that no check can rule out: a disk fills up meanwhile."""
 
@@ -93,7 +92,7 @@ def with_type(error: BaseException) -> str:
 def require(condition: bool, option: str, found: object, allowed: str) -> None:
     """Raise ``ConfigError`` unless ``condition`` holds: what ``option`` is, what is allowed, the nearest choice."""
     if not condition:
-        choices = re.split(r", | \| ", allowed)
+        choices = allowed.split(", ")
         is_list = isinstance(found, str) and all(re.fullmatch(r"[\w.-]+", choice) for choice in choices)
         near = difflib.get_close_matches(str(found), choices, 1) if is_list else []
         hint = f" (did you mean {near[0]}?)" if near else ""

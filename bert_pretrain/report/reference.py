@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent / "reference_curves"
 HELDOUT, TRAINING = "eval_mlm_loss", "mlm_loss"
-OTHER_SHARDS = "the reference's shards are of the same corpus, but not the same: the corpus has other versions"
+OTHER_SHARDS = "the reference's shards are others of this corpus: of other versions, or prepared in another way"
 
 
 @dataclass(frozen=True)

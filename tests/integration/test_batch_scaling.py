@@ -89,9 +89,9 @@ def test_the_files_and_the_command_of_a_row(whole: tuple[Path, float]) -> None:
     assert (options["seed"], config.batch.global_batch_size) == (1, rows[-1]["batch"])
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_table(whole: tuple[Path, float], tmp_path: Path) -> None:
+def test_killed_at_five_random_moments_it_ends_with_the_same_table(whole: tuple[Path, float], tmp_path: Path) -> None:
     rng, kills = random.Random(18), 0
-    while kills < 3:
+    while kills < 5:
         running = study(tmp_path)
         until = time.monotonic() + rng.uniform(0.1, 0.5) * whole[1]
         while running.is_running() and time.monotonic() < until:
