@@ -24,11 +24,11 @@ from bert_pretrain.data.packing import packed_shapes
 from bert_pretrain.data.ready_made import Opened, open_ready_made
 from bert_pretrain.data.remote_shards import check_cache, local_data
 from bert_pretrain.data.sample_order import MixedOrder, SampleOrder
-from bert_pretrain.directory_lock import DirectoryLock, lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
 from bert_pretrain.errors import EXIT_STOPPED, ConfigError, DivergedError, on_one_line
-from bert_pretrain.file_system import check_file_writable, require_writable
+from bert_pretrain.files.directory_lock import DirectoryLock, lock_directory
+from bert_pretrain.files.file_system import check_file_writable, require_writable
 from bert_pretrain.hub.export import check_before_training
 from bert_pretrain.hub.shape import resolve_model
 from bert_pretrain.hub.source import hub_base

@@ -6,8 +6,8 @@ Nothing of a subcommand is imported before it is known which one is meant.
 import sys
 from importlib import import_module
 
-from bert_pretrain.entry_point import exit_on_config_error
 from bert_pretrain.errors import ConfigError, did_you_mean
+from bert_pretrain.options.entry_point import exit_on_config_error
 from bert_pretrain.program import version_line
 
 COMMANDS = {

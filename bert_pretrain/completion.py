@@ -4,10 +4,10 @@ from importlib import import_module
 from pathlib import Path
 
 from bert_pretrain.cli import COMMANDS
-from bert_pretrain.config_files import choices, groups_of, user_config_dir
-from bert_pretrain.entry_point import exit_on_config_error
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.option_schema import options_of
+from bert_pretrain.options.config_files import choices, groups_of, user_config_dir
+from bert_pretrain.options.entry_point import exit_on_config_error
+from bert_pretrain.options.option_schema import options_of
 
 _SCRIPT = r"""_bert_pretrain() {
   local IFS=$'\n'

@@ -10,7 +10,7 @@ from bert_pretrain.distributed.options import DEVICES, CommunicationConfig
 from bert_pretrain.errors import ConfigError, require, require_choice, require_seed
 from bert_pretrain.model.options import ModelConfig, PrecisionConfig, SpeedConfig
 from bert_pretrain.optim.options import OptimizerConfig, ScheduleConfig
-from bert_pretrain.stored_options import FORMAT_VERSION
+from bert_pretrain.options.stored_options import FORMAT_VERSION
 from bert_pretrain.training.options import CheckpointConfig, LoggingConfig, NumericsConfig, TrainingConfig
 
 POSITIONS = ("interpolate", "repeat")

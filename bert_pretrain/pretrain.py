@@ -4,16 +4,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from bert_pretrain.command_line import split_flags
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_files import user_config_dir
-from bert_pretrain.config_loading import load_config
 from bert_pretrain.data.remote_shards import local_data
 from bert_pretrain.data.row_source import check_address
 from bert_pretrain.data.shard_directory import shard_paths
-from bert_pretrain.entry_point import entry_point, exit_on_config_error
 from bert_pretrain.errors import require
 from bert_pretrain.hub.shape import resolve_if_needed
+from bert_pretrain.options.command_line import split_flags
+from bert_pretrain.options.config_files import user_config_dir
+from bert_pretrain.options.config_loading import load_config
+from bert_pretrain.options.entry_point import entry_point, exit_on_config_error
 from bert_pretrain.same_run import check_run_dir
 from bert_pretrain.trackers.choice import check_installed
 

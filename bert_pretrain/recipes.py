@@ -4,12 +4,12 @@ import re
 import tempfile
 from pathlib import Path
 
-from bert_pretrain.command_line import split_flags
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_files import CONFIG_DIR, choices, user_config_dir
-from bert_pretrain.config_loading import load_config
-from bert_pretrain.entry_point import exit_on_config_error
 from bert_pretrain.errors import ConfigError, did_you_mean
+from bert_pretrain.options.command_line import split_flags
+from bert_pretrain.options.config_files import CONFIG_DIR, choices, user_config_dir
+from bert_pretrain.options.config_loading import load_config
+from bert_pretrain.options.entry_point import exit_on_config_error
 
 _HELP = """List the recipes, copy one to change it, check one of your own.
 

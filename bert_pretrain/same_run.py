@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 from bert_pretrain.checkpoint.find import RECORD, checkpoints_in, step_of
 from bert_pretrain.config import PretrainConfig, resolved_yaml
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.file_system import replace_file
+from bert_pretrain.files.file_system import replace_file
 from bert_pretrain.optim.options import ScheduleConfig
 from bert_pretrain.optim.schedule import changed_past
-from bert_pretrain.stored_options import flat, parse_options, read_options, read_progress, read_text
+from bert_pretrain.options.stored_options import flat, parse_options, read_options, read_progress, read_text
 from bert_pretrain.training.metrics import read_rows
 
 # Options that may differ when a run is resumed: they change neither the samples of a step nor, except for rounding, its

@@ -22,14 +22,14 @@ from bert_pretrain.data.dataset import Samples
 from bert_pretrain.data.text_stream import StreamReader
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.files.retry import retried
 from bert_pretrain.hub.from_pretrained import load_pretrained
 from bert_pretrain.hub.source import find_source
 from bert_pretrain.model.bert import PretrainingModel
 from bert_pretrain.model.precision import MixedPrecision
 from bert_pretrain.optim.build import moments_by_name
-from bert_pretrain.retry import retried
+from bert_pretrain.options.stored_options import flat, read_options
 from bert_pretrain.same_run import moments_fault
-from bert_pretrain.stored_options import flat, read_options
 from bert_pretrain.training.metrics import REPLACED, MetricsLog, read_rows
 from bert_pretrain.training.micro_batch_size import micro_batch_that_fits
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.addresses import Address, find, is_address, without_secrets
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.files.addresses import Address, find, is_address, without_secrets
 from data_prep.options import CorpusConfig
 from data_prep.sources.embedded import embedded_sources
 from data_prep.sources.streams import LONGEST_LINE

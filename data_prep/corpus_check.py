@@ -5,8 +5,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from bert_pretrain.addresses import Address
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.files.addresses import Address
 from data_prep.corpus import corpus_files
 from data_prep.options import CorpusConfig
 

@@ -14,11 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.addresses import without_secrets
 from bert_pretrain.data.shard_directory import read_manifest, write_manifest
 from bert_pretrain.data.shards import ShardHeader
-from bert_pretrain.directory_lock import lock_directory
 from bert_pretrain.errors import ConfigError, OutageError
+from bert_pretrain.files.addresses import without_secrets
+from bert_pretrain.files.directory_lock import lock_directory
 from bert_pretrain.output import go_on_without_reader
 from data_prep.corpus import corpora_fingerprint, warn_of_losses
 from data_prep.engine.append import Earlier, append_shards, check_out_dir_of_append, discard_append, open_set

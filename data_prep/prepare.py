@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bert_pretrain.entry_point import entry_point
+from bert_pretrain.options.entry_point import entry_point
 from data_prep.options import PrepareConfig
 
 

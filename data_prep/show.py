@@ -1,7 +1,7 @@
 """``bert-pretrain show``: documents of a corpus, before anything is prepared."""
 
-from bert_pretrain.entry_point import entry_point
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.options.entry_point import entry_point
 from data_prep.options import ShowConfig
 
 

@@ -23,8 +23,8 @@ from bert_pretrain.data.shard_directory import (
     unlisted,
 )
 from bert_pretrain.data.shards import Arrays, ShardReader
-from bert_pretrain.entry_point import entry_point
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.options.entry_point import entry_point
 from data_prep.engine.shard_statistics import Totals, check_shares, count_rows, show_sample, table_rows
 from data_prep.options import VerifyConfig
 from data_prep.samples.tokenizer import Vocabulary, load_vocabulary

@@ -14,8 +14,8 @@ import torch
 
 from bert_pretrain.bench.optimizer import Implementation, run, stepper
 from bert_pretrain.bench.options import BenchOptimizerConfig
-from bert_pretrain.config_loading import load_config
 from bert_pretrain.optim.nvlamb_apex import HAS_APEX
+from bert_pretrain.options.config_loading import load_config
 
 
 def timm() -> dict[str, Implementation]:

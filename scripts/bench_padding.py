@@ -19,10 +19,10 @@ from results_file import argument_parser, write_result
 from bert_pretrain.build import build_trainer
 from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_loading import load_config
 from bert_pretrain.data.collate import StepBatch
 from bert_pretrain.data.loader import TrainingData
 from bert_pretrain.distributed.world import open_world
+from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.training.metrics import MetricsLog
 
 WAYS = {

@@ -19,9 +19,9 @@ from bert_pretrain.build import build_trainer
 from bert_pretrain.checkpoint.async_writer import CheckpointWriter
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_loading import load_config
 from bert_pretrain.data.collate import StepBatch
 from bert_pretrain.distributed.world import open_world
+from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.plan.hardware_peaks import timed
 from bert_pretrain.training.metrics import MetricsLog
 from bert_pretrain.training.trainer import Trainer

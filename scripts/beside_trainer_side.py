@@ -240,9 +240,9 @@ def main() -> None:
     import torch
 
     from bert_pretrain.config import PretrainConfig
-    from bert_pretrain.config_loading import load_config
     from bert_pretrain.hub.shape import resolve_model
     from bert_pretrain.model.bert import silence_transformers
+    from bert_pretrain.options.config_loading import load_config
 
     silence_transformers()
     work, job_file, options = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]

@@ -30,12 +30,12 @@ from transformers import BertConfig, BertForPreTraining
 from bert_pretrain.checkpoint.files import find_fault
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress
 from bert_pretrain.config import PretrainConfig, resolved_yaml
-from bert_pretrain.config_loading import load_config
 from bert_pretrain.data.dataset import ShardSet, open_split
 from bert_pretrain.data.options import DataConfig
 from bert_pretrain.data.shard_directory import MANIFEST, read_manifest, shard_paths
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim.schedule import learning_rate_table
+from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.same_run import check_same_run
 from tests.conftest import LENGTH, VOCAB_SIZE, make_shards
 

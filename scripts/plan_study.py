@@ -15,7 +15,7 @@ from typing import Any
 import repository_root  # noqa: F401  makes bert_pretrain importable
 from results_file import argument_parser
 
-from bert_pretrain.config_loading import load_config
+from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.plan.run import PlanConfig, scaling_of
 from bert_pretrain.study.options import StudyConfig
 from bert_pretrain.study.runs import Runs

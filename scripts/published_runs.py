@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from repository_root import ROOT
 from results_file import argument_parser
 
-from bert_pretrain.config_loading import load_config
+from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.plan.run import PlanConfig, scaling_of
 from bert_pretrain.plan.scaling import Scaling
 

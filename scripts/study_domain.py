@@ -38,9 +38,9 @@ from transformers import BertForMaskedLM
 from bert_pretrain.build import build_trainer
 from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_loading import load_config
 from bert_pretrain.distributed.world import open_world
 from bert_pretrain.hub.shape import resolve_model
+from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.training.metrics import MetricsLog
 
 NOVELS, PARAGRAPHS = 10, 150  # of 250 to 600 KB; a document is so many paragraphs

@@ -19,9 +19,9 @@ if not torch.cuda.is_available():
     # Triton's kernels run in its interpreter; read when they are first imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from bert_pretrain import retry
 from bert_pretrain.data.shard_directory import write_manifest
 from bert_pretrain.data.shards import ShardHeader, write_shard
+from bert_pretrain.files import retry
 from tests.forked import HANGS, ROOT, Forked
 from tests.hub_server import TOKEN, HubServer
 

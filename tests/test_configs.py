@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from bert_pretrain.config import PretrainConfig, resolved_yaml
-from bert_pretrain.config_files import CONFIG_DIR
-from bert_pretrain.config_loading import load_config
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.model.flops import training_flops
 from bert_pretrain.optim.schedule import learning_rate
+from bert_pretrain.options.config_files import CONFIG_DIR
+from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.plan.run import describe_plan
 from bert_pretrain.same_run import check_same_run, moments_fault
 from tests.conftest import ROOT

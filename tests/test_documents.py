@@ -21,11 +21,11 @@ from transformers import BertConfig, BertForPreTraining, BertForSequenceClassifi
 import data_prep  # noqa: F401  a script finds it loaded, as if installed
 from bert_pretrain import cli
 from bert_pretrain.bench.__main__ import BENCHMARKS
-from bert_pretrain.command_line import split_flags
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_files import user_config_dir
-from bert_pretrain.config_loading import load_config
-from bert_pretrain.option_schema import ANY_NAME, options_of
+from bert_pretrain.options.command_line import split_flags
+from bert_pretrain.options.config_files import user_config_dir
+from bert_pretrain.options.config_loading import load_config
+from bert_pretrain.options.option_schema import ANY_NAME, options_of
 from bert_pretrain.study.__main__ import with_run_options
 from bert_pretrain.study.options import StudyConfig
 from tests.conftest import ROOT

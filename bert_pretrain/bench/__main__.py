@@ -3,8 +3,8 @@
 import sys
 
 from bert_pretrain.bench.options import BenchOptimizerConfig, BenchStepConfig
-from bert_pretrain.entry_point import entry_point, print_error
 from bert_pretrain.errors import ConfigError, did_you_mean
+from bert_pretrain.options.entry_point import entry_point, print_error
 
 _HELP = """Measure the time of a training step, or of the optimizer, as ratios within one run.
 

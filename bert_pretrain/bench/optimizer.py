@@ -21,13 +21,13 @@ from tqdm import tqdm
 from transformers import BertForPreTraining
 
 from bert_pretrain.bench.options import BenchOptimizerConfig
-from bert_pretrain.config_loading import CONFIG_DIR, to_dataclass
 from bert_pretrain.distributed.world import open_world
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.file_system import require_writable, write_json
+from bert_pretrain.files.file_system import require_writable, write_json
 from bert_pretrain.model.bert import bert_config
 from bert_pretrain.model.options import ModelConfig
 from bert_pretrain.optim import NVLamb
+from bert_pretrain.options.config_loading import CONFIG_DIR, to_dataclass
 from bert_pretrain.plan.hardware_peaks import device_name, measured_copy_bandwidth, timed
 
 NVLAMB_BYTES = {"fused": 44.0, "foreach": 44.0, "reference": 144.0, "apex": 72.0}

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_files import choices
 from bert_pretrain.errors import require, require_choice, require_least
+from bert_pretrain.options.config_files import choices
 
 
 @dataclass

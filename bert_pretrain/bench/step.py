@@ -31,7 +31,7 @@ from bert_pretrain.data.collate import Counts, StepBatch
 from bert_pretrain.distributed.gradients import sync_gradients
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
 from bert_pretrain.errors import with_type
-from bert_pretrain.file_system import require_writable, write_json
+from bert_pretrain.files.file_system import require_writable, write_json
 from bert_pretrain.hub.shape import resolve_model
 from bert_pretrain.model.bert import resolve_packing, silence_transformers
 from bert_pretrain.model.flops import training_flops

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from bert_pretrain.checkpoint.files import find_fault
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.file_system import write_json
-from bert_pretrain.retry import retried
+from bert_pretrain.files.file_system import write_json
+from bert_pretrain.files.retry import retried
 
 RECORD = "newest_checkpoint.json"
 """In ``run_dir``: the step of the newest checkpoint that the run has saved."""

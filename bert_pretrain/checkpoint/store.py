@@ -32,11 +32,11 @@ from bert_pretrain.checkpoint.files import Throttle, find_fault_quickly, save_st
 from bert_pretrain.checkpoint.find import checkpoints_in, record_saved_step, step_of
 from bert_pretrain.checkpoint.tokenizer_files import copy_tokenizer
 from bert_pretrain.errors import ConfigError, number_of, on_one_line
-from bert_pretrain.file_system import fsync, open_to_umask
+from bert_pretrain.files.file_system import fsync, open_to_umask
 from bert_pretrain.model.bert import PretrainingModel, load_weights
 from bert_pretrain.model.config_entries import keep_entries
 from bert_pretrain.model.precision import MixedPrecision
-from bert_pretrain.stored_options import FORMAT_VERSION, damaged, read_progress
+from bert_pretrain.options.stored_options import FORMAT_VERSION, damaged, read_progress
 
 _NEEDED = ("step", "attempts", "samples_seen", "data_fingerprint")
 """What every version has written into a ``progress.json``."""

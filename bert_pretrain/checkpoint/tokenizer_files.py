@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from bert_pretrain.data.tokenizer_files import FILES
-from bert_pretrain.file_system import read_json, write_json
+from bert_pretrain.files.file_system import read_json, write_json
 
 
 def copy_tokenizer(tokenizer: Path, folder: Path, positions: int) -> None:

@@ -20,8 +20,8 @@ from bert_pretrain.data.shard_directory import (
 from bert_pretrain.data.shards import SHARD_FIELDS, Arrays, ShardReader
 from bert_pretrain.data.tokenizer_files import TokenTable, has_tokenizer, read_tokenizer
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.files.retry import DamagedError
 from bert_pretrain.launch_environment import local_rank
-from bert_pretrain.retry import DamagedError
 
 _OPEN_SHARDS = 64
 

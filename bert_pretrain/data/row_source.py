@@ -19,8 +19,8 @@ from bert_pretrain.data.ready_made_options import COLUMNS, ReadyMadeConfig
 from bert_pretrain.data.saved_set import check_saved, is_saved
 from bert_pretrain.data.tokenizer_files import FILES, has_tokenizer
 from bert_pretrain.errors import OUTAGES, ConfigError, did_you_mean, on_one_line
-from bert_pretrain.hub_download import HUB_NAME, be_quiet, hub_folder, hub_reason
-from bert_pretrain.retry import retried, say
+from bert_pretrain.files.hub_download import HUB_NAME, be_quiet, hub_folder, hub_reason
+from bert_pretrain.files.retry import retried, say
 
 HUB = "hf://"
 _HUB_ADDRESS = re.compile(r"hf://(?:datasets/)?([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")

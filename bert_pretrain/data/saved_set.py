@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.file_system import read_json
+from bert_pretrain.files.file_system import read_json
 
 _SAVED = ("state.json", "dataset_dict.json")
 

@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bert_pretrain.addresses import BLOCK, Address, RangeFile, look_up
 from bert_pretrain.errors import ConfigError, as_config_error, require
-from bert_pretrain.retry import DamagedError
+from bert_pretrain.files.addresses import BLOCK, Address, RangeFile, look_up
+from bert_pretrain.files.retry import DamagedError
 
 _LOCK = ".cache.lock"
 PARTIAL = ".partial"

@@ -9,13 +9,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.addresses import Address, MissingError, is_address, read_all
 from bert_pretrain.data.shard_cache import PARTIAL, CacheConfig, RemoteFolder, add_folder, remote_folder
 from bert_pretrain.data.shards import FORMAT_VERSION, RESTORE, ShardReader
 from bert_pretrain.data.tokenizer_files import FILES
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.file_system import check_link, replace_file, require_writable
-from bert_pretrain.retry import read_patiently
+from bert_pretrain.files.addresses import Address, MissingError, is_address, read_all
+from bert_pretrain.files.file_system import check_link, replace_file, require_writable
+from bert_pretrain.files.retry import read_patiently
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"

@@ -30,8 +30,8 @@ import numpy as np
 
 from bert_pretrain.data.shard_cache import held
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.file_system import new_file
-from bert_pretrain.retry import DamagedError, read_patiently
+from bert_pretrain.files.file_system import new_file
+from bert_pretrain.files.retry import DamagedError, read_patiently
 
 FORMAT_VERSION = 1
 _LIBVER = ("v108", "latest")  # readable by HDF5 1.8 (2008), the first version whose metadata has checksums

@@ -15,7 +15,7 @@ import numpy as np
 
 from bert_pretrain.data.masking_rule import SPECIAL_TOKENS, MaskingRule
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.retry import read_patiently
+from bert_pretrain.files.retry import read_patiently
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
 """All that a tokenizer's folder may hold."""

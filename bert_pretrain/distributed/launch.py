@@ -26,8 +26,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 
 from bert_pretrain.distributed.preemption import handle_stop_signals
-from bert_pretrain.entry_point import print_error
 from bert_pretrain.errors import EXIT_LOST_RANK, EXIT_MISTAKE, EXIT_OUTAGE, EXIT_STOPPED, ConfigError
+from bert_pretrain.options.entry_point import print_error
 
 Monitor = Callable[[LocalElasticAgent, WorkerGroup], RunResult]
 _LEFT_TO_TORCHRUN = "SIGQUIT"

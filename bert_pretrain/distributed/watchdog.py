@@ -24,8 +24,8 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from bert_pretrain.distributed.preemption import StopRequest
-from bert_pretrain.entry_point import print_error
 from bert_pretrain.errors import EXIT_LOST_RANK, ConfigError
+from bert_pretrain.options.entry_point import print_error
 
 _ADVICE = "rerun the same command to resume from the newest checkpoint"
 _VERDICT = "verdict"

@@ -21,9 +21,9 @@ from bert_pretrain.distributed.options import DEVICES
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.preflight import check_ranks_agree, environment_facts, rank_label
 from bert_pretrain.distributed.watchdog import Watchdog
-from bert_pretrain.entry_point import print_error, print_error_of_node
 from bert_pretrain.errors import ConfigError, SharedError, as_config_error, require_choice, system_fault
 from bert_pretrain.launch_environment import check_interface, read_launch
+from bert_pretrain.options.entry_point import print_error, print_error_of_node
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")

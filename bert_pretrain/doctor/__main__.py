@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.data.remote_shards import local_data
-from bert_pretrain.entry_point import entry_point
+from bert_pretrain.options.entry_point import entry_point
 
 
 @entry_point("doctor", PretrainConfig)

@@ -1,7 +1,7 @@
 """``bert-pretrain finetune``."""
 
-from bert_pretrain.entry_point import entry_point
 from bert_pretrain.finetune.options import FinetuneConfig
+from bert_pretrain.options.entry_point import entry_point
 
 
 @entry_point("finetune", FinetuneConfig)

@@ -10,9 +10,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from bert_pretrain.errors import ConfigError, on_one_line
+from bert_pretrain.files.hub_download import local_model
 from bert_pretrain.finetune.options import TaskConfig
 from bert_pretrain.finetune.tasks import Log
-from bert_pretrain.hub_download import local_model
 
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.file_system import read_json, remove_tree, write_json
+from bert_pretrain.files.file_system import read_json, remove_tree, write_json
 from bert_pretrain.finetune.options import FinetuneConfig
-from bert_pretrain.stored_options import flat
+from bert_pretrain.options.stored_options import flat
 
 Row = dict[str, Any]
 OPTIONS, RESULT, RESULTS = "options.json", "result.json", "results.json"

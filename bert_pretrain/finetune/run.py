@@ -15,11 +15,11 @@ import torch
 import transformers
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from bert_pretrain.directory_lock import lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
 from bert_pretrain.errors import EXIT_STOPPED, ConfigError
-from bert_pretrain.file_system import open_to_umask
+from bert_pretrain.files.directory_lock import lock_directory
+from bert_pretrain.files.file_system import open_to_umask
 from bert_pretrain.finetune import results
 from bert_pretrain.finetune.inputs import InputSet, load_split, with_labels
 from bert_pretrain.finetune.options import FinetuneConfig, TrainingConfig

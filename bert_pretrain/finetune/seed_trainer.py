@@ -23,7 +23,7 @@ from tqdm import tqdm
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import ConfigError, on_one_line
-from bert_pretrain.file_system import fsync, open_to_umask
+from bert_pretrain.files.file_system import fsync, open_to_umask
 from bert_pretrain.training.metrics import LineTimer, duration
 
 _PROGRESS = "progress.json"

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.entry_point import entry_point
 from bert_pretrain.errors import ConfigError, as_config_error, require
-from bert_pretrain.file_system import check_new_file, new_file
+from bert_pretrain.files.file_system import check_new_file, new_file
+from bert_pretrain.options.entry_point import entry_point
 
 FILES = {
     "CoLA.tsv": ("cola", 1_063),

@@ -13,8 +13,8 @@ from typing import Any
 import fsspec
 
 from bert_pretrain.errors import ConfigError, with_type
+from bert_pretrain.files.hub_download import be_quiet, hub_reason
 from bert_pretrain.finetune.options import COMPRESSIONS, SourceConfig, SplitConfig, TaskConfig
-from bert_pretrain.hub_download import be_quiet, hub_reason
 
 MAX_SHORT_ROWS = 0.01  # share of a training set; the published QQP has 3 in 363,849
 Row = dict[str, Any]

@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bert_pretrain.addresses import is_address
 from bert_pretrain.checkpoint.find import step_of
 from bert_pretrain.data.shard_directory import read_manifest
+from bert_pretrain.files.addresses import is_address
 from bert_pretrain.hub.card_parts import (
     TAGS,
     cell,
@@ -26,8 +26,8 @@ from bert_pretrain.hub.card_parts import (
     writer,
 )
 from bert_pretrain.hub.public_manifest import public_manifest
+from bert_pretrain.options.stored_options import read_options, read_progress
 from bert_pretrain.report.stored_run import Run, usable_rows, usable_sessions
-from bert_pretrain.stored_options import read_options, read_progress
 from bert_pretrain.training.metrics import Row
 
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from bert_pretrain.data.batch_plan import BatchConfig
 from bert_pretrain.data.shard_cache import CacheConfig
 from bert_pretrain.data.shard_directory import shard_folder
-from bert_pretrain.entry_point import entry_point
 from bert_pretrain.errors import require
-from bert_pretrain.file_system import check_new_file, write_json
+from bert_pretrain.files.file_system import check_new_file, write_json
 from bert_pretrain.hub.heldout import check_fit
 from bert_pretrain.hub.source import Source, find_source
+from bert_pretrain.options.entry_point import entry_point
 from bert_pretrain.training.metrics import Row
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ from bert_pretrain.checkpoint.files import find_fault
 from bert_pretrain.checkpoint.find import checkpoints_in, resolve_checkpoint, step_of
 from bert_pretrain.checkpoint.tokenizer_files import copy_tokenizer, set_max_length
 from bert_pretrain.data.tokenizer_files import has_tokenizer
-from bert_pretrain.directory_lock import lock_beside
-from bert_pretrain.entry_point import entry_point
 from bert_pretrain.errors import ConfigError, as_config_error, on_one_line, require
-from bert_pretrain.file_system import check_replaceable, new_folder, require_writable
+from bert_pretrain.files.directory_lock import lock_beside
+from bert_pretrain.files.file_system import check_replaceable, new_folder, require_writable
 from bert_pretrain.hub.card import CARD, model_card
 from bert_pretrain.hub.push import Target, open_target, push
+from bert_pretrain.options.entry_point import entry_point
 
 
 @dataclass

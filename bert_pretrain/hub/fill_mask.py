@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bert_pretrain.data.tokenizer_files import has_tokenizer
-from bert_pretrain.entry_point import entry_point
 from bert_pretrain.errors import ConfigError, on_one_line, require
-from bert_pretrain.hub_download import local_model
+from bert_pretrain.files.hub_download import local_model
+from bert_pretrain.options.entry_point import entry_point
 
 
 @dataclass

@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
-from bert_pretrain.config_files import CONFIG_DIR
 from bert_pretrain.data.batch_plan import AUTO, BatchConfig
 from bert_pretrain.data.dataset import ShardSet
 from bert_pretrain.distributed.preemption import StopRequest
@@ -23,6 +22,7 @@ from bert_pretrain.hub.heldout import HeldoutShards, are_pairs, open_heldout
 from bert_pretrain.hub.source import Source
 from bert_pretrain.model.bert import PretrainingModel, silence_transformers
 from bert_pretrain.model.options import SpeedConfig
+from bert_pretrain.options.config_files import CONFIG_DIR
 from bert_pretrain.training.evaluation import mean_losses, sum_losses
 from bert_pretrain.training.metrics import LineTimer, Row, duration
 

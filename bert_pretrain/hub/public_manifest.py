@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.addresses import is_address, without_secrets
+from bert_pretrain.files.addresses import is_address, without_secrets
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bert_pretrain.addresses import http_status, is_outage
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.hub_download import be_quiet, hub_reason
+from bert_pretrain.files.addresses import http_status, is_outage
+from bert_pretrain.files.hub_download import be_quiet, hub_reason
+from bert_pretrain.files.retry import retried, say
 from bert_pretrain.program import release
-from bert_pretrain.retry import retried, say
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

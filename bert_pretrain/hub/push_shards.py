@@ -8,11 +8,11 @@ from pathlib import Path
 from bert_pretrain.data.shard_directory import MANIFEST, SPLITS, TOKENIZER, check_listed, read_manifest, shard_paths
 from bert_pretrain.data.shards import ShardReader
 from bert_pretrain.data.tokenizer_files import FILES
-from bert_pretrain.entry_point import entry_point
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub.card import dataset_card
 from bert_pretrain.hub.public_manifest import public_manifest
 from bert_pretrain.hub.push import open_target, push
+from bert_pretrain.options.entry_point import entry_point
 
 
 @dataclass

@@ -15,7 +15,7 @@ from bert_pretrain.data.tokenizer_files import read_ids, same_ids
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub.source import source_config
 from bert_pretrain.model.options import SIZES, ModelConfig
-from bert_pretrain.stored_options import read_options
+from bert_pretrain.options.stored_options import read_options
 
 Config = TypeVar("Config", bound=PretrainConfig)
 _FIXED = (*SIZES, "hidden_act", "layer_norm_eps", "type_vocab_size", "pad_token_id")

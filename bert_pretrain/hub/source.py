@@ -12,7 +12,7 @@ from typing import Any
 
 from bert_pretrain.checkpoint.find import checkpoints_in, resolve_checkpoint
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.hub_download import HUB_NAME, INDEXES, SINGLE_FILES, local_model
+from bert_pretrain.files.hub_download import HUB_NAME, INDEXES, SINGLE_FILES, local_model
 from bert_pretrain.training.sessions import read_sessions
 
 _FOREIGN = ("*.h5", "*.ckpt*", "*.index", "*.msgpack", "*.pt")

@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
-from bert_pretrain.file_system import new_file
+from bert_pretrain.files.file_system import new_file
 from bert_pretrain.plan.scaling import MOST_DEVICES, Scaling, powers_of_two
 
 _BATCHES = {1: "#4477aa", 4: "#ee7733", 16: "#228833"}

@@ -13,12 +13,12 @@ from bert_pretrain.data.batch_plan import AUTO, BatchPlan, even_size
 from bert_pretrain.data.dataset import report_single_segments
 from bert_pretrain.data.mixture import describe_mixture, open_data_sets, sample_order
 from bert_pretrain.data.remote_shards import local_data
-from bert_pretrain.entry_point import entry_point
 from bert_pretrain.errors import require, require_least, require_positive
-from bert_pretrain.file_system import check_new_file
+from bert_pretrain.files.file_system import check_new_file
 from bert_pretrain.hub.shape import resolve_if_needed
 from bert_pretrain.model.flops import parameter_count, training_flops
 from bert_pretrain.optim.schedule import learning_rate
+from bert_pretrain.options.entry_point import entry_point
 from bert_pretrain.plan.scaling import MASKED_SHARE, GpuConfig, NetworkConfig, Scaling
 from bert_pretrain.same_run import check_run_dir
 from bert_pretrain.training.metrics import duration

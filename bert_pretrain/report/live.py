@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
 
-from bert_pretrain.directory_lock import is_touched
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.files.directory_lock import is_touched
 from bert_pretrain.report.page import comparison_page, draw, run_page
 from bert_pretrain.report.run_facts import by_name, read_run
 from bert_pretrain.training.sessions import METRICS, SESSIONS

@@ -20,12 +20,12 @@ from bert_pretrain.html_page import (
     table,
     tiles,
 )
+from bert_pretrain.options.stored_options import read_text
 from bert_pretrain.report.comparison import option_rows, shard_faults, warning
 from bert_pretrain.report.plots import LAYER_TITLES, METRICS, Band, Curves, layer_figures, metric_figures
 from bert_pretrain.report.reference import find_reference
 from bert_pretrain.report.run_facts import facts, headline, moment
 from bert_pretrain.report.stored_run import Run
-from bert_pretrain.stored_options import read_text
 from bert_pretrain.training.metrics import duration
 
 _OF_DATA = ("loss", "accuracy", "next_sentence")

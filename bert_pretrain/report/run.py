@@ -4,10 +4,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bert_pretrain.entry_point import entry_point, exit_on_config_error
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.file_system import replace_file, require_writable
+from bert_pretrain.files.file_system import replace_file, require_writable
 from bert_pretrain.html_page import is_page
+from bert_pretrain.options.entry_point import entry_point, exit_on_config_error
 from bert_pretrain.report.comparison import warning
 from bert_pretrain.report.run_facts import by_name, facts, read_run
 from bert_pretrain.report.stored_run import Run

@@ -7,14 +7,14 @@ from datetime import datetime
 from pathlib import Path
 from statistics import median
 
-from bert_pretrain.directory_lock import is_touched
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.files.directory_lock import is_touched
 from bert_pretrain.model.flops import parameter_count
 from bert_pretrain.model.options import ModelConfig
+from bert_pretrain.options.stored_options import read_options
 from bert_pretrain.report.reference import on_track
 from bert_pretrain.report.stored_run import Run, usable_rows, usable_sessions
 from bert_pretrain.same_run import flat_options
-from bert_pretrain.stored_options import read_options
 from bert_pretrain.training.metrics import duration
 from bert_pretrain.training.sessions import METRICS
 

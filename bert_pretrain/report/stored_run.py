@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from bert_pretrain.data.shard_directory import data_fingerprint, read_manifest
-from bert_pretrain.stored_options import read_progress
+from bert_pretrain.options.stored_options import read_progress
 from bert_pretrain.trackers.tracker import DIVERGED, FAILED, FINISHED, STOPPED
 from bert_pretrain.training.metrics import LAYER_KINDS, Row, read_rows
 from bert_pretrain.training.sessions import METRICS, read_sessions

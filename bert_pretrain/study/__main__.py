@@ -5,9 +5,9 @@ import re
 import sys
 from dataclasses import fields
 
-from bert_pretrain.command_line import checked_words
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.entry_point import entry_point
+from bert_pretrain.options.command_line import checked_words
+from bert_pretrain.options.entry_point import entry_point
 from bert_pretrain.study.options import StudyConfig
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bert_pretrain.file_system import replace_file, write_json
+from bert_pretrain.files.file_system import replace_file, write_json
 from bert_pretrain.html_page import drawn, element, large_figure, page, paragraph, table
 from bert_pretrain.study.claims import CLAIMS
 from bert_pretrain.study.options import StudyConfig

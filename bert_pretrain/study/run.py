@@ -10,11 +10,11 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from bert_pretrain.directory_lock import lock_directory
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import open_world
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.file_system import require_writable
+from bert_pretrain.files.directory_lock import lock_directory
+from bert_pretrain.files.file_system import require_writable
 from bert_pretrain.model.bert import silence_transformers
 from bert_pretrain.output import go_on_without_reader
 from bert_pretrain.plan.hardware_peaks import device_name

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_loading import load_config
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub.shape import resolve_if_needed
+from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.study.curve import Curve
 from bert_pretrain.study.language import write_corpus
 from bert_pretrain.study.options import StudyConfig

@@ -24,10 +24,10 @@ from bert_pretrain.config import PretrainConfig
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import EXIT_STOPPED, DivergedError
-from bert_pretrain.file_system import write_json
+from bert_pretrain.files.file_system import write_json
+from bert_pretrain.options.stored_options import read_options
 from bert_pretrain.program import program_version
 from bert_pretrain.same_run import check_run_dir
-from bert_pretrain.stored_options import read_options
 from bert_pretrain.study.curve import Curve, count_outliers
 from bert_pretrain.study.options import SpikeConfig
 from bert_pretrain.training.metrics import read_rows

@@ -19,7 +19,7 @@ from mlflow.environment_variables import (
 from mlflow.exceptions import MlflowException
 
 from bert_pretrain.errors import ConfigError, on_one_line
-from bert_pretrain.stored_options import flat
+from bert_pretrain.options.stored_options import flat
 from bert_pretrain.trackers.tracker import (
     DIVERGED,
     FAILED,

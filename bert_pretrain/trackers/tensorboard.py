@@ -16,7 +16,7 @@ from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from bert_pretrain.stored_options import flat
+from bert_pretrain.options.stored_options import flat
 from bert_pretrain.trackers.tracker import KINDS, Row, RowKey, TrackedRun, plots_in, values_of
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import trackio
 from trackio.sqlite_storage import SQLiteStorage
 
-from bert_pretrain.stored_options import flat
+from bert_pretrain.options.stored_options import flat
 from bert_pretrain.trackers.tracker import KINDS, Ledger, Row, RowKey, TrackedRun, key_of, plots_in, values_of
 
 

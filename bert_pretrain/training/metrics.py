@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bert_pretrain.file_system import replace_file
+from bert_pretrain.files.file_system import replace_file
 from bert_pretrain.trackers.feed import TrackerFeeds
 from bert_pretrain.trackers.tracker import FINISHED, Row, TrackedRun
 

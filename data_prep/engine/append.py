@@ -13,7 +13,7 @@ from typing import Any
 
 from bert_pretrain.data.shard_directory import MANIFEST, shortened, unlisted, write_manifest
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.file_system import fsync
+from bert_pretrain.files.file_system import fsync
 from data_prep.engine.manifest import grown_manifest
 from data_prep.engine.out_dir import (
     CORPUS,

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.retry import read_error, read_patiently
+from bert_pretrain.files.retry import read_error, read_patiently
 from data_prep.engine.out_dir import read_record, write_record
 
 Record = dict[str, Any]

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from bert_pretrain.data.shard_directory import MANIFEST, read_manifest
-from bert_pretrain.directory_lock import LOCK
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.file_system import check_directory, new_file, read_json
+from bert_pretrain.files.directory_lock import LOCK
+from bert_pretrain.files.file_system import check_directory, new_file, read_json
 
 _OPTIONS = "options.json"  # in out_dir/corpus: the options of the run that created the directory
 CORPUS = "corpus"

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from bert_pretrain.addresses import Address
+from bert_pretrain.files.addresses import Address
 from data_prep.corpus import corpus_files, file_size
 from data_prep.options import CorpusConfig, PrepareConfig
 from data_prep.sources.documents import is_json_array

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from bert_pretrain.data.shard_directory import MANIFEST, SPLITS, read_manifest, shard_folder, shard_paths
-from bert_pretrain.entry_point import entry_point
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.file_system import replace_file, require_writable
+from bert_pretrain.files.file_system import replace_file, require_writable
 from bert_pretrain.html_page import Cell, Html, page, paragraph, table
+from bert_pretrain.options.entry_point import entry_point
 from data_prep.engine.shard_statistics import Totals
 from data_prep.options import VerifyConfig
 from data_prep.report import corpus, shards, stages

@@ -5,7 +5,7 @@ from itertools import zip_longest
 from typing import Any
 
 from bert_pretrain.html_page import Cell, Html, Number, folded, table
-from bert_pretrain.stored_options import flat
+from bert_pretrain.options.stored_options import flat
 
 Record = dict[str, Any]
 

@@ -25,7 +25,7 @@ from bert_pretrain.data.tokenizer_files import (
     token_table,
 )
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.hub_download import HUB_NAME, hub_folder
+from bert_pretrain.files.hub_download import HUB_NAME, hub_folder
 from data_prep.samples.tokenizer import LONGEST_SEQUENCE, Vocabulary, load_vocabulary, of_tokenizer
 
 _ON_HUB = (*FILES, "config.json", "modules.json", *(f"*/{file}" for file in FILES))

@@ -15,7 +15,7 @@ import numpy as np
 
 from bert_pretrain.data.masking import next_random, set_key
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.file_system import new_file
+from bert_pretrain.files.file_system import new_file
 from bert_pretrain.jit import cached_njit
 from data_prep.options import PrepareConfig
 from data_prep.samples.pairs import COLUMNS, SPECIALS, build_samples, count_unused, cut_long_sentences

@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 
 from bert_pretrain.data.shard_directory import SPLITS
-from bert_pretrain.file_system import new_file
+from bert_pretrain.files.file_system import new_file
 from data_prep.options import PrepareConfig
 from data_prep.samples.examples import LENGTH_BIN, beginning, examples_of, unknown_words
 from data_prep.samples.tokenizer import load_vocabulary

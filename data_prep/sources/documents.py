@@ -8,8 +8,8 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.addresses import Address
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.files.addresses import Address
 from data_prep.sources.cleaning import Dropped, single_spaced, well_formed
 from data_prep.sources.embedded import module_paragraphs
 from data_prep.sources.pieces import Piece, Span

@@ -9,7 +9,7 @@ import datasets
 
 from bert_pretrain.data.saved_set import check_saved, is_saved
 from bert_pretrain.errors import ConfigError, did_you_mean
-from bert_pretrain.hub_download import be_quiet, hub_reason
+from bert_pretrain.files.hub_download import be_quiet, hub_reason
 from data_prep.sources.rows import columns_of
 
 

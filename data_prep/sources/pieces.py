@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bert_pretrain.addresses import Address
+from bert_pretrain.files.addresses import Address
 from data_prep.options import CorpusConfig
 
 

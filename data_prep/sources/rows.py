@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.addresses import Address
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.files.addresses import Address
 from data_prep.sources.cleaning import Dropped
 from data_prep.sources.streams import LONGEST_LINE
 

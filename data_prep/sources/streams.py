@@ -16,9 +16,9 @@ from typing import Any
 
 import zstandard
 
-from bert_pretrain.addresses import BLOCK, Address, open_binary
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.retry import DamagedError, read_patiently
+from bert_pretrain.files.addresses import BLOCK, Address, open_binary
+from bert_pretrain.files.retry import DamagedError, read_patiently
 
 LONGEST_LINE = 1 << 25  # bytes; a longer line is not text, and is not kept in memory
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"

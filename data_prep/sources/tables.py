@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from bert_pretrain.addresses import Address, open_binary
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.files.addresses import Address, open_binary
 from data_prep.sources.pieces import Span
 from data_prep.sources.rows import BadRowError, columns_of
 

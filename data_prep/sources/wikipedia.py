@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import cast
 from xml.etree.ElementTree import Element, ParseError, XMLPullParser
 
-from bert_pretrain.addresses import Address
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.files.addresses import Address
 from data_prep.sources.wikitext_names import DISAMBIGUATION
 
 _REDIRECT = re.compile(r"\s*#\s*[^\W\d_]+:?\s*\[\[[^\]]+\]\]\s*(?:\{\{.*)?$", re.DOTALL)  # the word in any language

@@ -4,7 +4,7 @@ import functools
 import re
 from pathlib import Path
 
-from bert_pretrain.addresses import Address
+from bert_pretrain.files.addresses import Address
 from data_prep.sources.streams import blocks
 
 NO_TEXT = frozenset((

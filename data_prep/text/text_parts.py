@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import zstandard
 
-from bert_pretrain.file_system import new_file
+from bert_pretrain.files.file_system import new_file
 from data_prep.options import DuplicateConfig
 from data_prep.sources.cleaning import PLACEHOLDER, Dropped, clean_paragraphs
 from data_prep.sources.documents import Document, read_piece, read_raw, write_chunk

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from bert_pretrain import cli
-from bert_pretrain.command_line import quoted, split_flags
 from bert_pretrain.completion import completions
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_files import CONFIG_DIR, USER_CONFIGS, choices, groups_of
-from bert_pretrain.config_loading import load_config, to_dataclass
-from bert_pretrain.entry_point import exit_on_config_error
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.option_schema import options_of
+from bert_pretrain.options.command_line import quoted, split_flags
+from bert_pretrain.options.config_files import CONFIG_DIR, USER_CONFIGS, choices, groups_of
+from bert_pretrain.options.config_loading import load_config, to_dataclass
+from bert_pretrain.options.entry_point import exit_on_config_error
+from bert_pretrain.options.option_schema import options_of
 from bert_pretrain.pretrain import _take_processes
 from tests.conftest import ROOT
 

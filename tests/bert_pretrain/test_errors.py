@@ -4,8 +4,8 @@ import errno
 
 import pytest
 
-from bert_pretrain.entry_point import exit_on_config_error
 from bert_pretrain.errors import EXIT_MISTAKE, EXIT_OUTAGE, on_one_line, with_type
+from bert_pretrain.options.entry_point import exit_on_config_error
 
 
 @pytest.mark.parametrize(

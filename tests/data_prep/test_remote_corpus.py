@@ -11,8 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from bert_pretrain import retry
 from bert_pretrain.data.shard_directory import read_manifest
+from bert_pretrain.files import retry
 from data_prep import corpus as corpus_module
 from data_prep import prepare
 from tests.data_prep.test_prepare import options, write_texts

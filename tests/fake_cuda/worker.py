@@ -32,8 +32,8 @@ import numpy as np
 import torch
 
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_loading import load_config
 from bert_pretrain.distributed.preemption import StopRequest
+from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.training.evaluation import sum_losses
 from bert_pretrain.training.loss_spikes import LossSpikeDetector
 from bert_pretrain.training.step_result import HostCopy

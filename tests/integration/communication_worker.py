@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_loading import load_config
 from bert_pretrain.data.dataset import open_split
 from bert_pretrain.distributed import gradients as communication
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World, open_world
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.training.evaluation import evaluate
 from tests.integration.cut_worker import build_trainer
 

@@ -8,7 +8,6 @@ import torch
 
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_loading import load_config
 from bert_pretrain.data.batch_plan import BatchPlan
 from bert_pretrain.data.dataset import open_split
 from bert_pretrain.data.loader import TrainingData
@@ -18,6 +17,7 @@ from bert_pretrain.model.bert import build_model
 from bert_pretrain.model.precision import MixedPrecision
 from bert_pretrain.optim.build import build_optimizer
 from bert_pretrain.optim.schedule import learning_rate_table
+from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.training.metrics import MetricsLog
 from bert_pretrain.training.trainer import Trainer
 

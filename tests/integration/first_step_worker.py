@@ -10,9 +10,9 @@ import torch
 from bert_pretrain.build import build_trainer
 from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_loading import load_config
 from bert_pretrain.distributed.world import World, open_world
 from bert_pretrain.optim import nvlamb
+from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.training import first_step
 from bert_pretrain.training.metrics import MetricsLog
 

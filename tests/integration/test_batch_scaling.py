@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_loading import load_config
-from bert_pretrain.stored_options import parse_options
+from bert_pretrain.options.config_loading import load_config
+from bert_pretrain.options.stored_options import parse_options
 from bert_pretrain.study.__main__ import with_run_options
 from bert_pretrain.study.options import StudyConfig
 from tests.forked import Forked

@@ -10,8 +10,8 @@ import yaml
 from safetensors.torch import load_file
 
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_loading import load_config
 from bert_pretrain.model.bert import build_model
+from bert_pretrain.options.config_loading import load_config
 from tests.conftest import TEST_RECIPE, metric_rows, run_module
 
 CONSTANT = ("schedule.shape=constant", "schedule.warmup_steps=3", "schedule.total_steps=12")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bert_pretrain.directory_lock import LOCK
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.errors import EXIT_STOPPED, ConfigError
+from bert_pretrain.files.directory_lock import LOCK
 from bert_pretrain.finetune.run import finetune
 from bert_pretrain.training.metrics import LineTimer
 from tests.bert_pretrain.finetune.test_tasks import composed

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bert_pretrain import cli
-from bert_pretrain.option_schema import options_of
+from bert_pretrain.options.option_schema import options_of
 from tests.conftest import TEST_RECIPE, run_module, succeed
 
 GIVEN = {

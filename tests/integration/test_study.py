@@ -9,12 +9,12 @@ import torch
 
 import bert_pretrain.study.single_run as single_run
 from bert_pretrain.config import PretrainConfig, resolved_yaml
-from bert_pretrain.config_files import CONFIG_DIR
-from bert_pretrain.config_loading import load_config
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim import Adam, NVLamb
+from bert_pretrain.options.config_files import CONFIG_DIR
+from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.report import page, plots
 from bert_pretrain.study.__main__ import main, with_run_options
 from bert_pretrain.study.batch_scaling import BatchScaling

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bert_pretrain.directory_lock import lock_beside
-from bert_pretrain.entry_point import entry_point
 from bert_pretrain.errors import ConfigError, require
-from bert_pretrain.file_system import check_replaceable, new_folder, require_writable
+from bert_pretrain.files.directory_lock import lock_beside
+from bert_pretrain.files.file_system import check_replaceable, new_folder, require_writable
 from bert_pretrain.hub.card import CARD, converted_card
 from bert_pretrain.hub.convert.files import (
     Checkpoint,
@@ -19,6 +18,7 @@ from bert_pretrain.hub.convert.files import (
     read_config,
     read_vocabulary,
 )
+from bert_pretrain.options.entry_point import entry_point
 
 if TYPE_CHECKING:
     from bert_pretrain.hub.convert.assemble import Converted

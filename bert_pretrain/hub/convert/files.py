@@ -8,7 +8,7 @@ from typing import Any
 from bert_pretrain.data.masking_rule import SPECIAL_TOKENS
 from bert_pretrain.data.tokenizer_files import read_vocab_text
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.file_system import read_json
+from bert_pretrain.files.file_system import read_json
 
 AUTO, NONE = "auto", "none"
 _TORCH = re.compile(r"\.(pt|pth|bin|ckpt|safetensors)(-\d+)?$")

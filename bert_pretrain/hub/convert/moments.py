@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from transformers import BertForPreTraining
 
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress
-from bert_pretrain.config_files import CONFIG_DIR
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub.convert.assemble import Converted
 from bert_pretrain.hub.convert.layout import rename
 from bert_pretrain.hub.convert.nvidia import NVIDIA, parameter_groups
 from bert_pretrain.optim.build import decay_groups
 from bert_pretrain.optim.nvlamb import NVLamb
+from bert_pretrain.options.config_files import CONFIG_DIR
 
 PRESET = "nvidia_code"
 """The optimizer whose moments these are: ``configs/optimizer/nvidia_code.yaml``."""

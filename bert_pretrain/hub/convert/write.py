@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, BertTokenizer
 
 from bert_pretrain.checkpoint.tokenizer_files import copy_files
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.file_system import open_to_umask
+from bert_pretrain.files.file_system import open_to_umask
 from bert_pretrain.hub.convert.assemble import Converted
 from bert_pretrain.hub.convert.files import check_vocabulary_size, is_lowercase, read_vocabulary
 

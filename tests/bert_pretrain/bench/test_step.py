@@ -5,8 +5,8 @@ import torch
 
 from bert_pretrain.bench import step
 from bert_pretrain.bench.options import BenchStepConfig
-from bert_pretrain.config_loading import load_config
 from bert_pretrain.distributed.world import World
+from bert_pretrain.options.config_loading import load_config
 from tests.conftest import TEST_RECIPE
 
 

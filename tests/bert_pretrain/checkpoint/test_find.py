@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bert_pretrain import retry
 from bert_pretrain.checkpoint import files, find
 from bert_pretrain.checkpoint.find import RECORD, newest_to_resume, newest_valid, saved_step
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress
 from bert_pretrain.errors import EXIT_OUTAGE, ConfigError, OutageError
+from bert_pretrain.files import retry
 from tests.bert_pretrain.checkpoint.test_store import small_bert
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from bert_pretrain.config import PretrainConfig, resolved_yaml
-from bert_pretrain.config_loading import load_config
 from bert_pretrain.data.batch_plan import BatchPlan
 from bert_pretrain.data.loader import TrainingData
 from bert_pretrain.data.mixture import count_tokens_of, describe_mixture, open_data_sets, quotas_of, sample_order
@@ -20,6 +19,7 @@ from bert_pretrain.data.sample_order import PERIOD, MixedOrder, SampleOrder
 from bert_pretrain.data.shard_directory import write_manifest
 from bert_pretrain.data.shards import write_shard
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.plan import run as plan
 from bert_pretrain.same_run import check_same_run
 from tests.bert_pretrain.data.test_loader import config, rows

@@ -13,9 +13,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
-from bert_pretrain import retry
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_loading import load_config
 from bert_pretrain.data.batch_plan import BatchPlan
 from bert_pretrain.data.loader import TrainingData
 from bert_pretrain.data.masking_rule import restore_ids
@@ -26,6 +24,8 @@ from bert_pretrain.data.sample_order import SampleOrder
 from bert_pretrain.data.shards import Arrays
 from bert_pretrain.data.text_stream import StreamReader
 from bert_pretrain.errors import ConfigError, OutageError
+from bert_pretrain.files import retry
+from bert_pretrain.options.config_loading import load_config
 from tests.bert_pretrain.data.test_loader import config as shard_config
 
 LENGTH, BATCH, WORDS = 16, 12, 97

@@ -12,7 +12,6 @@ import fsspec
 import numpy as np
 import pytest
 
-from bert_pretrain import retry
 from bert_pretrain.data.batch_plan import BatchPlan
 from bert_pretrain.data.dataset import ShardSet, open_split
 from bert_pretrain.data.loader import TrainingData
@@ -22,6 +21,7 @@ from bert_pretrain.data.shard_cache import CacheConfig, remote_folder
 from bert_pretrain.data.shard_directory import MANIFEST, shard_folder
 from bert_pretrain.data.shards import SHARD_FIELDS
 from bert_pretrain.errors import ConfigError, OutageError
+from bert_pretrain.files import retry
 from tests.conftest import LENGTH, TEST_RECIPE, VOCAB_SIZE, make_shards, run_module
 from tests.web_server import WebServer
 

@@ -11,14 +11,14 @@ import h5py
 import numpy as np
 import pytest
 
-from bert_pretrain import retry
 from bert_pretrain.data import shards as shards_module
 from bert_pretrain.data.dataset import check_vocabulary, count_tokens, open_split
 from bert_pretrain.data.options import DataConfig
 from bert_pretrain.data.shard_directory import directory_notes, shard_paths
 from bert_pretrain.data.shards import SHARD_FIELDS, ShardReader
 from bert_pretrain.errors import EXIT_OUTAGE, ConfigError, OutageError
-from bert_pretrain.retry import DamagedError, read_error
+from bert_pretrain.files import retry
+from bert_pretrain.files.retry import DamagedError, read_error
 from tests.conftest import VOCAB_SIZE, make_shards, random_arrays
 
 HDF5_OUTAGE = "Can't synchronously read data (file read failed: filename = '/a/errno = 2', errno = 5, offset = 0)"

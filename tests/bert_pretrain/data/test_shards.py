@@ -13,7 +13,7 @@ import pytest
 from bert_pretrain.data.shard_directory import read_manifest, shard_paths, write_manifest
 from bert_pretrain.data.shards import SHARD_FIELDS, ShardHeader, ShardReader, check_ids, content_checksum, write_shard
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.retry import DamagedError
+from bert_pretrain.files.retry import DamagedError
 
 HEADER = ShardHeader(12, 2, 100, "v", "t", 0.15, False, 0.1, 1, 7, "train")
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from bert_pretrain import entry_point
 from bert_pretrain.distributed import world as world_module
 from bert_pretrain.distributed.launch import exit_status, rendezvous_error
 from bert_pretrain.distributed.preflight import check_ranks_agree, environment_facts
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, pick_device
 from bert_pretrain.errors import ConfigError, OutageError, SharedError
 from bert_pretrain.launch_environment import Launch
+from bert_pretrain.options import entry_point
 
 FACTS = {"torch": "2.13.0", "the set of options": "abc"}
 

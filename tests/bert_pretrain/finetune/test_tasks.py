@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bert_pretrain.config_files import CONFIG_DIR
-from bert_pretrain.config_loading import load_config
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.finetune.options import FinetuneConfig
 from bert_pretrain.finetune.sentences import Example, predicted, read_examples, submission
 from bert_pretrain.finetune.tasks import read_split
+from bert_pretrain.options.config_files import CONFIG_DIR
+from bert_pretrain.options.config_loading import load_config
 
 TASKS = sorted(path.stem for path in (CONFIG_DIR / "task").glob("*.yaml"))
 

@@ -459,7 +459,7 @@ def _line(capsys, *words: str) -> str:
 
 def test_two_conversions_into_one_folder_do_not_write_at_once(folder: Path, weights: Tensors, capsys) -> None:
     lacking()(folder, weights)
-    code = "import sys, pathlib; from bert_pretrain.directory_lock import lock_beside as lock\n"
+    code = "import sys, pathlib; from bert_pretrain.files.directory_lock import lock_beside as lock\n"
     code += "held = lock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     words = [sys.executable, "-c", code, str(folder.parent / "out")]
     with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from bert_pretrain.config import PretrainConfig, resolved_yaml
-from bert_pretrain.config_loading import load_config
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub.shape import resolve_if_needed, resolve_model
+from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.same_run import check_run_dir
 
 SHAPE = {

@@ -9,11 +9,11 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from transformers import BertConfig, BertForPreTraining
 
 from bert_pretrain.config import PretrainConfig
-from bert_pretrain.config_loading import load_config
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.optim import LARS, SGD, Adam, AdamH, AdamW, Muon, NVLamb, PairedOptimizer, ScheduleFreeAdamW
 from bert_pretrain.optim.build import build_optimizer, decay_groups, describe_optimizer, layer_names
 from bert_pretrain.optim.options import OptimizerConfig, ScheduleConfig
+from bert_pretrain.options.config_loading import load_config
 
 PRESETS = Path(__file__).resolve().parents[3] / "configs" / "optimizer"
 

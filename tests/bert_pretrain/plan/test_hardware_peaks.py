@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bert_pretrain.config_files import CONFIG_DIR
+from bert_pretrain.options.config_files import CONFIG_DIR
 from bert_pretrain.plan import hardware_peaks
 from bert_pretrain.plan.hardware_peaks import data_sheet_rate, measured_matrix_rate
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
-from bert_pretrain.config_files import CONFIG_DIR
-from bert_pretrain.config_loading import load_config
 from bert_pretrain.distributed.options import CommunicationConfig
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.model.flops import parameter_count, training_flops
 from bert_pretrain.model.options import ModelConfig
+from bert_pretrain.options.config_files import CONFIG_DIR
+from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.plan.figure import draw_scaling
 from bert_pretrain.plan.run import PlanConfig, describe_plan, describe_scaling, scaling_of, with_micro_batch_size
 from bert_pretrain.plan.scaling import GpuConfig, NetworkConfig, Scaling, powers_of_two

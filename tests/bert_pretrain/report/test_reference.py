@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from bert_pretrain.config import PretrainConfig, resolved_yaml
-from bert_pretrain.config_loading import load_config
+from bert_pretrain.options.config_loading import load_config
+from bert_pretrain.options.stored_options import parse_options
 from bert_pretrain.report import reference as report_reference
 from bert_pretrain.report.page import draw
 from bert_pretrain.report.reference import HELDOUT, Reference, find_reference, references, verdict
 from bert_pretrain.report.run_facts import facts, read_run
 from bert_pretrain.same_run import differing_options, flat_options
-from bert_pretrain.stored_options import parse_options
 from tests.bert_pretrain.report.made_runs import FINISHED, OPTIONS, PRINTS, START, end, make_run, start
 
 WORDS = ["recipe=demo", "data.dir=shards"]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bert_pretrain.config_loading import load_config
+from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.study.batch_scaling import BatchScaling
 from bert_pretrain.study.curve import Curve
 from bert_pretrain.study.options import StudyConfig

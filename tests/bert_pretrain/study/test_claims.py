@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from bert_pretrain.config_files import CONFIG_DIR
-from bert_pretrain.config_loading import load_config
+from bert_pretrain.options.config_files import CONFIG_DIR
+from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.study.claims import ARTICLE, CLAIMS
 from bert_pretrain.study.options import StudyConfig
 from bert_pretrain.study.statistics import Difference

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from bert_pretrain.config import PretrainConfig, resolved_yaml
-from bert_pretrain.config_loading import load_config
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.study.curve import Curve
 from bert_pretrain.study.single_run import SingleRun, losses_and_norms
 

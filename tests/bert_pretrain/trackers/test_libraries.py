@@ -19,7 +19,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.stored_options import flat
+from bert_pretrain.options.stored_options import flat
 from bert_pretrain.trackers.choice import load_trackers
 from bert_pretrain.trackers.tracker import STOPPED, TrackedRun, Tracker, key_of, values_of
 

@@ -14,19 +14,20 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bert_pretrain import build, retry, starting
+from bert_pretrain import build, starting
 from bert_pretrain.build import build_trainer
 from bert_pretrain.checkpoint import files
 from bert_pretrain.checkpoint.files import find_fault
 from bert_pretrain.checkpoint.store import CheckpointStore, load_progress
 from bert_pretrain.config import PretrainConfig, resolved_yaml
-from bert_pretrain.config_loading import load_config
 from bert_pretrain.data import batch_plan
 from bert_pretrain.data.collate import StepBatch
 from bert_pretrain.data.shards import ShardReader
 from bert_pretrain.distributed.world import World, open_world
 from bert_pretrain.errors import ConfigError, DivergedError
+from bert_pretrain.files import retry
 from bert_pretrain.optim import NVLamb
+from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.training.metrics import MetricsLog
 from bert_pretrain.training.trainer import Trainer
 from tests.conftest import TEST_RECIPE

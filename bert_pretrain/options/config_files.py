@@ -11,7 +11,7 @@ import yaml
 
 from bert_pretrain.errors import ConfigError
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parent.parent
 CONFIG_DIR = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 USER_CONFIGS = "BERT_PRETRAIN_CONFIGS"
 """Environment variable that names the user's folder; ``--config-dir`` goes before it."""

@@ -13,12 +13,12 @@ from typing import TypeVar
 
 from omegaconf import OmegaConf
 
-from bert_pretrain.command_line import split_flags
-from bert_pretrain.config_files import choices, groups_of, user_config_dir
-from bert_pretrain.config_loading import composed, load_config
 from bert_pretrain.errors import ConfigError, system_fault
 from bert_pretrain.launch_environment import local_rank
-from bert_pretrain.option_schema import help_text
+from bert_pretrain.options.command_line import split_flags
+from bert_pretrain.options.config_files import choices, groups_of, user_config_dir
+from bert_pretrain.options.config_loading import composed, load_config
+from bert_pretrain.options.option_schema import help_text
 from bert_pretrain.output import steady_output
 
 Schema = TypeVar("Schema")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from bert_pretrain.config_files import choices, groups_of
+from bert_pretrain.options.config_files import choices, groups_of
 
 ANY_NAME = "NAME"
 """Stands in an option's name for a key that the user chooses, as in ``mix.NAME.path``."""

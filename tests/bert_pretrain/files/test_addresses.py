@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bert_pretrain import retry
-from bert_pretrain.addresses import Address, MissingError, RangeFile, find, is_address, look_up, read_all
 from bert_pretrain.errors import ConfigError, OutageError
+from bert_pretrain.files import retry
+from bert_pretrain.files.addresses import Address, MissingError, RangeFile, find, is_address, look_up, read_all
 from tests.web_server import WebServer
 
 CONTENT = bytes(range(256)) * 40

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from bert_pretrain.errors import ConfigError
-from bert_pretrain.file_system import require_writable
-from bert_pretrain.retry import say
+from bert_pretrain.files.file_system import require_writable
+from bert_pretrain.files.retry import say
 
 LOCK = ".lock"
 INTERVAL = 5.0

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bert_pretrain.addresses import http_status, is_outage, without_secrets
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.files.addresses import http_status, is_outage, without_secrets
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 """NAME or OWNER/NAME."""

@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from bert_pretrain import retry
 from bert_pretrain.errors import EXIT_MISTAKE, EXIT_OUTAGE, ConfigError, OutageError, as_config_error
-from bert_pretrain.retry import PAUSES, retried
+from bert_pretrain.files import retry
+from bert_pretrain.files.retry import PAUSES, retried
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import torch
 from omegaconf import OmegaConf
 
 from bert_pretrain.config import PretrainConfig, resolved_yaml
-from bert_pretrain.config_loading import load_config
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.options.config_loading import load_config
+from bert_pretrain.options.stored_options import flat, read_options, read_progress
 from bert_pretrain.same_run import check_run_dir, check_same_run
-from bert_pretrain.stored_options import flat, read_options, read_progress
 from tests.conftest import ROOT, TEST_RECIPE
 
 OLD = ROOT / "tests/fixtures/run_56623bf/run/config.yaml"

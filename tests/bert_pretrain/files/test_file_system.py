@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from bert_pretrain.errors import ConfigError, OutageError
-from bert_pretrain.file_system import check_file_writable, open_to_umask, replace_file, require_writable
+from bert_pretrain.files.file_system import check_file_writable, open_to_umask, replace_file, require_writable
 
 
 def test_a_file_is_flushed_before_it_gets_its_name_and_the_name_after(tmp_path: Path, monkeypatch) -> None:

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from bert_pretrain.config_files import choices, groups_of
 from bert_pretrain.errors import ConfigError, did_you_mean
-from bert_pretrain.option_schema import ANY_NAME, Option, options_of
+from bert_pretrain.options.config_files import choices, groups_of
+from bert_pretrain.options.option_schema import ANY_NAME, Option, options_of
 
 _ALLOWED = {"integer": "a whole number", "number": "a number", "true|false": "true or false"}
 _KEPT = re.compile(r"""null|'.*'|".*"|.*\$\{.*""", re.DOTALL)

@@ -16,9 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from bert_pretrain.command_line import checked_words, nearest_options, quoted
-from bert_pretrain.config_files import CONFIG_DIR, choices
 from bert_pretrain.errors import ConfigError, did_you_mean, require
+from bert_pretrain.options.command_line import checked_words, nearest_options, quoted
+from bert_pretrain.options.config_files import CONFIG_DIR, choices
 
 Schema = TypeVar("Schema")
 

@@ -1,7 +1,7 @@
 """Files at an fsspec address (``s3://``, ``gs://``, ``hf://``, ``https://``): found, and read by ranges of bytes.
 
-Reads are tried again while a server does not answer (:mod:`bert_pretrain.retry`). Messages leave out credentials: user
-and password before the host, and everything after a question mark.
+Reads are tried again while a server does not answer (:mod:`bert_pretrain.files.retry`). Messages leave out
+credentials: user and password before the host, and everything after a question mark.
 """
 
 import errno
@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 
 from bert_pretrain.errors import OUTAGES, ConfigError, on_one_line
-from bert_pretrain.retry import retried, say
+from bert_pretrain.files.retry import retried, say
 
 BLOCK = 8 << 20
 """Bytes of one request, of a file that is read from its start."""

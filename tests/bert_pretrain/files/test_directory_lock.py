@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from bert_pretrain import directory_lock
-from bert_pretrain.directory_lock import LOCK, lock_directory
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.files import directory_lock
+from bert_pretrain.files.directory_lock import LOCK, lock_directory
 from tests.conftest import ROOT
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from bert_pretrain.directory_lock import lock_directory
+from bert_pretrain.files.directory_lock import lock_directory
 lock = lock_directory(Path(sys.argv[1]), "run_dir")
 print("held", flush=True)
 time.sleep(600)
