@@ -3,9 +3,10 @@ exit with status 75. Under nohup SIGHUP stays ignored.
 
 A scheduler signals only some ranks, or each at another moment. So the trainer adds ``StopRequest.requested`` to the
 counts that are all-reduced in every step anyway, and reads the sum with that step's numbers: no extra collective, no
-wait for the device, the same decision on every rank. An evaluation does the same with each of its batches; an
-interrupted evaluation is rerun on resume. A second SIGINT kills the process at once, which loses nothing: files get
-their final names only when they are complete.
+wait for the device, the same decision on every rank. A process without others stops before its next micro-batch, and
+nothing of that step is kept. An evaluation does as the trainer does, with each of its batches; an interrupted one is
+rerun on resume. A second SIGINT kills the process at once, which loses nothing: files get their final names only when
+they are complete.
 """
 
 import math
@@ -25,6 +26,10 @@ def handle_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Non
     for number in STOP_SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+class StoppedInStep(Exception):
+    """A step was given up on request, before its update."""
 
 
 class StopRequest:

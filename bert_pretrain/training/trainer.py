@@ -19,7 +19,7 @@ from bert_pretrain.data.loader import TrainingData
 from bert_pretrain.data.sample_order import hash64
 from bert_pretrain.distributed.gradients import data_parallel, sync_gradients
 from bert_pretrain.distributed.options import CommunicationConfig
-from bert_pretrain.distributed.preemption import StopRequest
+from bert_pretrain.distributed.preemption import StoppedInStep, StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.model.bert import PretrainingModel
 from bert_pretrain.model.flops import training_flops
@@ -138,13 +138,19 @@ class Trainer:
                 intervals = self.training.evaluate_every_steps, self.checkpoint.every_steps
                 if self._is_due(self.progress.step + 1, *intervals) and self._finish_previous_step():
                     self._evaluate_and_save()
+        except StoppedInStep:
+            self._stopping = True
+            self._clear_gradients()
         finally:
             self.profiler.finish()
             steps.close()  # type: ignore[attr-defined]
         self._finish_previous_step()  # after a stop request one more step is pending, on every rank
 
     def train_step(self, batch: StepBatch) -> StepResult:
-        """One global batch and one update. Returns without waiting for the device."""
+        """One global batch and one update. Returns without waiting for the device.
+
+        Raises ``StoppedInStep`` on a stop request if there are no other ranks, who would wait for this one.
+        """
         attempt = self.progress.attempts + (self._pending is not None)
         self.world.report_progress(attempt + 1)
         torch.manual_seed(hash64(self.seed, self.world.rank, attempt))  # so no random state has to be saved
@@ -156,7 +162,7 @@ class Trainer:
             group["lr"] = rate * group["lr_ratio"] if "lr_ratio" in group else rate
         with self.world.busy_once("the first update, which compiles kernels"), self.profiler.span("optimizer"):
             skipped = self.precision.step(self.optimizer)
-        self.optimizer.zero_grad(set_to_none=not self.model.speed.cuda_graphs)
+        self._clear_gradients()
         self.applied += 1 - skipped.long()
         nonfinite: torch.Tensor = getattr(self.optimizer, "nonfinite_state", torch.zeros_like(skipped))
         sums = self.world.sum(torch.cat([sums, nonfinite.double().view(1)]))  # a rank may know only its own layers
@@ -174,6 +180,8 @@ class Trainer:
         with self.precision.autocast(), self.model.step():  # around all, so that weights are cast once a step
             for micro_batch, last in with_last(self.throughput.time_waiting(batch.micro_batches)):
                 self.world.report_progress()
+                if self.world.size == 1 and self.stop.requested:
+                    raise StoppedInStep
                 with sync_gradients(self.network, last):
                     with self.profiler.span("forward"):
                         out = self.network(*self._to_device.copy(micro_batch).tensors())
@@ -183,6 +191,9 @@ class Trainer:
                 with torch.no_grad():
                     sums += torch.stack([part.double() for part in out])
         return sums
+
+    def _clear_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=not self.model.speed.cuda_graphs)
 
     def _global_counts(self, own: Counts) -> torch.Tensor:
         """(5,) float64 on the device: samples, masked tokens, tokens, squared lengths, ranks with a stop request."""
