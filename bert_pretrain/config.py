@@ -55,8 +55,7 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         require_seed("seed", self.seed)
         for name, allowed in (("init_moments", ("keep", "restart", "reset")), ("init_positions", POSITIONS)):
-            value = getattr(self, name)
-            require(value is None or value in allowed, name, value, ", ".join((*allowed, "null")))
+            require_choice(name, getattr(self, name), (*allowed, None))
         require_choice("init_progress", self.init_progress, ("keep", "reset"))
         if self.init_progress == "keep" and (self.init_from is None or self.init_moments not in ("keep", None)):
             raise ConfigError(

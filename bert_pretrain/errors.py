@@ -90,19 +90,18 @@ def with_type(error: BaseException) -> str:
 
 
 def require(condition: bool, option: str, found: object, allowed: str) -> None:
-    """Raise ``ConfigError`` unless ``condition`` holds: what ``option`` is, what is allowed, the nearest choice."""
+    """Raise ``ConfigError`` unless ``condition`` holds: what ``option`` is, what is allowed."""
     if not condition:
-        choices = allowed.split(", ")
-        is_list = isinstance(found, str) and all(re.fullmatch(r"[\w.-]+", choice) for choice in choices)
-        near = difflib.get_close_matches(str(found), choices, 1) if is_list else []
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError(f"{option} is {found!r}; allowed: {allowed}{hint}")
+        raise ConfigError(f"{option} is {found!r}; allowed: {allowed}")
 
 
-def require_choice(option: str, found: object, allowed: Iterable[str]) -> None:
-    """``require`` that ``found`` is one of ``allowed``."""
+def require_choice(option: str, found: object, allowed: Iterable[str | None]) -> None:
+    """``require`` that ``found`` is one of ``allowed``; the message names the nearest."""
     known = tuple(allowed)
-    require(found in known, option, found, ", ".join(known))
+    if found not in known:
+        names = ["null" if choice is None else choice for choice in known]
+        near = difflib.get_close_matches(str(found), names, 1)
+        require(False, option, found, ", ".join(names) + (f" (did you mean {near[0]}?)" if near else ""))
 
 
 def require_least(least: float, options: object, *names: str, prefix: str = "") -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from bert_pretrain.data.shard_cache import CacheConfig
-from bert_pretrain.errors import ConfigError, require, require_seed
+from bert_pretrain.errors import ConfigError, require, require_choice, require_seed
 
 SHORTEST_SEQUENCE = 16
 SMALLEST_VOCAB = 128
@@ -38,7 +38,7 @@ class CleaningConfig:
     """Drop documents in another language than corpus.language, by py3langid on their first 2,000 characters."""
 
     def __post_init__(self) -> None:
-        require(self.unicode in NORMAL_FORMS, "corpus.cleaning.unicode", self.unicode, ", ".join(NORMAL_FORMS))
+        require_choice("corpus.cleaning.unicode", self.unicode, NORMAL_FORMS)
         for name in ("max_symbol_share", "max_digit_share"):
             share = getattr(self, name)
             require(0 <= share <= 1, f"corpus.cleaning.{name}", share, "0 to 1")
@@ -86,9 +86,9 @@ class CorpusConfig:
     cleaning: CleaningConfig
 
     def __post_init__(self) -> None:
-        require(self.kind in CORPUS_KINDS, "corpus.kind", self.kind, ", ".join(CORPUS_KINDS))
-        require(self.documents in BOUNDARIES, "corpus.documents", self.documents, ", ".join(BOUNDARIES))
-        require(self.lines in LINES, "corpus.lines", self.lines, ", ".join(LINES))
+        require_choice("corpus.kind", self.kind, CORPUS_KINDS)
+        require_choice("corpus.documents", self.documents, BOUNDARIES)
+        require_choice("corpus.lines", self.lines, LINES)
         known = self.language.isascii() and self.language.islower() and 2 <= len(self.language) <= 3
         require(known, "corpus.language", self.language, "an ISO 639 code of two or three letters: en, de, zh, fil")
         require(0 <= self.bad_rows < 1, "corpus.bad_rows", self.bad_rows, "0 or more and below 1")
@@ -217,7 +217,7 @@ class PrepareConfig:
         if most is not None:
             fits = len(most) == len(lengths) and all(1 <= m <= n for m, n in zip(most, lengths, strict=True))
             require(fits, "max_predictions", most, "null, or for each of sequence_lengths 1 to that length")
-        require(self.sample_kind in SAMPLE_KINDS, "sample_kind", self.sample_kind, ", ".join(SAMPLE_KINDS))
+        require_choice("sample_kind", self.sample_kind, SAMPLE_KINDS)
         require(0 < self.masked_lm_prob < 1, "masked_lm_prob", self.masked_lm_prob, "above 0 and below 1")
         for name in ("mask_share", "random_share"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")

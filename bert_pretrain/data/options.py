@@ -5,7 +5,7 @@ from math import inf
 
 from bert_pretrain.data.ready_made_options import ReadyMadeConfig
 from bert_pretrain.data.shard_cache import CacheConfig
-from bert_pretrain.errors import require
+from bert_pretrain.errors import require, require_choice
 
 
 @dataclass
@@ -53,7 +53,7 @@ class DataConfig(ReadyMadeConfig, CacheConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.sequence_length >= 8, "data.sequence_length", self.sequence_length, "8 or more")
-        require(self.masking in ("static", "dynamic"), "data.masking", self.masking, "static, dynamic")
+        require_choice("data.masking", self.masking, ("static", "dynamic"))
         share = self.masked_lm_prob
         require(share is None or 0.0 < share < 1.0, "data.masked_lm_prob", share, "null, or between 0 and 1")
         for name in ("mask_share", "random_share"):
@@ -61,14 +61,14 @@ class DataConfig(ReadyMadeConfig, CacheConfig):
             require(share is None or 0.0 <= share <= 1.0, f"data.{name}", share, "null, or 0 to 1")
             allowed = "null with data.masking=static, whose masks are those of the shards"
             require(share is None or self.masking == "dynamic", f"data.{name}", share, allowed)
-        require(self.check in ("auto", "content", "headers"), "data.check", self.check, "auto, content, headers")
+        require_choice("data.check", self.check, ("auto", "content", "headers"))
         require(self.block_size >= 1, "data.block_size", self.block_size, "1 or more")
         window = self.window
         allowed = f"null, or data.block_size ({self.block_size}) or more"
         require(window is None or window >= self.block_size, "data.window", window, allowed)
         require(1 <= self.prefetch <= 10_000, "data.prefetch", self.prefetch, "1 to 10,000")
         require(self.mix_temperature >= 0.001, "data.mix_temperature", self.mix_temperature, "0.001 or more, or inf")
-        require(self.mix_by in ("samples", "tokens"), "data.mix_by", self.mix_by, "samples, tokens")
+        require_choice("data.mix_by", self.mix_by, ("samples", "tokens"))
         allowed = "empty, as sets are mixed with data.kind=shards only"
         require(not self.mix or self.kind == "shards", "data.mix", list(self.mix), allowed)
         require("dir" not in self.mix, "data.mix.dir", self.mix.get("dir"), "another name")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bert_pretrain.errors import require
+from bert_pretrain.errors import require, require_choice
 
 KINDS = ("shards", "pretokenised", "streamed")
 COLUMNS = {"pretokenised": "input_ids", "streamed": "text"}
@@ -45,10 +45,9 @@ class ReadyMadeConfig:
 
     def check_ready_made(self, masking: str, masked_lm_prob: float | None) -> None:
         """Raise ``ConfigError`` for values that are not allowed; ``masking`` and the other: of ``data.*``."""
-        require(self.kind in KINDS, "data.kind", self.kind, ", ".join(KINDS))
-        choices = {"special_tokens": ("auto", "stored", "add"), "long_rows": ("split", "cut")}
-        for name, allowed in choices.items():
-            require(getattr(self, name) in allowed, f"data.{name}", getattr(self, name), ", ".join(allowed))
+        require_choice("data.kind", self.kind, KINDS)
+        require_choice("data.special_tokens", self.special_tokens, ("auto", "stored", "add"))
+        require_choice("data.long_rows", self.long_rows, ("split", "cut"))
         share = self.heldout_fraction
         require(0 <= share <= 0.5, "data.heldout_fraction", share, "0 to 0.5")
         for name in ("heldout_samples", "shuffle_buffer", "streams"):

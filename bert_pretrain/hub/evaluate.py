@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from bert_pretrain.data.batch_plan import BatchConfig
 from bert_pretrain.data.shard_cache import CacheConfig
 from bert_pretrain.data.shard_directory import shard_folder
-from bert_pretrain.errors import require
+from bert_pretrain.distributed.options import DEVICES
+from bert_pretrain.errors import require_choice
 from bert_pretrain.files.file_system import check_new_file, write_json
 from bert_pretrain.hub.heldout import check_fit
 from bert_pretrain.hub.source import Source, find_source
@@ -59,7 +60,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         BatchConfig(1, self.batch.micro_batch_size)
-        require(self.device in ("auto", "cpu", "cuda"), "device", self.device, "auto, cpu, cuda")
+        require_choice("device", self.device, DEVICES)
 
 
 @entry_point("evaluate", EvaluateConfig)

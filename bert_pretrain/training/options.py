@@ -59,8 +59,7 @@ class LoggingConfig:
         require(bool(self.project.strip()), "logging.project", self.project, "a name")
         if re.search("://[^/]*:[^/]*@", self.mlflow_uri or ""):  # the options are stored and shown
             raise ConfigError("logging.mlflow_uri holds a password; give that address in MLFLOW_TRACKING_URI instead")
-        allowed = ("disabled", "offline", "online", "auto")
-        require(self.wandb is None or self.wandb in allowed, "logging.wandb", self.wandb, ", ".join((*allowed, "null")))
+        require_choice("logging.wandb", self.wandb, ("disabled", "offline", "online", "auto", None))
         if self.wandb == "disabled" and "wandb" in self.trackers:
             raise ConfigError("logging.trackers has wandb, but logging.wandb is 'disabled'; give one of the two")
         steps = self.profile_steps
