@@ -9,7 +9,7 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -23,6 +23,7 @@ from bert_pretrain.errors import ConfigError
 
 _SMALLEST_ALPHABET = 1000  # letters, if the text has so many; the largest of the tokenizers library's trainer
 _LONGEST_WORD = 100  # characters; a longer word becomes [UNK], as in Google's tokenizer
+_REMEMBERED = 2_000_000  # characters of words, about 30 MB
 LONGEST_SEQUENCE = 512  # model_max_length of a tokenizer that states none
 
 
@@ -84,8 +85,8 @@ def train_vocabulary(sentences: Callable[[], Iterable[str]], size: int, rules: L
     """Train WordPiece on ``sentences()``, which is called three times. Raises ``ConfigError`` if ``size`` is too small.
 
     The trainer numbers the letters in the order of a hash map, which differs between processes, and breaks ties
-    between merges by these numbers. For a reproducible vocabulary, a first pass finds the letters (and ``##`` letters)
-    and the second gets them sorted.
+    between merges by these numbers. For a reproducible vocabulary, a first training finds the letters (and ``##``
+    letters) and the second gets them sorted. How often a word occurs is nothing to the first.
     """
     special = list(SPECIAL_TOKENS)
     characters: Counter[str] = Counter()
@@ -96,7 +97,7 @@ def train_vocabulary(sentences: Callable[[], Iterable[str]], size: int, rules: L
         strip_accents = False
     normalizer = normalizers.BertNormalizer(lowercase=rules.lowercase, strip_accents=strip_accents)
     letters = _alphabet(characters, normalizer, rules.coverage)
-    found = set(_trained_tokens(sentences(), len(special), normalizer, special, letters))
+    found = set(_trained_tokens(_words_once(sentences()), len(special), normalizer, special, letters))
     if len(found) >= size:
         raise ConfigError(
             f"vocab_size is {size}, but this corpus has {len(found)} letters and special tokens alone; allowed: more "
@@ -125,6 +126,21 @@ def _alphabet(characters: Counter[str], normalizer: normalizers.Normalizer, cove
     covered = np.cumsum([counts[letter] for letter in letters])
     needed = 1 + int(np.searchsorted(covered, coverage * counts.total())) if letters else 0
     return letters[: max(needed, _SMALLEST_ALPHABET)]
+
+
+def _words_once(sentences: Iterable[str]) -> Iterator[str]:
+    """The words between spaces, most of them once: those seen are forgotten now and then, to bound the memory."""
+    seen: set[str] = set()
+    characters = 0
+    for sentence in sentences:
+        new = set(sentence.split(" ")) - seen
+        if new:
+            yield " ".join(new)
+            seen |= new
+            characters += sum(map(len, new))
+        if characters > _REMEMBERED:
+            seen.clear()
+            characters = 0
 
 
 def _trained_tokens(

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from bert_pretrain.data.masking_rule import SPECIAL_TOKENS
 from bert_pretrain.errors import ConfigError
-from data_prep.samples import words
+from data_prep.samples import tokenizer, words
 from data_prep.samples.tokenised import is_heldout
 from data_prep.samples.tokenizer import (
     Letters,
@@ -255,6 +255,28 @@ def test_the_alphabet_covers_the_share_of_the_characters_that_is_asked_for() -> 
         assert missing * (missing + 1) // 2 <= (1 - coverage) * total < (missing + 1) * (missing + 2) // 2
         assert set(letters[:kept]) <= set(vocabulary.tokens)
     assert len(train_vocabulary(lambda: texts, 2000, Letters(True, None, 0.5)).tokens) == 1000 + len(SPECIAL_TOKENS)
+
+
+@pytest.mark.parametrize("remembered", [50, 10**6])
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_the_letters_are_those_of_the_whole_text(
+    monkeypatch: pytest.MonkeyPatch, lowercase: bool, remembered: int
+) -> None:
+    """Also where letters begin words only after punctuation, controls, wide spaces, marks or Chinese characters."""
+    rng = random.Random(1)
+    letters = [*"aebΣßÅıx ", " ", "\u0301", "-", ",", "\x1c", "\u00a0", "\u3000", "\u200d", "中", "あ", "\ufffd", "\t"]
+    texts = ["".join(rng.choices(letters, k=rng.randint(0, 12))) for _ in range(300)]
+    for text in (texts, texts[:20], texts[20:25]):
+        with monkeypatch.context() as patched:
+            patched.setattr(tokenizer, "_words_once", lambda sentences: sentences)
+            whole = train_vocabulary(lambda: text, 400, Letters(lowercase))  # noqa: B023
+        monkeypatch.setattr(tokenizer, "_REMEMBERED", remembered)
+        assert train_vocabulary(lambda: text, 400, Letters(lowercase)).tokens == whole.tokens  # noqa: B023
+
+
+def test_the_letters_of_repeated_words_are_looked_for_once() -> None:
+    text = ["a sentence of some words"] * 1000
+    assert sum(map(len, tokenizer._words_once(text))) == len(text[0])
 
 
 SCRIPTS = {
