@@ -173,8 +173,7 @@ def build_trainer(
     log.message("\n".join(filter(None, (describe_optimizer(optimizer, config.optimizer), describe_frozen(model)))))
     shapes, speed = None, model.speed
     if speed.compile:  # last, because it takes minutes
-        sizes = plan.largest_micro_batch, shards.max_predictions
-        shapes = compile_for(config, model, precision, *sizes, world, log)
+        shapes = compile_for(config, model, precision, plan.largest_micro_batch, shards.max_predictions, world, log)
     learning_rates = learning_rate_table(config.optimizer.lr, config.schedule)
     return Trainer(
         world=world,

@@ -77,8 +77,7 @@ class Trainer:
         reports = self.log.message, self.checkpoint.max_failed_saves, self.log.trackers.checkpoint
         self._writer = CheckpointWriter(self.store, *reports)
         detector = LossSpikeDetector(**self.progress.spike_detector)
-        parts = self.world, self.store, self._writer, self.log, detector
-        self.recovery = SpikeRecovery(self.numerics, *parts)
+        self.recovery = SpikeRecovery(self.numerics, self.world, self.store, self._writer, self.log, detector)
         self._to_device = HostToDeviceStream(self.world.device)
         self._pending: StepResult | None = None
         self._stopping = self._evaluation_interrupted = False
@@ -118,8 +117,7 @@ class Trainer:
         if self.world.device.type in first_step.DEVICES:
             own = self.data.micro_batches(self.progress.attempts)
             first = self.world.run_on_all_ranks(lambda: next(own), "reading the first micro-batch")
-            parts = self.model, self.optimizer, self.precision, self.world
-            first_step.check_first_step(*parts, first, self.log.message)
+            first_step.check_first_step(self.model, self.optimizer, self.precision, self.world, first, self.log.message)
 
     def _run_steps(self, collect_if_due: Callable[[int], None]) -> None:
         """Train until the last step, a stop request, or a fault that needs a rewind."""
