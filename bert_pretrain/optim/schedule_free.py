@@ -61,8 +61,9 @@ class ScheduleFreeAdamW(LayerwiseOptimizer):
     def evaluation_weights(self) -> Iterator[None]:
         """Inside, the parameters are x."""
         with torch.no_grad():
-            for param in (param for group in self.param_groups for param in group["params"] if self.state.get(param)):
-                param.copy_(self.state[param]["x"])
+            for param in self._params():
+                if self.state.get(param):
+                    param.copy_(self.state[param]["x"])
         try:
             yield
         finally:
