@@ -105,8 +105,7 @@ class CheckpointStore:
         """Write the checkpoint of ``progress.step``, then remove old ones.
 
         Raises OSError for errors of the file system (a full disk) and of memory, others for bugs; then earlier
-        checkpoints are unchanged, and no partial one is left. Once it has
-        its name, nothing fails.
+        checkpoints are unchanged, and no partial one is left. Once it has its name, nothing fails.
         """
         final = self.directory / f"step_{progress.step:08d}"
         for leftover in self.directory.glob(".step_*.partial"):  # of a process that was killed

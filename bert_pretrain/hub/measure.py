@@ -1,6 +1,5 @@
 """Loads the model of ``bert-pretrain evaluate`` and runs it over the held-out shards."""
 
-import math
 import sys
 import time
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from bert_pretrain.model.bert import PretrainingModel, silence_transformers
 from bert_pretrain.model.options import SpeedConfig
 from bert_pretrain.options.config_files import CONFIG_DIR
 from bert_pretrain.training.evaluation import mean_losses, sum_losses
-from bert_pretrain.training.metrics import LineTimer, Row, duration
+from bert_pretrain.training.metrics import LineTimer, Row, duration, perplexity
 
 _GPU_TOKENS = 32_768
 
@@ -88,9 +87,9 @@ def samples_at_once(size: Any, source: Source, length: int, device: torch.device
 def result_row(row: Row, masked: float, samples: float) -> Row:
     """A row of the results: the metrics of an evaluation, and what they were measured on."""
     named = {"eval_mlm_loss", "eval_mlm_accuracy", "eval_nsp_loss", "eval_nsp_accuracy"}
-    perplexity = math.exp(min(row["eval_mlm_loss"], 700.0))  # exp(710) is no float
     kept = {name: value for name, value in row.items() if name in named}
-    return {**kept, "eval_perplexity": perplexity, "masked_tokens": int(masked), "samples": int(samples)}
+    measured_on = {"masked_tokens": int(masked), "samples": int(samples)}
+    return {**kept, "eval_perplexity": perplexity(row["eval_mlm_loss"]), **measured_on}
 
 
 def load_model(source: Source, device: torch.device) -> PretrainingModel:

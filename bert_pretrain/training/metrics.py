@@ -51,7 +51,7 @@ class MetricsLog:
     def resume(self, step: int) -> None:
         """Remove the rows of steps after ``step``, which will be computed again; a copy is kept (``keep_rows``)."""
         self._first_step = step
-        self._bar.update(step - self._bar.n)
+        self.advance(step)
         if self.path is None:
             return
         rows = keep_rows(self.path, step, self.message)
@@ -171,6 +171,11 @@ class LineTimer:
             return False
         self._next = now + min(300.0, max(5.0, 0.2 * (now - self.started)))
         return True
+
+
+def perplexity(loss: float) -> float:
+    """Of a masked-LM loss in nats."""
+    return math.exp(min(loss, 700.0))  # exp(710) is no float
 
 
 def duration(seconds: float) -> str:
