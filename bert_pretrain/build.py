@@ -78,8 +78,8 @@ def train(config: PretrainConfig, world: World, stop: StopRequest, stated: DataC
     """The rest of ``pretrain``, while the first rank holds the lock of ``run_dir``. ``stated``: with the address."""
     run_dir, kept = Path(config.run_dir), config.checkpoint
     config_yaml = resolved_yaml(replace(config, data=stated))
-    log = MetricsLog(run_dir / "metrics.jsonl" if world.is_first else None, config.schedule.total_steps)
-    log.busy = world.busy
+    metrics = run_dir / "metrics.jsonl" if world.is_first else None
+    log = MetricsLog(metrics, config.schedule.total_steps, world.busy)
     kept_ones = kept.keep_last, Path(config.data.tokenizer), kept.keep_every_steps
     store = CheckpointStore(run_dir / "checkpoints", *kept_ones, log.message, run_dir / RECORD)
     trainer = build_trainer(config, world, log, store, config_yaml)

@@ -28,10 +28,14 @@ LAYER_KINDS = ("trust_ratio", "weight_norm", "update_norm")
 class MetricsLog:
     """Writes to ``metrics.jsonl``, terminal and trackers; to nothing without ``path`` (all ranks but the first)."""
 
-    def __init__(self, path: Path | None, total_steps: int) -> None:
-        self.path = path
-        self.busy: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
-        """Context of what may take long: a slow disk, a terminal that is stopped."""
+    def __init__(
+        self,
+        path: Path | None,
+        total_steps: int,
+        busy: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
+    ) -> None:
+        """``busy``: context of what may take long, such as a slow disk, or a terminal that is stopped."""
+        self.path, self.busy = path, busy
         hidden = path is None or not sys.stderr.isatty()
         self._bar = tqdm(total=total_steps, unit="step", disable=hidden, dynamic_ncols=True, smoothing=0.05)
         self.trackers = TrackerFeeds()

@@ -37,6 +37,7 @@ from data_prep.text.duplicates import (
     find_repeated_documents,
     find_repeated_sentences,
     merge_repeated_documents,
+    numbered_parts,
     repeated_documents,
 )
 from data_prep.text.text_parts import split_file, write_text_part
@@ -71,14 +72,8 @@ def write_text(
     more = config.duplicates, config.keep_dropped
     tasks = [Task(piece.name, piece.size, partial(write_text_part, piece, folder, *more)) for piece in pieces]
     records = engine.run("text", tasks, folder, "B")
-    parts = []
-    document, sentence = sum(part.documents for part in known), sum(part.sentences for part in known)
-    for piece, record in zip(pieces, records, strict=True):
-        sizes = (record["documents"], record["sentences"], record["characters"])
-        parts.append(TextPart(folder / f"{piece.name}.txt", piece.corpus, document, sentence, *sizes))
-        document += record["documents"]
-        sentence += record["sentences"]
-    return parts, records
+    files = [(folder / f"{piece.name}.txt", piece.corpus) for piece in pieces]
+    return numbered_parts(((*file, record) for file, record in zip(files, records, strict=True)), known), records
 
 
 def find_repeats(
