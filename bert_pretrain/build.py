@@ -67,8 +67,10 @@ def run(config: PretrainConfig) -> None:
 
 def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     """Build all parts and train; False if the run stopped before its last step, on request."""
-    stated, what = config.data, "reading the manifest and finding init_from"
-    config = world.run_on_all_ranks(lambda: resolve_model(replace(config, data=local_data(stated))), what)
+    stated = config.data  # an address, where the shards lie at one
+    config = world.run_on_all_ranks(
+        lambda: resolve_model(replace(config, data=local_data(stated))), "reading the manifest and finding init_from"
+    )
     lock = world.run_on_all_ranks(lambda: check_device_and_run_dir(config, world))
     with lock or nullcontext():
         return train(config, world, stop, stated)
@@ -92,9 +94,10 @@ def train(config: PretrainConfig, world: World, stop: StopRequest, stated: DataC
     trainer.stop = stop
     try:
         go_on_without_reader()
-        parts = run_dir, facts, log.message
-        with recorded_session(*parts) if world.is_first else nullcontext(dict[str, object]()) as session:
-            if finished := trainer.run():
+        recorded = recorded_session(run_dir, facts, log.message) if world.is_first else nullcontext(dict[str, object]())
+        with recorded as session:
+            finished = trainer.run()
+            if finished:
                 session["how"] = FINISHED
     except BaseException as error:  # also an interrupt
         log.close(DIVERGED if isinstance(error, DivergedError) else FAILED)
@@ -151,8 +154,8 @@ def build_trainer(
     Work that can fail on one rank alone runs in ``world.run_on_all_ranks``, so that all ranks exit with its message.
     The collectives are in between: in ``RunStart`` and ``Trainer``.
     """
-    data = world.run_on_all_ranks(lambda: open_data(config, world, log), "reading and checking the shards")
-    (shards, heldout, masking), order = data
+    data, order = world.run_on_all_ranks(lambda: open_data(config, world, log), "reading and checking the shards")
+    shards = data.train
     words, positions = config.model.vocab_size, config.model.max_position_embeddings
     export_check = partial(check_before_training, Path(config.data.tokenizer), words, positions)
     world.run_on_first_rank(export_check)
@@ -163,8 +166,9 @@ def build_trainer(
     start = RunStart(config, world, log, model, optimizer, precision, shards)
     newest = world.run_on_first_rank(lambda: start.find_checkpoint(store))
     batch = start.resolve_micro_batch_size(newest)
-    cut = batch.global_batch_size, batch.samples_at_once(config.data.sequence_length), world.size
-    plan = world.run_on_all_ranks(lambda: BatchPlan(*cut))
+    plan = world.run_on_all_ranks(
+        lambda: BatchPlan(batch.global_batch_size, batch.samples_at_once(config.data.sequence_length), world.size)
+    )
     progress = start.resume(newest) if newest else start.begin()
     resolved, dtype = replace(config, batch=batch), dtype_name(precision.dtype)
     mixture = describe_mixture(shards, order, config.schedule.total_steps * batch.global_batch_size)
@@ -184,9 +188,17 @@ def build_trainer(
         precision=precision,
         plan=plan,
         data=TrainingData(
-            shards, order, plan, world.rank, masking, config.data.prefetch, speed.group_by_length, shapes, speed.packing
+            shards=shards,
+            order=order,
+            plan=plan,
+            rank=world.rank,
+            masking=data.masking,
+            prefetch=config.data.prefetch,
+            group_by_length=speed.group_by_length,
+            shapes=shapes,
+            packing=speed.packing,
         ),
-        heldout=heldout,
+        heldout=data.heldout,
         store=store,
         log=log,
         progress=progress,
@@ -259,7 +271,7 @@ def open_data(config: PretrainConfig, world: World, log: MetricsLog) -> tuple[Op
     words = config.model.vocab_size
     if config.data.kind != "shards":
         found = open_ready_made(config.data, words, config.batch.global_batch_size, config.seed, log.message)
-        return found, SampleOrder(config.seed, found[0].samples, config.data.block_size)
+        return found, SampleOrder(config.seed, found.train.samples, config.data.block_size)
     tokens = count_tokens(config.data)
     share = world.local_rank, world.local_size  # each file is read once on a node, in case it has copies of its own
     shards = open_data_sets(config.data, "train", words, log.message, tokens, share)
@@ -269,4 +281,4 @@ def open_data(config: PretrainConfig, world: World, log: MetricsLog) -> tuple[Op
     check_cache(config.data, sets_of(shards), sets_of(heldout))
     check_vocabulary(config.data, [split for split in (shards, heldout) if split is not None], log.message)
     order = sample_order(config.data, shards, config.seed, log.message)
-    return (shards, heldout, dynamic_masking(config.data, shards, config.seed)), order
+    return Opened(shards, heldout, dynamic_masking(config.data, shards, config.seed)), order

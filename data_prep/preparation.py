@@ -190,8 +190,9 @@ class Preparation:
         else:
             with self._stage("tokenizer") as counts:
                 if not counts:
-                    places = self.repeats, self.tokenizer, self.without_added_words
-                    counts |= make_tokenizer(config, self.given, parts, *places)
+                    counts |= make_tokenizer(
+                        config, self.given, parts, self.repeats, self.tokenizer, self.without_added_words
+                    )
         vocabulary = load_vocabulary(self.tokenizer)
         tokenizers = [(self.tokenizer, vocabulary.tokenizer_hash)]
         if any(stage.get("added_words") for stage in [*earlier.stages, *self.stages]):
@@ -260,9 +261,10 @@ class Preparation:
         length, corpora = header.sequence_length, self._corpora()
         target, before = self.earlier.folder_of(folder, length), self.earlier.shards(length)
         target.mkdir(exist_ok=True, parents=True)
-        parts = self.tokenizer, self.corpus_dir, target, self.config, len(corpora), before
         with self._stage(f"shards {length}") as counts:
-            rows = write_shards(engine, samples, header, *parts)
+            rows = write_shards(
+                engine, samples, header, self.tokenizer, self.corpus_dir, target, self.config, len(corpora), before
+            )
             counts |= {"sequence_length": length, "shards": len(rows), "samples": sum(row["samples"] for row in rows)}
         entropy = unigram_entropy(self.earlier.counts(length))
         manifest = new_manifest(rows, entropy, header, vocabulary, sources, corpora, self.stages, self.options)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,11 +34,19 @@ _HELDOUT_SAMPLES = 1024  # of text
 _NOTHING_HELD_OUT = "no rows are held out: there will be no evaluation (data.heldout_split, data.heldout_fraction)"
 
 Report = Callable[[str], None]
-Opened = tuple[SampleSet | StreamReader, SampleSet | None, DynamicMasking | None]
+
+
+class Opened(NamedTuple):
+    """The samples of a run."""
+
+    train: SampleSet | StreamReader
+    heldout: SampleSet | None
+    masking: DynamicMasking | None
+    """Of the training samples; None where they are read with their masks."""
 
 
 def open_ready_made(config: DataConfig, vocab_size: int, batch: int, seed: int, report: Report) -> Opened:
-    """Training samples, held-out samples and the masking of the first, if it is not part of them.
+    """Open a set that is no shards.
 
     ``vocab_size``: the model's; ``batch``: samples of a global batch. Raises ``ConfigError``.
     """
@@ -94,7 +102,7 @@ class _Opening:
         else:
             held.samples = min(held.samples, config.heldout_samples or held.samples)
             held.masking = masked_by(self.rule, _HELDOUT_SEED)
-        return train, held, masked_by(self.rule, self.seed)
+        return Opened(train, held, masked_by(self.rule, self.seed))
 
     def _token_samples(self, rows: TokenRows, stride: int) -> tuple[TokenSamples | None, TokenSamples | None]:
         """The samples of ``rows``, and those of every ``stride``-th row; None where there are none."""
@@ -141,15 +149,15 @@ class _Opening:
         reader = StreamReader(streams, batch, padded, masking, rule.max_predictions, fingerprint(*known))
         if self.heldout is None and not stride:
             self.report(_NOTHING_HELD_OUT)
-            return reader, None, None
+            return Opened(reader, None, None)
         held_text = text if self.heldout is None else TextFiles(self.source, self.heldout, config)
         samples = _first_samples(held_text, tokenise, stride, config.heldout_samples or _HELDOUT_SAMPLES)
         which = f"split {self.heldout}" if self.heldout else f"every {stride}th row of each file, never trained on"
         self.report(f"held out: {which}; evaluated on the first {len(samples):,} samples")
         if not samples:
-            return reader, None, None
+            return Opened(reader, None, None)
         masked = masked_by(rule, _HELDOUT_SEED)(padded(samples), 0, np.arange(len(samples)))
-        return reader, MaskedSamples(masked, reader.fingerprint), None
+        return Opened(reader, MaskedSamples(masked, reader.fingerprint), None)
 
 
 def _describe(config: DataConfig, rows: TokenRows, cutter: RowCutter, lengths: np.ndarray, pieces: np.ndarray) -> str:

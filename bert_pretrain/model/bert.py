@@ -201,8 +201,9 @@ class PretrainingModel(nn.Module):
         pieces = self.pieces if self.training else Pieces()
         join = self._weight_cache.join if self._weight_cache.in_step else None
         decoder = None if join is None else decoder_weights(self.bert.cls, self.speed, join)
-        heads = self.bert.cls, self.bert.bert.pooler, decoder
-        return pieces.heads(*heads, x, masked_labels, next_sentence_labels, self.speed)
+        return pieces.heads(
+            self.bert.cls, self.bert.bert.pooler, decoder, x, masked_labels, next_sentence_labels, self.speed
+        )
 
 
 def _additive_or_boolean(allowed: torch.Tensor, attention: str) -> torch.Tensor:

@@ -74,8 +74,9 @@ class Trainer:
         self.layers = LayerRows(layer_names(self.optimizer), self.logging.layers_every_steps)
         self.network = data_parallel(self.model, self.world, self.communication, self.precision.scaled)
         self.applied = torch.tensor([self.progress.step], device=self.world.device)
-        reports = self.log.message, self.checkpoint.max_failed_saves, self.log.trackers.checkpoint
-        self._writer = CheckpointWriter(self.store, *reports)
+        self._writer = CheckpointWriter(
+            self.store, self.log.message, self.checkpoint.max_failed_saves, self.log.trackers.checkpoint
+        )
         detector = LossSpikeDetector(**self.progress.spike_detector)
         self.recovery = SpikeRecovery(self.numerics, self.world, self.store, self._writer, self.log, detector)
         self._to_device = HostToDeviceStream(self.world.device)
@@ -284,9 +285,10 @@ class Trainer:
         cut = {"micro_batch_size": self.plan.micro_batch_size, "ranks": self.world.size}
         marks = self.data.bookmarks(self.progress.attempts, self.world.gather)
         progress = replace(self.progress, **states, **cut, bookmarks=marks)  # type: ignore[arg-type]
-        saved = self.model.bert, state, progress, self.config_yaml
         with self.optimizer.evaluation_weights():  # type: ignore[attr-defined]
-            self.world.run_on_first_rank(partial(self._writer.save, *saved), "saving a checkpoint")
+            self.world.run_on_first_rank(
+                partial(self._writer.save, self.model.bert, state, progress, self.config_yaml), "saving a checkpoint"
+            )
 
     def _rewind(self) -> None:
         """Go on from the newest checkpoint, with the samples after those of the fault."""

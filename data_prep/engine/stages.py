@@ -140,8 +140,9 @@ def encode(
     tasks = []
     for part in parts:
         path, weight = folder / f"{part.path.stem}.h5", config.corpora[part.corpus].weight
-        more = tokenizers, weight, config, buckets, example_share
-        run = partial(encode_part, part, corpus_dir / "repeats", path, *more)
+        run = partial(
+            encode_part, part, corpus_dir / "repeats", path, tokenizers, weight, config, buckets, example_share
+        )
         tasks.append(Task(path.stem, part.characters, run))
     return engine.run("encode", tasks, folder, " characters")
 
@@ -209,8 +210,9 @@ def write_shards(
         for number, place in enumerate(range(0, total, per_shard)):
             name, size = f"{split}_{len(samples) + number:05d}", min(per_shard, total - place)
             files = out_dir / f"{name}.hdf5", counted / f"{name}.npy"
-            places = number, place, size, sum(samples) + place
-            run = partial(write_one_shard, *files, *places, paths, tokenizer, of_split, corpora)
+            run = partial(
+                write_one_shard, *files, number, place, size, sum(samples) + place, paths, tokenizer, of_split, corpora
+            )
             tasks.append(Task(name, size, run))
         written = engine.run(f"write {length}, {split}", tasks, counted, " samples")
         rows += [record["row"] for record in written]
