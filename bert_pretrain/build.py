@@ -15,7 +15,7 @@ from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.config import PretrainConfig, resolved_yaml
 from bert_pretrain.data.batch_plan import BatchPlan
 from bert_pretrain.data.collate import Shape, fixed_shapes
-from bert_pretrain.data.dataset import check_vocabulary, count_tokens, report_single_segments
+from bert_pretrain.data.dataset import check_vocabulary, report_single_segments, tokenizer_size
 from bert_pretrain.data.dynamic_masking import dynamic_masking
 from bert_pretrain.data.loader import TrainingData
 from bert_pretrain.data.mixture import describe_mixture, open_data_sets, sample_order, sets_of
@@ -272,7 +272,7 @@ def open_data(config: PretrainConfig, world: World, log: MetricsLog) -> tuple[Op
     if config.data.kind != "shards":
         found = open_ready_made(config.data, words, config.batch.global_batch_size, config.seed, log.message)
         return found, SampleOrder(config.seed, found.train.samples, config.data.block_size)
-    tokens = count_tokens(config.data)
+    tokens = tokenizer_size(config.data)
     share = world.local_rank, world.local_size  # each file is read once on a node, in case it has copies of its own
     shards = open_data_sets(config.data, "train", words, log.message, tokens, share)
     assert shards is not None

@@ -24,6 +24,7 @@ from bert_pretrain.files.retry import DamagedError
 from bert_pretrain.launch_environment import local_rank
 
 _OPEN_SHARDS = 64
+_FIRST_SAMPLES = 64  # looked at, for second segments
 
 
 def concatenated(parts: list[Arrays]) -> Arrays:
@@ -209,16 +210,21 @@ def _check_fit(reader: ShardReader, config: ShardOptions, vocab_size: int, first
         )
 
 
+def are_pairs(shards: ShardSet) -> bool:
+    """Whether the first samples have a second segment, without which next-sentence labels mean nothing."""
+    return bool(shards.read(0, min(shards.samples, _FIRST_SAMPLES))["segment_ids"].any())
+
+
 def report_single_segments(shards: ShardSet, next_sentence: bool, report: Callable[[str], None]) -> None:
     """Report that next-sentence prediction has nothing to learn from samples of one segment."""
-    if next_sentence and not shards.read(0, min(shards.samples, 64))["segment_ids"].any():
+    if next_sentence and not are_pairs(shards):
         report(
             f"model.next_sentence is true, but the samples in {shards.paths[0].parent} are single segments, all with "
             "the same label; use model.next_sentence=false, or shards of pairs (prepare sample_kind=pair)"
         )
 
 
-def count_tokens(config: DataConfig) -> int | None:
+def tokenizer_size(config: DataConfig) -> int | None:
     """The number of tokens of ``data.tokenizer``, None if there is none. Raises ``ConfigError``."""
     folder = Path(config.tokenizer)
     return len(read_tokenizer(folder).tokens) if has_tokenizer(folder) else None

@@ -16,7 +16,7 @@ import torch
 from bert_pretrain.build import build_trainer
 from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.config import PretrainConfig, resolved_yaml
-from bert_pretrain.data.dataset import check_vocabulary, count_tokens
+from bert_pretrain.data.dataset import check_vocabulary, tokenizer_size
 from bert_pretrain.data.mixture import open_data_sets
 from bert_pretrain.data.ready_made import open_ready_made
 from bert_pretrain.data.shard_directory import directory_notes
@@ -180,7 +180,7 @@ def shards(config: PretrainConfig, world: World) -> Finding:
         open_ready_made(config.data, config.model.vocab_size, config.batch.global_batch_size, config.seed, notes.append)
         return Finding(OK, "; ".join(notes))
     warnings = directory_notes(Path(config.data.dir)) if Path(config.data.dir).is_dir() else []
-    words, tokens = config.model.vocab_size, count_tokens(config.data)
+    words, tokens = config.model.vocab_size, tokenizer_size(config.data)
     train, heldout = (open_data_sets(config.data, split, words, tokens=tokens) for split in ("train", "heldout"))
     assert train is not None
     check_vocabulary(config.data, [split for split in (train, heldout) if split is not None], warnings.append)

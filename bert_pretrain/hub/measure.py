@@ -12,12 +12,12 @@ from tqdm import tqdm
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
 from bert_pretrain.data.batch_plan import AUTO, BatchConfig
-from bert_pretrain.data.dataset import ShardSet
+from bert_pretrain.data.dataset import ShardSet, are_pairs
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import open_world
 from bert_pretrain.errors import EXIT_STOPPED, ConfigError
 from bert_pretrain.hub.from_pretrained import fill, read_weights
-from bert_pretrain.hub.heldout import HeldoutShards, are_pairs, open_heldout
+from bert_pretrain.hub.heldout import HeldoutShards, open_heldout
 from bert_pretrain.hub.source import Source
 from bert_pretrain.model.bert import PretrainingModel, silence_transformers
 from bert_pretrain.model.options import SpeedConfig
@@ -59,7 +59,7 @@ def measure(source: Source, data: HeldoutShards, micro_batch_size: Any, device: 
         next_sentence = model.next_sentence and are_pairs(shards)
         world.run_on_all_ranks(lambda: check_segments(model, shards, source))
         report(describe(source, shards, data, model, next_sentence))
-        progress = Progress(-(-shards.samples // world.size), not world.is_first)
+        progress = ProgressBar(-(-shards.samples // world.size), not world.is_first)
         numbers = None if corpora is None else corpora[0]
         sums = sum_losses(model, shards, size, world, stop, numbers, progress.show)
         progress.close()
@@ -149,7 +149,7 @@ def describe(
     )
 
 
-class Progress:
+class ProgressBar:
     """A bar on a terminal, else a line now and then."""
 
     def __init__(self, samples: int, hidden: bool) -> None:
