@@ -214,6 +214,12 @@ def build_trainer(
     )
 
 
+def trial_trainer(config: PretrainConfig, world: World, folder: Path) -> Trainer:
+    """A trainer that prints nothing and keeps no metrics, to measure or to try steps; ``folder``: for checkpoints."""
+    log, store = MetricsLog(None, config.schedule.total_steps), CheckpointStore(folder, 1, None)
+    return build_trainer(config, world, log, store, config_yaml="")
+
+
 def compile_for(
     config: PretrainConfig,
     model: PretrainingModel,
