@@ -35,9 +35,7 @@ class ScheduleFreeAdamW(LayerwiseOptimizer):
     """Schedule-Free AdamW.
 
     Args:
-        params: as for ``NVLamb``.
-        lr: as for ``NVLamb``.
-        weight_decay: as for ``NVLamb``.
+        params, lr, weight_decay: as for ``NVLamb``.
         betas: b1, the share of the average in the trained weights, and b2.
         options: as for ``LayerwiseOptimizer``.
     """
