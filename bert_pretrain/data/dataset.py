@@ -24,6 +24,7 @@ from bert_pretrain.files.retry import DamagedError
 from bert_pretrain.launch_environment import local_rank
 
 _OPEN_SHARDS = 64
+_SMALL = 4 << 30  # bytes of shards that data.check=auto reads
 _FIRST_SAMPLES = 64  # looked at, for second segments
 
 
@@ -163,7 +164,8 @@ def open_split(
     if not paths:
         return None
     is_remote = remote_folder(directory) is not None  # its shards are checked whenever they are downloaded
-    small = not is_remote and sum(path.stat().st_size for path in paths) <= 4 << 30
+    is_small = not is_remote and sum(path.stat().st_size for path in paths) <= _SMALL
+    reads_all = config.check == "content" or (config.check == "auto" and is_small)
     readers: list[ShardReader] = []
     rows = {row["name"]: row for row in manifest["shards"]} if manifest else {}
     for number, path in enumerate(paths):
@@ -174,8 +176,7 @@ def open_split(
             readers.append(reader)
             _check_fit(reader, config, vocab_size, readers[0])
             check_listed(reader, manifest)
-            mine = number % share[1] == share[0]
-            if mine and (config.check == "content" or (config.check == "auto" and small)):
+            if reads_all and number % share[1] == share[0]:
                 report(f"checking {path.name}")
                 reader.check_content(vocab_size if reader.header else min(vocab_size, tokens or vocab_size))
     nonempty = [reader for reader in readers if reader.samples]

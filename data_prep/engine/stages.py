@@ -27,7 +27,7 @@ from data_prep.options import PrepareConfig
 from data_prep.samples.examples import DOCUMENTS
 from data_prep.samples.shuffle import make_samples, scatter
 from data_prep.samples.tokenised import document_hash, encode_part, is_heldout, kept_documents
-from data_prep.samples.write import write_one_shard
+from data_prep.samples.write import ShardPart, write_one_shard
 from data_prep.sources.cleaning import SAMPLES_PER_RULE
 from data_prep.sources.pieces import Piece, Span
 from data_prep.text.duplicates import (
@@ -209,10 +209,9 @@ def write_shards(
         samples = [row["samples"] for row in before if row["split"] == split]
         for number, place in enumerate(range(0, total, per_shard)):
             name, size = f"{split}_{len(samples) + number:05d}", min(per_shard, total - place)
+            part = ShardPart(number, place, size, sum(samples) + place)
             files = out_dir / f"{name}.hdf5", counted / f"{name}.npy"
-            run = partial(
-                write_one_shard, *files, number, place, size, sum(samples) + place, paths, tokenizer, of_split, corpora
-            )
+            run = partial(write_one_shard, *files, part, paths, tokenizer, of_split, corpora)
             tasks.append(Task(name, size, run))
         written = engine.run(f"write {length}, {split}", tasks, counted, " samples")
         rows += [record["row"] for record in written]
