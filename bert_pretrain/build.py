@@ -82,8 +82,14 @@ def train(config: PretrainConfig, world: World, stop: StopRequest, stated: DataC
     config_yaml = resolved_yaml(replace(config, data=stated))
     metrics = run_dir / "metrics.jsonl" if world.is_first else None
     log = MetricsLog(metrics, config.schedule.total_steps, world.busy)
-    kept_ones = kept.keep_last, Path(config.data.tokenizer), kept.keep_every_steps
-    store = CheckpointStore(run_dir / "checkpoints", *kept_ones, log.message, run_dir / RECORD)
+    store = CheckpointStore(
+        run_dir / "checkpoints",
+        kept.keep_last,
+        Path(config.data.tokenizer),
+        kept.keep_every_steps,
+        log.message,
+        record=run_dir / RECORD,
+    )
     trainer = build_trainer(config, world, log, store, config_yaml)
     facts = session_facts(trainer, config)  # before the metrics are written anew
     # Now that all parts are built: a mistake must not claim the directory.
