@@ -13,7 +13,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from bert_pretrain.checkpoint.find import RECORD
 from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.config import PretrainConfig, resolved_yaml
-from bert_pretrain.data.batch_plan import BatchPlan
+from bert_pretrain.data.batch_plan import BatchConfig, BatchPlan
 from bert_pretrain.data.collate import Shape, fixed_shapes
 from bert_pretrain.data.dataset import check_vocabulary, report_single_segments, tokenizer_size
 from bert_pretrain.data.dynamic_masking import dynamic_masking
@@ -78,17 +78,12 @@ def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
 
 def train(config: PretrainConfig, world: World, stop: StopRequest, stated: DataConfig) -> bool:
     """The rest of ``pretrain``, while the first rank holds the lock of ``run_dir``. ``stated``: with the address."""
-    run_dir, kept = Path(config.run_dir), config.checkpoint
+    run_dir, kept, tokenizer = Path(config.run_dir), config.checkpoint, Path(config.data.tokenizer)
     config_yaml = resolved_yaml(replace(config, data=stated))
     metrics = run_dir / "metrics.jsonl" if world.is_first else None
     log = MetricsLog(metrics, config.schedule.total_steps, world.busy)
     store = CheckpointStore(
-        run_dir / "checkpoints",
-        kept.keep_last,
-        Path(config.data.tokenizer),
-        kept.keep_every_steps,
-        log.message,
-        record=run_dir / RECORD,
+        run_dir / "checkpoints", kept.keep_last, tokenizer, kept.keep_every_steps, log.message, run_dir / RECORD
     )
     trainer = build_trainer(config, world, log, store, config_yaml)
     facts = session_facts(trainer, config)  # before the metrics are written anew
@@ -163,8 +158,7 @@ def build_trainer(
     data, order = world.run_on_all_ranks(lambda: open_data(config, world, log), "reading and checking the shards")
     shards = data.train
     words, positions = config.model.vocab_size, config.model.max_position_embeddings
-    export_check = partial(check_before_training, Path(config.data.tokenizer), words, positions)
-    world.run_on_first_rank(export_check)
+    world.run_on_first_rank(partial(check_before_training, Path(config.data.tokenizer), words, positions))
     precision = MixedPrecision(config.precision, world.device)
     speed = world.run_on_all_ranks(lambda: resolve_packing(config.speed, config.model, precision.dtype, world.device))
     model = world.run_on_all_ranks(lambda: build_model(config.model, speed, config.seed, world.device))
@@ -176,14 +170,9 @@ def build_trainer(
         lambda: BatchPlan(batch.global_batch_size, batch.samples_at_once(config.data.sequence_length), world.size)
     )
     progress = start.resume(newest) if newest else start.begin()
-    resolved, dtype = replace(config, batch=batch), dtype_name(precision.dtype)
-    mixture = describe_mixture(shards, order, config.schedule.total_steps * batch.global_batch_size)
-    log.message(describe_plan(resolved, world.size, world.device.type, dtype, shards.samples, mixture))
-    log.message(describe_choices(model, config.model, config.speed, world.device))
-    log.message("\n".join(filter(None, (describe_optimizer(optimizer, config.optimizer), describe_frozen(model)))))
-    shapes, speed = None, model.speed
-    if speed.compile:  # last, because it takes minutes
-        shapes = compile_for(config, model, precision, plan.largest_micro_batch, shards.max_predictions, world, log)
+    print_plan(start, batch, order)
+    # Last, because it takes minutes.
+    shapes = compiled_shapes(config, model, precision, plan.largest_micro_batch, shards.max_predictions, world, log)
     learning_rates = learning_rate_table(config.optimizer.lr, config.schedule)
     return Trainer(
         world=world,
@@ -200,9 +189,9 @@ def build_trainer(
             rank=world.rank,
             masking=data.masking,
             prefetch=config.data.prefetch,
-            group_by_length=speed.group_by_length,
+            group_by_length=model.speed.group_by_length,
             shapes=shapes,
-            packing=speed.packing,
+            packing=model.speed.packing,
         ),
         heldout=data.heldout,
         store=store,
@@ -226,7 +215,18 @@ def trial_trainer(config: PretrainConfig, world: World, folder: Path) -> Trainer
     return build_trainer(config, world, log, store, config_yaml="")
 
 
-def compile_for(
+def print_plan(start: RunStart, batch: BatchConfig, order: SampleOrder | MixedOrder) -> None:
+    """Print the plan of the run with ``batch``, and what was chosen for it."""
+    config, world, model, message = start.config, start.world, start.model, start.log.message
+    resolved, dtype = replace(config, batch=batch), dtype_name(start.precision.dtype)
+    mixture = describe_mixture(start.shards, order, config.schedule.total_steps * batch.global_batch_size)
+    message(describe_plan(resolved, world.size, world.device.type, dtype, start.shards.samples, mixture))
+    message(describe_choices(model, config.model, config.speed, world.device))
+    optimizer = describe_optimizer(start.optimizer, config.optimizer)
+    message("\n".join(filter(None, (optimizer, describe_frozen(model)))))
+
+
+def compiled_shapes(
     config: PretrainConfig,
     model: PretrainingModel,
     precision: MixedPrecision,
@@ -237,9 +237,12 @@ def compile_for(
 ) -> list[Shape] | None:
     """Compile ``model`` for micro-batches of up to ``samples``; the only shapes that they may have from now on.
 
-    None if it fails and ``speed.compile`` is not the user's own wish: then the run goes on without, on all ranks.
+    None without ``speed.compile``, or if it fails and that is not the user's own wish: then the run goes on without, on
+    all ranks.
     """
     largest, speed = (samples, config.data.sequence_length, predictions), model.speed
+    if not speed.compile:
+        return None
     shapes = packed_shapes(*largest) if speed.packing else fixed_shapes(*largest, speed.group_by_length)
     try:
         world.run_on_all_ranks(partial(compile_model, model, precision, shapes, log.message), "compiling the model")
