@@ -114,7 +114,8 @@ def verify_split(directory: Path, paths: list[Path], vocabulary: Vocabulary | No
 
 def _count_corpora(reader: ShardReader, names: list[str], totals: Totals) -> None:
     """Add the samples of each corpus to ``totals``. Raises ``ConfigError`` for a corpus that has no name."""
-    for number, samples in enumerate(np.bincount([] if (found := reader.source()) is None else found)):
+    source = reader.source()
+    for number, samples in enumerate([] if source is None else np.bincount(source)):
         if number >= len(names):
             raise ConfigError(f"shard {reader.path}: a sample is of corpus {number}; manifest.json names {len(names)}")
         totals.corpora[names[number]] = totals.corpora.get(names[number], 0) + int(samples)

@@ -25,8 +25,7 @@ from tqdm import tqdm
 from bert_pretrain.bench.baselines import Measured, plain_script, transformers_trainer
 from bert_pretrain.bench.options import BenchStepConfig
 from bert_pretrain.bench.phases import PHASES, Stopwatch, peak_memory, state_bytes
-from bert_pretrain.build import build_trainer
-from bert_pretrain.checkpoint.store import CheckpointStore
+from bert_pretrain.build import trial_trainer
 from bert_pretrain.data.collate import Counts, StepBatch
 from bert_pretrain.distributed.gradients import sync_gradients
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
@@ -38,11 +37,12 @@ from bert_pretrain.model.flops import training_flops
 from bert_pretrain.model.options import SpeedConfig
 from bert_pretrain.model.precision import compute_dtype
 from bert_pretrain.plan.hardware_peaks import data_sheet_rate, device_name, measured_copy_bandwidth, timed
-from bert_pretrain.training.metrics import MetricsLog, Row
+from bert_pretrain.training.metrics import Row
 from bert_pretrain.training.trainer import Trainer
 
 _WARM_UP = 2  # rounds
 _PHASE_ROUNDS = 3
+_NO_FOLDER = Path("none")  # nothing is saved
 _COLUMNS = {"data": "", "forward": "#4477aa", "backward": "#88bbdd", "optimizer": "#ee7733", "communication": "#228833"}
 """Columns of the table, and their colours in the figure. Data is loaded in parallel to the step and not drawn."""
 
@@ -140,7 +140,7 @@ def measure(config: BenchStepConfig, world: World) -> Iterator[Outcome]:
 
 def measure_interleaved(configs: dict[str, BenchStepConfig], world: World, outcome: Outcome) -> int:
     """Measure these variants, and in the first call also the baseline; return the micro-batch size."""
-    trainers = {name: _trainer(variant, world) for name, variant in configs.items()}
+    trainers = {name: trial_trainer(variant, world, _NO_FOLDER) for name, variant in configs.items()}
     runs = {name: Measured(t.train_step, t.network, t.optimizer) for name, t in trainers.items()}
     (first, config), *_ = configs.items()
     on_batches_of = {name: [name] for name in configs}
@@ -208,7 +208,7 @@ def _add_transformers_trainer(config: BenchStepConfig, world: World, found: dict
     if wanted and find_spec("accelerate") is None:
         print("skipped transformers.Trainer: it needs accelerate (pip install 'bert-pretrain[finetune]')")
     elif wanted:
-        data = _trainer(config, world).data
+        data = trial_trainer(config, world, _NO_FOLDER).data
         steps = [list(data.micro_batches(step)) for step in range(_WARM_UP + config.rounds)]
         found["transformers.Trainer"] = Figures([transformers_trainer(config, world.device, steps)])
 
@@ -233,12 +233,6 @@ def variants(config: BenchStepConfig, device: torch.device) -> dict[str, BenchSt
     if len(found) > 1:
         found.popitem()  # with the last technique it would equal the run
     return found | {"all": config}
-
-
-def _trainer(config: BenchStepConfig, world: World) -> Trainer:
-    log = MetricsLog(None, config.schedule.total_steps)
-    store = CheckpointStore(Path(config.out_dir) / "none", 1, None)
-    return build_trainer(config, world, log, store, config_yaml="")
 
 
 def _row(config: BenchStepConfig, world: World, name: str, outcome: Outcome) -> Row:

@@ -119,9 +119,9 @@ def once(work: Callable[[], Result], what: str) -> Result:
         raise
     except Exception as error:
         found = row_error(error, what)
-        raise (
-            found if isinstance(found, ConfigError) else ConfigError(f"{what} cannot be read ({found.strerror})")
-        ) from None
+        if isinstance(found, OSError):
+            found = ConfigError(f"{what} cannot be read ({found.strerror})")
+        raise found from None
 
 
 def open_source(config: ReadyMadeConfig, address: str) -> RowSource:

@@ -83,7 +83,8 @@ def shard_paths(directory: Path, split: str) -> list[Path]:
         return [directory / row["name"] for row in manifest["shards"] if row["split"] == split]
     found = _shards_in(directory)
     if not found:
-        folders = sorted(path.name for path in directory.iterdir() if path.is_dir() and _holds_shards(path))
+        inside = [path for path in directory.iterdir() if path.is_dir()]
+        folders = sorted(path.name for path in inside if (path / MANIFEST).exists() or _shards_in(path))
         advice = f"it holds the folders {', '.join(folders)}: give data.dir={directory / folders[0]}" if folders else ""
         raise ConfigError(
             f"data.dir {directory} holds no shards (*.hdf5, *.h5) and no {MANIFEST}; "
@@ -143,10 +144,6 @@ def _names(directory: Path) -> set[str]:
 
 def _shards_in(directory: Path) -> list[str]:
     return sorted(name for name in _names(directory) if name.endswith(_SUFFIXES) and not name.startswith("."))
-
-
-def _holds_shards(directory: Path) -> bool:
-    return (directory / MANIFEST).exists() or bool(_shards_in(directory))
 
 
 def _is_heldout(name: str) -> bool:

@@ -4,9 +4,8 @@ Nothing in them is a path of this machine: of a corpus on a disk there is the la
 """
 
 import json
-from math import exp, isfinite, nan
+from math import isfinite, nan
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from bert_pretrain.checkpoint.find import step_of
@@ -28,7 +27,7 @@ from bert_pretrain.hub.card_parts import (
 from bert_pretrain.hub.public_manifest import public_manifest
 from bert_pretrain.options.stored_options import read_options, read_progress
 from bert_pretrain.report.stored_run import Run, usable_rows, usable_sessions
-from bert_pretrain.training.metrics import Row
+from bert_pretrain.training.metrics import Row, perplexity
 
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
           (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))  # fmt: skip
@@ -50,7 +49,7 @@ def model_card(checkpoint: Path, name: str, licence: str | None, revision: str |
     sources, heldout = _sources(run), run.heldout[-1] if run.heldout else {}
     measured = {kind: (title, heldout[key]) for key, kind, title in _METRICS if isfinite(heldout.get(key, nan))}
     if "loss" in measured:
-        measured["perplexity"] = ("perplexity of masked words", exp(min(measured["loss"][1], 700.0)))
+        measured["perplexity"] = ("perplexity of masked words", perplexity(measured["loss"][1]))
     results = [EvalResult("fill-mask", "held-out", "held-out samples", kind, round(value, 6), metric_name=title,
                           task_name="Masked language modelling", dataset_split="heldout")
                for kind, (title, value) in measured.items()]  # fmt: skip
@@ -237,6 +236,6 @@ def _environment(run: Run) -> list[tuple[str, ...]]:
             ("torch", str(session["torch"])),
             ("device", f"{session['ranks']} x {session['device']}, {session['compute']}"),
         ]
-    if rates := [row["tokens_per_second"] for row in run.training[1:] or run.training]:
-        found.append(("real tokens per second, median", f"{median(rates):,.0f}"))
+    if (rate := run.tokens_per_second()) is not None:
+        found.append(("real tokens per second, median", f"{rate:,.0f}"))
     return found

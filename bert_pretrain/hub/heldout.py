@@ -12,7 +12,7 @@ from bert_pretrain.data.tokenizer_files import has_tokenizer, read_tokenizer
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub.source import Source
 
-_FIRST_SAMPLES = 64  # looked at, for masks and for second segments
+_FIRST_SAMPLES = 64  # looked at, for masks
 
 
 @dataclass
@@ -80,8 +80,3 @@ def open_heldout(data: HeldoutShards, report: Callable[[str], None]) -> ShardSet
         found = "no held-out samples" if shards is None else "held-out samples without masks"
         raise ConfigError(f"data.dir {data.dir} has {found}; bert-pretrain prepare makes them")
     return shards
-
-
-def are_pairs(shards: ShardSet) -> bool:
-    """Whether the samples have a second segment, without which next-sentence labels mean nothing."""
-    return bool(shards.read(0, min(shards.samples, _FIRST_SAMPLES))["segment_ids"].any())

@@ -13,6 +13,7 @@ It costs one more update, and for its time a copy of weights and state, when the
 which CUDA answers nothing more (an illegal address) ends the run all the same.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -166,7 +167,7 @@ class _Comparison:
                 if torch.is_tensor(value):
                     checks.append((f"{key} of {name}", fast[key], value, change if key == "master" else None))
         found = torch.stack([_excess(*tensors) for _, *tensors in checks]).tolist()
-        worst = max(range(len(found)), key=lambda i: float("inf") if found[i] != found[i] else found[i])
+        worst = max(range(len(found)), key=lambda i: math.inf if math.isnan(found[i]) else found[i])
         if found[worst] <= 1.0:
             return ""
         return f"{checks[worst][0]} differ from foreach's by {found[worst]:.2g} times what rounding explains"

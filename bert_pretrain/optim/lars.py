@@ -32,9 +32,7 @@ class LARS(LayerwiseOptimizer):
     """LARS, and LARC with ``clip=True``.
 
     Args:
-        params: as for ``NVLamb``, in float32 or float64.
-        lr: as for ``NVLamb``.
-        weight_decay: as for ``NVLamb``.
+        params, lr, weight_decay: as for ``NVLamb``; parameters in float32 or float64.
         trust_coefficient: eta, above 0.
         trust_ratio: ``all`` | ``decayed``: the layers that (1) applies to; r = 1 for the others (LARC: min(1 / lr, 1),
             so plain momentum if lr is at most 1).

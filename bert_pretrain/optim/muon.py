@@ -61,9 +61,7 @@ class Muon(LayerwiseOptimizer):
     """Muon, and MuonH with ``update_scale="hyperball"``.
 
     Args:
-        params: as for ``NVLamb``; every parameter is a matrix.
-        lr: as for ``NVLamb``.
-        weight_decay: as for ``NVLamb``.
+        params, lr, weight_decay: as for ``NVLamb``; every parameter is a matrix.
         momentum: mu.
         update_scale: k in (3).
         options: as for ``LayerwiseOptimizer``.

@@ -168,7 +168,7 @@ class NVLamb(MeasuredOptimizer):
         self._outcome: Outcome | None = None
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
         if kernel == "apex":
-            check_apex(self.rules, [param for group in self.param_groups for param in group["params"]])
+            check_apex(self.rules, self._params())
         self.nonfinite_state = torch.zeros((), dtype=torch.bool, device=self._device())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -184,8 +184,7 @@ class NVLamb(MeasuredOptimizer):
 
     def why_not_fused(self) -> str:
         """Why ``kernel=auto`` is not the fused kernel for these parameters; empty if it is."""
-        params = [param for group in self.param_groups for param in group["params"]]
-        device = self._device()
+        params, device = self._params(), self._device()
         if device.type not in FUSED:
             return f"there is none of our own for {device.type}"
         module, package = FUSED[device.type]
@@ -251,5 +250,5 @@ class NVLamb(MeasuredOptimizer):
         return layer_table(self.param_groups, updated)
 
     def _forget(self) -> None:
-        self._masters.loaded(param for group in self.param_groups for param in group["params"])
+        self._masters.loaded(self._params())
         self.nonfinite_state = torch.zeros_like(self.nonfinite_state)  # it described the state before

@@ -35,9 +35,7 @@ class ScheduleFreeAdamW(LayerwiseOptimizer):
     """Schedule-Free AdamW.
 
     Args:
-        params: as for ``NVLamb``.
-        lr: as for ``NVLamb``.
-        weight_decay: as for ``NVLamb``.
+        params, lr, weight_decay: as for ``NVLamb``.
         betas: b1, the share of the average in the trained weights, and b2.
         options: as for ``LayerwiseOptimizer``.
     """
@@ -61,8 +59,9 @@ class ScheduleFreeAdamW(LayerwiseOptimizer):
     def evaluation_weights(self) -> Iterator[None]:
         """Inside, the parameters are x."""
         with torch.no_grad():
-            for param in (param for group in self.param_groups for param in group["params"] if self.state.get(param)):
-                param.copy_(self.state[param]["x"])
+            for param in self._params():
+                if self.state.get(param):
+                    param.copy_(self.state[param]["x"])
         try:
             yield
         finally:

@@ -65,8 +65,9 @@ class TorchFused(MeasuredOptimizer):
                 del self.param_groups[-1]
                 raise ConfigError(f"parameter {i} has gaps (strides {param.stride()}); allowed: dense, or use NVLamb")
 
-    def _loaded_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _read(self, saved: dict[str, Any]) -> tuple[dict[Tensor, dict[str, Any]], list[dict[str, Any]]]:
         """With the implementation of this class, and refused if torch's class of the state is another algorithm."""
+        states, groups = super()._read(saved)
         loaded = []
         for group, own in zip(groups, self.param_groups, strict=True):
             decoupled, found = own.get("decoupled_weight_decay"), group.get("decoupled_weight_decay")
@@ -75,7 +76,7 @@ class TorchFused(MeasuredOptimizer):
                 raise ConfigError(f"the state is one of {other}; allowed: one of {type(self).__name__}")
             kept = {key: own[key] for key in ("fused", "foreach", "capturable", "differentiable") if key in own}
             loaded.append(group | kept)
-        return loaded
+        return states, loaded
 
     @eager_step
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -113,7 +114,7 @@ class TorchFused(MeasuredOptimizer):
         if bool(self.skipped):
             return
         given: dict[str, Any] = {key: vars(self).pop(key) for key in ("grad_scale", "found_inf") if key in vars(self)}
-        grads = [(param, param.grad) for group in self.param_groups for param in group["params"]]
+        grads = [(param, param.grad) for param in self._params()]
         groups = [dict(group) for group in self.param_groups]
         flags = {"fused": False, "foreach": True, "capturable": self._device().type == "cuda"}
         try:

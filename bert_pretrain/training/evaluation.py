@@ -17,6 +17,7 @@ from bert_pretrain.data.prefetch import prefetched
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.model.bert import PretrainingModel, PretrainingSums
+from bert_pretrain.optim.layers import upload
 from bert_pretrain.training.metrics import Row
 from bert_pretrain.training.step_result import HostCopy, without_next_sentence
 
@@ -122,13 +123,7 @@ def _add_by_source(
     for number in np.unique(source):
         chosen, tokens = np.flatnonzero(source == number), np.flatnonzero((owner == number) & real)
         rows = np.concatenate([chosen, samples + tokens]) if model.next_sentence else tokens
-        of_samples, of_tokens, of_rows = (_on_device(places, totals.device) for places in (chosen, tokens, rows))
+        of_samples, of_tokens, of_rows = (upload(places, totals.device) for places in (chosen, tokens, rows))
         own_labels = labels.index_select(0, of_tokens)
         out = model.losses(x.index_select(0, of_rows), own_labels, next_sentence.index_select(0, of_samples))
         _add(totals[1 + number], out, own_labels, len(chosen))
-
-
-def _on_device(places: np.ndarray, device: torch.device) -> torch.Tensor:
-    """``places`` as int64 on the device; the host does not wait for it."""
-    indices = torch.from_numpy(places)
-    return indices.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else indices

@@ -28,10 +28,14 @@ LAYER_KINDS = ("trust_ratio", "weight_norm", "update_norm")
 class MetricsLog:
     """Writes to ``metrics.jsonl``, terminal and trackers; to nothing without ``path`` (all ranks but the first)."""
 
-    def __init__(self, path: Path | None, total_steps: int) -> None:
-        self.path = path
-        self.busy: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
-        """Context of what may take long: a slow disk, a terminal that is stopped."""
+    def __init__(
+        self,
+        path: Path | None,
+        total_steps: int,
+        busy: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
+    ) -> None:
+        """``busy``: context of what may take long, such as a slow disk, or a terminal that is stopped."""
+        self.path, self.busy = path, busy
         hidden = path is None or not sys.stderr.isatty()
         self._bar = tqdm(total=total_steps, unit="step", disable=hidden, dynamic_ncols=True, smoothing=0.05)
         self.trackers = TrackerFeeds()
@@ -51,7 +55,7 @@ class MetricsLog:
     def resume(self, step: int) -> None:
         """Remove the rows of steps after ``step``, which will be computed again; a copy is kept (``keep_rows``)."""
         self._first_step = step
-        self._bar.update(step - self._bar.n)
+        self.advance(step)
         if self.path is None:
             return
         rows = keep_rows(self.path, step, self.message)
@@ -171,6 +175,11 @@ class LineTimer:
             return False
         self._next = now + min(300.0, max(5.0, 0.2 * (now - self.started)))
         return True
+
+
+def perplexity(loss: float) -> float:
+    """Of a masked-LM loss in nats."""
+    return math.exp(min(loss, 700.0))  # exp(710) is no float
 
 
 def duration(seconds: float) -> str:

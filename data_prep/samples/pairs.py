@@ -75,8 +75,7 @@ def gather_samples(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Samples as token ids (n, L) in the dtype of ``ids``, segment ids (n, L) int8 and lengths (n,) int64.
 
-    [CLS] A [SEP] B [SEP], or [CLS] A [SEP] if b_length is 0; padded with ``pad_id`` (segment ids
-    with 0).
+    [CLS] A [SEP] B [SEP], or [CLS] A [SEP] if b_length is 0; padded with ``pad_id`` (segment ids with 0).
     """
     rows = np.full((len(samples), sequence_length), pad_id, dtype=ids.dtype)
     segments = np.zeros((len(samples), sequence_length), dtype=np.int8)
