@@ -91,7 +91,9 @@ def prepare(config: PrepareConfig, notes: list[str]) -> None:
 
 def _run(preparation: "Preparation", pieces: list[Piece]) -> None:
     """Run the stages, and tidy up after them, also where they fail."""
-    config, out_dir, earlier = preparation.config, preparation.out_dir, preparation.earlier
+    config = preparation.config
+    out_dir = preparation.out_dir
+    earlier = preparation.earlier
     is_new = claim_out_dir(earlier.corpus_dir, preparation.options)
     try:
         with _open_engine(config.engine, count_tasks(pieces, config.piece_bytes)) as engine:
@@ -168,7 +170,9 @@ class Preparation:
 
     def run(self, engine: Engine, pieces: list[Piece]) -> bool:
         """From the corpus to the manifests. False if an append found no new document."""
-        config, corpus_dir, earlier = self.config, self.corpus_dir, self.earlier
+        config = self.config
+        corpus_dir = self.corpus_dir
+        earlier = self.earlier
         with self._stage("text") as counts:
             pieces, dropped = split_large_files(engine, pieces, corpus_dir / "cut", config.piece_bytes)
             parts, texts = write_text(engine, pieces, corpus_dir / "text", config, earlier.parts)
@@ -259,7 +263,8 @@ class Preparation:
     ) -> dict[str, Any]:
         """The shards of one sequence length; returns their manifest, which is written unless it is an append."""
         length, corpora = header.sequence_length, self._corpora()
-        target, before = self.earlier.folder_of(folder, length), self.earlier.shards(length)
+        target = self.earlier.folder_of(folder, length)
+        before = self.earlier.shards(length)
         target.mkdir(exist_ok=True, parents=True)
         with self._stage(f"shards {length}") as counts:
             rows = write_shards(

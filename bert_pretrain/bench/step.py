@@ -145,7 +145,8 @@ def measure_interleaved(configs: dict[str, BenchStepConfig], world: World, outco
     (first, config), *_ = configs.items()
     on_batches_of = {name: [name] for name in configs}
     if not outcome.variants:  # the baseline runs on the micro-batches of the first variant
-        runs, on_batches_of[first] = {"baseline": plain_script(config, world)} | runs, ["baseline", first]
+        runs = {"baseline": plain_script(config, world)} | runs
+        on_batches_of[first] = ["baseline", first]
     found, total = {name: Figures() for name in runs}, Counts(0, 0, 0, 0)
     streams = {name: t.data.steps(0, pin=world.device.type == "cuda") for name, t in trainers.items()}
     title = "rounds" if len(configs) > 1 else first
@@ -181,9 +182,11 @@ def measure_phases(measured: Measured, source: Trainer, found: Figures) -> None:
     stopwatch = Stopwatch(measured.network, measured.optimizer, device)
     for step in range(_PHASE_ROUNDS):
         started = time.perf_counter()
-        counts, micro_batches = source.data.counts(step), list(source.data.micro_batches(step))
+        counts = source.data.counts(step)
+        micro_batches = list(source.data.micro_batches(step))
         loading += time.perf_counter() - started
-        computed, real = computed + sum(one.input_ids.numel() for one in micro_batches), real + counts.tokens
+        computed += sum(one.input_ids.numel() for one in micro_batches)
+        real += counts.tokens
         stopwatch.measure(partial(measured.run, StepBatch(counts, iter(micro_batches))))
     stopwatch.remove()
     found.padding = 1 - real / computed
@@ -236,7 +239,10 @@ def variants(config: BenchStepConfig, device: torch.device) -> dict[str, BenchSt
 
 
 def _row(config: BenchStepConfig, world: World, name: str, outcome: Outcome) -> Row:
-    found, waited, total, rounds = outcome.variants, outcome.waited, outcome.total, config.rounds
+    found = outcome.variants
+    waited = outcome.waited
+    total = outcome.total
+    rounds = config.rounds
     flops = training_flops(config.model, total.samples, total.tokens, total.squared_lengths, total.masked_tokens)
     seconds = statistics.median(found[name].steps)
     phases, device = found[name].phases, device_name(world.device)

@@ -105,7 +105,8 @@ class ShardSet:
             return None
         sizes = np.diff(self.bounds)  # the shards of one corpus do not tell, to which others were appended
         parts = [np.zeros(size, np.int64) if part is None else part for part, size in zip(found, sizes, strict=True)]
-        numbers, manifest = np.concatenate(parts), read_manifest(self.paths[0].parent)
+        numbers = np.concatenate(parts)
+        manifest = read_manifest(self.paths[0].parent)
         names = (manifest or {}).get("corpora", [])
         if numbers.max() >= len(names):
             raise ConfigError(
@@ -124,7 +125,8 @@ class ShardSet:
         if shard not in self._open:
             if len(self._open) >= _OPEN_SHARDS:
                 self._open.pop(next(iter(self._open))).close()
-            reader, expected = ShardReader(self.paths[shard]), int(self.bounds[shard + 1] - self.bounds[shard])
+            reader = ShardReader(self.paths[shard])
+            expected = int(self.bounds[shard + 1] - self.bounds[shard])
             if reader.samples != expected:
                 raise ConfigError(
                     f"shard {reader.path} had {expected} samples when the run began, has now {reader.samples}"
@@ -158,7 +160,8 @@ def open_split(
     ``data.sequence_length``, the vocabulary or the other shards.
     """
     directory = Path(config.dir)
-    paths, manifest = shard_paths(directory, split), read_manifest(directory)
+    paths = shard_paths(directory, split)
+    manifest = read_manifest(directory)
     for note in directory_notes(directory):
         report(note)
     if not paths:

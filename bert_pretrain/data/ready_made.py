@@ -128,7 +128,8 @@ class _Opening:
         """A set of text, tokenised by the tokenizer in ``folder``; ``batch``: samples of a global batch."""
         config, rule, stride = self.config, self.rule, self.stride
         cutter = self._cutter(adds=True)
-        tokenise, text = tokeniser(folder, cutter), TextFiles(self.source, config.split, config)
+        tokenise = tokeniser(folder, cutter)
+        text = TextFiles(self.source, config.split, config)
         count = min(config.streams, text.files, batch)
         per_stream = -(-config.shuffle_buffer // count)
         streams = [

@@ -179,7 +179,8 @@ class TextFiles:
         """Raises ``ConfigError`` if there is no text: the first rows are read."""
         import pyarrow as pa
 
-        self.where, self.column = f"{source.where}, split {split}", config.rows_column
+        self.where = f"{source.where}, split {split}"
+        self.column = config.rows_column
         self._rows = source.opened(split, streaming=True)
         self.files = int(self._rows.num_shards)
         first = once(lambda: next(iter(self._rows.with_format("arrow").iter(1)), None), self.where)

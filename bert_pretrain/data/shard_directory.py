@@ -95,7 +95,9 @@ def shard_paths(directory: Path, split: str) -> list[Path]:
 
 def directory_notes(directory: Path) -> list[str]:
     """What a user may not expect: shards that are not used, or held out because of their names."""
-    manifest, found, notes = read_manifest(directory), _shards_in(directory), []
+    manifest = read_manifest(directory)
+    found = _shards_in(directory)
+    notes = []
     hidden = sorted(name for name in _names(directory) if name.startswith(".") and name.endswith(_SUFFIXES))
     if manifest is not None:
         found = unlisted(directory, manifest)
@@ -118,7 +120,8 @@ def unlisted(directory: Path, manifest: dict[str, Any]) -> list[str]:
 def check_listed(reader: ShardReader, manifest: dict[str, Any] | None) -> None:
     """Raise ``ConfigError`` if a shard is not the one that the manifest lists: other samples, checksum or split."""
     rows = {row["name"]: row for row in manifest["shards"]} if manifest else {}
-    row, header = rows.get(reader.path.name.removesuffix(PARTIAL)), reader.header
+    row = rows.get(reader.path.name.removesuffix(PARTIAL))
+    header = reader.header
     if row is None:
         return
     if row["samples"] != reader.samples or row.get("checksum", reader.checksum) != reader.checksum:

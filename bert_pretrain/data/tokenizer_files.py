@@ -66,7 +66,8 @@ def read_tokenizer(folder: Path) -> TokenTable:
 
     Raises ``ConfigError`` if neither can be read, two tokens have one id, or the ids have a gap.
     """
-    config, roles_map = _read_json(folder / "tokenizer_config.json"), _read_json(folder / "special_tokens_map.json")
+    config = _read_json(folder / "tokenizer_config.json")
+    roles_map = _read_json(folder / "special_tokens_map.json")
     state = _read_json(folder / "tokenizer.json")
     with _one_message(folder):
         added = _added_tokens(config, state)
@@ -82,7 +83,8 @@ def read_ids(folder: Path) -> dict[str, int] | None:
     """
     if not has_tokenizer(folder):
         return None
-    config, state = _read_json(folder / "tokenizer_config.json"), _read_json(folder / "tokenizer.json")
+    config = _read_json(folder / "tokenizer_config.json")
+    state = _read_json(folder / "tokenizer.json")
     with _one_message(folder):
         return _all_ids(folder, state, _added_tokens(config, state))
 
@@ -225,7 +227,8 @@ def _stated_roles(config: Mapping[str, Any], roles_map: Mapping[str, Any]) -> di
 
 def _guessed_roles(state: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, str]:
     """Roles that no configuration states."""
-    processor, model = state.get("post_processor") or {}, state.get("model", {})
+    processor = state.get("post_processor") or {}
+    model = state.get("model", {})
     found = {}
     for role, name in zip(ROLES, SPECIAL_TOKENS, strict=True):
         candidates = [name, _OTHER_NAMES[role]]

@@ -161,7 +161,10 @@ def open_world(
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler prints when it starts and stops
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     launch = read_launch()
-    rank, size, local_rank, local_size = launch.rank, launch.size, launch.local_rank, launch.local_size
+    rank = launch.rank
+    size = launch.size
+    local_rank = launch.local_rank
+    local_size = launch.local_size
     timeout, store = timedelta(seconds=timeout_seconds), None
     own_device, fault = torch.device("cpu"), ""
     try:

@@ -19,7 +19,9 @@ from bert_pretrain.finetune.options import FinetuneConfig
 from bert_pretrain.options.stored_options import flat
 
 Row = dict[str, Any]
-OPTIONS, RESULT, RESULTS = "options.json", "result.json", "results.json"
+OPTIONS = "options.json"
+RESULT = "result.json"
+RESULTS = "results.json"
 _MAY_CHANGE = (
     "seeds",
     "out_dir",

@@ -46,7 +46,8 @@ def model_card(checkpoint: Path, name: str, licence: str | None, revision: str |
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     run = _run_at(checkpoint)
-    sources, heldout = _sources(run), run.heldout[-1] if run.heldout else {}
+    sources = _sources(run)
+    heldout = run.heldout[-1] if run.heldout else {}
     measured = {kind: (title, heldout[key]) for key, kind, title in _METRICS if isfinite(heldout.get(key, nan))}
     if "loss" in measured:
         measured["perplexity"] = ("perplexity of masked words", perplexity(measured["loss"][1]))
@@ -114,10 +115,12 @@ def dataset_card(manifest: dict[str, Any], repo: str, licence: str | None) -> st
     """``README.md`` of the shards with ``manifest``, of :func:`public_manifest`, in the data set ``repo``."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
-    sources, samples = manifest.get("sources", []), {"train": 0, "heldout": 0}
+    sources = manifest.get("sources", [])
+    samples = {"train": 0, "heldout": 0}
     for row in manifest["shards"]:
         samples[row["split"]] += row["samples"]
-    length, words = manifest["sequence_length"], manifest["tokenizer"]["vocab_size"]
+    length = manifest["sequence_length"]
+    words = manifest["tokenizer"]["vocab_size"]
     total, languages = sum(samples.values()), languages_of(sources)
     files = [{"split": split, "path": f"{split}_*.hdf5"} for split, count in samples.items() if count]
     data = DatasetCardData(
@@ -188,7 +191,8 @@ def _base_model(run: Run) -> str | None:
 
 def _usage(name: str, revision: str | None = None, architecture: str = "BertForMaskedLM") -> str:
     """A fenced example: words filled in, or the vectors of a model without a masked-word head."""
-    quoted, more = json.dumps(name, ensure_ascii=False), f', revision="{revision}"' if revision else ""
+    quoted = json.dumps(name, ensure_ascii=False)
+    more = f', revision="{revision}"' if revision else ""
     if architecture not in _FILLS:
         code = f"from transformers import {architecture}\nmodel = {architecture}.from_pretrained({quoted}{more})"
     else:
@@ -201,10 +205,14 @@ def _usage(name: str, revision: str | None = None, architecture: str = "BertForM
 
 def _training(run: Run, checkpoint: Path) -> list[tuple[str, ...]]:
     """What the run did up to ``checkpoint``, and the options that decide on its result."""
-    options, progress = run.options, read_progress(checkpoint / "progress.json")
-    optimizer, data, schedule = options["optimizer"], options["data"], options["schedule"]
+    options = run.options
+    progress = read_progress(checkpoint / "progress.json")
+    optimizer = options["optimizer"]
+    data = options["data"]
+    schedule = options["schedule"]
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
-    source, batch = options.get("init_from"), options["batch"]["global_batch_size"]
+    source = options.get("init_from")
+    batch = options["batch"]["global_batch_size"]
     return [
         ("steps", f"{progress['step']:,} of {schedule['total_steps']:,}"),
         ("samples", f"{progress['samples_seen']:,}"),

@@ -37,7 +37,8 @@ def check_fit(source: Source, directory: Path) -> HeldoutShards:
         )
     reader = ShardReader(paths[0])
     reader.close()
-    length, positions = reader.sequence_length, int(source.config.get("max_position_embeddings", 512))
+    length = reader.sequence_length
+    positions = int(source.config.get("max_position_embeddings", 512))
     if length > positions:
         raise ConfigError(
             f"data.dir {directory} has samples of {length} tokens, but model_dir {source.name!r} only {positions} "

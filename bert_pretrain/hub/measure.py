@@ -156,7 +156,9 @@ class ProgressBar:
         self._bar = tqdm(
             total=samples, unit=" samples", disable=hidden or not sys.stderr.isatty(), leave=False, dynamic_ncols=True
         )
-        self._samples, self._prints, self._lines = samples, self._bar.disable and not hidden, LineTimer()
+        self._samples = samples
+        self._prints = self._bar.disable and not hidden
+        self._lines = LineTimer()
 
     def show(self, done: int) -> None:
         """Show that ``done`` samples are done."""

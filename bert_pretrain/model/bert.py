@@ -231,7 +231,8 @@ def build_model(config: ModelConfig, speed: SpeedConfig, seed: int, device: torc
 
     Raises ``ConfigError`` for one that is larger than the memory of this machine.
     """
-    count, memory = parameter_count(config), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    count = parameter_count(config)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 4 * count > memory:
         raise ConfigError(
             f"the options model.* make {count:,} parameters, {count / 2**28:,.0f} GiB of weights, and this machine has "

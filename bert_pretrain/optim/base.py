@@ -185,9 +185,11 @@ class MeasuredOptimizer(torch.optim.Optimizer):
     def _decide(self, pre_normalization: str, max_grad_norm: float) -> Decision:
         """Measure ``||G||``, set ``grad_norm`` and ``skipped``, and return the decision."""
         norm = global_norm(self._norm_grads()).to(self._device()) if self.stored_norm is None else self.stored_norm
-        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        scale = getattr(self, "grad_scale", None)
+        found_inf = getattr(self, "found_inf", None)
         decision = decide(norm, pre_normalization, max_grad_norm, scale, found_inf)
-        self.grad_norm, self.skipped = decision.grad_norm, decision.skipped.to(torch.float32)
+        self.grad_norm = decision.grad_norm
+        self.skipped = decision.skipped.to(torch.float32)
         return decision
 
 

@@ -137,9 +137,11 @@ class _Comparison:
             param.copy_(kept)
             kept.copy_(now)
         state = self.optimizer.state
-        kept_states, self.states = self.states, {p: state.pop(p) for p in self.owned if p in state}
+        kept_states = self.states
+        self.states = {p: state.pop(p) for p in self.owned if p in state}
         state.update(kept_states)
-        kept_results, self.results = self.results, {name: getattr(self.optimizer, name) for name in self.results}
+        kept_results = self.results
+        self.results = {name: getattr(self.optimizer, name) for name in self.results}
         vars(self.optimizer).update(kept_results)
 
     def undo(self) -> None:
@@ -160,7 +162,8 @@ class _Comparison:
         ]
         for name, param, kept, change in zip(self.names, self.params, self.weights, changes, strict=True):
             checks.append((f"weights of {name}", param.detach(), kept, change))
-            fast, plain = self.optimizer.state.get(param, {}), self.states.get(param, {})
+            fast = self.optimizer.state.get(param, {})
+            plain = self.states.get(param, {})
             if fast.keys() != plain.keys():
                 return f"the state of {name} is {sorted(fast)}, not {sorted(plain)}"
             for key, value in plain.items():

@@ -63,7 +63,9 @@ def reference_step(work: Work) -> Outcome:
     norms = []
     nonfinite = torch.zeros_like(decision.skipped)
     for layers in work.parts:
-        lr, eps, decay = float(layers.group["lr"]), layers.group["eps"], layers.group["weight_decay"]
+        lr = float(layers.group["lr"])
+        eps = layers.group["eps"]
+        decay = layers.group["weight_decay"]
         beta1, beta2 = layers.group["betas"]
         columns = (layers.owners, layers.weights, layers.grads, layers.exp_avgs, layers.exp_avg_sqs, layers.steps)
         for owner, w, grad, m, v, step in zip(*columns, strict=True):
@@ -208,7 +210,8 @@ class NVLamb(MeasuredOptimizer):
             self._outcome = None
             self._decide(self.rules.pre_normalization, self.rules.max_grad_norm)
             return loss
-        kernel, shards = self.running_kernel, shards_of([param for layers in parts for param in layers.owners])
+        kernel = self.running_kernel
+        shards = shards_of([param for layers in parts for param in layers.owners])
         if shards is not None:
             require(kernel in FOR_DTENSORS, "kernel", kernel, f"auto, {', '.join(FOR_DTENSORS)} for DTensors")
         work = Work(

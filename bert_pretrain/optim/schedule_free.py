@@ -86,7 +86,10 @@ class ScheduleFreeAdamW(LayerwiseOptimizer):
         return state
 
     def _update(self, group: Group, w: Tensor, g: Tensor, own: State) -> tuple[float, float, float]:
-        lr, b2, v, w_norm = float(group["lr"]), group["betas"][1], own["exp_avg_sq"], norm_of(w)
+        lr = float(group["lr"])
+        b2 = group["betas"][1]
+        v = own["exp_avg_sq"]
+        w_norm = norm_of(w)
         own["step"] += 1
         v.mul_(b2).addcmul_(g, g, value=1 - b2)  # (1)
         root = (v / (1 - b2 ** own["step"].item())).sqrt()

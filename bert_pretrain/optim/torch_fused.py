@@ -50,7 +50,9 @@ class TorchFused(MeasuredOptimizer):
     ) -> None:
         how = pre_normalization or ("none" if max_grad_norm is None else "clip")
         check_ranges(pre_normalization=how, max_grad_norm=max_grad_norm)
-        self.max_grad_norm, self.pre_normalization, self.kernel = max_grad_norm, how, "fused"
+        self.max_grad_norm = max_grad_norm
+        self.pre_normalization = how
+        self.kernel = "fused"
         options = self._default_options | options | {"lr": lr}
         if "betas" in options:
             options["betas"] = tuple(options["betas"])
@@ -70,7 +72,8 @@ class TorchFused(MeasuredOptimizer):
         states, groups = super()._read(saved)
         loaded = []
         for group, own in zip(groups, self.param_groups, strict=True):
-            decoupled, found = own.get("decoupled_weight_decay"), group.get("decoupled_weight_decay")
+            decoupled = own.get("decoupled_weight_decay")
+            found = group.get("decoupled_weight_decay")
             if None not in (decoupled, found) and decoupled != found:
                 other = "AdamW" if found else "Adam"
                 raise ConfigError(f"the state is one of {other}; allowed: one of {type(self).__name__}")

@@ -84,7 +84,8 @@ def _checked(word: str, options: tuple[Option, ...], groups: Iterable[str], user
 
 def _check_value(name: str, value: str, option: Option) -> None:
     """Raise ``ConfigError`` for a ``value`` that is not of the option's type."""
-    kind, optional = option.type.removesuffix(" or null"), option.type.endswith("null")
+    kind = option.type.removesuffix(" or null")
+    optional = option.type.endswith("null")
     if not value.strip() and not (option.is_text and optional):
         raise ConfigError(f"{name} is empty; give a value, as in {name}=VALUE")
     if kind in _ALLOWED and not _is_a(kind, value):

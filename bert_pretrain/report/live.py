@@ -52,7 +52,8 @@ class LivePage:
                 else:
                     (run,) = runs.values()
                     self._page = run_page(run, draw(run), script=script)
-                self._seen, self._due = seen, time.monotonic() + _SHARE * (time.thread_time() - started)
+                self._seen = seen
+                self._due = time.monotonic() + _SHARE * (time.thread_time() - started)
             return self.version, self._page
 
     def _stamp(self) -> str:

@@ -105,7 +105,8 @@ def _setting(run: Run) -> list[Fact]:
     model = ModelConfig(**{name: value for name, value in stated.items() if name in known})
     heads = "masked words and next sentence" if model.next_sentence else "masked words"
     shape = f"{model.num_hidden_layers} layers, width {model.hidden_size:,}, {model.num_attention_heads} heads"
-    vocabulary, weights = f"{model.vocab_size:,} tokens in the vocabulary", parameter_count(model)
+    vocabulary = f"{model.vocab_size:,} tokens in the vocabulary"
+    weights = parameter_count(model)
     size = f"{weights / 1e6:,.1f} million" if weights >= 1e6 else f"{weights:,}"
     optimizer, schedule = options["optimizer"], options["schedule"]
     cut = run.last_session.get("micro_batch_size", options["batch"]["micro_batch_size"])

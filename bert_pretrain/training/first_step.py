@@ -54,7 +54,8 @@ class CodePath:
 
     def use(self, model: PretrainingModel) -> None:
         """Let ``model`` compute this way."""
-        model.pieces, model.bert.config._attn_implementation = self.pieces, self.attention
+        model.pieces = self.pieces
+        model.bert.config._attn_implementation = self.attention
         if model.speed.fused_loss != self.fused_loss:
             model.speed = replace(model.speed, fused_loss=self.fused_loss)
 

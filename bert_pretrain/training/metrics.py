@@ -78,7 +78,8 @@ class MetricsLog:
     def _append(self, line: str) -> None:
         """Rows that cannot be written stay in memory, and are written with the next one that can."""
         assert self.path is not None
-        reported, self._unwritten = bool(self._unwritten), self._unwritten + line
+        reported = bool(self._unwritten)
+        self._unwritten += line
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
             with open(self.path, "a", encoding="utf-8") as file:
@@ -185,7 +186,9 @@ def perplexity(loss: float) -> float:
 def duration(seconds: float) -> str:
     """``2d03h``, ``4h07m``, ``5m09s`` or ``12s``."""
     seconds = int(seconds)
-    days, hours, minutes = seconds // 86_400, seconds // 3_600 % 24, seconds // 60 % 60
+    days = seconds // 86_400
+    hours = seconds // 3_600 % 24
+    minutes = seconds // 60 % 60
     if days:
         return f"{days}d{hours:02d}h"
     if hours:

@@ -66,8 +66,11 @@ class Throughput:
         """Count a step that ended at ``ended``, on the clock of ``time.perf_counter``."""
         paused = sum(seconds for started, seconds in self._pauses if started < ended)
         self._pauses = [pause for pause in self._pauses if pause[0] >= ended]  # belong to the next step
-        self.tokens, self.flops, self.waited = self.tokens + tokens, self.flops + flops, self.waited + waited
-        self.seconds, self._since = self.seconds + ended - self._since - paused, ended
+        self.tokens += tokens
+        self.flops += flops
+        self.waited += waited
+        self.seconds = self.seconds + ended - self._since - paused
+        self._since = ended
 
     def rates(self) -> dict[str, float]:
         """The metrics of the interval, and start a new one."""

@@ -139,7 +139,8 @@ def encode(
     example_share = min(1.0, DOCUMENTS / max(1, sum(part.documents for part in parts) - dropped))
     tasks = []
     for part in parts:
-        path, weight = folder / f"{part.path.stem}.h5", config.corpora[part.corpus].weight
+        path = folder / f"{part.path.stem}.h5"
+        weight = config.corpora[part.corpus].weight
         run = partial(
             encode_part, part, corpus_dir / "repeats", path, tokenizers, weight, config, buckets, example_share
         )
@@ -192,7 +193,8 @@ def write_shards(
     shards and samples are numbered.
     """
     length, per_shard = header.sequence_length, config.samples_per_shard
-    scattered, counted = corpus_dir / f"scatter_{length}", corpus_dir / f"shards_{length}"
+    scattered = corpus_dir / f"scatter_{length}"
+    counted = corpus_dir / f"shards_{length}"
     rows = []
     for split, of_buckets in records.items():
         counts = [record[str(length)]["samples"] for record in of_buckets]
@@ -208,7 +210,8 @@ def write_shards(
         tasks = []
         samples = [row["samples"] for row in before if row["split"] == split]
         for number, place in enumerate(range(0, total, per_shard)):
-            name, size = f"{split}_{len(samples) + number:05d}", min(per_shard, total - place)
+            name = f"{split}_{len(samples) + number:05d}"
+            size = min(per_shard, total - place)
             part = ShardPart(number, place, size, sum(samples) + place)
             files = out_dir / f"{name}.hdf5", counted / f"{name}.npy"
             run = partial(write_one_shard, *files, part, paths, tokenizer, of_split, corpora)

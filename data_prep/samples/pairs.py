@@ -226,7 +226,10 @@ def _gather(
     ids: np.ndarray, samples: np.ndarray, cls_id: int, sep_id: int, rows: np.ndarray, segments: np.ndarray
 ) -> None:
     for row in range(len(samples)):
-        a_start, a_length, b_start, b_length = samples[row, 0], samples[row, 1], samples[row, 2], samples[row, 3]
+        a_start = samples[row, 0]
+        a_length = samples[row, 1]
+        b_start = samples[row, 2]
+        b_length = samples[row, 3]
         rows[row, 0] = cls_id
         rows[row, 1 : 1 + a_length] = ids[a_start : a_start + a_length]
         rows[row, 1 + a_length] = sep_id

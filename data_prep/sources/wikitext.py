@@ -228,7 +228,8 @@ class _Reader:
         positional: dict[int, str] = {}
         named: dict[str, str] = {}
         for parameter in node.params:
-            key, text = str(parameter.name).strip(), self.code_text(parameter.value).strip()
+            key = str(parameter.name).strip()
+            text = self.code_text(parameter.value).strip()
             if key.isdigit():
                 positional[int(key)] = text
             else:

@@ -54,7 +54,8 @@ class TextPart:
 def numbered_parts(found: Iterable[tuple[Path, str, dict[str, Any]]], known: Sequence[TextPart] = ()) -> list[TextPart]:
     """The parts of these files, corpora and counts; their documents and sentences are numbered behind ``known``."""
     parts = []
-    document, sentence = sum(part.documents for part in known), sum(part.sentences for part in known)
+    document = sum(part.documents for part in known)
+    sentence = sum(part.sentences for part in known)
     for path, corpus, counts in found:
         sizes = counts["documents"], counts["sentences"], counts["characters"]
         parts.append(TextPart(path, corpus, document, sentence, *sizes))
@@ -210,7 +211,8 @@ def merge_repeated_documents(folder: Path, before: Path | None = None) -> dict[s
         repeated, is_exact = read_arrays(path, "repeated", "is_exact")
         found.append(repeated)
         exact.append(repeated[is_exact])
-    dropped, same = np.unique(np.concatenate(found)), np.unique(np.concatenate(exact))
+    dropped = np.unique(np.concatenate(found))
+    same = np.unique(np.concatenate(exact))
     known = [] if before is None else [repeated_documents(before)]
     np.save(folder / "repeated.npy", np.concatenate([*known, dropped]))
     return {"exact_duplicates": len(same), "near_duplicates": len(dropped) - len(same)}
