@@ -27,7 +27,7 @@ def main(config: PretrainConfig) -> None:
     Starts one process per GPU of this machine; --processes N chooses. On a cluster:
     torchrun ... -m bert_pretrain.pretrain recipe=NAME. Exits with 75 if the run was asked to stop before its end.
     """
-    from bert_pretrain.build import run  # loads torch, once the command is right
+    from bert_pretrain.run import run  # loads torch, once the command is right
 
     run(config)
 

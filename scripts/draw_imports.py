@@ -26,7 +26,7 @@ LAYERS = [
     {"training"},
     {"config", "same_run"},
     {"hub", "plan", "report"},
-    {"build", "starting"},
+    {"build", "run", "starting"},
     {"bench", "doctor", "finetune", "study"},
     {"pretrain", "cli", "recipes", "completion"},
 ]

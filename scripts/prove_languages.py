@@ -44,7 +44,7 @@ PRELOADED = (
     "data_prep.verify",
     "data_prep.preparation",
     "bert_pretrain.pretrain",
-    "bert_pretrain.build",
+    "bert_pretrain.run",
 )
 NOTE = (
     "Unknown tokens and pieces a word in the held-out part. Sentence faults: of those counted by hand, see "

@@ -27,7 +27,7 @@ _CONTEXT.set_forkserver_preload(
     [
         "bert_pretrain.bench.optimizer",
         "bert_pretrain.bench.step",
-        "bert_pretrain.build",
+        "bert_pretrain.run",
         "bert_pretrain.doctor.checks",
         "bert_pretrain.finetune.run",
         "bert_pretrain.hub.export",

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from bert_pretrain.build import pretrain
 from bert_pretrain.checkpoint.find import RECORD
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.distributed.preemption import StopRequest
@@ -27,6 +26,7 @@ from bert_pretrain.errors import EXIT_STOPPED, DivergedError
 from bert_pretrain.files.file_system import write_json
 from bert_pretrain.options.stored_options import read_options
 from bert_pretrain.program import program_version
+from bert_pretrain.run import pretrain
 from bert_pretrain.same_run import check_run_dir
 from bert_pretrain.study.curve import Curve, count_outliers
 from bert_pretrain.study.options import SpikeConfig

@@ -20,7 +20,6 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch.nn.parallel import DistributedDataParallel
 
-from bert_pretrain.build import pretrain
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
@@ -39,6 +38,7 @@ from bert_pretrain.optim import (
 )
 from bert_pretrain.optim.build import decay_groups, layer_groups
 from bert_pretrain.options.config_loading import load_config
+from bert_pretrain.run import pretrain
 
 FAMILY = {
     "nvlamb": partial(NVLamb, lr=0.01, kernel="fused"),

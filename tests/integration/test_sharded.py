@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bert_pretrain.build import pretrain
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import open_world
 from bert_pretrain.options.config_loading import load_config
+from bert_pretrain.run import pretrain
 from bert_pretrain.training.metrics import read_rows
 from tests.conftest import TEST_RECIPE, succeed
 
