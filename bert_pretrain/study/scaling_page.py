@@ -177,10 +177,10 @@ def rule(study: BatchScaling) -> str:
     return (
         f"Steps: to a held-out MLM loss of {target.loss:g} nats; geometric mean, fewest and most of the seeds. A run "
         f"that does not get there in {study.scale.samples:,} samples, or {target.give_up_factor:g} times the steps of "
-        f"{target.baseline}'s search, has failed. Learning rates were searched with one other seed, until the best "
-        "had a worse one on both sides. Intervals: 95 %, Student's t on logarithms paired by seed, not corrected; "
-        "they hold the seeds, not the search. p: corrected by Holm, over the optimizers, the rows of the table, or the "
-        "pairs claimed. One that would show: what such a test finds in 80 % of studies. Critical batch size: B_crit in "
-        "S_min (1 + B_crit / batch), where steps are twice S_min; fitted where no run failed, its interval from the "
-        f"distances to the curve. All runs, with the search: {study.cpu_seconds / 3600:.1f} hours of CPU time."
+        f"{target.baseline}'s search, has failed. Learning rates: searched with one other seed until the best had a "
+        "worse one on both sides. Intervals: 95 %, Student's t on logarithms paired by seed, not corrected, without "
+        "the error of the search. p: corrected by Holm, over the optimizers, the rows of the table, or the pairs "
+        "claimed. One that would show: in 80 % of such studies. Critical batch size: B_crit in S_min (1 + B_crit / "
+        "batch), where steps are twice S_min; fitted where no run failed, its interval from the distances to the "
+        f"curve. All runs, with the search: {study.cpu_seconds / 3600:.1f} hours of CPU time."
     )
