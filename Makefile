@@ -5,6 +5,8 @@
 # make docs       the documentation site in site/; a broken link is an error
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests start processes of their own, and a worker takes up to 2 GB.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, max(2, os.cpu_count() or 1)))')
 
 .PHONY: setup pretrain test lint docs format clean
 
@@ -24,7 +26,7 @@ pretrain: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/demo.sh
 
 test: setup
-	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
