@@ -14,7 +14,10 @@ from bert_pretrain.study.figure import save, style
 from bert_pretrain.study.options import TargetConfig
 from bert_pretrain.study.statistics import Difference
 
-_BELOW = "critical batch sizes, 95 % intervals; dotted: perfect scaling; hollow: some runs failed"
+_BELOW = (
+    "bars: range of the seeds; hollow: some failed; dotted: perfect scaling\n"
+    "below: critical batch sizes, 95 % intervals"
+)
 
 
 def draw_scaling(
@@ -40,9 +43,8 @@ def draw_scaling(
         if points:
             _draw_steps(left, arm, points, fits[arm], row, look)
         some = {batch: np.exp(np.mean(logs)) for batch, logs in points.items() if (arm, batch) in failed}
-        left.plot(
-            list(some), list(some.values()), markerfacecolor="white", **(look | {"linestyle": "", "markersize": 5})
-        )
+        hollow = look | {"linestyle": "", "markerfacecolor": "white", "markersize": 7, "zorder": 3}
+        left.plot(list(some), list(some.values()), **hollow)
         found = {batch: ratio for (name, batch), (ratio, _) in sorted(ratios.items()) if name == arm}
         if found:
             shifted = [batch * 1.03 ** (row - len(fits) / 2) for batch in found]  # so that bars do not cover each other
@@ -59,11 +61,11 @@ def draw_scaling(
     lowest = min((log for logs in steps.values() for log in logs.values()), default=0.0)
     left.set_ylim(bottom=math.exp(lowest) / 3)  # the lines of perfect scaling go on below
     right.set_xlim(left.get_xlim())
-    left.set_ylabel(f"steps to a held-out MLM loss of {target.loss:g} nats: mean and range of the seeds")
+    left.set_ylabel(f"steps to a held-out MLM loss of {target.loss:g} nats")
     left.legend(loc="upper right", frameon=False, fontsize=8, handlelength=4)
-    left.text(0.01, 0.045 + 0.025 * len(fits), _BELOW, fontsize=8, transform=left.transAxes)
+    left.text(0.01, 0.04 + 0.025 * len(fits), _BELOW, fontsize=8, transform=left.transAxes)
     right.axhline(1, color="black", linewidth=0.8)
-    right.set_ylabel(f"samples / samples of {target.baseline} at the same batch size, 95 % intervals")
+    right.set_ylabel(f"samples / samples of {target.baseline}, 95 % intervals")
     figure.suptitle(title, fontsize=11)
     return save(figure, out_dir)
 

@@ -47,7 +47,7 @@ class Findings:
 
     def _ratio(self, arm: str, batches: list[int]) -> Difference | None:
         """Log of the samples over the baseline's at the same batch size, mean over ``batches``, paired by seed."""
-        return compare(*(self._mean_logs(name, batches) for name in (arm, self.target.baseline)))
+        return compare(self._mean_logs(arm, batches), self._mean_logs(self.target.baseline, batches))
 
     def _mean_logs(self, arm: str, batches: list[int]) -> dict[int, float]:
         steps = [self.steps[arm, batch] for batch in batches]
