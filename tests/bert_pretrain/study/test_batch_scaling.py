@@ -15,6 +15,7 @@ from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.study.batch_scaling import BatchScaling
 from bert_pretrain.study.curve import Curve
 from bert_pretrain.study.options import StudyConfig
+from bert_pretrain.study.page import command_line
 from bert_pretrain.study.scaling_page import write_scaling
 from tests.bert_pretrain.test_html_page import check_page
 from tests.conftest import ROOT
@@ -135,6 +136,14 @@ def test_the_order_of_the_runs_and_their_seeds(law: Law) -> None:
     assert caps[-1] == pytest.approx(100 * (1 + 500 / 64), abs=16), "the best rate's steps, up to the next evaluation"
     second = [run[3] for run in law.done if run[:3] == ("AdamW", 256, 0)]
     assert second[0] == pytest.approx(0.02), "the best rate of the batch size before, times the root of the ratio"
+
+
+def test_the_command_is_the_one_that_was_given(law: Law, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["batch_scaling", "scale=toy", "scales.toy.seeds=[1,2,3]"]
+    monkeypatch.setattr("sys.argv", ["bert-pretrain", "study", *words])
+    assert command_line(law.config) == "bert-pretrain study batch_scaling scale=toy 'scales.toy.seeds=[1,2,3]'"
+    monkeypatch.setattr("sys.argv", ["notebook"])
+    assert command_line(law.config) == "bert-pretrain study batch_scaling scale=toy"
 
 
 def test_every_file_is_written(law: Law) -> None:
