@@ -109,8 +109,8 @@ def write_files(
 
 
 def command_line(config: StudyConfig) -> str:
-    """The command as it was given; where it was not, the study and its scale."""
-    words = sys.argv[1:]
+    """The command as it was given, but for ``out_dir``; where it was not, the study and its scale."""
+    words = [word for word in sys.argv[1:] if not word.startswith("out_dir=")]
     given = words[words.index(config.name) + 1 :] if config.name in words else [f"scale={config.scale}"]
     return shlex.join(["bert-pretrain", "study", config.name, *given])
 

@@ -175,12 +175,12 @@ def rule(study: BatchScaling) -> str:
     """What the numbers are, and how a run ends."""
     target = study.target
     return (
-        f"Steps: to a held-out MLM loss of {target.loss:g} nats; geometric mean, fewest and most of the seeds. A run "
-        f"that does not get there in {study.scale.samples:,} samples, or {target.give_up_factor:g} times the steps of "
-        f"{target.baseline}'s search, has failed. Learning rates: searched with one other seed until the best had a "
-        "worse one on both sides. Intervals: 95 %, Student's t on logarithms paired by seed, not corrected, without "
-        "the error of the search. p: corrected by Holm, over the optimizers, the rows of the table, or the pairs "
-        "claimed. One that would show: in 80 % of such studies. Critical batch size: B_crit in S_min (1 + B_crit / "
-        "batch), where steps are twice S_min; fitted where no run failed, its interval from the distances to the "
-        f"curve. All runs, with the search: {study.cpu_seconds / 3600:.1f} hours of CPU time."
+        f"Steps: to a held-out MLM loss of {target.loss:g} nats; geometric mean, fewest and most of the seeds. Failed: "
+        f"not there in {study.scale.samples:,} samples, or {target.give_up_factor:g} times the steps of "
+        f"{target.baseline}'s search. Learning rates: searched with another seed until worse ones were on both sides. "
+        "Intervals: 95 %, Student's t on logarithms paired by seed, not corrected, without the error of the search. "
+        "p: corrected by Holm, over the optimizers, the rows of the table, or the pairs claimed. One that would show: "
+        "in 80 % of such studies. Critical batch size: B_crit in S_min (1 + B_crit / batch), where steps are twice "
+        "S_min; fitted where no run failed, its interval from the distances to the curve. "
+        f"All runs, with the search: {study.cpu_seconds / 3600:.1f} hours of CPU time."
     )

@@ -140,7 +140,7 @@ def test_the_order_of_the_runs_and_their_seeds(law: Law) -> None:
 
 def test_the_command_is_the_one_that_was_given(law: Law, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["batch_scaling", "scale=toy", "scales.toy.seeds=[1,2,3]"]
-    monkeypatch.setattr("sys.argv", ["bert-pretrain", "study", *words])
+    monkeypatch.setattr("sys.argv", ["bert-pretrain", "study", *words, "out_dir=there"])
     assert command_line(law.config) == "bert-pretrain study batch_scaling scale=toy 'scales.toy.seeds=[1,2,3]'"
     monkeypatch.setattr("sys.argv", ["notebook"])
     assert command_line(law.config) == "bert-pretrain study batch_scaling scale=toy"
