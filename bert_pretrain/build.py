@@ -13,9 +13,9 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from bert_pretrain.checkpoint.find import RECORD
 from bert_pretrain.checkpoint.store import CheckpointStore
 from bert_pretrain.config import PretrainConfig, resolved_yaml
-from bert_pretrain.data.batch_plan import BatchPlan
+from bert_pretrain.data.batch_plan import BatchConfig, BatchPlan
 from bert_pretrain.data.collate import Shape, fixed_shapes
-from bert_pretrain.data.dataset import check_vocabulary, count_tokens, report_single_segments
+from bert_pretrain.data.dataset import check_vocabulary, report_single_segments, tokenizer_size
 from bert_pretrain.data.dynamic_masking import dynamic_masking
 from bert_pretrain.data.loader import TrainingData
 from bert_pretrain.data.mixture import describe_mixture, open_data_sets, sample_order, sets_of
@@ -67,8 +67,10 @@ def run(config: PretrainConfig) -> None:
 
 def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     """Build all parts and train; False if the run stopped before its last step, on request."""
-    stated, what = config.data, "reading the manifest and finding init_from"
-    config = world.run_on_all_ranks(lambda: resolve_model(replace(config, data=local_data(stated))), what)
+    stated = config.data  # an address, where the shards lie at one
+    config = world.run_on_all_ranks(
+        lambda: resolve_model(replace(config, data=local_data(stated))), "reading the manifest and finding init_from"
+    )
     lock = world.run_on_all_ranks(lambda: check_device_and_run_dir(config, world))
     with lock or nullcontext():
         return train(config, world, stop, stated)
@@ -76,12 +78,13 @@ def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
 
 def train(config: PretrainConfig, world: World, stop: StopRequest, stated: DataConfig) -> bool:
     """The rest of ``pretrain``, while the first rank holds the lock of ``run_dir``. ``stated``: with the address."""
-    run_dir, kept = Path(config.run_dir), config.checkpoint
+    run_dir, kept, tokenizer = Path(config.run_dir), config.checkpoint, Path(config.data.tokenizer)
     config_yaml = resolved_yaml(replace(config, data=stated))
-    log = MetricsLog(run_dir / "metrics.jsonl" if world.is_first else None, config.schedule.total_steps)
-    log.busy = world.busy
-    kept_ones = kept.keep_last, Path(config.data.tokenizer), kept.keep_every_steps
-    store = CheckpointStore(run_dir / "checkpoints", *kept_ones, log.message, run_dir / RECORD)
+    metrics = run_dir / "metrics.jsonl" if world.is_first else None
+    log = MetricsLog(metrics, config.schedule.total_steps, world.busy)
+    store = CheckpointStore(
+        run_dir / "checkpoints", kept.keep_last, tokenizer, kept.keep_every_steps, log.message, run_dir / RECORD
+    )
     trainer = build_trainer(config, world, log, store, config_yaml)
     facts = session_facts(trainer, config)  # before the metrics are written anew
     # Now that all parts are built: a mistake must not claim the directory.
@@ -92,9 +95,10 @@ def train(config: PretrainConfig, world: World, stop: StopRequest, stated: DataC
     trainer.stop = stop
     try:
         go_on_without_reader()
-        parts = run_dir, facts, log.message
-        with recorded_session(*parts) if world.is_first else nullcontext(dict[str, object]()) as session:
-            if finished := trainer.run():
+        recorded = recorded_session(run_dir, facts, log.message) if world.is_first else nullcontext(dict[str, object]())
+        with recorded as session:
+            finished = trainer.run()
+            if finished:
                 session["how"] = FINISHED
     except BaseException as error:  # also an interrupt
         log.close(DIVERGED if isinstance(error, DivergedError) else FAILED)
@@ -151,11 +155,10 @@ def build_trainer(
     Work that can fail on one rank alone runs in ``world.run_on_all_ranks``, so that all ranks exit with its message.
     The collectives are in between: in ``RunStart`` and ``Trainer``.
     """
-    data = world.run_on_all_ranks(lambda: open_data(config, world, log), "reading and checking the shards")
-    (shards, heldout, masking), order = data
+    data, order = world.run_on_all_ranks(lambda: open_data(config, world, log), "reading and checking the shards")
+    shards = data.train
     words, positions = config.model.vocab_size, config.model.max_position_embeddings
-    export_check = partial(check_before_training, Path(config.data.tokenizer), words, positions)
-    world.run_on_first_rank(export_check)
+    world.run_on_first_rank(partial(check_before_training, Path(config.data.tokenizer), words, positions))
     precision = MixedPrecision(config.precision, world.device)
     speed = world.run_on_all_ranks(lambda: resolve_packing(config.speed, config.model, precision.dtype, world.device))
     model = world.run_on_all_ranks(lambda: build_model(config.model, speed, config.seed, world.device))
@@ -163,18 +166,13 @@ def build_trainer(
     start = RunStart(config, world, log, model, optimizer, precision, shards)
     newest = world.run_on_first_rank(lambda: start.find_checkpoint(store))
     batch = start.resolve_micro_batch_size(newest)
-    cut = batch.global_batch_size, batch.samples_at_once(config.data.sequence_length), world.size
-    plan = world.run_on_all_ranks(lambda: BatchPlan(*cut))
+    plan = world.run_on_all_ranks(
+        lambda: BatchPlan(batch.global_batch_size, batch.samples_at_once(config.data.sequence_length), world.size)
+    )
     progress = start.resume(newest) if newest else start.begin()
-    resolved, dtype = replace(config, batch=batch), dtype_name(precision.dtype)
-    mixture = describe_mixture(shards, order, config.schedule.total_steps * batch.global_batch_size)
-    log.message(describe_plan(resolved, world.size, world.device.type, dtype, shards.samples, mixture))
-    log.message(describe_choices(model, config.model, config.speed, world.device))
-    log.message("\n".join(filter(None, (describe_optimizer(optimizer, config.optimizer), describe_frozen(model)))))
-    shapes, speed = None, model.speed
-    if speed.compile:  # last, because it takes minutes
-        sizes = plan.largest_micro_batch, shards.max_predictions
-        shapes = compile_for(config, model, precision, *sizes, world, log)
+    print_plan(start, batch, order)
+    # Last, because it takes minutes.
+    shapes = compiled_shapes(config, model, precision, plan.largest_micro_batch, shards.max_predictions, world, log)
     learning_rates = learning_rate_table(config.optimizer.lr, config.schedule)
     return Trainer(
         world=world,
@@ -185,9 +183,17 @@ def build_trainer(
         precision=precision,
         plan=plan,
         data=TrainingData(
-            shards, order, plan, world.rank, masking, config.data.prefetch, speed.group_by_length, shapes, speed.packing
+            shards=shards,
+            order=order,
+            plan=plan,
+            rank=world.rank,
+            masking=data.masking,
+            prefetch=config.data.prefetch,
+            group_by_length=model.speed.group_by_length,
+            shapes=shapes,
+            packing=model.speed.packing,
         ),
-        heldout=heldout,
+        heldout=data.heldout,
         store=store,
         log=log,
         progress=progress,
@@ -203,7 +209,24 @@ def build_trainer(
     )
 
 
-def compile_for(
+def trial_trainer(config: PretrainConfig, world: World, folder: Path) -> Trainer:
+    """A trainer that prints nothing and keeps no metrics, to measure or to try steps; ``folder``: for checkpoints."""
+    log, store = MetricsLog(None, config.schedule.total_steps), CheckpointStore(folder, 1, None)
+    return build_trainer(config, world, log, store, config_yaml="")
+
+
+def print_plan(start: RunStart, batch: BatchConfig, order: SampleOrder | MixedOrder) -> None:
+    """Print the plan of the run with ``batch``, and what was chosen for it."""
+    config, world, model, message = start.config, start.world, start.model, start.log.message
+    resolved, dtype = replace(config, batch=batch), dtype_name(start.precision.dtype)
+    mixture = describe_mixture(start.shards, order, config.schedule.total_steps * batch.global_batch_size)
+    message(describe_plan(resolved, world.size, world.device.type, dtype, start.shards.samples, mixture))
+    message(describe_choices(model, config.model, config.speed, world.device))
+    optimizer = describe_optimizer(start.optimizer, config.optimizer)
+    message("\n".join(filter(None, (optimizer, describe_frozen(model)))))
+
+
+def compiled_shapes(
     config: PretrainConfig,
     model: PretrainingModel,
     precision: MixedPrecision,
@@ -214,9 +237,12 @@ def compile_for(
 ) -> list[Shape] | None:
     """Compile ``model`` for micro-batches of up to ``samples``; the only shapes that they may have from now on.
 
-    None if it fails and ``speed.compile`` is not the user's own wish: then the run goes on without, on all ranks.
+    None without ``speed.compile``, or if it fails and that is not the user's own wish: then the run goes on without, on
+    all ranks.
     """
     largest, speed = (samples, config.data.sequence_length, predictions), model.speed
+    if not speed.compile:
+        return None
     shapes = packed_shapes(*largest) if speed.packing else fixed_shapes(*largest, speed.group_by_length)
     try:
         world.run_on_all_ranks(partial(compile_model, model, precision, shapes, log.message), "compiling the model")
@@ -260,8 +286,8 @@ def open_data(config: PretrainConfig, world: World, log: MetricsLog) -> tuple[Op
     words = config.model.vocab_size
     if config.data.kind != "shards":
         found = open_ready_made(config.data, words, config.batch.global_batch_size, config.seed, log.message)
-        return found, SampleOrder(config.seed, found[0].samples, config.data.block_size)
-    tokens = count_tokens(config.data)
+        return found, SampleOrder(config.seed, found.train.samples, config.data.block_size)
+    tokens = tokenizer_size(config.data)
     share = world.local_rank, world.local_size  # each file is read once on a node, in case it has copies of its own
     shards = open_data_sets(config.data, "train", words, log.message, tokens, share)
     assert shards is not None
@@ -270,4 +296,4 @@ def open_data(config: PretrainConfig, world: World, log: MetricsLog) -> tuple[Op
     check_cache(config.data, sets_of(shards), sets_of(heldout))
     check_vocabulary(config.data, [split for split in (shards, heldout) if split is not None], log.message)
     order = sample_order(config.data, shards, config.seed, log.message)
-    return (shards, heldout, dynamic_masking(config.data, shards, config.seed)), order
+    return Opened(shards, heldout, dynamic_masking(config.data, shards, config.seed)), order

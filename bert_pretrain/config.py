@@ -63,12 +63,14 @@ class PretrainConfig:
                 "allowed: with init_from=CHECKPOINT and init_moments=keep"
             )
         require_choice("device", self.device, DEVICES)
-        first, total = (self.logging.profile_steps or [1])[0], self.schedule.total_steps
+        first = (self.logging.profile_steps or [1])[0]
+        total = self.schedule.total_steps
         require(first <= total, "logging.profile_steps", first, f"steps up to schedule.total_steps ({total})")
         pairs = self.model.next_sentence and self.data.kind != "shards"
         reason = f"false with data.kind={self.data.kind}, which has no pairs (for those: bert-pretrain prepare)"
         require(not pairs, "model.next_sentence", self.model.next_sentence, reason)
-        length, limit = self.data.sequence_length, self.model.max_position_embeddings
+        length = self.data.sequence_length
+        limit = self.model.max_position_embeddings
         fits = limit is None or length <= limit
         require(fits, "data.sequence_length", length, f"up to model.max_position_embeddings ({limit})")
 

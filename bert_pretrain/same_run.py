@@ -71,26 +71,25 @@ def check_run_dir(config: PretrainConfig, may_extend: bool = True) -> None:
     checkpoint.
     """
     run_dir = Path(config.run_dir)
-    stored, now = run_dir / "config.yaml", resolved_yaml(config)
-    for path in (stored, run_dir / "metrics.jsonl", run_dir / RECORD):
+    stored = run_dir / "config.yaml"
+    metrics = run_dir / "metrics.jsonl"
+    now = resolved_yaml(config)
+    for path in (stored, metrics, run_dir / RECORD):
         if path.is_dir():
             raise ConfigError(f"{path} is a directory, but a run has a file there; put the directory elsewhere")
     if stored.is_file():
-        before, applied = read_options(stored), steps_done(run_dir) if may_extend else None
+        before = read_options(stored)
+        applied = steps_done(run_dir) if may_extend else None
         check_same_run(now, read_text(stored), config.run_dir, applied)
         if newest_by_name(run_dir) == run_dir:
             _check_same_source(config, before)
-    elif checkpoints_in(run_dir / "checkpoints") or _holds_rows(run_dir / "metrics.jsonl"):
+    elif checkpoints_in(run_dir / "checkpoints") or (metrics.exists() and metrics.stat().st_size > 0):
         raise ConfigError(
             f"run_dir {run_dir} holds a run without a config.yaml; copy that of one of its checkpoints there to go on "
             "with it, or give another run_dir"
         )
     if config.init_progress == "keep" and newest_by_name(run_dir) == run_dir:
         _check_branch(config, now)
-
-
-def _holds_rows(metrics: Path) -> bool:
-    return metrics.exists() and metrics.stat().st_size > 0
 
 
 def _check_branch(config: PretrainConfig, now: str) -> None:
@@ -232,7 +231,8 @@ def moments_fault(config: PretrainConfig, checkpoint: Path) -> str | None:
     before = OmegaConf.create(parse_options(read_text(path), path))  # that of a converted one states little
     now = OmegaConf.create({"optimizer": asdict(config.optimizer)})
     for name in ("algorithm", "pre_normalization", "update_scale", "others.algorithm", "others.pre_normalization"):
-        old, new = OmegaConf.select(before, f"optimizer.{name}"), OmegaConf.select(now, f"optimizer.{name}")
+        old = OmegaConf.select(before, f"optimizer.{name}")
+        new = OmegaConf.select(now, f"optimizer.{name}")
         if old != new:
             return f"{checkpoint} was trained with optimizer.{name}={old} and this run has {new}"
     return None

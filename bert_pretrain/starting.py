@@ -65,7 +65,10 @@ class RunStart:
 
     def resume(self, checkpoint: str) -> Progress:
         """Load ``checkpoint``, which rank 0 has found valid, on every rank."""
-        path, world, log, shards = Path(checkpoint), self.world, self.log, self.shards
+        path = Path(checkpoint)
+        world = self.world
+        log = self.log
+        shards = self.shards
 
         def load() -> Progress:
             if not path.is_dir():
@@ -142,7 +145,9 @@ class RunStart:
 
         ``auto``: that of the checkpoint ``newest``, if as many ranks have written it; else it is found anew.
         """
-        batch, length, world = self.config.batch, self.config.data.sequence_length, self.world
+        batch = self.config.batch
+        length = self.config.data.sequence_length
+        world = self.world
         if batch.micro_batch_size != AUTO:
             return batch
 
@@ -181,7 +186,8 @@ def has_saved(run_dir: Path, every: int) -> bool:
     if not stored.is_file():
         return False
     options, steps = flat(read_options(stored)), logged_steps(run_dir)
-    every, last = max(every, int(options.get("checkpoint.every_steps", 0))), int(options["schedule.total_steps"])
+    every = max(every, int(options.get("checkpoint.every_steps", 0)))
+    last = int(options["schedule.total_steps"])
     failed = max(2, int(options.get("checkpoint.max_failed_saves", 0)))
     finished = max(steps) >= last and (run_dir / "report.html").exists()
     return finished or max(steps) - min(steps) > failed * every  # a branch does not begin at 0

@@ -8,18 +8,14 @@ of the list, asleep.
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 
-@dataclass
 class Threads:
     """``number`` threads, including the calling one; idle threads sleep."""
 
-    number: int
-    _others: ThreadPoolExecutor | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._others = ThreadPoolExecutor(self.number - 1, "loops") if self.number > 1 else None
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._others = ThreadPoolExecutor(number - 1, "loops") if number > 1 else None
 
     def run(self, tasks: Sequence[Callable[[], None]]) -> None:
         """Call every task, in no particular order, and return when all are done."""

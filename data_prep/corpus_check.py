@@ -56,7 +56,8 @@ def _check_language(language: str) -> None:
 def _check_out_dir(corpus: CorpusConfig, out_dir: Path) -> None:
     if corpus.kind not in _TEXT_KINDS or corpus.path is None:
         return
-    path, pattern = Path(corpus.path), glob.escape(corpus.path) != corpus.path and not Path(corpus.path).exists()
+    path = Path(corpus.path)
+    pattern = glob.escape(corpus.path) != corpus.path and not Path(corpus.path).exists()
     if pattern:
         if "**" not in corpus.path:
             return

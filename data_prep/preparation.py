@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,8 @@ def prepare(config: PrepareConfig, notes: list[str]) -> None:
     options = _options(config, given)
     folders = shard_dirs(out_dir, config.sequence_lengths)
     if config.append:
-        _append(config, out_dir, folders, options, given, notes)
-        return
-    if check_out_dir(out_dir, folders, options):
+        check_out_dir_of_append(out_dir, folders)
+    elif check_out_dir(out_dir, folders, options):
         remove_intermediate(out_dir / CORPUS)
         rows = [row for folder in folders for row in (read_manifest(folder) or {})["shards"]]
         samples = sum(row["samples"] for row in rows)
@@ -79,43 +78,28 @@ def prepare(config: PrepareConfig, notes: list[str]) -> None:
         return
     pieces = plan_pieces(config.corpora, config.piece_bytes)
     with lock_directory(out_dir, "out_dir"):
-        check_out_dir(out_dir, folders, options)
-        _prepare(config, out_dir, pieces, options, given, Earlier(out_dir / CORPUS), notes)
-
-
-def _append(
-    config: PrepareConfig,
-    out_dir: Path,
-    folders: list[Path],
-    options: dict[str, Any],
-    given: Vocabulary | None,
-    notes: list[str],
-) -> None:
-    check_out_dir_of_append(out_dir, folders)
-    pieces = plan_pieces(config.corpora, config.piece_bytes)
-    with lock_directory(out_dir, "out_dir"):
-        earlier = open_set(out_dir, folders, options)
-        if earlier is None:
-            print(f"{out_dir} holds the text of these corpora already: nothing was added")
+        if config.append:
+            earlier = open_set(out_dir, folders, options)
+            if earlier is None:
+                print(f"{out_dir} holds the text of these corpora already: nothing was added")
+                return
         else:
-            _prepare(config, out_dir, pieces, options, given, earlier, notes)
+            check_out_dir(out_dir, folders, options)
+            earlier = Earlier(out_dir / CORPUS)
+        _run(Preparation(config, out_dir, options, given, notes, earlier), pieces)
 
 
-def _prepare(
-    config: PrepareConfig,
-    out_dir: Path,
-    pieces: list[Piece],
-    options: dict[str, Any],
-    given: Vocabulary | None,
-    earlier: Earlier,
-    notes: list[str],
-) -> None:
-    is_new = claim_out_dir(earlier.corpus_dir, options)
+def _run(preparation: "Preparation", pieces: list[Piece]) -> None:
+    """Run the stages, and tidy up after them, also where they fail."""
+    config = preparation.config
+    out_dir = preparation.out_dir
+    earlier = preparation.earlier
+    is_new = claim_out_dir(earlier.corpus_dir, preparation.options)
     try:
         with _open_engine(config.engine, count_tasks(pieces, config.piece_bytes)) as engine:
             engine.check_folder(out_dir)
             go_on_without_reader()
-            is_made = Preparation(config, out_dir, options, engine, earlier).run(pieces, given, notes)
+            is_made = preparation.run(engine, pieces)
         if is_made:
             remove_intermediate(earlier.corpus_dir)
         else:
@@ -163,30 +147,37 @@ def _options(config: PrepareConfig, given: Vocabulary | None) -> dict[str, Any]:
     return options
 
 
+@dataclass
 class Preparation:
     """One run of all stages. Tasks and stages that an interrupted run finished are not run again."""
 
-    def __init__(
-        self, config: PrepareConfig, out_dir: Path, options: dict[str, Any], engine: Engine, earlier: Earlier
-    ) -> None:
-        self.config, self.out_dir, self.options, self.engine, self.earlier = config, out_dir, options, engine, earlier
-        self.corpus_dir = earlier.corpus_dir
+    config: PrepareConfig
+    out_dir: Path
+    options: dict[str, Any]
+    """Everything that the output depends on."""
+    given: Vocabulary | None
+    """The tokenizer that ``vocab`` names."""
+    notes: list[str]
+    """What was said about the corpora already."""
+    earlier: Earlier
+
+    def __post_init__(self) -> None:
+        self.corpus_dir = self.earlier.corpus_dir
         self.repeats = self.corpus_dir / "repeats"
-        self.tokenizer = out_dir / "tokenizer"
-        self.given = out_dir / CORPUS / "given_tokenizer"  # as it was before words were added
+        self.tokenizer = self.out_dir / "tokenizer"
+        self.without_added_words = self.out_dir / CORPUS / "given_tokenizer"
         self.stages: list[Record] = []
 
-    def run(self, pieces: list[Piece], given: Vocabulary | None, notes: list[str]) -> bool:
-        """From the corpus to the manifests. False if an append found no new document.
-
-        ``notes``: what was said about the corpora already.
-        """
-        config, engine, corpus_dir, earlier = self.config, self.engine, self.corpus_dir, self.earlier
+    def run(self, engine: Engine, pieces: list[Piece]) -> bool:
+        """From the corpus to the manifests. False if an append found no new document."""
+        config = self.config
+        corpus_dir = self.corpus_dir
+        earlier = self.earlier
         with self._stage("text") as counts:
             pieces, dropped = split_large_files(engine, pieces, corpus_dir / "cut", config.piece_bytes)
             parts, texts = write_text(engine, pieces, corpus_dir / "text", config, earlier.parts)
             counts |= merge_counts([*texts, dropped])
-            counts["notes"] = notes
+            counts["notes"] = self.notes
             if lost := warn_of_losses(counts):
                 counts["warnings"] = lost
             if config.keep_dropped:
@@ -203,11 +194,14 @@ class Preparation:
         else:
             with self._stage("tokenizer") as counts:
                 if not counts:
-                    counts |= make_tokenizer(config, given, parts, self.repeats, (self.tokenizer, self.given))
+                    counts |= make_tokenizer(
+                        config, self.given, parts, self.repeats, self.tokenizer, self.without_added_words
+                    )
         vocabulary = load_vocabulary(self.tokenizer)
         tokenizers = [(self.tokenizer, vocabulary.tokenizer_hash)]
         if any(stage.get("added_words") for stage in [*earlier.stages, *self.stages]):
-            tokenizers.append((self.given, load_vocabulary(self.given).tokenizer_hash))
+            before = self.without_added_words
+            tokenizers.append((before, load_vocabulary(before).tokenizer_hash))
         buckets = bucket_counts(config, documents, characters)
         with self._stage(ENCODING) as counts:
             encoded = encode(engine, parts, corpus_dir, tokenizers, config, buckets)
@@ -227,7 +221,7 @@ class Preparation:
         manifests = []
         for folder, length, most in zip(folders, config.sequence_lengths, config.predictions, strict=True):
             header = shard_header(config, length, most, vocabulary)
-            manifests.append(self._write_shards(folder, header, vocabulary, records, sources))
+            manifests.append(self._write_shards(engine, folder, header, vocabulary, records, sources))
         if earlier.number:
             append_shards(self.out_dir, folders, earlier, manifests)
             for folder, manifest in zip(folders, manifests, strict=True):
@@ -260,6 +254,7 @@ class Preparation:
 
     def _write_shards(
         self,
+        engine: Engine,
         folder: Path,
         header: ShardHeader,
         vocabulary: Vocabulary,
@@ -268,11 +263,13 @@ class Preparation:
     ) -> dict[str, Any]:
         """The shards of one sequence length; returns their manifest, which is written unless it is an append."""
         length, corpora = header.sequence_length, self._corpora()
-        target, before = self.earlier.folder_of(folder, length), self.earlier.shards(length)
+        target = self.earlier.folder_of(folder, length)
+        before = self.earlier.shards(length)
         target.mkdir(exist_ok=True, parents=True)
-        parts = self.tokenizer, self.corpus_dir, target, self.config, len(corpora), before
         with self._stage(f"shards {length}") as counts:
-            rows = write_shards(self.engine, samples, header, *parts)
+            rows = write_shards(
+                engine, samples, header, self.tokenizer, self.corpus_dir, target, self.config, len(corpora), before
+            )
             counts |= {"sequence_length": length, "shards": len(rows), "samples": sum(row["samples"] for row in rows)}
         entropy = unigram_entropy(self.earlier.counts(length))
         manifest = new_manifest(rows, entropy, header, vocabulary, sources, corpora, self.stages, self.options)

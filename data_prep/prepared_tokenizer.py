@@ -16,13 +16,12 @@ _MANY_UNKNOWN = 0.005  # share of the tokens
 
 
 def make_tokenizer(
-    config: PrepareConfig, given: Vocabulary | None, parts: list[TextPart], repeats: Path, folders: tuple[Path, Path]
+    config: PrepareConfig, given: Vocabulary | None, parts: list[TextPart], repeats: Path, folder: Path, before: Path
 ) -> Record:
-    """Write the tokenizer to the first of ``folders``, and as it was before words were added to the second.
+    """Write the tokenizer to ``folder``, and to ``before`` as it was before words were added, if any are.
 
     ``repeats``: the folder of the repeated documents. Returns the counts of the stage.
     """
-    folder, before = folders
     most = config.vocab_text_mb * 1e6
     if given is None:
         rules = Letters(config.lowercase, config.strip_accents, config.alphabet_coverage)
@@ -55,7 +54,7 @@ def make_tokenizer(
 
 
 def warn_of_unknown(shares: dict[str, dict[str, dict[str, float]]], config: PrepareConfig) -> list[str]:
-    """A line for each split of which many tokens are unknown; ``shares``: of ``totals.piece_shares``.
+    """A line for each split of which many tokens are unknown; ``shares``: of ``piece_shares``.
 
     Raises ``ConfigError`` if all are: nothing could be masked.
     """

@@ -81,7 +81,8 @@ def verify_split(directory: Path, paths: list[Path], vocabulary: Vocabulary | No
     manifest = read_manifest(directory)
     totals = Totals()
     shape: tuple[int, int] | None = None
-    whole_word, shares = False, (MaskingRule.mask_share, MaskingRule.random_share)
+    whole_word = False
+    shares = (MaskingRule.mask_share, MaskingRule.random_share)
     for path in tqdm(paths, unit=" shards", desc="read", disable=None, leave=False):
         reader = ShardReader(path)
         _check_header(reader, manifest, vocabulary)
@@ -114,7 +115,8 @@ def verify_split(directory: Path, paths: list[Path], vocabulary: Vocabulary | No
 
 def _count_corpora(reader: ShardReader, names: list[str], totals: Totals) -> None:
     """Add the samples of each corpus to ``totals``. Raises ``ConfigError`` for a corpus that has no name."""
-    for number, samples in enumerate(np.bincount([] if (found := reader.source()) is None else found)):
+    source = reader.source()
+    for number, samples in enumerate([] if source is None else np.bincount(source)):
         if number >= len(names):
             raise ConfigError(f"shard {reader.path}: a sample is of corpus {number}; manifest.json names {len(names)}")
         totals.corpora[names[number]] = totals.corpora.get(names[number], 0) + int(samples)
@@ -141,8 +143,11 @@ def check_rows(arrays: Arrays, vocabulary: Vocabulary | None, where: str, legacy
 
     ``legacy``: special tokens are allowed at masked positions, where that pipeline uses them as random words.
     """
-    ids, mask, segments = arrays["input_ids"], arrays["input_mask"], arrays["segment_ids"]
-    positions, labels = arrays["masked_lm_positions"], arrays["masked_lm_ids"]
+    ids = arrays["input_ids"]
+    mask = arrays["input_mask"]
+    segments = arrays["segment_ids"]
+    positions = arrays["masked_lm_positions"]
+    labels = arrays["masked_lm_ids"]
     pad = vocabulary.roles["pad"] if vocabulary else 0
     lengths = mask.sum(1)
     columns = np.arange(ids.shape[1])

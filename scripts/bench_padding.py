@@ -16,14 +16,12 @@ from pathlib import Path
 import repository_root  # noqa: F401  makes bert_pretrain importable
 from results_file import argument_parser, write_result
 
-from bert_pretrain.build import build_trainer
-from bert_pretrain.checkpoint.store import CheckpointStore
+from bert_pretrain.build import trial_trainer
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.data.collate import StepBatch
 from bert_pretrain.data.loader import TrainingData
 from bert_pretrain.distributed.world import open_world
 from bert_pretrain.options.config_loading import load_config
-from bert_pretrain.training.metrics import MetricsLog
 
 WAYS = {
     "grouped by length": {"group_by_length": True, "packing": False},
@@ -42,12 +40,11 @@ def padding(data: TrainingData, batch: int) -> tuple[float, float, int]:
 
 def rows(config: PretrainConfig, rounds: int) -> list[dict[str, object]]:
     """The rows of one case."""
-    log, store = MetricsLog(None, config.schedule.total_steps), CheckpointStore(Path("none"), 1, None)
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     with open_world(config.device) as world:
         speeds = {name: replace(config.speed, **options) for name, options in WAYS.items()}
         trainers = {
-            name: build_trainer(replace(config, speed=speed), world, log, store, "") for name, speed in speeds.items()
+            name: trial_trainer(replace(config, speed=speed), world, Path("none")) for name, speed in speeds.items()
         }
         for step in range(WARM_UP + rounds):
             for name, trainer in trainers.items():

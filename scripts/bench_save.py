@@ -15,15 +15,14 @@ from pathlib import Path
 import repository_root  # noqa: F401  makes bert_pretrain importable
 from results_file import argument_parser, write_result
 
-from bert_pretrain.build import build_trainer
+from bert_pretrain.build import trial_trainer
 from bert_pretrain.checkpoint.async_writer import CheckpointWriter
-from bert_pretrain.checkpoint.store import CheckpointStore, Progress
+from bert_pretrain.checkpoint.store import Progress
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.data.collate import StepBatch
 from bert_pretrain.distributed.world import open_world
 from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.plan.hardware_peaks import timed
-from bert_pretrain.training.metrics import MetricsLog
 from bert_pretrain.training.trainer import Trainer
 
 _WARM_UP = 3
@@ -32,9 +31,9 @@ _WARM_UP = 3
 class Bench:
     """Times the steps and saves of a run."""
 
-    def __init__(self, trainer: Trainer, store: CheckpointStore) -> None:
-        self.trainer, self.store = trainer, store
-        self.writer = CheckpointWriter(store, print, 1)
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.writer = CheckpointWriter(trainer.store, print, 1)
         self.batches = trainer.data.steps(0)
         self.number = 0
         self.alone, self.during = list[float](), list[float]()
@@ -83,10 +82,8 @@ def main() -> None:
     given = parser.parse_args()
     config = load_config("pretrain", given.options, PretrainConfig)
     shutil.rmtree(given.scratch / "checkpoints", ignore_errors=True)
-    store = CheckpointStore(given.scratch / "checkpoints", 1, None)
     with open_world(config.device) as world:
-        log = MetricsLog(None, config.schedule.total_steps)
-        bench = Bench(build_trainer(config, world, log, store, ""), store)
+        bench = Bench(trial_trainer(config, world, given.scratch / "checkpoints"))
         for _ in range(_WARM_UP):
             bench.step()
         bench.save()  # the first allocates the host memory that the others reuse
@@ -96,7 +93,7 @@ def main() -> None:
         bench.batches.close()  # type: ignore[attr-defined]
     alone, during = statistics.median(bench.alone), statistics.median(bench.during)
     copy, blocking = statistics.median(bench.copies), statistics.median(bench.blocking)
-    size = sum(file.stat().st_size for file in store.all()[-1].rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in bench.trainer.store.all()[-1].rglob("*") if file.is_file())
     row = {
         "checkpoint MB": round(size / 1e6),
         "step alone, s": alone,

@@ -35,13 +35,11 @@ from beside_trainer_side import heldout_evaluation
 from results_file import argument_parser, write_result
 from transformers import BertForMaskedLM
 
-from bert_pretrain.build import build_trainer
-from bert_pretrain.checkpoint.store import CheckpointStore
+from bert_pretrain.build import trial_trainer
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.distributed.world import open_world
 from bert_pretrain.hub.shape import resolve_model
 from bert_pretrain.options.config_loading import load_config
-from bert_pretrain.training.metrics import MetricsLog
 
 NOVELS, PARAGRAPHS = 10, 150  # of 250 to 600 KB; a document is so many paragraphs
 STEPS, BATCH = 160, 16
@@ -174,7 +172,7 @@ def pretrain(places: Places, arm: Arm) -> None:
         return
     config = resolve_model(load_config("pretrain", options, PretrainConfig))
     with open_world("cpu") as world:
-        trainer = build_trainer(config, world, MetricsLog(None, 1), CheckpointStore(out.parent / "none", 1, None), "")
+        trainer = trial_trainer(config, world, out.parent / "none")
     bert = trainer.model.bert
     if arm.start == "random":
         torch.manual_seed(1)

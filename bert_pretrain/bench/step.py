@@ -25,8 +25,7 @@ from tqdm import tqdm
 from bert_pretrain.bench.baselines import Measured, plain_script, transformers_trainer
 from bert_pretrain.bench.options import BenchStepConfig
 from bert_pretrain.bench.phases import PHASES, Stopwatch, peak_memory, state_bytes
-from bert_pretrain.build import build_trainer
-from bert_pretrain.checkpoint.store import CheckpointStore
+from bert_pretrain.build import trial_trainer
 from bert_pretrain.data.collate import Counts, StepBatch
 from bert_pretrain.distributed.gradients import sync_gradients
 from bert_pretrain.distributed.world import World, one_message_for_all_ranks, open_world
@@ -38,11 +37,12 @@ from bert_pretrain.model.flops import training_flops
 from bert_pretrain.model.options import SpeedConfig
 from bert_pretrain.model.precision import compute_dtype
 from bert_pretrain.plan.hardware_peaks import data_sheet_rate, device_name, measured_copy_bandwidth, timed
-from bert_pretrain.training.metrics import MetricsLog, Row
+from bert_pretrain.training.metrics import Row
 from bert_pretrain.training.trainer import Trainer
 
 _WARM_UP = 2  # rounds
 _PHASE_ROUNDS = 3
+_NO_FOLDER = Path("none")  # nothing is saved
 _COLUMNS = {"data": "", "forward": "#4477aa", "backward": "#88bbdd", "optimizer": "#ee7733", "communication": "#228833"}
 """Columns of the table, and their colours in the figure. Data is loaded in parallel to the step and not drawn."""
 
@@ -140,12 +140,13 @@ def measure(config: BenchStepConfig, world: World) -> Iterator[Outcome]:
 
 def measure_interleaved(configs: dict[str, BenchStepConfig], world: World, outcome: Outcome) -> int:
     """Measure these variants, and in the first call also the baseline; return the micro-batch size."""
-    trainers = {name: _trainer(variant, world) for name, variant in configs.items()}
+    trainers = {name: trial_trainer(variant, world, _NO_FOLDER) for name, variant in configs.items()}
     runs = {name: Measured(t.train_step, t.network, t.optimizer) for name, t in trainers.items()}
     (first, config), *_ = configs.items()
     on_batches_of = {name: [name] for name in configs}
     if not outcome.variants:  # the baseline runs on the micro-batches of the first variant
-        runs, on_batches_of[first] = {"baseline": plain_script(config, world)} | runs, ["baseline", first]
+        runs = {"baseline": plain_script(config, world)} | runs
+        on_batches_of[first] = ["baseline", first]
     found, total = {name: Figures() for name in runs}, Counts(0, 0, 0, 0)
     streams = {name: t.data.steps(0, pin=world.device.type == "cuda") for name, t in trainers.items()}
     title = "rounds" if len(configs) > 1 else first
@@ -181,9 +182,11 @@ def measure_phases(measured: Measured, source: Trainer, found: Figures) -> None:
     stopwatch = Stopwatch(measured.network, measured.optimizer, device)
     for step in range(_PHASE_ROUNDS):
         started = time.perf_counter()
-        counts, micro_batches = source.data.counts(step), list(source.data.micro_batches(step))
+        counts = source.data.counts(step)
+        micro_batches = list(source.data.micro_batches(step))
         loading += time.perf_counter() - started
-        computed, real = computed + sum(one.input_ids.numel() for one in micro_batches), real + counts.tokens
+        computed += sum(one.input_ids.numel() for one in micro_batches)
+        real += counts.tokens
         stopwatch.measure(partial(measured.run, StepBatch(counts, iter(micro_batches))))
     stopwatch.remove()
     found.padding = 1 - real / computed
@@ -208,7 +211,7 @@ def _add_transformers_trainer(config: BenchStepConfig, world: World, found: dict
     if wanted and find_spec("accelerate") is None:
         print("skipped transformers.Trainer: it needs accelerate (pip install 'bert-pretrain[finetune]')")
     elif wanted:
-        data = _trainer(config, world).data
+        data = trial_trainer(config, world, _NO_FOLDER).data
         steps = [list(data.micro_batches(step)) for step in range(_WARM_UP + config.rounds)]
         found["transformers.Trainer"] = Figures([transformers_trainer(config, world.device, steps)])
 
@@ -235,14 +238,11 @@ def variants(config: BenchStepConfig, device: torch.device) -> dict[str, BenchSt
     return found | {"all": config}
 
 
-def _trainer(config: BenchStepConfig, world: World) -> Trainer:
-    log = MetricsLog(None, config.schedule.total_steps)
-    store = CheckpointStore(Path(config.out_dir) / "none", 1, None)
-    return build_trainer(config, world, log, store, config_yaml="")
-
-
 def _row(config: BenchStepConfig, world: World, name: str, outcome: Outcome) -> Row:
-    found, waited, total, rounds = outcome.variants, outcome.waited, outcome.total, config.rounds
+    found = outcome.variants
+    waited = outcome.waited
+    total = outcome.total
+    rounds = config.rounds
     flops = training_flops(config.model, total.samples, total.tokens, total.squared_lengths, total.masked_tokens)
     seconds = statistics.median(found[name].steps)
     phases, device = found[name].phases, device_name(world.device)

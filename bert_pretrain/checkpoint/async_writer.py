@@ -56,7 +56,10 @@ class CheckpointWriter:
         saved: Callable[[Path, int], None] = lambda path, step: None,
     ) -> None:
         """``saved`` gets the path and the step of each checkpoint that is on disk."""
-        self.store, self._report, self._max_failed, self._saved = store, report, max_failed, saved
+        self.store = store
+        self._report = report
+        self._max_failed = max_failed
+        self._saved = saved
         self._awaited, self._worked = threading.Event(), 0.0
         self._model: PreTrainedModel | None = None
         self._optimizer_state: dict[str, Any] = {}

@@ -75,24 +75,18 @@ class Progress:
         return self.attempts - self.passed_over - self.step
 
 
+@dataclass
 class CheckpointStore:
     """The checkpoints of one run. One process writes; every process may read."""
 
-    def __init__(
-        self,
-        directory: Path,
-        keep_last: int,
-        tokenizer: Path | None,
-        keep_every_steps: int = 0,
-        report: Callable[[str], None] = lambda _: None,
-        record: Path | None = None,
-    ) -> None:
-        """``report`` gets a message for an old checkpoint that is a link or cannot be removed.
-
-        ``record``: the file that keeps the step of the newest checkpoint (``find.RECORD``).
-        """
-        self.directory, self.keep_last, self.tokenizer = directory, keep_last, tokenizer
-        self.keep_every_steps, self._report, self.record = keep_every_steps, report, record
+    directory: Path
+    keep_last: int
+    tokenizer: Path | None
+    keep_every_steps: int = 0
+    report: Callable[[str], None] = lambda _: None
+    """Gets a message for an old checkpoint that is a link or cannot be removed."""
+    record: Path | None = None
+    """The file that keeps the step of the newest checkpoint (``find.RECORD``)."""
 
     def save(
         self,
@@ -105,8 +99,7 @@ class CheckpointStore:
         """Write the checkpoint of ``progress.step``, then remove old ones.
 
         Raises OSError for errors of the file system (a full disk) and of memory, others for bugs; then earlier
-        checkpoints are unchanged, and no partial one is left. Once it has
-        its name, nothing fails.
+        checkpoints are unchanged, and no partial one is left. Once it has its name, nothing fails.
         """
         final = self.directory / f"step_{progress.step:08d}"
         for leftover in self.directory.glob(".step_*.partial"):  # of a process that was killed
@@ -140,7 +133,7 @@ class CheckpointStore:
                 record_saved_step(self.record, progress.step)
             self._remove_old(final, throttle)
         except OSError as error:
-            self._report(f"checkpoint {final} is saved; its directory is not tidied ({error})")
+            self.report(f"checkpoint {final} is saved; its directory is not tidied ({error})")
         return final
 
     def all(self) -> list[Path]:
@@ -170,11 +163,11 @@ class CheckpointStore:
             if path.is_symlink():
                 target = path.resolve()
                 path.unlink()
-                self._report(f"old checkpoint {path} was a link: it is removed, and {target} is kept")
+                self.report(f"old checkpoint {path} was a link: it is removed, and {target} is kept")
             else:
                 shutil.rmtree(path)
         except OSError as error:
-            self._report(f"old checkpoint {path} cannot be removed ({error}); training goes on")
+            self.report(f"old checkpoint {path} cannot be removed ({error}); training goes on")
 
 
 def _disk_error(error: Exception, directory: Path) -> Exception:

@@ -146,7 +146,8 @@ def dummy_batch(shape: Shape) -> MicroBatch:
 
 def to_fixed_micro_batch(arrays: Arrays, shapes: list[Shape]) -> MicroBatch:
     """Shard rows in the first of ``shapes`` that holds them; missing samples are padding."""
-    masked, longest = np.count_nonzero(arrays["masked_lm_positions"]), int(sample_lengths(arrays).max())
+    masked = np.count_nonzero(arrays["masked_lm_positions"])
+    longest = int(sample_lengths(arrays).max())
     if len(arrays["input_ids"]) == shapes[-1].samples and arrays["input_mask"].all():
         return _filled(arrays, shapes[-1])
     return _filled(arrays, next(shape for shape in shapes if shape.length >= longest and shape.masked >= masked))

@@ -24,6 +24,8 @@ from bert_pretrain.files.retry import DamagedError
 from bert_pretrain.launch_environment import local_rank
 
 _OPEN_SHARDS = 64
+_SMALL = 4 << 30  # bytes of shards that data.check=auto reads
+_FIRST_SAMPLES = 64  # looked at, for second segments
 
 
 def concatenated(parts: list[Arrays]) -> Arrays:
@@ -103,7 +105,8 @@ class ShardSet:
             return None
         sizes = np.diff(self.bounds)  # the shards of one corpus do not tell, to which others were appended
         parts = [np.zeros(size, np.int64) if part is None else part for part, size in zip(found, sizes, strict=True)]
-        numbers, manifest = np.concatenate(parts), read_manifest(self.paths[0].parent)
+        numbers = np.concatenate(parts)
+        manifest = read_manifest(self.paths[0].parent)
         names = (manifest or {}).get("corpora", [])
         if numbers.max() >= len(names):
             raise ConfigError(
@@ -122,7 +125,8 @@ class ShardSet:
         if shard not in self._open:
             if len(self._open) >= _OPEN_SHARDS:
                 self._open.pop(next(iter(self._open))).close()
-            reader, expected = ShardReader(self.paths[shard]), int(self.bounds[shard + 1] - self.bounds[shard])
+            reader = ShardReader(self.paths[shard])
+            expected = int(self.bounds[shard + 1] - self.bounds[shard])
             if reader.samples != expected:
                 raise ConfigError(
                     f"shard {reader.path} had {expected} samples when the run began, has now {reader.samples}"
@@ -156,13 +160,15 @@ def open_split(
     ``data.sequence_length``, the vocabulary or the other shards.
     """
     directory = Path(config.dir)
-    paths, manifest = shard_paths(directory, split), read_manifest(directory)
+    paths = shard_paths(directory, split)
+    manifest = read_manifest(directory)
     for note in directory_notes(directory):
         report(note)
     if not paths:
         return None
     is_remote = remote_folder(directory) is not None  # its shards are checked whenever they are downloaded
-    small = not is_remote and sum(path.stat().st_size for path in paths) <= 4 << 30
+    is_small = not is_remote and sum(path.stat().st_size for path in paths) <= _SMALL
+    reads_all = config.check == "content" or (config.check == "auto" and is_small)
     readers: list[ShardReader] = []
     rows = {row["name"]: row for row in manifest["shards"]} if manifest else {}
     for number, path in enumerate(paths):
@@ -173,8 +179,7 @@ def open_split(
             readers.append(reader)
             _check_fit(reader, config, vocab_size, readers[0])
             check_listed(reader, manifest)
-            mine = number % share[1] == share[0]
-            if mine and (config.check == "content" or (config.check == "auto" and small)):
+            if reads_all and number % share[1] == share[0]:
                 report(f"checking {path.name}")
                 reader.check_content(vocab_size if reader.header else min(vocab_size, tokens or vocab_size))
     nonempty = [reader for reader in readers if reader.samples]
@@ -209,16 +214,21 @@ def _check_fit(reader: ShardReader, config: ShardOptions, vocab_size: int, first
         )
 
 
+def are_pairs(shards: ShardSet) -> bool:
+    """Whether the first samples have a second segment, without which next-sentence labels mean nothing."""
+    return bool(shards.read(0, min(shards.samples, _FIRST_SAMPLES))["segment_ids"].any())
+
+
 def report_single_segments(shards: ShardSet, next_sentence: bool, report: Callable[[str], None]) -> None:
     """Report that next-sentence prediction has nothing to learn from samples of one segment."""
-    if next_sentence and not shards.read(0, min(shards.samples, 64))["segment_ids"].any():
+    if next_sentence and not are_pairs(shards):
         report(
             f"model.next_sentence is true, but the samples in {shards.paths[0].parent} are single segments, all with "
             "the same label; use model.next_sentence=false, or shards of pairs (prepare sample_kind=pair)"
         )
 
 
-def count_tokens(config: DataConfig) -> int | None:
+def tokenizer_size(config: DataConfig) -> int | None:
     """The number of tokens of ``data.tokenizer``, None if there is none. Raises ``ConfigError``."""
     folder = Path(config.tokenizer)
     return len(read_tokenizer(folder).tokens) if has_tokenizer(folder) else None

@@ -32,7 +32,9 @@ class MixedShards(ShardSet):
     def __init__(self, sets: list[ShardSet], names: list[str]) -> None:
         self.sets, self.names = sets, names
         self.paths = [path for part in sets for path in part.paths]
-        self.max_predictions, self.header, self.vocab_size = sets[0].max_predictions, sets[0].header, sets[0].vocab_size
+        self.max_predictions = sets[0].max_predictions
+        self.header = sets[0].header
+        self.vocab_size = sets[0].vocab_size
         self.id_limit = min(part.id_limit for part in sets)
         self.fingerprint = hashlib.sha256("\n".join(part.fingerprint for part in sets).encode()).hexdigest()
         self.bounds = np.cumsum([0, *(size for part in sets for size in np.diff(part.bounds))])

@@ -32,7 +32,8 @@ def packed_shapes(samples: int, length: int, predictions: int, sizes: int = _FIX
 
 def packed_micro_batches(arrays: Arrays, samples: int) -> Iterator[MicroBatch]:
     """Shard rows as packed micro-batches with the tokens of up to ``samples`` full ones, of any number of masks."""
-    length, predictions = arrays["input_ids"].shape[1], arrays["masked_lm_positions"].shape[1]
+    length = arrays["input_ids"].shape[1]
+    predictions = arrays["masked_lm_positions"].shape[1]
     unit = max(1, samples * predictions // _SIZES)
     # With many masks short samples have more than their share of a full one's: twice that, so that tokens decide.
     for batch in fixed_packed_micro_batches(arrays, packed_shapes(samples, length, 2 * predictions, _SIZES)):
@@ -44,7 +45,8 @@ def packed_micro_batches(arrays: Arrays, samples: int) -> Iterator[MicroBatch]:
 
 def fixed_packed_micro_batches(arrays: Arrays, shapes: list[Shape]) -> Iterator[MicroBatch]:
     """Shard rows as packed micro-batches, each in the smallest of ``shapes`` that holds its samples."""
-    lengths, masked = sample_lengths(arrays), np.count_nonzero(arrays["masked_lm_positions"], axis=1)
+    lengths = sample_lengths(arrays)
+    masked = np.count_nonzero(arrays["masked_lm_positions"], axis=1)
     numbers = plan_micro_batches(lengths, masked, shapes[-1])
     for number in range(numbers.max() + 1):
         own = numbers == number
@@ -94,7 +96,8 @@ def _packed(arrays: Arrays, shape: Shape) -> MicroBatch:
     batch.input_ids.view(-1)[tokens] = torch.from_numpy(arrays["input_ids"][samples, columns].astype(np.int64))
     batch.segment_ids.view(-1)[tokens] = torch.from_numpy(arrays["segment_ids"][samples, columns].astype(np.int64))
     batch.position_ids.view(-1)[tokens] = torch.from_numpy(columns)
-    count, pieces = len(ends), np.arange(ends[-1] + shape.length, batch.input_ids.numel(), shape.length)
+    count = len(ends)
+    pieces = np.arange(ends[-1] + shape.length, batch.input_ids.numel(), shape.length)
     batch.cu_seqlens[1:] = batch.input_ids.numel()
     batch.cu_seqlens.numpy()[1 : 1 + count] = ends
     batch.cu_seqlens.numpy()[1 + count : 1 + count + len(pieces)] = pieces

@@ -81,7 +81,8 @@ def scan(rows: TokenRows, cutter: RowCutter, tokens: int, content: bool) -> tupl
     ``content``: read all ids, not only where rows begin and end; then padding at their ends does not count. Raises
     ``ConfigError`` if an id that was read is not below ``tokens``.
     """
-    lengths, pieces = np.zeros(rows.count, np.int64), np.zeros(rows.count, np.int64)
+    lengths = np.zeros(rows.count, np.int64)
+    pieces = np.zeros(rows.count, np.int64)
     for start, ids, stored in rows.parts():
         ends = np.cumsum(stored)
         starts = ends - stored
@@ -121,9 +122,13 @@ class TokenSamples:
         vocab_hash: str,
     ) -> None:
         """``pieces`` (n,): samples of each row, 0 for those of another split; ``tokens``: all ids are below."""
-        self._rows, self._cutter, self._rule, self._tokens = rows, cutter, rule, tokens
+        self._rows = rows
+        self._cutter = cutter
+        self._rule = rule
+        self._tokens = tokens
         self._bounds = np.cumsum(np.append(0, pieces))
-        self.samples, self.max_predictions = int(self._bounds[-1]), rule.max_predictions
+        self.samples = int(self._bounds[-1])
+        self.max_predictions = rule.max_predictions
         shuffled = np.random.Generator(np.random.Philox(key=_SHUFFLE)).permutation(self.samples)
         self._order = shuffled.astype(np.uint32 if self.samples < 1 << 32 else np.int64)
         sampled = rows.take(np.unique(np.linspace(0, rows.count - 1, _HASHED_ROWS).astype(np.int64)))

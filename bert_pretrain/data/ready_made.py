@@ -1,10 +1,9 @@
 """Opens sets that are no shards: training and held-out samples of rows of token ids, or of text."""
 
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from bert_pretrain.data.row_source import (
     open_source,
 )
 from bert_pretrain.data.samples import MaskedSamples, RowCutter, is_held_out, unmasked
+from bert_pretrain.data.shards import Arrays
 from bert_pretrain.data.text_stream import Stream, StreamReader
 from bert_pretrain.data.tokenizer_files import TokenTable, masking_rule, read_tokenizer
 from bert_pretrain.errors import ConfigError
@@ -31,13 +31,22 @@ from bert_pretrain.errors import ConfigError
 _SMALL = 4 << 30  # bytes of ids that data.check=auto reads
 _HELDOUT_SEED = 0  # so that runs with other seeds are evaluated on the same masks
 _HELDOUT_SAMPLES = 1024  # of text
+_NOTHING_HELD_OUT = "no rows are held out: there will be no evaluation (data.heldout_split, data.heldout_fraction)"
 
 Report = Callable[[str], None]
-Opened = tuple[SampleSet | StreamReader, SampleSet | None, DynamicMasking | None]
+
+
+class Opened(NamedTuple):
+    """The samples of a run."""
+
+    train: SampleSet | StreamReader
+    heldout: SampleSet | None
+    masking: DynamicMasking | None
+    """Of the training samples; None where they are read with their masks."""
 
 
 def open_ready_made(config: DataConfig, vocab_size: int, batch: int, seed: int, report: Report) -> Opened:
-    """Training samples, held-out samples and the masking of the first, if it is not part of them.
+    """Open a set that is no shards.
 
     ``vocab_size``: the model's; ``batch``: samples of a global batch. Raises ``ConfigError``.
     """
@@ -52,115 +61,117 @@ def open_ready_made(config: DataConfig, vocab_size: int, batch: int, seed: int, 
     source, heldout = open_source(config, config.dir), config.heldout_split
     if heldout == config.split or heldout not in source.splits:
         heldout = None
-    if config.kind == "pretokenised":
-        return _open_tokens(config, source, heldout, table, rule, seed, report)
-    return _open_text(config, source, heldout, table, rule, folder, batch, seed, report)
+    opening = _Opening(config, source, heldout, table, rule, seed, report)
+    return opening.tokens() if config.kind == "pretokenised" else opening.text(folder, batch)
 
 
-def _cutter(config: DataConfig, table: TokenTable, adds: bool) -> RowCutter:
-    """``masking_rule`` has checked that all special tokens are there."""
-    cls, sep, pad = (table.roles[role] for role in ("cls", "sep", "pad"))
-    return RowCutter(config.sequence_length, cls, sep, pad, adds, config.long_rows == "split")
+@dataclass(frozen=True)
+class _Opening:
+    """What both kinds of sets are opened with."""
 
+    config: DataConfig
+    source: RowSource
+    heldout: str | None
+    """The split for evaluation; None: every ``stride``-th row of the other."""
+    table: TokenTable
+    rule: MaskingRule
+    seed: int
+    report: Report
 
-def _open_tokens(
-    config: DataConfig,
-    source: RowSource,
-    heldout: str | None,
-    table: TokenTable,
-    rule: MaskingRule,
-    seed: int,
-    report: Report,
-) -> Opened:
-    rows = TokenRows(source, config.split, config)
-    train, held = _tokens(config, rows, table, rule, report, config.heldout_stride if heldout is None else 0)
-    if train is None:
-        raise ConfigError(f"{rows.where}: all {rows.count} rows are empty or held out")
-    if heldout is not None:
-        other = TokenRows(source, heldout, config)
-        held, _ = _tokens(config, other, table, rule, report, 0)
-    if held is None:
-        report("no rows are held out: there will be no evaluation (data.heldout_split, data.heldout_fraction)")
-    else:
-        held.samples = min(held.samples, config.heldout_samples or held.samples)
-        held.masking = masked_by(rule, _HELDOUT_SEED)
-    return train, held, masked_by(rule, seed)
+    @property
+    def stride(self) -> int:
+        """Every so many rows of the training split one is held out; 0: none is."""
+        return self.config.heldout_stride if self.heldout is None else 0
 
+    def _cutter(self, adds: bool) -> RowCutter:
+        """``masking_rule`` has checked that all special tokens are there."""
+        cls, sep, pad = (self.table.roles[role] for role in ("cls", "sep", "pad"))
+        return RowCutter(self.config.sequence_length, cls, sep, pad, adds, self.config.long_rows == "split")
 
-def _tokens(
-    config: DataConfig, rows: TokenRows, table: TokenTable, rule: MaskingRule, report: Report, stride: int
-) -> tuple[TokenSamples | None, TokenSamples | None]:
-    """The samples of ``rows``, and those of every ``stride``-th row; None where there are none."""
-    stored, padded = stores_special_tokens(rows, (table.roles["cls"], table.roles["sep"]), table.roles["pad"])
-    adds = not stored if config.special_tokens == "auto" else config.special_tokens == "add"
-    cutter = _cutter(config, table, adds)
-    content = padded or config.check == "content" or (config.check == "auto" and rows.bytes <= _SMALL)
-    lengths, pieces = scan(rows, cutter, len(table.tokens), content)
-    is_held = is_held_out(np.arange(rows.count), stride)
-    report(_describe(config, rows, cutter, lengths, pieces))
-    if stride:
-        report(f"held out: every {stride}th row, {pieces[is_held].sum():,} samples; they are never trained on")
-    parts = (np.where(is_held, 0, pieces), np.where(is_held, pieces, 0))
-    common = lengths, cutter, rule, len(table.tokens), table.vocab_hash
-    train, held = (TokenSamples(rows, part, *common) if part.any() else None for part in parts)
-    return train, held
+    def tokens(self) -> Opened:
+        """A set of rows of token ids."""
+        config = self.config
+        rows = TokenRows(self.source, config.split, config)
+        train, held = self._token_samples(rows, self.stride)
+        if train is None:
+            raise ConfigError(f"{rows.where}: all {rows.count} rows are empty or held out")
+        if self.heldout is not None:
+            held, _ = self._token_samples(TokenRows(self.source, self.heldout, config), 0)
+        if held is None:
+            self.report(_NOTHING_HELD_OUT)
+        else:
+            held.samples = min(held.samples, config.heldout_samples or held.samples)
+            held.masking = masked_by(self.rule, _HELDOUT_SEED)
+        return Opened(train, held, masked_by(self.rule, self.seed))
+
+    def _token_samples(self, rows: TokenRows, stride: int) -> tuple[TokenSamples | None, TokenSamples | None]:
+        """The samples of ``rows``, and those of every ``stride``-th row; None where there are none."""
+        config, table = self.config, self.table
+        stored, padded = stores_special_tokens(rows, (table.roles["cls"], table.roles["sep"]), table.roles["pad"])
+        cutter = self._cutter(adds=not stored if config.special_tokens == "auto" else config.special_tokens == "add")
+        content = padded or config.check == "content" or (config.check == "auto" and rows.bytes <= _SMALL)
+        lengths, pieces = scan(rows, cutter, len(table.tokens), content)
+        is_held = is_held_out(np.arange(rows.count), stride)
+        self.report(_describe(config, rows, cutter, lengths, pieces))
+        if stride:
+            self.report(f"held out: every {stride}th row, {pieces[is_held].sum():,} samples; they are never trained on")
+
+        def samples(own: np.ndarray) -> TokenSamples | None:
+            part = np.where(own, pieces, 0)
+            if not part.any():
+                return None
+            return TokenSamples(rows, part, lengths, cutter, self.rule, len(table.tokens), table.vocab_hash)
+
+        return samples(~is_held), samples(is_held)
+
+    def text(self, folder: Path, batch: int) -> Opened:
+        """A set of text, tokenised by the tokenizer in ``folder``; ``batch``: samples of a global batch."""
+        config, rule, stride = self.config, self.rule, self.stride
+        cutter = self._cutter(adds=True)
+        tokenise = tokeniser(folder, cutter)
+        text = TextFiles(self.source, config.split, config)
+        count = min(config.streams, text.files, batch)
+        per_stream = -(-config.shuffle_buffer // count)
+        streams = [
+            Stream(number, list(range(number, text.files, count)), text, tokenise, self.seed, per_stream, stride)
+            for number in range(count)
+        ]
+        self.report(
+            f"{text.where}: text of {text.files} files in {count} streams, tokenised while training; "
+            f"{config.shuffle_buffer:,} samples are shuffled together. How many there are is not known: the run takes "
+            "schedule.total_steps steps, and a stream at its end begins again, in another order"
+        )
+
+        def padded(samples: list[np.ndarray]) -> Arrays:
+            return unmasked(samples, cutter.length, rule, cutter.pad)
+
+        known = self.source.origin, config.split, config.rows_column, self.table.vocab_hash
+        masking = masked_by(rule, self.seed)
+        reader = StreamReader(streams, batch, padded, masking, rule.max_predictions, fingerprint(*known))
+        if self.heldout is None and not stride:
+            self.report(_NOTHING_HELD_OUT)
+            return Opened(reader, None, None)
+        held_text = text if self.heldout is None else TextFiles(self.source, self.heldout, config)
+        samples = _first_samples(held_text, tokenise, stride, config.heldout_samples or _HELDOUT_SAMPLES)
+        which = f"split {self.heldout}" if self.heldout else f"every {stride}th row of each file, never trained on"
+        self.report(f"held out: {which}; evaluated on the first {len(samples):,} samples")
+        if not samples:
+            return Opened(reader, None, None)
+        masked = masked_by(rule, _HELDOUT_SEED)(padded(samples), 0, np.arange(len(samples)))
+        return Opened(reader, MaskedSamples(masked, reader.fingerprint), None)
 
 
 def _describe(config: DataConfig, rows: TokenRows, cutter: RowCutter, lengths: np.ndarray, pieces: np.ndarray) -> str:
     long = int(np.count_nonzero(lengths > cutter.length - 2 * cutter.adds))
+    empty = int(np.count_nonzero(pieces == 0))
     parts = [
         f"{rows.where}: {rows.count:,} rows, {pieces.sum():,} samples of up to {cutter.length} tokens, in random order",
         "[CLS] and [SEP] are added" if cutter.adds else "special tokens as stored",
         f"{long:,} longer rows are {config.long_rows}" if long else "",
-        f"{count:,} rows are empty" if (count := int(np.count_nonzero(pieces == 0))) else "",
+        f"{empty:,} rows are empty" if empty else "",
         f"not read: {', '.join(rows.unread)}" if rows.unread else "",
     ]
-    return "; ".join(part for part in parts if part)
-
-
-def _open_text(
-    config: DataConfig,
-    source: RowSource,
-    heldout: str | None,
-    table: TokenTable,
-    rule: MaskingRule,
-    folder: Path,
-    batch: int,
-    seed: int,
-    report: Report,
-) -> Opened:
-    cutter = _cutter(config, table, adds=True)
-    tokenise = tokeniser(folder, cutter)
-    text, pad = TextFiles(source, config.split, config), partial(_padded, cutter, rule)
-    stride = config.heldout_stride if heldout is None else 0
-    count = min(config.streams, text.files, batch)
-    per_stream = -(-config.shuffle_buffer // count)
-    streams = [
-        Stream(number, list(range(number, text.files, count)), text, tokenise, seed, per_stream, stride)
-        for number in range(count)
-    ]
-    report(
-        f"{text.where}: text of {text.files} files in {count} streams, tokenised while training; "
-        f"{config.shuffle_buffer:,} samples are shuffled together. How many there are is not known: the run takes "
-        "schedule.total_steps steps, and a stream at its end begins again, in another order"
-    )
-    known = source.origin, config.split, config.rows_column, table.vocab_hash
-    reader = StreamReader(streams, batch, pad, masked_by(rule, seed), rule.max_predictions, fingerprint(*known))
-    if heldout is None and not stride:
-        report("no rows are held out: there will be no evaluation (data.heldout_split, data.heldout_fraction)")
-        return reader, None, None
-    held_text = text if heldout is None else TextFiles(source, heldout, config)
-    samples = _first_samples(held_text, tokenise, stride, config.heldout_samples or _HELDOUT_SAMPLES)
-    which = f"every {stride}th row of each file, never trained on" if heldout is None else f"split {heldout}"
-    report(f"held out: {which}; evaluated on the first {len(samples):,} samples")
-    if not samples:
-        return reader, None, None
-    masked = masked_by(rule, _HELDOUT_SEED)(pad(samples), 0, np.arange(len(samples)))
-    return reader, MaskedSamples(masked, reader.fingerprint), None
-
-
-def _padded(cutter: RowCutter, rule: MaskingRule, samples: list[np.ndarray]) -> dict[str, np.ndarray]:
-    return unmasked(samples, cutter.length, rule, cutter.pad)
+    return "; ".join(filter(None, parts))
 
 
 def _first_samples(

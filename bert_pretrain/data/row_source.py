@@ -119,9 +119,9 @@ def once(work: Callable[[], Result], what: str) -> Result:
         raise
     except Exception as error:
         found = row_error(error, what)
-        raise (
-            found if isinstance(found, ConfigError) else ConfigError(f"{what} cannot be read ({found.strerror})")
-        ) from None
+        if isinstance(found, OSError):
+            found = ConfigError(f"{what} cannot be read ({found.strerror})")
+        raise found from None
 
 
 def open_source(config: ReadyMadeConfig, address: str) -> RowSource:
@@ -179,7 +179,8 @@ class TextFiles:
         """Raises ``ConfigError`` if there is no text: the first rows are read."""
         import pyarrow as pa
 
-        self.where, self.column = f"{source.where}, split {split}", config.rows_column
+        self.where = f"{source.where}, split {split}"
+        self.column = config.rows_column
         self._rows = source.opened(split, streaming=True)
         self.files = int(self._rows.num_shards)
         first = once(lambda: next(iter(self._rows.with_format("arrow").iter(1)), None), self.where)

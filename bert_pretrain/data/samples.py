@@ -53,8 +53,10 @@ class RowCutter:
 
 def unmasked(samples: list[np.ndarray], length: int, rule: MaskingRule, pad: int) -> Arrays:
     """Samples (without padding) as the rows of a shard in which nothing is masked yet."""
-    n, kind = len(samples), np.uint16 if rule.vocab_size <= 1 << 16 else np.int32
-    ids, mask = np.full((n, length), pad, kind), np.zeros((n, length), np.int8)
+    n = len(samples)
+    kind = np.uint16 if rule.vocab_size <= 1 << 16 else np.int32
+    ids = np.full((n, length), pad, kind)
+    mask = np.zeros((n, length), np.int8)
     for row, sample in enumerate(samples):
         ids[row, : len(sample)] = sample
         mask[row, : len(sample)] = 1
@@ -73,7 +75,8 @@ class MaskedSamples:
 
     def __init__(self, arrays: Arrays, fingerprint: str) -> None:
         self._arrays, self.fingerprint = arrays, fingerprint
-        self.samples, self.max_predictions = len(arrays["input_ids"]), arrays["masked_lm_positions"].shape[1]
+        self.samples = len(arrays["input_ids"])
+        self.max_predictions = arrays["masked_lm_positions"].shape[1]
 
     def read(self, start: int, stop: int) -> Arrays:
         """Samples ``start`` to ``stop``."""

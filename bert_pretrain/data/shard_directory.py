@@ -83,7 +83,8 @@ def shard_paths(directory: Path, split: str) -> list[Path]:
         return [directory / row["name"] for row in manifest["shards"] if row["split"] == split]
     found = _shards_in(directory)
     if not found:
-        folders = sorted(path.name for path in directory.iterdir() if path.is_dir() and _holds_shards(path))
+        inside = [path for path in directory.iterdir() if path.is_dir()]
+        folders = sorted(path.name for path in inside if (path / MANIFEST).exists() or _shards_in(path))
         advice = f"it holds the folders {', '.join(folders)}: give data.dir={directory / folders[0]}" if folders else ""
         raise ConfigError(
             f"data.dir {directory} holds no shards (*.hdf5, *.h5) and no {MANIFEST}; "
@@ -94,7 +95,9 @@ def shard_paths(directory: Path, split: str) -> list[Path]:
 
 def directory_notes(directory: Path) -> list[str]:
     """What a user may not expect: shards that are not used, or held out because of their names."""
-    manifest, found, notes = read_manifest(directory), _shards_in(directory), []
+    manifest = read_manifest(directory)
+    found = _shards_in(directory)
+    notes = []
     hidden = sorted(name for name in _names(directory) if name.startswith(".") and name.endswith(_SUFFIXES))
     if manifest is not None:
         found = unlisted(directory, manifest)
@@ -117,7 +120,8 @@ def unlisted(directory: Path, manifest: dict[str, Any]) -> list[str]:
 def check_listed(reader: ShardReader, manifest: dict[str, Any] | None) -> None:
     """Raise ``ConfigError`` if a shard is not the one that the manifest lists: other samples, checksum or split."""
     rows = {row["name"]: row for row in manifest["shards"]} if manifest else {}
-    row, header = rows.get(reader.path.name.removesuffix(PARTIAL)), reader.header
+    row = rows.get(reader.path.name.removesuffix(PARTIAL))
+    header = reader.header
     if row is None:
         return
     if row["samples"] != reader.samples or row.get("checksum", reader.checksum) != reader.checksum:
@@ -143,10 +147,6 @@ def _names(directory: Path) -> set[str]:
 
 def _shards_in(directory: Path) -> list[str]:
     return sorted(name for name in _names(directory) if name.endswith(_SUFFIXES) and not name.startswith("."))
-
-
-def _holds_shards(directory: Path) -> bool:
-    return (directory / MANIFEST).exists() or bool(_shards_in(directory))
 
 
 def _is_heldout(name: str) -> bool:

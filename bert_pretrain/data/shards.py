@@ -216,7 +216,9 @@ class ShardReader:
     def of_same_set(self, path: Path, row: dict[str, Any]) -> "ShardReader":
         """The reader of another shard, which is not opened yet: as this one, but for its ``row`` of the manifest."""
         other = copy.copy(self)
-        other.path, other.samples, other.checksum = path, row["samples"], row.get("checksum")
+        other.path = path
+        other.samples = row["samples"]
+        other.checksum = row.get("checksum")
         return other
 
     def read(self, start: int, stop: int, vocab_size: int | None = None) -> Arrays:

@@ -60,7 +60,11 @@ class Stream:
         self, number: int, files: list[int], text: TextFiles, tokenise: Tokenise, seed: int, buffer: int, stride: int
     ) -> None:
         """``files``: their numbers; ``buffer``: samples shuffled together; every ``stride``-th row is held out."""
-        self.number, self.files, self.seed, self.buffer, self.stride = number, files, seed, buffer, stride
+        self.number = number
+        self.files = files
+        self.seed = seed
+        self.buffer = buffer
+        self.stride = stride
         self._text, self._tokenise = text, tokenise
         self.bookmarks = {0: Bookmark(0)}
         self._buffers: Generator[tuple[list[np.ndarray], Bookmark]] | None = None
@@ -73,7 +77,9 @@ class Stream:
         if self._buffers is None or start < self._first:
             self.close()
             mark = self.bookmark(start)
-            self._buffers, self._kept, self._first = prefetched(self._read(mark), 1), [], mark.position
+            self._buffers = prefetched(self._read(mark), 1)
+            self._kept = []
+            self._first = mark.position
         while self._first + len(self._kept) < stop:
             samples, mark = next(self._buffers)
             self.bookmarks[mark.position] = mark
@@ -147,7 +153,10 @@ class StreamReader:
         fingerprint: str,
     ) -> None:
         """``batch``: samples of a global batch; ``rows`` pads samples, ``masking`` gets their positions as numbers."""
-        self.streams, self._batch, self._rows, self._masking = streams, batch, rows, masking
+        self.streams = streams
+        self._batch = batch
+        self._rows = rows
+        self._masking = masking
         self.max_predictions, self.fingerprint = max_predictions, fingerprint
         self._starts = [batch * number // len(streams) for number in range(len(streams) + 1)]
         self._slice = (0, 0)
@@ -204,6 +213,7 @@ class StreamReader:
         samples = [
             sample for number, *part in self._parts(start, stop) for sample in self.streams[number].samples(*part)
         ]
-        numbers, parts = np.arange(start, stop), range(0, stop - start, _ROWS_MASKED)
+        numbers = np.arange(start, stop)
+        parts = range(0, stop - start, _ROWS_MASKED)
         slices = [slice(first, first + _ROWS_MASKED) for first in parts]
         return concatenated([self._masking(self._rows(samples[part]), 0, numbers[part]) for part in slices])

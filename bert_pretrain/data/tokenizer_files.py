@@ -6,7 +6,8 @@ post-processor and the model of ``tokenizer.json``, and else from BERT's names a
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,18 +66,14 @@ def read_tokenizer(folder: Path) -> TokenTable:
 
     Raises ``ConfigError`` if neither can be read, two tokens have one id, or the ids have a gap.
     """
-    config, roles_map = _read_json(folder / "tokenizer_config.json"), _read_json(folder / "special_tokens_map.json")
-    state, numbers = _read_json(folder / "tokenizer.json"), _read_json(folder / "added_tokens.json")
-    try:
+    config = _read_json(folder / "tokenizer_config.json")
+    roles_map = _read_json(folder / "special_tokens_map.json")
+    state = _read_json(folder / "tokenizer.json")
+    with _one_message(folder):
         added = _added_tokens(config, state)
-        ids = _all_ids(folder, state, {**numbers, **{token: entry["id"] for token, entry in added.items()}})
         special = {token for token, entry in added.items() if entry.get("special")}
         special |= {token for source in (config, roles_map) for key in _LISTS for token in _names(source.get(key))}
-        return token_table(ids, _stated_roles(config, roles_map), state, special, folder)
-    except ConfigError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"tokenizer {folder} cannot be read: its files are no tokenizer's ({error!r})") from None
+        return token_table(_all_ids(folder, state, added), _stated_roles(config, roles_map), state, special, folder)
 
 
 def read_ids(folder: Path) -> dict[str, int] | None:
@@ -86,11 +83,17 @@ def read_ids(folder: Path) -> dict[str, int] | None:
     """
     if not has_tokenizer(folder):
         return None
-    config, state = _read_json(folder / "tokenizer_config.json"), _read_json(folder / "tokenizer.json")
-    numbers = _read_json(folder / "added_tokens.json")
+    config = _read_json(folder / "tokenizer_config.json")
+    state = _read_json(folder / "tokenizer.json")
+    with _one_message(folder):
+        return _all_ids(folder, state, _added_tokens(config, state))
+
+
+@contextmanager
+def _one_message(folder: Path) -> Iterator[None]:
+    """What files of another form raise becomes a ``ConfigError`` about the tokenizer in ``folder``."""
     try:
-        added = {token: entry["id"] for token, entry in _added_tokens(config, state).items()}
-        return _all_ids(folder, state, {**numbers, **added})
+        yield
     except ConfigError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -110,9 +113,11 @@ def _added_tokens(config: dict[str, Any], state: dict[str, Any]) -> dict[str, An
     return added
 
 
-def _all_ids(folder: Path, state: dict[str, Any], added: dict[str, int]) -> dict[str, int]:
+def _all_ids(folder: Path, state: dict[str, Any], added: dict[str, Any]) -> dict[str, int]:
+    """Of the vocabulary, and of the tokens that were added to it: ``added``, each with its entry."""
     ids = _ids_of_json(state) if state else read_vocab_text(folder / "vocab.txt")
-    for token, number in added.items():
+    numbers = _read_json(folder / "added_tokens.json") | {token: entry["id"] for token, entry in added.items()}
+    for token, number in numbers.items():
         ids.setdefault(token, int(number))
     return ids
 
@@ -222,7 +227,8 @@ def _stated_roles(config: Mapping[str, Any], roles_map: Mapping[str, Any]) -> di
 
 def _guessed_roles(state: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, str]:
     """Roles that no configuration states."""
-    processor, model = state.get("post_processor") or {}, state.get("model", {})
+    processor = state.get("post_processor") or {}
+    model = state.get("model", {})
     found = {}
     for role, name in zip(ROLES, SPECIAL_TOKENS, strict=True):
         candidates = [name, _OTHER_NAMES[role]]

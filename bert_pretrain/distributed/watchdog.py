@@ -59,7 +59,9 @@ class Watchdog:
         prints_errors: bool = True,
         stop_request: StopRequest | None = None,
     ) -> None:
-        self.rank, self.timeout, self.prints_errors = rank, timeout, prints_errors
+        self.rank = rank
+        self.timeout = timeout
+        self.prints_errors = prints_errors
         self.stop_request = stop_request or StopRequest()
         self.interval = min(5.0, timeout / 10)
         self._store = dist.PrefixStore("watchdog", store.clone())  # type: ignore[attr-defined]  # torch's stubs lack it
@@ -187,7 +189,8 @@ class Watchdog:
         dead = sorted((peer.last_seen, rank) for rank, peer in self._peers.items() if now - peer.last_seen > limit)
         if not dead:
             return ""
-        (last_seen, rank), more = dead[0], f" (and {len(dead) - 1} more)" if len(dead) > 1 else ""
+        last_seen, rank = dead[0]
+        more = f" (and {len(dead) - 1} more)" if len(dead) > 1 else ""
         peer, seconds = self._peers[rank], now - last_seen
         return (
             f"rank {rank} on {peer.host}{more} sent its last heartbeat in step {peer.step}, {seconds:.0f} s ago: "

@@ -156,12 +156,15 @@ def open_world(
 
     ``options`` must be the same text on all ranks. Raises ``ConfigError``, the same on every rank, if options, versions
     or sources differ, a rank has no device, or a rank does not connect. If a rank dies or hangs later, the watchdog
-    prints a message and exits with ``watchdog.EXIT_LOST_RANK``.
+    prints a message and exits with ``EXIT_LOST_RANK``.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler prints when it starts and stops
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     launch = read_launch()
-    rank, size, local_rank, local_size = launch.rank, launch.size, launch.local_rank, launch.local_size
+    rank = launch.rank
+    size = launch.size
+    local_rank = launch.local_rank
+    local_size = launch.local_size
     timeout, store = timedelta(seconds=timeout_seconds), None
     own_device, fault = torch.device("cpu"), ""
     try:
@@ -176,7 +179,7 @@ def open_world(
         raise SharedError(fault)
     watchdog = Watchdog(store, rank, size, timeout_seconds, local_rank == 0, stop) if store is not None else None
     world = World(rank, local_rank, size, own_device, watchdog, local_size)
-    _set_up_device(world, local_size)
+    _set_up_device(world)
     if watchdog is not None:
         watchdog.start()
         _init_process_group(world, store)
@@ -218,7 +221,7 @@ def _first_sentence(error: Exception) -> str:
     return str(error).strip().partition("\n")[0].partition(". ")[0]
 
 
-def _set_up_device(world: World, local_size: int) -> None:
+def _set_up_device(world: World) -> None:
     if world.device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # precision.deterministic needs it
         # Read when CUDA is initialised. Micro-batches of several shapes would else leave memory in pieces.
@@ -228,7 +231,7 @@ def _set_up_device(world: World, local_size: int) -> None:
     elif "OMP_NUM_THREADS" not in os.environ or world.size > 1:
         # torchrun sets OMP_NUM_THREADS=1 whatever the number of cores. More threads than cores are as bad: OpenMP
         # teams that share cores run 20 to 40 times slower.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
 
 
 def _init_process_group(world: World, store: dist.Store | None) -> None:

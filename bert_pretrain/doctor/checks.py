@@ -13,10 +13,9 @@ from pathlib import Path
 
 import torch
 
-from bert_pretrain.build import build_trainer
-from bert_pretrain.checkpoint.store import CheckpointStore
+from bert_pretrain.build import trial_trainer
 from bert_pretrain.config import PretrainConfig, resolved_yaml
-from bert_pretrain.data.dataset import check_vocabulary, count_tokens
+from bert_pretrain.data.dataset import check_vocabulary, tokenizer_size
 from bert_pretrain.data.mixture import open_data_sets
 from bert_pretrain.data.ready_made import open_ready_made
 from bert_pretrain.data.shard_directory import directory_notes
@@ -39,7 +38,6 @@ from bert_pretrain.model.precision import compute_dtype
 from bert_pretrain.optim.build import build_optimizer, describe_optimizer
 from bert_pretrain.plan.hardware_peaks import data_sheet_rate, device_name, measured_matrix_rate, timed
 from bert_pretrain.same_run import check_run_dir
-from bert_pretrain.training.metrics import MetricsLog
 
 _MICRO_BATCHES = 2  # gradients are accumulated in the first and all-reduced in the last
 
@@ -180,7 +178,7 @@ def shards(config: PretrainConfig, world: World) -> Finding:
         open_ready_made(config.data, config.model.vocab_size, config.batch.global_batch_size, config.seed, notes.append)
         return Finding(OK, "; ".join(notes))
     warnings = directory_notes(Path(config.data.dir)) if Path(config.data.dir).is_dir() else []
-    words, tokens = config.model.vocab_size, count_tokens(config.data)
+    words, tokens = config.model.vocab_size, tokenizer_size(config.data)
     train, heldout = (open_data_sets(config.data, split, words, tokens=tokens) for split in ("train", "heldout"))
     assert train is not None
     check_vocabulary(config.data, [split for split in (train, heldout) if split is not None], warnings.append)
@@ -197,7 +195,7 @@ def two_steps(config: PretrainConfig, world: World) -> Finding:
     with world.run_on_all_ranks(lambda: tempfile.TemporaryDirectory(dir=parent)) as folder:
         schedule = replace(config.schedule, total_steps=2, shape="constant", warmup_steps=0)
         trial = replace(config, schedule=schedule, init_progress="reset")
-        trainer = build_trainer(trial, world, MetricsLog(None, 2), CheckpointStore(Path(folder), 1, None), "")
+        trainer = trial_trainer(trial, world, Path(folder))
         trainer.heldout = None
         plan = trainer.plan
         samples = min(plan.global_batch_size, _MICRO_BATCHES * plan.micro_batch_size * plan.world_size)

@@ -97,7 +97,9 @@ def tag_inputs(config: FinetuneConfig, split: str, tokenizer: Any, rows: list[Ro
 
 def answer_inputs(config: FinetuneConfig, split: str, tokenizer: Any, rows: list[Row], where: str) -> Parts:
     """Windows of questions and their contexts."""
-    options, file, is_train = config.task.answers, config.task.splits[split].predictions, split == "train"
+    options = config.task.answers
+    file = config.task.splits[split].predictions
+    is_train = split == "train"
     assert options is not None
     questions = _subset(config, split, squad.read_questions(rows, where, options.unanswerable, is_train))
     windows = squad.windows(questions, tokenizer, options, config.training.max_length)

@@ -19,7 +19,9 @@ from bert_pretrain.finetune.options import FinetuneConfig
 from bert_pretrain.options.stored_options import flat
 
 Row = dict[str, Any]
-OPTIONS, RESULT, RESULTS = "options.json", "result.json", "results.json"
+OPTIONS = "options.json"
+RESULT = "result.json"
+RESULTS = "results.json"
 _MAY_CHANGE = (
     "seeds",
     "out_dir",
@@ -70,7 +72,8 @@ def claim_out_dir(config: FinetuneConfig, contents: dict[str, str]) -> list[Row]
         write_json(out_dir / OPTIONS, {"options": compared_options(config), "contents": contents})
         return []
     _compare(_stored(out_dir).get("contents", {}), contents, "the content of ", out_dir)
-    return [row for seed in config.seeds if (row := _finished(seed_folder(config, seed) / RESULT)) is not None]
+    finished = [path for seed in config.seeds if (path := seed_folder(config, seed) / RESULT).exists()]
+    return [read_json(path, "restore it, or move it away to run this seed again") for path in finished]
 
 
 def compared_options(config: FinetuneConfig) -> dict[str, Any]:
@@ -82,10 +85,6 @@ def compared_options(config: FinetuneConfig) -> dict[str, Any]:
 
 def _stored(out_dir: Path) -> dict[str, Any]:
     return read_json(out_dir / OPTIONS, "restore it, or give overwrite=true to start anew")
-
-
-def _finished(path: Path) -> Row | None:
-    return read_json(path, "restore it, or move it away to run this seed again") if path.exists() else None
 
 
 def _compare(before: dict[str, Any], now: dict[str, Any], what: str, out_dir: Path) -> None:

@@ -45,7 +45,8 @@ def run(config: FinetuneConfig) -> None:
 
 def finetune(config: FinetuneConfig, world: World, stop: StopRequest) -> bool:
     """Check the options, then run each seed; False if the run stopped before its end, on request."""
-    out_dir, batch = Path(config.out_dir), world.run_on_all_ranks(lambda: accumulation_of(config.training, world.size))
+    out_dir = Path(config.out_dir)
+    batch = world.run_on_all_ranks(lambda: accumulation_of(config.training, world.size))
     lock = world.run_on_all_ranks(lambda: lock_directory(out_dir, "out_dir") if world.is_first else None)
     with lock or nullcontext():
         return run_seeds(config, world, stop, *batch)
@@ -189,7 +190,8 @@ def evaluate(trainer: SeedTrainer, evaluations: list[InputSet]) -> tuple[Scores,
     scores: Scores = {}
     predictions: dict[str, str] = {}
     for inputs in evaluations:
-        trainer.data_collator, trainer.stage = inputs.collate, f"{inputs.split}, {len(inputs.inputs):,} inputs"
+        trainer.data_collator = inputs.collate
+        trainer.stage = f"{inputs.split}, {len(inputs.inputs):,} inputs"
         found, files = inputs.score(trainer.predict(cast(Any, inputs.inputs)).predictions)
         prefix = inputs.split.removeprefix("dev").lstrip("_")
         scores |= {f"{prefix}_{name}".lstrip("_"): value for name, value in found.items()}

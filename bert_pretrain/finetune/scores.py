@@ -61,7 +61,8 @@ def word_f1(prediction: str, gold: str, unanswerable: bool) -> float:
 
     If either bag is empty, SQuAD 2.0 (``unanswerable``) gives 1 if both are and else 0; SQuAD 1.1 always gives 0.
     """
-    found, expected = normalize_answer(prediction).split(), normalize_answer(gold).split()
+    found = normalize_answer(prediction).split()
+    expected = normalize_answer(gold).split()
     if unanswerable and not (found and expected):
         return float(found == expected)
     common = sum((Counter(found) & Counter(expected)).values())

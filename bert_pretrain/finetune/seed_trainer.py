@@ -83,8 +83,10 @@ class SeedTrainer(transformers.Trainer):
         """Restore the losses; after the last step also the weights, else check that the Trainer will find them."""
         try:
             progress = json.loads((checkpoint / _PROGRESS).read_text(encoding="utf-8"))
-            self.is_saved, self.earlier_seconds = progress["step"] == progress["steps"], progress["seconds"]
-            sums, weights = progress["loss_sums"], load_file(checkpoint / "model.safetensors")
+            self.is_saved = progress["step"] == progress["steps"]
+            self.earlier_seconds = progress["seconds"]
+            sums = progress["loss_sums"]
+            weights = load_file(checkpoint / "model.safetensors")
             if len(sums) != self.world.size:  # continued on another number of ranks
                 sums = [sum(sums), *[0.0] * (self.world.size - 1)]
             self.loss_sum.fill_(sums[self.world.rank])
@@ -241,7 +243,9 @@ class _Progress(transformers.TrainerCallback):
             f"{self.title}  step {state.global_step}/{state.max_steps}  loss {(loss - self.line_loss) / steps:.4f}  "
             f"{rate:,.1f} examples/s  {duration(left)} left"
         )
-        self.line_step, self.line_loss, self.line_seconds = state.global_step, loss, self.seconds
+        self.line_step = state.global_step
+        self.line_loss = loss
+        self.line_seconds = self.seconds
 
     def _print(self, text: str) -> None:
         if self.trainer.world.is_first:

@@ -127,7 +127,8 @@ def _window(encoded: Any, row: int, question: int) -> Window:
 
 def span(window: Window, question: Question) -> tuple[int, int]:
     """First and last token of the answer in ``window``; (0, 0), the [CLS] token, unless all of it is in the window."""
-    start, end = question.answer_start, question.answer_start + len("".join(question.answers[:1]))
+    start = question.answer_start
+    end = question.answer_start + len("".join(question.answers[:1]))
     inside = np.flatnonzero((window.offsets[:, 1] > start) & (window.offsets[:, 0] < end) & (window.offsets[:, 0] >= 0))
     if start < 0 or not len(inside):
         return 0, 0

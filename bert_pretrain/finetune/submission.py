@@ -91,7 +91,6 @@ def best_seeds(folders: list[Path]) -> dict[str, Path]:
     Raises ``ConfigError`` if two folders have the same task.
     """
     known = {task for task, _ in FILES.values()}
-    owners: dict[str, Path] = {}
     seeds: dict[str, Path] = {}
     for folder in folders:
         path = folder / "results.json"
@@ -103,9 +102,10 @@ def best_seeds(folders: list[Path]) -> dict[str, Path]:
             raise ConfigError(f"{path} is no result of bert-pretrain finetune ({error!r}); give another") from None
         if task not in known:
             continue
-        if task in owners:
-            raise ConfigError(f"results has two folders of {task}, {owners[task]} and {folder}; name one of each task")
-        owners[task], seeds[task] = folder, folder / f"seed_{seed}"
+        if task in seeds:
+            earlier = seeds[task].parent
+            raise ConfigError(f"results has two folders of {task}, {earlier} and {folder}; name one of each task")
+        seeds[task] = folder / f"seed_{seed}"
     return seeds
 
 

@@ -4,9 +4,8 @@ Nothing in them is a path of this machine: of a corpus on a disk there is the la
 """
 
 import json
-from math import exp, isfinite, nan
+from math import isfinite, nan
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from bert_pretrain.checkpoint.find import step_of
@@ -28,7 +27,7 @@ from bert_pretrain.hub.card_parts import (
 from bert_pretrain.hub.public_manifest import public_manifest
 from bert_pretrain.options.stored_options import read_options, read_progress
 from bert_pretrain.report.stored_run import Run, usable_rows, usable_sessions
-from bert_pretrain.training.metrics import Row
+from bert_pretrain.training.metrics import Row, perplexity
 
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
           (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))  # fmt: skip
@@ -47,10 +46,11 @@ def model_card(checkpoint: Path, name: str, licence: str | None, revision: str |
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     run = _run_at(checkpoint)
-    sources, heldout = _sources(run), run.heldout[-1] if run.heldout else {}
+    sources = _sources(run)
+    heldout = run.heldout[-1] if run.heldout else {}
     measured = {kind: (title, heldout[key]) for key, kind, title in _METRICS if isfinite(heldout.get(key, nan))}
     if "loss" in measured:
-        measured["perplexity"] = ("perplexity of masked words", exp(min(measured["loss"][1], 700.0)))
+        measured["perplexity"] = ("perplexity of masked words", perplexity(measured["loss"][1]))
     results = [EvalResult("fill-mask", "held-out", "held-out samples", kind, round(value, 6), metric_name=title,
                           task_name="Masked language modelling", dataset_split="heldout")
                for kind, (title, value) in measured.items()]  # fmt: skip
@@ -115,10 +115,12 @@ def dataset_card(manifest: dict[str, Any], repo: str, licence: str | None) -> st
     """``README.md`` of the shards with ``manifest``, of :func:`public_manifest`, in the data set ``repo``."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
-    sources, samples = manifest.get("sources", []), {"train": 0, "heldout": 0}
+    sources = manifest.get("sources", [])
+    samples = {"train": 0, "heldout": 0}
     for row in manifest["shards"]:
         samples[row["split"]] += row["samples"]
-    length, words = manifest["sequence_length"], manifest["tokenizer"]["vocab_size"]
+    length = manifest["sequence_length"]
+    words = manifest["tokenizer"]["vocab_size"]
     total, languages = sum(samples.values()), languages_of(sources)
     files = [{"split": split, "path": f"{split}_*.hdf5"} for split, count in samples.items() if count]
     data = DatasetCardData(
@@ -189,7 +191,8 @@ def _base_model(run: Run) -> str | None:
 
 def _usage(name: str, revision: str | None = None, architecture: str = "BertForMaskedLM") -> str:
     """A fenced example: words filled in, or the vectors of a model without a masked-word head."""
-    quoted, more = json.dumps(name, ensure_ascii=False), f', revision="{revision}"' if revision else ""
+    quoted = json.dumps(name, ensure_ascii=False)
+    more = f', revision="{revision}"' if revision else ""
     if architecture not in _FILLS:
         code = f"from transformers import {architecture}\nmodel = {architecture}.from_pretrained({quoted}{more})"
     else:
@@ -202,10 +205,14 @@ def _usage(name: str, revision: str | None = None, architecture: str = "BertForM
 
 def _training(run: Run, checkpoint: Path) -> list[tuple[str, ...]]:
     """What the run did up to ``checkpoint``, and the options that decide on its result."""
-    options, progress = run.options, read_progress(checkpoint / "progress.json")
-    optimizer, data, schedule = options["optimizer"], options["data"], options["schedule"]
+    options = run.options
+    progress = read_progress(checkpoint / "progress.json")
+    optimizer = options["optimizer"]
+    data = options["data"]
+    schedule = options["schedule"]
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
-    source, batch = options.get("init_from"), options["batch"]["global_batch_size"]
+    source = options.get("init_from")
+    batch = options["batch"]["global_batch_size"]
     return [
         ("steps", f"{progress['step']:,} of {schedule['total_steps']:,}"),
         ("samples", f"{progress['samples_seen']:,}"),
@@ -237,6 +244,6 @@ def _environment(run: Run) -> list[tuple[str, ...]]:
             ("torch", str(session["torch"])),
             ("device", f"{session['ranks']} x {session['device']}, {session['compute']}"),
         ]
-    if rates := [row["tokens_per_second"] for row in run.training[1:] or run.training]:
-        found.append(("real tokens per second, median", f"{median(rates):,.0f}"))
+    if (rate := run.tokens_per_second()) is not None:
+        found.append(("real tokens per second, median", f"{rate:,.0f}"))
     return found

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bert_pretrain.checkpoint.find import step_of
 from bert_pretrain.data.batch_plan import BatchConfig
 from bert_pretrain.data.shard_cache import CacheConfig
 from bert_pretrain.data.shard_directory import shard_folder
@@ -91,7 +92,7 @@ def main(config: EvaluateConfig) -> None:
 
 def write_results(path: Path, source: Source, measured: "Measured") -> None:
     """Write ``out_json``: the row of all samples, those of each corpus, and what was evaluated on what."""
-    step = None if source.checkpoint is None else int(source.checkpoint.name.rpartition("_")[2])
+    step = None if source.checkpoint is None else step_of(source.checkpoint)
     content = {
         **measured.whole,
         "sources": measured.sources,

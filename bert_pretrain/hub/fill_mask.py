@@ -81,7 +81,8 @@ def load(model_dir: str) -> tuple[Any, Any]:
 def encode(tokenizer: Any, sentence: str, config: Any) -> dict[str, Any]:
     """The model's inputs, (1, tokens). Raises ``ConfigError`` for a sentence without [MASK] or with too many tokens."""
     encoded = tokenizer(sentence, return_tensors="pt")
-    ids, positions = encoded["input_ids"][0], config.max_position_embeddings
+    ids = encoded["input_ids"][0]
+    positions = config.max_position_embeddings
     if "roberta" in config.model_type:  # counts positions from behind the padding's
         positions -= config.pad_token_id + 1
     if not (ids == tokenizer.mask_token_id).any():

@@ -42,7 +42,8 @@ def load_pretrained(
     not as in the source, one sentence each: none if all weights are.
     Raises ``ConfigError`` if a weight of the encoder is missing, or if a shape does not fit.
     """
-    found, own = read_weights(source), dict(model.bert.state_dict(keep_vars=True))
+    found = read_weights(source)
+    own = dict(model.bert.state_dict(keep_vars=True))
     tied = {f"{_DECODER}.weight", f"{_DECODER}.bias"}
     wanted = [name for name in own if name not in tied and name not in _BUFFERS]
     lacking = [name for name in wanted if name not in found]

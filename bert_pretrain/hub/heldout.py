@@ -12,7 +12,7 @@ from bert_pretrain.data.tokenizer_files import has_tokenizer, read_tokenizer
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub.source import Source
 
-_FIRST_SAMPLES = 64  # looked at, for masks and for second segments
+_FIRST_SAMPLES = 64  # looked at, for masks
 
 
 @dataclass
@@ -37,7 +37,8 @@ def check_fit(source: Source, directory: Path) -> HeldoutShards:
         )
     reader = ShardReader(paths[0])
     reader.close()
-    length, positions = reader.sequence_length, int(source.config.get("max_position_embeddings", 512))
+    length = reader.sequence_length
+    positions = int(source.config.get("max_position_embeddings", 512))
     if length > positions:
         raise ConfigError(
             f"data.dir {directory} has samples of {length} tokens, but model_dir {source.name!r} only {positions} "
@@ -80,8 +81,3 @@ def open_heldout(data: HeldoutShards, report: Callable[[str], None]) -> ShardSet
         found = "no held-out samples" if shards is None else "held-out samples without masks"
         raise ConfigError(f"data.dir {data.dir} has {found}; bert-pretrain prepare makes them")
     return shards
-
-
-def are_pairs(shards: ShardSet) -> bool:
-    """Whether the samples have a second segment, without which next-sentence labels mean nothing."""
-    return bool(shards.read(0, min(shards.samples, _FIRST_SAMPLES))["segment_ids"].any())

@@ -1,6 +1,5 @@
 """Loads the model of ``bert-pretrain evaluate`` and runs it over the held-out shards."""
 
-import math
 import sys
 import time
 from dataclasses import dataclass
@@ -13,18 +12,18 @@ from tqdm import tqdm
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
 from bert_pretrain.data.batch_plan import AUTO, BatchConfig
-from bert_pretrain.data.dataset import ShardSet
+from bert_pretrain.data.dataset import ShardSet, are_pairs
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import open_world
 from bert_pretrain.errors import EXIT_STOPPED, ConfigError
 from bert_pretrain.hub.from_pretrained import fill, read_weights
-from bert_pretrain.hub.heldout import HeldoutShards, are_pairs, open_heldout
+from bert_pretrain.hub.heldout import HeldoutShards, open_heldout
 from bert_pretrain.hub.source import Source
 from bert_pretrain.model.bert import PretrainingModel, silence_transformers
 from bert_pretrain.model.options import SpeedConfig
 from bert_pretrain.options.config_files import CONFIG_DIR
 from bert_pretrain.training.evaluation import mean_losses, sum_losses
-from bert_pretrain.training.metrics import LineTimer, Row, duration
+from bert_pretrain.training.metrics import LineTimer, Row, duration, perplexity
 
 _GPU_TOKENS = 32_768
 
@@ -60,7 +59,7 @@ def measure(source: Source, data: HeldoutShards, micro_batch_size: Any, device: 
         next_sentence = model.next_sentence and are_pairs(shards)
         world.run_on_all_ranks(lambda: check_segments(model, shards, source))
         report(describe(source, shards, data, model, next_sentence))
-        progress = Progress(-(-shards.samples // world.size), not world.is_first)
+        progress = ProgressBar(-(-shards.samples // world.size), not world.is_first)
         numbers = None if corpora is None else corpora[0]
         sums = sum_losses(model, shards, size, world, stop, numbers, progress.show)
         progress.close()
@@ -88,9 +87,9 @@ def samples_at_once(size: Any, source: Source, length: int, device: torch.device
 def result_row(row: Row, masked: float, samples: float) -> Row:
     """A row of the results: the metrics of an evaluation, and what they were measured on."""
     named = {"eval_mlm_loss", "eval_mlm_accuracy", "eval_nsp_loss", "eval_nsp_accuracy"}
-    perplexity = math.exp(min(row["eval_mlm_loss"], 700.0))  # exp(710) is no float
     kept = {name: value for name, value in row.items() if name in named}
-    return {**kept, "eval_perplexity": perplexity, "masked_tokens": int(masked), "samples": int(samples)}
+    measured_on = {"masked_tokens": int(masked), "samples": int(samples)}
+    return {**kept, "eval_perplexity": perplexity(row["eval_mlm_loss"]), **measured_on}
 
 
 def load_model(source: Source, device: torch.device) -> PretrainingModel:
@@ -150,14 +149,16 @@ def describe(
     )
 
 
-class Progress:
+class ProgressBar:
     """A bar on a terminal, else a line now and then."""
 
     def __init__(self, samples: int, hidden: bool) -> None:
         self._bar = tqdm(
             total=samples, unit=" samples", disable=hidden or not sys.stderr.isatty(), leave=False, dynamic_ncols=True
         )
-        self._samples, self._prints, self._lines = samples, self._bar.disable and not hidden, LineTimer()
+        self._samples = samples
+        self._prints = self._bar.disable and not hidden
+        self._lines = LineTimer()
 
     def show(self, done: int) -> None:
         """Show that ``done`` samples are done."""

@@ -39,14 +39,14 @@ class RowMap:
     def means(self, old: Tensor, padding: str = "mean") -> Tensor:
         """New rows from ``old`` (V, ...); of rows without a token the mean, or the lowest value of all."""
         mean = old.double().mean(0).to(old.dtype)
-        empty = mean if padding == "mean" else old.min()
-        made = {ALL: mean, PADDING: empty}
-        return torch.stack(
-            [
-                made[parts] if parts in made else old[parts[0]] if len(parts) == 1 else _mean(old, parts)
-                for parts in self.rows
-            ]
-        )
+        made = {ALL: mean, PADDING: mean if padding == "mean" else old.min()}
+
+        def row(parts: tuple[int, ...]) -> Tensor:
+            if parts in made:
+                return made[parts]
+            return old[parts[0]] if len(parts) == 1 else old[list(parts)].double().mean(0).to(old.dtype)
+
+        return torch.stack([row(parts) for parts in self.rows])
 
     def description(self, name: str, old_size: int, size: int) -> list[str]:
         """What changes, in one sentence; empty if nothing does."""
@@ -58,10 +58,6 @@ class RowMap:
             f"{self.made:,} new ones start as the mean of their pieces, {unknown:,} with unknown pieces as the mean of "
             f"all, {empty:,} entries have no token"
         ]
-
-
-def _mean(old: Tensor, parts: tuple[int, ...]) -> Tensor:
-    return old[list(parts)].double().mean(0).to(old.dtype)
 
 
 def map_rows(new: dict[str, int], old: dict[str, int], folder: Path, old_size: int, size: int) -> RowMap:

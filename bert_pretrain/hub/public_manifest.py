@@ -11,7 +11,8 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 def public_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
     """``manifest`` without paths of this machine, and without the pieces of text that it has as examples."""
-    kinds = {name: corpus.get("kind") for of_set in _all_options(manifest) for name, corpus in _corpora(of_set).items()}
+    options = [manifest.get("options", {}), *manifest.get("appended", [])]
+    kinds = {name: corpus.get("kind") for of_set in options for name, corpus in _corpora(of_set).items()}
     sources = [{**source, "name": public_name(source["name"], kinds.get(source.get("corpus", "corpus")))}
                for source in manifest.get("sources", [])]  # fmt: skip
     public = {**manifest, "sources": sources}
@@ -30,10 +31,6 @@ def public_name(name: str, kind: str | None) -> str:
         return without_secrets(name)
     on_hub = kind == "dataset" and _HUB_NAME.fullmatch(name) and not Path(name).exists()
     return name if on_hub else Path(name).name
-
-
-def _all_options(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    return [manifest.get("options", {}), *manifest.get("appended", [])]
 
 
 def _corpora(options: dict[str, Any]) -> dict[str, dict[str, Any]]:

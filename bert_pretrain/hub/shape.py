@@ -81,7 +81,8 @@ def _as_in_source(config: PretrainConfig, name: str) -> ModelConfig:
                 f"model.{option} is {stated!r}, but init_from {name!r} has {values[option]!r}; leave it out "
                 "(model=from_init), or give another init_from"
             )
-    positions, learned = model.max_position_embeddings, values["max_position_embeddings"]
+    positions = model.max_position_embeddings
+    learned = values["max_position_embeddings"]
     if positions is not None and positions > learned and config.init_positions is None:
         raise ConfigError(
             f"model.max_position_embeddings is {positions}, but init_from {name!r} has {learned}; give init_positions="

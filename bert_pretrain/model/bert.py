@@ -143,8 +143,7 @@ class PretrainingModel(nn.Module):
         Packed, S samples of up to L tokens lie end to end in the flattened tokens: ``cu_seqlens`` (S + 1,) int32 says
         where each begins, ``position_ids`` (B, L) start at 0 in each, and ``next_sentence_labels`` are (S,).
         """
-        places = masked_positions, cu_seqlens, position_ids
-        x = self.hidden_states(input_ids, attention_mask, segment_ids, *places)
+        x = self.hidden_states(input_ids, attention_mask, segment_ids, masked_positions, cu_seqlens, position_ids)
         return self.losses(x, masked_labels, next_sentence_labels)
 
     def hidden_states(
@@ -202,8 +201,9 @@ class PretrainingModel(nn.Module):
         pieces = self.pieces if self.training else Pieces()
         join = self._weight_cache.join if self._weight_cache.in_step else None
         decoder = None if join is None else decoder_weights(self.bert.cls, self.speed, join)
-        heads = self.bert.cls, self.bert.bert.pooler, decoder
-        return pieces.heads(*heads, x, masked_labels, next_sentence_labels, self.speed)
+        return pieces.heads(
+            self.bert.cls, self.bert.bert.pooler, decoder, x, masked_labels, next_sentence_labels, self.speed
+        )
 
 
 def _additive_or_boolean(allowed: torch.Tensor, attention: str) -> torch.Tensor:
@@ -231,7 +231,8 @@ def build_model(config: ModelConfig, speed: SpeedConfig, seed: int, device: torc
 
     Raises ``ConfigError`` for one that is larger than the memory of this machine.
     """
-    count, memory = parameter_count(config), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    count = parameter_count(config)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 4 * count > memory:
         raise ConfigError(
             f"the options model.* make {count:,} parameters, {count / 2**28:,.0f} GiB of weights, and this machine has "

@@ -36,7 +36,8 @@ def layer_weights(layer: Any, speed: SpeedConfig, join: Join = join_uncached) ->
 
     def product(*linears: Any) -> Product:
         rows = sum(linear.out_features for linear in linears)
-        weights, biases = [linear.weight for linear in linears], [linear.bias for linear in linears]
+        weights = [linear.weight for linear in linears]
+        biases = [linear.bias for linear in linears]
         return join(weights, rows, 0.0), join(biases, rows, 0.0)
 
     attention = layer.attention.self
@@ -81,7 +82,8 @@ def run_layer(
     weights = layer_weights(layer, speed) if weights is None else weights
     attended = _attend(layer.attention.self, weights.attention, x, mask, attention, speed)
     if rows is not None:
-        attended, x = attended.flatten(0, 1).index_select(0, rows), x.flatten(0, 1).index_select(0, rows)
+        attended = attended.flatten(0, 1).index_select(0, rows)
+        x = x.flatten(0, 1).index_select(0, rows)
     x = _block(layer.attention.output, weights.projection, attended, x, speed)
     inner = layer.intermediate.intermediate_act_fn(F.linear(x, *weights.intermediate))
     return _block(layer.output, weights.output, inner, x, speed)

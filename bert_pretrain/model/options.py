@@ -64,14 +64,16 @@ class ModelConfig:
         require_least(2, self, "type_vocab_size", prefix="model.")
         require_least(0, self, "initializer_range", prefix="model.")
         require_positive(self, "layer_norm_eps", prefix="model.")
-        heads, width = given.get("num_attention_heads", 1), given.get("hidden_size", 0)
+        heads = given.get("num_attention_heads", 1)
+        width = given.get("hidden_size", 0)
         require(width % heads == 0, "model.hidden_size", width, f"a multiple of model.num_attention_heads ({heads})")
         activations = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
         require_choice("model.hidden_act", given.get("hidden_act", "gelu"), activations)
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             share = given.get(name, 0.0)
             require(0.0 <= share < 1.0, f"model.{name}", share, "0 up to, not including, 1")
-        pad, words = given.get("pad_token_id", 0), given.get("vocab_size", 1 << 31)
+        pad = given.get("pad_token_id", 0)
+        words = given.get("vocab_size", 1 << 31)
         require(0 <= pad < words, "model.pad_token_id", pad, "a token of the vocabulary")
         require_choice("model.attention", self.attention, ("auto", "eager", "sdpa"))
 

@@ -48,8 +48,9 @@ def flash(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int, p: 
 
     ``cu_seqlens`` (S + 1,) int32 begin with 0, end with T and are at most ``longest`` apart; equal ones are no sample.
     """
-    ends = cu_seqlens, cu_seqlens, longest, longest
-    found: Tensor = torch.ops.aten._flash_attention_forward(q, k, v, *ends, p, False, False, scale=scale)[0]
+    found: Tensor = torch.ops.aten._flash_attention_forward(
+        q, k, v, cu_seqlens, cu_seqlens, longest, longest, p, False, False, scale=scale
+    )[0]
     return found
 
 

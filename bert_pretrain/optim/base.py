@@ -133,8 +133,7 @@ class MeasuredOptimizer(torch.optim.Optimizer):
 
     def _read(self, saved: dict[str, Any]) -> tuple[dict[Tensor, dict[str, Any]], list[dict[str, Any]]]:
         """The states and groups of ``saved`` in the format of this class; changes nothing."""
-        states, groups = read_state(saved, self.param_groups, self._format, type(self).__name__)
-        return states, self._loaded_groups(groups)
+        return read_state(saved, self.param_groups, self._format, type(self).__name__)
 
     def _fits_groups(self, saved: list[dict[str, Any]]) -> bool:
         return [len(group["params"]) for group in saved] == [len(group["params"]) for group in self.param_groups]
@@ -143,10 +142,6 @@ class MeasuredOptimizer(torch.optim.Optimizer):
     def evaluation_weights(self) -> Iterator[None]:
         """Inside, the parameters are what is evaluated and saved: the trained ones, unless ``averages_weights``."""
         yield
-
-    def _loaded_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The groups of a state as this class takes them."""
-        return groups
 
     def _forget(self) -> None:
         """Called when a state was loaded."""
@@ -158,9 +153,12 @@ class MeasuredOptimizer(torch.optim.Optimizer):
             for dtype in dict.fromkeys(param.dtype for param in params):
                 yield group, small_first([param for param in params if param.dtype == dtype])
 
+    def _params(self) -> list[Tensor]:
+        """All parameters, in the order of the groups."""
+        return [param for group in self.param_groups for param in group["params"]]
+
     def _device(self) -> torch.device:
-        params = (param for group in self.param_groups for param in group["params"])
-        return next((param.device for param in params), torch.device("cpu"))
+        return next((param.device for param in self._params()), torch.device("cpu"))
 
     def _check_step(self) -> None:
         """Check options, gradients and states, which the caller may have changed since the last step.
@@ -179,8 +177,7 @@ class MeasuredOptimizer(torch.optim.Optimizer):
 
     def _norm_grads(self) -> list[Tensor]:
         """The gradients that make up ``G``. Raises ``ConfigError`` for a sparse one."""
-        own = [param for group in self.param_groups for param in group["params"]]
-        params = own if self.norm_params is None else self.norm_params
+        params = self._params() if self.norm_params is None else self.norm_params
         for position, param in enumerate(self.norm_params or ()):  # its own are checked already
             check_gradient(param, position)
         return [local_part(param.grad) for param in params if param.grad is not None and param.numel()]
@@ -188,9 +185,11 @@ class MeasuredOptimizer(torch.optim.Optimizer):
     def _decide(self, pre_normalization: str, max_grad_norm: float) -> Decision:
         """Measure ``||G||``, set ``grad_norm`` and ``skipped``, and return the decision."""
         norm = global_norm(self._norm_grads()).to(self._device()) if self.stored_norm is None else self.stored_norm
-        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        scale = getattr(self, "grad_scale", None)
+        found_inf = getattr(self, "found_inf", None)
         decision = decide(norm, pre_normalization, max_grad_norm, scale, found_inf)
-        self.grad_norm, self.skipped = decision.grad_norm, decision.skipped.to(torch.float32)
+        self.grad_norm = decision.grad_norm
+        self.skipped = decision.skipped.to(torch.float32)
         return decision
 
 

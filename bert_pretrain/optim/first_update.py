@@ -13,6 +13,7 @@ It costs one more update, and for its time a copy of weights and state, when the
 which CUDA answers nothing more (an illegal address) ends the run all the same.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -136,9 +137,11 @@ class _Comparison:
             param.copy_(kept)
             kept.copy_(now)
         state = self.optimizer.state
-        kept_states, self.states = self.states, {p: state.pop(p) for p in self.owned if p in state}
+        kept_states = self.states
+        self.states = {p: state.pop(p) for p in self.owned if p in state}
         state.update(kept_states)
-        kept_results, self.results = self.results, {name: getattr(self.optimizer, name) for name in self.results}
+        kept_results = self.results
+        self.results = {name: getattr(self.optimizer, name) for name in self.results}
         vars(self.optimizer).update(kept_results)
 
     def undo(self) -> None:
@@ -159,14 +162,15 @@ class _Comparison:
         ]
         for name, param, kept, change in zip(self.names, self.params, self.weights, changes, strict=True):
             checks.append((f"weights of {name}", param.detach(), kept, change))
-            fast, plain = self.optimizer.state.get(param, {}), self.states.get(param, {})
+            fast = self.optimizer.state.get(param, {})
+            plain = self.states.get(param, {})
             if fast.keys() != plain.keys():
                 return f"the state of {name} is {sorted(fast)}, not {sorted(plain)}"
             for key, value in plain.items():
                 if torch.is_tensor(value):
                     checks.append((f"{key} of {name}", fast[key], value, change if key == "master" else None))
         found = torch.stack([_excess(*tensors) for _, *tensors in checks]).tolist()
-        worst = max(range(len(found)), key=lambda i: float("inf") if found[i] != found[i] else found[i])
+        worst = max(range(len(found)), key=lambda i: math.inf if math.isnan(found[i]) else found[i])
         if found[worst] <= 1.0:
             return ""
         return f"{checks[worst][0]} differ from foreach's by {found[worst]:.2g} times what rounding explains"

@@ -34,7 +34,9 @@ def rotate(w: Tensor, u: Tensor, lr: float, radius: float) -> tuple[float, float
 
 def rotate_all(params: list[Tensor], updates: Joined, lr: Tensor, radii: list[Tensor], skipped: Tensor) -> Tensor:
     """Update all layers, which are matrices; returns the same numbers as rows, (3, layers)."""
-    radius, w_norms, u_norms = torch.stack(radii), layer_norms(params), layer_norms(updates.each)
+    radius = torch.stack(radii)
+    w_norms = layer_norms(params)
+    u_norms = layer_norms(updates.each)
     ratios = torch.where(u_norms == 0, 0.0, radius / u_norms)
     updates.scale_(-lr * ratios)
     updates.add_to(params, skipped)

@@ -48,7 +48,8 @@ class Joined:
         """Take the first ``small`` layers together; ``workspace`` keeps ``layer_of`` between steps."""
         if not small:
             return
-        own, device = tuple(x.numel() for x in self.each[:small]), self.flat.device
+        own = tuple(x.numel() for x in self.each[:small])
+        device = self.flat.device
         key = f"layer_of {own} {device}"
         if key not in workspace:
             workspace[key] = upload(np.repeat(np.arange(small), own), device)

@@ -32,9 +32,7 @@ class LARS(LayerwiseOptimizer):
     """LARS, and LARC with ``clip=True``.
 
     Args:
-        params: as for ``NVLamb``, in float32 or float64.
-        lr: as for ``NVLamb``.
-        weight_decay: as for ``NVLamb``.
+        params, lr, weight_decay: as for ``NVLamb``; parameters in float32 or float64.
         trust_coefficient: eta, above 0.
         trust_ratio: ``all`` | ``decayed``: the layers that (1) applies to; r = 1 for the others (LARC: min(1 / lr, 1),
             so plain momentum if lr is at most 1).
@@ -60,7 +58,9 @@ class LARS(LayerwiseOptimizer):
         kernel: str = "foreach",
     ) -> None:
         check_ranges(trust_coefficient=trust_coefficient, trust_ratio=trust_ratio)
-        self.trust_coefficient, self.clip, self.trust_ratio = trust_coefficient, clip, trust_ratio
+        self.trust_coefficient = trust_coefficient
+        self.clip = clip
+        self.trust_ratio = trust_ratio
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eps": eps}
         super().__init__(params, defaults, kernel=kernel)
 
@@ -69,7 +69,10 @@ class LARS(LayerwiseOptimizer):
         return self.trust_ratio == "all" or decay != 0
 
     def _update(self, group: Group, w: Tensor, g: Tensor, own: State) -> tuple[float, float, float]:
-        lr, momentum, decay, b = float(group["lr"]), group["momentum"], group["weight_decay"], own["momentum_buffer"]
+        lr = float(group["lr"])
+        momentum = group["momentum"]
+        decay = group["weight_decay"]
+        b = own["momentum_buffer"]
         w_norm, g_norm = norm_of(w), norm_of(g)
         length = g_norm + decay * w_norm + group["eps"]
         adapted = self._applies(decay) and w_norm != 0 and g_norm != 0
@@ -83,8 +86,10 @@ class LARS(LayerwiseOptimizer):
         return r, w_norm, length
 
     def _update_all(self, group: Group, params: Tensors, grads: Joined, states: States, skipped: Tensor) -> Tensor:
-        decay, lr = group["weight_decay"], on_device(group["lr"], skipped.device)
-        dtype, buffers = params[0].dtype, [own["momentum_buffer"] for own in states]
+        decay = group["weight_decay"]
+        lr = on_device(group["lr"], skipped.device)
+        dtype = params[0].dtype
+        buffers = [own["momentum_buffer"] for own in states]
         weight_norms, grad_norms = layer_norms(params), layer_norms(grads.each)
         length = grad_norms + decay * weight_norms + group["eps"]
         plain = (weight_norms == 0) | (grad_norms == 0)

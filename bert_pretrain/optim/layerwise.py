@@ -46,7 +46,9 @@ class LayerwiseOptimizer(MeasuredOptimizer, ABC):
     ) -> None:
         check_ranges(pre_normalization=pre_normalization, max_grad_norm=max_grad_norm)
         require_choice("kernel", kernel, TWO_KERNELS)
-        self.pre_normalization, self.max_grad_norm, self.kernel = pre_normalization, max_grad_norm, kernel
+        self.pre_normalization = pre_normalization
+        self.max_grad_norm = max_grad_norm
+        self.kernel = kernel
         self._updated: list[tuple[list[Tensor], Tensor]] = []
         super().__init__(params, defaults)
 

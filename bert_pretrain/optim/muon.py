@@ -61,9 +61,7 @@ class Muon(LayerwiseOptimizer):
     """Muon, and MuonH with ``update_scale="hyperball"``.
 
     Args:
-        params: as for ``NVLamb``; every parameter is a matrix.
-        lr: as for ``NVLamb``.
-        weight_decay: as for ``NVLamb``.
+        params, lr, weight_decay: as for ``NVLamb``; every parameter is a matrix.
         momentum: mu.
         update_scale: k in (3).
         options: as for ``LayerwiseOptimizer``.
@@ -103,7 +101,10 @@ class Muon(LayerwiseOptimizer):
         return math.sqrt(max(1, rows / columns)) if self.update_scale == "original" else 0.2 * math.sqrt(max(shape))
 
     def _update(self, group: Group, w: Tensor, g: Tensor, own: State) -> tuple[float, float, float]:
-        lr, mu, decay, b = float(group["lr"]), group["momentum"], group["weight_decay"], own["momentum_buffer"]
+        lr = float(group["lr"])
+        mu = group["momentum"]
+        decay = group["weight_decay"]
+        b = own["momentum_buffer"]
         b.mul_(mu).add_(g, alpha=1 - mu)  # (1)
         o = orthogonalise(mu * b + (1 - mu) * g)  # (2)
         if self.update_scale == "hyperball":
@@ -113,7 +114,9 @@ class Muon(LayerwiseOptimizer):
         return k, w_norm, norm_of(o)
 
     def _update_all(self, group: Group, params: Tensors, grads: Joined, states: States, skipped: Tensor) -> Tensor:
-        lr, mu, decay = on_device(group["lr"], skipped.device), group["momentum"], group["weight_decay"]
+        lr = on_device(group["lr"], skipped.device)
+        mu = group["momentum"]
+        decay = group["weight_decay"]
         buffers = [own["momentum_buffer"] for own in states]
         average(buffers, grads, mu, skipped)  # leaves (1 - mu) g in grads
         torch._foreach_add_(grads.each, buffers, alpha=mu)

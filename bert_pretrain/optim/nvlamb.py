@@ -63,7 +63,9 @@ def reference_step(work: Work) -> Outcome:
     norms = []
     nonfinite = torch.zeros_like(decision.skipped)
     for layers in work.parts:
-        lr, eps, decay = float(layers.group["lr"]), layers.group["eps"], layers.group["weight_decay"]
+        lr = float(layers.group["lr"])
+        eps = layers.group["eps"]
+        decay = layers.group["weight_decay"]
         beta1, beta2 = layers.group["betas"]
         columns = (layers.owners, layers.weights, layers.grads, layers.exp_avgs, layers.exp_avg_sqs, layers.steps)
         for owner, w, grad, m, v, step in zip(*columns, strict=True):
@@ -168,7 +170,7 @@ class NVLamb(MeasuredOptimizer):
         self._outcome: Outcome | None = None
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
         if kernel == "apex":
-            check_apex(self.rules, [param for group in self.param_groups for param in group["params"]])
+            check_apex(self.rules, self._params())
         self.nonfinite_state = torch.zeros((), dtype=torch.bool, device=self._device())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -184,8 +186,7 @@ class NVLamb(MeasuredOptimizer):
 
     def why_not_fused(self) -> str:
         """Why ``kernel=auto`` is not the fused kernel for these parameters; empty if it is."""
-        params = [param for group in self.param_groups for param in group["params"]]
-        device = self._device()
+        params, device = self._params(), self._device()
         if device.type not in FUSED:
             return f"there is none of our own for {device.type}"
         module, package = FUSED[device.type]
@@ -209,7 +210,8 @@ class NVLamb(MeasuredOptimizer):
             self._outcome = None
             self._decide(self.rules.pre_normalization, self.rules.max_grad_norm)
             return loss
-        kernel, shards = self.running_kernel, shards_of([param for layers in parts for param in layers.owners])
+        kernel = self.running_kernel
+        shards = shards_of([param for layers in parts for param in layers.owners])
         if shards is not None:
             require(kernel in FOR_DTENSORS, "kernel", kernel, f"auto, {', '.join(FOR_DTENSORS)} for DTensors")
         work = Work(
@@ -251,5 +253,5 @@ class NVLamb(MeasuredOptimizer):
         return layer_table(self.param_groups, updated)
 
     def _forget(self) -> None:
-        self._masters.loaded(param for group in self.param_groups for param in group["params"])
+        self._masters.loaded(self._params())
         self.nonfinite_state = torch.zeros_like(self.nonfinite_state)  # it described the state before

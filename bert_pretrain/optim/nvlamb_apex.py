@@ -17,6 +17,7 @@ phi, bounds of the ratio and float64 are not supported and are refused.
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import islice
 from typing import Any
 
 import torch
@@ -54,13 +55,12 @@ def apex_step(work: Work) -> Outcome:
     """Update all layers. Waits for the device once. Raises ``ConfigError`` as ``check_apex``, for added groups too."""
     check_apex(work.rules, [weight for layers in work.parts for weight in layers.weights])
     decision = work.decide()
-    skipped, *rates_and_steps = _read_from_device(work, decision.skipped)
-    if skipped:
+    numbers = iter(_read_from_device(work, decision.skipped))
+    if next(numbers):
         return Outcome.of_skipped(work, decision)
     norms, finite = [], []
     for layers in work.parts:
-        rate = rates_and_steps.pop(0)
-        steps, rates_and_steps = rates_and_steps[: len(layers.steps)], rates_and_steps[len(layers.steps) :]
+        rate, *steps = islice(numbers, 1 + len(layers.steps))
         updates = _scaled(layers, decision.grad_factor.to(torch.float32))
         weight_norms = layer_norms(layers.weights)
         for step in sorted(set(steps)):

@@ -93,7 +93,8 @@ def _update_part(layers: Layers, work: Work, decision: Decision, host_decides: b
     on_cpu = work.device.type == "cpu"
     limit = CPU_RUN if on_cpu else DEVICE_RUN
     scalars = _scalars(layers, decision, work.rules.bias_correction, host_decides)
-    lr, decay = on_device(layers.group["lr"], work.device), layers.group["weight_decay"]
+    lr = on_device(layers.group["lr"], work.device)
+    decay = layers.group["weight_decay"]
     buffer = _buffer(work.workspace, max(limit, *(w.numel() for w in layers.weights)), layers.weights[0])
     sizes = [owner.numel() for owner in layers.owners]
     runs = list(runs_of(sizes, limit))  # the same on every rank

@@ -93,7 +93,8 @@ class AlgorithmConfig:
     def __post_init__(self) -> None:
         name, algorithm = self._prefix, self.algorithm
         require_choice(f"{name}.algorithm", algorithm, REQUIRED)
-        needed, taken = REQUIRED[algorithm], REQUIRED[algorithm] + OPTIONAL[algorithm]
+        needed = REQUIRED[algorithm]
+        taken = REQUIRED[algorithm] + OPTIONAL[algorithm]
         for option in (option for options in (*REQUIRED.values(), *OPTIONAL.values()) for option in options):
             found = getattr(self, option)
             if option in needed and found is None:
@@ -103,7 +104,8 @@ class AlgorithmConfig:
         if self.kernel is not None and algorithm != "nvlamb":
             require_choice(f"{name}.kernel", self.kernel, TWO_KERNELS)
         check_ranges(f"{name}.", **self.options())
-        decay, fixed = self.weight_decay, algorithm == "adamh" or self.update_scale == "hyperball"
+        decay = self.weight_decay
+        fixed = algorithm == "adamh" or self.update_scale == "hyperball"
         require(not (fixed and decay), f"{name}.weight_decay", decay, "0: the norm of a matrix is fixed")
 
     def options(self) -> dict[str, Any]:

@@ -94,10 +94,10 @@ class PairedOptimizer(MeasuredOptimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Apply one update, or skip it; returns what ``closure`` returns."""
         loss = loss_of(closure)
-        params = [param for group in self.param_groups for param in group["params"]]
+        params = self.norm_params or self._params()
         for part in self.parts:
             part._check_step()
-            part.norm_params = self.norm_params or params
+            part.norm_params = params
         self.stored_norm = global_norm(self._norm_grads()).to(self._device())
         self._decide("none", 1.0)
         for part in sorted(self.parts, key=lambda part: isinstance(part, TorchFused)):  # writes gradients: the last

@@ -35,9 +35,7 @@ class ScheduleFreeAdamW(LayerwiseOptimizer):
     """Schedule-Free AdamW.
 
     Args:
-        params: as for ``NVLamb``.
-        lr: as for ``NVLamb``.
-        weight_decay: as for ``NVLamb``.
+        params, lr, weight_decay: as for ``NVLamb``.
         betas: b1, the share of the average in the trained weights, and b2.
         options: as for ``LayerwiseOptimizer``.
     """
@@ -61,8 +59,9 @@ class ScheduleFreeAdamW(LayerwiseOptimizer):
     def evaluation_weights(self) -> Iterator[None]:
         """Inside, the parameters are x."""
         with torch.no_grad():
-            for param in (param for group in self.param_groups for param in group["params"] if self.state.get(param)):
-                param.copy_(self.state[param]["x"])
+            for param in self._params():
+                if self.state.get(param):
+                    param.copy_(self.state[param]["x"])
         try:
             yield
         finally:
@@ -87,7 +86,10 @@ class ScheduleFreeAdamW(LayerwiseOptimizer):
         return state
 
     def _update(self, group: Group, w: Tensor, g: Tensor, own: State) -> tuple[float, float, float]:
-        lr, b2, v, w_norm = float(group["lr"]), group["betas"][1], own["exp_avg_sq"], norm_of(w)
+        lr = float(group["lr"])
+        b2 = group["betas"][1]
+        v = own["exp_avg_sq"]
+        w_norm = norm_of(w)
         own["step"] += 1
         v.mul_(b2).addcmul_(g, g, value=1 - b2)  # (1)
         root = (v / (1 - b2 ** own["step"].item())).sqrt()

@@ -87,9 +87,8 @@ class StateFormat:
         tensors, for wrong shapes and, unless there may be ``extras``, for other entries.
         """
         needed = (*self._numbers, *self.moments)
-        known = (*needed, *self.optional, "master")
         missing = [key for key in needed if own.get(key) is None]
-        others = set(own) - {*known, *self.ignored}
+        others = set(own) - {*needed, *self.optional, "master", *self.ignored}
         if missing or (others and not extras):
             found = ", ".join(map(str, own))
             raise ConfigError(f"the state of {name} has {found}; allowed: {', '.join(needed)}")

@@ -50,7 +50,9 @@ class TorchFused(MeasuredOptimizer):
     ) -> None:
         how = pre_normalization or ("none" if max_grad_norm is None else "clip")
         check_ranges(pre_normalization=how, max_grad_norm=max_grad_norm)
-        self.max_grad_norm, self.pre_normalization, self.kernel = max_grad_norm, how, "fused"
+        self.max_grad_norm = max_grad_norm
+        self.pre_normalization = how
+        self.kernel = "fused"
         options = self._default_options | options | {"lr": lr}
         if "betas" in options:
             options["betas"] = tuple(options["betas"])
@@ -65,17 +67,19 @@ class TorchFused(MeasuredOptimizer):
                 del self.param_groups[-1]
                 raise ConfigError(f"parameter {i} has gaps (strides {param.stride()}); allowed: dense, or use NVLamb")
 
-    def _loaded_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _read(self, saved: dict[str, Any]) -> tuple[dict[Tensor, dict[str, Any]], list[dict[str, Any]]]:
         """With the implementation of this class, and refused if torch's class of the state is another algorithm."""
+        states, groups = super()._read(saved)
         loaded = []
         for group, own in zip(groups, self.param_groups, strict=True):
-            decoupled, found = own.get("decoupled_weight_decay"), group.get("decoupled_weight_decay")
+            decoupled = own.get("decoupled_weight_decay")
+            found = group.get("decoupled_weight_decay")
             if None not in (decoupled, found) and decoupled != found:
                 other = "AdamW" if found else "Adam"
                 raise ConfigError(f"the state is one of {other}; allowed: one of {type(self).__name__}")
             kept = {key: own[key] for key in ("fused", "foreach", "capturable", "differentiable") if key in own}
             loaded.append(group | kept)
-        return loaded
+        return states, loaded
 
     @eager_step
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -113,7 +117,7 @@ class TorchFused(MeasuredOptimizer):
         if bool(self.skipped):
             return
         given: dict[str, Any] = {key: vars(self).pop(key) for key in ("grad_scale", "found_inf") if key in vars(self)}
-        grads = [(param, param.grad) for group in self.param_groups for param in group["params"]]
+        grads = [(param, param.grad) for param in self._params()]
         groups = [dict(group) for group in self.param_groups]
         flags = {"fused": False, "foreach": True, "capturable": self._device().type == "cuda"}
         try:

@@ -76,16 +76,22 @@ def _checked(word: str, options: tuple[Option, ...], groups: Iterable[str], user
         raise ConfigError(f"{word}: an option cannot be removed; give it another value")
     if _KEPT.fullmatch(value):
         return word
-    if not value.strip() and not (option.is_text and option.type.endswith("null")):
-        raise ConfigError(f"{name} is empty; give a value, as in {name}=VALUE")
-    kind = option.type.removesuffix(" or null")
-    if kind in _ALLOWED and not _is_a(kind, value):
-        raise ConfigError(f"{name} is {value!r}; allowed: {_ALLOWED[kind]}{' or null' * option.type.endswith('null')}")
-    if kind.startswith("list of ") and not value.lstrip().startswith("["):
-        raise ConfigError(f"{name} is {value!r}; allowed: a list, as in {name}=[{value}]")
+    _check_value(name, value, option)
     if option.name.endswith(f".{ANY_NAME}"):  # a key of a mapping, which may be new
         key = f"++{name}"
     return f"{key}={quoted(value) if option.is_text else value}"
+
+
+def _check_value(name: str, value: str, option: Option) -> None:
+    """Raise ``ConfigError`` for a ``value`` that is not of the option's type."""
+    kind = option.type.removesuffix(" or null")
+    optional = option.type.endswith("null")
+    if not value.strip() and not (option.is_text and optional):
+        raise ConfigError(f"{name} is empty; give a value, as in {name}=VALUE")
+    if kind in _ALLOWED and not _is_a(kind, value):
+        raise ConfigError(f"{name} is {value!r}; allowed: {_ALLOWED[kind]}{' or null' if optional else ''}")
+    if kind.startswith("list of ") and not value.lstrip().startswith("["):
+        raise ConfigError(f"{name} is {value!r}; allowed: a list, as in {name}=[{value}]")
 
 
 def _is_a(kind: str, value: str) -> bool:

@@ -98,7 +98,8 @@ def main(config: PlanConfig) -> None:
     print(describe_plan(config, config.devices, device, compute, samples, mixture))
     if config.tokens_per_second is not None:
         tokens = config.schedule.total_steps * config.batch.global_batch_size * config.data.sequence_length
-        hours, rate = duration(tokens / config.tokens_per_second), config.tokens_per_second
+        hours = duration(tokens / config.tokens_per_second)
+        rate = config.tokens_per_second
         print(f"  {'time':<14}at most {hours} at {rate:,.0f} tokens/s")
     if gpu is None:
         return
@@ -108,7 +109,8 @@ def main(config: PlanConfig) -> None:
         from bert_pretrain.plan.figure import draw_scaling  # matplotlib takes long to import
 
         title = f"{gpu.name}, {gpu.per_node} a node, {config.network.gb_per_s:g} GB/s between nodes"
-        batch, steps = config.batch.global_batch_size, config.schedule.total_steps
+        batch = config.batch.global_batch_size
+        steps = config.schedule.total_steps
         draw_scaling(Path(config.plot), title, scaling, batch, steps, config.efficiency_floor)
         print(f"  {'figure':<14}{config.plot}")
 
@@ -139,15 +141,20 @@ def scaling_of(config: PlanConfig, gpu: GpuConfig) -> Scaling:
 
 def describe_scaling(config: PlanConfig, scaling: Scaling) -> str:
     """The predicted time of a step on ``devices`` devices, and up to how many devices the batch scales."""
-    batch, steps, floor = config.batch.global_batch_size, config.schedule.total_steps, config.efficiency_floor
+    batch = config.batch.global_batch_size
+    steps = config.schedule.total_steps
+    floor = config.efficiency_floor
     step = scaling.step(batch, config.devices)
     parts = (
         f"compute {step.compute / step.total:.1%}, exposed all-reduce {step.exposed / step.total:.1%} (whole "
         f"all-reduce: {_ms(step.all_reduce)}), optimizer {step.optimizer / step.total:.1%}"
     )
-    total, efficiency = duration(step.total * steps), scaling.efficiency(batch, config.devices)
-    peak, samples = scaling.gpu.matrix_tflops, batch / config.devices / step.total
-    rate, mfu = samples * scaling.mean_length, samples * scaling.sample_flops() / (peak * 1e12)
+    total = duration(step.total * steps)
+    efficiency = scaling.efficiency(batch, config.devices)
+    peak = scaling.gpu.matrix_tflops
+    samples = batch / config.devices / step.total
+    rate = samples * scaling.mean_length
+    mfu = samples * scaling.sample_flops() / (peak * 1e12)
     return (
         f"  {'predicted':<14}{_ms(step.total)} a step: {parts}\n"
         f"  {'':<14}{rate:,.0f} real tokens/s a device, {mfu:.0%} MFU of the data sheet's {peak:g} TFLOP/s\n"
@@ -188,8 +195,10 @@ def _batch_rows(config: PretrainConfig, devices: int, device: str) -> list[tuple
     fewest, most = (stop - start for start, stop in slices)
     per_rank = f"{fewest}" if fewest == most else f"{fewest} or {most}"
     accumulations = sorted({plan.accumulation(0), plan.accumulation(devices - 1)})
-    count, plural = " or ".join(map(str, accumulations)), "es" if accumulations[-1] > 1 else ""
-    size, even = min(plan.micro_batch_size, most), even_size(most, plan.micro_batch_size)
+    count = " or ".join(map(str, accumulations))
+    plural = "es" if accumulations[-1] > 1 else ""
+    size = min(plan.micro_batch_size, most)
+    even = even_size(most, plan.micro_batch_size)
     rows = [
         ("global batch", f"{plan.global_batch_size:,} samples = {devices:,} ranks x {per_rank}"),
         ("", f"{count} micro-batch{plural} of up to {size} on each rank"),
@@ -203,8 +212,10 @@ def _batch_rows(config: PretrainConfig, devices: int, device: str) -> list[tuple
 
 
 def _length_rows(config: PretrainConfig, samples: int | None) -> list[tuple[str, str]]:
-    steps, batch = config.schedule.total_steps, config.batch.global_batch_size
-    length, masked = config.data.sequence_length, round(MASKED_SHARE * config.data.sequence_length)
+    steps = config.schedule.total_steps
+    batch = config.batch.global_batch_size
+    length = config.data.sequence_length
+    masked = round(MASKED_SHARE * config.data.sequence_length)
     seen = steps * batch
     flops = training_flops(config.model, seen, seen * length, seen * length**2, seen * masked)
     epochs = "" if not samples else f" = {seen / samples:,.2f} epochs of {samples:,}"

@@ -23,7 +23,8 @@ from bert_pretrain.model.options import ModelConfig
 MOST_DEVICES = 4096
 MASKED_SHARE = 0.15  # BERT's; the real share is known only once the shards are read
 _KERNELS_PER_LAYER = 75  # forward and backward of one layer, in eager mode
-_NORM_BYTES, _UPDATE_BYTES = 4, 44  # per parameter: gradient for ||G||; gradient, weight, moments read and written
+_NORM_BYTES = 4  # per parameter: the gradient, for ||G||
+_UPDATE_BYTES = 44  # per parameter: gradient, weight and moments, read and written
 _WEIGHT_BYTES = 4
 # Memory traffic of one materialised 16-bit attention score: 20 accesses. Forward 8.5: the product writes it; scale and
 # mask, softmax, and dropout each read and write; the product reads; the dropout mask is half an access. Backward 11.5.
@@ -136,7 +137,8 @@ class Scaling:
         """Seconds to all-reduce ``size`` bytes over all devices in ``messages`` buckets."""
         if devices == 1:
             return 0.0
-        inside, between = self.gpu.node_gb_per_s * 1e9, self.network.gb_per_s * 1e9
+        inside = self.gpu.node_gb_per_s * 1e9
+        between = self.network.gb_per_s * 1e9
         slowest = inside if devices <= self.gpu.per_node else min(inside, between)
         hops = 2 * math.ceil(math.log2(devices)) * self.network.latency_us * 1e-6
         return 2 * (devices - 1) / devices * size / (slowest * self.network.share) + messages * hops
@@ -145,7 +147,8 @@ class Scaling:
         """One step of ``global_batch_size`` samples. Raises ``ConfigError`` if there are fewer samples than ranks."""
         plan = BatchPlan(global_batch_size, self.micro_batch_size, devices)
         sizes = [stop - start for start, stop in plan.micro_batches(devices - 1)]  # no rank has more than the last
-        parameters, words = parameter_count(self.model), self.model.vocab_size * self.model.hidden_size
+        parameters = parameter_count(self.model)
+        words = self.model.vocab_size * self.model.hidden_size
         buckets = math.ceil(4 * parameters / (self.communication.bucket_mb * 2**20))
         width = 4 if self.communication.gradients == "fp32" else 2
         all_reduce = exposed = self._all_reduce(width * parameters, buckets, devices)

@@ -52,21 +52,22 @@ class LivePage:
                 else:
                     (run,) = runs.values()
                     self._page = run_page(run, draw(run), script=script)
-                self._seen, self._due = seen, time.monotonic() + _SHARE * (time.thread_time() - started)
+                self._seen = seen
+                self._due = time.monotonic() + _SHARE * (time.thread_time() - started)
             return self.version, self._page
 
     def _stamp(self) -> str:
         """Changes with the files that the page is made of."""
         paths = [directory / name for directory in self.directories for name in (METRICS, SESSIONS, "config.yaml")]
-        states = [(found.st_mtime_ns, found.st_size) if (found := _stat(path)) else None for path in paths]
-        return str([*states, *map(is_touched, self.directories)])
+        return str([*map(_state, paths), *map(is_touched, self.directories)])
 
 
-def _stat(path: Path):  # type: ignore[no-untyped-def]
+def _state(path: Path) -> tuple[int, int] | None:
     try:
-        return path.stat()
+        found = path.stat()
     except OSError:
         return None
+    return found.st_mtime_ns, found.st_size
 
 
 class LiveServer(ThreadingHTTPServer):

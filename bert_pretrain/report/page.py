@@ -1,6 +1,5 @@
 """The page of one run, and that of several side by side."""
 
-import math
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
@@ -22,11 +21,11 @@ from bert_pretrain.html_page import (
 )
 from bert_pretrain.options.stored_options import read_text
 from bert_pretrain.report.comparison import option_rows, shard_faults, warning
-from bert_pretrain.report.plots import LAYER_TITLES, METRICS, Band, Curves, layer_figures, metric_figures
+from bert_pretrain.report.plots import LAYER_TITLES, METRICS, Curves, layer_figures, metric_figures
 from bert_pretrain.report.reference import find_reference
 from bert_pretrain.report.run_facts import facts, headline, moment
 from bert_pretrain.report.stored_run import Run
-from bert_pretrain.training.metrics import duration
+from bert_pretrain.training.metrics import duration, perplexity
 
 _OF_DATA = ("loss", "accuracy", "next_sentence")
 """The figures whose values depend on the shards."""
@@ -47,7 +46,7 @@ def run_page(run: Run, drawings: dict[str, Figure], script: str = "") -> str:
     return page(f"Run {run.name}", sections, [tiles(headline(run))], script=script)
 
 
-def comparison_page(runs: dict[str, Run], band: Band | None = None, script: str = "") -> str:
+def comparison_page(runs: dict[str, Run], script: str = "") -> str:
     """The page of several runs, by the name that each has on it."""
     fault = warning(runs)
     by_run = {name: dict(facts(run)) for name, run in runs.items()}
@@ -56,7 +55,7 @@ def comparison_page(runs: dict[str, Run], band: Band | None = None, script: str 
     differing = option_rows(runs)
     sections = {
         "Results": [_results(runs)],
-        "Curves": [figures(*_comparing(runs, band))],
+        "Curves": [figures(*_comparing(runs))],
         "Options that differ": [
             table("Options of which at least two runs have different values", ["option", *runs], differing)
         ]
@@ -77,7 +76,7 @@ def draw(run: Run) -> dict[str, Figure]:
     return {**metric_figures([Curves(run.name, run.rows)], band), **layer_figures(run.rows)}
 
 
-def _comparing(runs: dict[str, Run], band: Band | None) -> list[Html]:
+def _comparing(runs: dict[str, Run]) -> list[Html]:
     """The curves of all runs in one figure for each metric.
 
     Losses on other shards stand in a figure each; if only the training shards differ, the held-out ones are shown.
@@ -87,14 +86,14 @@ def _comparing(runs: dict[str, Run], band: Band | None) -> list[Html]:
     curves = [Curves(name, run.rows, batches[name] if by_samples else 1) for name, run in runs.items()]
     faults, found = shard_faults(runs), list[Html]()
     apart = "heldout" in faults or ("train" in faults and not any(run.heldout for run in runs.values()))
-    for name, chart in metric_figures(curves, band).items():
+    for name, chart in metric_figures(curves).items():
         if name in _OF_DATA and apart:
             for one, run in zip(curves, runs.values(), strict=True):
-                alone = metric_figures([one], band)
+                alone = metric_figures([one])
                 found += [_curve(name, alone[name], [run], f" of {one.name}")] if name in alone else []
         elif name in _OF_DATA and "train" in faults:
             heldout = [Curves(one.name, [row for row in one.rows if "eval_loss" in row], one.scale) for one in curves]
-            known = metric_figures(heldout, band)
+            known = metric_figures(heldout)
             found += [_curve(name, known[name], list(runs.values()))] if name in known else []
         else:
             found.append(_curve(name, chart, list(runs.values())))
@@ -157,9 +156,8 @@ def _evaluations(runs: dict[str, Run]) -> list[Html]:
     for name, run in runs.items():
         for row in run.heldout:
             loss = row["eval_mlm_loss"]
-            perplexity = math.exp(min(loss, 700.0))
             cells = [row["step"], row["step"] * run.options["batch"]["global_batch_size"], _number(loss),
-                     _number(perplexity, ",.1f"), _number(row["eval_mlm_accuracy"])]  # fmt: skip
+                     _number(perplexity(loss), ",.1f"), _number(row["eval_mlm_accuracy"])]  # fmt: skip
             if next_sentence:
                 cells.append(_number(row.get("eval_nsp_accuracy")))
             rows.append([name, *cells] if len(runs) > 1 else cells)

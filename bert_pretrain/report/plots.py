@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import cycle, groupby, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +76,7 @@ def metric_figure(runs: list[Curves], label: str, key: str, band: Band | None = 
         _draw_heldout(axes, runs[0], key, HELDOUT, "held-out")
     else:
         has_heldout = any(f"eval_{key}" in row for run in runs for row in run.rows)
-        for run, color in zip(runs, _cycled(len(runs)), strict=True):
+        for run, color in zip(runs, cycle(SERIES), strict=False):
             _draw_training(axes, run, key, color, "" if has_heldout else _as_label(run.name), faint=has_heldout)
             _draw_heldout(axes, run, key, color, _as_label(run.name))
     if axes.get_legend_handles_labels()[1]:
@@ -101,10 +101,6 @@ def _as_label(name: str) -> str:
     underscore."""
     text = (name if len(name) <= 40 else f"...{name[-37:]}").replace("$", r"\$")
     return f"\N{ZERO WIDTH SPACE}{text}" if text.startswith("_") else text
-
-
-def _cycled(count: int) -> list[str]:
-    return [SERIES[i % len(SERIES)] for i in range(count)]
 
 
 def _points(run: Curves, key: str) -> tuple[np.ndarray, np.ndarray]:

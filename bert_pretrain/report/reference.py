@@ -78,7 +78,8 @@ def find_reference(
         if not differing and corpus and corpus == set(reference.about.get("corpus", ())):
             same_corpus = reference
         if len(differing) < fewest:
-            fewest, nearest = len(differing), _reason(reference.name, differing, options, theirs, fingerprint)
+            fewest = len(differing)
+            nearest = _reason(reference.name, differing, options, theirs, fingerprint)
     return (same_corpus, OTHER_SHARDS) if same_corpus else (None, nearest)
 
 

@@ -67,7 +67,8 @@ def report(config: ReportConfig) -> None:
     elif len(runs) > 1:
         _compare(_checked(config.out, runs), by_name(runs))
     else:
-        path, directory = _write(runs[0], _checked(config.out, runs)), runs[0].directory
+        path = _write(runs[0], _checked(config.out, runs))
+        directory = runs[0].directory
         paths = {"model": directory / "model", "plots": directory / "plots", "report": path}
         found = [(name, str(path)) for name, path in paths.items() if path.exists()]
         for name, value in [*facts(runs[0]), *found, ("metrics", str(directory / METRICS))]:

@@ -1,6 +1,5 @@
 """What the report tells of a run: what, where, when, with what, how far, and what came out."""
 
-import math
 import time
 from dataclasses import fields
 from datetime import datetime
@@ -15,7 +14,7 @@ from bert_pretrain.options.stored_options import read_options
 from bert_pretrain.report.reference import on_track
 from bert_pretrain.report.stored_run import Run, usable_rows, usable_sessions
 from bert_pretrain.same_run import flat_options
-from bert_pretrain.training.metrics import duration
+from bert_pretrain.training.metrics import duration, perplexity
 from bert_pretrain.training.sessions import METRICS
 
 Fact = tuple[str, str]
@@ -33,7 +32,8 @@ def read_run(directory: Path, option: str = "run_dir") -> Run:
         is_running = is_touched(directory) and not (sessions and sessions[-1]["ended"])
         until = time.time() if is_running else metrics.stat().st_mtime
         run = Run(directory, read_options(config), usable_rows(directory), sessions, is_running, until)
-        headline(run), facts(run)  # of what the files hold, before anything is drawn
+        headline(run)  # raises for what the files lack, before anything is drawn
+        facts(run)
     except OSError as error:
         raise ConfigError(f"{option} {directory} cannot be read ({error})") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -105,7 +105,8 @@ def _setting(run: Run) -> list[Fact]:
     model = ModelConfig(**{name: value for name, value in stated.items() if name in known})
     heads = "masked words and next sentence" if model.next_sentence else "masked words"
     shape = f"{model.num_hidden_layers} layers, width {model.hidden_size:,}, {model.num_attention_heads} heads"
-    vocabulary, weights = f"{model.vocab_size:,} tokens in the vocabulary", parameter_count(model)
+    vocabulary = f"{model.vocab_size:,} tokens in the vocabulary"
+    weights = parameter_count(model)
     size = f"{weights / 1e6:,.1f} million" if weights >= 1e6 else f"{weights:,}"
     optimizer, schedule = options["optimizer"], options["schedule"]
     cut = run.last_session.get("micro_batch_size", options["batch"]["micro_batch_size"])
@@ -162,9 +163,9 @@ def _results(run: Run) -> list[Fact]:
     first, last = run.heldout[0], run.heldout[-1]
     if first["step"] == 0:
         found.append(("held-out MLM loss at step 0", f"{first['eval_mlm_loss']:.4f} nats"))
-    perplexity = f"perplexity {math.exp(min(last['eval_mlm_loss'], 700.0)):,.1f}"
+    loss, step = last["eval_mlm_loss"], last["step"]
     found += [
-        ("held-out MLM loss", f"{last['eval_mlm_loss']:.4f} nats after step {last['step']:,}, {perplexity}"),
+        ("held-out MLM loss", f"{loss:.4f} nats after step {step:,}, perplexity {perplexity(loss):,.1f}"),
         ("held-out MLM accuracy", f"{last['eval_mlm_accuracy']:.4f}"),
     ]
     if "eval_nsp_accuracy" in last:

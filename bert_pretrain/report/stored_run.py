@@ -13,7 +13,9 @@ from bert_pretrain.trackers.tracker import DIVERGED, FAILED, FINISHED, STOPPED
 from bert_pretrain.training.metrics import LAYER_KINDS, Row, read_rows
 from bert_pretrain.training.sessions import METRICS, read_sessions
 
-RUNNING, KILLED, UNFINISHED = "running", "ended without a word, as after a kill", "not finished"
+RUNNING = "running"
+KILLED = "ended without a word, as after a kill"
+UNFINISHED = "not finished"
 _ENDS = (FINISHED, STOPPED, DIVERGED, FAILED)
 _NEEDED = {"mlm_loss": ("samples_seen", "tokens_per_second"), "eval_mlm_loss": ("eval_mlm_accuracy",),
            "trust_ratio": LAYER_KINDS}  # fmt: skip
@@ -94,7 +96,8 @@ class Run:
         if of_split := self.last_session.get("data", {}).get(split):
             return of_split["samples"], of_split["fingerprint"]
         listed = [row for row in self.manifest.get("shards", []) if row["split"] == split]
-        samples, found = sum(int(row["samples"]) for row in listed) or None, None
+        samples = sum(int(row["samples"]) for row in listed) or None
+        found = None
         if listed and all("checksum" in row for row in listed):
             found = data_fingerprint((row["name"], row["samples"], row["checksum"]) for row in listed)
         newest = max(self.directory.glob("checkpoints/step_????????/progress.json"), default=None)

@@ -33,7 +33,11 @@ class TrackerFeed:
         self, name: str, open_run: Callable[[int], Tracker], step: int, read: Callable[[], list[Row]], report: Report
     ) -> None:
         """``step``: that the run begins at; ``read`` reads ``metrics.jsonl``; ``report`` gets one line a message."""
-        self.name, self._open, self._step, self._read, self._report = name, open_run, step, read, report
+        self.name = name
+        self._open = open_run
+        self._step = step
+        self._read = read
+        self._report = report
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._tracker: Tracker | None = None
         self.dropped = 0  # written by the trainer's thread alone
@@ -102,7 +106,9 @@ class TrackerFeed:
                 if key_of(row) not in self._tracker.held:
                     self._tracker.log_row(row)
                     self._tracker.held.add(key_of(row))
-            self._behind, self._dropped_before, self._pause = False, dropped, FIRST_PAUSE
+            self._behind = False
+            self._dropped_before = dropped
+            self._pause = FIRST_PAUSE
         except Exception as error:  # of any kind: the library is not ours
             self._failed(error)
             self._behind, self._next_try = True, time.monotonic() + self._pause

@@ -74,9 +74,8 @@ class TensorBoardRun:
         self._writer.flush()
 
 
-def open_run(run: TrackedRun, step: int) -> TensorBoardRun:
-    """Begin a new event file in the run's folder."""
-    return TensorBoardRun(run, step)
+open_run = TensorBoardRun
+"""Begins a new event file in the run's folder."""
 
 
 def _histogram(values: list[float]) -> HistogramProto:

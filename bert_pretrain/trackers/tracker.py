@@ -18,7 +18,10 @@ RowKey = tuple[str, int]
 KINDS = {"loss": "training", "eval_loss": "evaluation", "trust_ratio": "layers"}
 """The kinds of rows, each by a key that it alone has (see ``training/metrics.py``)."""
 _ID = "tracker_id"
-FINISHED, STOPPED, DIVERGED, FAILED = "finished", "stopped", "diverged", "failed"
+FINISHED = "finished"
+STOPPED = "stopped"
+DIVERGED = "diverged"
+FAILED = "failed"
 """States that a process leaves a run in; a stopped one can be resumed."""
 
 

@@ -17,6 +17,7 @@ from bert_pretrain.data.prefetch import prefetched
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.model.bert import PretrainingModel, PretrainingSums
+from bert_pretrain.optim.layers import upload
 from bert_pretrain.training.metrics import Row
 from bert_pretrain.training.step_result import HostCopy, without_next_sentence
 
@@ -79,7 +80,8 @@ def sum_losses(
         for _ in range(-(-largest_part // micro_batch_size)):  # the same number on all ranks; some have a batch less
             world.report_progress()
             own_request = torch.tensor(float(stop.requested)).to(world.device, non_blocking=True)
-            previous_requests, requests = requests, HostCopy(world.sum(own_request))
+            previous_requests = requests
+            requests = HostCopy(world.sum(own_request))
             with world.busy("reading the held-out shards"):
                 batch = next(ahead, None)
             if batch is not None:
@@ -113,22 +115,19 @@ def _add_by_source(
     ``source`` (B,): the corpus of each sample. The encoder runs once, on the whole batch, as without corpora.
     """
     samples, length = batch.input_ids.shape
-    labels, next_sentence = inputs.masked_labels, inputs.next_sentence_labels
+    labels = inputs.masked_labels
+    next_sentence = inputs.next_sentence_labels
     places = inputs.segment_ids, inputs.masked_positions
     # (B + M, H), or (M, H) without a next-sentence head
     x = model.hidden_states(inputs.input_ids, inputs.attention_mask, *places)
     _add(totals[0], model.losses(x, labels, next_sentence), labels, samples)
-    owner, real = source[batch.masked_positions.numpy() // length], batch.masked_labels.numpy() >= 0
+    owner = source[batch.masked_positions.numpy() // length]
+    real = batch.masked_labels.numpy() >= 0
     for number in np.unique(source):
-        chosen, tokens = np.flatnonzero(source == number), np.flatnonzero((owner == number) & real)
+        chosen = np.flatnonzero(source == number)
+        tokens = np.flatnonzero((owner == number) & real)
         rows = np.concatenate([chosen, samples + tokens]) if model.next_sentence else tokens
-        of_samples, of_tokens, of_rows = (_on_device(places, totals.device) for places in (chosen, tokens, rows))
+        of_samples, of_tokens, of_rows = (upload(places, totals.device) for places in (chosen, tokens, rows))
         own_labels = labels.index_select(0, of_tokens)
         out = model.losses(x.index_select(0, of_rows), own_labels, next_sentence.index_select(0, of_samples))
         _add(totals[1 + number], out, own_labels, len(chosen))
-
-
-def _on_device(places: np.ndarray, device: torch.device) -> torch.Tensor:
-    """``places`` as int64 on the device; the host does not wait for it."""
-    indices = torch.from_numpy(places)
-    return indices.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else indices

@@ -22,6 +22,7 @@ Nothing is left: no gradient, random number or weight changes. On CPUs it does n
 device of their own to be wrong on, and are tested against the equations on every platform that the tests run on.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -44,7 +45,7 @@ _SCALE = 1024.0  # of the loss, so that no gradient vanishes in fp16
 
 
 @dataclass(frozen=True)
-class Path:
+class CodePath:
     """A way to compute forward and backward."""
 
     pieces: Pieces
@@ -53,7 +54,8 @@ class Path:
 
     def use(self, model: PretrainingModel) -> None:
         """Let ``model`` compute this way."""
-        model.pieces, model.bert.config._attn_implementation = self.pieces, self.attention
+        model.pieces = self.pieces
+        model.bert.config._attn_implementation = self.attention
         if model.speed.fused_loss != self.fused_loss:
             model.speed = replace(model.speed, fused_loss=self.fused_loss)
 
@@ -81,8 +83,8 @@ def check_model(
     report: Callable[[str], None],
 ) -> None:
     """Turn off each fast path of ``model`` that is wrong on ``micro_batch`` on any rank."""
-    wanted = Path(model.pieces, model.bert.config._attn_implementation, model.speed.fused_loss)
-    chosen = Path(Pieces(), "eager", False)
+    wanted = CodePath(model.pieces, model.bert.config._attn_implementation, model.speed.fused_loss)
+    chosen = CodePath(Pieces(), "eager", False)
     checks = {
         "the fused loss": ({"fused_loss": True}, wanted.fused_loss),
         "attention sdpa": ({"attention": "sdpa"}, wanted.attention == "sdpa"),
@@ -92,7 +94,7 @@ def check_model(
     devices = [world.device] if world.device.type == "cuda" else []
     try:
         for name in (name for name, (_, in_use) in checks.items() if in_use):
-            trial: Path = replace(chosen, **checks[name][0])  # type: ignore[arg-type]
+            trial: CodePath = replace(chosen, **checks[name][0])  # type: ignore[arg-type]
             with world.busy(f"comparing {name} with plain PyTorch"), torch.random.fork_rng(devices):
                 fault, compared = _fault(model, precision, micro_batch, chosen, trial)
             if found := first_fault(world.gather(fault)):
@@ -109,7 +111,7 @@ def check_model(
 
 
 def _fault(
-    model: PretrainingModel, precision: MixedPrecision, micro_batch: MicroBatch, plain: Path, trial: Path
+    model: PretrainingModel, precision: MixedPrecision, micro_batch: MicroBatch, plain: CodePath, trial: CodePath
 ) -> tuple[str, bool]:
     """What is wrong with ``trial``, or empty; and whether it was compared: not if there is no memory for ``plain``."""
     compiled = trial.pieces != plain.pieces
@@ -132,7 +134,7 @@ def _fault(
             trial.use(model)
             fast = _results(model, precision, part, seed=3)
             excess = _norms(a - b for a, b in zip(fast, reference, strict=True)) / allowed.clamp(min=1e-30)
-            worst = [value if value == value else float("inf") for value in excess.tolist()]
+            worst = [math.inf if math.isnan(value) else value for value in excess.tolist()]
         except Exception as error:  # compilers and drivers fail in many ways
             return with_type(error), True
     if not bool(torch.isfinite(allowed).all()) or max(worst) <= 1.0:

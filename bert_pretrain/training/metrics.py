@@ -28,10 +28,14 @@ LAYER_KINDS = ("trust_ratio", "weight_norm", "update_norm")
 class MetricsLog:
     """Writes to ``metrics.jsonl``, terminal and trackers; to nothing without ``path`` (all ranks but the first)."""
 
-    def __init__(self, path: Path | None, total_steps: int) -> None:
-        self.path = path
-        self.busy: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
-        """Context of what may take long: a slow disk, a terminal that is stopped."""
+    def __init__(
+        self,
+        path: Path | None,
+        total_steps: int,
+        busy: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
+    ) -> None:
+        """``busy``: context of what may take long, such as a slow disk, or a terminal that is stopped."""
+        self.path, self.busy = path, busy
         hidden = path is None or not sys.stderr.isatty()
         self._bar = tqdm(total=total_steps, unit="step", disable=hidden, dynamic_ncols=True, smoothing=0.05)
         self.trackers = TrackerFeeds()
@@ -51,7 +55,7 @@ class MetricsLog:
     def resume(self, step: int) -> None:
         """Remove the rows of steps after ``step``, which will be computed again; a copy is kept (``keep_rows``)."""
         self._first_step = step
-        self._bar.update(step - self._bar.n)
+        self.advance(step)
         if self.path is None:
             return
         rows = keep_rows(self.path, step, self.message)
@@ -74,7 +78,8 @@ class MetricsLog:
     def _append(self, line: str) -> None:
         """Rows that cannot be written stay in memory, and are written with the next one that can."""
         assert self.path is not None
-        reported, self._unwritten = bool(self._unwritten), self._unwritten + line
+        reported = bool(self._unwritten)
+        self._unwritten += line
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
             with open(self.path, "a", encoding="utf-8") as file:
@@ -173,10 +178,17 @@ class LineTimer:
         return True
 
 
+def perplexity(loss: float) -> float:
+    """Of a masked-LM loss in nats."""
+    return math.exp(min(loss, 700.0))  # exp(710) is no float
+
+
 def duration(seconds: float) -> str:
     """``2d03h``, ``4h07m``, ``5m09s`` or ``12s``."""
     seconds = int(seconds)
-    days, hours, minutes = seconds // 86_400, seconds // 3_600 % 24, seconds // 60 % 60
+    days = seconds // 86_400
+    hours = seconds // 3_600 % 24
+    minutes = seconds // 60 % 60
     if days:
         return f"{days}d{hours:02d}h"
     if hours:

@@ -50,9 +50,9 @@ def last_written(run_dir: Path) -> float | None:
 def _append(run_dir: Path, row: Facts, report: Callable[[str], None]) -> None:
     try:
         with open(run_dir / SESSIONS, "a+b") as file:
-            file.seek(0, os.SEEK_END)
-            whole = file.tell() == 0 or (file.seek(-1, os.SEEK_END), file.read(1))[1] == b"\n"
-            file.write((b"" if whole else b"\n") + json.dumps(row).encode() + b"\n")
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            is_whole = file.read() in (b"", b"\n")  # a line that was cut off has no end
+            file.write((b"" if is_whole else b"\n") + json.dumps(row).encode() + b"\n")
     except OSError as error:
         report(f"{run_dir / SESSIONS} cannot be written ({error}); training goes on")
 

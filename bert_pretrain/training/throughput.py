@@ -3,11 +3,13 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
 
+@dataclass
 class Throughput:
     """Work of all ranks and time, over the steps since the last row.
 
@@ -15,20 +17,16 @@ class Throughput:
     while the next step runs, so that the moment of reading says nothing. ``paused`` work belongs to no step.
     """
 
-    def __init__(
-        self,
-        measure_peak: Callable[[float], float],
-        devices: int,
-        busy: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
-        data_sheet_rate: float | None = None,
-    ) -> None:
-        """``measure_peak``: FLOP/s of one of the ``devices``, given a rate that it has reached.
+    measure_peak: Callable[[float], float]
+    """FLOP/s of one of the ``devices``, given a rate that it has reached."""
+    devices: int
+    busy: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
+    """Context of waiting, which is no fault however long it takes."""
+    data_sheet_rate: float | None = None
+    """The FLOP/s that the device's maker states, if they are known."""
 
-        ``busy``: context of waiting, which is no fault however long it takes. ``data_sheet_rate``: the FLOP/s that the
-        device's maker states, if they are known.
-        """
-        self.measure_peak, self.data_sheet_rate, self.devices, self.busy = measure_peak, data_sheet_rate, devices, busy
-        self.peak_rate = measure_peak(0.0)
+    def __post_init__(self) -> None:
+        self.peak_rate = self.measure_peak(0.0)
         self.restart()
 
     def restart(self) -> None:
@@ -68,8 +66,11 @@ class Throughput:
         """Count a step that ended at ``ended``, on the clock of ``time.perf_counter``."""
         paused = sum(seconds for started, seconds in self._pauses if started < ended)
         self._pauses = [pause for pause in self._pauses if pause[0] >= ended]  # belong to the next step
-        self.tokens, self.flops, self.waited = self.tokens + tokens, self.flops + flops, self.waited + waited
-        self.seconds, self._since = self.seconds + ended - self._since - paused, ended
+        self.tokens += tokens
+        self.flops += flops
+        self.waited += waited
+        self.seconds = self.seconds + ended - self._since - paused
+        self._since = ended
 
     def rates(self) -> dict[str, float]:
         """The metrics of the interval, and start a new one."""

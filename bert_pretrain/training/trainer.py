@@ -74,11 +74,11 @@ class Trainer:
         self.layers = LayerRows(layer_names(self.optimizer), self.logging.layers_every_steps)
         self.network = data_parallel(self.model, self.world, self.communication, self.precision.scaled)
         self.applied = torch.tensor([self.progress.step], device=self.world.device)
-        reports = self.log.message, self.checkpoint.max_failed_saves, self.log.trackers.checkpoint
-        self._writer = CheckpointWriter(self.store, *reports)
+        self._writer = CheckpointWriter(
+            self.store, self.log.message, self.checkpoint.max_failed_saves, self.log.trackers.checkpoint
+        )
         detector = LossSpikeDetector(**self.progress.spike_detector)
-        parts = self.world, self.store, self._writer, self.log, detector
-        self.recovery = SpikeRecovery(self.numerics, *parts)
+        self.recovery = SpikeRecovery(self.numerics, self.world, self.store, self._writer, self.log, detector)
         self._to_device = HostToDeviceStream(self.world.device)
         self._pending: StepResult | None = None
         self._stopping = self._evaluation_interrupted = False
@@ -118,8 +118,7 @@ class Trainer:
         if self.world.device.type in first_step.DEVICES:
             own = self.data.micro_batches(self.progress.attempts)
             first = self.world.run_on_all_ranks(lambda: next(own), "reading the first micro-batch")
-            parts = self.model, self.optimizer, self.precision, self.world
-            first_step.check_first_step(*parts, first, self.log.message)
+            first_step.check_first_step(self.model, self.optimizer, self.precision, self.world, first, self.log.message)
 
     def _run_steps(self, collect_if_due: Callable[[int], None]) -> None:
         """Train until the last step, a stop request, or a fault that needs a rewind."""
@@ -286,9 +285,10 @@ class Trainer:
         cut = {"micro_batch_size": self.plan.micro_batch_size, "ranks": self.world.size}
         marks = self.data.bookmarks(self.progress.attempts, self.world.gather)
         progress = replace(self.progress, **states, **cut, bookmarks=marks)  # type: ignore[arg-type]
-        saved = self.model.bert, state, progress, self.config_yaml
         with self.optimizer.evaluation_weights():  # type: ignore[attr-defined]
-            self.world.run_on_first_rank(partial(self._writer.save, *saved), "saving a checkpoint")
+            self.world.run_on_first_rank(
+                partial(self._writer.save, self.model.bert, state, progress, self.config_yaml), "saving a checkpoint"
+            )
 
     def _rewind(self) -> None:
         """Go on from the newest checkpoint, with the samples after those of the fault."""

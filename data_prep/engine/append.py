@@ -25,7 +25,7 @@ from data_prep.engine.out_dir import (
     write_record,
 )
 from data_prep.samples.tokenizer import load_vocabulary
-from data_prep.text.duplicates import TextPart
+from data_prep.text.duplicates import TextPart, numbered_parts
 
 _COMMIT = "commit.json"
 
@@ -132,16 +132,9 @@ def _counts(folders: list[Path], length: int) -> list[Path]:
 
 def _known_parts(folders: list[Path]) -> tuple[TextPart, ...]:
     """The text parts of the set, numbered as when they were made."""
-    parts: list[TextPart] = []
-    document = sentence = 0
-    for folder in folders:
-        for path in sorted((folder / "text").glob("*.done.json")):
-            record = read_record(path)
-            text = path.with_name(path.name.replace(".done.json", ".txt"))
-            sizes = record["documents"], record["sentences"], record["characters"]
-            parts.append(TextPart(text, "", document, sentence, *sizes))
-            document, sentence = document + record["documents"], sentence + record["sentences"]
-    return tuple(parts)
+    records = [path for folder in folders for path in sorted((folder / "text").glob("*.done.json"))]
+    texts = [path.with_name(path.name.replace(".done.json", ".txt")) for path in records]
+    return tuple(numbered_parts((text, "", read_record(path)) for text, path in zip(texts, records, strict=True)))
 
 
 def _check_kept(parts: tuple[TextPart, ...], folders: list[Path], manifests: tuple[dict[str, Any], ...]) -> None:

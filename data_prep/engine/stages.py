@@ -27,7 +27,7 @@ from data_prep.options import PrepareConfig
 from data_prep.samples.examples import DOCUMENTS
 from data_prep.samples.shuffle import make_samples, scatter
 from data_prep.samples.tokenised import document_hash, encode_part, is_heldout, kept_documents
-from data_prep.samples.write import write_one_shard
+from data_prep.samples.write import ShardPart, write_one_shard
 from data_prep.sources.cleaning import SAMPLES_PER_RULE
 from data_prep.sources.pieces import Piece, Span
 from data_prep.text.duplicates import (
@@ -37,6 +37,7 @@ from data_prep.text.duplicates import (
     find_repeated_documents,
     find_repeated_sentences,
     merge_repeated_documents,
+    numbered_parts,
     repeated_documents,
 )
 from data_prep.text.text_parts import split_file, write_text_part
@@ -71,14 +72,8 @@ def write_text(
     more = config.duplicates, config.keep_dropped
     tasks = [Task(piece.name, piece.size, partial(write_text_part, piece, folder, *more)) for piece in pieces]
     records = engine.run("text", tasks, folder, "B")
-    parts = []
-    document, sentence = sum(part.documents for part in known), sum(part.sentences for part in known)
-    for piece, record in zip(pieces, records, strict=True):
-        sizes = (record["documents"], record["sentences"], record["characters"])
-        parts.append(TextPart(folder / f"{piece.name}.txt", piece.corpus, document, sentence, *sizes))
-        document += record["documents"]
-        sentence += record["sentences"]
-    return parts, records
+    files = [(folder / f"{piece.name}.txt", piece.corpus) for piece in pieces]
+    return numbered_parts(((*file, record) for file, record in zip(files, records, strict=True)), known), records
 
 
 def find_repeats(
@@ -144,9 +139,11 @@ def encode(
     example_share = min(1.0, DOCUMENTS / max(1, sum(part.documents for part in parts) - dropped))
     tasks = []
     for part in parts:
-        path, weight = folder / f"{part.path.stem}.h5", config.corpora[part.corpus].weight
-        more = tokenizers, weight, config, buckets, example_share
-        run = partial(encode_part, part, corpus_dir / "repeats", path, *more)
+        path = folder / f"{part.path.stem}.h5"
+        weight = config.corpora[part.corpus].weight
+        run = partial(
+            encode_part, part, corpus_dir / "repeats", path, tokenizers, weight, config, buckets, example_share
+        )
         tasks.append(Task(path.stem, part.characters, run))
     return engine.run("encode", tasks, folder, " characters")
 
@@ -196,7 +193,8 @@ def write_shards(
     shards and samples are numbered.
     """
     length, per_shard = header.sequence_length, config.samples_per_shard
-    scattered, counted = corpus_dir / f"scatter_{length}", corpus_dir / f"shards_{length}"
+    scattered = corpus_dir / f"scatter_{length}"
+    counted = corpus_dir / f"shards_{length}"
     rows = []
     for split, of_buckets in records.items():
         counts = [record[str(length)]["samples"] for record in of_buckets]
@@ -212,10 +210,11 @@ def write_shards(
         tasks = []
         samples = [row["samples"] for row in before if row["split"] == split]
         for number, place in enumerate(range(0, total, per_shard)):
-            name, size = f"{split}_{len(samples) + number:05d}", min(per_shard, total - place)
+            name = f"{split}_{len(samples) + number:05d}"
+            size = min(per_shard, total - place)
+            part = ShardPart(number, place, size, sum(samples) + place)
             files = out_dir / f"{name}.hdf5", counted / f"{name}.npy"
-            places = number, place, size, sum(samples) + place
-            run = partial(write_one_shard, *files, *places, paths, tokenizer, of_split, corpora)
+            run = partial(write_one_shard, *files, part, paths, tokenizer, of_split, corpora)
             tasks.append(Task(name, size, run))
         written = engine.run(f"write {length}, {split}", tasks, counted, " samples")
         rows += [record["row"] for record in written]

@@ -102,7 +102,8 @@ def languages(manifest: Record) -> list[Html]:
     drawn = {corpus: texts for corpus, texts in _drawn(manifest).items() if texts}
     if not drawn:
         return []
-    count, documents = sum(map(len, drawn.values())), added_up(manifest, "token ids", "documents") or 0
+    count = sum(map(len, drawn.values()))
+    documents = added_up(manifest, "token ids", "documents") or 0
     which = "all documents" if count >= documents else f"{count} of the {documents:,} documents, drawn at random"
     which += f" (the first {CHARACTERS} characters of each)"
     if count < documents:

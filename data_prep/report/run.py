@@ -64,7 +64,9 @@ def render(
     read: list[Html] = []
     told = [f"There is no {MANIFEST}: nothing is known of how these shards were made."]
     if manifest is not None and "stages" in manifest:
-        told, unknown, options = stages.told(manifest), corpus.unknown_words(manifest), stages.options(manifest)
+        told = stages.told(manifest)
+        unknown = corpus.unknown_words(manifest)
+        options = stages.options(manifest)
         read = [paragraph(stages.summary(manifest))]
         of_text = {
             "Stages": stages.flow(manifest),

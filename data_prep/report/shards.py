@@ -49,7 +49,8 @@ def lengths(manifest: Record | None, totals: dict[str, Totals]) -> list[Html]:
         total = added_up(manifest or {}, "token ids", unit) or 0
         names = _names(len(bins), by_bits=what == "documents")
         ranges = [names[_quantile(bins, q)] for q in (0.1, 0.5, 0.9, 1.0)]
-        rows.append([f"{unit} of {what}", sum(bins), Number(mean := total / sum(bins), f"{mean:,.1f}"), *ranges])
+        mean = total / sum(bins)
+        rows.append([f"{unit} of {what}", sum(bins), Number(mean, f"{mean:,.1f}"), *ranges])
         drawings.append(_bars(bins, names, f"{unit} of a {what.removesuffix('s')}", what))
     for split, of in totals.items():
         count = of.lengths.tolist()

@@ -53,7 +53,8 @@ def flow(manifest: Record) -> list[Html]:
             left_out = f"{sum(stage.get('dropped', {}).values()):,} by rules"
             given = _numbers(stage, "documents", "sentences", "characters")
         elif kind == "repeats":
-            taken, left_out = f"{documents:,} documents", _numbers(stage, "exact_duplicates", "near_duplicates")
+            taken = f"{documents:,} documents"
+            left_out = _numbers(stage, "exact_duplicates", "near_duplicates")
             documents -= stage["exact_duplicates"] + stage["near_duplicates"]
             given = f"{documents:,} documents"
         elif kind == "tokenizer":
@@ -61,14 +62,17 @@ def flow(manifest: Record) -> list[Html]:
             given = _numbers(stage, "vocabulary", "added_words").replace("vocabulary", "entries")
         elif kind == "token ids":
             gone = [key for key in stage if "dropped" in key and key != "documents_dropped_as_repeated" and stage[key]]
-            taken, left_out = f"{documents:,} documents", _numbers(stage, *gone).replace(" dropped", "")
+            taken = f"{documents:,} documents"
+            left_out = _numbers(stage, *gone).replace(" dropped", "")
             given = _numbers(stage, "documents", "sentences", "tokens")
             tokens = _numbers(stage, "documents", "tokens")
         elif kind == "samples":
             taken = tokens
             left_out, given = _of_samples(stage)
         else:
-            taken, left_out, given = _numbers(stage, "samples"), "", _numbers(stage, "samples", "shards")
+            taken = _numbers(stage, "samples")
+            left_out = ""
+            given = _numbers(stage, "samples", "shards")
         rows.append([name, taken, left_out, given, Number(seconds, f"{seconds:,.1f}")])
     header = ["stage", "in", "left out", "out", "seconds"]
     counts = [list(row) for stage in manifest["stages"] for row in _counts(stage)]

@@ -75,8 +75,7 @@ def gather_samples(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Samples as token ids (n, L) in the dtype of ``ids``, segment ids (n, L) int8 and lengths (n,) int64.
 
-    [CLS] A [SEP] B [SEP], or [CLS] A [SEP] if b_length is 0; padded with ``pad_id`` (segment ids
-    with 0).
+    [CLS] A [SEP] B [SEP], or [CLS] A [SEP] if b_length is 0; padded with ``pad_id`` (segment ids with 0).
     """
     rows = np.full((len(samples), sequence_length), pad_id, dtype=ids.dtype)
     segments = np.zeros((len(samples), sequence_length), dtype=np.int8)
@@ -227,7 +226,10 @@ def _gather(
     ids: np.ndarray, samples: np.ndarray, cls_id: int, sep_id: int, rows: np.ndarray, segments: np.ndarray
 ) -> None:
     for row in range(len(samples)):
-        a_start, a_length, b_start, b_length = samples[row, 0], samples[row, 1], samples[row, 2], samples[row, 3]
+        a_start = samples[row, 0]
+        a_length = samples[row, 1]
+        b_start = samples[row, 2]
+        b_length = samples[row, 3]
         rows[row, 0] = cls_id
         rows[row, 1 : 1 + a_length] = ids[a_start : a_start + a_length]
         rows[row, 1 + a_length] = sep_id

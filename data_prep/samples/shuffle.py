@@ -156,7 +156,8 @@ def permuted(first: int, count: int, total: int, seed: int) -> np.ndarray:
 @cached_njit()
 def _permute(first: int, total: int, half: int, seed: int, places: np.ndarray) -> None:
     shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
-    state, keys = np.empty(1, dtype=np.uint64), np.empty(_ROUNDS, dtype=np.uint64)
+    state = np.empty(1, dtype=np.uint64)
+    keys = np.empty(_ROUNDS, dtype=np.uint64)
     set_key(state, seed, _PLACES, 0)
     for number in range(_ROUNDS):
         keys[number] = next_random(state)

@@ -209,7 +209,9 @@ def _offsets(sizes: np.ndarray) -> np.ndarray:
 def _write_sorted(path: Path, part: Encoded, slots: np.ndarray, buckets: int) -> None:
     """Write the documents sorted by ``slots`` (D,), the bucket of each."""
     order = np.argsort(slots, kind="stable")
-    sizes, lengths, tokens = np.diff(part.documents), np.diff(part.sentences), part.sentences[part.documents]
+    sizes = np.diff(part.documents)
+    lengths = np.diff(part.sentences)
+    tokens = part.sentences[part.documents]
     ids = [part.ids[tokens[document] : tokens[document + 1]] for document in order]
     lengths = np.concatenate(
         [lengths[:0], *(lengths[part.documents[document] : part.documents[document + 1]] for document in order)]

@@ -163,8 +163,7 @@ def load_vocabulary(path: Path, lowercase: bool = True, strip_accents: bool | No
     """Load a ``vocab.txt``, or a folder with ``tokenizer.json`` or else ``vocab.txt``.
 
     ``lowercase`` and ``strip_accents`` (None: as ``lowercase``) are for a ``vocab.txt``; a ``tokenizer.json`` states
-    them. Raises ``ConfigError`` for a tokenizer that
-    lacks one of BERT's five special tokens.
+    them. Raises ``ConfigError`` for a tokenizer that lacks one of BERT's five special tokens.
     """
     file = path / "tokenizer.json" if path.is_dir() else path
     if file.name == "tokenizer.json" and file.is_file():

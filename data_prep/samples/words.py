@@ -17,7 +17,8 @@ from data_prep.samples.tokenizer import Vocabulary, encode_batch
 
 _MOST_ENTRIES = 500_000  # words, about 100 MB; then the cache is emptied
 _MOST_BYTES = 50_000_000
-_LINE_END, _FIRST, _LAST = 0x0A, 0x21, 0x7E  # the last two: printable ASCII without the space
+_LINE_END = 0x0A
+_FIRST, _LAST = 0x21, 0x7E  # printable ASCII without the space
 _LETTERS, _CAPITALS = (slice(ord(first) - _FIRST, ord(last) + 1 - _FIRST) for first, last in ("az", "AZ"))
 _OTHER, _BREAK, _LETTER, _SIGN = 0, 1, 2, 3  # kinds of bytes; a word of printable ASCII is split at each sign
 _KINDS = np.zeros(256, dtype=np.uint8)

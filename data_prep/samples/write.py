@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +21,39 @@ STATIC_EPOCH = 0  # the epoch that keys the random numbers of static masks
 _HELDOUT_SEED = 1 << 62  # added to the seed, which is smaller: each split has random numbers of its own
 
 
+@dataclass(frozen=True)
+class ShardPart:
+    """The samples of one shard among those of its split."""
+
+    number: int
+    """Of the shard, among those that are written."""
+    first_place: int
+    """In the shuffled order of the samples that are written."""
+    size: int
+    first_sample: int
+    """Its number in the split, by which its masks are drawn: ``first_place``, and in an append the samples before."""
+
+
 def write_one_shard(
     path: Path,
     counts: Path,
-    number: int,
-    first_place: int,
-    size: int,
-    first_sample: int,
+    part: ShardPart,
     sources: Sequence[Path],
     tokenizer: Path,
     header: ShardHeader,
     corpora: int,
 ) -> dict[str, Any]:
-    """Write shard ``number`` of a split: ``size`` samples, from ``first_place`` on, of all buckets in ``sources``.
+    """Write the shard with the samples of ``part``, from all buckets in ``sources``; return its row for the manifest.
 
-    ``first_sample``: the number of the first one in the split, by which its masks are drawn. That is ``first_place``,
-    and in an append the samples before besides.
-    Returns its row for the manifest. ``counts`` (.npy) gets the counts (vocab_size,) of the masked tokens. With several
-    ``corpora``, each sample is written with the number of its own.
+    ``counts`` (.npy) gets the counts (vocab_size,) of the masked tokens. With several ``corpora``, each sample is
+    written with the number of its own.
     """
-    ids, samples = read_shard_samples(sources, number, first_place, size)
+    ids, samples = read_shard_samples(sources, part.number, part.first_place, part.size)
     rule, roles = _rule(tokenizer, header)
     length = header.sequence_length
     original, segments, lengths = gather_samples(ids, samples, length, roles["cls"], roles["sep"], roles["pad"])
     seed = header.seed + (_HELDOUT_SEED if header.split == "heldout" else 0)
-    indexes = np.arange(first_sample, first_sample + size)
+    indexes = np.arange(part.first_sample, part.first_sample + part.size)
     masked, positions, labels = mask_samples(original, lengths, rule, seed, STATIC_EPOCH, indexes)
     np.save(counts, np.bincount(labels[positions > 0], minlength=header.vocab_size))
     arrays = {

@@ -112,7 +112,8 @@ def _decoded_lines(span: Span, needs_blank: bool, dropped: Dropped) -> Iterator[
             number += 1
             dropped.add("line_too_long", f"{span.path}, the line at byte {position}")
             continue
-        place, decoded = position, iter(decode_lines(batch, span.path, position))
+        place = position
+        decoded = iter(decode_lines(batch, span.path, position))
         for raw in batch:
             number += 1
             if place >= stop and (skipping or not needs_blank):
@@ -140,7 +141,8 @@ def _line_start(span: Span) -> int | None:
 def _text_documents(span: Span, piece: Piece, dropped: Dropped) -> Iterator[Document]:
     """Documents of text, by ``corpus.documents`` and ``corpus.lines``."""
     corpus = piece.config
-    per_file, per_line = corpus.documents == "file", corpus.documents == "line"
+    per_file = corpus.documents == "file"
+    per_line = corpus.documents == "line"
     paragraphs: list[str] = []
     wrapped: list[str] = []
     size = position = 0

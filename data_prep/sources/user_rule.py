@@ -19,7 +19,8 @@ Verdict = str | None | tuple[None, str]
 
 Result = TypeVar("Result")
 _DROPPED = "own_rule"
-_LONGEST_KIND, _MOST_KINDS = 60, 50  # letters of a kind of drop, and kinds in a piece; further ones are own_rule
+_LONGEST_KIND = 60  # letters of a kind of drop
+_MOST_KINDS = 50  # in a piece; further ones are own_rule
 
 
 def check_rule(rule: str) -> str:

@@ -86,8 +86,8 @@ def _converted(match: re.Match[str]) -> str:
     flag, bar, content = match.group(1).rpartition("|")
     if bar and set(flag.strip().upper()) & {"H", "T"}:  # a rule for the page or its title, not shown
         return ""
-    forms = dict(form.split(":", 1)[::1] for form in content.split(";") if ":" in form)
-    named = {name.strip().lower(): text.strip() for name, text in forms.items()}
+    forms = [form.partition(":") for form in content.split(";") if ":" in form]
+    named = {name.strip().lower(): text.strip() for name, _, text in forms}
     return next((named[name] for name in ("zh-hans", "zh-cn", "sr-ec") if name in named), "") or next(
         iter(named.values()), content
     )
@@ -228,7 +228,8 @@ class _Reader:
         positional: dict[int, str] = {}
         named: dict[str, str] = {}
         for parameter in node.params:
-            key, text = str(parameter.name).strip(), self.code_text(parameter.value).strip()
+            key = str(parameter.name).strip()
+            text = self.code_text(parameter.value).strip()
             if key.isdigit():
                 positional[int(key)] = text
             else:

@@ -155,7 +155,8 @@ def _simple_unit(code: str, is_one: bool) -> str | None:
     power = ""
     squared = re.match(r"(sq|cu)(?=[a-z])", code)
     if squared:
-        power, code = {"sq": "square", "cu": "cubic"}[squared.group()], code[2:]
+        power = {"sq": "square", "cu": "cubic"}[squared.group()]
+        code = code[2:]
     elif code[-1:] in _POWERS:
         power, code = _POWERS[code[-1]], code[:-1]
     names = _UNITS.get(code.lower())

@@ -9,8 +9,10 @@ import numpy as np
 from bert_pretrain.errors import ConfigError
 from data_prep.text.duplicates import TextPart, estimated_similarity
 
-_CLUSTERS, _COPIES = 12, 3  # that are shown; of each cluster, besides the document that is kept
-_CHARACTERS, _BEFORE = 240, 40  # of a text; of a copy, from so many characters before it first differs
+_CLUSTERS = 12  # that are shown
+_COPIES = 3  # of each, besides the document that is kept
+_CHARACTERS = 240  # of a text
+_BEFORE = 40  # a copy begins so many characters before it first differs
 
 
 def describe_clusters(parts: Sequence[TextPart], folder: Path) -> dict[str, Any]:

@@ -13,9 +13,10 @@ were kept. What is dropped of them is what a preparation of all the text at once
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rensa import RMinHash
@@ -48,6 +49,19 @@ class TextPart:
     def keys(self) -> Path:
         """The file with the arrays of :func:`part_keys`."""
         return self.path.with_suffix(".keys.npz")
+
+
+def numbered_parts(found: Iterable[tuple[Path, str, dict[str, Any]]], known: Sequence[TextPart] = ()) -> list[TextPart]:
+    """The parts of these files, corpora and counts; their documents and sentences are numbered behind ``known``."""
+    parts = []
+    document = sum(part.documents for part in known)
+    sentence = sum(part.sentences for part in known)
+    for path, corpus, counts in found:
+        sizes = counts["documents"], counts["sentences"], counts["characters"]
+        parts.append(TextPart(path, corpus, document, sentence, *sizes))
+        document += counts["documents"]
+        sentence += counts["sentences"]
+    return parts
 
 
 @dataclass(frozen=True)
@@ -197,7 +211,8 @@ def merge_repeated_documents(folder: Path, before: Path | None = None) -> dict[s
         repeated, is_exact = read_arrays(path, "repeated", "is_exact")
         found.append(repeated)
         exact.append(repeated[is_exact])
-    dropped, same = np.unique(np.concatenate(found)), np.unique(np.concatenate(exact))
+    dropped = np.unique(np.concatenate(found))
+    same = np.unique(np.concatenate(exact))
     known = [] if before is None else [repeated_documents(before)]
     np.save(folder / "repeated.npy", np.concatenate([*known, dropped]))
     return {"exact_duplicates": len(same), "near_duplicates": len(dropped) - len(same)}

@@ -20,8 +20,10 @@ ARCHITECTURES = {
     (False, False): "BertModel",
 }
 """By whether there is a masked-word head and a next-sentence head."""
-_WORDS, _DECODER = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
-_BIAS, _DECODER_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
+_WORDS = "bert.embeddings.word_embeddings.weight"
+_DECODER = "cls.predictions.decoder.weight"
+_BIAS = "cls.predictions.bias"
+_DECODER_BIAS = "cls.predictions.decoder.bias"
 _SIZES = {
     "vocab_size": _WORDS,
     "max_position_embeddings": "bert.embeddings.position_embeddings.weight",
@@ -129,7 +131,8 @@ def bert_config(
     for name, weight in _SIZES.items():
         rows = len(weights[weight]) if weight in weights else None
         known[name] = values.get(name, rows)
-    stated, rows = known["vocab_size"], len(weights[_WORDS]) if _WORDS in weights else 0
+    stated = known["vocab_size"]
+    rows = len(weights[_WORDS]) if _WORDS in weights else 0
     if isinstance(stated, int) and rows != stated and rows == -(-stated // _PADDED_TO) * _PADDED_TO:
         notes.append(f"the vocabulary is padded from {stated:,} to {rows:,} rows, which are kept")
         known["vocab_size"] = rows
@@ -146,7 +149,8 @@ def _merge_tied(weights: dict[str, Tensor]) -> tuple[bool, list[str]]:
     """Remove copies of tied weights from ``weights``. Returns whether the decoder is tied, and what to say if not."""
     if _BIAS not in weights and _DECODER_BIAS in weights:
         weights[_BIAS] = weights[_DECODER_BIAS]
-    decoder, bias = weights.pop(_DECODER, None), weights.pop(_DECODER_BIAS, None)
+    decoder = weights.pop(_DECODER, None)
+    bias = weights.pop(_DECODER_BIAS, None)
     if bias is not None and not torch.equal(bias, weights[_BIAS]):
         raise ConfigError(f"source: {_BIAS} and {_DECODER_BIAS} are two names of one weight and differ")
     if decoder is None or (_WORDS in weights and torch.equal(decoder, weights[_WORDS])):

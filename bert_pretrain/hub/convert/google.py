@@ -4,14 +4,7 @@ With or without the prefix ``bert/``; pretraining adds ``adam_m`` and ``adam_v``
 Dense kernels are (in, out) there, (out, in) in PyTorch; the next-sentence weights are (2, H) in both.
 """
 
-from torch import Tensor
-
 from bert_pretrain.hub.convert.layout import HEADLESS, KERNEL, LAYER_NORM, Layout
-
-
-def _transposed_kernel(name: str, target: str, tensor: Tensor) -> Tensor:
-    return tensor.T if name.endswith("/kernel") else tensor
-
 
 GOOGLE = Layout(
     title="TensorFlow 1, google-research/bert",
@@ -27,5 +20,5 @@ GOOGLE = Layout(
         (r"^cls\.seq_relationship\.output_weights$", "cls.seq_relationship.weight"),
         (r"^cls\.seq_relationship\.output_bias$", "cls.seq_relationship.bias"),
     ),
-    reshape=_transposed_kernel,
+    reshape=lambda name, _, tensor: tensor.T if name.endswith("/kernel") else tensor,
 )

@@ -85,5 +85,6 @@ def rename(tensors: Mapping[str, Tensor], layout: Layout) -> Renamed:
                 f"source: {renamed.origin[target]!r} and {name!r} are both the weight {target}; one checkpoint must "
                 "hold one model"
             )
-        renamed.weights[target], renamed.origin[target] = layout.reshape(name, target, tensor), name
+        renamed.weights[target] = layout.reshape(name, target, tensor)
+        renamed.origin[target] = name
     return renamed

@@ -32,7 +32,8 @@ def read_moments(content: Mapping[str, Any], converted: Converted) -> tuple[dict
             "moments is true, but source has no optimizer state with a whole BertForPreTraining; give moments=false, "
             "or a ckpt_*.pt as NVIDIA's run_pretraining.py writes it"
         )
-    groups, saved = content["optimizer"]["param_groups"], content["optimizer"]["state"]
+    groups = content["optimizer"]["param_groups"]
+    saved = content["optimizer"]["state"]
     moments: dict[str, dict[str, Tensor]] = {}
     steps = set()
     for group, names in zip(groups, parameter_groups(content), strict=True):

@@ -8,10 +8,9 @@ Their LayerNorm divides by the unbiased standard deviation plus 1e-6, ``transfor
 units the normalised values differ by the factor sqrt(1 - 1/H), 0.07 % for H = 768.
 """
 
-from torch import Tensor
-
 from bert_pretrain.hub.convert.layout import LAYER_NORM, Layout, Rules
 
+_SEGMENTS = "bert.embeddings.token_type_embeddings.weight"
 _EMBEDDINGS: Rules = (
     (r"^embedding\.(word\.embedding|word_embedding)\.", "bert.embeddings.word_embeddings."),
     (r"^embedding\.(pos\.embedding|position_embedding)\.", "bert.embeddings.position_embeddings."),
@@ -38,16 +37,11 @@ _HEADS: Rules = (
     (r"^target\.(sp\.|sp_|nsp_)linear_2\.", "cls.seq_relationship."),
 )
 
-
-def _without_padding_segment(name: str, target: str, tensor: Tensor) -> Tensor:
-    return tensor[1:] if target == "bert.embeddings.token_type_embeddings.weight" else tensor
-
-
 UER = Layout(
     title="UER-py or TencentPretrain",
     mark=r"^(module\.)?encoder\.transformer\.\d+\.self_attn\.linear_layers\.0\.weight$",
     rules=((r"^(module\.)+", ""), *_EMBEDDINGS, *_ENCODER, *_HEADS, *LAYER_NORM),
-    reshape=_without_padding_segment,
+    reshape=lambda _, target, tensor: tensor[1:] if target == _SEGMENTS else tensor,
 )
 
 CONFIG_NAMES = {

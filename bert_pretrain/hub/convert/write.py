@@ -61,7 +61,8 @@ def check_folder(converted: Converted, folder: Path, tokenizer: Path | None) -> 
         assert torch.equal(state[name.removeprefix(prefix)], tensor), name
     if tokenizer is None:
         return
-    loaded, rows = AutoTokenizer.from_pretrained(folder), converted.config.vocab_size
+    loaded = AutoTokenizer.from_pretrained(folder)
+    rows = converted.config.vocab_size
     check_vocabulary_size(tokenizer, len(loaded), rows)
     if (folder / "vocab.txt").is_file():
         tokens = read_vocabulary(folder / "vocab.txt")

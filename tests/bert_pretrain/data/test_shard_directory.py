@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bert_pretrain.data import shards as shards_module
-from bert_pretrain.data.dataset import check_vocabulary, count_tokens, open_split
+from bert_pretrain.data.dataset import check_vocabulary, open_split, tokenizer_size
 from bert_pretrain.data.options import DataConfig
 from bert_pretrain.data.shard_directory import directory_notes, shard_paths
 from bert_pretrain.data.shards import SHARD_FIELDS, ShardReader
@@ -168,6 +168,6 @@ def test_legacy_ids_above_the_tokenizer_are_found_before_training(tmp_path: Path
         config = options(tmp_path, "content")
         if tokens == largest:
             with pytest.raises(ConfigError, match=rf"holds {largest}, but the model takes 0 to {largest - 1}"):
-                open_split(config, "train", 128, tokens=count_tokens(config))
+                open_split(config, "train", 128, tokens=tokenizer_size(config))
             continue
-        check_vocabulary(config, [open_split(config, "train", 128, tokens=count_tokens(config))], print)
+        check_vocabulary(config, [open_split(config, "train", 128, tokens=tokenizer_size(config))], print)

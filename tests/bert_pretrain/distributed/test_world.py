@@ -245,6 +245,6 @@ def test_expandable_segments_are_asked_for_before_cuda_starts(monkeypatch: pytes
     monkeypatch.setattr(world_module.os, "environ", dict(given))
     seen: list[dict] = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: seen.append(dict(world_module.os.environ)))
-    world_module._set_up_device(World(0, 0, 1, torch.device("cuda", 0)), 1)
+    world_module._set_up_device(World(0, 0, 1, torch.device("cuda", 0)))
     expected = given or {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
     assert {name: seen[0][name] for name in names if name in seen[0]} == expected
