@@ -28,7 +28,7 @@ def study(folder: Path, **more) -> Path:
         "what": "Study, scale small: Steps and samples",
         "command": "bert-pretrain study batch_scaling scale=small",
         "sources": ["NVIDIA's article (Table 2): twice the samples."],
-        "verdicts": ["**AdamW** leaves perfect scaling at a batch of 812."],
+        "verdicts": ["**AdamW**: critical batch size 812 (95 %: 700 to 941), S_min 100 steps."],
         "rows": [{"optimizer": "AdamW", "batch": batch, "steps": 9.5} for batch in range(20)],
         "note": "What a reader may not conclude.",
     }
@@ -69,7 +69,7 @@ def test_the_central_study_comes_first_with_its_figure_numbers_and_verdicts(tmp_
     assert "Not there yet" not in text
     parts = [
         "## Findings", "### Study, scale small: Steps and samples", f"![](scripts/results/{path.stem}.svg)",
-        f"[{path.stem}.csv]", "Published:", "Found here:", "at a batch of 812", "<details><summary>20 rows",
+        f"[{path.stem}.csv]", "Published:", "Found here:", "critical batch size 812", "<details><summary>20 rows",
         "| 19 | 9.5 |", "What a reader may not conclude.", "## Speed of training",
     ]  # fmt: skip
     assert sorted(parts, key=text.index) == parts

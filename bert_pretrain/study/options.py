@@ -130,7 +130,7 @@ class StudyConfig:
     """By arm: its options, which override those of the scale."""
     claims: list[Claim]
     """Comparisons of two arms, each with what a source says about it. With a target: of the samples to it, at the
-    largest batch size that both reach."""
+    largest batch size."""
     scales: dict[str, ScaleConfig]
     """The study at each scale."""
 

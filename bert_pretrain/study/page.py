@@ -2,6 +2,8 @@
 
 import csv
 import math
+import shlex
+import sys
 import time
 from dataclasses import asdict
 from io import StringIO
@@ -69,6 +71,8 @@ def _without_marks(text: str) -> str:
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -92,7 +96,7 @@ def write_files(
         "scale": config.scale,
         "date": time.strftime("%Y-%m-%d"),
         "device": device,
-        "command": f"bert-pretrain study {config.name} scale={config.scale}",
+        "command": command_line(config),
         "sources": sources(config),
         "verdicts": sentences,
         "rule": rule,
@@ -102,6 +106,13 @@ def write_files(
         "options": asdict(config),
     }
     write_json(out_dir / "study.json", result)
+
+
+def command_line(config: StudyConfig) -> str:
+    """The command as it was given, but for ``out_dir``; where it was not, the study and its scale."""
+    words = [word for word in sys.argv[1:] if not word.startswith("out_dir=")]
+    given = words[words.index(config.name) + 1 :] if config.name in words else [f"scale={config.scale}"]
+    return shlex.join(["bert-pretrain", "study", config.name, *given])
 
 
 def print_page(out_dir: Path) -> None:

@@ -1,6 +1,7 @@
 """The figure of ``batch_scaling``: steps to the target over batch size, and samples over the baseline's."""
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,11 @@ from bert_pretrain.study.figure import save, style
 from bert_pretrain.study.options import TargetConfig
 from bert_pretrain.study.statistics import Difference
 
+_BELOW = (
+    "bars: range of the seeds; hollow: some failed; dotted: perfect scaling\n"
+    "below: critical batch sizes, 95 % intervals"
+)
+
 
 def draw_scaling(
     out_dir: Path,
@@ -21,12 +27,13 @@ def draw_scaling(
     steps: dict[Cell, dict[int, float]],
     fits: dict[str, CriticalBatch | None],
     ratios: dict[Cell, tuple[Difference, float]],
+    failed: Collection[Cell] = (),
 ) -> Figure:
     """Write ``study.png`` and ``study.svg``; return the figure.
 
     Left: steps over batch, both logarithmic: the seeds' geometric mean, from lowest to highest; the fitted curve; its
-    line of perfect scaling (dotted); the critical batch size with its interval on the axis. Right: samples over the
-    baseline's at the same batch size, with 95 % intervals.
+    line of perfect scaling (dotted); the critical batch size with its interval on the axis. Where runs ``failed``, the
+    mean of the others is hollow. Right: samples over the baseline's at the same batch size, with 95 % intervals.
     """
     figure = Figure(figsize=(12, 5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -35,6 +42,9 @@ def draw_scaling(
         look = style(row)
         if points:
             _draw_steps(left, arm, points, fits[arm], row, look)
+        some = {batch: np.exp(np.mean(logs)) for batch, logs in points.items() if (arm, batch) in failed}
+        hollow = look | {"linestyle": "", "markerfacecolor": "white", "markersize": 7, "zorder": 3}
+        left.plot(list(some), list(some.values()), **hollow)
         found = {batch: ratio for (name, batch), (ratio, _) in sorted(ratios.items()) if name == arm}
         if found:
             shifted = [batch * 1.03 ** (row - len(fits) / 2) for batch in found]  # so that bars do not cover each other
@@ -51,10 +61,11 @@ def draw_scaling(
     lowest = min((log for logs in steps.values() for log in logs.values()), default=0.0)
     left.set_ylim(bottom=math.exp(lowest) / 3)  # the lines of perfect scaling go on below
     right.set_xlim(left.get_xlim())
-    left.set_ylabel(f"steps to a held-out MLM loss of {target.loss:g}")
+    left.set_ylabel(f"steps to a held-out MLM loss of {target.loss:g} nats")
     left.legend(loc="upper right", frameon=False, fontsize=8, handlelength=4)
+    left.text(0.01, 0.04 + 0.025 * len(fits), _BELOW, fontsize=8, transform=left.transAxes)
     right.axhline(1, color="black", linewidth=0.8)
-    right.set_ylabel(f"samples / samples of {target.baseline} at the same batch size")
+    right.set_ylabel(f"samples / samples of {target.baseline}, 95 % intervals")
     figure.suptitle(title, fontsize=11)
     return save(figure, out_dir)
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict
+from typing import Any
 
 from bert_pretrain.study.batch_scaling import BatchScaling
 from bert_pretrain.study.critical_batch import CriticalBatch, fit_critical_batch
@@ -20,7 +21,9 @@ class Findings:
         self.study, self.target = study, study.target
         self.arms = study.runs.config.chosen_arms
         self.steps = {cell: self._steps(curves) for cell, curves in study.curves.items()}
-        self.ratios = self._ratios()
+        cells = [(arm, batch) for arm in self.arms for batch in self._common(arm)]
+        self.ratios = _corrected({cell: self._ratio(cell[0], [cell[1]]) for cell in cells})
+        self.means = _corrected({arm: self._ratio(arm, self._common(arm)) for arm in dict(cells)})
         self.fits = {arm: self._fit(arm) for arm in self.arms}
 
     def _steps(self, curves: list[Curve]) -> dict[int, float]:
@@ -37,17 +40,18 @@ class Findings:
         batches = self.reached(arm)
         return fit_critical_batch(batches, [math.exp(mean_of(self.steps[arm, batch].values())) for batch in batches])
 
-    def _ratios(self) -> dict[tuple[str, int], tuple[Difference, float]]:
-        """Log of the samples over the baseline's at the same batch size, with its p-value after Holm."""
-        base, found = self.target.baseline, {}
-        tests = (len(self.arms) - 1) * len(self.target.batch_sizes)
-        for arm, batch in self.steps:
-            if arm != base and batch in self.reached(arm) and batch in self.reached(base):
-                difference = compare(self.steps[arm, batch], self.steps[base, batch], tests)
-                if difference is not None:
-                    found[arm, batch] = difference
-        corrected = holm([difference.p for difference in found.values()])
-        return dict(zip(found, zip(found.values(), corrected, strict=True), strict=True))
+    def _common(self, arm: str) -> list[int]:
+        """The batch sizes at which no run of the arm and of the baseline failed; none for the baseline."""
+        base = self.target.baseline
+        return [batch for batch in self.reached(arm) if arm != base and batch in self.reached(base)]
+
+    def _ratio(self, arm: str, batches: list[int]) -> Difference | None:
+        """Log of the samples over the baseline's at the same batch size, mean over ``batches``, paired by seed."""
+        return compare(self._mean_logs(arm, batches), self._mean_logs(self.target.baseline, batches))
+
+    def _mean_logs(self, arm: str, batches: list[int]) -> dict[int, float]:
+        steps = [self.steps[arm, batch] for batch in batches]
+        return {seed: mean_of([logs[seed] for logs in steps]) for seed in steps[0]}
 
     def rows(self) -> list[Row]:
         """One row per arm and batch size that has a run."""
@@ -58,38 +62,54 @@ class Findings:
         steps, tried = self.steps[arm, batch], self.study.tried[arm, batch]
         all_reached = len(steps) == len(runs) > 0
         middle = math.exp(mean_of(steps.values())) if all_reached else math.inf
-        ratio, p = self.ratios.get((arm, batch), (None, math.nan))
-        rate = best_rate(tried)
+        ratio, p = self.ratios.get((arm, batch), (None, None))
+        rate, loss, base = best_rate(tried), f"{self.target.loss:g} nats", self.target.baseline
         shown = runs or [self.study.searched[arm, batch, rate]]
         return {
             "optimizer": arm,
             "batch": batch,
             "peak learning rate": rate,
             "tried": listed(tried),
-            "n": len(runs),
+            "seeds": len(runs),
             "reached": len(steps),
-            "steps": significant(middle) if all_reached else "-",
-            "lowest": significant(math.exp(min(steps.values()))) if steps else "-",
-            "highest": significant(math.exp(max(steps.values()))) if all_reached else "-",
-            "samples": significant(middle * batch) if all_reached else "-",
-            f"samples / {self.target.baseline}": interval(ratio) if ratio else "-",
-            "p (Holm)": f"{p:.2g}" if ratio else "-",
+            f"steps to {loss}": significant(middle) if all_reached else None,
+            "fewest": significant(math.exp(min(steps.values()))) if steps else None,
+            "most": significant(math.exp(max(steps.values()))) if all_reached else None,
+            f"samples to {loss}": significant(middle * batch) if all_reached else None,
+            f"samples / {base}": factor(ratio.mean) if ratio else None,
+            "95 % low": factor(ratio.low) if ratio else None,
+            "95 % high": factor(ratio.high) if ratio else None,
+            "p (Holm)": None if p is None else float(f"{p:.2g}"),
             "command": shown[0].command,
             "commit": ", ".join(sorted({run.commit for run in shown})),
         }
 
     def sentences(self) -> list[str]:
         """What was found, in Markdown."""
-        found = []
-        for arm in self.arms:
-            missing = [batch for batch in self.target.batch_sizes if (arm, batch) in self.steps]
-            missing = [batch for batch in missing if batch not in self.reached(arm)]
-            if missing:
-                sizes = ", ".join(f"{batch:,}" for batch in missing)
-                found.append(f"**{arm}** does not reach the target in every run at a batch of {sizes}.")
-            if fit := self.fits[arm]:
-                found.append(self._of_fit(arm, fit))
+        found = [self._of_arm(arm) for arm in self.arms if any(name == arm for name, _ in self.steps)]
         return [*found, *self.verdicts()]
+
+    def _of_arm(self, arm: str) -> str:
+        """Its critical batch size, its samples over the baseline's, and the runs that did not reach the target."""
+        parts, base = [], self.target.baseline
+        if fit := self.fits[arm]:
+            sizes = self.reached(arm)
+            outside = "" if sizes[0] <= fit.batch <= sizes[-1] else ", outside the batch sizes that ran"
+            ends = " to ".join(f"{significant(end):,}" for end in (fit.low, fit.high))
+            least = f"S_min {significant(fit.least_steps):,} steps"
+            parts.append(f"critical batch size {significant(fit.batch):,} (95 %: {ends}{outside}), {least}")
+        if arm in self.means:
+            (mean, p), sizes = self.means[arm], self._common(arm)
+            ends = f"95 %: {factor(mean.low)} to {factor(mean.high)}; p {p:.2g}"
+            where = f"mean of {len(sizes)} batch sizes" if len(sizes) > 1 else f"at a batch of {sizes[0]:,}"
+            parts.append(f"{factor(mean.mean)} times the samples of {base}, {where} ({ends})")
+        failed = []
+        for (name, batch), runs in self.study.curves.items():
+            if name == arm and batch not in self.reached(arm):
+                some = f"{len(runs) - len(self.steps[arm, batch])} of {len(runs)} runs" if runs else "all of the search"
+                failed.append(f"{some} at {batch:,}")
+        parts += [f"failed: {', '.join(failed)}"] if failed else []
+        return f"**{arm}**: {'; '.join(parts)}."
 
     def verdicts(self) -> list[str]:
         """On the claims: the samples of two arms at the largest batch size, if both have been run at it."""
@@ -103,14 +123,6 @@ class Findings:
         unit = f"times the samples at a batch of {largest:,}"
         return [verdict.sentence(lambda log: f"{math.exp(log):.2f}", unit) for verdict in judge(claims, results)]
 
-    def _of_fit(self, arm: str, fit: CriticalBatch) -> str:
-        sizes = self.reached(arm)
-        outside = "" if sizes[0] <= fit.batch <= sizes[-1] else ", outside the batch sizes that ran"
-        return (
-            f"**{arm}** leaves perfect scaling at a batch of {significant(fit.batch)} (95 %: {significant(fit.low)} to "
-            f"{significant(fit.high)}{outside}); no batch needs fewer than {significant(fit.least_steps)} steps."
-        )
-
 
 def significant(value: float) -> float | int:
     """With three significant digits."""
@@ -120,10 +132,16 @@ def significant(value: float) -> float | int:
     return int(rounded) if rounded >= 100 else rounded
 
 
-def interval(difference: Difference) -> str:
-    """A difference of logarithms as a factor with its confidence interval."""
-    low, middle, high = (math.exp(min(value, 700.0)) for value in (difference.low, difference.mean, difference.high))
-    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+def factor(log: float) -> float:
+    """A difference of logarithms as a factor, with two decimals."""
+    return round(math.exp(min(log, 700.0)), 2)
+
+
+def _corrected(found: dict[Any, Difference | None]) -> dict[Any, tuple[Difference, float]]:
+    """Those that there are, each with its p-value after Holm."""
+    kept = {key: difference for key, difference in found.items() if difference is not None}
+    p_values = holm([difference.p for difference in kept.values()])
+    return dict(zip(kept, zip(kept.values(), p_values, strict=True), strict=True))
 
 
 def write_scaling(study: BatchScaling, device: str) -> None:
@@ -137,7 +155,8 @@ def write_scaling(study: BatchScaling, device: str) -> None:
 def write_findings(study: BatchScaling, device: str) -> None:
     """Write ``study.md``, ``.html``, ``.json``, ``.csv``, ``.png`` and ``.svg`` into ``out_dir``."""
     config, out_dir, found = study.runs.config, study.runs.out_dir, Findings(study)
-    chart = draw_scaling(out_dir, config.question, found.target, found.steps, found.fits, found.ratios)
+    failed = {(arm, batch) for arm, batch in found.steps if batch not in found.reached(arm)}
+    chart = draw_scaling(out_dir, config.question, found.target, found.steps, found.fits, found.ratios, failed)
     searched = [
         {"arm": arm, "batch": batch, "rate": rate, "steps": finite(steps), "loss": finite(loss)}
         for (arm, batch), tried in study.tried.items()
@@ -156,12 +175,12 @@ def rule(study: BatchScaling) -> str:
     """What the numbers are, and how a run ends."""
     target = study.target
     return (
-        f"Steps: to a held-out MLM loss of {target.loss:g} nats, geometric mean over n seeds, lowest and highest. A "
-        f"run is given up after {study.scale.samples:,} samples, or {target.give_up_factor:g} times the steps of "
-        f"{target.baseline}'s search. Learning rates were searched on a seed of their own until the best had a worse "
-        "one on both sides; where none reached the target (n = 0), no other seed was run. Factors of samples: paired "
-        "by seed, with 95 % intervals of Student's t on their logarithms; p-values corrected for the number of "
-        "comparisons by Holm. Critical batch size: B in S = S_min (1 + B / batch), fitted to the logarithms, with a "
-        "95 % interval from the distances to the curve. All runs, with the search: "
-        f"{study.cpu_seconds / 3600:.1f} hours of CPU time."
+        f"Steps: to a held-out MLM loss of {target.loss:g} nats; geometric mean, fewest and most of the seeds. Failed: "
+        f"not there in {study.scale.samples:,} samples, or {target.give_up_factor:g} times the steps of "
+        f"{target.baseline}'s search. Learning rates: searched with another seed until worse ones were on both sides. "
+        "Intervals: 95 %, Student's t on logarithms paired by seed, not corrected, without the error of the search. "
+        "p: corrected by Holm, over the optimizers, the rows of the table, or the pairs claimed. One that would show: "
+        "in 80 % of such studies. Critical batch size: B_crit in S_min (1 + B_crit / batch), where steps are twice "
+        "S_min; fitted where no run failed, its interval from the distances to the curve. "
+        f"All runs, with the search: {study.cpu_seconds / 3600:.1f} hours of CPU time."
     )

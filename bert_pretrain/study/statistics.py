@@ -1,8 +1,8 @@
 """Differences of two arms: mean, confidence interval, p-value, and the smallest difference that would show.
 
 Runs of two arms with one seed share initial weights, order and masks of the samples, so their differences by seed are
-what is tested (Student's t for pairs). Arms that share no seeds are compared by Welch's test. The p-values of all
-claims of a study are corrected together by Holm's method.
+what is tested (Student's t for pairs). Arms that share no seeds are compared by Welch's test. The p-values of a study
+are corrected together by Holm's method.
 """
 
 import math
@@ -34,8 +34,8 @@ class Difference:
 def compare(arm: dict[int, float], against: dict[int, float], tests: int = 1) -> Difference | None:
     """The difference of two arms, whose results are given by seed; None with fewer than two results on a side.
 
-    ``tests``: the claims of the study. The smallest difference is that of a test at the level 0.05 / tests, which is
-    the strictest of Holm's, if the true spread is the one seen (noncentral t).
+    ``tests``: the pairs of arms that the study compares. The smallest difference is that of a test at the level
+    0.05 / tests, which is the strictest of Holm's, if the true spread is the one seen (noncentral t).
     """
     from scipy import optimize, stats  # take a second to load
 

@@ -1,9 +1,9 @@
 """The table of a study of last losses, and a verdict on each claim.
 
 The result of a run is its held-out MLM loss after the last step. A difference of two arms counts as an effect if its
-p-value, corrected for the number of the study's claims, is below 0.05 (``statistics.py``). Otherwise the verdict says
-how large a difference would have shown. A run that diverged has an infinite loss; if two arms have different numbers
-of such runs, the one with more is worse.
+p-value, corrected for the number of pairs that the study's claims compare, is below 0.05 (``statistics.py``). Otherwise
+the verdict says how large a difference would have shown. A run that diverged has an infinite loss; if an arm has such
+runs, what is tested is how many of them there are (Fisher's exact test).
 """
 
 import math
@@ -22,9 +22,9 @@ Results = dict[str, dict[int, float]]
 """By arm and seed: less is better, infinite for a run that diverged or did not reach its target."""
 RULE = (
     "Loss: held-out MLM loss after the last step, in nats. Differences: means over the seeds that both arms share, "
-    "with 95 % intervals of Student's t for pairs (Welch's without shared seeds). p: corrected for the number of "
-    "claims by Holm; below 0.05 it counts as an effect. The smallest effect that would show: what such a test finds in "
-    "80 % of studies with this spread and this number of seeds. Norm outliers: steps, of all seeds, whose gradient "
+    "with 95 % intervals of Student's t for pairs (Welch's without shared seeds), not corrected. p: corrected by Holm "
+    "for the number of pairs compared; below 0.05 it counts as an effect. One that would show: what such a test finds "
+    "in 80 % of studies with this spread and this number of seeds. Norm outliers: steps, of all seeds, whose gradient "
     f"norm is above {OUTLIER} times the median of the run, an injected spike included."
 )
 
@@ -40,7 +40,7 @@ class Claim:
     source: str
     """The claim's name in bert_pretrain/study/claims.py."""
     expects: str
-    """worse, better or same: arm compared with against."""
+    """worse, better or same: arm compared with against; open: the source does not say."""
 
     def __post_init__(self) -> None:
         name = f"claim on {self.arm}"
@@ -59,46 +59,40 @@ class Verdict:
     difference: Difference | None
     """Of ``claim.arm`` to ``claim.against``; None if runs diverged, or there are too few."""
     p: float
-    """After Holm's correction; NaN without a difference."""
+    """After Holm's correction."""
+    failed: str = ""
+    """How many runs of each arm diverged or did not reach their target, in words."""
 
     def sentence(self, show: Callable[[float], str], unit: str) -> str:
         """The verdict as a sentence of Markdown. ``show`` and ``unit``: a difference and its unit in words."""
-        claim = self.claim
-        source, results = CLAIMS[claim.source].source, CLAIMS[claim.source].results
-        begin = source[0].upper() + source[1:]
-        head = f"**{claim.arm}** against **{claim.against}**: "
-        if self.difference is None:
-            found = {SAME: "too few runs to compare", WORSE: "worse: more runs failed", BETTER: "better: fewer failed"}
-            return f"{head}{found[self.found]}. {begin}: {claim.expects}."
-        ends = f"{show(self.difference.low)} to {show(self.difference.high)}"
-        numbers = f"{show(self.difference.mean)} {unit} (95 %: {ends}; p {self.p:.2g})"
-        smallest = f"{show(self.difference.smallest)} {unit}"
-        if claim.expects == SAME and self.found == SAME:
-            return f"{head}{numbers}. {begin} claims no difference; here none shows, and one of {smallest} would."
-        if claim.expects == SAME and self.found not in results:
-            return f"{head}{self.found}, {numbers}. {begin} claims no difference; here there is one."
-        if self.found == SAME:
-            return (
-                f"{head}{numbers}: too small to see at this scale; the smallest effect that would show is {smallest}. "
-                f"{begin}: {claim.expects}."
-            )
-        return f"{head}{self.found}, {numbers}; {'as' if self.found in results else 'not as'} {source} has it."
+        claim, difference = self.claim, self.difference
+        found, smallest = self.failed, ""
+        if difference is not None:
+            ends = f"{show(difference.low)} to {show(difference.high)}"
+            found = f"{show(difference.mean)} {unit} (95 %: {ends}; p {self.p:.2g})"
+            smallest = f"; one of {show(difference.smallest)} would"
+        found = f"{found}: no difference shows{smallest}" if self.found == SAME else f"{self.found}, {found}"
+        return f"**{claim.arm}** against **{claim.against}**: {found}. {CLAIMS[claim.source].on_two_arms}."
 
 
 def judge(claims: list[Claim], results: Results) -> list[Verdict]:
-    """The verdicts on all claims of a study, whose p-values are corrected together."""
-    differences = [_difference(claim, results, len(claims)) for claim in claims]
-    corrected = iter(holm([difference.p for difference in differences if difference]))
+    """The verdicts on all claims of a study. The p-values of all pairs of arms are corrected together; two claims on
+    one pair are one test."""
+    pairs = [frozenset((claim.arm, claim.against)) for claim in claims]
+    differences = [_difference(claim, results, len(set(pairs))) for claim in claims]
+    counts = [[_failed(results[arm]) for arm in (claim.arm, claim.against)] for claim in claims]
+    raw = {
+        pair: _p_of_counts(*count) if difference is None else difference.p
+        for pair, difference, count in zip(pairs, differences, counts, strict=True)
+    }
+    corrected = dict(zip(raw, holm(list(raw.values())), strict=True))
     verdicts = []
-    for claim, difference in zip(claims, differences, strict=True):
-        if difference is None:
-            failed = [sum(map(math.isinf, results[arm].values())) for arm in (claim.arm, claim.against)]
-            found = SAME if failed[0] == failed[1] else WORSE if failed[0] > failed[1] else BETTER
-            verdicts.append(Verdict(claim, found, None, math.nan))
-        else:
-            p = next(corrected)
-            found = SAME if not p < ALPHA else WORSE if difference.mean > 0 else BETTER
-            verdicts.append(Verdict(claim, found, difference, p))
+    for claim, pair, difference, (arm, against) in zip(claims, pairs, differences, counts, strict=True):
+        p = corrected[pair]
+        more = arm[0] * against[1] - against[0] * arm[1] if difference is None else difference.mean
+        found = SAME if not p < ALPHA else WORSE if more > 0 else BETTER
+        failed = f"{arm[0]} of {arm[1]} runs failed, against {against[0]} of {against[1]} (Fisher's exact p {p:.2g})"
+        verdicts.append(Verdict(claim, found, difference, p, failed if arm[0] or against[0] else "too few runs"))
     return verdicts
 
 
@@ -107,6 +101,18 @@ def _difference(claim: Claim, results: Results, tests: int) -> Difference | None
     if any(map(math.isinf, [*arm.values(), *against.values()])):
         return None
     return compare(arm, against, tests)
+
+
+def _failed(runs: dict[int, float]) -> tuple[int, int]:
+    """Runs that failed, and all of an arm."""
+    return sum(map(math.isinf, runs.values())), len(runs)
+
+
+def _p_of_counts(arm: tuple[int, int], against: tuple[int, int]) -> float:
+    """Of Fisher's exact test, two-sided."""
+    from scipy.stats import fisher_exact  # takes a second to load
+
+    return float(fisher_exact([[failed, runs - failed] for failed, runs in (arm, against)])[1])
 
 
 def in_nats(value: float) -> str:

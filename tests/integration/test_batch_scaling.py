@@ -55,7 +55,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
 
 def test_each_run_ends_at_the_target_and_the_table_has_its_steps(whole: tuple[Path, float]) -> None:
     result = json.loads((whole[0] / "study.json").read_text())
-    assert [(row["optimizer"], row["batch"], row["n"]) for row in result["rows"]] == [
+    assert [(row["optimizer"], row["batch"], row["seeds"]) for row in result["rows"]] == [
         ("AdamW", 32, 2),
         ("AdamW", 64, 2),
     ]
@@ -68,7 +68,7 @@ def test_each_run_ends_at_the_target_and_the_table_has_its_steps(whole: tuple[Pa
             share = (losses[at - 1] - 3.85) / (losses[at - 1] - losses[at])
             steps.append((samples[at - 1] + share * (samples[at] - samples[at - 1])) / 32)
     row = result["rows"][0]
-    assert row["steps"] == pytest.approx(math.sqrt(steps[0] * steps[1]), rel=5e-3)
+    assert row["steps to 3.85 nats"] == pytest.approx(math.sqrt(steps[0] * steps[1]), rel=5e-3)
     assert {curve["seed"] for curve in result["curves"]} == {1, 2}, "the search has a seed of its own"
 
 

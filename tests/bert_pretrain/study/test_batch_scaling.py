@@ -1,18 +1,24 @@
 """What batch_scaling does and finds, on runs whose steps to the target follow a known law instead of a training."""
 
+import csv
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
+from bert_pretrain.options.config_files import CONFIG_DIR
 from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.study.batch_scaling import BatchScaling
 from bert_pretrain.study.curve import Curve
 from bert_pretrain.study.options import StudyConfig
+from bert_pretrain.study.page import command_line
 from bert_pretrain.study.scaling_page import write_scaling
 from tests.bert_pretrain.test_html_page import check_page
+from tests.conftest import ROOT
 
 SIZES = [64, 256, 1024, 4096]
 LEAST = {"AdamW": 100, "NVLAMB": 200, "SGD": math.inf}
@@ -71,10 +77,10 @@ def test_the_table_has_the_law_s_steps_at_the_best_rates(law: Law) -> None:
         for batch in SIZES:
             row, exact = rows[arm, batch], LEAST[arm] * (1 + CRITICAL[arm] / batch)
             assert row["peak learning rate"] == pytest.approx(0.01 * math.sqrt(batch / 64))
-            assert row["steps"] == pytest.approx(exact, rel=6e-3)  # three digits
-            assert (row["lowest"], row["highest"]) == pytest.approx((0.99 * exact, 1.01 * exact), rel=6e-3)
-            assert row["samples"] == pytest.approx(exact * batch, rel=6e-3)
-            assert (row["n"], row["reached"]) == (3, 3)
+            assert row["steps to 2.5 nats"] == pytest.approx(exact, rel=6e-3)  # three digits
+            assert (row["fewest"], row["most"]) == pytest.approx((0.99 * exact, 1.01 * exact), rel=6e-3)
+            assert row["samples to 2.5 nats"] == pytest.approx(exact * batch, rel=6e-3)
+            assert (row["seeds"], row["reached"]) == (3, 3)
     assert "best at the edge" not in rows["AdamW", 64]["tried"]
 
 
@@ -85,24 +91,34 @@ def test_critical_batch_sizes_and_samples_against_the_baseline_s(law: Law) -> No
         assert result["fits"][arm]["least_steps"] == pytest.approx(LEAST[arm], rel=0.02)
     row = next(row for row in result["rows"] if (row["optimizer"], row["batch"]) == ("NVLAMB", 1024))
     factor = 200 * (1 + 800 / 1024) / (100 * (1 + 500 / 1024))
-    assert row["samples / AdamW"].startswith(f"{factor:.2f} [")
+    ends = row["95 % low"], row["samples / AdamW"], row["95 % high"]
+    assert ends == pytest.approx((factor,) * 3, abs=0.01), "the seeds of both differ alike"
+    assert ends[0] <= ends[1] <= ends[2]
     page = (law.out_dir / "study.md").read_text()
-    assert "**AdamW** leaves perfect scaling at a batch of 500" in page
+    assert "**AdamW**: critical batch size 500 (95 %: 500 to 500), S_min 100 steps." in page
+    factors = [200 * (1 + 800 / batch) / (100 * (1 + 500 / batch)) for batch in SIZES]
+    mean = f"{math.prod(factors) ** (1 / len(SIZES)):.2f} times the samples of AdamW, mean of 4 batch sizes (95 %: "
+    assert re.search(rf"^- \*\*NVLAMB\*\*: critical batch size .*; {re.escape(mean)}", page, re.MULTILINE)
     assert "**NVLAMB** against **AdamW**: worse" in page
-    assert "as NVIDIA's article has it" in page
+    assert "NVIDIA's article: left open." in page
 
 
 def test_an_optimizer_that_does_not_reach_the_target_is_given_up(law: Law) -> None:
     """After 4 times the steps of AdamW's search; none but the search's seed is run, and the table says so."""
     result = of(law)
+    rows = [row for row in result["rows"] if row["optimizer"] == "SGD"]
     for batch in SIZES:
         row = next(row for row in result["rows"] if (row["optimizer"], row["batch"]) == ("SGD", batch))
-        assert (row["n"], row["steps"], row["samples / AdamW"]) == (0, "-", "-")
+        assert (row["seeds"], row["steps to 2.5 nats"], row["samples / AdamW"]) == (0, None, None)
         fewest = 100 * (1 + 500 / batch)
         runs = [run for run in law.done if run[:2] == ("SGD", batch)]
         assert {run[2] for run in runs} == {0}
         assert max(run[4] for run in runs) == pytest.approx(4 * fewest, rel=0.05)
-    assert "**SGD** does not reach the target in every run at a batch of 64, 256, 1,024, 4,096." in result["verdicts"]
+    missed = ", ".join(f"all of the search at {batch:,}" for batch in SIZES)
+    assert f"**SGD**: failed: {missed}." in result["verdicts"]
+    assert f" | {rows[0]['tried']} | 0 | 0 | - |" in (law.out_dir / "study.md").read_text()
+    csv_rows = list(csv.DictReader((law.out_dir / "study.csv").open()))
+    assert {row["samples to 2.5 nats"] for row in csv_rows if row["optimizer"] == "SGD"} == {""}
 
 
 def test_the_order_of_the_runs_and_their_seeds(law: Law) -> None:
@@ -122,6 +138,14 @@ def test_the_order_of_the_runs_and_their_seeds(law: Law) -> None:
     assert second[0] == pytest.approx(0.02), "the best rate of the batch size before, times the root of the ratio"
 
 
+def test_the_command_is_the_one_that_was_given(law: Law, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["batch_scaling", "scale=toy", "scales.toy.seeds=[1,2,3]"]
+    monkeypatch.setattr("sys.argv", ["bert-pretrain", "study", *words, "out_dir=there"])
+    assert command_line(law.config) == "bert-pretrain study batch_scaling scale=toy 'scales.toy.seeds=[1,2,3]'"
+    monkeypatch.setattr("sys.argv", ["notebook"])
+    assert command_line(law.config) == "bert-pretrain study batch_scaling scale=toy"
+
+
 def test_every_file_is_written(law: Law) -> None:
     lines = (law.out_dir / "study.csv").read_text().splitlines()
     assert len(lines) == 1 + 3 * len(SIZES)
@@ -131,7 +155,19 @@ def test_every_file_is_written(law: Law) -> None:
     assert found.tags.count("svg") == 1
     assert page.count('<th scope="row">') == len(lines) - 1
     assert all(f"<td>{row['tried']}</td>" in page for row in of(law)["rows"])
-    assert "AdamW leaves perfect scaling at a batch of 500" in page
+    assert "AdamW: critical batch size 500" in page
     assert "run NVLAMB 64 1" in page
     assert all((law.out_dir / f"study.{kind}").stat().st_size > 10_000 for kind in ("png", "svg"))
     assert of(law)["cpu_hours"] == pytest.approx(len(law.done) / 3600, abs=0.01)
+
+
+def test_the_page_states_the_values_of_every_published_optimizer() -> None:
+    """A row of docs/studies.md: betas or momentum, eps, decay, and what is done to the gradient of the model."""
+    gradients = {"unit": "divided by its norm", "clip": "clipped at norm 1"}
+    page = (ROOT / "docs/studies.md").read_text()
+    for name in ("NVLAMB", "LAMB", "AdamW", "Muon", "AdamH", "LARS", "SGD"):
+        values = yaml.safe_load((CONFIG_DIR / f"optimizer/{name.lower()}.yaml").read_text())
+        kind = values.get("pre_normalization") or ("clip" if values.get("max_grad_norm") == 1 else "none")
+        betas = ", ".join(f"{beta:g}" for beta in values.get("betas", [values.get("momentum")]))
+        cells = [name, betas, values.get("eps", "-"), values["weight_decay"], gradients.get(kind, "as it is")]
+        assert f"| {' | '.join(map(str, cells))} |" in page

@@ -17,16 +17,16 @@ NAMES = sorted(path.stem for path in (CONFIG_DIR / "study").glob("*.yaml"))
 OF_THE_ARTICLE = {
     "article_pre_normalization": "worse",  # without it, pretraining does not converge as expected
     "article_bias_correction": "worse",  # without it, pretraining diverges
-    "article_weight_norm": "same",  # not scaled, and still state of the art
-    "article_decay_degree": "same",  # no observable difference
-    "article_samples": "worse",  # LAMB took twice the samples of AdamW
-    "article_large_batches": "same",  # no compromise in accuracy
+    "article_weight_norm": "no difference",  # not scaled, and still state of the art
+    "article_decay_degree": "no difference",  # no observable difference
+    "article_samples": "left open",  # LAMB took twice the samples of AdamW; whether it needs them was not examined
+    "article_large_batches": "no worse",  # no compromise in accuracy
 }
 
 
 def test_the_article_s_claims_are_these() -> None:
-    found = {name: claim.results for name, claim in CLAIMS.items() if claim.source == ARTICLE}
-    assert found == {name: (result,) for name, result in OF_THE_ARTICLE.items()}
+    found = {name: claim.on_two_arms for name, claim in CLAIMS.items() if claim.source == ARTICLE}
+    assert found == {name: f"{ARTICLE}: {result}" for name, result in OF_THE_ARTICLE.items()}
     assert all(claim.text and claim.place for claim in CLAIMS.values())
 
 
@@ -38,7 +38,6 @@ def test_every_study_claims_what_its_source_says(name: str) -> None:
     for claim in claims:
         assert claim.expects in CLAIMS[claim.source].results
         if claim.source in OF_THE_ARTICLE:
-            assert claim.expects == OF_THE_ARTICLE[claim.source]
             negative = {"article_pre_normalization": ("without", "LAMB"), "article_bias_correction": ("without",)}
             assert claim.arm.startswith(negative.get(claim.source, ("",)))
 
@@ -50,23 +49,23 @@ def test_the_decay_s_degree_is_claimed_to_make_no_difference() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("found", "mean"), [("worse", 1.0), ("better", -1.0), ("same", 0.001)])
-def test_only_what_the_article_says_is_as_the_article_has_it(name: str, found: str, mean: float) -> None:
+def test_a_verdict_ends_with_what_the_article_says_whatever_was_found(name: str, found: str, mean: float) -> None:
     """Of every claim of every study, for each outcome."""
     options = [f"study={name}", f"name={name}", "scale=small", "out_dir=none"]
     for claim in load_config("study", options, StudyConfig).claims:
         said = Verdict(claim, found, Difference(mean, mean - 0.1, mean + 0.1, 0.01, 5, 0.2), 0.01).sentence(str, "nats")
-        article = OF_THE_ARTICLE.get(claim.source)
-        agrees = found == article != "same"
-        assert (f"; as {ARTICLE} has it." in said) == agrees
-        assert (f"not as {ARTICLE} has it." in said) == (article not in (None, "same", found) and found != "same")
-        no_effect = article == "same" and found == "same"
-        assert (f"{ARTICLE} claims no difference; here none shows" in said) == no_effect
+        assert (": no difference shows; one of 0.2 would. " in said) == (found == "same")
+        assert (f"**: {found}, {mean} nats" in said) == (found != "same")
+        if claim.source in OF_THE_ARTICLE:
+            assert said.endswith(f". {ARTICLE}: {OF_THE_ARTICLE[claim.source]}.")
+        else:
+            assert ARTICLE not in said
 
 
 def test_the_results_have_only_verdicts_on_claims_as_they_are_today() -> None:
     for path in (ROOT / "scripts/results").glob("*_study_*.json"):
         result = json.loads(path.read_text())
-        texts = [claim.text for claim in CLAIMS.values()]
+        texts, ends = zip(*((claim.text, f". {claim.on_two_arms}.") for claim in CLAIMS.values()), strict=True)
         assert all(any(text in source for text in texts) for source in result.get("sources", [])), path.name
-    page = (ROOT / "RESULTS.md").read_text()
-    assert "the article has it" not in page or "### Study, scale" in page
+        compared = [said for said in result.get("verdicts", []) if "** against **" in said]
+        assert "sources" not in result or all(said.endswith(ends) for said in compared), path.name

@@ -56,11 +56,16 @@ def test_the_lines_of_perfect_scaling_and_the_samples_over_the_baseline_s(tmp_pa
     target = TargetConfig(4.0, [64, 512, 4096], 64, "AdamW", 2.0)
     steps = {("AdamW", batch): {1: math.log(100 * (1 + 512 / batch))} for batch in target.batch_sizes}
     steps |= {("LAMB", batch): {1: logs[1] + math.log(2)} for (_, batch), logs in steps.items()}
+    steps["LAMB", 512].pop(1)
+    steps["LAMB", 512] |= {2: math.log(300)}
     steps["LAMB", 4096] = {}
     twice = Difference(math.log(2), math.log(1.5), math.log(3), 0.01, 3, 0.1)
     fits = {"AdamW": CriticalBatch(100.0, 512.0, 256.0, 1024.0), "LAMB": None}
     ratios = {("LAMB", batch): (twice, 0.02) for batch in (64, 512)}
-    left, right = draw_scaling(tmp_path, "A question", target, steps, fits, ratios).axes
+    failed = {("LAMB", 512), ("LAMB", 4096)}
+    left, right = draw_scaling(tmp_path, "A question", target, steps, fits, ratios, failed).axes
+    hollow = [line for line in left.lines if line.get_markerfacecolor() == "white" and len(line.get_xdata())]
+    assert [(list(line.get_xdata()), line.get_ydata()[0]) for line in hollow] == [([512], pytest.approx(300))]
     dotted = next(line for line in left.lines if line.get_linestyle() == ":")
     assert (dotted.get_xdata() * dotted.get_ydata()).tolist() == pytest.approx([100 * 512] * 100)
     curve = next(line for line in left.lines if len(line.get_xdata()) == 100 and line.get_linestyle() == "-")

@@ -13,7 +13,12 @@ ON = {seed: 2.0 + 0.1 * seed for seed in SEEDS}
 
 
 def sentence(off: dict[int, float], expects: str) -> str:
-    source = {"worse": "article_pre_normalization", "same": "article_decay_degree"}[expects]
+    source = {
+        "worse": "article_pre_normalization",
+        "same": "article_decay_degree",
+        "open": "article_samples",
+        "better": "nado_adam",
+    }[expects]
     (verdict,) = judge([Claim("off", "on", source, expects)], {"on": ON, "off": off})
     return verdict.sentence(in_nats, "nats")
 
@@ -25,11 +30,13 @@ def shifted(by: float, noise: float = 0.01) -> dict[int, float]:
 @pytest.mark.parametrize(
     ("by", "expects", "words"),
     [
-        (0.5, "worse", ["worse, +0.498 nats (95 %: +0.484 to +0.512; p 5.6e-08)", "; as NVIDIA's article has it."]),
-        (-0.5, "worse", ["better, -0.502 nats", "; not as NVIDIA's article has it."]),
-        (0.0, "worse", ["too small to see at this scale; the smallest effect that would show is +0.0", "worse."]),
-        (0.0, "same", ["NVIDIA's article claims no difference; here none shows, and one of +0.0"]),
-        (0.5, "same", ["worse, +0.498 nats", "NVIDIA's article claims no difference; here there is one."]),
+        (0.5, "worse", ["worse, +0.498 nats (95 %: +0.484 to +0.512; p 5.6e-08). NVIDIA's article: worse."]),
+        (-0.5, "worse", ["better, -0.502 nats", "). NVIDIA's article: worse."]),
+        (0.0, "worse", ["**: -0.002 nats", "): no difference shows; one of +0.0", " would. NVIDIA's article: worse."]),
+        (0.0, "same", [": no difference shows; one of +0.0", " would. NVIDIA's article: no difference."]),
+        (0.5, "same", ["worse, +0.498 nats", "). NVIDIA's article: no difference."]),
+        (0.5, "open", ["worse, +0.498 nats", "). NVIDIA's article: left open."]),
+        (-0.5, "better", ["better, -0.502 nats", "Nado et al. (arXiv 2102.06356): no worse."]),
     ],
 )
 def test_the_sentence_of_a_verdict(by: float, expects: str, words: list[str]) -> None:
@@ -37,24 +44,39 @@ def test_the_sentence_of_a_verdict(by: float, expects: str, words: list[str]) ->
         assert part in sentence(shifted(by), expects)
 
 
-def test_the_p_values_of_all_claims_are_corrected_together() -> None:
-    """A difference that counts alone, p 0.02, does not count beside nine other claims."""
+def test_the_p_values_of_all_pairs_are_corrected_together() -> None:
+    """A difference that counts alone, p 0.02, does not count beside nine other pairs. Two claims on a pair are one."""
     off = shifted(0.03, 0.015)
-    claims = [Claim("off", "on", "expected_worse", "worse")] + [Claim("on", "on", "expected_same", "same")] * 9
-    alone, together = judge(claims[:1], {"on": ON, "off": off})[0], judge(claims, {"on": ON, "off": off})[0]
+    others = {f"other {number}": ON for number in range(9)}
+    claims = [Claim("off", "on", "expected_worse", "worse")]
+    claims += [Claim(other, "on", "expected_same", "same") for other in others]
+    alone, together = (judge(some, {"on": ON, "off": off, **others})[0] for some in (claims[:1], claims))
     assert alone.found == "worse"
     assert alone.p < 0.05
     assert together.found == "same"
     assert together.p == pytest.approx(10 * alone.p)
+    assert together.difference.smallest > alone.difference.smallest
+    twice = judge([claims[0], Claim("on", "off", "nado_adam", "same")], {"on": ON, "off": off})
+    assert [verdict.found for verdict in twice] == ["worse", "better"]
+    assert {verdict.p for verdict in twice} == {alone.p}
 
 
-def test_the_arm_with_more_failed_runs_is_worse() -> None:
+@pytest.mark.parametrize(("failed", "found"), [(1, "same"), (4, "worse")])
+def test_an_arm_is_worse_if_so_many_more_runs_failed_that_chance_is_unlikely(failed: int, found: str) -> None:
+    """Fisher's exact test of 1 and of 4 failed runs of five against none: p 1 and 2 * 5 / 210 = 0.048."""
     claim, back = Claim("off", "on", "expected_worse", "worse"), Claim("on", "off", "nado_adam", "better")
-    found = judge([claim, back], {"on": ON, "off": {**ON, 3: math.inf}})
-    assert [verdict.found for verdict in found] == ["worse", "better"]
-    assert "worse: more runs failed" in found[0].sentence(in_nats, "nats")
+    off = ON | dict.fromkeys(range(1, failed + 1), math.inf)
+    first, second = judge([claim, back], {"on": ON, "off": off})
+    assert (first.found, second.found) == (found, {"worse": "better", "same": "same"}[found])
+    assert first.p == pytest.approx({1: 1.0, 4: 10 / 210}[failed])
+    words = f"{failed} of 5 runs failed, against 0 of 5 (Fisher's exact p {first.p:.2g})"
+    assert words in first.sentence(in_nats, "nats")
+    assert f"0 of 5 runs failed, against {failed} of 5" in second.sentence(in_nats, "nats")
     both = judge([claim], {"on": {**ON, 1: math.inf}, "off": {**ON, 3: math.inf}})
     assert both[0].found == "same"
+    assert "too few runs: no difference shows. " in judge([claim], {"on": {1: 2.0}, "off": {1: 3.0}})[0].sentence(
+        str, ""
+    )
 
 
 def test_table() -> None:
