@@ -107,6 +107,8 @@ def _is_a(kind: str, value: str) -> bool:
 def quoted(text: str) -> str:
     """``text`` as Hydra's grammar takes any text, a leading ``~/`` as the home directory."""
     text = str(Path(text).expanduser()) if text == "~" or text.startswith("~/") else text
+    if re.fullmatch(r"[\w.-]*(/[\w.-]+)+", text, re.ASCII):
+        return text  # a plain path stays readable where a command is printed
     return "'" + re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"(\\+)$", r"\1\1", text)) + "'"
 
 
