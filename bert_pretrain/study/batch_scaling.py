@@ -45,13 +45,13 @@ class BatchScaling:
         first = self.target.baseline
         arms = [first, *(arm for arm in self.runs.config.chosen_arms if arm != first)]
         for arm in arms:
-            for batch in self.target.batch_sizes:
+            for batch in self.target.sizes_of(arm):
                 self.base(arm, batch)  # checks the options of all arms before the first run
         self.runs.write_corpus()
         for arm in arms:
             self._search_all(arm)
             for seed in self.scale.seeds:
-                for batch in self.target.batch_sizes:
+                for batch in self.target.sizes_of(arm):
                     self._compare(arm, batch, seed)
                 yield
 
@@ -63,7 +63,7 @@ class BatchScaling:
             runs.append(self._curve(arm, batch, seed, rate, self._most_steps(arm, batch)))
 
     def _search_all(self, arm: str) -> None:
-        start, sizes = self.scale.learning_rates[arm], self.target.batch_sizes
+        start, sizes = self.scale.learning_rates[arm], self.target.sizes_of(arm)
         for batch, larger in zip(sizes, [*sizes[1:], sizes[-1]], strict=True):
             found = self._search(arm, batch, start)
             start = [best_rate(found) * 2 ** round(math.log2(larger / batch) / 2)]

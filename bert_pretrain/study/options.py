@@ -60,6 +60,8 @@ class TargetConfig:
     """The arm with whose samples those of the others are compared."""
     give_up_factor: float
     """A run of another arm is given up after so many times the steps of the baseline at this batch size."""
+    largest_batch: dict[str, int]
+    """By arm: the largest of batch_sizes that it is run at, if not all."""
 
     def __post_init__(self) -> None:
         require(0 < self.loss < math.inf, "target.loss", self.loss, "a number above 0")
@@ -68,6 +70,13 @@ class TargetConfig:
         require(ascending, "target.batch_sizes", sizes, "one or more, ascending, each once")
         require_least(1, self, "evaluate_every_samples", prefix="target.")
         require(self.give_up_factor > 1, "target.give_up_factor", self.give_up_factor, "above 1")
+        for arm, largest in self.largest_batch.items():
+            allowed = f"one of target.batch_sizes {sizes}"
+            require(largest in sizes and arm != self.baseline, f"target.largest_batch.{arm}", largest, allowed)
+
+    def sizes_of(self, arm: str) -> list[int]:
+        """The batch sizes that ``arm`` is run at."""
+        return [size for size in self.batch_sizes if size <= self.largest_batch.get(arm, size)]
 
 
 @dataclass
@@ -130,7 +139,7 @@ class StudyConfig:
     """By arm: its options, which override those of the scale."""
     claims: list[Claim]
     """Comparisons of two arms, each with what a source says about it. With a target: of the samples to it, at the
-    largest batch size."""
+    largest batch size that both are run at."""
     scales: dict[str, ScaleConfig]
     """The study at each scale."""
 
@@ -152,6 +161,8 @@ class StudyConfig:
         if target is None:
             return
         require_choice(f"scales.{self.scale}.target.baseline", target.baseline, self.chosen_arms)
+        for arm in target.largest_batch:
+            require_choice(f"scales.{self.scale}.target.largest_batch", arm, self.arms)
         for arm in self.chosen_arms:
             rates = self.chosen.learning_rates.get(arm)
             require(bool(rates), f"scales.{self.scale}.learning_rates.{arm}", rates, "one or more to begin with")

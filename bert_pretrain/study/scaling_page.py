@@ -11,7 +11,7 @@ from bert_pretrain.study.page import Row, finite, print_page, write_files
 from bert_pretrain.study.scaling_figure import draw_scaling
 from bert_pretrain.study.search import best_rate, listed
 from bert_pretrain.study.statistics import Difference, compare, holm, mean_of
-from bert_pretrain.study.verdict import Results, judge
+from bert_pretrain.study.verdict import judge
 
 
 class Findings:
@@ -33,7 +33,7 @@ class Findings:
 
     def reached(self, arm: str) -> list[int]:
         """The batch sizes at which every run of the arm reached the target."""
-        cells = ((batch, self.study.curves.get((arm, batch), [])) for batch in self.target.batch_sizes)
+        cells = ((batch, self.study.curves.get((arm, batch), [])) for batch in self.target.sizes_of(arm))
         return [batch for batch, runs in cells if runs and len(self.steps[arm, batch]) == len(runs)]
 
     def _fit(self, arm: str) -> CriticalBatch | None:
@@ -55,7 +55,7 @@ class Findings:
 
     def rows(self) -> list[Row]:
         """One row per arm and batch size that has a run."""
-        cells = ((arm, batch) for arm in self.arms for batch in self.target.batch_sizes)
+        cells = ((arm, batch) for arm in self.arms for batch in self.target.sizes_of(arm))
         return [self._row(*cell, self.study.curves[cell]) for cell in cells if cell in self.study.curves]
 
     def _row(self, arm: str, batch: int, runs: list[Curve]) -> Row:
@@ -112,16 +112,21 @@ class Findings:
         return f"**{arm}**: {'; '.join(parts)}."
 
     def verdicts(self) -> list[str]:
-        """On the claims: the samples of two arms at the largest batch size, if both have been run at it."""
-        largest = self.target.batch_sizes[-1]
-        results: Results = {}
-        for (arm, batch), runs in self.study.curves.items():
-            if batch == largest:
-                steps = {run.seed: run.steps_to(self.target.loss) for run in runs}
-                results[arm] = {seed: math.log(found) for seed, found in steps.items()} or {-1: math.inf}
-        claims = [claim for claim in self.study.runs.config.chosen_claims if {claim.arm, claim.against} <= set(results)]
-        unit = f"times the samples at a batch of {largest:,}"
-        return [verdict.sentence(lambda log: f"{math.exp(log):.2f}", unit) for verdict in judge(claims, results)]
+        """On the claims: the samples of two arms at the largest batch size of both, if both have been run at it."""
+        claims, results, units = [], [], []
+        for claim in self.study.runs.config.chosen_claims:
+            batch = min(self.target.sizes_of(arm)[-1] for arm in (claim.arm, claim.against))
+            if {(claim.arm, batch), (claim.against, batch)} <= set(self.study.curves):
+                claims.append(claim)
+                results.append({arm: self._log_steps(arm, batch) for arm in (claim.arm, claim.against)})
+                units.append(f"times the samples at a batch of {batch:,}")
+        verdicts = zip(judge(claims, results), units, strict=True)
+        return [verdict.sentence(lambda log: f"{math.exp(log):.2f}", unit) for verdict, unit in verdicts]
+
+    def _log_steps(self, arm: str, batch: int) -> dict[int, float]:
+        """By seed: log of the steps to the target, infinite for a run that failed; one such if all of a search did."""
+        runs = self.study.curves[arm, batch]
+        return {run.seed: math.log(run.steps_to(self.target.loss)) for run in runs} or {-1: math.inf}
 
 
 def significant(value: float) -> float | int:

@@ -75,12 +75,16 @@ class Verdict:
         return f"**{claim.arm}** against **{claim.against}**: {found}. {CLAIMS[claim.source].on_two_arms}."
 
 
-def judge(claims: list[Claim], results: Results) -> list[Verdict]:
-    """The verdicts on all claims of a study. The p-values of all pairs of arms are corrected together; two claims on
-    one pair are one test."""
+def judge(claims: list[Claim], results: list[Results]) -> list[Verdict]:
+    """The verdicts on all claims of a study, each with its results.
+
+    The p-values of all pairs of arms are corrected together; two claims on one pair are one test.
+    """
     pairs = [frozenset((claim.arm, claim.against)) for claim in claims]
-    differences = [_difference(claim, results, len(set(pairs))) for claim in claims]
-    counts = [[_failed(results[arm]) for arm in (claim.arm, claim.against)] for claim in claims]
+    differences = [_difference(claim, own, len(set(pairs))) for claim, own in zip(claims, results, strict=True)]
+    counts = [
+        [_failed(own[arm]) for arm in (claim.arm, claim.against)] for claim, own in zip(claims, results, strict=True)
+    ]
     raw = {
         pair: _p_of_counts(*count) if difference is None else difference.p
         for pair, difference, count in zip(pairs, differences, counts, strict=True)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from bert_pretrain.errors import ConfigError
 from bert_pretrain.options.config_files import CONFIG_DIR
 from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.study.batch_scaling import BatchScaling
@@ -24,6 +25,13 @@ SIZES = [64, 256, 1024, 4096]
 LEAST = {"AdamW": 100, "NVLAMB": 200, "SGD": math.inf}
 CRITICAL = {"AdamW": 500, "NVLAMB": 800, "SGD": 1}
 TARGET = 2.5
+LAW = (
+    "scales.toy.arms=[NVLAMB,AdamW,SGD]",
+    "scales.toy.seeds=[1,2,3]",
+    "scales.toy.samples=4000000",
+    f"scales.toy.target.batch_sizes={SIZES}",
+    "scales.toy.learning_rates={AdamW:[0.04],NVLAMB:[0.0025],SGD:[0.01]}",
+)
 
 
 class Law:
@@ -55,14 +63,7 @@ class Law:
 
 @pytest.fixture(scope="module")
 def law(tmp_path_factory: pytest.TempPathFactory) -> Law:
-    options = [
-        "scales.toy.arms=[NVLAMB,AdamW,SGD]",
-        "scales.toy.seeds=[1,2,3]",
-        "scales.toy.samples=4000000",
-        f"scales.toy.target.batch_sizes={SIZES}",
-        "scales.toy.learning_rates={AdamW:[0.04],NVLAMB:[0.0025],SGD:[0.01]}",
-    ]
-    runs = Law(tmp_path_factory.mktemp("law"), *options)
+    runs = Law(tmp_path_factory.mktemp("law"), *LAW)
     write_scaling(BatchScaling(runs), "here")  # type: ignore[arg-type]
     return runs
 
@@ -119,6 +120,26 @@ def test_an_optimizer_that_does_not_reach_the_target_is_given_up(law: Law) -> No
     assert f" | {rows[0]['tried']} | 0 | 0 | - |" in (law.out_dir / "study.md").read_text()
     csv_rows = list(csv.DictReader((law.out_dir / "study.csv").open()))
     assert {row["samples to 2.5 nats"] for row in csv_rows if row["optimizer"] == "SGD"} == {""}
+
+
+def test_an_arm_with_a_largest_batch_of_its_own(tmp_path: Path, law: Law) -> None:
+    """It is not run beyond, its claims are judged there, and all else is as in the whole study."""
+    largest, option = SIZES[-2], "scales.toy.target.largest_batch"
+    runs = Law(tmp_path, *LAW, f"+{option}.SGD={SIZES[0]}", f"+{option}.NVLAMB={largest}")
+    write_scaling(BatchScaling(runs), "here")  # type: ignore[arg-type]
+    cells = {(arm, batch) for arm, batch, *_ in runs.done}
+    assert cells == {
+        *(("AdamW", batch) for batch in SIZES),
+        *(("NVLAMB", batch) for batch in SIZES[:-1]),
+        ("SGD", SIZES[0]),
+    }
+    assert runs.done == [run for run in law.done if run[:2] in cells]
+    verdict = next(text for text in of(runs)["verdicts"] if text.startswith("**NVLAMB** against"))
+    assert f"times the samples at a batch of {largest:,} (" in verdict
+    with pytest.raises(ConfigError, match=r"target.largest_batch.SGD is 3; allowed: one of target.batch_sizes .64, "):
+        Law(tmp_path, *LAW, f"+{option}.SGD=3")
+    with pytest.raises(ConfigError, match=r"target.largest_batch is 'SDG'; allowed: NVLAMB, .*did you mean SGD"):
+        Law(tmp_path, *LAW, f"+{option}.SDG={largest}")
 
 
 def test_the_order_of_the_runs_and_their_seeds(law: Law) -> None:

@@ -19,7 +19,7 @@ def sentence(off: dict[int, float], expects: str) -> str:
         "open": "article_samples",
         "better": "nado_adam",
     }[expects]
-    (verdict,) = judge([Claim("off", "on", source, expects)], {"on": ON, "off": off})
+    (verdict,) = judge([Claim("off", "on", source, expects)], [{"on": ON, "off": off}])
     return verdict.sentence(in_nats, "nats")
 
 
@@ -50,13 +50,13 @@ def test_the_p_values_of_all_pairs_are_corrected_together() -> None:
     others = {f"other {number}": ON for number in range(9)}
     claims = [Claim("off", "on", "expected_worse", "worse")]
     claims += [Claim(other, "on", "expected_same", "same") for other in others]
-    alone, together = (judge(some, {"on": ON, "off": off, **others})[0] for some in (claims[:1], claims))
+    alone, together = (judge(some, [{"on": ON, "off": off, **others}] * len(some))[0] for some in (claims[:1], claims))
     assert alone.found == "worse"
     assert alone.p < 0.05
     assert together.found == "same"
     assert together.p == pytest.approx(10 * alone.p)
     assert together.difference.smallest > alone.difference.smallest
-    twice = judge([claims[0], Claim("on", "off", "nado_adam", "same")], {"on": ON, "off": off})
+    twice = judge([claims[0], Claim("on", "off", "nado_adam", "same")], [{"on": ON, "off": off}] * 2)
     assert [verdict.found for verdict in twice] == ["worse", "better"]
     assert {verdict.p for verdict in twice} == {alone.p}
 
@@ -66,15 +66,15 @@ def test_an_arm_is_worse_if_so_many_more_runs_failed_that_chance_is_unlikely(fai
     """Fisher's exact test of 1 and of 4 failed runs of five against none: p 1 and 2 * 5 / 210 = 0.048."""
     claim, back = Claim("off", "on", "expected_worse", "worse"), Claim("on", "off", "nado_adam", "better")
     off = ON | dict.fromkeys(range(1, failed + 1), math.inf)
-    first, second = judge([claim, back], {"on": ON, "off": off})
+    first, second = judge([claim, back], [{"on": ON, "off": off}] * 2)
     assert (first.found, second.found) == (found, {"worse": "better", "same": "same"}[found])
     assert first.p == pytest.approx({1: 1.0, 4: 10 / 210}[failed])
     words = f"{failed} of 5 runs failed, against 0 of 5 (Fisher's exact p {first.p:.2g})"
     assert words in first.sentence(in_nats, "nats")
     assert f"0 of 5 runs failed, against {failed} of 5" in second.sentence(in_nats, "nats")
-    both = judge([claim], {"on": {**ON, 1: math.inf}, "off": {**ON, 3: math.inf}})
+    both = judge([claim], [{"on": {**ON, 1: math.inf}, "off": {**ON, 3: math.inf}}])
     assert both[0].found == "same"
-    assert "too few runs: no difference shows. " in judge([claim], {"on": {1: 2.0}, "off": {1: 3.0}})[0].sentence(
+    assert "too few runs: no difference shows. " in judge([claim], [{"on": {1: 2.0}, "off": {1: 3.0}}])[0].sentence(
         str, ""
     )
 
