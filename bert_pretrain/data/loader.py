@@ -1,11 +1,15 @@
 """The micro-batches of this rank for every step, resumable from the step's number alone.
 
-    SampleOrder      which samples make up step s                           (sample_order.py)
-    ShardSet         sample numbers -> shard rows, read contiguously        (dataset.py; of other rows: pretokenised.py)
-    BlockReader      decoded, possibly re-masked blocks of samples, cached
-    MixedReader      the samples of several sets, by a MixedOrder
-    StreamReader     stands for these three where text is tokenised while training (text_stream.py)
-    TrainingData     this rank's slice of every step, cut into micro-batches by a background thread
+By kind of data, from its samples to the reader of a step's samples:
+
+    shards               ShardSet (dataset.py)           SampleOrder    BlockReader
+    a mixture of shards  MixedShards (mixture.py)        MixedOrder     MixedReader, a BlockReader for each set
+    rows of token ids    TokenSamples (pretokenised.py)  SampleOrder    BlockReader
+    rows of text         Stream (text_stream.py)         its own        StreamReader
+
+``SampleOrder`` says which samples make up a step (sample_order.py). A ``BlockReader`` holds decoded, possibly re-masked
+blocks of them. ``TrainingData`` cuts this rank's slice into micro-batches in a background thread. Held-out samples are
+in the same sets; those of rows of text in ``MaskedSamples`` (samples.py).
 
 The loader gives a step's counts before its first micro-batch, so that losses can be divided by the counts of the global
 batch. Memory does not grow with the batch: blocks are read for counting, and read again if the slice is too large for
