@@ -21,6 +21,7 @@ if not torch.cuda.is_available():
 
 from bert_pretrain.data.shard_directory import write_manifest
 from bert_pretrain.data.shards import ShardHeader, write_shard
+from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.files import retry
 from tests.forked import HANGS, ROOT, Forked
 from tests.hub_server import TOKEN, HubServer
@@ -29,6 +30,19 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")  # no test asserts a time
 
 VOCAB_SIZE, LENGTH, PREDICTIONS = 97, 16, 3
+
+
+class StopAfter(StopRequest):
+    """Requests a stop when asked for the ``count``-th time; it is asked in each step, micro-batch and evaluation."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    @property
+    def requested(self) -> bool:
+        self.count -= 1
+        return self.count <= 0
 
 
 def random_arrays(rng: np.random.Generator, samples: int, length: int = LENGTH, predictions: int = PREDICTIONS) -> dict:

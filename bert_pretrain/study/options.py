@@ -60,7 +60,7 @@ class TargetConfig:
     """The arm with whose samples those of the others are compared."""
     give_up_factor: float
     """A run of another arm is given up after so many times the steps of the baseline at this batch size."""
-    largest_batch: dict[str, int]
+    largest_batch: dict[str, int] = field(default_factory=dict)
     """By arm: the largest of batch_sizes that it is run at, if not all."""
 
     def __post_init__(self) -> None:

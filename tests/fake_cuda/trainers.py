@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from bert_pretrain import build
 from bert_pretrain.checkpoint.store import Progress
 from bert_pretrain.config import PretrainConfig, resolved_yaml
+from bert_pretrain.data.ready_made import Opened
 from bert_pretrain.data.sample_order import SampleOrder
 from bert_pretrain.data.shards import Arrays
 from bert_pretrain.distributed.world import World
@@ -148,7 +149,7 @@ def built(
             return real_build_model(*args)  # fake weights cannot be moved to another device
 
     stand_ins = {
-        "open_data": lambda *_: ((samples(1 << 16), samples(micro_batch_size + 2), None), order),
+        "open_data": lambda *_: (Opened(samples(1 << 16), samples(micro_batch_size + 2), None), order),
         "check_before_training": lambda *_: None,
         "measured_matrix_rate": lambda *_: 1e12,
         "build_model": on_the_device,

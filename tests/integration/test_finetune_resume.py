@@ -17,24 +17,12 @@ from bert_pretrain.files.directory_lock import LOCK
 from bert_pretrain.finetune.run import finetune
 from bert_pretrain.training.metrics import LineTimer
 from tests.bert_pretrain.finetune.test_tasks import composed
+from tests.conftest import StopAfter
 from tests.forked import Forked
 from tests.integration.test_finetune import ALONE, FAST, model_dir, sst2  # noqa: F401  (fixtures)
 
 # 9 steps an epoch, 3 batches to evaluate.
 SHORT = ("training.epochs=2", "training.eval_batch_size=8", "training.micro_batch_size=4", "save_models=true")
-
-
-class StopAfter(StopRequest):
-    """Requests a stop when it is asked for the ``count``-th time: after so many steps and evaluated batches."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.count = count
-
-    @property
-    def requested(self) -> bool:
-        self.count -= 1
-        return self.count <= 0
 
 
 @pytest.fixture(scope="module")

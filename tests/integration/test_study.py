@@ -21,7 +21,7 @@ from bert_pretrain.study.batch_scaling import BatchScaling
 from bert_pretrain.study.options import SpikeConfig, StudyConfig
 from bert_pretrain.study.run import Study, write_study
 from bert_pretrain.study.runs import Runs, changed
-from tests.conftest import metric_rows, run_module
+from tests.conftest import StopAfter, metric_rows, run_module
 from tests.forked import draw_no_report
 
 NAMES = sorted(path.stem for path in (CONFIG_DIR / "study").glob("*.yaml"))
@@ -85,7 +85,7 @@ def test_two_runs_and_their_page(finished: tuple[Path, str]) -> None:
 def test_a_study_that_was_stopped_and_resumed_gives_the_same_curves(tmp_path: Path, finished: tuple[Path, str]) -> None:
     whole = json.loads((finished[0] / "study.json").read_text())["curves"]
     with small_study(tmp_path / "cut", *SMALL, *RUN) as study:
-        study.runs.stop.request()
+        study.runs.stop = StopAfter(7)
         with pytest.raises(SystemExit, match="75"):
             study.run()
     *_, saved = files(tmp_path / "cut", "progress.json")
