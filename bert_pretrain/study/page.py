@@ -105,7 +105,7 @@ def write_files(
         **numbers,
         "options": asdict(config),
     }
-    write_json(out_dir / "study.json", result)
+    write_json(out_dir / "study.json", _for_json(result))
 
 
 def command_line(config: StudyConfig) -> str:
@@ -129,6 +129,10 @@ def as_csv(rows: list[Row]) -> str:
     return text.getvalue()
 
 
-def finite(value: float) -> float | None:
-    """``value``, or None if it is infinite, which JSON lacks."""
-    return value if math.isfinite(value) else None
+def _for_json(value: Any) -> Any:
+    """``value``, in which None stands for what JSON lacks: infinite numbers and nan."""
+    if isinstance(value, dict):
+        return {key: _for_json(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_for_json(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

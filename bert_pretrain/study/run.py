@@ -22,7 +22,7 @@ from bert_pretrain.study.batch_scaling import BatchScaling
 from bert_pretrain.study.curve import Curve
 from bert_pretrain.study.figure import draw_study
 from bert_pretrain.study.options import StudyConfig
-from bert_pretrain.study.page import finite, print_page, write_files
+from bert_pretrain.study.page import print_page, write_files
 from bert_pretrain.study.runs import Runs
 from bert_pretrain.study.scaling_page import write_scaling
 from bert_pretrain.study.search import Cost, best_rate, search
@@ -106,7 +106,7 @@ def write_study(study: Study, device: str) -> None:
     sentences = [verdict.sentence(in_nats, "nats") for verdict in verdicts]
     chart = draw_study(out_dir, config.question, curves)
     searched = [
-        {"arm": arm, "rate": rate, "loss": finite(loss)}
+        {"arm": arm, "rate": rate, "loss": loss}
         for arm, tried in study.tried.items()
         for rate, (loss, _) in sorted(tried.items())
     ]

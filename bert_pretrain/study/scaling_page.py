@@ -7,7 +7,7 @@ from typing import Any
 from bert_pretrain.study.batch_scaling import BatchScaling
 from bert_pretrain.study.critical_batch import CriticalBatch, fit_critical_batch
 from bert_pretrain.study.curve import Curve
-from bert_pretrain.study.page import Row, finite, print_page, write_files
+from bert_pretrain.study.page import Row, print_page, write_files
 from bert_pretrain.study.scaling_figure import draw_scaling
 from bert_pretrain.study.search import best_rate, listed
 from bert_pretrain.study.statistics import Difference, compare, holm, mean_of
@@ -163,7 +163,7 @@ def write_findings(study: BatchScaling, device: str) -> None:
     failed = {(arm, batch) for arm, batch in found.steps if batch not in found.reached(arm)}
     chart = draw_scaling(out_dir, config.question, found.target, found.steps, found.fits, found.ratios, failed)
     searched = [
-        {"arm": arm, "batch": batch, "rate": rate, "steps": finite(steps), "loss": finite(loss)}
+        {"arm": arm, "batch": batch, "rate": rate, "steps": steps, "loss": loss}
         for (arm, batch), tried in study.tried.items()
         for rate, (steps, loss) in sorted(tried.items())
     ]

@@ -139,7 +139,9 @@ def test_learning_rates_are_searched_on_their_own_seed_and_divergence_is_a_resul
     sgd = ("optimizer=sgd", "optimizer.lr=1e6", 'scales.toy.arms=["degree 1"]')
     with small_study(tmp_path / "sgd", *SMALL, *RUN, *sgd) as study:
         write_study(study, "here")
-    result = json.loads((tmp_path / "sgd" / "study.json").read_text())
+    result = json.loads(
+        (tmp_path / "sgd" / "study.json").read_text(), parse_constant=pytest.fail
+    )  # JSON has no Infinity
     assert result["curves"][0]["diverged"]
     assert result["rows"][0]["diverged"] == 1
 
