@@ -41,7 +41,7 @@ from bert_pretrain.data.dataset import SampleSet, ShardSet, concatenated
 from bert_pretrain.data.masking import DynamicMasking
 from bert_pretrain.data.mixture import MixedShards
 from bert_pretrain.data.packing import fixed_packed_micro_batches, packed_micro_batches
-from bert_pretrain.data.prefetch import prefetched
+from bert_pretrain.data.prefetch import Prefetched
 from bert_pretrain.data.sample_order import MixedOrder, SampleOrder
 from bert_pretrain.data.shards import Arrays, select
 from bert_pretrain.data.text_stream import StreamReader
@@ -200,7 +200,7 @@ class TrainingData:
 
         ``pin`` copies the micro-batches to pinned memory.
         """
-        with closing(self._blocks), closing(prefetched(self._items(first_step, pin), self.prefetch)) as items:
+        with closing(self._blocks), closing(Prefetched(self._items(first_step, pin), self.prefetch)) as items:
             while True:
                 yield StepBatch(next(items), iter(partial(next, items), None))
 

@@ -14,14 +14,14 @@ the stream is read again from its beginning, with the same result.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from bert_pretrain.data.dataset import concatenated
 from bert_pretrain.data.masking import DynamicMasking
-from bert_pretrain.data.prefetch import prefetched
+from bert_pretrain.data.prefetch import Prefetched
 from bert_pretrain.data.row_source import TextFiles
 from bert_pretrain.data.sample_order import hash64
 from bert_pretrain.data.samples import is_held_out
@@ -67,7 +67,7 @@ class Stream:
         self.stride = stride
         self._text, self._tokenise = text, tokenise
         self.bookmarks = {0: Bookmark(0)}
-        self._buffers: Generator[tuple[list[np.ndarray], Bookmark]] | None = None
+        self._buffers: Prefetched[tuple[list[np.ndarray], Bookmark]] | None = None
         self._kept: list[np.ndarray] = []
         self._first = 0
         """The position of the first sample that is kept."""
@@ -77,7 +77,7 @@ class Stream:
         if self._buffers is None or start < self._first:
             self.close()
             mark = self.bookmark(start)
-            self._buffers = prefetched(self._read(mark), 1)
+            self._buffers = Prefetched(self._read(mark), 1)
             self._kept = []
             self._first = mark.position
         while self._first + len(self._kept) < stop:

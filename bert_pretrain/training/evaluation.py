@@ -13,7 +13,7 @@ import torch
 from bert_pretrain.data.collate import HostToDeviceStream, MicroBatch
 from bert_pretrain.data.dataset import SampleSet
 from bert_pretrain.data.loader import heldout_batches
-from bert_pretrain.data.prefetch import prefetched
+from bert_pretrain.data.prefetch import Prefetched
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.model.bert import PretrainingModel, PretrainingSums
@@ -76,7 +76,7 @@ def sum_losses(
     done = first = heldout.samples * world.rank // world.size
     largest_part = -(-heldout.samples // world.size)
     model.eval()
-    with closing(prefetched(batches, _AHEAD)) as ahead:
+    with closing(Prefetched(batches, _AHEAD)) as ahead:
         for _ in range(-(-largest_part // micro_batch_size)):  # the same number on all ranks; some have a batch less
             world.report_progress()
             own_request = torch.tensor(float(stop.requested)).to(world.device, non_blocking=True)

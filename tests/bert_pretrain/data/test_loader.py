@@ -1,4 +1,6 @@
 import dataclasses
+import gc
+import threading
 import tracemalloc
 from itertools import islice
 from pathlib import Path
@@ -13,8 +15,9 @@ from bert_pretrain.data.batch_plan import BatchPlan
 from bert_pretrain.data.collate import count, to_micro_batch
 from bert_pretrain.data.dataset import ShardSet, check_vocabulary, open_split
 from bert_pretrain.data.dynamic_masking import dynamic_masking
-from bert_pretrain.data.loader import TrainingData, heldout_batches, prefetched
+from bert_pretrain.data.loader import TrainingData, heldout_batches
 from bert_pretrain.data.options import DataConfig
+from bert_pretrain.data.prefetch import Prefetched
 from bert_pretrain.data.sample_order import SampleOrder
 from bert_pretrain.data.shard_directory import shard_paths
 from bert_pretrain.data.shards import SHARD_FIELDS, write_shard
@@ -350,7 +353,7 @@ def test_a_shard_damaged_during_the_run_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_reading_ahead_ends_with_the_items(count: int) -> None:
-    assert list(prefetched(iter(range(count)), 2)) == list(range(count))
+    assert list(Prefetched(iter(range(count)), 2)) == list(range(count))
 
 
 def test_reading_ahead_raises_the_errors_of_its_thread_here() -> None:
@@ -358,7 +361,29 @@ def test_reading_ahead_raises_the_errors_of_its_thread_here() -> None:
         yield 1
         raise OSError("the disk")
 
-    ahead = prefetched(items(), 2)
+    ahead = Prefetched(items(), 2)
     assert next(ahead) == 1
     with pytest.raises(OSError, match="the disk"):
         next(ahead)
+
+
+def test_a_reader_ahead_that_nobody_closed_is_collected_without_its_thread() -> None:
+    """Garbage is collected anywhere, also while a lock is held that the thread needs to end."""
+    go_on = threading.Event()
+
+    def items():
+        yield 1
+        go_on.wait()
+        yield 2
+
+    ahead = Prefetched(items(), 1)
+    assert next(ahead) == 1  # now the thread waits
+    circle = [ahead]
+    circle.append(circle)
+    rescue = threading.Timer(20, go_on.set)
+    rescue.start()
+    del ahead, circle
+    gc.collect()
+    assert not go_on.is_set(), "the collector waited for the thread"
+    go_on.set()
+    rescue.cancel()
