@@ -99,10 +99,8 @@ def run_study(config: StudyConfig) -> None:
 def write_study(study: Study, device: str) -> None:
     """Run the study; write ``study.md``, ``.html``, ``.json``, ``.csv``, ``.png`` and ``.svg`` into ``out_dir``."""
     curves, config, out_dir = study.run(), study.runs.config, study.runs.out_dir
-    rows, verdicts = (
-        table(curves, study.tried),
-        judge(config.chosen_claims, [last_losses(curves)] * len(config.chosen_claims)),
-    )
+    rows, claims = table(curves, study.tried), config.chosen_claims
+    verdicts = judge(claims, [last_losses(curves)] * len(claims))
     sentences = [verdict.sentence(in_nats, "nats") for verdict in verdicts]
     chart = draw_study(out_dir, config.question, curves)
     searched = [
