@@ -24,7 +24,7 @@ from bert_pretrain.hub.export import check_before_training
 from bert_pretrain.model.bert import PretrainingModel, build_model, resolve_packing
 from bert_pretrain.model.choices import describe_choices
 from bert_pretrain.model.compile import compile_model, turn_off_compiling
-from bert_pretrain.model.precision import MixedPrecision, dtype_name
+from bert_pretrain.model.precision import MixedPrecision, dtype_name, emulation_notice
 from bert_pretrain.optim.build import build_optimizer, describe_optimizer
 from bert_pretrain.optim.freezing import describe_frozen
 from bert_pretrain.optim.schedule import learning_rate_table
@@ -109,6 +109,8 @@ def print_plan(start: RunStart, batch: BatchConfig, order: SampleOrder | MixedOr
     resolved, dtype = replace(config, batch=batch), dtype_name(start.precision.dtype)
     mixture = describe_mixture(start.shards, order, config.schedule.total_steps * batch.global_batch_size)
     message(describe_plan(resolved, world.size, world.device.type, dtype, start.shards.samples, mixture))
+    if notice := emulation_notice("precision.compute", config.precision.compute, world.device):
+        message(notice)
     message(describe_choices(model, config.model, config.speed, world.device))
     optimizer = describe_optimizer(start.optimizer, config.optimizer)
     message("\n".join(filter(None, (optimizer, describe_frozen(model)))))

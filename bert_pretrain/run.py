@@ -105,7 +105,7 @@ def check_device_and_run_dir(config: PretrainConfig, world: World) -> DirectoryL
     Raises ``ConfigError`` if it is in use, holds another run or is not writable, or the device lacks the precision.
     """
     check_run_dir(config)
-    check_compute(config.precision, world.device)
+    check_compute("precision.compute", config.precision.compute, world.device)
     if not world.is_first:
         return None
     run_dir = Path(config.run_dir)

@@ -64,11 +64,11 @@ _NEW_OPTIONS: dict[str, Any] = {
 dataclass. Every new option that may not change on resume stands in one of the two."""
 
 
-def check_run_dir(config: PretrainConfig, may_extend: bool = True) -> None:
+def check_run_dir(config: PretrainConfig, may_extend: bool = True, advice: str = "") -> None:
     """Raise ``ConfigError`` if ``run_dir`` holds another run than ``config``, or a run without a ``config.yaml``.
 
     With ``may_extend`` the schedule may differ in the steps to come. A new branch is compared with the run of its
-    checkpoint.
+    checkpoint. ``advice``: what to do about another run; empty: what a user who gave ``run_dir`` can do.
     """
     run_dir = Path(config.run_dir)
     stored = run_dir / "config.yaml"
@@ -80,7 +80,7 @@ def check_run_dir(config: PretrainConfig, may_extend: bool = True) -> None:
     if stored.is_file():
         before = read_options(stored)
         applied = steps_done(run_dir) if may_extend else None
-        check_same_run(now, read_text(stored), config.run_dir, applied)
+        check_same_run(now, read_text(stored), config.run_dir, applied, advice=advice)
         if newest_by_name(run_dir) == run_dir:
             _check_same_source(config, before)
     elif checkpoints_in(run_dir / "checkpoints") or (metrics.exists() and metrics.stat().st_size > 0):
@@ -138,11 +138,13 @@ def steps_done(run_dir: Path) -> int:
     return max((row["step"] for row in read_rows(run_dir / "metrics.jsonl")), default=0)
 
 
-def check_same_run(now: str, before: str, run_dir: str, applied: int | None = None, branch: Path | None = None) -> None:
+def check_same_run(
+    now: str, before: str, run_dir: str, applied: int | None = None, branch: Path | None = None, advice: str = ""
+) -> None:
     """Raise ``ConfigError`` if two resolved configurations (YAML) are not the same run.
 
     ``applied``: the schedules may differ after so many steps; None: they may not. ``branch``: the checkpoint that has
-    ``before``, if the run of ``now`` is a branch of it.
+    ``before``, if the run of ``now`` is a branch of it. ``advice``: as for ``check_run_dir``.
     """
     where = branch or Path(run_dir)
     new, old = (flat_options(parse_options(text, where / "config.yaml")) for text in (now, before))
@@ -157,13 +159,13 @@ def check_same_run(now: str, before: str, run_dir: str, applied: int | None = No
     if differing:
         pairs = ", ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in differing[:4])
         found = f"{pairs} ({reason})" if reason else pairs
-        raise ConfigError(
-            f"init_from={branch} cannot go on as this run: {found}; with init_progress=keep only the rest of the "
-            "schedule may differ; give init_progress=reset for a new run from these weights"
-            if branch
-            else f"run_dir {run_dir} belongs to another run: {found}; give another run_dir, or init_from={run_dir} for "
-            "a run that starts from its weights"
-        )
+        if branch:
+            raise ConfigError(
+                f"init_from={branch} cannot go on as this run: {found}; with init_progress=keep only the rest of the "
+                "schedule may differ; give init_progress=reset for a new run from these weights"
+            )
+        advice = advice or f"give another run_dir, or init_from={run_dir} for a run that starts from its weights"
+        raise ConfigError(f"run_dir {run_dir} belongs to another run: {found}; {advice}")
 
 
 def flat_options(stored: dict[str, Any]) -> dict[str, Any]:

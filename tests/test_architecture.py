@@ -28,6 +28,7 @@ PACKAGES = product_files()
 ENVIRONMENT = {
     "bert_pretrain.options.config_files",  # BERT_PRETRAIN_CONFIGS
     "bert_pretrain.files.directory_lock",  # the job's number
+    "bert_pretrain.distributed.device",
     "bert_pretrain.distributed.world",
     "bert_pretrain.doctor.system",  # prints those that matter
     "bert_pretrain.launch_environment",  # torchrun's variables

@@ -17,11 +17,11 @@ from typing import NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 
-from bert_pretrain.distributed.options import DEVICES
+from bert_pretrain.distributed.device import pick_device, set_up_device
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.preflight import check_ranks_agree, environment_facts, rank_label
 from bert_pretrain.distributed.watchdog import Watchdog
-from bert_pretrain.errors import ConfigError, SharedError, as_config_error, require_choice, system_fault
+from bert_pretrain.errors import ConfigError, SharedError, as_config_error, system_fault
 from bert_pretrain.launch_environment import check_interface, read_launch
 from bert_pretrain.options.entry_point import print_error, print_error_of_node
 
@@ -133,21 +133,6 @@ def _name_of(work: Callable[[], object]) -> str:
     return next(part for part in reversed(parts) if not part.startswith("<")).strip("_").replace("_", " ")
 
 
-def pick_device(name: str, local_rank: int, local_size: int = 1) -> torch.device:
-    """The device for the option ``device``; ``auto`` is this rank's GPU if there is one. Raises ``ConfigError``."""
-    require_choice("device", name, DEVICES)
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ConfigError("device is 'cuda', but torch sees no CUDA device; use device=cpu, or check the driver")
-    if local_size > torch.cuda.device_count():
-        raise ConfigError(
-            f"{local_size} processes on a node with {torch.cuda.device_count()} GPUs; "
-            "start torchrun with --nproc-per-node equal to the number of GPUs"
-        )
-    return torch.device("cuda", local_rank)
-
-
 @contextmanager
 def open_world(
     device: str = "auto", options: str = "", timeout_seconds: float = 1800.0, stop: StopRequest | None = None
@@ -179,7 +164,7 @@ def open_world(
         raise SharedError(fault)
     watchdog = Watchdog(store, rank, size, timeout_seconds, local_rank == 0, stop) if store is not None else None
     world = World(rank, local_rank, size, own_device, watchdog, local_size)
-    _set_up_device(world)
+    set_up_device(world.device, size, local_size)
     if watchdog is not None:
         watchdog.start()
         _init_process_group(world, store)
@@ -219,19 +204,6 @@ def _connect(timeout: timedelta) -> dist.Store:
 def _first_sentence(error: Exception) -> str:
     """Of the first line of a message of torch, which goes on with advice or a stack."""
     return str(error).strip().partition("\n")[0].partition(". ")[0]
-
-
-def _set_up_device(world: World) -> None:
-    if world.device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # precision.deterministic needs it
-        # Read when CUDA is initialised. Micro-batches of several shapes would else leave memory in pieces.
-        if not os.environ.get("PYTORCH_CUDA_ALLOC_CONF"):  # the name until torch 2.9, which is read too
-            os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-        torch.cuda.set_device(world.device)
-    elif "OMP_NUM_THREADS" not in os.environ or world.size > 1:
-        # torchrun sets OMP_NUM_THREADS=1 whatever the number of cores. More threads than cores are as bad: OpenMP
-        # teams that share cores run 20 to 40 times slower.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
 
 
 def _init_process_group(world: World, store: dist.Store | None) -> None:

@@ -34,7 +34,7 @@ from bert_pretrain.hub.shape import resolve_model
 from bert_pretrain.model.bert import build_model, silence_transformers
 from bert_pretrain.model.choices import describe_choices
 from bert_pretrain.model.flops import parameter_count
-from bert_pretrain.model.precision import compute_dtype
+from bert_pretrain.model.precision import check_compute, compute_dtype, emulation_notice
 from bert_pretrain.optim.build import build_optimizer, describe_optimizer
 from bert_pretrain.plan.hardware_peaks import data_sheet_rate, device_name, measured_matrix_rate, timed
 from bert_pretrain.same_run import check_run_dir
@@ -83,11 +83,15 @@ def print_finding(name: str, finding: Finding, rank: str) -> None:
 
 def device(config: PretrainConfig, world: World) -> Finding:
     """The device, its driver, the compute type and the matrix rate in it."""
+    chosen = "precision.compute", config.precision.compute, world.device
+    check_compute(*chosen)
     dtype = compute_dtype(config.precision.compute, world.device)
     rate = measured_matrix_rate(world.device, dtype)
     found = f"{device_name(world.device)}, {rate / 1e12:.3g} TFLOP/s in {str(dtype).removeprefix('torch.')}"
     if known := data_sheet_rate(device_name(world.device), dtype):
         found += f" ({rate / known:.0%} of the data sheet)"
+    if notice := emulation_notice(*chosen):
+        return Finding(WARN, f"{found}; {notice}", "leave it at auto")
     if world.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(world.device)
         found += f", CUDA {torch.version.cuda}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 import transformers
 from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -28,6 +27,7 @@ from bert_pretrain.finetune.scores import Scores
 from bert_pretrain.finetune.seed_trainer import SeedTrainer, StoppedError, partial_folder
 from bert_pretrain.finetune.tasks import Log
 from bert_pretrain.model.bert import silence_transformers
+from bert_pretrain.model.precision import check_compute, emulation_notice, has_bf16
 from bert_pretrain.output import go_on_without_reader
 
 
@@ -55,7 +55,11 @@ def finetune(config: FinetuneConfig, world: World, stop: StopRequest) -> bool:
 def run_seeds(config: FinetuneConfig, world: World, stop: StopRequest, micro_batch: int, accumulation: int) -> bool:
     """Load and check everything, then run each seed that has no result."""
     log: Log = partial(print, flush=True) if world.is_first else (lambda _: None)
+    precision = "training.precision", config.training.precision, world.device
+    world.run_on_all_ranks(lambda: check_compute(*precision))
     world.run_on_first_rank(lambda: results.check_out_dir(config))
+    if notice := emulation_notice(*precision):
+        log(notice)
     source = world.run_on_all_ranks(lambda: find_model(config.model_dir))
     tokenizer = world.run_on_all_ranks(lambda: load_tokenizer(source, config.training.max_length))
     config = world.run_on_all_ranks(partial(with_labels, config, log))
@@ -154,7 +158,7 @@ def training_arguments(
     """Arguments of the Trainer: our hyper-parameters; ``SeedTrainer`` saves and prints."""
     training = config.training
     on_gpu = world.device.type == "cuda"
-    auto = training.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()
+    auto = training.precision == "auto" and on_gpu and has_bf16(world.device)
     arguments = transformers.TrainingArguments(
         output_dir=str(partial_folder(results.seed_folder(config, seed))),
         per_device_train_batch_size=micro_batch,

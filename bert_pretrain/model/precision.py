@@ -19,11 +19,24 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype of ``precision.compute`` on ``device``."""
     if name != "auto":
         return DTYPES[name]
+    if has_bf16(device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether ``device`` has instructions for products in bf16. Without, torch emulates them, many times slower."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    # Without bf16 instructions the products are emulated, hundreds of times slower than float32.
-    has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if has_bf16 else torch.float32
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def emulation_notice(option: str, name: str, device: torch.device) -> str:
+    """What to say where the ``name`` that ``option`` chose is emulated on ``device``; else empty."""
+    if name != "bf16" or has_bf16(device):
+        return ""
+    better = dtype_name(compute_dtype("auto", device))
+    return f"{option}=bf16: this device has no bf16 instructions, and emulation is many times slower than {better}"
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -31,10 +44,9 @@ def dtype_name(dtype: torch.dtype) -> str:
     return next(name for name, known in DTYPES.items() if known == dtype)
 
 
-def check_compute(config: PrecisionConfig, device: torch.device) -> None:
-    """Raise ``ConfigError`` for fp16 on a CPU, where its products are slower than in float32."""
-    on_cpu = device.type == "cpu"
-    require(not (on_cpu and config.compute == "fp16"), "precision.compute", "fp16", "auto, bf16, fp32 on a CPU")
+def check_compute(option: str, name: str, device: torch.device) -> None:
+    """Raise ``ConfigError`` where ``option`` chose fp16 on a CPU, where its products are slower than in float32."""
+    require(not (device.type == "cpu" and name == "fp16"), option, "fp16", "auto, bf16, fp32 on a CPU")
 
 
 class MixedPrecision:

@@ -11,6 +11,7 @@ from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.hub.shape import resolve_if_needed
+from bert_pretrain.model.precision import compute_dtype, dtype_name
 from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.study.curve import Curve
 from bert_pretrain.study.language import write_corpus
@@ -54,6 +55,8 @@ class Runs:
         """
         place = self.out_dir / "runs" / re.sub(r"\W+", "_", arm) / folder / f"lr_{rate:g}" / f"seed_{seed}"
         changes = {**changes, "optimizer.lr": rate, "seed": seed, "run_dir": str(place)}
+        if base.precision.compute == "auto":  # a study that goes on elsewhere keeps the type that it began with
+            changes["precision.compute"] = dtype_name(compute_dtype("auto", self.world.device))
         words = [*self.words(arm), *(f"{name}={value}" for name, value in changes.items())]
         target = None if self.scale.target is None else self.scale.target.loss
         run = SingleRun(arm, changed(base, changes), words, self.scale.spikes.get(arm), target)

@@ -96,10 +96,15 @@ class SingleRun:
         path = Path(self.config.run_dir) / RESULT
         if self.target is not None and (known := self._curve_of_other_length(path, self.target)):
             return known
-        check_run_dir(self.config, may_extend=False)  # a finished run has no checkpoint to go on from
+        self._check_run_dir(self.config.schedule.total_steps)
         if not path.exists():
             self._run(path, world, stop)
         return self._read(path)
+
+    def _check_run_dir(self, total_steps: int) -> None:
+        """``check_run_dir`` for ``total_steps``. A finished run has no checkpoint, so it may not be extended."""
+        config = replace(self.config, schedule=replace(self.config.schedule, total_steps=total_steps))
+        check_run_dir(config, may_extend=False, advice="give the study the options that it had, or another out_dir")
 
     def _read(self, path: Path) -> Curve:
         return Curve(self.arm, self.config.optimizer.lr, self.config.seed, **json.loads(path.read_text("utf-8")))
@@ -116,7 +121,7 @@ class SingleRun:
         steps = int(read_options(stored)["schedule"]["total_steps"]) if stored.is_file() else schedule.total_steps
         if steps == schedule.total_steps:
             return None
-        check_run_dir(replace(self.config, schedule=replace(schedule, total_steps=steps)), may_extend=False)
+        self._check_run_dir(steps)
         if path.exists() and schedule.shape == "constant" and schedule.warmup_steps is not None:
             known = self._read(path)
             if steps > schedule.total_steps or known.final <= target:

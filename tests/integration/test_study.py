@@ -122,6 +122,25 @@ def test_a_longer_study_does_not_take_the_result_of_the_shorter(tmp_path: Path) 
             study._curve("degree 1", 1, 0.06)
 
 
+def test_a_study_that_goes_on_elsewhere_keeps_the_type_of_its_products(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``precision.compute=auto`` it is the first machine's; runs of two types are not compared with each other."""
+    with small_study(tmp_path, *SMALL, *RUN, "precision.compute=auto") as study:
+        run_dir = tmp_path / "runs/degree_1/lr_0.06/seed_1"
+        run_dir.mkdir(parents=True)
+        study.bases = {"degree 1": study.runs.compose("degree 1")}
+        changes = {**study._changes("degree 1"), "seed": 1, "run_dir": str(run_dir), "precision.compute": "bf16"}
+        (run_dir / "config.yaml").write_text(resolved_yaml(changed(study.bases["degree 1"], changes)))
+        (run_dir / "result.json").write_text('{"samples": [64], "losses": [2.0], "diverged": false}')
+        monkeypatch.setattr("bert_pretrain.model.precision.has_bf16", lambda _: True)
+        assert study._curve("degree 1", 1, 0.06).final == 2.0
+        monkeypatch.setattr("bert_pretrain.model.precision.has_bf16", lambda _: False)
+        told = r"precision.compute was 'bf16' and is 'fp32'; give the study the options that it had, or another out_dir"
+        with pytest.raises(ConfigError, match=told):
+            study._curve("degree 1", 1, 0.06)
+
+
 def test_learning_rates_are_searched_on_their_own_seed_and_divergence_is_a_result(tmp_path: Path) -> None:
     """SGD learns nothing in 8 steps at 1e-3, so 1 is the edge of its grid, which goes on to 1,000."""
     rates = ("scales.toy.arms=[NVLAMB,SGD]", "scales.toy.learning_rates={NVLAMB:[0.06],SGD:[1e-3,1.0]}")

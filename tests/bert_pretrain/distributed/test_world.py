@@ -17,7 +17,7 @@ import torch.distributed as dist
 from bert_pretrain.distributed import world as world_module
 from bert_pretrain.distributed.launch import exit_status, rendezvous_error
 from bert_pretrain.distributed.preflight import check_ranks_agree, environment_facts
-from bert_pretrain.distributed.world import World, one_message_for_all_ranks, pick_device
+from bert_pretrain.distributed.world import World, one_message_for_all_ranks
 from bert_pretrain.errors import ConfigError, OutageError, SharedError
 from bert_pretrain.launch_environment import Launch
 from bert_pretrain.options import entry_point
@@ -94,15 +94,6 @@ def test_facts_include_source_and_options() -> None:
     one, other = environment_facts(cpu, "lr: 1"), environment_facts(cpu, "lr: 2")
     assert {name for name in one if one[name] != other[name]} == {"the set of options"}
     assert {"Python", "torch", "transformers", "the device", "bert_pretrain's source"} <= one.keys()
-
-
-def test_too_few_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert pick_device("auto", 1, 2) == torch.device("cuda", 1)
-    for local_rank in range(4):  # every rank of the node finds it, so that the first one can print it
-        with pytest.raises(ConfigError, match="4 processes on a node with 2 GPUs"):
-            pick_device("auto", local_rank, 4)
 
 
 def test_a_single_rank_raises_its_own_error_unchanged() -> None:
@@ -236,15 +227,3 @@ def test_rank_0_keeps_the_store_until_the_others_have_read_what_is_wrong() -> No
         assert slow.result() == problem
     assert "torch is not the same on all nodes" in problem
     assert order == ["rank 1 reads", "rank 0 leaves"]
-
-
-@pytest.mark.parametrize("given", [{}, {"PYTORCH_CUDA_ALLOC_CONF": "a:1"}, {"PYTORCH_ALLOC_CONF": "b:2"}])
-def test_expandable_segments_are_asked_for_before_cuda_starts(monkeypatch: pytest.MonkeyPatch, given: dict) -> None:
-    """Unless the user has set the allocator's options, under either name."""
-    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-    monkeypatch.setattr(world_module.os, "environ", dict(given))
-    seen: list[dict] = []
-    monkeypatch.setattr(torch.cuda, "set_device", lambda _: seen.append(dict(world_module.os.environ)))
-    world_module._set_up_device(World(0, 0, 1, torch.device("cuda", 0)))
-    expected = given or {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-    assert {name: seen[0][name] for name in names if name in seen[0]} == expected

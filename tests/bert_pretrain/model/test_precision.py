@@ -7,7 +7,7 @@ import torch
 
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.model.options import PrecisionConfig
-from bert_pretrain.model.precision import MixedPrecision, compute_dtype
+from bert_pretrain.model.precision import MixedPrecision, compute_dtype, emulation_notice
 from bert_pretrain.optim import NVLamb
 from tests.bert_pretrain.model.test_bert import build, micro_batch
 
@@ -74,6 +74,23 @@ def test_auto_avoids_emulated_bf16_on_cpu() -> None:
     flags = Path("/proc/cpuinfo").read_text().split()
     expected = torch.bfloat16 if {"amx_tile", "avx512_bf16"} & set(flags) else torch.float32
     assert compute_dtype("auto", CPU) == expected
+    told = emulation_notice("precision.compute", "bf16", CPU)
+    assert bool(told) == (expected == torch.float32)
+    assert not emulation_notice("precision.compute", "auto", CPU)
+    assert not emulation_notice("precision.compute", "fp32", CPU)
+
+
+@pytest.mark.parametrize(
+    ("capability", "auto"), [((7, 0), torch.float16), ((7, 5), torch.float16), ((8, 0), torch.bfloat16)]
+)
+def test_a_gpu_before_ampere_has_no_bf16(
+    capability: tuple[int, int], auto: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    device = torch.device("cuda")
+    assert compute_dtype("auto", device) == auto
+    told = emulation_notice("training.precision", "bf16", device)
+    assert ("training.precision=bf16: this device has no bf16 instructions" in told) == (auto == torch.float16)
 
 
 @pytest.mark.gpu
