@@ -90,7 +90,7 @@ def main() -> None:
         bench.writer.finish()
         for _ in range(given.rounds):
             bench.round()
-        bench.batches.close()  # type: ignore[attr-defined]
+        bench.batches.close()
     alone, during = statistics.median(bench.alone), statistics.median(bench.during)
     copy, blocking = statistics.median(bench.copies), statistics.median(bench.blocking)
     size = sum(file.stat().st_size for file in bench.trainer.store.all()[-1].rglob("*") if file.is_file())

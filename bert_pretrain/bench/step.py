@@ -164,7 +164,7 @@ def measure_interleaved(configs: dict[str, BenchStepConfig], world: World, outco
                 total += batch.counts if name == first else Counts(0, 0, 0, 0)
                 outcome.waited += wait if name == "all" else 0.0
     for stream in streams.values():
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
     for name, trainer in trainers.items():
         for run in on_batches_of[name]:
             measure_phases(runs[run], trainer, found[run])

@@ -131,6 +131,22 @@ class MixedReader:
             reader.close()
 
 
+class StepReader(Iterator[StepBatch]):
+    """Endless steps, computed ahead by a thread. No generator, as ``Prefetched`` is none."""
+
+    def __init__(self, items: Prefetched[Any], blocks: BlockReader | MixedReader | StreamReader) -> None:
+        """``items``: of each step its counts, its micro-batches, and None; ``blocks`` are what they are read from."""
+        self._items, self._blocks = items, blocks
+
+    def __next__(self) -> StepBatch:
+        return StepBatch(next(self._items), iter(partial(next, self._items), None))
+
+    def close(self) -> None:
+        """Stop the thread, and close what it reads."""
+        with closing(self._blocks):
+            self._items.close()
+
+
 @dataclass
 class TrainingData:
     """This rank's slice of every step."""
@@ -195,14 +211,9 @@ class TrainingData:
                 else:
                     yield to_fixed_micro_batch(part, self.shapes)
 
-    def steps(self, first_step: int, pin: bool = False) -> Iterator[StepBatch]:
-        """Endless steps from ``first_step`` on, prepared by a background thread; close the iterator to stop it.
-
-        ``pin`` copies the micro-batches to pinned memory.
-        """
-        with closing(self._blocks), closing(Prefetched(self._items(first_step, pin), self.prefetch)) as items:
-            while True:
-                yield StepBatch(next(items), iter(partial(next, items), None))
+    def steps(self, first_step: int, pin: bool = False) -> StepReader:
+        """Steps from ``first_step`` on. ``pin`` copies the micro-batches to pinned memory."""
+        return StepReader(Prefetched(self._items(first_step, pin), self.prefetch), self._blocks)
 
     def bookmarks(self, step: int, gather: Callable[[list[list[int]]], list[list[list[int]]]]) -> list[list[int]]:
         """Where the streams of text of all ranks are opened to give the batches from ``step`` on; else empty.

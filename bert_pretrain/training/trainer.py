@@ -142,7 +142,7 @@ class Trainer:
             self._clear_gradients()
         finally:
             self.profiler.finish()
-            steps.close()  # type: ignore[attr-defined]
+            steps.close()
         self._finish_previous_step()  # after a stop request one more step is pending, on every rank
 
     def train_step(self, batch: StepBatch) -> StepResult:

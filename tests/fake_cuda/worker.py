@@ -98,7 +98,7 @@ def error_of(fault: str, run: Run) -> str:
         return reason(error)
     finally:
         run.trainer._accumulate = accumulate  # type: ignore[method-assign]
-        steps.close()  # type: ignore[attr-defined]
+        steps.close()
     return ""
 
 

@@ -2,6 +2,7 @@ import dataclasses
 import gc
 import threading
 import tracemalloc
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from bert_pretrain.data.batch_plan import BatchPlan
 from bert_pretrain.data.collate import count, to_micro_batch
 from bert_pretrain.data.dataset import ShardSet, check_vocabulary, open_split
 from bert_pretrain.data.dynamic_masking import dynamic_masking
-from bert_pretrain.data.loader import TrainingData, heldout_batches
+from bert_pretrain.data.loader import StepReader, TrainingData, heldout_batches
 from bert_pretrain.data.options import DataConfig
 from bert_pretrain.data.prefetch import Prefetched
 from bert_pretrain.data.sample_order import SampleOrder
@@ -159,7 +160,7 @@ def test_the_background_thread_gives_the_same_as_direct_calls_from_any_step(shar
             batch = next(steps)
             assert batch.counts == training_data(shard_dir, 12, 5).counts(step)
             assert rows(list(batch.micro_batches)) == rows(list(training_data(shard_dir, 12, 5).micro_batches(step)))
-        steps.close()  # type: ignore[attr-defined]
+        steps.close()
 
 
 def test_memory_does_not_grow_with_the_steps(shard_dir: Path) -> None:
@@ -367,7 +368,8 @@ def test_reading_ahead_raises_the_errors_of_its_thread_here() -> None:
         next(ahead)
 
 
-def test_a_reader_ahead_that_nobody_closed_is_collected_without_its_thread() -> None:
+@pytest.mark.parametrize("reader", [lambda items: items, lambda items: StepReader(items, None)])
+def test_a_reader_ahead_that_nobody_closed_is_collected_without_its_thread(reader: Callable) -> None:
     """Garbage is collected anywhere, also while a lock is held that the thread needs to end."""
     go_on = threading.Event()
 
@@ -376,8 +378,8 @@ def test_a_reader_ahead_that_nobody_closed_is_collected_without_its_thread() -> 
         go_on.wait()
         yield 2
 
-    ahead = Prefetched(items(), 1)
-    assert next(ahead) == 1  # now the thread waits
+    ahead = reader(Prefetched(items(), 1))
+    next(ahead)  # now the thread waits
     circle = [ahead]
     circle.append(circle)
     rescue = threading.Timer(20, go_on.set)

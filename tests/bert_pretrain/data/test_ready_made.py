@@ -209,7 +209,7 @@ def test_steps_prepared_by_the_thread_are_those_read_directly(opener: Opener) ->
         found = [row for part in batch.micro_batches for row in part.input_ids.tolist()]
         assert batch.counts == other.counts(step)
         assert found == [row for part in other.micro_batches(step) for row in part.input_ids.tolist()]
-    steps.close()  # type: ignore[attr-defined]
+    steps.close()
 
 
 @pytest.mark.parametrize("form", ["framed", "text"])
