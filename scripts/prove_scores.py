@@ -19,7 +19,7 @@ import repository_root  # noqa: F401  makes bert_pretrain importable
 import torch
 from results_file import argument_parser, write_result
 
-from bert_pretrain.model.precision import compute_dtype
+from bert_pretrain.model.precision import has_bf16
 
 DEV_ARTICLES, DEV_PRODUCTS = 8, 60  # the first of 48, the last of 413
 QUESTIONS = ("training.max_train_samples=2000", "training.epochs=3", "training.max_length=128")
@@ -67,14 +67,9 @@ def results(task: str, scratch: bool, model: str, data: Path, work: Path) -> dic
     if not (out_dir / "results.json").exists():
         options = [f"model_dir={model}", f"from_scratch={str(scratch).lower()}", f"out_dir={out_dir}"]
         options += [*source(task, data, work), *more, f"training.lr={lr}", "training.batch_size=32"]
-        options.append(f"training.precision={'bf16' if has_bf16() else 'fp32'}")
+        options.append(f"training.precision={'bf16' if has_bf16(torch.device('cpu')) else 'fp32'}")
         subprocess.run([sys.executable, "-m", "bert_pretrain.finetune", *options], check=True)
     return json.loads((out_dir / "results.json").read_text(encoding="utf-8"))
-
-
-def has_bf16() -> bool:
-    """Whether this CPU has bf16 instructions."""
-    return compute_dtype("auto", torch.device("cpu")) == torch.bfloat16
 
 
 def row(task: str, model: str, data: Path, work: Path) -> dict[str, Any]:

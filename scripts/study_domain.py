@@ -39,6 +39,7 @@ from bert_pretrain.build import trial_trainer
 from bert_pretrain.config import PretrainConfig
 from bert_pretrain.distributed.world import open_world
 from bert_pretrain.hub.shape import resolve_model
+from bert_pretrain.model.precision import has_bf16
 from bert_pretrain.options.config_loading import load_config
 
 NOVELS, PARAGRAPHS = 10, 150  # of 250 to 600 KB; a document is so many paragraphs
@@ -212,7 +213,8 @@ def finetune(places: Places, arm: Arm, task: str, seed: int) -> None:
     """Fine-tune a model once."""
     options = [f"model_dir={places.exported(arm)}", f"seeds=[{seed}]", *task_data(places, task)]
     options += [f"training.{option}" for option in TASKS[task][1].split()]
-    command("finetune", *options, "training.precision=bf16", f"out_dir={places.scores(arm, task, seed)}")
+    options.append(f"training.precision={'bf16' if has_bf16(torch.device('cpu')) else 'fp32'}")
+    command("finetune", *options, f"out_dir={places.scores(arm, task, seed)}")
 
 
 def units(places: Places) -> Iterator[tuple[Path, Any]]:
