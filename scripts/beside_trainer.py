@@ -6,8 +6,8 @@ Both train the same model from the same weights on the same samples, with the sa
 process of its own; they take turns of some seconds, and only a side's own turns count as its time. First every setting
 of the Trainer that might be the fastest is measured beside ours (tokens/s, peak memory). Then ours and the fastest of
 them train for some minutes each, with a schedule that ends there; the held-out loss is computed outside of that time,
-by plain ``transformers`` with the masks of the shards. A CPU without bf16 instructions emulates the Trainer's bf16: give
-it ``--trainer "fp32, sdpa, by length"`` there.
+by plain ``transformers`` with the masks of the shards. A CPU without bf16 instructions emulates the Trainer's bf16:
+give ``--trainer "fp32, sdpa, by length"`` there.
 """
 
 import itertools
