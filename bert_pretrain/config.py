@@ -62,6 +62,9 @@ class PretrainConfig:
                 f"init_progress is 'keep' with init_from={self.init_from} and init_moments={self.init_moments}; "
                 "allowed: with init_from=CHECKPOINT and init_moments=keep"
             )
+        for name in ("init_moments", "init_positions"):
+            value = getattr(self, name)
+            require(value is None or self.init_from is not None, name, value, "null without init_from")
         require_choice("device", self.device, DEVICES)
         first = (self.logging.profile_steps or [1])[0]
         total = self.schedule.total_steps

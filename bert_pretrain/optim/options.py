@@ -175,6 +175,13 @@ MOST_STEPS = 1 << 24
 """Optimizers count updates in float32, which holds these numbers exactly."""
 SHAPES = ("polynomial", "wsd", "cosine", "constant")
 DECAY_FORMS = ("linear", "1-sqrt")
+_OF_SHAPES: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
+    ("decay_steps", None, ("wsd",)),
+    ("decay_proportion", None, ("wsd",)),
+    ("decay_form", "linear", ("wsd",)),
+    ("final_share", 0.0, ("wsd", "cosine")),
+)
+"""Options of the schedule with their defaults, and the shapes that they are for."""
 
 
 @dataclass
@@ -207,9 +214,9 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         total = self.total_steps
         require(1 <= total <= MOST_STEPS, "schedule.total_steps", total, f"1 to {MOST_STEPS:,}")
-        for option, allowed in (("shape", SHAPES), ("decay_from", DECAY_FROM), ("decay_form", DECAY_FORMS)):
-            if option != "decay_from" or self.decay_from is not None:
-                require_choice(f"schedule.{option}", getattr(self, option), allowed)
+        require_choice("schedule.shape", self.shape, SHAPES)
+        require_choice("schedule.decay_from", self.decay_from, (*DECAY_FROM, None))
+        require_choice("schedule.decay_form", self.decay_form, DECAY_FORMS)
         for option in ("warmup_proportion", "decay_proportion", "final_share"):
             share = getattr(self, option)
             require(share is None or 0 <= share <= 1, f"schedule.{option}", share, "0 to 1")
@@ -224,7 +231,15 @@ class ScheduleConfig:
             raise ConfigError(
                 "schedule.decay_steps is not set; schedule.shape=wsd needs it, or schedule.decay_proportion"
             )
+        self._check_unused()
         self._check_steps()
+
+    def _check_unused(self) -> None:
+        """No option is stated that has no effect with this shape; recipes state ``degree`` and ``decay_from``."""
+        for option, default, shapes in _OF_SHAPES:
+            value = getattr(self, option)
+            of_others = f"{default} with schedule.shape={self.shape}; it is for {' and '.join(shapes)}"
+            require(value == default or self.shape in shapes, f"schedule.{option}", value, of_others)
 
     def _check_steps(self) -> None:
         """Warm-up and decay fit into the run."""

@@ -58,6 +58,8 @@ class MetricsLog:
         self.advance(step)
         if self.path is None:
             return
+        unwritten = self._unwritten.splitlines(keepends=True)
+        self._unwritten = "".join(line for line in unwritten if json.loads(line)["step"] <= step)
         rows = keep_rows(self.path, step, self.message)
         self.trackers.forget(step)
         self.evaluated = {row["step"] for row in rows if "eval_loss" in row}

@@ -293,6 +293,7 @@ class Trainer:
     def _rewind(self) -> None:
         """Go on from the newest checkpoint, with the samples after those of the fault."""
         self.progress = self.recovery.rewind(self.progress.attempts, self.model, self.optimizer, self.precision)
+        self._saved_step = self.progress.step  # later ones are damaged
         self.applied.fill_(self.progress.step)
-        self.log.resume(self.progress.step)
+        self.world.run_on_all_ranks(lambda: self.log.resume(self.progress.step), "opening the metrics")
         self.throughput.restart()

@@ -13,6 +13,7 @@ from bert_pretrain.errors import ConfigError
 from bert_pretrain.training.loss_spikes import LossSpikeDetector
 from bert_pretrain.training.trainer import Trainer
 from tests.bert_pretrain.training.test_trainer import rows, spoil, trainer_for
+from tests.conftest import StopAfter
 
 REWIND = ("numerics.on_spike=rewind", "schedule.total_steps=9")
 
@@ -149,6 +150,29 @@ def test_a_run_killed_after_a_rewind_rewinds_again(
     kept = ("step", "loss", "eval_loss", "lr", "grad_norm", "samples_seen")
     pairs = zip(rows(tmp_path / "whole"), rows(tmp_path / "killed"), strict=True)
     assert all(one.get(key) == other.get(key) for one, other in pairs for key in kept)
+
+
+def test_a_run_stopped_after_a_rewind_to_an_older_checkpoint_is_saved(
+    tmp_path: Path, shard_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoint 6 is damaged when a spike in the eighth global batch sends the run back to 3; it is stopped at 5."""
+    poison(monkeypatch, {7})
+    trainer = trainer_for(tmp_path, shard_dir, *REWIND)
+    updates = iter(range(1, 100))
+
+    def disturb(*_: object) -> None:
+        update = next(updates)
+        if update == 8:
+            trainer._writer.wait()
+            (trainer.store.all()[-1] / "optimizer.pt").write_bytes(b"damaged")
+        elif update == 10:  # the spike was seen after the ninth
+            trainer.stop = StopAfter(1)
+
+    trainer.optimizer.register_step_pre_hook(disturb)
+    assert not trainer.run()
+    assert 3 < trainer.progress.step < 6
+    assert trainer.progress.passed_over > 0
+    assert load_progress(trainer.store.directory / f"step_{trainer.progress.step:08d}").step == trainer.progress.step
 
 
 def test_spikes_after_every_rewind_end_the_run_with_a_diagnosis(

@@ -1,6 +1,7 @@
 """Rows of ``metrics.jsonl``: none is lost without a copy."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -27,6 +28,23 @@ def test_rows_that_are_computed_again_are_copied_first(tmp_path: Path, capsys) -
     path.write_text(lines(1, 2, 3))
     resume(path, 1, capsys)
     assert copy.read_text() == lines(3, 4) + lines(2, 3), "a second resume keeps the first copy"
+
+
+def test_rows_of_a_full_disk_are_forgotten_where_they_are_computed_again(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, 10)
+    log.row({"step": 1})
+    with monkeypatch.context() as full:
+        full.setattr("builtins.open", Mock(side_effect=OSError(28, "No space left on device")))
+        for step in (2, 3, 4):
+            log.row({"step": step, "loss": "before"})
+    log.resume(2)
+    for step in (3, 4):
+        log.row({"step": step, "loss": "again"})
+    log.close()
+    assert [(row["step"], row.get("loss")) for row in read_rows(path)] == [
+        (1, None), (2, "before"), (3, "again"), (4, "again"),
+    ]  # fmt: skip
 
 
 def test_nothing_is_written_where_nothing_changes(tmp_path: Path, capsys) -> None:
