@@ -1,7 +1,7 @@
 """``bert-pretrain completion``: complete commands, options and choices in bash and zsh."""
 
 from importlib import import_module
-from pathlib import Path
+from itertools import zip_longest
 
 from bert_pretrain.cli import COMMANDS
 from bert_pretrain.errors import ConfigError
@@ -28,13 +28,13 @@ def main(words: list[str]) -> None:
     if words == ["zsh"]:
         return print(f"autoload -U +X bashcompinit && bashcompinit\n{_SCRIPT}")
     if len(words) == 2 and words[0] == "words":
-        return print("\n".join(completions(words[1], user_config_dir(None))))
+        return print("\n".join(completions(words[1])))
     if words in (["--help"], ["-h"]):
         return print(_HELP)
     raise ConfigError(f"completion was asked for {' '.join(words)!r}; allowed: bash, zsh")
 
 
-def completions(line: str, user_dir: Path | None) -> list[str]:
+def completions(line: str) -> list[str]:
     """The words that may end ``line``; of ``group=choice`` what follows the ``=``, since bash splits there."""
     _, *words = line.split()
     last = "" if line.endswith(" ") or not words else words.pop()
@@ -49,6 +49,19 @@ def completions(line: str, user_dir: Path | None) -> list[str]:
     config_name, schema = command
     key, equals, value = last.partition("=")
     if equals:
+        user_dir = user_config_dir(_config_dir(words[1:]))
         return [f"{choice} " for choice in choices(key, user_dir) if choice.startswith(value)]
+    if last.startswith("-"):
+        return [f"{flag} " for flag in ("--help", "--cfg", "--config-dir") if flag.startswith(last)]
     names = [*groups_of(config_name), *(option.name for option in options_of(schema))]
     return [f"{name}=" for name in names if name.startswith(key)]
+
+
+def _config_dir(words: list[str]) -> str | None:
+    """The folder of ``--config-dir``, if it is among ``words``."""
+    for word, following in zip_longest(words, words[1:]):
+        if word == "--config-dir":
+            return following
+        if word.startswith("--config-dir="):
+            return word.partition("=")[2]
+    return None

@@ -11,7 +11,7 @@ from bert_pretrain.checkpoint.find import RECORD, checkpoints_in, step_of
 from bert_pretrain.config import PretrainConfig, resolved_yaml
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.files.file_system import replace_file
-from bert_pretrain.optim.options import ScheduleConfig
+from bert_pretrain.optim.options import OF_SHAPES, ScheduleConfig
 from bert_pretrain.optim.schedule import changed_past
 from bert_pretrain.options.stored_options import flat, parse_options, read_options, read_progress, read_text
 from bert_pretrain.training.metrics import read_rows
@@ -199,9 +199,11 @@ def _defaults(schema: type, prefix: str = "") -> dict[str, Any]:
 
 
 def _schedule(options: dict[str, Any]) -> ScheduleConfig:
-    """The schedule in flat options."""
-    names = (field.name for field in fields(ScheduleConfig))
-    return ScheduleConfig(**{name: options[f"schedule.{name}"] for name in names if f"schedule.{name}" in options})
+    """The schedule in flat options; earlier versions took options that have no effect with its shape."""
+    names = [field.name for field in fields(ScheduleConfig)]
+    found = {name: options[f"schedule.{name}"] for name in names if f"schedule.{name}" in options}
+    unused = {option for option, _, shapes in OF_SHAPES if found.get("shape", "polynomial") not in shapes}
+    return ScheduleConfig(**{name: value for name, value in found.items() if name not in unused})
 
 
 def write_config(run_dir: Path, config_yaml: str, step: int) -> None:

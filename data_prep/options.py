@@ -91,6 +91,9 @@ class CorpusConfig:
         require_choice("corpus.lines", self.lines, LINES)
         known = self.language.isascii() and self.language.islower() and 2 <= len(self.language) <= 3
         require(known, "corpus.language", self.language, "an ISO 639 code of two or three letters: en, de, zh, fil")
+        for name, only in (("documents", "file"), ("lines", "paragraph")):
+            value, allowed = getattr(self, name), f"{only} with corpus={self.kind}; other values are for corpus=text"
+            require(self.kind == "text" or value == only, f"corpus.{name}", value, allowed)
         require(0 <= self.bad_rows < 1, "corpus.bad_rows", self.bad_rows, "0 or more and below 1")
         require(0 < self.weight <= 1000, "corpus.weight", self.weight, "above 0, to 1000")
         if self.kind != "embedded" and not self.path:

@@ -252,3 +252,9 @@ def _word_mark(state: Mapping[str, Any]) -> tuple[str | None, bool]:
         if step.get("type") in _WORD_STARTS:
             return step.get("replacement", _WORD_STARTS[step["type"]]), True
     return None, False
+
+
+def is_lowercase(tokens: list[str]) -> bool:
+    """Whether a vocabulary is of lower-case text: fewer than 1 in 100 tokens have a capital letter."""
+    words = [token for token in tokens if not (token.startswith("[") and token.endswith("]"))]
+    return sum(word != word.lower() for word in words) * 100 < max(len(words), 1)

@@ -175,7 +175,7 @@ MOST_STEPS = 1 << 24
 """Optimizers count updates in float32, which holds these numbers exactly."""
 SHAPES = ("polynomial", "wsd", "cosine", "constant")
 DECAY_FORMS = ("linear", "1-sqrt")
-_OF_SHAPES: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
+OF_SHAPES: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
     ("decay_steps", None, ("wsd",)),
     ("decay_proportion", None, ("wsd",)),
     ("decay_form", "linear", ("wsd",)),
@@ -236,10 +236,10 @@ class ScheduleConfig:
 
     def _check_unused(self) -> None:
         """No option is stated that has no effect with this shape; recipes state ``degree`` and ``decay_from``."""
-        for option, default, shapes in _OF_SHAPES:
-            value = getattr(self, option)
-            of_others = f"{default} with schedule.shape={self.shape}; it is for {' and '.join(shapes)}"
-            require(value == default or self.shape in shapes, f"schedule.{option}", value, of_others)
+        for option, default, shapes in OF_SHAPES:
+            value, only = getattr(self, option), "null" if default is None else default
+            allowed = f"{only} with schedule.shape={self.shape}; it is for {' and '.join(shapes)}"
+            require(value == default or self.shape in shapes, f"schedule.{option}", value, allowed)
 
     def _check_steps(self) -> None:
         """Warm-up and decay fit into the run."""

@@ -20,6 +20,7 @@ from bert_pretrain.data.tokenizer_files import (
     ROLES,
     TokenTable,
     has_tokenizer,
+    is_lowercase,
     read_tokenizer,
     require_roles,
     token_table,
@@ -40,7 +41,7 @@ def given_vocabulary(name: str, lowercase: bool, strip_accents: bool | None = No
     """
     path = Path(name).expanduser()
     if path.is_file() and path.suffix != ".json":
-        return load_vocabulary(path, lowercase, strip_accents)
+        return _of_case(load_vocabulary(path, lowercase, strip_accents), name)
     if path.is_file():
         sources = {"tokenizer.json": _read(path)}
     else:
@@ -50,7 +51,18 @@ def given_vocabulary(name: str, lowercase: bool, strip_accents: bool | None = No
             case = {"do_lower_case": lowercase, "strip_accents": strip_accents}
             config = {"tokenizer_class": "BertTokenizer", **case}
             sources["tokenizer_config.json"] = _json_bytes({**config, "model_max_length": LONGEST_SEQUENCE})
+            return _of_case(resolve(sources, name), name)
     return resolve(sources, name)
+
+
+def _of_case(vocabulary: Vocabulary, name: str) -> Vocabulary:
+    """``vocabulary``; ``ConfigError`` if its words have capitals that ``lowercase`` would never let them match."""
+    if vocabulary.lowercase and not is_lowercase(list(vocabulary.tokens)):
+        raise ConfigError(
+            f"vocab {name} has words with capitals, and lowercase is true; give lowercase=false, or the model's folder "
+            "with its tokenizer_config.json"
+        )
+    return vocabulary
 
 
 def _find_folder(name: str, path: Path) -> Path:
@@ -89,7 +101,7 @@ def resolve(sources: dict[str, bytes], name: str) -> Vocabulary:
         roles = {f"{role}_token": stated.tokens[number] for role, number in stated.roles.items()}
         wanted = _load(sources, Path(scratch) / "source", name, **roles)
         vocab = wanted.get_vocab()
-        for token, number in zip(stated.tokens, range(len(stated.tokens)), strict=True):
+        for number, token in enumerate(stated.tokens):
             if vocab.get(token) != number:
                 raise ConfigError(
                     f"vocab {name}: {token!r} has id {number} in its files, but transformers gives it "

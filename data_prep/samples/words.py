@@ -14,6 +14,7 @@ import numpy as np
 
 from bert_pretrain.jit import cached_njit
 from data_prep.samples.tokenizer import Vocabulary, encode_batch
+from data_prep.sources.letters import begins_unspaced
 
 _MOST_ENTRIES = 500_000  # words, about 100 MB; then the cache is emptied
 _MOST_BYTES = 50_000_000
@@ -34,6 +35,7 @@ class WordEncoder:
         self.vocabulary = vocabulary
         state = json.loads(vocabulary.tokenizer.to_str())
         self._is_bert = splits_at_spaces(state)
+        self._keeps_spaces = keeps_spaces(state)
         self.dtype = np.dtype(vocabulary.id_dtype)
         self.unknown_id = vocabulary.roles["unk"]
         continues = vocabulary.table.is_continuation
@@ -58,7 +60,10 @@ class WordEncoder:
         ``text`` is UTF-8 with a line feed after each sentence.
         """
         if not self._is_bert:
-            return encode_batch(self.vocabulary, text.decode().split("\n")[:-1])
+            sentences = text.decode().split("\n")[:-1]
+            if self._keeps_spaces:
+                sentences = [text if begins_unspaced(text) else f" {text}" for text in sentences]
+            return encode_batch(self.vocabulary, sentences)
         if len(self._numbers) > _MOST_ENTRIES or self._bytes > _MOST_BYTES:
             self._empty_cache()
         letters = np.frombuffer(text, dtype=np.uint8)
@@ -104,6 +109,16 @@ def splits_at_spaces(state: dict[str, Any]) -> bool:
         and state["model"]["continuing_subword_prefix"]
         and all(token["special"] for token in state["added_tokens"])
     )
+
+
+def keeps_spaces(state: dict[str, Any]) -> bool:
+    """Whether the space before a word is part of its ids, and only a space that is there: byte-level BPE, as GPT-2's.
+
+    Such a tokenizer gets every sentence with the space that is before it in the text.
+    """
+    first = state["pre_tokenizer"] or {}
+    parts = first.get("pretokenizers", [first])
+    return any(part.get("type") == "ByteLevel" and not part["add_prefix_space"] for part in parts)
 
 
 def _trie(vocab: dict[str, int], prefix: str) -> tuple[np.ndarray, np.ndarray]:

@@ -29,10 +29,12 @@ _BOILERPLATE = re.compile(
     r"|printed in (?:the )?(?:usa|u\.s\.a\.|great britain)",
     re.IGNORECASE,
 )
-_LEADERS = re.compile(r"\|.*\||\t.*\t|(?:\. ?){5,}|(?:[-_=*~] ?){6,}")
+# Bars of a table, dots up to a page number, rules.
+_LEADERS = re.compile(r"^\||\|$|(?:\s\|\s.*){2}|(?:\. ?){5,}[\divxlc]+\.?$|(?:[-_=*~] ?){6,}", re.IGNORECASE)
 _INVISIBLE = re.compile(
-    r"[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff\ufff9-\ufffb]|[\x00-\x08\x0e-\x1f\x7f-\x9f]"
-    r"|(?<![\u0600-\u08ff\u0900-\u0dff\u1000-\u109f\u1780-\u17ff])[\u200c\u200d]"  # joiners: part of Persian, Hindi
+    r"[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\x00-\x08\x0e-\x1f\x7f-\x9f]"
+    # Joiners are part of Persian, of Hindi, and of emoji.
+    r"|(?<![\u0600-\u08ff\u0900-\u0dff\u1000-\u109f\u1780-\u17ff\u2600-\u27bf\ufe0f\U0001f300-\U0001faff])[\u200c\u200d]"
 )
 _FEW_SYMBOLS = 6  # always allowed, for short speech such as "Why?" with its quotes
 _BOILERPLATE_LENGTH = 400  # characters; a longer paragraph with such a phrase is text about it

@@ -88,9 +88,10 @@ def write_chunk(documents: list[Document]) -> bytes:
 
 
 def read_chunk(path: Path | Address) -> Iterator[Document]:
-    """The documents of a chunk."""
-    for _, batch in line_batches(blocks(path)):
-        yield from (Document(*json.loads(raw)) for raw in batch or () if raw)
+    """The documents of a chunk, each a line of any length."""
+    for _, batch in line_batches(blocks(path), longest=sys.maxsize):
+        assert batch is not None
+        yield from (Document(*json.loads(raw)) for raw in batch if raw)
 
 
 def _decoded_lines(span: Span, needs_blank: bool, dropped: Dropped) -> Iterator[tuple[int, int, str]]:

@@ -21,6 +21,11 @@ def split_words(text: str) -> list[str]:
     return text.split() if text.isascii() else _WORD.findall(text)
 
 
+def begins_unspaced(text: str) -> bool:
+    """Whether ``text`` begins with a letter of a script without spaces."""
+    return _UNSPACED_LETTER.match(text) is not None
+
+
 def count_words(text: str) -> int:
     """The number of words of ``text``, with single spaces; in scripts without spaces, two letters are taken for one."""
     unspaced = 0 if text.isascii() else len(_UNSPACED_LETTER.findall(text))

@@ -111,11 +111,14 @@ def raw_blocks(
         close()
 
 
-def line_batches(content: Iterable[bytes], first: int = 0) -> Iterator[tuple[int, list[bytes] | None]]:
+def line_batches(
+    content: Iterable[bytes], first: int = 0, longest: int | None = None
+) -> Iterator[tuple[int, list[bytes] | None]]:
     """(byte position, consecutive lines without their line feeds) of blocks, the first of which starts at ``first``.
 
-    A line of more than ``LONGEST_LINE`` bytes is yielded alone, as None, and not kept in memory.
+    A line of more than ``longest`` bytes (None: ``LONGEST_LINE``) is yielded alone, as None, and not kept in memory.
     """
+    longest = LONGEST_LINE if longest is None else longest
     position = first
     kept: list[bytes] = []
     length = 0  # of the line so far, kept or not
@@ -124,7 +127,7 @@ def line_batches(content: Iterable[bytes], first: int = 0) -> Iterator[tuple[int
         last = pieces.pop()
         if pieces:
             length += len(pieces[0])
-            if length <= LONGEST_LINE:
+            if length <= longest:
                 pieces[0] = b"".join([*kept, pieces[0]]) if kept else pieces[0]
             else:
                 del pieces[0]
@@ -135,12 +138,12 @@ def line_batches(content: Iterable[bytes], first: int = 0) -> Iterator[tuple[int
                 position += sum(map(len, pieces)) + len(pieces)
             kept, length = [], 0
         length += len(last)
-        if length > LONGEST_LINE:
+        if length > longest:
             kept = []
         elif last:
             kept.append(last)
     if length:
-        yield position, [b"".join(kept)] if length <= LONGEST_LINE else None
+        yield position, [b"".join(kept)] if length <= longest else None
 
 
 def decode_lines(lines: list[bytes], path: Path | Address, position: int) -> Iterable[str]:

@@ -44,7 +44,7 @@ _HOLES_BETWEEN = re.compile(rf"(^|[.!?…。！？][\"'”’»)\]]*\s)\s*(?:{_H
 
 _TIDY = (
     (re.compile(r"__[A-Z]+__"), ""),
-    (re.compile(r"[\u00ad\u200b-\u200f\u2060\ufeff]"), ""),
+    (re.compile(r"[\u00ad\u200b\u200e\u200f\u2060\ufeff]"), ""),  # joiners are left to the cleaning
     (re.compile(r"([(\[])[\s,;:–—]+"), r"\1"),  # "(; 3 June" after a template was removed
     (re.compile(r"[\s,;:–—]+([)\]])"), r"\1"),
     (re.compile(r"\(\s*(?:or|and|pronounced|also|born|listen|e\.g\.|i\.e\.|cf\.)?\s*\)|\[\s*\]"), ""),

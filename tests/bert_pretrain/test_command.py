@@ -249,11 +249,19 @@ def test_recipes_are_copied_and_checked(tmp_path: Path, typed, monkeypatch) -> N
 
 
 def test_completion() -> None:
-    assert completions("bert-pretrain pre", None) == ["prepare ", "pretrain "]
-    assert "recipe=" in completions("bert-pretrain pretrain re", None)
-    assert completions("bert-pretrain pretrain recipe=demo_", None) == ["demo_64k "]
-    assert completions("bert-pretrain plan recipe=demo effic", None) == ["efficiency_floor="]
-    assert completions("bert-pretrain nothing x", None) == []
+    assert completions("bert-pretrain pre") == ["prepare ", "pretrain "]
+    assert "recipe=" in completions("bert-pretrain pretrain re")
+    assert completions("bert-pretrain pretrain recipe=demo_") == ["demo_64k "]
+    assert completions("bert-pretrain plan recipe=demo effic") == ["efficiency_floor="]
+    assert completions("bert-pretrain nothing x") == []
+    assert completions("bert-pretrain pretrain --conf") == ["--config-dir "]
+
+
+@pytest.mark.parametrize("flag", ["--config-dir {}", "--config-dir={}"])
+def test_completion_knows_the_recipes_of_a_folder(tmp_path: Path, flag: str) -> None:
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text("# @package _global_\n")
+    assert completions(f"bert-pretrain pretrain {flag.format(tmp_path)} recipe=mi") == ["mine "]
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")

@@ -114,12 +114,6 @@ def read_vocabulary(path: Path) -> list[str]:
     return tokens
 
 
-def is_lowercase(tokens: list[str]) -> bool:
-    """Whether a vocabulary is of lower-case text: fewer than 1 in 100 tokens have a capital letter."""
-    words = [token for token in tokens if not (token.startswith("[") and token.endswith("]"))]
-    return sum(word != word.lower() for word in words) * 100 < max(len(words), 1)
-
-
 def check_vocabulary_size(path: Path, tokens: int, rows: int) -> None:
     """Raise ``ConfigError`` unless ``tokens`` tokens fit a model with embeddings for ``rows``, padding included."""
     if not 0 <= rows - tokens < _PADDING:

@@ -9,10 +9,11 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, BertTokenizer
 
 from bert_pretrain.checkpoint.tokenizer_files import copy_files
+from bert_pretrain.data.tokenizer_files import is_lowercase
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.files.file_system import open_to_umask
 from bert_pretrain.hub.convert.assemble import Converted
-from bert_pretrain.hub.convert.files import check_vocabulary_size, is_lowercase, read_vocabulary
+from bert_pretrain.hub.convert.files import check_vocabulary_size, read_vocabulary
 
 
 def write_model(converted: Converted, tokenizer: Path | None, lowercase: bool | None, folder: Path) -> list[str]:

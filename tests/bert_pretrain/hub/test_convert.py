@@ -17,8 +17,8 @@ from transformers import AutoTokenizer, BertConfig, BertForPreTraining
 
 from bert_pretrain.checkpoint.find import newest_valid
 from bert_pretrain.checkpoint.store import CheckpointStore, load_optimizer_state, load_progress
+from bert_pretrain.data.tokenizer_files import is_lowercase
 from bert_pretrain.hub.convert.command import main
-from bert_pretrain.hub.convert.files import is_lowercase
 from bert_pretrain.optim.build import decay_groups
 from bert_pretrain.optim.nvlamb import NVLamb
 from scripts.prove_convert import CONFIG, VOCABULARY

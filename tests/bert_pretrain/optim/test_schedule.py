@@ -122,8 +122,9 @@ def test_shapes_rise_to_the_peak_and_then_never_rise(total, warmup, decay, final
     for shape in ("wsd", "cosine", "constant"):
         for form in ("linear", "1-sqrt"):
             share = min(decay, 1 - warmup)
-            options = {"warmup_proportion": warmup, "decay_proportion": share, "decay_form": form, "final_share": final}
-            schedule = ScheduleConfig(total, shape=shape, **options)
+            options = {"decay_proportion": share, "decay_form": form, "final_share": final}
+            used = {"wsd": options, "cosine": {"final_share": final}, "constant": {}}[shape]
+            schedule = ScheduleConfig(total, warmup_proportion=warmup, shape=shape, **used)
             rates = learning_rate_table(0.1, schedule)
             ahead = schedule.warmup
             assert all(0 <= rate <= 0.1 for rate in rates)
@@ -205,6 +206,11 @@ def test_a_schedule_may_change_in_what_is_to_come(before, now, applied, reason):
         ),
         ({"shape": "wsd", "decay_proportion": 2.0}, "schedule.decay_proportion is 2.0; allowed: 0 to 1"),
         ({"final_share": -0.1}, "schedule.final_share is -0.1; allowed: 0 to 1"),
+        (
+            {"final_share": 0.1},
+            "schedule.final_share is 0.1; allowed: 0.0 with schedule.shape=polynomial; it is for wsd",
+        ),
+        ({"shape": "constant", "decay_steps": 3}, "schedule.decay_steps is 3; allowed: null with schedule.shape=const"),
         ({"decay_form": "sqrt"}, "schedule.decay_form is 'sqrt'; allowed: linear, 1-sqrt (did you mean 1-sqrt?)"),
     ],
 )

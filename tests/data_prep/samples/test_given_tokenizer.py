@@ -102,6 +102,14 @@ def across_words(folder: Path) -> None:
     fast(folder, tokenizer)
 
 
+def byte_level_as_roberta(folder: Path) -> None:
+    """A word's piece differs with the space before it, as in RoBERTa and GPT-2."""
+    byte_level(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
 def french(folder: Path) -> None:
     special = ["[VIDE]", "[INCONNU]", "[DEBUT]", "[FIN]", "[MASQUE]"]
     tokens = words(False)
@@ -180,6 +188,23 @@ def test_shards_folder_and_export_have_the_ids_of_transformers(tmp_path: Path, k
                 assert (ours / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+def test_sentences_of_byte_level_bpe_keep_the_space_before_them(tmp_path: Path) -> None:
+    byte_level_as_roberta(tmp_path)
+    sentences = ["The cat sat on the mat.", "The dog ran to New York.", "今天天气很好。", "我们去公园。"]
+    (expected,) = auto_ids(tmp_path, [f" {sentences[0]} {sentences[1]}{sentences[2]}{sentences[3]}"])
+    found = our_ids(WordEncoder(given_vocabulary(str(tmp_path), True)), sentences)
+    assert [number for ids in found for number in ids] == expected
+
+
+def test_a_cased_vocabulary_is_not_lowercased(tmp_path: Path) -> None:
+    path = tmp_path / "vocab.txt"
+    path.write_text("".join(f"{token}\n" for token in SPECIAL + words(False)))
+    for name in (path, tmp_path):
+        with pytest.raises(ConfigError, match="words with capitals, and lowercase is true; give lowercase=false"):
+            given_vocabulary(str(name), True)
+        assert not given_vocabulary(str(name), False).lowercase
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
@@ -213,7 +238,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path, files: dict[str, Any], mess
 
 
 def test_a_vocabulary_file_with_a_configuration_follows_it_and_one_without_follows_the_option(tmp_path: Path) -> None:
-    tokens = [*SPECIAL, "Ab", "ab"]
+    tokens = [*SPECIAL, "Ab", "ab", *(f"word{number}" for number in range(100))]
     text_only(tmp_path / "stated", tokens, {"do_lower_case": False})
     (tmp_path / "bare").mkdir()
     shutil.copy(tmp_path / "stated" / "vocab.txt", tmp_path / "bare")

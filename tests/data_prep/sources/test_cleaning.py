@@ -38,6 +38,9 @@ ENGLISH = "The quick brown fox jumps over the lazy dog, and nobody knows why he 
         ("| a | b | c |", "table_or_rule"),
         ("Chapter I . . . . . . . . 12", "table_or_rule"),
         ("* * * * * * *", "table_or_rule"),
+        ("Name | Age | Place of birth of all of them", "table_or_rule"),
+        ("He waited..... and then the whole long story went on for many words, as it should.", None),
+        ("The inequality says that |x + y| is never more than |x| and |y| together.", None),
         ("1990 1,234 2,345 1991 3,456 4,567 years total 1992", "figures"),
         ("x = {y + [z]} -> (w) <= /v/ * \\u\\ + q != p ;", "symbols"),
         ("1. 2. 3.", "no_letters"),
@@ -90,6 +93,8 @@ def test_unicode_is_normalised() -> None:
     assert normalise("e\u0301\u200b", "none") == "e\u0301\u200b"
     persian = "می\u200cخواهم"  # the joiner is part of the word
     assert normalise(f"{persian} a\u200cb", "NFC") == f"{persian} ab"
+    assert normalise("a\u2067\u05d0\u05d1\u2069 \u061cb\u206a", "NFC") == "a\u05d0\u05d1 b"  # marks of direction
+    assert normalise("👩\u200d💻 ❤\ufe0f\u200d🔥", "NFC") == "👩\u200d💻 ❤\ufe0f\u200d🔥"
 
 
 def test_whole_documents_are_dropped_and_counted() -> None:

@@ -33,7 +33,7 @@ def corpus(path: Path | str, **changes: object) -> CorpusConfig:
     values: dict = {
         "kind": "text",
         "path": str(path),
-        "documents": "blank_line",
+        "documents": "blank_line" if changes.get("kind", "text") == "text" else "file",
         "lines": "paragraph",
         "text_field": "text",
         "bad_rows": 0.0,
@@ -341,7 +341,16 @@ def test_a_document_a_line(tmp_path: Path, piece_bytes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"kind": "xml"}, {"documents": "page"}, {"lines": "word"}, {"path": None}, {"path": ""}]
+    "change",
+    [
+        {"kind": "xml"},
+        {"documents": "page"},
+        {"lines": "word"},
+        {"path": None},
+        {"path": ""},
+        {"lines": "sentence", "kind": "jsonl", "documents": "file"},
+        {"documents": "line", "kind": "csv"},
+    ],
 )
 def test_options_are_checked(change: dict) -> None:
     with pytest.raises(ConfigError, match=rf"corpus\.{next(iter(change))}"):
@@ -405,6 +414,14 @@ def test_damaged_files(tmp_path: Path, suffix: str, fault: str) -> None:
     path.write_bytes(whole)
     with pytest.raises(ConfigError, match=rf"{path.name} (is damaged|ends at byte|has a NUL|is not UTF-8)"):
         read(path)
+
+
+def test_a_chunk_holds_documents_of_any_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "LONGEST_LINE", 1000)
+    found = [Document("a", "b", [f"{word} " * 500]) for word in ("one", "two")]
+    (tmp_path / "chunk").write_bytes(documents.write_chunk(found))
+    again = documents.read_chunk(tmp_path / "chunk")
+    assert [document.paragraphs for document in again] == [document.paragraphs for document in found]
 
 
 def test_too_long_lines_are_dropped_and_counted(tmp_path: Path) -> None:

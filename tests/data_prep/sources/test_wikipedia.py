@@ -234,10 +234,18 @@ def test_redirects_and_disambiguation_in_other_languages(tmp_path: Path) -> None
         page("E", "F: {{Begriffsklärung}}"),
     ]
     pages += [page("G", "#Erstens [[H]] ist\n# Zweitens mehr Text.")]
+    pages += [page("I", "It is near [[Mercury]]{{Disambiguation needed|date=May 2024}}, they say. {{surname needed}}")]
+    pages += [page("J", "K: {{ surname | L }}"), page("M", "N: {{disambiguation cleanup}}")]
     (tmp_path / "a.xml").write_text(HEAD + "".join(pages) + "</mediawiki>")
     documents, dropped, _ = read_dump(tmp_path / "a.xml")
-    assert [document.name for document in documents] == ["G"]
-    assert dropped.counts == {"redirect": 2, "disambiguation_page": 1}
+    assert [document.name for document in documents] == ["G", "I"]
+    assert dropped.counts == {"redirect": 2, "disambiguation_page": 3}
+
+
+def test_joiners_are_part_of_words() -> None:
+    """Persian, Sinhala: the cleaning decides about them, as for other corpora."""
+    for text in ("او گفت که می\u200cخواهم به خانه\u200cام بروم.", "ශ්\u200dරී ලංකාව."):
+        assert wikitext_paragraphs(text) == [text]
 
 
 def test_a_real_dump() -> None:
