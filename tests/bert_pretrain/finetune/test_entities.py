@@ -72,7 +72,10 @@ def test_lines_end_as_on_any_system_and_words_keep_other_spaces(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("Ada B-PER\nLovelace\n", "line 2 is 'Lovelace'; allowed: a word, maybe other columns, and a tag: O, or B-"),
+        (
+            "Ada B-PER\nLovelace\n",
+            "line 2 is 'Lovelace'; allowed: a word, maybe other columns, and a tag: O, or B-, I-, E-, S-, L-, U- and",
+        ),
         ("Ada NNP\n", "line 1 is 'Ada NNP'; allowed"),
     ],
 )
@@ -149,6 +152,20 @@ def test_scores_by_hand() -> None:
     half = tag_scores(["f1"], [["B-PER", "I-PER"]], [["B-PER", "O"]])
     assert half == {"f1": 0.0}, "half an entity is none"
     assert tag_scores(["f1"], [["O"]], [["O"]]) == {"f1": 0.0}
+
+
+def test_bilou_by_hand() -> None:
+    """Entities: Ada Lovelace, Paris, Rome, and one of three words.
+
+    Three are found, and a part of the fourth: precision, recall and F1 3/4. seqeval alone reads L and U as I: it
+    joins Paris and Rome, and misses every U behind O.
+    """
+    golds = [["B-PER", "L-PER", "O", "U-LOC", "U-LOC", "O", "B-ORG", "I-ORG", "L-ORG"]]
+    found = [["B-PER", "L-PER", "O", "U-LOC", "U-LOC", "O", "B-ORG", "L-ORG", "O"]]
+    scores = tag_scores(["f1", "precision", "recall", "accuracy"], golds, found)
+    assert scores == pytest.approx({"f1": 75.0, "precision": 75.0, "recall": 75.0, "accuracy": 700 / 9})
+    assert tag_scores(["f1"], [["U-A", "U-A"]], [["U-A", "O"]])["f1"] == pytest.approx(200 / 3)
+    assert tag_scores(["f1"], [["O", "L-A"]], [["O", "E-A"]]) == {"f1": 100.0}
 
 
 def test_predictions_are_a_conll_file(tmp_path: Path) -> None:
