@@ -14,6 +14,13 @@ from bert_pretrain.files.hub_download import local_model
 from bert_pretrain.finetune.options import TaskConfig
 from bert_pretrain.finetune.tasks import Log
 
+_HEADS: dict[str, tuple[Any, str | None]] = {
+    "classification": (transformers.AutoModelForSequenceClassification, "single_label_classification"),
+    "regression": (transformers.AutoModelForSequenceClassification, "regression"),
+    "squad": (transformers.AutoModelForQuestionAnswering, None),
+    "tags": (transformers.AutoModelForTokenClassification, None),
+}
+"""By kind of task: the class of its model, and the loss that ``transformers`` shall take."""
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
@@ -82,17 +89,13 @@ def new_model(source: Pretrained, task: TaskConfig, from_scratch: bool, seed: in
     Raises ``ConfigError`` if ``source`` lacks encoder weights, which would otherwise be random.
     """
     config = load_config(source)
-    auto: Any = transformers.AutoModelForSequenceClassification
-    if task.kind == "tags":
-        auto = transformers.AutoModelForTokenClassification
+    auto, config.problem_type = _HEADS[task.kind]
     if task.kind == "squad":
-        auto = transformers.AutoModelForQuestionAnswering
         config.num_labels = 2  # start and end, whatever head was trained before
     else:
         config.num_labels = max(1, len(task.labels))
         config.id2label = dict(enumerate(task.labels or ["score"]))
         config.label2id = {label: number for number, label in config.id2label.items()}
-    config.problem_type = {"classification": "single_label_classification", "regression": "regression"}.get(task.kind)
     transformers.set_seed(seed)
     if from_scratch:
         return auto.from_config(config).float()
