@@ -67,8 +67,13 @@ def load_tokenizer(source: Pretrained, max_length: int) -> Any:
             f"model_dir {source.name}: its tokenizer has {len(tokenizer)} tokens, its model only {config.vocab_size}; "
             "export it again"
         )
+    if tokenizer.pad_token is None:
+        raise ConfigError(
+            f"model_dir {source.name}: its tokenizer has no padding token, which batches need; name one of its tokens "
+            'as "pad_token" in tokenizer_config.json, for GPT-2 "<|endoftext|>"'
+        )
     positions = getattr(config, "max_position_embeddings", max_length)
-    if max_length > positions:
+    if 0 <= positions < max_length:  # XLNet has -1, no limit
         raise ConfigError(f"training.max_length is {max_length}; allowed: up to {positions}, the model's positions")
     return tokenizer
 
@@ -86,7 +91,8 @@ def load_config(source: Pretrained) -> Any:
 def new_model(source: Pretrained, task: TaskConfig, from_scratch: bool, seed: int, log: Log) -> Any:
     """The model with a new head, initialised from ``seed``; if ``from_scratch``, all weights are.
 
-    Raises ``ConfigError`` if ``source`` lacks encoder weights, which would otherwise be random.
+    Raises ``ConfigError`` if ``source`` lacks encoder weights, which would otherwise be random. All weights outside the
+    encoder, and its pooler, are the head's: which of them are new is logged.
     """
     config = load_config(source)
     auto, config.problem_type = _HEADS[task.kind]
@@ -105,11 +111,12 @@ def new_model(source: Pretrained, task: TaskConfig, from_scratch: bool, seed: in
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"model_dir {source.name} does not load ({on_one_line(error)})") from None
-    missing = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
-    missing = {name for name in missing if not name.startswith(("classifier.", "qa_outputs."))}
-    pooler = {name for name in missing if ".pooler." in name}
-    if missing != pooler:
-        raise ConfigError(f"model_dir {source.name} lacks weights, such as {min(missing - pooler)}; export it again")
-    if pooler:
-        log(f"{source.name} has no pooler; it starts from random weights")
+    encoder = model.base_model_prefix + "."
+    new = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    if lost := sorted(name for name in new if name.startswith(encoder) and ".pooler." not in name):
+        raise ConfigError(
+            f"model_dir {source.name} lacks weights of the encoder, such as {lost[0]}; give a whole model"
+        )
+    if heads := sorted({name.removeprefix(encoder).partition(".")[0] for name in new}):
+        log(f"{source.name}: new, with random weights: {', '.join(heads)}")
     return model

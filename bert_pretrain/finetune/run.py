@@ -105,6 +105,9 @@ def run_seed(
 ) -> results.Row:
     """Train, evaluate, and write what is kept of one seed. Raises ``StoppedError`` after a checkpoint."""
     world, folder = trainer.world, trainer.folder
+    settings = cast(Any, trainer.model).config
+    if settings.pad_token_id is None:  # GPT-2's, whose head reads the last token before the padding
+        settings.pad_token_id = tokenizer.pad_token_id
     trainer.fit()
     scores, predictions = evaluate(trainer, evaluations)
     row = {"seed": seed, **scores, "training_loss": trainer.training_loss(), "seconds": trainer.seconds()}
