@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoTokenizer
 
 from bert_pretrain.errors import ConfigError, on_one_line
@@ -48,8 +49,11 @@ def find_model(name: str) -> Pretrained:
     raise ConfigError(f"model_dir is {name!r}, which is no exported folder (no config.json){hint}")
 
 
-def load_tokenizer(source: Pretrained, max_length: int) -> Any:
-    """The tokenizer of ``source``. Raises ``ConfigError`` if it is missing or does not fit the model."""
+def load_tokenizer(source: Pretrained, kind: str, max_length: int) -> Any:
+    """The tokenizer of ``source`` for a ``kind`` of task.
+
+    Raises ``ConfigError`` if it is missing or does not fit the model.
+    """
     config = load_config(source)
     try:
         if not any(any(source.folder.glob(pattern)) for pattern in _TOKENIZERS):
@@ -72,9 +76,20 @@ def load_tokenizer(source: Pretrained, max_length: int) -> Any:
             f"model_dir {source.name}: its tokenizer has no padding token, which batches need; name one of its tokens "
             'as "pad_token" in tokenizer_config.json, for GPT-2 "<|endoftext|>"'
         )
+    if kind == "tags" and isinstance(tokenizer.backend_tokenizer.pre_tokenizer, ByteLevel):
+        tokenizer = _with_spaces(source)
+    if kind in ("tags", "squad"):  # whose positions are counted from the first token; XLNet pads on the left
+        tokenizer.padding_side = "right"
     positions = getattr(config, "max_position_embeddings", max_length)
     if 0 <= positions < max_length:  # XLNet has -1, no limit
         raise ConfigError(f"training.max_length is {max_length}; allowed: up to {positions}, the model's positions")
+    return tokenizer
+
+
+def _with_spaces(source: Pretrained) -> Any:
+    """The byte-level tokenizer of ``source`` that reads each of a list of words as behind a space, as in a text."""
+    tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False, add_prefix_space=True)
+    tokenizer.backend_tokenizer.pre_tokenizer.add_prefix_space = True  # ModernBERT's class ignores the option
     return tokenizer
 
 

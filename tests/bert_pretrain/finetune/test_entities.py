@@ -4,12 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import BertWordPieceTokenizer
-from transformers import BertTokenizerFast
+from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertTokenizerFast,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaTokenizerFast,
+)
 
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.finetune import entities
 from bert_pretrain.finetune.entities import Sentence
+from bert_pretrain.finetune.pretrained import find_model, load_tokenizer
 from bert_pretrain.finetune.scores import tag_scores
 from bert_pretrain.finetune.tasks import read_file
 from tests.bert_pretrain.finetune.test_tasks import composed
@@ -115,6 +123,47 @@ def test_the_first_piece_of_a_word_has_its_label(tokenizer: BertTokenizerFast) -
     batch = entities.make_collate(tokenizer, [ADA], LABELS)(parts)
     assert batch["input_ids"].tolist() == [[2, 5, 6, 7, 8, 3]]
     assert batch["labels"].tolist() == [[-100, 2, 3, -100, 0, -100]]
+
+
+@pytest.mark.parametrize("of_its_own", [True, False], ids=["roberta", "modernbert"])
+def test_words_of_byte_level_tokenizers_have_their_space(tmp_path: Path, of_its_own: bool) -> None:
+    """As in a text, where all words but the first have one. The tokenizer that is saved gives the same ids."""
+    bpe = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    bpe.train_from_iterator(["John Smith lives. John Smith lives."] * 9, vocab_size=300, special_tokens=special)
+    bpe.save_model(str(tmp_path))
+    tokenizer = (
+        RobertaTokenizerFast.from_pretrained(tmp_path)
+        if of_its_own
+        else PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="<pad>", unk_token="<unk>")
+    )
+    RobertaConfig(vocab_size=300).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    sentence = Sentence(("John", "Smith", "lives"), ("O", "O", "O"))
+    in_text = tokenizer(" John Smith lives").input_ids
+    for _ in range(2):
+        loaded = load_tokenizer(find_model(str(tmp_path)), "tags", 16)
+        window = entities.windows([sentence], loaded, 16)[0]
+        assert window.inputs["input_ids"] == in_text
+        assert window.places == [of_its_own + place for place in range(3)]
+        loaded.save_pretrained(tmp_path)
+        saved = AutoTokenizer.from_pretrained(tmp_path)
+        assert saved([list(sentence.words)], is_split_into_words=True).input_ids == [in_text]
+    tokenizer.save_pretrained(tmp_path)
+    plain = load_tokenizer(find_model(str(tmp_path)), "classification", 16)
+    assert plain("John Smith").input_ids == tokenizer("John Smith").input_ids != loaded("John Smith").input_ids
+
+
+def test_other_tokenizers_stay_as_they_are_and_pad_on_the_right(tmp_path: Path, tokenizer: BertTokenizerFast) -> None:
+    BertConfig(vocab_size=len(tokenizer)).save_pretrained(tmp_path)
+    BertTokenizerFast(tokenizer_object=tokenizer._tokenizer, padding_side="left").save_pretrained(tmp_path)
+    loaded = load_tokenizer(find_model(str(tmp_path)), "tags", 16)
+    short = Sentence(("ada",), ("B-PER",))
+    parts = entities.windows([ADA, short], loaded, 16)
+    assert parts == entities.windows([ADA, short], tokenizer, 16)
+    batch = entities.make_collate(loaded, [ADA, short], LABELS)(parts)
+    assert batch["input_ids"][1].tolist() == [2, 5, 3, 0, 0, 0]
+    assert batch["labels"][1].tolist() == [-100, 2, -100, -100, -100, -100]
 
 
 def test_a_long_sentence_is_cut_between_words_and_no_word_is_lost(tokenizer: BertTokenizerFast) -> None:
