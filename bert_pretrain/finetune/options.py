@@ -213,3 +213,15 @@ class FinetuneConfig:
         require(len(set(self.seeds)) == len(self.seeds) > 0, "seeds", self.seeds, "one or more, all different")
         for seed in self.seeds:
             require_seed("seeds", seed, 32)  # numpy's limit
+        self._check_tests()
+
+    def _check_tests(self) -> None:
+        """That test sets asked for are there, and that those given are asked for."""
+        has_test = any(split.startswith("test") for split in self.task.splits)
+        require(has_test or not self.predict_test, "predict_test", True, f"false, for {self.task.name} has no test set")
+        if self.data.test_file is not None:
+            taken = "test" in self.task.splits
+            require(taken, "data.test_file", self.data.test_file, f"null, for {self.task.name} has no test set")
+            if not self.predict_test:
+                given = f"data.test_file is {self.data.test_file!r}, which is read only with predict_test=true"
+                raise ConfigError(f"{given}; add that, or leave the file out")

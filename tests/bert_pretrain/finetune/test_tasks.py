@@ -208,3 +208,21 @@ def test_hyper_parameters_are_the_published_ones(task: str) -> None:
 def test_values_that_would_fail_in_a_run_are_refused(task: str, option: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         composed(task, option)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        (
+            "sst2",
+            ["data.test_file=t.tsv"],
+            r"data.test_file is 't.tsv', which is read only with predict_test=true; add",
+        ),
+        ("squad_v1", ["data.test_file=t.json"], r"data.test_file is 't.json'; allowed: null, for squad_v1 has no test"),
+        ("squad_v2", ["predict_test=true"], r"predict_test is True; allowed: false, for squad_v2 has no test set"),
+    ],
+)
+def test_test_sets_that_nothing_would_read_or_that_are_not_there(task: str, options: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        composed(task, *options)
+    assert composed("sst2", "data.test_file=t.tsv", "predict_test=true").predict_test
