@@ -5,6 +5,13 @@ from pathlib import Path
 
 from bert_pretrain.errors import ConfigError, require, require_choice, require_least, require_positive, require_seed
 
+METRICS = {
+    "classification": ("accuracy", "f1", "matthews", "pearson", "spearman"),
+    "regression": ("pearson", "spearman"),
+    "squad": ("f1", "exact_match"),
+    "tags": ("f1", "precision", "recall", "accuracy"),
+}
+"""By kind of task. F1 of a classification is that of the second of two labels."""
 COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zst")
 
 
@@ -29,7 +36,7 @@ class TrainingConfig:
     adam_eps: float
     """Epsilon of AdamW."""
     max_grad_norm: float
-    """Gradients with a larger global norm are scaled down to it."""
+    """Gradients with a larger global norm are scaled down to it; 0: never."""
     max_length: int
     """Longest input in tokens; longer ones are truncated (SQuAD: split into windows)."""
     max_train_samples: int | None
@@ -44,7 +51,8 @@ class TrainingConfig:
         counts = "batch_size", "micro_batch_size", "eval_batch_size", "max_train_samples"
         require_least(1, self, *counts, prefix="training.")
         require_least(8, self, "max_length", prefix="training.")
-        require_least(0, self, "checkpoint_minutes", prefix="training.")
+        not_negative = "checkpoint_minutes", "weight_decay", "adam_eps", "max_grad_norm"
+        require_least(0, self, *not_negative, prefix="training.")
         require_positive(self, "epochs", "lr", prefix="training.")
         require(0 <= self.warmup_proportion < 1, "training.warmup_proportion", self.warmup_proportion, "0 to below 1")
         require_choice("training.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
@@ -82,6 +90,10 @@ class AnswerConfig:
     null_threshold: float
     """Predict "no answer" if its score exceeds that of the best span by more than this."""
 
+    def __post_init__(self) -> None:
+        counts = "max_query_length", "doc_stride", "max_answer_length", "n_best"
+        require_least(1, self, *counts, prefix="task.answers.")
+
 
 @dataclass
 class TaskConfig:
@@ -107,8 +119,8 @@ class TaskConfig:
     """Labels as spelled in the published files, in the order of the hub's label ids; empty for a regression, and for
     tags: those of the training set."""
     metrics: list[str]
-    """accuracy, f1, matthews, pearson, spearman (SQuAD: f1, exact_match; tags: f1, precision, recall,
-    accuracy); the first is the task's main metric."""
+    """accuracy, f1 (two labels), matthews, pearson, spearman (regression: pearson, spearman; SQuAD: f1, exact_match;
+    tags: f1, precision, recall, accuracy); the first is the task's main metric."""
     no_header: list[str] | None = None
     """Column names, for files that are published without a header line; null: they have one."""
     label_range: list[float] | None = None
@@ -117,7 +129,7 @@ class TaskConfig:
     """Only for kind squad."""
 
     def __post_init__(self) -> None:
-        require_choice("task.kind", self.kind, ("classification", "regression", "squad", "tags"))
+        require_choice("task.kind", self.kind, METRICS)
         require({"train", "dev"} <= set(self.splits), "task.splits", sorted(self.splits), "train, dev and others")
         train = self.splits["train"]
         for name, split in self.splits.items():
@@ -127,9 +139,18 @@ class TaskConfig:
         if self.kind != "tags":
             require((len(self.labels) > 1) == (self.kind == "classification"), "task.labels", self.labels, allowed)
         require((self.answers is not None) == (self.kind == "squad"), "task.answers", self.answers, "for kind squad")
+        self._check_metrics()
         regression = self.kind == "regression"
         allowed = "[LOW, HIGH]" if regression else "null"
         require((self.label_range is not None) == regression, "task.label_range", self.label_range, allowed)
+
+    def _check_metrics(self) -> None:
+        known = METRICS[self.kind]
+        if self.kind == "classification" and len(self.labels) > 2:
+            known = tuple(name for name in known if name != "f1")
+        require(len(self.metrics) > 0, "task.metrics", self.metrics, f"one or more of {', '.join(known)}")
+        for name in self.metrics:
+            require_choice(f"task.metrics of {self.name}", name, known)
 
 
 @dataclass
@@ -192,3 +213,15 @@ class FinetuneConfig:
         require(len(set(self.seeds)) == len(self.seeds) > 0, "seeds", self.seeds, "one or more, all different")
         for seed in self.seeds:
             require_seed("seeds", seed, 32)  # numpy's limit
+        self._check_tests()
+
+    def _check_tests(self) -> None:
+        """That test sets asked for are there, and that those given are asked for."""
+        has_test = any(split.startswith("test") for split in self.task.splits)
+        require(has_test or not self.predict_test, "predict_test", True, f"false, for {self.task.name} has no test set")
+        if self.data.test_file is not None:
+            taken = "test" in self.task.splits
+            require(taken, "data.test_file", self.data.test_file, f"null, for {self.task.name} has no test set")
+            if not self.predict_test:
+                given = f"data.test_file is {self.data.test_file!r}, which is read only with predict_test=true"
+                raise ConfigError(f"{given}; add that, or leave the file out")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoTokenizer
 
 from bert_pretrain.errors import ConfigError, on_one_line
@@ -14,6 +15,13 @@ from bert_pretrain.files.hub_download import local_model
 from bert_pretrain.finetune.options import TaskConfig
 from bert_pretrain.finetune.tasks import Log
 
+_HEADS: dict[str, tuple[Any, str | None]] = {
+    "classification": (transformers.AutoModelForSequenceClassification, "single_label_classification"),
+    "regression": (transformers.AutoModelForSequenceClassification, "regression"),
+    "squad": (transformers.AutoModelForQuestionAnswering, None),
+    "tags": (transformers.AutoModelForTokenClassification, None),
+}
+"""By kind of task: the class of its model, and the loss that ``transformers`` shall take."""
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
@@ -41,8 +49,11 @@ def find_model(name: str) -> Pretrained:
     raise ConfigError(f"model_dir is {name!r}, which is no exported folder (no config.json){hint}")
 
 
-def load_tokenizer(source: Pretrained, max_length: int) -> Any:
-    """The tokenizer of ``source``. Raises ``ConfigError`` if it is missing or does not fit the model."""
+def load_tokenizer(source: Pretrained, kind: str, max_length: int) -> Any:
+    """The tokenizer of ``source`` for a ``kind`` of task.
+
+    Raises ``ConfigError`` if it is missing or does not fit the model.
+    """
     config = load_config(source)
     try:
         if not any(any(source.folder.glob(pattern)) for pattern in _TOKENIZERS):
@@ -60,9 +71,25 @@ def load_tokenizer(source: Pretrained, max_length: int) -> Any:
             f"model_dir {source.name}: its tokenizer has {len(tokenizer)} tokens, its model only {config.vocab_size}; "
             "export it again"
         )
+    if tokenizer.pad_token is None:
+        raise ConfigError(
+            f"model_dir {source.name}: its tokenizer has no padding token, which batches need; name one of its tokens "
+            'as "pad_token" in tokenizer_config.json, for GPT-2 "<|endoftext|>"'
+        )
+    if kind == "tags" and isinstance(tokenizer.backend_tokenizer.pre_tokenizer, ByteLevel):
+        tokenizer = _with_spaces(source)
+    if kind in ("tags", "squad"):  # whose positions are counted from the first token; XLNet pads on the left
+        tokenizer.padding_side = "right"
     positions = getattr(config, "max_position_embeddings", max_length)
-    if max_length > positions:
+    if 0 <= positions < max_length:  # XLNet has -1, no limit
         raise ConfigError(f"training.max_length is {max_length}; allowed: up to {positions}, the model's positions")
+    return tokenizer
+
+
+def _with_spaces(source: Pretrained) -> Any:
+    """The byte-level tokenizer of ``source`` that reads each of a list of words as behind a space, as in a text."""
+    tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False, add_prefix_space=True)
+    tokenizer.backend_tokenizer.pre_tokenizer.add_prefix_space = True  # ModernBERT's class ignores the option
     return tokenizer
 
 
@@ -79,20 +106,17 @@ def load_config(source: Pretrained) -> Any:
 def new_model(source: Pretrained, task: TaskConfig, from_scratch: bool, seed: int, log: Log) -> Any:
     """The model with a new head, initialised from ``seed``; if ``from_scratch``, all weights are.
 
-    Raises ``ConfigError`` if ``source`` lacks encoder weights, which would otherwise be random.
+    Raises ``ConfigError`` if ``source`` lacks encoder weights, which would otherwise be random. All weights outside the
+    encoder, and its pooler, are the head's: which of them are new is logged.
     """
     config = load_config(source)
-    auto: Any = transformers.AutoModelForSequenceClassification
-    if task.kind == "tags":
-        auto = transformers.AutoModelForTokenClassification
+    auto, config.problem_type = _HEADS[task.kind]
     if task.kind == "squad":
-        auto = transformers.AutoModelForQuestionAnswering
         config.num_labels = 2  # start and end, whatever head was trained before
     else:
         config.num_labels = max(1, len(task.labels))
         config.id2label = dict(enumerate(task.labels or ["score"]))
         config.label2id = {label: number for number, label in config.id2label.items()}
-    config.problem_type = {"classification": "single_label_classification", "regression": "regression"}.get(task.kind)
     transformers.set_seed(seed)
     if from_scratch:
         return auto.from_config(config).float()
@@ -102,11 +126,12 @@ def new_model(source: Pretrained, task: TaskConfig, from_scratch: bool, seed: in
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"model_dir {source.name} does not load ({on_one_line(error)})") from None
-    missing = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
-    missing = {name for name in missing if not name.startswith(("classifier.", "qa_outputs."))}
-    pooler = {name for name in missing if ".pooler." in name}
-    if missing != pooler:
-        raise ConfigError(f"model_dir {source.name} lacks weights, such as {min(missing - pooler)}; export it again")
-    if pooler:
-        log(f"{source.name} has no pooler; it starts from random weights")
+    encoder = model.base_model_prefix + "."
+    new = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    if lost := sorted(name for name in new if name.startswith(encoder) and ".pooler." not in name):
+        raise ConfigError(
+            f"model_dir {source.name} lacks weights of the encoder, such as {lost[0]}; give a whole model"
+        )
+    if heads := sorted({name.removeprefix(encoder).partition(".")[0] for name in new}):
+        log(f"{source.name}: new, with random weights: {', '.join(heads)}")
     return model

@@ -61,7 +61,8 @@ def run_seeds(config: FinetuneConfig, world: World, stop: StopRequest, micro_bat
     if notice := emulation_notice(*precision):
         log(notice)
     source = world.run_on_all_ranks(lambda: find_model(config.model_dir))
-    tokenizer = world.run_on_all_ranks(lambda: load_tokenizer(source, config.training.max_length))
+    fitting = config.task.kind, config.training.max_length
+    tokenizer = world.run_on_all_ranks(lambda: load_tokenizer(source, *fitting))
     config = world.run_on_all_ranks(partial(with_labels, config, log))
     model = world.run_on_all_ranks(lambda: new_model(source, config.task, config.from_scratch, 0, log))
     train, evaluations = world.run_on_all_ranks(lambda: load_data(config, tokenizer, log))
@@ -105,6 +106,9 @@ def run_seed(
 ) -> results.Row:
     """Train, evaluate, and write what is kept of one seed. Raises ``StoppedError`` after a checkpoint."""
     world, folder = trainer.world, trainer.folder
+    settings = cast(Any, trainer.model).config
+    if settings.pad_token_id is None:  # GPT-2's, whose head reads the last token before the padding
+        settings.pad_token_id = tokenizer.pad_token_id
     trainer.fit()
     scores, predictions = evaluate(trainer, evaluations)
     row = {"seed": seed, **scores, "training_loss": trainer.training_loss(), "seconds": trainer.seconds()}

@@ -42,10 +42,16 @@ def sentence_scores(metrics: list[str], labels: np.ndarray, predictions: np.ndar
     return {name: 100.0 * float(known[name]()) for name in metrics}
 
 
+def _known_tag(tag: str) -> str:
+    """BILOU's last and unit as the end and single that seqeval knows."""
+    return {"L-": "E-", "U-": "S-"}.get(tag[:2], tag[:2]) + tag[2:]
+
+
 def tag_scores(metrics: list[str], golds: list[list[str]], predictions: list[list[str]]) -> Scores:
     """Each of ``metrics`` in percent, by sentence a tag a word: F1, precision and recall of entities over all types;
     accuracy of tags."""
     known = {name: getattr(seqeval.metrics, f"{name}_score") for name in ("f1", "precision", "recall", "accuracy")}
+    golds, predictions = ([[_known_tag(tag) for tag in tags] for tags in each] for each in (golds, predictions))
     with warnings.catch_warnings(category=UndefinedMetricWarning, action="ignore"):  # without an entity: 0
         return {name: 100.0 * float(known[name](golds, predictions)) for name in metrics}
 

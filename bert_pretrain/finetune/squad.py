@@ -128,9 +128,11 @@ def _window(encoded: Any, row: int, question: int) -> Window:
 def span(window: Window, question: Question) -> tuple[int, int]:
     """First and last token of the answer in ``window``; (0, 0), the [CLS] token, unless all of it is in the window."""
     start = question.answer_start
-    end = question.answer_start + len("".join(question.answers[:1]))
+    if start < 0:
+        return 0, 0
+    end = start + len(question.answers[0])
     inside = np.flatnonzero((window.offsets[:, 1] > start) & (window.offsets[:, 0] < end) & (window.offsets[:, 0] >= 0))
-    if start < 0 or not len(inside):
+    if not len(inside):
         return 0, 0
     context = window.offsets[window.offsets[:, 0] >= 0]
     if context[0, 0] > start or context[-1, 1] < end:

@@ -19,8 +19,8 @@ from bert_pretrain.finetune.options import COMPRESSIONS, SourceConfig, SplitConf
 MAX_SHORT_ROWS = 0.01  # share of a training set; the published QQP has 3 in 363,849
 Row = dict[str, Any]
 TAG = re.compile(r"O|[BIESLU]-.+")
-"""Outside of any entity; or its beginning, inside, end, or all of it, and a type."""
-ALLOWED = "O, or B-, I-, E-, S- and a type"
+"""Outside of any entity; or its beginning, inside, end (E, L), or all of it (S, U), and a type."""
+ALLOWED = "O, or B-, I-, E-, S-, L-, U- and a type"
 Log = Callable[[str], None]
 
 

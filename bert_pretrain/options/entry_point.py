@@ -28,18 +28,19 @@ EntryPoint = Callable[..., None]
 _EXTRAS = {
     "convert": ("tensorflow",),
     "data": ("bokeh", "distributed", "mwparserfromhell", "py3langid", "rensa", "sentencex", "zstandard"),
-    "finetune": ("accelerate", "scipy", "sklearn"),
+    "finetune": ("accelerate", "scipy", "seqeval", "sklearn"),
+    "study": ("scipy",),
 }
-"""The packages that each extra of ``pip install`` brings."""
+"""The packages, as they are imported, that each extra of ``pip install`` brings."""
 _EXAMPLES = {"recipe": "demo", "task": "sst2"}
 _FIRST_RANK_PRINTS = 5.0  # seconds
 
 
-def _missing_extra(error: ModuleNotFoundError) -> ConfigError | None:
-    """What to tell the user if ``error`` is about an optional package; None if it is about another."""
+def _missing_extra(error: ModuleNotFoundError, command: str) -> ConfigError | None:
+    """What to tell the user of ``command`` if ``error`` is about an optional package; None if it is about another."""
     package = (error.name or "").partition(".")[0]
-    for extra, packages in _EXTRAS.items():
-        if package in packages:
+    for extra in sorted(_EXTRAS, key=lambda name: name != command):
+        if package in _EXTRAS[extra]:
             return ConfigError(
                 f"this needs the package {package}, which is not installed: pip install 'bert-pretrain[{extra}]'"
             )
@@ -84,10 +85,11 @@ def _call(function: EntryPoint, args: tuple[list[str] | None, ...]) -> None:
             output.finish()
 
 
-def exit_on_config_error(function: EntryPoint) -> EntryPoint:
+def exit_on_config_error(function: EntryPoint, command: str = "") -> EntryPoint:
     """End the process with one message and status 2 where ``function`` raises a ``ConfigError`` or misses an extra.
 
-    So do errors of disks and permissions. If the reader of standard output has left (``| head``), end quietly.
+    So do errors of disks and permissions. If the reader of standard output has left (``| head``), end quietly. Where
+    several extras bring the package, the message names the one that is called as ``command``.
     """
 
     @functools.wraps(function)
@@ -97,7 +99,7 @@ def exit_on_config_error(function: EntryPoint) -> EntryPoint:
         except ConfigError as error:
             fault = error
         except ModuleNotFoundError as error:
-            missing = _missing_extra(error)
+            missing = _missing_extra(error, command)
             if missing is None:
                 raise
             fault = missing
@@ -130,7 +132,7 @@ def entry_point(config_name: str, schema: type[Schema]) -> Callable[[Callable[[S
 
     def decorate(function: Callable[[Schema], None]) -> EntryPoint:
         @functools.wraps(function)
-        @exit_on_config_error
+        @functools.partial(exit_on_config_error, command=config_name)
         def start(words: list[str] | None = None) -> None:
             flags, options = split_flags(sys.argv[1:] if words is None else words)
             user_dir = user_config_dir(flags.config_dir)

@@ -7,12 +7,12 @@ it stopped. Finished runs keep ``result.json`` and ``metrics.jsonl``, but no che
 """
 
 from dataclasses import asdict
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 
 from bert_pretrain.distributed.preemption import StopRequest
 from bert_pretrain.distributed.world import open_world
-from bert_pretrain.errors import ConfigError, require
+from bert_pretrain.errors import require
 from bert_pretrain.files.directory_lock import lock_directory
 from bert_pretrain.files.file_system import require_writable
 from bert_pretrain.model.bert import silence_transformers
@@ -81,8 +81,7 @@ class Study:
 
 def run_study(config: StudyConfig) -> None:
     """Run what is missing, then write verdicts and figure."""
-    if find_spec("scipy") is None:  # needed only after the runs
-        raise ConfigError("study needs the package scipy, which is not installed: pip install 'bert-pretrain[study]'")
+    import_module("scipy")  # needed only after the runs: the command tells now if it is missing
     silence_transformers()
     require_writable(Path(config.out_dir), "out_dir")
     go_on_without_reader()

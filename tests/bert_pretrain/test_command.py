@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from bert_pretrain.errors import ConfigError
 from bert_pretrain.options.command_line import quoted, split_flags
 from bert_pretrain.options.config_files import CONFIG_DIR, USER_CONFIGS, choices, groups_of
 from bert_pretrain.options.config_loading import load_config, to_dataclass
-from bert_pretrain.options.entry_point import exit_on_config_error
+from bert_pretrain.options.entry_point import _EXTRAS, exit_on_config_error
 from bert_pretrain.options.option_schema import options_of
 from bert_pretrain.pretrain import _take_processes
 from tests.conftest import ROOT
@@ -300,14 +301,32 @@ def test_a_missing_extra_is_one_message(capsys) -> None:
         exit_on_config_error(lambda: importlib.import_module("no_such_package"))()
 
 
-@pytest.mark.parametrize("command", ["prepare corpus=text corpus.path=x out_dir=y", "show corpus=text corpus.path=x"])
-def test_data_preparation_without_its_extra(command: str, tmp_path: Path) -> None:
+def test_every_package_of_an_extra_is_known() -> None:
+    """Whoever names a package in pyproject.toml also names it in the message."""
+    imported = {"scikit-learn": "sklearn", "tensorflow-cpu": "tensorflow"}
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for extra, packages in _EXTRAS.items():
+        names = {re.split("[>=<]", need)[0] for need in stated[extra]}
+        assert set(packages) == {imported.get(name, name) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        ("prepare corpus=text corpus.path=x out_dir=y", "data"),
+        ("show corpus=text corpus.path=x", "data"),
+        ("finetune task=sst2 model_dir=x", "finetune"),
+        ("study pre_normalization scale=toy out_dir=none", "study"),
+    ],
+)
+def test_a_command_without_its_extra(command: str, extra: str, tmp_path: Path) -> None:
     """The packages of the extra are hidden from a process of its own."""
-    hide = "import sys; sys.modules.update(dict.fromkeys(['sentencex', 'rensa', 'zstandard', 'distributed']));"
+    packages = ["sentencex", "rensa", "zstandard", "distributed", "seqeval", "scipy"]
+    hide = f"import sys; sys.modules.update(dict.fromkeys({packages}));"
     code = f"{hide} sys.argv[1:] = {command.split()!r}; from bert_pretrain.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.endswith("pip install 'bert-pretrain[data]'\n")
+    assert done.stderr.endswith(f"pip install 'bert-pretrain[{extra}]'\n")
     assert len(done.stderr.splitlines()) == 1
 
 

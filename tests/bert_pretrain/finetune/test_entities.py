@@ -4,12 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import BertWordPieceTokenizer
-from transformers import BertTokenizerFast
+from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertTokenizerFast,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaTokenizerFast,
+)
 
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.finetune import entities
 from bert_pretrain.finetune.entities import Sentence
+from bert_pretrain.finetune.pretrained import find_model, load_tokenizer
 from bert_pretrain.finetune.scores import tag_scores
 from bert_pretrain.finetune.tasks import read_file
 from tests.bert_pretrain.finetune.test_tasks import composed
@@ -72,7 +80,10 @@ def test_lines_end_as_on_any_system_and_words_keep_other_spaces(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("Ada B-PER\nLovelace\n", "line 2 is 'Lovelace'; allowed: a word, maybe other columns, and a tag: O, or B-"),
+        (
+            "Ada B-PER\nLovelace\n",
+            "line 2 is 'Lovelace'; allowed: a word, maybe other columns, and a tag: O, or B-, I-, E-, S-, L-, U- and",
+        ),
         ("Ada NNP\n", "line 1 is 'Ada NNP'; allowed"),
     ],
 )
@@ -114,6 +125,47 @@ def test_the_first_piece_of_a_word_has_its_label(tokenizer: BertTokenizerFast) -
     assert batch["labels"].tolist() == [[-100, 2, 3, -100, 0, -100]]
 
 
+@pytest.mark.parametrize("of_its_own", [True, False], ids=["roberta", "modernbert"])
+def test_words_of_byte_level_tokenizers_have_their_space(tmp_path: Path, of_its_own: bool) -> None:
+    """As in a text, where all words but the first have one. The tokenizer that is saved gives the same ids."""
+    bpe = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    bpe.train_from_iterator(["John Smith lives. John Smith lives."] * 9, vocab_size=300, special_tokens=special)
+    bpe.save_model(str(tmp_path))
+    tokenizer = (
+        RobertaTokenizerFast.from_pretrained(tmp_path)
+        if of_its_own
+        else PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="<pad>", unk_token="<unk>")
+    )
+    RobertaConfig(vocab_size=300).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    sentence = Sentence(("John", "Smith", "lives"), ("O", "O", "O"))
+    in_text = tokenizer(" John Smith lives").input_ids
+    for _ in range(2):
+        loaded = load_tokenizer(find_model(str(tmp_path)), "tags", 16)
+        window = entities.windows([sentence], loaded, 16)[0]
+        assert window.inputs["input_ids"] == in_text
+        assert window.places == [of_its_own + place for place in range(3)]
+        loaded.save_pretrained(tmp_path)
+        saved = AutoTokenizer.from_pretrained(tmp_path)
+        assert saved([list(sentence.words)], is_split_into_words=True).input_ids == [in_text]
+    tokenizer.save_pretrained(tmp_path)
+    plain = load_tokenizer(find_model(str(tmp_path)), "classification", 16)
+    assert plain("John Smith").input_ids == tokenizer("John Smith").input_ids != loaded("John Smith").input_ids
+
+
+def test_other_tokenizers_stay_as_they_are_and_pad_on_the_right(tmp_path: Path, tokenizer: BertTokenizerFast) -> None:
+    BertConfig(vocab_size=len(tokenizer)).save_pretrained(tmp_path)
+    BertTokenizerFast(tokenizer_object=tokenizer._tokenizer, padding_side="left").save_pretrained(tmp_path)
+    loaded = load_tokenizer(find_model(str(tmp_path)), "tags", 16)
+    short = Sentence(("ada",), ("B-PER",))
+    parts = entities.windows([ADA, short], loaded, 16)
+    assert parts == entities.windows([ADA, short], tokenizer, 16)
+    batch = entities.make_collate(loaded, [ADA, short], LABELS)(parts)
+    assert batch["input_ids"][1].tolist() == [2, 5, 3, 0, 0, 0]
+    assert batch["labels"][1].tolist() == [-100, 2, -100, -100, -100, -100]
+
+
 def test_a_long_sentence_is_cut_between_words_and_no_word_is_lost(tokenizer: BertTokenizerFast) -> None:
     """Five pieces fit a window of seven tokens: ada, ada, then lovelace (2) and ada, ada, ..."""
     words = ("ada", "ada", "lovelace", "lovelace", "wrote", "lovelace")
@@ -149,6 +201,20 @@ def test_scores_by_hand() -> None:
     half = tag_scores(["f1"], [["B-PER", "I-PER"]], [["B-PER", "O"]])
     assert half == {"f1": 0.0}, "half an entity is none"
     assert tag_scores(["f1"], [["O"]], [["O"]]) == {"f1": 0.0}
+
+
+def test_bilou_by_hand() -> None:
+    """Entities: Ada Lovelace, Paris, Rome, and one of three words.
+
+    Three are found, and a part of the fourth: precision, recall and F1 3/4. seqeval alone reads L and U as I: it
+    joins Paris and Rome, and misses every U behind O.
+    """
+    golds = [["B-PER", "L-PER", "O", "U-LOC", "U-LOC", "O", "B-ORG", "I-ORG", "L-ORG"]]
+    found = [["B-PER", "L-PER", "O", "U-LOC", "U-LOC", "O", "B-ORG", "L-ORG", "O"]]
+    scores = tag_scores(["f1", "precision", "recall", "accuracy"], golds, found)
+    assert scores == pytest.approx({"f1": 75.0, "precision": 75.0, "recall": 75.0, "accuracy": 700 / 9})
+    assert tag_scores(["f1"], [["U-A", "U-A"]], [["U-A", "O"]])["f1"] == pytest.approx(200 / 3)
+    assert tag_scores(["f1"], [["O", "L-A"]], [["O", "E-A"]]) == {"f1": 100.0}
 
 
 def test_predictions_are_a_conll_file(tmp_path: Path) -> None:

@@ -186,3 +186,43 @@ def test_hyper_parameters_are_the_published_ones(task: str) -> None:
     )
     assert (training.batch_size, training.epochs, training.lr, training.max_length) == expected
     assert config.task.name == task
+
+
+@pytest.mark.parametrize(
+    ("task", "option", "message"),
+    [
+        ("squad_v1", "task.answers.n_best=0", r"task.answers.n_best is 0; allowed: 1 or more"),
+        ("squad_v1", "task.answers.max_answer_length=0", r"task.answers.max_answer_length is 0; allowed: 1 or more"),
+        ("squad_v2", "task.answers.doc_stride=0", r"task.answers.doc_stride is 0; allowed: 1 or more"),
+        ("squad_v2", "task.answers.max_query_length=-1", r"task.answers.max_query_length is -1; allowed: 1 or more"),
+        ("mrpc", "task.metrics=[f2]", r"task.metrics of mrpc is 'f2'; allowed: accuracy, f1, matthews"),
+        ("mrpc", "task.metrics=[]", r"task.metrics is \[\]; allowed: one or more of accuracy, f1"),
+        ("mnli", "task.metrics=[accuracy,f1]", r"task.metrics of mnli is 'f1'; allowed: accuracy, matthews"),
+        ("stsb", "task.metrics=[accuracy]", r"task.metrics of stsb is 'accuracy'; allowed: pearson, spearman$"),
+        ("ner", "task.metrics=[exact_match]", r"task.metrics of ner is 'exact_match'; allowed: f1, precision"),
+        ("sst2", "training.max_grad_norm=-1", r"training.max_grad_norm is -1.0; allowed: 0 or more"),
+        ("sst2", "training.adam_eps=-1", r"training.adam_eps is -1.0; allowed: 0 or more"),
+        ("sst2", "training.weight_decay=-0.1", r"training.weight_decay is -0.1; allowed: 0 or more"),
+    ],
+)
+def test_values_that_would_fail_in_a_run_are_refused(task: str, option: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        composed(task, option)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        (
+            "sst2",
+            ["data.test_file=t.tsv"],
+            r"data.test_file is 't.tsv', which is read only with predict_test=true; add",
+        ),
+        ("squad_v1", ["data.test_file=t.json"], r"data.test_file is 't.json'; allowed: null, for squad_v1 has no test"),
+        ("squad_v2", ["predict_test=true"], r"predict_test is True; allowed: false, for squad_v2 has no test set"),
+    ],
+)
+def test_test_sets_that_nothing_would_read_or_that_are_not_there(task: str, options: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        composed(task, *options)
+    assert composed("sst2", "data.test_file=t.tsv", "predict_test=true").predict_test
