@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from bert_pretrain.checkpoint.find import RECORD, checkpoints_in, step_of
 from bert_pretrain.config import PretrainConfig, resolved_yaml
+from bert_pretrain.data.ready_made_options import READY_MADE_ONLY
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.files.file_system import replace_file
 from bert_pretrain.optim.options import ScheduleConfig
@@ -176,11 +177,14 @@ def flat_options(stored: dict[str, Any]) -> dict[str, Any]:
 def differing_options(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
     """The flat options in which two runs differ, without those that change neither samples nor arithmetic."""
     differing = (key for key in sorted(new.keys() | old.keys()) if new.get(key) != old.get(key))
+    by_kind = READY_MADE_ONLY if new.get("data.kind", "shards") == "shards" else ("window",)
+    unread = {f"data.{name}" for name in by_kind}  # sets of different kinds are different runs anyway
     moved = re.compile(r"data\.mix\.[^.]+")  # as data.dir
     return [
         key
         for key in differing
         if not any(f"{key}.".startswith(f"{free}.") for free in _MAY_CHANGE_ON_RESUME)
+        and key not in unread
         and not (moved.fullmatch(key) and key in new and key in old)
     ]
 
