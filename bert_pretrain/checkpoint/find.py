@@ -36,7 +36,8 @@ def step_of(checkpoint: Path) -> int:
 def newest_valid(directory: Path, report: Report, while_waiting: Callable[[], None] = lambda: None) -> Path | None:
     """The newest undamaged checkpoint; ``report`` gets a message for each damaged one that is skipped.
 
-    A run may save and remove checkpoints meanwhile: then they are listed again, up to ``_LISTINGS`` times. Outages are waited out, with ``while_waiting`` called before each pause. Raises ``OutageError`` after minutes, and
+    A run may save and remove checkpoints meanwhile: then they are listed again, up to ``_LISTINGS`` times in all.
+    Outages are waited out, with ``while_waiting`` called before each pause. Raises ``OutageError`` after minutes, and
     ``ConfigError`` for a checkpoint that this user may not read.
     """
 
