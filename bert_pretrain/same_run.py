@@ -1,9 +1,9 @@
 """Checks that ``run_dir``, or the checkpoint that a run branches from, belongs to a run with the same options."""
 
 import re
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
@@ -52,6 +52,7 @@ _MAY_CHANGE_ON_RESUME = (
     "checkpoint",
 )
 
+Config = TypeVar("Config", bound=PretrainConfig)
 _SOURCE = ("init_from", "init_moments", "init_positions", "init_progress")
 _NEW_OPTIONS: dict[str, Any] = {
     "init_positions": None,
@@ -91,6 +92,21 @@ def check_run_dir(config: PretrainConfig, may_extend: bool = True, advice: str =
         )
     if config.init_progress == "keep" and newest_by_name(run_dir) == run_dir:
         _check_branch(config, now)
+
+
+def in_stored_order(config: Config) -> Config:
+    """``config`` with the sets of ``data.mix`` in the order that they have in the run, or in that of which it is a
+    branch: the samples are numbered by it, and the command line may name the sets in another."""
+    path = Path(config.run_dir) / "config.yaml"
+    if config.init_progress == "keep" and not path.is_file():
+        path = newest_by_name(Path(config.init_from or "")) / "config.yaml"
+    mix = config.data.mix
+    if not mix or not path.is_file():
+        return config
+    names = list((read_options(path).get("data") or {}).get("mix") or {})
+    if set(names) != set(mix):
+        return config
+    return replace(config, data=replace(config.data, mix={name: mix[name] for name in names}))
 
 
 def _check_branch(config: PretrainConfig, now: str) -> None:

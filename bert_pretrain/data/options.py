@@ -43,7 +43,8 @@ class DataConfig(ReadyMadeConfig, CacheConfig):
     prefetch: int
     """Micro-batches to prepare in advance."""
     mix: dict[str, str] = field(default_factory=dict)
-    """Directory of a further set of shards, with a NAME of your choice: the same tokenizer and lengths."""
+    """Directory of a further set of shards, with a NAME of your choice: the same tokenizer and lengths. The order
+    of the sets is part of a run, which keeps the one that it began with."""
     mix_weights: dict[str, float] = field(default_factory=dict)
     """Multiplies the share of the set NAME, or of data.dir with NAME dir; 1 where none is given."""
     mix_temperature: float = field(default=1.0, metadata={"endless": True})
