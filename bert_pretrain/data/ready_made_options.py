@@ -34,7 +34,8 @@ class ReadyMadeConfig:
     """The split for evaluation, if the set has it; else, and with null, it is a share of the rows of ``split``."""
     heldout_fraction: float = 0.01
     """Share of the rows that are held out where there is no ``heldout_split``: every n-th row of each file, n =
-    1 / heldout_fraction. They are never trained on. 0: none."""
+    1 / heldout_fraction rounded to a whole number, so 0.4 holds out every second one. They are never trained on. 0:
+    none."""
     heldout_samples: int | None = None
     """Samples for evaluation: the first of the held-out ones. null: all, with ``streamed`` the first 1,024."""
     shuffle_buffer: int = 16_384
