@@ -160,4 +160,4 @@ def open_data(config: PretrainConfig, world: World, log: MetricsLog) -> tuple[Op
     check_cache(config.data, sets_of(shards), sets_of(heldout))
     check_vocabulary(config.data, [split for split in (shards, heldout) if split is not None], log.message)
     order = sample_order(config.data, shards, config.seed, log.message)
-    return Opened(shards, heldout, dynamic_masking(config.data, shards, config.seed)), order
+    return Opened(shards, heldout, dynamic_masking(config.data, shards, config.seed, log.message)), order

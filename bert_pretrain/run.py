@@ -4,6 +4,7 @@ import os
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from bert_pretrain.model.precision import check_compute, dtype_name
 from bert_pretrain.output import go_on_without_reader
 from bert_pretrain.plan.hardware_peaks import device_name
 from bert_pretrain.report.run import write_report
-from bert_pretrain.same_run import check_run_dir, write_config
+from bert_pretrain.same_run import check_run_dir, in_stored_order, write_config
 from bert_pretrain.trackers.choice import load_trackers
 from bert_pretrain.trackers.tracker import DIVERGED, FAILED, FINISHED, STOPPED, TrackedRun
 from bert_pretrain.training.metrics import MetricsLog
@@ -50,6 +51,7 @@ def run(config: PretrainConfig) -> None:
 
 def pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> bool:
     """Build all parts and train; False if the run stopped before its last step, on request."""
+    config = world.run_on_all_ranks(partial(in_stored_order, config))
     stated = config.data  # an address, where the shards lie at one
     config = world.run_on_all_ranks(
         lambda: resolve_model(replace(config, data=local_data(stated))), "reading the manifest and finding init_from"

@@ -1,14 +1,15 @@
 """Checks that ``run_dir``, or the checkpoint that a run branches from, belongs to a run with the same options."""
 
 import re
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
 from bert_pretrain.checkpoint.find import RECORD, checkpoints_in, step_of
 from bert_pretrain.config import PretrainConfig, resolved_yaml
+from bert_pretrain.data.ready_made_options import READY_MADE_ONLY
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.files.file_system import replace_file
 from bert_pretrain.optim.options import OF_SHAPES, ScheduleConfig
@@ -51,6 +52,7 @@ _MAY_CHANGE_ON_RESUME = (
     "checkpoint",
 )
 
+Config = TypeVar("Config", bound=PretrainConfig)
 _SOURCE = ("init_from", "init_moments", "init_positions", "init_progress")
 _NEW_OPTIONS: dict[str, Any] = {
     "init_positions": None,
@@ -90,6 +92,21 @@ def check_run_dir(config: PretrainConfig, may_extend: bool = True, advice: str =
         )
     if config.init_progress == "keep" and newest_by_name(run_dir) == run_dir:
         _check_branch(config, now)
+
+
+def in_stored_order(config: Config) -> Config:
+    """``config`` with the sets of ``data.mix`` in the order that they have in the run, or in that of which it is a
+    branch: the samples are numbered by it, and the command line may name the sets in another."""
+    path = Path(config.run_dir) / "config.yaml"
+    if config.init_progress == "keep" and not path.is_file():
+        path = newest_by_name(Path(config.init_from or "")) / "config.yaml"
+    mix = config.data.mix
+    if not mix or not path.is_file():
+        return config
+    names = list((read_options(path).get("data") or {}).get("mix") or {})
+    if set(names) != set(mix):
+        return config
+    return replace(config, data=replace(config.data, mix={name: mix[name] for name in names}))
 
 
 def _check_branch(config: PretrainConfig, now: str) -> None:
@@ -176,11 +193,14 @@ def flat_options(stored: dict[str, Any]) -> dict[str, Any]:
 def differing_options(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
     """The flat options in which two runs differ, without those that change neither samples nor arithmetic."""
     differing = (key for key in sorted(new.keys() | old.keys()) if new.get(key) != old.get(key))
+    by_kind = READY_MADE_ONLY if new.get("data.kind", "shards") == "shards" else ("window",)
+    unread = {f"data.{name}" for name in by_kind}  # sets of different kinds are different runs anyway
     moved = re.compile(r"data\.mix\.[^.]+")  # as data.dir
     return [
         key
         for key in differing
         if not any(f"{key}.".startswith(f"{free}.") for free in _MAY_CHANGE_ON_RESUME)
+        and key not in unread
         and not (moved.fullmatch(key) and key in new and key in old)
     ]
 

@@ -86,6 +86,7 @@ class RunStart:
         what = f"checkpoint {path}"
         patiently = partial(retried, load, what, log.message, world.report_progress)
         progress: Progress = world.run_on_all_ranks(patiently, f"reading {what}")
+        self.optimizer.exchange_loaded()  # type: ignore[attr-defined]
         if isinstance(shards, StreamReader):
             shards.restore(progress.bookmarks)
         log.message(f"resuming from {path}, step {progress.step}")
@@ -105,6 +106,7 @@ class RunStart:
             found = self.world.run_on_first_rank(find)
             patiently = partial(retried, partial(self._load_source, found), f"init_from {found}", log.message)
             self.world.run_on_all_ranks(patiently, "reading init_from")
+            self.optimizer.exchange_loaded()  # type: ignore[attr-defined]
         return Progress(data_fingerprint=self.shards.fingerprint)
 
     def _load_source(self, found: str) -> None:

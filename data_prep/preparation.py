@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bert_pretrain.control_group import available_cores
 from bert_pretrain.data.shard_directory import read_manifest, write_manifest
 from bert_pretrain.data.shards import ShardHeader
 from bert_pretrain.errors import ConfigError, OutageError
@@ -119,7 +120,7 @@ def _run(preparation: "Preparation", pieces: list[Piece]) -> None:
 
 def _open_engine(config: EngineConfig, most_tasks: int) -> contextlib.AbstractContextManager[Engine]:
     """The user's cluster if given; else this process for one worker or one task; else a cluster of this machine."""
-    workers = max(1, min(config.workers or len(os.sched_getaffinity(0)), most_tasks))
+    workers = max(1, min(config.workers or available_cores(), most_tasks))
     if config.scheduler is None and workers == 1:
         return contextlib.nullcontext(Engine())
     from data_prep.engine import cluster  # slow to load

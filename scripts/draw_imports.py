@@ -10,6 +10,7 @@ BEGIN, END = "<!-- imports: python scripts/draw_imports.py -->", "<!-- end of im
 # Highest first; a module imports from its own layer or from lower ones.
 LAYERS = [
     {
+        "control_group",
         "errors",
         "files",
         "html_page",

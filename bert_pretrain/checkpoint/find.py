@@ -13,6 +13,7 @@ from bert_pretrain.files.retry import retried
 
 RECORD = "newest_checkpoint.json"
 """In ``run_dir``: the step of the newest checkpoint that the run has saved."""
+_LISTINGS = 10
 _NAME = re.compile(r"step_(\d{8})")
 
 Report = Callable[[str], None]
@@ -35,15 +36,26 @@ def step_of(checkpoint: Path) -> int:
 def newest_valid(directory: Path, report: Report, while_waiting: Callable[[], None] = lambda: None) -> Path | None:
     """The newest undamaged checkpoint; ``report`` gets a message for each damaged one that is skipped.
 
+    A run may save and remove checkpoints meanwhile: then they are listed again, up to ``_LISTINGS`` times in all.
     Outages are waited out, with ``while_waiting`` called before each pause. Raises ``OutageError`` after minutes, and
     ``ConfigError`` for a checkpoint that this user may not read.
     """
-    found = retried(lambda: checkpoints_in(directory), str(directory), report, while_waiting)
-    for path in reversed(found):
+
+    def listed() -> list[Path]:
+        return retried(lambda: checkpoints_in(directory), str(directory), report, while_waiting)
+
+    found, told, again = listed(), set[Path](), _LISTINGS - 1
+    left = list(found)
+    while left:
+        path = left.pop()
         fault = _fault(path, report, while_waiting)
         if fault is None:
             return path
-        report(f"checkpoint {path} is skipped: {fault}")
+        if again and (now := listed()) != found:  # it may be one that its run has just removed
+            found, left, again = now, list(now), again - 1
+        elif path not in told:
+            report(f"checkpoint {path} is skipped: {fault}")
+            told.add(path)
     return None
 
 

@@ -230,7 +230,10 @@ def loading(path: Path) -> Iterator[Path]:
 def restore(
     path: Path, model: PretrainingModel, optimizer: Optimizer, precision: MixedPrecision, device: torch.device
 ) -> Progress:
-    """Load a valid checkpoint into ``model``, ``optimizer`` and ``precision``; returns its progress."""
+    """Load a valid checkpoint into ``model``, ``optimizer`` and ``precision``; returns its progress.
+
+    No collective, so that it may fail on one rank; on all, ``optimizer.exchange_loaded`` comes next.
+    """
     progress = load_progress(path)
     with loading(path / "model") as folder:
         load_weights(model, folder)

@@ -1,5 +1,6 @@
 """``data.masking=dynamic``: remove the shards' masks and draw new ones for every epoch."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,16 @@ from bert_pretrain.data.tokenizer_files import masking_rule, read_tokenizer
 from bert_pretrain.errors import ConfigError
 
 
-def dynamic_masking(config: DataConfig, shards: ShardSet, seed: int) -> DynamicMasking | None:
+def dynamic_masking(
+    config: DataConfig, shards: ShardSet, seed: int, report: Callable[[str], None] = lambda _: None
+) -> DynamicMasking | None:
     """The function that masks samples anew, or None for static masks.
 
-    Masks depend on (seed, epoch, sample) only, and follow the rule in the shards' header. Raises ``ConfigError`` if the
+    Masks depend on (seed, epoch, sample) only, and follow the rule in the shards' header, but for what ``config``
+    states. ``report`` gets a line if ``data.masked_lm_prob`` is not what the samples get. Raises ``ConfigError`` if the
     vocabulary is missing or does not fit the shards.
     """
+    _report_other_share(config, shards, report)
     if config.masking == "static":
         return None
     header, probability = shards.header, config.masked_lm_prob
@@ -39,10 +44,31 @@ def dynamic_masking(config: DataConfig, shards: ShardSet, seed: int) -> DynamicM
             "tokenizer's folder, or use data.masking=static"
         ) from None
     check_size(table, folder, shards.vocab_size)
-    whole_word = header is not None and header.whole_word_masking
+    whole_word = config.whole_word_masking or (header is not None and header.whole_word_masking)
     rule = masking_rule(table, probability, shards.max_predictions, whole_word, shards.vocab_size, folder)
     known = {} if header is None else {name: getattr(header, name) for name in ("mask_share", "random_share")}
     return masked_by(replace(rule, **known | stated_shares(config)), seed)
+
+
+def _report_other_share(config: DataConfig, shards: ShardSet, report: Callable[[str], None]) -> None:
+    """Report a stated ``data.masked_lm_prob`` that the masks in the shards, or their size, overrule."""
+    stated, header, room = config.masked_lm_prob, shards.header, shards.max_predictions
+    if stated is None:
+        return
+    if config.masking == "static":
+        if header is None or header.masked_lm_prob != stated:
+            report(
+                f"data.masked_lm_prob={stated} has no effect with data.masking=static: the masks are those of the "
+                f"shards{'' if header is None else f' ({header.masked_lm_prob})'}"
+            )
+        return
+    wanted = round(stated * config.sequence_length)
+    if wanted > room:
+        report(
+            f"data.masked_lm_prob={stated} asks for {wanted} of {config.sequence_length} tokens, but the shards in "
+            f"{config.dir} have room for {room}: no sample gets more; for all, prepare them with "
+            f"max_predictions=[{wanted}]"
+        )
 
 
 def stated_shares(config: DataConfig) -> dict[str, Any]:

@@ -24,7 +24,8 @@ class DataConfig(ReadyMadeConfig, CacheConfig):
     masking: str
     """``static``: the masks in the shards; ``dynamic``: new masks in every epoch."""
     masked_lm_prob: float | None
-    """With ``masking=dynamic``: share of tokens to predict; null: as in the shards."""
+    """With ``masking=dynamic``: share of tokens to predict; null: as in the shards. A sample gets at most as many as
+    the shards have room for (max_predictions). With ``masking=static`` it has no effect, which the run says."""
     mask_share: float | None
     """With ``masking=dynamic``: share of the predicted tokens that are replaced by [MASK]; null: as in the shards, 0.8
     unless they state another."""
@@ -38,11 +39,12 @@ class DataConfig(ReadyMadeConfig, CacheConfig):
     """Samples per read. The order of an epoch is a permutation of blocks, and of the samples in each block."""
     window: int | None
     """Samples that an epoch shuffles together; null: all. With a window, an epoch visits the shards part by part, each
-    epoch in another order, and a cache of remote shards need hold only two windows."""
+    epoch in another order, and a cache of remote shards need hold only two windows. For shards only."""
     prefetch: int
     """Micro-batches to prepare in advance."""
     mix: dict[str, str] = field(default_factory=dict)
-    """Directory of a further set of shards, with a NAME of your choice: the same tokenizer and lengths."""
+    """Directory of a further set of shards, with a NAME of your choice: the same tokenizer and lengths. The order
+    of the sets is part of a run, which keeps the one that it began with."""
     mix_weights: dict[str, float] = field(default_factory=dict)
     """Multiplies the share of the set NAME, or of data.dir with NAME dir; 1 where none is given."""
     mix_temperature: float = field(default=1.0, metadata={"endless": True})
@@ -61,11 +63,14 @@ class DataConfig(ReadyMadeConfig, CacheConfig):
             require(share is None or 0.0 <= share <= 1.0, f"data.{name}", share, "null, or 0 to 1")
             allowed = "null with data.masking=static, whose masks are those of the shards"
             require(share is None or self.masking == "dynamic", f"data.{name}", share, allowed)
+        self.check_ready_made(self.masking, self.masked_lm_prob)
         require_choice("data.check", self.check, ("auto", "content", "headers"))
         require(self.block_size >= 1, "data.block_size", self.block_size, "1 or more")
         window = self.window
         allowed = f"null, or data.block_size ({self.block_size}) or more"
         require(window is None or window >= self.block_size, "data.window", window, allowed)
+        allowed = f"null with data.kind={self.kind}: only shards are shuffled by windows"
+        require(window is None or self.kind == "shards", "data.window", window, allowed)
         require(1 <= self.prefetch <= 10_000, "data.prefetch", self.prefetch, "1 to 10,000")
         require(self.mix_temperature >= 0.001, "data.mix_temperature", self.mix_temperature, "0.001 or more, or inf")
         require_choice("data.mix_by", self.mix_by, ("samples", "tokens"))
@@ -76,4 +81,3 @@ class DataConfig(ReadyMadeConfig, CacheConfig):
             known = ", ".join(("dir", *self.mix))
             require(name in self.mix or name == "dir", "data.mix_weights", name, f"the names of the sets: {known}")
             require(0 < weight < inf, f"data.mix_weights.{name}", weight, "a number above 0")
-        self.check_ready_made(self.masking, self.masked_lm_prob)

@@ -1,6 +1,6 @@
 """The options ``data.*`` of sets that are no shards: rows of token ids, and text that is tokenised while training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from bert_pretrain.errors import require, require_choice
 
@@ -10,7 +10,7 @@ COLUMNS = {"pretokenised": "input_ids", "streamed": "text"}
 
 @dataclass(kw_only=True)
 class ReadyMadeConfig:
-    """Options ``data.*``; all but ``kind`` are for sets that are no shards."""
+    """Options ``data.*``; all but ``kind`` and ``whole_word_masking`` are for sets that are no shards."""
 
     kind: str = "shards"
     """``shards``, as `bert-pretrain prepare` writes them; ``pretokenised``: rows of token ids, of the datasets library
@@ -29,12 +29,13 @@ class ReadyMadeConfig:
     long_rows: str = "split"
     """Rows longer than ``sequence_length``: ``split`` into as many samples as needed, or ``cut`` after the first."""
     whole_word_masking: bool = False
-    """Mask whole words. Shards state it themselves."""
+    """With ``masking=dynamic``: mask whole words. false: with shards as they state, else single pieces."""
     heldout_split: str | None = "validation"
     """The split for evaluation, if the set has it; else, and with null, it is a share of the rows of ``split``."""
     heldout_fraction: float = 0.01
     """Share of the rows that are held out where there is no ``heldout_split``: every n-th row of each file, n =
-    1 / heldout_fraction. They are never trained on. 0: none."""
+    1 / heldout_fraction rounded to a whole number, so 0.4 holds out every second one. They are never trained on. 0:
+    none."""
     heldout_samples: int | None = None
     """Samples for evaluation: the first of the held-out ones. null: all, with ``streamed`` the first 1,024."""
     shuffle_buffer: int = 16_384
@@ -54,10 +55,23 @@ class ReadyMadeConfig:
             value = getattr(self, name)
             require(value is None or value >= 1, f"data.{name}", value, "1 or more")
         if self.kind == "shards":
+            self._refuse_stated()
+            allowed = "false with data.masking=static, whose masks are those of the shards"
+            whole_words = self.whole_word_masking
+            require(not whole_words or masking == "dynamic", "data.whole_word_masking", whole_words, allowed)
             return
         where = f"with data.kind={self.kind}, whose samples have no masks"
         require(masking == "dynamic", "data.masking", masking, f"dynamic {where}")
         require(masked_lm_prob is not None, "data.masked_lm_prob", masked_lm_prob, f"a number {where} (BERT: 0.15)")
+
+    def _refuse_stated(self) -> None:
+        """Raise ``ConfigError`` for an option that shards do not read."""
+        for option in fields(ReadyMadeConfig):
+            if option.name in READY_MADE_ONLY:
+                default = "null" if option.default is None else option.default
+                allowed = f"{default} with data.kind=shards (data=pretokenised and data=streamed read it)"
+                value = getattr(self, option.name)
+                require(value == option.default, f"data.{option.name}", value, allowed)
 
     @property
     def rows_column(self) -> str:
@@ -68,3 +82,9 @@ class ReadyMadeConfig:
     def heldout_stride(self) -> int:
         """n, if every n-th row of a split without a held-out one is held out; 0: none is."""
         return round(1 / self.heldout_fraction) if self.heldout_fraction else 0
+
+
+READY_MADE_ONLY = tuple(
+    option.name for option in fields(ReadyMadeConfig) if option.name not in ("kind", "whole_word_masking")
+)
+"""The options that shards do not read."""

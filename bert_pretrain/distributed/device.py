@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import torch
 
+from bert_pretrain.control_group import available_cores
 from bert_pretrain.distributed.options import DEVICES
 from bert_pretrain.errors import ConfigError, require_choice
 
@@ -42,7 +43,7 @@ def set_up_device(device: torch.device, size: int, local_size: int) -> None:
     if "OMP_NUM_THREADS" not in os.environ or size > 1:
         # torchrun sets OMP_NUM_THREADS=1 whatever the number of cores. More threads than cores are as bad: OpenMP
         # teams that share cores run 20 to 40 times slower.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+        torch.set_num_threads(max(1, available_cores() // local_size))
 
 
 def keep_freed_memory() -> None:

@@ -15,6 +15,7 @@ import torch
 
 from bert_pretrain.build import trial_trainer
 from bert_pretrain.config import PretrainConfig, resolved_yaml
+from bert_pretrain.control_group import available_cores
 from bert_pretrain.data.dataset import check_vocabulary, tokenizer_size
 from bert_pretrain.data.mixture import open_data_sets
 from bert_pretrain.data.ready_made import open_ready_made
@@ -105,7 +106,7 @@ def device(config: PretrainConfig, world: World) -> Finding:
 
 def processors(config: PretrainConfig, world: World) -> Finding:
     """Cores for the ranks of this node, and the limit of open files."""
-    cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    cores, threads = available_cores(), torch.get_num_threads()
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     found = f"{cores} cores, {threads} threads per rank, limit of {files:,} open files"
     if files < 1024:

@@ -8,6 +8,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from bert_pretrain.config import PretrainConfig
+from bert_pretrain.control_group import memory_limit
 from bert_pretrain.distributed.world import World
 from bert_pretrain.doctor.finding import OK, Finding
 from bert_pretrain.program import HERE, release, version_line
@@ -53,15 +54,6 @@ def system(config: PretrainConfig, world: World) -> Finding:
     facts.append(f"{available / 2**30:.1f} of {total / 2**30:.1f} GiB memory available{bound}")
     facts += [f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith(VARIABLES)]
     return Finding(OK, ", ".join(filter(None, facts)))
-
-
-def memory_limit(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """The bytes that the control group of a container may use; 0 without a limit."""
-    for file in (root / "memory.max", root / "memory" / "memory.limit_in_bytes"):
-        if file.exists():
-            text = file.read_text().strip()
-            return int(text) if text.isdigit() else 0
-    return 0
 
 
 def _named(package: str) -> str:

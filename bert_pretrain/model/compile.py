@@ -60,8 +60,8 @@ def compile_model(
 
 
 def turn_off_compiling(model: PretrainingModel) -> None:
-    """Let ``model`` run as it is, after a compilation that failed."""
-    model.pieces, model.speed = Pieces(), replace(model.speed, compile=False)
+    """Let ``model`` run as it is, without CUDA graphs too, if code is not compiled. Leaves no gradients."""
+    model.pieces, model.speed = Pieces(), replace(model.speed, compile=False, cuda_graphs=False)
     model.zero_grad(set_to_none=True)
 
 

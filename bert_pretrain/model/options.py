@@ -56,7 +56,8 @@ class ModelConfig:
     type_vocab_size: int | None = None
     """Kinds of segments, 2 or more. null: as in the model of init_from, without one 2."""
     pad_token_id: int | None = None
-    """The token whose embedding is not trained. null: as in the model of init_from, without one 0."""
+    """The token of padding. Its embedding is trained through the decoder alone, whose weights are the same. null: as
+    in the model of init_from, without one 0."""
 
     def __post_init__(self) -> None:
         given = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}

@@ -131,6 +131,9 @@ class MeasuredOptimizer(torch.optim.Optimizer):
         ):
             super().load_state_dict(state_dict)
 
+    def exchange_loaded(self) -> None:
+        """Call after ``load_state_dict`` has returned on every rank; collective if the optimizer is sharded."""
+
     def _read(self, saved: dict[str, Any]) -> tuple[dict[Tensor, dict[str, Any]], list[dict[str, Any]]]:
         """The states and groups of ``saved`` in the format of this class; changes nothing."""
         return read_state(saved, self.param_groups, self._format, type(self).__name__)

@@ -33,7 +33,7 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
         groups: parameter groups as ``decay_groups`` returns them: ``params`` are (name, parameter).
         make: makes one of the optimizers of this package from parameter groups.
 
-    Constructor, ``step``, ``state_dict``, ``load_state_dict`` and ``layer_report`` are collective. After a step
+    Constructor, ``step``, ``state_dict``, ``exchange_loaded`` and ``layer_report`` are collective. After a step
     ``grad_norm`` and ``skipped`` are those of the inner optimizer, the same on every rank; ``nonfinite_state`` (not for
     torch's optimizers) covers the layers of this rank. ``grad_scale`` and ``found_inf`` may be set, to the same on
     every rank. Weights become views of one buffer per rank. Raises ``ConfigError`` as the optimizer does, and if a rank
@@ -107,7 +107,7 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
         return {"state": {}, "param_groups": torch.optim.Optimizer.state_dict(self)["param_groups"]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load this rank's part of an ordinary state, saved by any number of ranks."""
+        """Load this rank's part of an ordinary state, saved by any number of ranks. Then call ``exchange_loaded``."""
         check_entries(state_dict)
         saved = state_dict["state"]
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
@@ -123,6 +123,9 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
                 if saved_id in saved:
                     state[place] = saved[saved_id]
         self.optim.load_state_dict({"state": state, "param_groups": groups})  # refuses before it changes anything
-        if self.optim.averages_weights:
-            self._sync_params()  # which loading has set from the averages
         self._sync_param_groups(self.optim.param_groups, self.param_groups)
+
+    def exchange_loaded(self) -> None:
+        """After ``load_state_dict`` on every rank: the weights that loading has set from the averages. Collective."""
+        if self.optim.averages_weights:
+            self._sync_params()

@@ -20,7 +20,7 @@ from bert_pretrain.model.flops import parameter_count, training_flops
 from bert_pretrain.optim.schedule import learning_rate
 from bert_pretrain.options.entry_point import entry_point
 from bert_pretrain.plan.scaling import MASKED_SHARE, GpuConfig, NetworkConfig, Scaling
-from bert_pretrain.same_run import check_run_dir
+from bert_pretrain.same_run import check_run_dir, in_stored_order
 from bert_pretrain.training.metrics import duration
 from bert_pretrain.training.options import MEMORY_SHARE
 
@@ -79,7 +79,7 @@ def main(config: PlanConfig) -> None:
     """
     if config.plot is not None:
         check_new_file(Path(config.plot), "plot", overwrite=True)
-    config = resolve_if_needed(replace(config, data=local_data(config.data)))
+    config = in_stored_order(resolve_if_needed(replace(config, data=local_data(config.data))))
     check_run_dir(config)
     gpu = config.gpu
     device, compute = this_machine(config.device) if gpu is None else (gpu.name, gpu.compute)

@@ -1,7 +1,8 @@
 """Evaluation on the held-out split.
 
-In float32, whatever training computes in, so that the losses are those of plain ``transformers``. A thread reads ahead,
-as in training, into pinned memory on a GPU: the device never waits for the host.
+In float32, whatever training computes in, so that the losses are those of plain ``transformers``, to rounding: with
+``precision.tf32``, the default, GPUs from Ampere on round the factors of its products to TF32. A thread reads ahead, as
+in training, into pinned memory on a GPU: the device never waits for the host.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,7 @@ _AHEAD = 2  # micro-batches that are read in advance
 def evaluate(
     model: PretrainingModel, heldout: SampleSet, micro_batch_size: int, world: World, stop: StopRequest
 ) -> Row | None:
-    """Mean losses and accuracies over the whole held-out split, in float32, equal to those of plain ``transformers``.
+    """Mean losses and accuracies over the whole held-out split, in float32, or TF32 (see above).
 
     None if a rank was asked to stop meanwhile.
     """

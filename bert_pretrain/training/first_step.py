@@ -34,6 +34,7 @@ from bert_pretrain.data.collate import MicroBatch
 from bert_pretrain.distributed.world import World
 from bert_pretrain.errors import with_type
 from bert_pretrain.model.bert import Pieces, PretrainingModel
+from bert_pretrain.model.compile import turn_off_compiling
 from bert_pretrain.model.precision import MixedPrecision
 from bert_pretrain.optim.first_update import first_fault, guard_first_update
 
@@ -105,6 +106,8 @@ def check_model(
                 good.append(name)
     finally:
         chosen.use(model)
+        if chosen.pieces != wanted.pieces:
+            turn_off_compiling(model)
     if good:
         verb = "agrees" if len(good) == 1 else "agree"
         report(f"{' and '.join(good)} {verb} with plain PyTorch on a micro-batch")

@@ -83,6 +83,7 @@ class SpikeRecovery:
             )
         parts = model, optimizer, precision, self.world.device
         progress = self.world.run_on_all_ranks(lambda: restore(Path(self.checkpoint), *parts), "reading a checkpoint")
+        optimizer.exchange_loaded()  # type: ignore[attr-defined]
         dropped = attempts - progress.attempts
         self.log.message(f"{reason}; back to step {progress.step}, skipping {dropped} global batches")
         self.detector = LossSpikeDetector(**progress.spike_detector)

@@ -137,7 +137,7 @@ def sharded(name: str, counts: Counter) -> dict:
             torch.testing.assert_close(optimizer.grad_norm, whole.grad_norm, rtol=1e-5, atol=0)
     ordinary = copy.deepcopy(optimizer.state_dict())
     own_bytes = bytes_of_state(optimizer.optim)
-    resumed = resume(make, resumed_from, halves)
+    resumed, calls_of_load = resume(make, resumed_from, halves, counts)
     with optimizer.evaluation_weights(), whole.evaluation_weights():
         evaluated, alike = ([p.detach().clone() for p in some.parameters()] for some in (model, whole_model))
     if hasattr(whole, "layer_report"):
@@ -156,6 +156,7 @@ def sharded(name: str, counts: Counter) -> dict:
         "bytes": own_bytes,
         "whole_bytes": bytes_of_state(whole),
         "calls": calls_of_step,
+        "calls_of_load": calls_of_load,
         "elements_reduced_per_step": sum(reduced) / 7,
     }
 
@@ -164,8 +165,8 @@ def rate_of(make: partial, step: int) -> torch.Tensor:
     return torch.tensor(make.keywords.get("lr", 0.01) * 0.9**step, dtype=torch.float64)
 
 
-def resume(make: partial, saved: tuple, halves: slice) -> list[torch.Tensor]:
-    """The last two steps again, by a new model and optimizer with the saved state."""
+def resume(make: partial, saved: tuple, halves: slice, counts: Counter) -> tuple[list[torch.Tensor], dict]:
+    """The last two steps again, by a new model and optimizer with the saved state; and the collectives of loading."""
     state, weights = saved
     everyone = [state]
     dist.broadcast_object_list(everyone)  # as from a checkpoint, which all ranks read
@@ -174,14 +175,35 @@ def resume(make: partial, saved: tuple, halves: slice) -> list[torch.Tensor]:
     with torch.no_grad():
         for param, value in zip(model.parameters(), weights, strict=True):
             param.copy_(value)
+    counts.clear()
     optimizer.load_state_dict(everyone[0])
+    calls = dict(counts)
+    optimizer.exchange_loaded()
     network = DistributedDataParallel(model)
     for step in (5, 6):
         backward(network, samples(step)[halves])
         for group in optimizer.param_groups:
             group["lr"] = rate_of(make, step)
         optimizer.step()
-    return [p.detach().clone() for p in model.parameters()]
+    return [p.detach().clone() for p in model.parameters()], calls
+
+
+def failed_load() -> str:
+    """What all ranks say if a sharded average cannot be loaded on rank 1."""
+    make, rank = FAMILY["schedule_free"], dist.get_rank()
+    model = make_model()
+    optimizer = ShardedOptimizer(groups_of(model, make), make)
+    backward(model, samples(0))
+    optimizer.step()
+    everyone = [copy.deepcopy(optimizer.state_dict())]
+    dist.broadcast_object_list(everyone)
+    if rank == 1:
+        everyone[0]["state"] = {index: {"step": torch.ones(())} for index in everyone[0]["state"]}
+    try:
+        World(rank, rank, 2, torch.device("cpu")).run_on_all_ranks(lambda: optimizer.load_state_dict(everyone[0]))
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def slices(kernel: str, dtype: torch.dtype) -> dict:
@@ -329,15 +351,15 @@ def refusals() -> dict:
     return messages
 
 
-def runs(out: Path, options: list[str]) -> None:
+def runs(out: Path, options: list[str], suffix: str = "") -> None:
     """A run of six steps, and the same resuming from its third."""
     world = World(dist.get_rank(), dist.get_rank(), 2, torch.device("cpu"))
     for name in ("through", "again"):
-        words = [*options, f"run_dir={out / name}", "optimizer.sharded=true"]
+        words = [*options, f"run_dir={out / name}{suffix}", "optimizer.sharded=true"]
         pretrain(load_config("pretrain", words, PretrainConfig), world, StopRequest())
         if world.is_first and name == "through":
-            for copied in ("again", "alone"):
-                shutil.copytree(out / name, out / copied)
+            for copied in (f"again{suffix}", f"alone{suffix}"):
+                shutil.copytree(out / f"{name}{suffix}", out / copied)
                 shutil.rmtree(out / copied / "checkpoints/step_00000006")
         dist.barrier()
 
@@ -362,9 +384,11 @@ def main() -> None:
         "strided": strided(),
         "flags": flags(),
         "refusals": refusals(),
+        "failed_load": failed_load(),
     }
     torch.save(result, Path(sys.argv[1]) / f"rank{dist.get_rank()}.pt")
     runs(Path(sys.argv[1]), sys.argv[2:])
+    runs(Path(sys.argv[1]), [*sys.argv[2:], "optimizer=schedule_free_adamw", "optimizer.lr=0.01"], "_free")
     dist.destroy_process_group()
 
 

@@ -68,14 +68,6 @@ def test_what_a_maintainer_asks_first_without_secrets(monkeypatch: pytest.Monkey
     assert f"of {int(memory.split()[1]) / 2**20:.1f} GiB memory available" in found
 
 
-def test_the_memory_limit_of_a_container(tmp_path: Path) -> None:
-    assert system.memory_limit(tmp_path) == 0
-    (tmp_path / "memory.max").write_text("max\n")
-    assert system.memory_limit(tmp_path) == 0
-    (tmp_path / "memory.max").write_text(f"{3 << 30}\n")
-    assert system.memory_limit(tmp_path) == 3 << 30
-
-
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     needs = ['scipy>=1.13; extra == "study"', "torch>=2.11", 'nowhere-at-all>=1; extra == "data"']
     monkeypatch.setattr(system, "requires", lambda _: needs)

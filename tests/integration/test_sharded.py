@@ -89,6 +89,17 @@ def test_the_state_dict_is_the_ordinary_one_and_resumes_bitwise(ranks: list[dict
     assert equal(second["resumed"], first["weights"])
 
 
+@pytest.mark.parametrize("name", FAMILY)
+def test_loading_is_no_collective(ranks: list[dict], name: str) -> None:
+    assert [rank["sharded"][name]["calls_of_load"] for rank in ranks] == [{}, {}]
+
+
+def test_a_load_that_fails_on_one_rank_fails_on_all(ranks: list[dict]) -> None:
+    first, second = (rank["failed_load"] for rank in ranks)
+    assert first == second
+    assert "rank 1" in first
+
+
 @pytest.mark.parametrize("kernel", ["reference", "foreach", "auto"])
 def test_slices_of_fsdp2_give_the_weights_of_whole_layers(ranks: list[dict], kernel: str) -> None:
     first, second = (rank["slices"][f"{kernel}_torch.float32"] for rank in ranks)
@@ -156,6 +167,18 @@ def test_a_run_resumes_bitwise_sharded_and_to_rounding_unsharded(ranks: list[dic
         assert torch.equal(value, again[name])
         torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5)
     assert not torch.equal(value, load_file(out / "again/checkpoints/step_00000003/model/model.safetensors")[name])
+
+
+def test_a_sharded_run_of_averages_resumes_bitwise(ranks: list[dict], out: Path) -> None:
+    expected, again = (
+        load_file(out / f"{name}_free/checkpoints/step_00000006/model/model.safetensors")
+        for name in ("through", "again")
+    )
+    assert all(torch.equal(value, again[name]) for name, value in expected.items())
+    rows = [read_rows(out / f"{name}_free/metrics.jsonl") for name in ("through", "again")]
+    assert [row["mlm_loss"] for row in rows[0] if "mlm_loss" in row] == [
+        r["mlm_loss"] for r in rows[1] if "mlm_loss" in r
+    ]
 
 
 def test_layer_reports_cover_all_layers_and_survive_a_resume(ranks: list[dict], out: Path) -> None:

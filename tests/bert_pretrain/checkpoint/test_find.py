@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bert_pretrain.checkpoint import files, find
-from bert_pretrain.checkpoint.find import RECORD, newest_to_resume, newest_valid, saved_step
+from bert_pretrain.checkpoint.find import RECORD, newest_to_resume, newest_valid, resolve_checkpoint, saved_step
 from bert_pretrain.checkpoint.store import CheckpointStore, Progress
 from bert_pretrain.errors import EXIT_OUTAGE, ConfigError, OutageError
 from bert_pretrain.files import retry
@@ -135,3 +135,37 @@ def test_a_missing_permission_is_no_damage(tmp_path: Path, monkeypatch: pytest.M
     failing_read(monkeypatch, errno.EACCES, 1)
     with pytest.raises(ConfigError, match=r"step_00000004 cannot be read .*Permission denied.*make it readable"):
         newest_valid(store.directory, lambda _: None)
+
+
+def saving_while_read(monkeypatch: pytest.MonkeyPatch, run_dir: Path, times: int) -> list[int]:
+    """For ``times`` checksums, a run with ``keep_last=1`` saves the next step first, and removes the one before."""
+    steps, original = [2], files._sha256
+
+    def sha256(*arguments: object) -> str:
+        if len(steps) <= times:
+            steps.append(steps[-1] + 2)
+            with monkeypatch.context() as patch:
+                patch.setattr(files, "_sha256", original)
+                store = saved(run_dir, (steps[-1],))
+            shutil.rmtree(store.directory / f"step_{steps[-2]:08d}")
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(files, "_sha256", sha256)
+    return steps
+
+
+def test_one_that_its_run_removes_while_it_is_read_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    saved(tmp_path, (2,))
+    saving_while_read(monkeypatch, tmp_path, 3)
+    path = resolve_checkpoint(tmp_path, "run_dir", said.append)
+    assert (path.name, said) == ("step_00000008", [])
+
+
+def test_a_run_that_always_saves_again_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path, (2,))
+    steps = saving_while_read(monkeypatch, tmp_path, 1000)
+    assert newest_valid(tmp_path / "checkpoints", lambda _: None) is None
+    assert len(steps) == 1 + find._LISTINGS

@@ -4,14 +4,22 @@ import dataclasses
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bert_pretrain.data.dynamic_masking import dynamic_masking
 from bert_pretrain.data.masking import mask_samples
 from bert_pretrain.data.masking_rule import MaskingRule, restore_ids
+from bert_pretrain.data.mixture import open_data_sets
+from bert_pretrain.data.options import DataConfig
+from bert_pretrain.data.shards import write_shard
+from bert_pretrain.data.tokenizer_files import read_tokenizer
 from bert_pretrain.errors import ConfigError
-from tests.conftest import KeyedRandom
+from tests.bert_pretrain.data.test_loader import config
+from tests.conftest import LENGTH as TOKENS
+from tests.conftest import PREDICTIONS, VOCAB_SIZE, KeyedRandom, header, random_arrays
 
 VOCAB, LENGTH, MOST = 300, 40, 6
 SPECIAL = {0: "[PAD]", 1: "[UNK]", 2: "[CLS]", 3: "[SEP]", 4: "[MASK]"}
@@ -192,6 +200,60 @@ def test_rule_of_a_vocabulary() -> None:
         MaskingRule.of_vocabulary(tokens[:6], 0.15, 3, whole_word=False)
     with pytest.raises(ConfigError, match="all of them special"):
         MaskingRule.of_vocabulary(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], 0.15, 3, whole_word=False)
+
+
+def data_options(folder: Path, **changes: object) -> DataConfig:
+    """Of shards in ``folder``, made here: 16 tokens, room for 3; every second word of the tokenizer is continued."""
+    if not (folder / "vocab.txt").exists():
+        tokens = [SPECIAL.get(number, f"{'##' * (number % 2)}w{number}") for number in range(VOCAB_SIZE)]
+        (folder / "vocab.txt").write_text("\n".join(tokens))
+        rule = header(vocab_hash=read_tokenizer(folder).vocab_hash)
+        arrays = random_arrays(np.random.default_rng(1), 40)
+        write_shard(folder / "train_00000.hdf5", arrays, rule)
+    return config(folder, **{"tokenizer": str(folder), "masking": "dynamic", **changes})
+
+
+def masks_of(options: DataConfig) -> tuple[dict | None, list[str]]:
+    """The samples as a run masks them, None with static masks, and what it says."""
+    said: list[str] = []
+    shards = open_data_sets(options, "train", VOCAB_SIZE)
+    assert shards is not None
+    masking = dynamic_masking(options, shards, 5, said.append)
+    return masking and masking(shards.read(0, 40), 0, np.arange(40)), said  # type: ignore[return-value]
+
+
+def test_a_share_that_the_shards_have_no_room_for_is_told(tmp_path: Path) -> None:
+    for share, wanted in ((0.25, 4), (0.15, 2), (None, 2), (0.21, 3)):  # rint(16 share), by hand
+        masked, said = masks_of(data_options(tmp_path, masked_lm_prob=share))
+        assert masked is not None
+        assert (masked["masked_lm_positions"] > 0).sum(1).max() == min(wanted, PREDICTIONS)
+        assert len(said) == (wanted > PREDICTIONS)
+        for text in said:
+            assert f"masked_lm_prob=0.25 asks for {wanted} of {TOKENS} tokens" in text
+            assert f"room for {PREDICTIONS}" in text
+            assert f"max_predictions=[{wanted}]" in text
+
+
+def test_a_share_that_static_masks_overrule_is_told(tmp_path: Path) -> None:
+    for share, told in ((0.3, 1), (0.15, 0), (None, 0)):
+        masked, said = masks_of(data_options(tmp_path, masking="static", masked_lm_prob=share))
+        assert (masked, len(said)) == (None, told)
+        assert all("masked_lm_prob=0.3 has no effect" in text and "(0.15)" in text for text in said)
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_whole_words_of_shards_of_single_pieces(tmp_path: Path, whole_word: bool) -> None:
+    """Odd ids continue a word: one that is masked without its neighbour of the same word is a single piece."""
+    masked, _ = masks_of(data_options(tmp_path, whole_word_masking=whole_word, masked_lm_prob=0.2))
+    assert masked is not None
+    before, torn = restore_ids(masked), 0
+    for ids, places in zip(before.tolist(), masked["masked_lm_positions"].tolist(), strict=True):
+        words = "".join("s" if token in SPECIAL else "c" if token % 2 else "b" for token in ids)
+        chosen = "".join("x" if place in places else "-" for place in range(TOKENS))
+        torn += sum(
+            words[at] == "c" and words[at - 1] != "s" and chosen[at] != chosen[at - 1] for at in range(1, TOKENS)
+        )
+    assert (torn == 0) == whole_word, torn
 
 
 def test_masking_and_shards_import_no_torch() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from bert_pretrain.config import PretrainConfig, resolved_yaml
 from bert_pretrain.data.batch_plan import BatchPlan
@@ -18,9 +19,12 @@ from bert_pretrain.data.options import DataConfig
 from bert_pretrain.data.sample_order import PERIOD, MixedOrder, SampleOrder
 from bert_pretrain.data.shard_directory import write_manifest
 from bert_pretrain.data.shards import write_shard
+from bert_pretrain.distributed.preemption import StopRequest
+from bert_pretrain.distributed.world import open_world
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.options.config_loading import load_config
 from bert_pretrain.plan import run as plan
+from bert_pretrain.run import pretrain
 from bert_pretrain.same_run import check_same_run
 from tests.bert_pretrain.data.test_loader import config, rows
 from tests.bert_pretrain.training.test_trainer import trainer_for
@@ -238,6 +242,38 @@ def test_a_run_on_a_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert torch.equal(value, resumed.model.state_dict()[name]), name
     with pytest.raises(ConfigError, match="was trained on other shards than those"):
         trainer_for(tmp_path / "parts", tmp_path / "0", *mix[:1], f"data.mix.c={tmp_path / '1'}")
+
+
+def test_a_run_keeps_the_order_of_its_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Resumed, branched off and planned with the sets named in another order, it is bitwise the same run."""
+    for seed, samples in enumerate((50, 20, 30)):
+        make_set(tmp_path / f"{seed}", samples, seed + 20)
+    b, c = (f"data.mix.{name}={tmp_path / str(number)}" for name, number in (("b", 1), ("c", 2)))
+
+    def train(name: str, *words: str) -> Path:
+        config = load_config(
+            "pretrain",
+            [*TEST_RECIPE, f"data.dir={tmp_path / '0'}", f"run_dir={tmp_path / name}", *words],
+            PretrainConfig,
+        )
+        with open_world("cpu") as world:
+            pretrain(config, world, StopRequest())
+        return tmp_path / name / "checkpoints"
+
+    steps = train("whole", b, c)
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts/checkpoints/step_00000006")
+    keep = f"init_from={steps / 'step_00000003'}", "init_progress=keep", "init_moments=keep"
+    expected = load_file(steps / "step_00000006/model/model.safetensors")
+    for others in (train("parts", c, b), train("branch", c, b, *keep)):
+        found = load_file(others / "step_00000006/model/model.safetensors")
+        assert all(torch.equal(value, found[name]) for name, value in expected.items())
+        stored = (others / "step_00000006/config.yaml").read_text()
+        assert stored.index("    b: ") < stored.index("    c: ")
+    capsys.readouterr()
+    plan.main([*TEST_RECIPE, f"data.dir={tmp_path / '0'}", f"run_dir={tmp_path / 'whole'}", c, b])
+    planned = capsys.readouterr().out
+    assert planned.index("from data.mix.b") < planned.index("from data.mix.c")
 
 
 def test_which_changes_of_a_mixture_are_another_run(sets: Path, tmp_path: Path) -> None:

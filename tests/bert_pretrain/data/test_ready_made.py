@@ -19,6 +19,7 @@ from bert_pretrain.data.loader import TrainingData
 from bert_pretrain.data.masking_rule import restore_ids
 from bert_pretrain.data.options import DataConfig
 from bert_pretrain.data.ready_made import open_ready_made
+from bert_pretrain.data.ready_made_options import READY_MADE_ONLY
 from bert_pretrain.data.row_source import TextFiles, check_address, open_source
 from bert_pretrain.data.sample_order import SampleOrder
 from bert_pretrain.data.shards import Arrays
@@ -26,6 +27,7 @@ from bert_pretrain.data.text_stream import StreamReader
 from bert_pretrain.errors import ConfigError, OutageError
 from bert_pretrain.files import retry
 from bert_pretrain.options.config_loading import load_config
+from bert_pretrain.same_run import differing_options
 from tests.bert_pretrain.data.test_loader import config as shard_config
 
 LENGTH, BATCH, WORDS = 16, 12, 97
@@ -404,6 +406,40 @@ def test_addresses() -> None:
     for address, message in (("hf://datasets/a/b/c.parquet", "allowed: hf://OWNER/NAME"), ("nowhere", "no directory")):
         with pytest.raises(ConfigError, match=message):
             check_address(address)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("subset", "20231101.en", "null"),
+        ("revision", "main", "null"),
+        ("split", "test", "train"),
+        ("column", "text", "null"),
+        ("special_tokens", "add", "auto"),
+        ("long_rows", "cut", "split"),
+        ("heldout_split", None, "validation"),
+        ("heldout_fraction", 0.05, "0.01"),
+        ("heldout_samples", 5, "null"),
+        ("shuffle_buffer", 40, "16384"),
+        ("streams", 3, "8"),
+    ],
+)
+def test_options_of_ready_made_sets_are_refused_with_shards(name: str, value: object, allowed: str) -> None:
+    """A run that stated one, which was ignored, goes on without it."""
+    with pytest.raises(ConfigError, match=rf"data.{name} is {value!r}; allowed: {allowed} with data.kind=shards"):
+        shard_config(Path("shards"), **{name: value})
+    assert name in READY_MADE_ONLY
+    before = {"data.kind": "shards", f"data.{name}": value}
+    assert differing_options({"data.kind": "shards"}, before) == []
+    streamed = {"data.kind": "streamed"}
+    assert differing_options({f"data.{name}": "another"} | streamed, before | streamed) == [f"data.{name}"]
+
+
+def test_options_of_shards_are_refused_without(tokenizer: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data.window is 100; allowed: null with data.kind=streamed"):
+        config(Path("rows"), "streamed", tokenizer=tokenizer, window=100)
+    with pytest.raises(ConfigError, match=r"data.whole_word_masking is True; allowed: false with data.masking=static"):
+        shard_config(Path("shards"), whole_word_masking=True)
 
 
 @pytest.mark.parametrize("kind", ["pretokenised", "streamed"])

@@ -22,7 +22,7 @@ from bert_pretrain.data import collate
 from bert_pretrain.data.collate import MicroBatch, Shape, dummy_batch, fixed_shapes, to_fixed_micro_batch
 from bert_pretrain.errors import ConfigError
 from bert_pretrain.model.bert import Pieces, PretrainingModel
-from bert_pretrain.model.compile import compile_model
+from bert_pretrain.model.compile import compile_model, turn_off_compiling
 from bert_pretrain.model.encoder import layer_weights, run_layer
 from bert_pretrain.model.options import PrecisionConfig
 from bert_pretrain.model.precision import MixedPrecision
@@ -246,6 +246,15 @@ def test_a_failed_compilation_is_one_message(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch, "compile", broken)
     with pytest.raises(ConfigError, match=r"speed\.compile is on, but .*no compiler at all\); it needs .*, setuptools"):
         compiled(torch.float32)
+
+
+def test_a_model_that_is_not_compiled_has_no_graphs_and_caches_its_weights() -> None:
+    model = build(COMPILED)
+    model.speed = replace(model.speed, cuda_graphs=True)
+    turn_off_compiling(model)
+    assert (model.pieces, model.speed.compile, model.speed.cuda_graphs) == (Pieces(), False, False)
+    with model.step():
+        assert model._weight_cache.in_step
 
 
 def test_the_message_says_what_the_backend_said(monkeypatch: pytest.MonkeyPatch) -> None:

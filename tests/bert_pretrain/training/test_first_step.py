@@ -246,9 +246,11 @@ def test_wrong_compiled_code_is_replaced_by_eager(
         return out * float("nan") if fault == "nan" else out - out.mean(0, keepdim=True)
 
     trainer.model.pieces = Pieces()._replace(layer=faulty)
+    trainer.model.speed = replace(trainer.model.speed, compile=True, cuda_graphs=True)
     capsys.readouterr()
     assert same(two_steps(trainer), expected)
     assert trainer.model.pieces == Pieces()
+    assert (trainer.model.speed.compile, trainer.model.speed.cuda_graphs) == (False, False)
     assert "compiled code: " in capsys.readouterr().out
 
 
