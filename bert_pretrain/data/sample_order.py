@@ -169,10 +169,12 @@ class MixedOrder:
         while start < stop:
             period, offset = divmod(start, PERIOD)
             size = min(stop - start, PERIOD - offset, _AT_ONCE)
-            by_part = np.argsort(_owners(self.seed, period, self.quotas)[offset : offset + size], kind="stable")
+            owners = _owners(self.seed, period, self.quotas)[offset : offset + size]
+            by_part = np.argsort(owners, kind="stable")
             rows = np.empty(size, dtype=np.int64)
             rows[by_part] = np.arange(size)
-            yield MixedSlice(self.positions(start), self.positions(start + size), rows)
+            starts = self.positions(start)
+            yield MixedSlice(starts, starts + np.bincount(owners, minlength=len(self.quotas)), rows)
             start += size
 
 

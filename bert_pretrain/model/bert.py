@@ -175,8 +175,7 @@ class PretrainingModel(nn.Module):
             else:
                 first = cu_seqlens[:-1].clamp(max=samples * length - 1)  # past the last sample there is no token
             rows = torch.cat([first, masked_positions])
-        pieces = self.pieces if self.training else Pieces()
-        join = self._weight_cache.join if self._weight_cache.in_step else None
+        pieces, join = self._in_use()
         if self.speed.own_layers():
             x = pieces.embed(bert.embeddings, input_ids, segment_ids, position_ids, self.speed)
             for layer in bert.encoder.layer:
@@ -189,6 +188,11 @@ class PretrainingModel(nn.Module):
             x = x.flatten(0, 1).index_select(0, rows)
         return x
 
+    def _in_use(self) -> tuple[Pieces, Join | None]:
+        """The functions to compute with, and within a step what joins weights."""
+        join = self._weight_cache.join if self._weight_cache.in_step else None
+        return self.pieces if self.training else Pieces(), join
+
     def _dtype(self, device: str) -> torch.dtype:
         """The type of the matrix products."""
         dtype: torch.dtype = self.bert.dtype
@@ -198,8 +202,7 @@ class PretrainingModel(nn.Module):
         self, x: torch.Tensor, masked_labels: torch.Tensor, next_sentence_labels: torch.Tensor
     ) -> PretrainingSums:
         """The sums of the losses, from ``hidden_states``."""
-        pieces = self.pieces if self.training else Pieces()
-        join = self._weight_cache.join if self._weight_cache.in_step else None
+        pieces, join = self._in_use()
         decoder = None if join is None else decoder_weights(self.bert.cls, self.speed, join)
         return pieces.heads(
             self.bert.cls, self.bert.bert.pooler, decoder, x, masked_labels, next_sentence_labels, self.speed

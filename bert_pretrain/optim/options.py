@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, ClassVar
 
 from bert_pretrain.errors import ConfigError, require, require_choice
@@ -95,7 +96,7 @@ class AlgorithmConfig:
         require_choice(f"{name}.algorithm", algorithm, REQUIRED)
         needed = REQUIRED[algorithm]
         taken = REQUIRED[algorithm] + OPTIONAL[algorithm]
-        for option in (option for options in (*REQUIRED.values(), *OPTIONAL.values()) for option in options):
+        for option in dict.fromkeys(chain(*REQUIRED.values(), *OPTIONAL.values())):
             found = getattr(self, option)
             if option in needed and found is None:
                 raise ConfigError(f"{name}.{option} is not set; {name}.algorithm={algorithm} needs it")

@@ -80,7 +80,7 @@ class Trainer:
         detector = LossSpikeDetector(**self.progress.spike_detector)
         self.recovery = SpikeRecovery(self.numerics, self.world, self.store, self._writer, self.log, detector)
         self._to_device = HostToDeviceStream(self.world.device)
-        self._pending: StepResult | None = None
+        self._pending: list[StepResult] = []  # the step whose numbers are not read yet, if there is one
         self._stopping = self._evaluation_interrupted = False
         self._saved_step = self.progress.step
         self.throughput = Throughput(self.measure_peak, self.world.size, self.world.busy, self.data_sheet_rate)
@@ -125,7 +125,7 @@ class Trainer:
         steps = self.data.steps(self.progress.attempts, pin=self.world.device.type == "cuda")
         try:
             while self.progress.step < self.total_steps and not self._stopping and not self.recovery.reason:
-                pending = self._pending is not None
+                pending = len(self._pending)
                 collect_if_due(self.progress.attempts + pending)
                 self.profiler.before_step(self.progress.step + 1 + pending)
                 with self.profiler.span("wait for samples"):
@@ -133,7 +133,7 @@ class Trainer:
                 result = self.train_step(batch)
                 with self.profiler.span("read numbers"):
                     self._finish_previous_step()  # by now it is done, so that reading it does not wait
-                self._pending = None if self.recovery.reason else result
+                self._pending = [] if self.recovery.reason else [result]
                 intervals = self.training.evaluate_every_steps, self.checkpoint.every_steps
                 if self._is_due(self.progress.step + 1, *intervals) and self._finish_previous_step():
                     self._evaluate_and_save()
@@ -150,7 +150,7 @@ class Trainer:
 
         Raises ``StoppedInStep`` on a stop request if there are no other ranks, who would wait for this one.
         """
-        attempt = self.progress.attempts + (self._pending is not None)
+        attempt = self.progress.attempts + len(self._pending)
         self.world.report_progress(attempt + 1)
         torch.manual_seed(hash64(self.seed, self.world.rank, attempt))  # so no random state has to be saved
         counts = self._global_counts(batch.counts)
@@ -167,7 +167,7 @@ class Trainer:
         sums = self.world.sum(torch.cat([sums, nonfinite.double().view(1)]))  # a rank may know only its own layers
         head = skipped, rate, self.optimizer.grad_norm, scale, sums[4]  # type: ignore[attr-defined]
         numbers = [torch.stack([part.double() for part in head]), counts, sums[:4]]  # in the order of StepNumbers
-        if self.layers.due(self.progress.step + 1, 1 + (self._pending is not None)):
+        if self.layers.due(self.progress.step + 1, 1 + len(self._pending)):
             numbers.append(self.optimizer.layer_report().flatten())  # type: ignore[attr-defined]
         return StepResult(torch.cat(numbers), self.throughput.take_waiting())
 
@@ -201,9 +201,9 @@ class Trainer:
 
     def _finish_previous_step(self) -> bool:
         """Read, count and log the pending step; True if there was one and its update was applied."""
-        if self._pending is None:
+        if not self._pending:
             return False
-        result, self._pending = self._pending, None
+        result = self._pending.pop()
         numbers = result.read()
         self._stopping = self._stopping or numbers.stop_requests > 0
         skipped = numbers.skipped > 0

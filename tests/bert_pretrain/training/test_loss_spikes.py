@@ -83,7 +83,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, attempts: set[int]) -> None:
 
     def finish_previous_step(trainer: Trainer) -> bool:
         detector = trainer.recovery.detector
-        poisoned = trainer._pending is not None and trainer.progress.attempts in attempts
+        poisoned = bool(trainer._pending) and trainer.progress.attempts in attempts
         if poisoned:
             detector.seen, detector.mean, detector.deviation = 100, 0.0, 0.001
         applied = original(trainer)
