@@ -57,7 +57,8 @@ def given_vocabulary(name: str, lowercase: bool, strip_accents: bool | None = No
 
 def _of_case(vocabulary: Vocabulary, name: str) -> Vocabulary:
     """``vocabulary``; ``ConfigError`` if its words have capitals that ``lowercase`` would never let them match."""
-    if vocabulary.lowercase and not is_lowercase(list(vocabulary.tokens)):
+    words = [token for token in vocabulary.tokens if len(token.removeprefix("##")) > 1]  # letters alone say nothing
+    if vocabulary.lowercase and not is_lowercase(words):
         raise ConfigError(
             f"vocab {name} has words with capitals, and lowercase is true; give lowercase=false, or the model's folder "
             "with its tokenizer_config.json"

@@ -55,7 +55,7 @@ def test_a_wheel_has_the_commit_of_its_checkout(tmp_path: Path) -> None:
     for name in ("bert_pretrain", "data_prep", "configs"):
         (project / name).mkdir(parents=True)
         (project / name / "__init__.py").write_text("")
-    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
+    for name in (".gitignore", "pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, project)
     shutil.copy(program.__file__, project / "bert_pretrain")
     git(tmp_path, "init", "-q", "project")
