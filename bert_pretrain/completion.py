@@ -5,6 +5,7 @@ from itertools import zip_longest
 
 from bert_pretrain.cli import COMMANDS
 from bert_pretrain.errors import ConfigError
+from bert_pretrain.options.command_line import FLAGS
 from bert_pretrain.options.config_files import choices, groups_of, user_config_dir
 from bert_pretrain.options.entry_point import exit_on_config_error
 from bert_pretrain.options.option_schema import options_of
@@ -52,7 +53,7 @@ def completions(line: str) -> list[str]:
         user_dir = user_config_dir(_config_dir(words[1:]))
         return [f"{choice} " for choice in choices(key, user_dir) if choice.startswith(value)]
     if last.startswith("-"):
-        return [f"{flag} " for flag in ("--help", "--cfg", "--config-dir") if flag.startswith(last)]
+        return [f"{flag} " for flag in FLAGS if flag.startswith(last)]
     names = [*groups_of(config_name), *(option.name for option in options_of(schema))]
     return [f"{name}=" for name in names if name.startswith(key)]
 

@@ -12,7 +12,7 @@ from bert_pretrain.errors import ConfigError, require_choice
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _LARGEST = 32 * 2**20
-"""The most that glibc takes as the size from which each block is one of the system's own."""
+"""glibc's own limit of the second: larger blocks are always mapped one by one."""
 
 
 def pick_device(name: str, local_rank: int, local_size: int = 1) -> torch.device:

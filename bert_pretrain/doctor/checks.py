@@ -84,14 +84,13 @@ def print_finding(name: str, finding: Finding, rank: str) -> None:
 
 def device(config: PretrainConfig, world: World) -> Finding:
     """The device, its driver, the compute type and the matrix rate in it."""
-    chosen = "precision.compute", config.precision.compute, world.device
-    check_compute(*chosen)
+    check_compute("precision.compute", config.precision.compute, world.device)
     dtype = compute_dtype(config.precision.compute, world.device)
     rate = measured_matrix_rate(world.device, dtype)
     found = f"{device_name(world.device)}, {rate / 1e12:.3g} TFLOP/s in {str(dtype).removeprefix('torch.')}"
     if known := data_sheet_rate(device_name(world.device), dtype):
         found += f" ({rate / known:.0%} of the data sheet)"
-    if notice := emulation_notice(*chosen):
+    if notice := emulation_notice("precision.compute", config.precision.compute, world.device):
         return Finding(WARN, f"{found}; {notice}", "leave it at auto")
     if world.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(world.device)

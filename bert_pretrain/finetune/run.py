@@ -55,14 +55,12 @@ def finetune(config: FinetuneConfig, world: World, stop: StopRequest) -> bool:
 def run_seeds(config: FinetuneConfig, world: World, stop: StopRequest, micro_batch: int, accumulation: int) -> bool:
     """Load and check everything, then run each seed that has no result."""
     log: Log = partial(print, flush=True) if world.is_first else (lambda _: None)
-    precision = "training.precision", config.training.precision, world.device
-    world.run_on_all_ranks(lambda: check_compute(*precision))
+    world.run_on_all_ranks(lambda: check_compute("training.precision", config.training.precision, world.device))
     world.run_on_first_rank(lambda: results.check_out_dir(config))
-    if notice := emulation_notice(*precision):
+    if notice := emulation_notice("training.precision", config.training.precision, world.device):
         log(notice)
     source = world.run_on_all_ranks(lambda: find_model(config.model_dir))
-    fitting = config.task.kind, config.training.max_length
-    tokenizer = world.run_on_all_ranks(lambda: load_tokenizer(source, *fitting))
+    tokenizer = world.run_on_all_ranks(lambda: load_tokenizer(source, config.task.kind, config.training.max_length))
     config = world.run_on_all_ranks(partial(with_labels, config, log))
     model = world.run_on_all_ranks(lambda: new_model(source, config.task, config.from_scratch, 0, log))
     train, evaluations = world.run_on_all_ranks(lambda: load_data(config, tokenizer, log))

@@ -18,6 +18,10 @@ _KEPT = re.compile(r"""null|'.*'|".*"|.*\$\{.*""", re.DOTALL)
 """Values of text options that mean what Hydra's grammar says: null, quoted text, interpolations."""
 
 
+FLAGS = ["--help", "--cfg", "--config-dir"]
+"""The flags that every command has, in full."""
+
+
 def split_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The flags that every command has (``help``, ``cfg``, ``config_dir``), and the other words, in order.
 
@@ -32,8 +36,7 @@ def split_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     except argparse.ArgumentError as error:
         raise ConfigError(f"{error}; --help explains the flags") from None
     if unknown := [word for word in others if word.startswith("-")]:
-        known = ["--help", "--cfg", "--config-dir"]
-        raise ConfigError(f"{unknown[0]} is not a flag of this command; {did_you_mean(unknown[0], known)}")
+        raise ConfigError(f"{unknown[0]} is not a flag of this command; {did_you_mean(unknown[0], FLAGS)}")
     return flags, others
 
 

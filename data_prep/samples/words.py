@@ -62,7 +62,7 @@ class WordEncoder:
         if not self._is_bert:
             sentences = text.decode().split("\n")[:-1]
             if self._keeps_spaces:
-                sentences = [text if begins_unspaced(text) else f" {text}" for text in sentences]
+                sentences = [one if begins_unspaced(one) else f" {one}" for one in sentences]
             return encode_batch(self.vocabulary, sentences)
         if len(self._numbers) > _MOST_ENTRIES or self._bytes > _MOST_BYTES:
             self._empty_cache()

@@ -55,7 +55,8 @@ DROPPED_SECTIONS = {
 
 DISAMBIGUATION = re.compile(
     r"\{\{\s*(?:disambig|disambiguation(?: cleanup)?|hndis|geodis|surname|given name|dab"
-    r"|begriffsklärung|homonymie|desambiguación|desambiguação|desambig|disambigua|неоднозначность|багатозначність|doorverwijspagina|dp|ujednoznacznienie"
+    r"|begriffsklärung|homonymie|desambiguación|desambiguação|desambig|disambigua|неоднозначность|багатозначність"
+    r"|doorverwijspagina|dp|ujednoznacznienie"
     r"|rozcestník|täsmennyssivu|egyért|förgrening|消歧义|消歧義|disambig-cn|aimai|曖昧さ回避|동음이의|توضيح|ابهام‌زدایی"
     r"|פירושונים|बहुविकल्पी शब्द)\s*(?:\||\}\}|<!--)",  # and no longer name: {{disambiguation needed}} is for a link
     re.IGNORECASE,
