@@ -1,5 +1,6 @@
 """Loads a pretrained folder, or a model from the hub, with the head of a task."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.normalizers import Prepend, Sequence
 from transformers import AutoConfig, AutoTokenizer
 
 from bert_pretrain.errors import ConfigError, on_one_line
@@ -15,6 +16,7 @@ from bert_pretrain.files.hub_download import local_model
 from bert_pretrain.finetune.options import TaskConfig
 from bert_pretrain.finetune.tasks import Log
 
+_SPACE_BEFORE = {"type": "Prepend", "prepend": " "}
 _HEADS: dict[str, tuple[Any, str | None]] = {
     "classification": (transformers.AutoModelForSequenceClassification, "single_label_classification"),
     "regression": (transformers.AutoModelForSequenceClassification, "regression"),
@@ -76,8 +78,8 @@ def load_tokenizer(source: Pretrained, kind: str, max_length: int) -> Any:
             f"model_dir {source.name}: its tokenizer has no padding token, which batches need; name one of its tokens "
             'as "pad_token" in tokenizer_config.json, for GPT-2 "<|endoftext|>"'
         )
-    if kind == "tags" and isinstance(tokenizer.backend_tokenizer.pre_tokenizer, ByteLevel):
-        tokenizer = _with_spaces(source)
+    if kind == "tags":
+        tokenizer = _with_spaces(source, tokenizer)
     if kind in ("tags", "squad"):  # whose positions are counted from the first token; XLNet pads on the left
         tokenizer.padding_side = "right"
     positions = getattr(config, "max_position_embeddings", max_length)
@@ -86,10 +88,22 @@ def load_tokenizer(source: Pretrained, kind: str, max_length: int) -> Any:
     return tokenizer
 
 
-def _with_spaces(source: Pretrained) -> Any:
-    """The byte-level tokenizer of ``source`` that reads each of a list of words as behind a space, as in a text."""
-    tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False, add_prefix_space=True)
-    tokenizer.backend_tokenizer.pre_tokenizer.add_prefix_space = True  # ModernBERT's class ignores the option
+def _with_spaces(source: Pretrained, tokenizer: Any) -> Any:
+    """``tokenizer`` of ``source``; a byte-level one reads each of a list of words as behind a space, as in a text.
+
+    Where a pattern splits the text before its bytes are mapped, each part would get the space. The normalizer has each
+    word whole, so it adds it there.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    splitter, normalizer = state["pre_tokenizer"] or {}, state["normalizer"] or {}
+    if splitter.get("type") == "ByteLevel":
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False, add_prefix_space=True)
+        tokenizer.backend_tokenizer.pre_tokenizer.add_prefix_space = True  # ModernBERT's class ignores the option
+    elif any(part["type"] == "ByteLevel" for part in splitter.get("pretokenizers", [])):
+        steps = normalizer.get("normalizers", [normalizer])
+        if steps[-1] != _SPACE_BEFORE:
+            own = [tokenizer.backend_tokenizer.normalizer] if normalizer else []
+            tokenizer.backend_tokenizer.normalizer = Sequence([*own, Prepend(" ")])
     return tokenizer
 
 

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import accelerate  # noqa: F401  transformers.Trainer needs it, and says so in an ImportError of its own
 import torch
 import transformers
 from safetensors import SafetensorError

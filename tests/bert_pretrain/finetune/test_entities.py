@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
+from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, Regex
+from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from transformers import (
     AutoTokenizer,
     BertConfig,
@@ -125,27 +126,31 @@ def test_the_first_piece_of_a_word_has_its_label(tokenizer: BertTokenizerFast) -
     assert batch["labels"].tolist() == [[-100, 2, 3, -100, 0, -100]]
 
 
-@pytest.mark.parametrize("of_its_own", [True, False], ids=["roberta", "modernbert"])
-def test_words_of_byte_level_tokenizers_have_their_space(tmp_path: Path, of_its_own: bool) -> None:
+@pytest.mark.parametrize("like", ["roberta", "modernbert", "llama"])
+def test_words_of_byte_level_tokenizers_have_their_space(tmp_path: Path, like: str) -> None:
     """As in a text, where all words but the first have one. The tokenizer that is saved gives the same ids."""
     bpe = ByteLevelBPETokenizer()
+    if like == "llama":
+        split = Split(Regex(r"'s| ?\w+|\."), "isolated")
+        bpe._tokenizer.pre_tokenizer = Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
     special = ["<s>", "<pad>", "</s>", "<unk>"]
-    bpe.train_from_iterator(["John Smith lives. John Smith lives."] * 9, vocab_size=300, special_tokens=special)
+    bpe.train_from_iterator(["John's Smith lives. John's Smith lives."] * 9, vocab_size=300, special_tokens=special)
     bpe.save_model(str(tmp_path))
     tokenizer = (
         RobertaTokenizerFast.from_pretrained(tmp_path)
-        if of_its_own
+        if like == "roberta"
         else PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="<pad>", unk_token="<unk>")
     )
     RobertaConfig(vocab_size=300).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    sentence = Sentence(("John", "Smith", "lives"), ("O", "O", "O"))
-    in_text = tokenizer(" John Smith lives").input_ids
+    sentence = Sentence(("John's", "Smith", "lives"), ("O", "O", "O"))
+    in_text = tokenizer(" John's Smith lives").input_ids
+    first = 1 if like == "roberta" else 0  # <s> before it
     for _ in range(2):
         loaded = load_tokenizer(find_model(str(tmp_path)), "tags", 16)
         window = entities.windows([sentence], loaded, 16)[0]
         assert window.inputs["input_ids"] == in_text
-        assert window.places == [of_its_own + place for place in range(3)]
+        assert window.places == [first, first + 2, first + 3]  # 's is the second piece
         loaded.save_pretrained(tmp_path)
         saved = AutoTokenizer.from_pretrained(tmp_path)
         assert saved([list(sentence.words)], is_split_into_words=True).input_ids == [in_text]
