@@ -35,7 +35,7 @@ from bert_pretrain.hub.shape import resolve_model
 from bert_pretrain.model.bert import resolve_packing, silence_transformers
 from bert_pretrain.model.flops import training_flops
 from bert_pretrain.model.options import SpeedConfig
-from bert_pretrain.model.precision import compute_dtype
+from bert_pretrain.model.precision import check_compute, compute_dtype, emulation_notice
 from bert_pretrain.plan.hardware_peaks import data_sheet_rate, device_name, measured_copy_bandwidth, timed
 from bert_pretrain.training.metrics import Row
 from bert_pretrain.training.trainer import Trainer
@@ -54,6 +54,9 @@ def run(config: BenchStepConfig) -> None:
     out = Path(config.out_dir) / "step.json"
     with open_world(config.device) as world:
         config = world.run_on_all_ranks(partial(resolve_model, config))
+        check_compute("precision.compute", config.precision.compute, world.device)
+        if world.is_first and (notice := emulation_notice("precision.compute", config.precision.compute, world.device)):
+            print(notice)
         world.run_on_first_rank(lambda: require_writable(Path(config.out_dir), "out_dir"))
         bandwidth = measured_copy_bandwidth(world.device)
         for outcome in measure(config, world):

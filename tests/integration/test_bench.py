@@ -48,7 +48,9 @@ def test_optimizer(tmp_path: Path) -> None:
 
 
 def test_a_mistake_is_one_line(tmp_path: Path) -> None:
-    for options in (["jump"], ["optimizer", "models=[huge]"], ["step", *TEST_RECIPE, "rounds=1", "data.dir=x"]):
+    step = ["step", *TEST_RECIPE, "rounds=1"]
+    fp16 = [*step, "device=cpu", "precision.compute=fp16", f"out_dir={tmp_path}"]
+    for options in (["jump"], ["optimizer", "models=[huge]"], [*step, "data.dir=x"], fp16):
         done = run_module("bert_pretrain.bench", *options)
         assert done.returncode != 0
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
