@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import _disable_current_modes
 
 from tests.fake_cuda.guard import DeviceFault, DeviceGuard, Event
 
@@ -53,10 +54,14 @@ class Addresses:
 def fake_cuda() -> Iterator[DeviceGuard]:
     """Context in which ``cuda:0`` exists and all tensors of this thread are fake."""
     guard, addresses = DeviceGuard(), Addresses()
-    real_data_ptr = Tensor.data_ptr
+    real_data_ptr, real_numpy = Tensor.data_ptr, Tensor.numpy
 
     def pin(tensor: Tensor, *_: object) -> Tensor:
         return guard.pin(torch.empty_like(tensor).copy_(tensor))
+
+    def numpy(tensor: Tensor, **options: Any) -> Any:
+        with _disable_current_modes():  # which would give the memory of a fake copy
+            return real_numpy(tensor, **options)
 
     def data_ptr(tensor: Tensor) -> int:
         return addresses.of(tensor) if isinstance(tensor, FakeTensor) else real_data_ptr(tensor)
@@ -69,6 +74,7 @@ def fake_cuda() -> Iterator[DeviceGuard]:
         patch.object(Tensor, "pin_memory", pin),
         patch.object(Tensor, "is_pinned", lambda tensor, *_: guard.is_pinned(tensor)),
         patch.object(Tensor, "data_ptr", data_ptr),
+        patch.object(Tensor, "numpy", numpy),
     ]
     with ExitStack() as stack:
         for each in patches:

@@ -42,11 +42,17 @@ from tests.fake_cuda.trainers import MemoryStore, Run, built, numbers_of_steps
 
 SMALL = (
     "device=cuda", "data.dir=memory", "data.block_size=16", "init_from=null", "init_moments=null",
-    "model.num_hidden_layers=1", "speed.compile=false", "batch.global_batch_size=6", "batch.micro_batch_size=4",
+    "model.num_hidden_layers=1", "model.hidden_size=1024", "model.num_attention_heads=16",
+    "model.intermediate_size=4096", "model.vocab_size=30522", "model.max_position_embeddings=512",
+    "data.sequence_length=512", "speed.compile=false", "batch.global_batch_size=6", "batch.micro_batch_size=4",
     "schedule.total_steps=4", "training.evaluate_every_steps=4", "checkpoint.every_steps=4", "logging.every_steps=1",
     "logging.layers_every_steps=2",
 )  # fmt: skip
-"""A recipe in four steps of two micro-batches, the second smaller, and with one layer: the others would be alike."""
+"""A recipe in four steps of two micro-batches, the second smaller, and with one layer: the others would be alike.
+
+The sizes are BERT-large's for all recipes: torch keeps what it has found out about an operation on fake tensors of the
+same shapes.
+"""
 _kept: list[torch.Tensor] = []
 
 
