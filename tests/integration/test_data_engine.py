@@ -21,7 +21,7 @@ from bert_pretrain.data.shard_directory import read_manifest
 from data_prep import preparation, prepare
 from data_prep.engine.cluster import open_local_cluster
 from data_prep.engine.local import Task, TasksLostError
-from tests.conftest import ROOT
+from tests.conftest import HANGS, ROOT
 from tests.data_prep.test_prepare import WORDS
 
 OPTIONS = [
@@ -46,7 +46,7 @@ def run(*arguments: str, limit: int | None = None) -> subprocess.CompletedProces
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=240, preexec_fn=prepare)
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=HANGS, preexec_fn=prepare)
 
 
 def manifests(out_dir: Path) -> list[str]:
@@ -181,8 +181,8 @@ def test_a_user_s_cluster_with_a_killed_worker(texts: Path, whole: Path, tmp_pat
         while not address.exists() and time.monotonic() < deadline:
             time.sleep(0.1)
         found = json.loads(address.read_text())["address"]
-        with Client(found, timeout=60) as client:
-            client.wait_for_workers(2, timeout=60)
+        with Client(found, timeout=HANGS) as client:
+            client.wait_for_workers(2, timeout=HANGS)
             pids.write_text("\n".join(map(str, client.run(os.getpid).values())))
         running = subprocess.Popen(
             command(texts, tmp_path / "out", f"engine.scheduler={found}"),
@@ -194,7 +194,7 @@ def test_a_user_s_cluster_with_a_killed_worker(texts: Path, whole: Path, tmp_pat
         while len(list((tmp_path / "out").rglob("*.done.json"))) < 3 and running.poll() is None:
             time.sleep(0.005)
         os.kill(int(pids.read_text().splitlines()[0]), signal.SIGKILL)
-        out, error = running.communicate(timeout=200)
+        out, error = running.communicate(timeout=HANGS)
         assert running.returncode == 0, error
         assert f"2 workers of {found}" in out
         assert shards(tmp_path / "out") == shards(whole)

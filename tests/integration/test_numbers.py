@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import HANGS, ROOT
 
 REFERENCE = json.loads((ROOT / "scripts/results/numbers_56623bf.json").read_text())["numbers"]
 
@@ -20,7 +20,7 @@ REFERENCE = json.loads((ROOT / "scripts/results/numbers_56623bf.json").read_text
 def test_numbers_are_unmoved() -> None:
     """Fixed corpus, small run, resumed run, NVLAMB; bit for bit on a machine of the reference's kind."""
     command = [sys.executable, "scripts/prove_numbers.py", "check", "--small"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANGS, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the numbers are those of the reference" in done.stdout
 

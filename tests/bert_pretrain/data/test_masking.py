@@ -18,8 +18,8 @@ from bert_pretrain.data.shards import write_shard
 from bert_pretrain.data.tokenizer_files import read_tokenizer
 from bert_pretrain.errors import ConfigError
 from tests.bert_pretrain.data.test_loader import config
+from tests.conftest import HANGS, PREDICTIONS, VOCAB_SIZE, KeyedRandom, header, random_arrays
 from tests.conftest import LENGTH as TOKENS
-from tests.conftest import PREDICTIONS, VOCAB_SIZE, KeyedRandom, header, random_arrays
 
 VOCAB, LENGTH, MOST = 300, 40, 6
 SPECIAL = {0: "[PAD]", 1: "[UNK]", 2: "[CLS]", 3: "[SEP]", 4: "[MASK]"}
@@ -259,4 +259,4 @@ def test_whole_words_of_shards_of_single_pieces(tmp_path: Path, whole_word: bool
 def test_masking_and_shards_import_no_torch() -> None:
     code = "import sys, bert_pretrain.data.masking, bert_pretrain.data.shards, data_prep.prepare, data_prep.verify; "
     code += "assert not {'torch', 'transformers'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=HANGS)

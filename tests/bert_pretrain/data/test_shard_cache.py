@@ -22,7 +22,7 @@ from bert_pretrain.data.shard_directory import MANIFEST, shard_folder
 from bert_pretrain.data.shards import SHARD_FIELDS
 from bert_pretrain.errors import ConfigError, OutageError
 from bert_pretrain.files import retry
-from tests.conftest import LENGTH, TEST_RECIPE, VOCAB_SIZE, make_shards, run_module
+from tests.conftest import HANGS, LENGTH, TEST_RECIPE, VOCAB_SIZE, make_shards, run_module
 from tests.web_server import WebServer
 
 SIZES = (40,) * 6
@@ -165,7 +165,7 @@ def test_processes_share_a_cache_within_its_bound(source: Path, tmp_path: Path) 
     processes = [context.Process(target=_read_some, args=(address, tmp_path, n, limit, results)) for n in range(2)]
     for process in processes:
         process.start()
-    found = [results.get(timeout=120) for _ in processes]
+    found = [results.get(timeout=HANGS) for _ in processes]
     for process in processes:
         process.join(60)
     expected = int(all_rows(local(source))["input_ids"].sum())

@@ -11,7 +11,7 @@ import pytest
 
 from bert_pretrain.distributed import preemption
 from bert_pretrain.distributed.preemption import StopRequest
-from tests.conftest import ROOT
+from tests.conftest import HANGS, ROOT
 
 CODE = """if True:
     import signal, time
@@ -56,7 +56,7 @@ def test_a_second_interrupt_kills_the_process(process: subprocess.Popen) -> None
     assert process.stdout is not None
     assert process.stdout.readline() == "requested\n"
     os.kill(process.pid, signal.SIGINT)
-    assert process.wait(timeout=120) == 128 + signal.SIGINT
+    assert process.wait(timeout=HANGS) == 128 + signal.SIGINT
 
 
 def test_the_time_limit_requests_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:

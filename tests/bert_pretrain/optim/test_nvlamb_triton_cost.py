@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bert_pretrain.optim import NVLamb, nvlamb, nvlamb_triton, nvlamb_triton_plan
-from tests.conftest import ROOT
+from tests.conftest import HANGS, ROOT
 
 interpreter = pytest.importorskip("triton.runtime.interpreter", reason="triton is not installed")
 needs_interpreter = pytest.mark.skipif(torch.cuda.is_available(), reason="counted in the interpreter")
@@ -28,7 +28,7 @@ def compiled(tmp_path_factory):
     cache = str(tmp_path_factory.mktemp("triton"))
     environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache, "PYTHONPATH": folders}
     command = [sys.executable, str(ROOT / "tests/bert_pretrain/optim/triton_compile_worker.py")]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

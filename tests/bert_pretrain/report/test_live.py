@@ -43,7 +43,7 @@ def server(run: Path) -> Iterator[live.LiveServer]:
 
 def get(server: live.LiveServer, path: str, host: str | None = None) -> tuple[int, str, str]:
     """Status, content and policy."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=HANGS)
     connection.request("GET", path, headers={"Host": host} if host else {})
     answer = connection.getresponse()
     return answer.status, answer.read().decode(), answer.getheader("Content-Type", "")

@@ -15,7 +15,7 @@ from bert_pretrain.model.options import PrecisionConfig
 from bert_pretrain.model.precision import MixedPrecision
 from bert_pretrain.training.micro_batch_size import memory_budget, micro_batch_that_fits, most_that_fit
 from tests.bert_pretrain.model.test_bert import build
-from tests.conftest import LENGTH, PREDICTIONS
+from tests.conftest import HANGS, LENGTH, PREDICTIONS
 
 
 @dataclass
@@ -33,9 +33,9 @@ class Rank:
 
     def gather(self, answer: bool) -> list[bool]:
         self.answers[self.number] = answer
-        self.barrier.wait(timeout=120)
+        self.barrier.wait(timeout=HANGS)
         answers = list(self.answers.values())
-        self.barrier.wait(timeout=120)
+        self.barrier.wait(timeout=HANGS)
         return answers
 
 
@@ -66,7 +66,7 @@ def test_ranks_with_different_memory_agree(limit: int, capacities: tuple[int, ..
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=240)
+        thread.join(timeout=HANGS)
     assert found == dict.fromkeys(range(3), expected)
     assert ranks[0].tried == ranks[1].tried == ranks[2].tried
     assert max(ranks[0].tried) <= limit
