@@ -3,26 +3,30 @@
     python scripts/study_text.py NOVELS OUT.txt
 
 NOVELS is a folder of one .txt file per novel, such as a clone of ``computationalstylistics/100_english_novels``. A
-passage is one document of OUT.txt: documents are held out whole, and a whole novel held out would be a hundredth of the
-text by one author.
+passage is one document of OUT.txt. Documents are held out whole: of whole novels, these would be too few.
 """
 
 import hashlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from results_file import argument_parser
 
 LINES = 250
 
 
-def main(novels: str, out: str) -> None:
+def main() -> None:
     """Write the text; print its sum, so that two machines can tell that they have the same."""
-    files = sorted(Path(novels).glob("*.txt"))
+    parser = argument_parser(__doc__)
+    parser.add_argument("novels", metavar="NOVELS", type=Path)
+    parser.add_argument("out", metavar="OUT.txt", type=Path)
+    given = parser.parse_args()
+    files = sorted(given.novels.glob("*.txt"))
     if not files:
-        sys.exit(f"{novels} holds no .txt files")
+        parser.error(f"NOVELS is {given.novels}, which has no .txt files; give a folder with one for each novel")
     found = [passage for file in files for passage in passages(file.read_text(encoding="utf-8-sig"))]
     text = ("\n\n".join(found) + "\n").encode()
-    Path(out).write_bytes(text)
+    given.out.write_bytes(text)
     print(f"{len(files)} novels, {len(found):,} passages, sha256 {hashlib.sha256(text).hexdigest()}")
 
 
@@ -34,6 +38,4 @@ def passages(novel: str) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
-    main(*sys.argv[1:])
+    main()

@@ -240,6 +240,12 @@ def _guessed_roles(state: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str
     return found
 
 
+def pre_tokenizer_steps(state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The steps of the pre-tokenizer in a tokenizer's JSON: one, or those of a ``Sequence``."""
+    first = state.get("pre_tokenizer") or {}
+    return first.get("pretokenizers", [first])
+
+
 def _word_mark(state: Mapping[str, Any]) -> tuple[str | None, bool]:
     """How pieces show where a word begins: (prefix, whether it marks the first piece)."""
     if not state:
@@ -247,8 +253,7 @@ def _word_mark(state: Mapping[str, Any]) -> tuple[str | None, bool]:
     prefix = state.get("model", {}).get("continuing_subword_prefix")
     if prefix:
         return prefix, False
-    steps = state.get("pre_tokenizer") or {}
-    for step in steps.get("pretokenizers", [steps]):
+    for step in pre_tokenizer_steps(state):
         if step.get("type") in _WORD_STARTS:
             return step.get("replacement", _WORD_STARTS[step["type"]]), True
     return None, False

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from tokenizers.normalizers import Prepend, Sequence
 from transformers import AutoConfig, AutoTokenizer
 
+from bert_pretrain.data.tokenizer_files import pre_tokenizer_steps
 from bert_pretrain.errors import ConfigError, on_one_line
 from bert_pretrain.files.hub_download import local_model
 from bert_pretrain.finetune.options import TaskConfig
@@ -95,15 +96,16 @@ def _with_spaces(source: Pretrained, tokenizer: Any) -> Any:
     word whole, so it adds it there.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    splitter, normalizer = state["pre_tokenizer"] or {}, state["normalizer"] or {}
-    if splitter.get("type") == "ByteLevel":
+    if all(step.get("type") != "ByteLevel" for step in pre_tokenizer_steps(state)):
+        return tokenizer
+    if state["pre_tokenizer"]["type"] == "ByteLevel":
         tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False, add_prefix_space=True)
         tokenizer.backend_tokenizer.pre_tokenizer.add_prefix_space = True  # ModernBERT's class ignores the option
-    elif any(part["type"] == "ByteLevel" for part in splitter.get("pretokenizers", [])):
-        steps = normalizer.get("normalizers", [normalizer])
-        if steps[-1] != _SPACE_BEFORE:
-            own = [tokenizer.backend_tokenizer.normalizer] if normalizer else []
-            tokenizer.backend_tokenizer.normalizer = Sequence([*own, Prepend(" ")])
+        return tokenizer
+    normalizer = state["normalizer"] or {}
+    if _SPACE_BEFORE not in normalizer.get("normalizers", [normalizer])[-1:]:
+        own = [tokenizer.backend_tokenizer.normalizer] if normalizer else []
+        tokenizer.backend_tokenizer.normalizer = Sequence([*own, Prepend(" ")])
     return tokenizer
 
 

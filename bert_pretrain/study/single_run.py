@@ -5,7 +5,6 @@ A study that was stopped, or killed, goes on in the run that it was in. A finish
 """
 
 import json
-import re
 import shlex
 import shutil
 import sys
@@ -143,7 +142,7 @@ class SingleRun:
             "batch": batch,
             "norms": len(norms),
             "outliers": count_outliers(norms),
-            "command": shlex.join(["bert-pretrain", "pretrain", *map(_typed, self.words)]),
+            "command": shlex.join(["bert-pretrain", "pretrain", *self.words]),
             "commit": program_version(),
             "cpu_seconds": round(time.process_time() - started, 1),
         }
@@ -189,8 +188,3 @@ def spiked(spike: SpikeConfig | None) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def _typed(option: str) -> str:
-    """``option`` without the quotes of its value where that needs none."""
-    return re.sub(r"^([\w.]+)='([\w./-]+)'$", r"\1=\2", option)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from bert_pretrain.data.tokenizer_files import pre_tokenizer_steps
 from bert_pretrain.jit import cached_njit
 from data_prep.samples.tokenizer import Vocabulary, encode_batch
 from data_prep.sources.letters import begins_unspaced
@@ -116,9 +117,8 @@ def keeps_spaces(state: dict[str, Any]) -> bool:
 
     Such a tokenizer gets every sentence with the space that is before it in the text.
     """
-    first = state["pre_tokenizer"] or {}
-    parts = first.get("pretokenizers", [first])
-    return any(part.get("type") == "ByteLevel" and not part["add_prefix_space"] for part in parts)
+    steps = pre_tokenizer_steps(state)
+    return any(step.get("type") == "ByteLevel" and not step["add_prefix_space"] for step in steps)
 
 
 def _trie(vocab: dict[str, int], prefix: str) -> tuple[np.ndarray, np.ndarray]:

@@ -48,10 +48,12 @@ def test_optimizer(tmp_path: Path) -> None:
 
 
 def test_a_mistake_is_one_line(tmp_path: Path) -> None:
-    step = ["step", *TEST_RECIPE, "rounds=1"]
-    fp16 = [*step, "device=cpu", "precision.compute=fp16", f"out_dir={tmp_path}"]
-    for options in (["jump"], ["optimizer", "models=[huge]"], [*step, "data.dir=x"], fp16):
+    step = ["step", *TEST_RECIPE]
+    fp16 = [*step, "rounds=3", "data.dir=x", "device=cpu", "precision.compute=fp16", f"out_dir={tmp_path}"]
+    few = [*step, "rounds=1", "data.dir=x"]
+    for options in (["jump"], ["optimizer", "models=[huge]"], few, fp16):
         done = run_module("bert_pretrain.bench", *options)
         assert done.returncode != 0
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
         assert "allowed" in done.stderr
+    assert "precision.compute is 'fp16'" in done.stderr

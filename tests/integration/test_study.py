@@ -51,6 +51,14 @@ def no_report_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     draw_no_report()
 
 
+def test_the_folder_of_a_study_may_have_any_name(tmp_path: Path) -> None:
+    """And the options of its runs have no quotes of their own: the shell's are enough."""
+    out_dir = tmp_path / "a, b=c (d) it's"
+    with small_study(out_dir) as study:
+        assert study.runs.compose("degree 1").data.dir == f"{out_dir}/corpus"
+        assert f"data.dir={out_dir}/corpus" in study.runs.words("degree 1")
+
+
 def files(folder: Path, name: str) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in sorted(folder.rglob(name))}
 

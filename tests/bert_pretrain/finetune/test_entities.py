@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, Regex
+from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, Regex, normalizers
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from transformers import (
     AutoTokenizer,
@@ -126,13 +126,15 @@ def test_the_first_piece_of_a_word_has_its_label(tokenizer: BertTokenizerFast) -
     assert batch["labels"].tolist() == [[-100, 2, 3, -100, 0, -100]]
 
 
-@pytest.mark.parametrize("like", ["roberta", "modernbert", "llama"])
+@pytest.mark.parametrize("like", ["roberta", "modernbert", "llama", "no steps to normalize"])
 def test_words_of_byte_level_tokenizers_have_their_space(tmp_path: Path, like: str) -> None:
     """As in a text, where all words but the first have one. The tokenizer that is saved gives the same ids."""
     bpe = ByteLevelBPETokenizer()
-    if like == "llama":
+    if like not in ("roberta", "modernbert"):
         split = Split(Regex(r"'s| ?\w+|\."), "isolated")
         bpe._tokenizer.pre_tokenizer = Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
+    if like == "no steps to normalize":
+        bpe._tokenizer.normalizer = normalizers.Sequence([])
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     bpe.train_from_iterator(["John's Smith lives. John's Smith lives."] * 9, vocab_size=300, special_tokens=special)
     bpe.save_model(str(tmp_path))
